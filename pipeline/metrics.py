@@ -1,0 +1,196 @@
+"""What is measured: PSNR, SSIM and mean L1 of composites, per image, and how sure a mean is.
+
+Pictures are uint8 N×H×W×3 RGB, the composite as it would be saved. Each number is taken per image
+and averaged over images afterwards (not PSNR of a mean error). The conventions of the published
+columns differ, and so does their SSIM; the four that occur are named here, each equal to
+scikit-image's `structural_similarity` with the options beside it:
+
+    gauss11_rgb     gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=2
+                    (Wang et al. 2004, which MSA-Net cites; MMagic, LaMa)
+    uniform7_rgb    channel_axis=2 (MUSICAL's quality_test)
+    uniform7_gray   of rgb2gray (MUSICAL's Paris script, which weighs B as R: here R is R)
+    uniform51_gray  win_size=51, of rgb2gray (EdgeConnect's metrics.py, MANet)
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+PSNR_CAP = 100.0  # dB, for identical pictures
+SSIM_WINDOWS = {"gauss11_rgb": 11, "uniform7_rgb": 7, "uniform7_gray": 7, "uniform51_gray": 51}
+# Column names in tables and results; the first convention is plain `ssim`.
+SSIM_COLUMNS = {
+    "gauss11_rgb": "ssim",
+    "uniform7_rgb": "ssim_uniform7_rgb",
+    "uniform7_gray": "ssim_uniform7_gray",
+    "uniform51_gray": "ssim_uniform51_gray",
+}
+METRICS = ("psnr", *SSIM_COLUMNS.values(), "l1", "l1_hole")
+LUMA = (0.2125, 0.7154, 0.0721)  # skimage.color.rgb2gray
+
+
+def to_bytes(image: Tensor) -> Tensor:
+    """Float N×3×H×W in [0, 1] (clamped) → uint8 N×H×W×3, rounded to nearest."""
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def composite_bytes(prediction: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+    """Prediction where the mask is 1, the picture's own bytes elsewhere.
+
+    prediction, image: uint8 N×H×W×3; mask: N×H×W, 0 or 1 (1 = hole). Returns uint8 N×H×W×3.
+    """
+    return torch.where(mask.bool().unsqueeze(-1), prediction, image)
+
+
+def psnr(result: Tensor, image: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB over all three channels, range 255, at most 100.
+
+    result, image: uint8 N×H×W×3. Returns float64 N.
+    """
+    error = (result.float() - image.float()).square_().sum((1, 2, 3), dtype=torch.float64)
+    mse = error / result[0].numel()
+    return (10 * torch.log10(255.0**2 / mse)).clamp(max=PSNR_CAP)
+
+
+def l1(result: Tensor, image: Tensor) -> Tensor:
+    """Mean absolute difference in % of 255 over the whole picture. uint8 N×H×W×3 → float64 N."""
+    error = (result.float() - image.float()).abs_().mean((1, 2, 3), dtype=torch.float64)
+    return error / 255 * 100
+
+
+def l1_hole(result: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+    """Mean absolute difference in % of 255 over the hole (mask N×H×W, 1); NaN without one."""
+    hole = mask.bool().unsqueeze(-1)
+    error = ((result.float() - image.float()).abs_() * hole).sum((1, 2, 3), dtype=torch.float64)
+    return error / (hole.sum((1, 2, 3)) * 3) / 255 * 100
+
+
+def ssim(result: Tensor, image: Tensor, convention: str = "gauss11_rgb") -> Tensor:
+    """Mean structural similarity (Wang et al. 2004) over the windows that lie inside the picture.
+
+    result, image: uint8 N×H×W×3, both sides at least the window's. Returns float64 N.
+    """
+    if convention not in SSIM_WINDOWS:
+        raise ValueError(f"SSIM convention {convention!r}: choose one of {', '.join(SSIM_WINDOWS)}")
+    window = SSIM_WINDOWS[convention]
+    if min(image.shape[1:3]) < window:
+        height, width = image.shape[1:3]
+        raise ValueError(
+            f"SSIM {convention} slides a {window}×{window} window: {height}×{width} is too small"
+        )
+    # On a CPU one picture at a time keeps the planes in cache: 1.5 times as fast.
+    step = 1 if image.device.type == "cpu" else len(image)
+    parts = zip(result.split(step), image.split(step))
+    return torch.cat([_ssim(a, b, convention) for a, b in parts])
+
+
+def _ssim(result: Tensor, image: Tensor, convention: str) -> Tensor:
+    # With s = a + b and d = a − b the formula needs four filters instead of five, and d = 0
+    # gives exactly 1: the float32 rounding of E[s²] − E[s]² then cancels where it would matter.
+    a, b = result.permute(0, 3, 1, 2).float(), image.permute(0, 3, 1, 2).float()
+    s, d = a + b, a - b
+    if convention.endswith("gray"):
+        luma = torch.tensor(LUMA, dtype=torch.float64, device=a.device).view(1, 3, 1, 1)
+        s, d = ((x * luma).sum(1, keepdim=True) for x in (s, d))
+    s -= 255  # variance ignores a shift, rounding does not
+    if convention == "gauss11_rgb":
+        mean_s, mean_d, mean_ss, mean_dd = (_gauss11(x) for x in (s, d, s * s, d * d))
+        unbiased = 1.0
+    else:
+        window = SSIM_WINDOWS[convention]
+        mean_s, mean_d, mean_ss, mean_dd = (_box(x, window) for x in (s, d, s * s, d * d))
+        unbiased = window**2 / (window**2 - 1)
+    var_s = (mean_ss - mean_s.square()) * unbiased  # = Var a + Var b + 2 Cov
+    var_d = (mean_dd - mean_d.square()) * unbiased  # = Var a + Var b − 2 Cov
+    lum_s, lum_d = (mean_s + 255).square_(), mean_d.square_()
+    c1, c2 = 2 * (0.01 * 255) ** 2, 2 * (0.03 * 255) ** 2
+    score = (lum_s - lum_d + c1) * (var_s - var_d + c2)
+    score /= (lum_s + lum_d + c1) * (var_s + var_d + c2)
+    return score.mean((1, 2, 3), dtype=torch.float64)
+
+
+def _gauss11(x: Tensor) -> Tensor:
+    """Gaussian mean, σ = 1.5, 11 taps each way, inside the picture: H×W → (H−10)×(W−10)."""
+    weights = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    taps = (weights / weights.sum()).tolist()
+    height, width = x.shape[-2:]
+    rows = x[..., 5 : height - 5, :] * taps[5]
+    for i in range(5):
+        rows.add_(x[..., i : height - 10 + i, :] + x[..., 10 - i : height - i, :], alpha=taps[i])
+    out = rows[..., 5 : width - 5] * taps[5]
+    for i in range(5):
+        out.add_(rows[..., i : width - 10 + i] + rows[..., 10 - i : width - i], alpha=taps[i])
+    return out
+
+
+def _box(x: Tensor, window: int) -> Tensor:
+    """Mean over window×window, inside the picture, by running sums in float64."""
+    for dim in (-1, -2):
+        sums = x.cumsum(dim, dtype=torch.float64)
+        size = sums.shape[dim]
+        first = sums.narrow(dim, window - 1, 1)
+        rest = sums.narrow(dim, window, size - window) - sums.narrow(dim, 0, size - window)
+        x = torch.cat([first, rest], dim)
+    return x / window**2
+
+
+def measure(
+    result: Tensor,
+    image: Tensor,
+    mask: Tensor,
+    conventions: Sequence[str] = tuple(SSIM_WINDOWS),
+) -> dict[str, Tensor]:
+    """Every metric of composites: `METRICS` name → float64 N on the pictures' device.
+
+    result, image: uint8 N×H×W×3; mask: N×H×W (1 = hole). SSIM of a convention whose window is
+    larger than the picture is NaN.
+    """
+    values = {"psnr": psnr(result, image)}
+    for name in conventions:
+        fits = min(image.shape[1:3]) >= SSIM_WINDOWS[name]
+        nothing = torch.full_like(values["psnr"], torch.nan)
+        values[SSIM_COLUMNS[name]] = ssim(result, image, name) if fits else nothing
+    return values | {"l1": l1(result, image), "l1_hole": l1_hole(result, image, mask)}
+
+
+def resampled_means(values: NDArray, resamples: int = 2000, seed: int = 0) -> NDArray:
+    """Means of `resamples` bootstrap samples (drawn with replacement) of `values`."""
+    values = np.asarray(values, np.float64)
+    rng = np.random.default_rng(seed)
+    rows = max(1, 1_000_000 // len(values))  # indices held at once: 8 MB
+    parts = []
+    for start in range(0, resamples, rows):
+        shape = (min(rows, resamples - start), len(values))
+        parts.append(values[rng.integers(0, len(values), shape)].mean(1))
+    return np.concatenate(parts)
+
+
+def interval(means: NDArray, level: float = 0.95) -> list[float]:
+    """Percentile interval [lo, hi] of resampled means."""
+    tail = (1 - level) / 2 * 100
+    return [float(x) for x in np.percentile(means, [tail, 100 - tail])]
+
+
+def bootstrap(values: NDArray, level: float = 0.95, seed: int = 0) -> list[float]:
+    """Bootstrap interval [lo, hi] of the mean of per-image values."""
+    return interval(resampled_means(values, seed=seed), level)
+
+
+def paired_bootstrap(ours: NDArray, theirs: NDArray, seed: int = 0) -> dict:
+    """Is `ours` better than `theirs` on the same pairs?
+
+    Both hold one value per pair, in the same order. Returns `{"difference", "ci": [lo, hi], "p"}`:
+    the mean difference ours − theirs, its 95 % interval, and the two-sided bootstrap p-value.
+    """
+    if np.shape(ours) != np.shape(theirs):
+        raise ValueError(
+            f"paired comparison of {len(ours)} with {len(theirs)} values: score the same pairs"
+        )
+    difference = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
+    means = resampled_means(difference, seed=seed)
+    below, above = float((means <= 0).mean()), float((means >= 0).mean())
+    p = min(1.0, 2 * min(below, above))
+    return {"difference": float(difference.mean()), "ci": interval(means), "p": p}

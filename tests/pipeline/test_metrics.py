@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+import torch
+from skimage import data
+from skimage.color import rgb2gray
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from pipeline import metrics
+
+WANG = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+
+
+def skimage_ssim(a, b, convention):
+    if convention == "gauss11_rgb":
+        return structural_similarity(a, b, data_range=255, channel_axis=2, **WANG)
+    if convention == "uniform7_rgb":
+        return structural_similarity(a, b, data_range=255, channel_axis=2)
+    window = 7 if convention == "uniform7_gray" else 51
+    return structural_similarity(rgb2gray(a), rgb2gray(b), data_range=1, win_size=window)
+
+
+def pictures():
+    """Real, flat and bright, black, and pure noise, with errors in a hole and all over."""
+    rng = np.random.default_rng(3)
+    image = np.stack(
+        [
+            data.astronaut()[100:196, 150:280],
+            data.coffee()[40:136, 60:190],
+            np.full((96, 130, 3), 250, np.uint8),
+            np.zeros((96, 130, 3), np.uint8),
+            rng.integers(0, 256, (96, 130, 3), dtype=np.uint8),
+        ]
+    )
+    result = image.astype(int)
+    result[0, 20:60, 30:90] += rng.integers(-60, 60, (40, 60, 3))
+    result[1] += 3
+    result[2] += rng.integers(-2, 3, (96, 130, 3))
+    result[3, ::5] = 255
+    result[4] = 255 - result[4]
+    return np.clip(result, 0, 255).astype(np.uint8), image
+
+
+@pytest.mark.parametrize("convention", metrics.SSIM_WINDOWS)
+def test_ssim_equals_scikit_image_in_each_convention(convention):
+    result, image = pictures()
+    ours = metrics.ssim(torch.from_numpy(result), torch.from_numpy(image), convention)
+    theirs = [skimage_ssim(a, b, convention) for a, b in zip(result, image)]
+    np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-6, rtol=0)
+
+
+def test_psnr_equals_scikit_image_and_is_capped_for_identical_pictures():
+    result, image = pictures()
+    ours = metrics.psnr(torch.from_numpy(result), torch.from_numpy(image))
+    theirs = [peak_signal_noise_ratio(b, a, data_range=255) for a, b in zip(result, image)]
+    np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-12)
+    same = torch.from_numpy(image)
+    assert metrics.psnr(same, same).tolist() == [100.0] * len(same)
+
+
+def test_mean_l1_is_percent_of_the_range_over_the_picture_and_over_the_hole():
+    image = torch.zeros(2, 4, 5, 3, dtype=torch.uint8)
+    result = image.clone()
+    mask = torch.zeros(2, 4, 5, dtype=torch.uint8)
+    mask[0, :2] = 1  # half of the picture
+    result[0, :2] = 51  # a fifth of the range
+    assert metrics.l1(result, image).tolist() == pytest.approx([10.0, 0.0])
+    hole = metrics.l1_hole(result, image, mask)
+    assert hole[0].item() == pytest.approx(20.0)
+    assert torch.isnan(hole[1])
+
+
+def test_the_composite_keeps_known_bytes_and_takes_the_prediction_in_the_hole():
+    image = torch.randint(0, 256, (1, 6, 6, 3), dtype=torch.uint8)
+    mask = torch.zeros(1, 6, 6)
+    mask[:, 2:4, 1:5] = 1
+    prediction = metrics.to_bytes(torch.full((1, 3, 6, 6), 1.5))
+    result = metrics.composite_bytes(prediction, image, mask)
+    assert (result[:, 2:4, 1:5] == 255).all()
+    known = mask == 0
+    assert torch.equal(result[known], image[known])
+
+
+def test_bytes_survive_the_way_through_float():
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)
+    there = levels.permute(0, 3, 1, 2).float() / 255
+    assert torch.equal(metrics.to_bytes(there), levels)
+
+
+def test_a_picture_smaller_than_the_window_is_refused_alone_and_blank_in_a_table():
+    small = torch.zeros(1, 32, 40, 3, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="51×51 window: 32×40 is too small"):
+        metrics.ssim(small, small, "uniform51_gray")
+    values = metrics.measure(small, small, torch.ones(1, 32, 40))
+    assert tuple(values) == metrics.METRICS
+    assert torch.isnan(values["ssim_uniform51_gray"]).all()
+    assert values["ssim"].item() == 1.0
+
+
+def test_the_bootstrap_interval_of_a_normal_sample_has_the_width_theory_gives():
+    values = np.random.default_rng(1).normal(25.0, 4.0, 2000)
+    low, high = metrics.bootstrap(values)
+    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
+    assert low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def test_pairing_sees_a_difference_that_two_intervals_do_not():
+    rng = np.random.default_rng(2)
+    theirs = rng.normal(25.0, 4.0, 500)
+    ours = theirs + rng.normal(0.1, 0.2, 500)
+    assert metrics.bootstrap(ours)[0] < metrics.bootstrap(theirs)[1]
+    verdict = metrics.paired_bootstrap(ours, theirs)
+    assert verdict["ci"][0] > 0.05 and verdict["p"] < 0.01
+    with pytest.raises(ValueError, match="500 with 499"):
+        metrics.paired_bootstrap(ours, theirs[1:])
+
+
+def test_without_a_difference_one_comparison_in_twenty_looks_significant():
+    draws = np.random.default_rng(5).normal(0, 1, (200, 100))
+    p = [metrics.paired_bootstrap(values, np.zeros(100))["p"] for values in draws]
+    assert 0.01 < np.mean(np.array(p) < 0.05) < 0.11
