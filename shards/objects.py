@@ -1,0 +1,202 @@
+"""Object storage behind `store`: the only file that knows s3fs.
+
+Passing faults (5xx, resets, timeouts, bodies cut short) are tried again for about 40 s; lasting
+ones become one line that names the endpoint and the profile, never a key. s3fs' own retries are
+switched off: they do not cover a body cut short on its concurrent path nor a rotated credentials
+file, and two loops multiply.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
+
+import fsspec
+
+PAUSES = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 12.0)  # seconds between tries
+PART = 64 * 2**20
+
+T = TypeVar("T")
+
+
+class StoreError(OSError, ValueError):
+    """A URL that cannot serve: no bucket, no right, no space, or no answer. One line."""
+
+
+def display(url: str | os.PathLike) -> str:
+    """`url` as it may be shown: no user, no password, no query."""
+    text = re.sub(r"://[^/@]*@", "://", os.fspath(url))
+    return text.split("?", 1)[0] if "://" in text else text
+
+
+_systems: dict[tuple[int, str], Any] = {}
+
+
+def _system(url: str) -> tuple[Any, str]:
+    """The filesystem of a remote URL (one per process and scheme: it survives no fork), its path"""
+    scheme = url.split("://", 1)[0]
+    key = (os.getpid(), scheme)
+    if key not in _systems:
+        options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+        if scheme in ("s3", "s3a"):
+            options["config_kwargs"] = {"retries": {"total_max_attempts": 1}}
+        try:
+            system = fsspec.filesystem(scheme, **options)
+        except (ValueError, ImportError) as error:
+            raise ValueError(
+                f"{display(url)}: no storage is known as {scheme}:// "
+                "(give a path, s3://bucket/prefix, or a scheme fsspec has a package for)"
+            ) from error
+        if scheme in ("s3", "s3a"):
+            system.retries = 1
+        _systems[key] = system
+    return _systems[key], _systems[key]._strip_protocol(url)
+
+
+def _code(error: BaseException) -> tuple[str, int]:
+    """S3's error code and HTTP status behind `error`, else ("", 0)."""
+    response = getattr(error.__cause__, "response", None) or getattr(error, "response", None)
+    if not isinstance(response, dict):
+        return "", int(getattr(error, "status", 0) or 0)  # aiohttp's, for http(s)://
+    meta = response.get("ResponseMetadata", {})
+    return str(response.get("Error", {}).get("Code", "")), int(meta.get("HTTPStatusCode", 0))
+
+
+def _where(url: str) -> str:
+    """Which server and which identity were used, by name."""
+    environment = os.environ
+    endpoint = (
+        environment.get("AWS_ENDPOINT_URL_S3")
+        or environment.get("AWS_ENDPOINT_URL")
+        or environment.get("FSSPEC_S3_ENDPOINT_URL")
+        or "its default endpoint"
+    )
+    identity = (
+        "the key in AWS_ACCESS_KEY_ID"
+        if environment.get("AWS_ACCESS_KEY_ID")
+        else f"profile {environment.get('AWS_PROFILE', 'default')}"
+    )
+    return f"{display(url)} at {display(endpoint)} with {identity}"
+
+
+def _lasting(error: Exception, url: str) -> Exception | None:
+    """What to raise at once for `error`; None when another try may help."""
+    code, status = _code(error)
+    if status == 412 or code == "PreconditionFailed" or isinstance(error, FileExistsError):
+        return FileExistsError(errno.EEXIST, "already there", display(url))
+    if code == "NoSuchBucket":
+        return StoreError(f"{_where(url)}: there is no such bucket; create it or correct the URL")
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return FileNotFoundError(errno.ENOENT, "no such object", display(url))
+    if isinstance(error, PermissionError) or status in (401, 403):
+        why = code if code not in ("", "403", "401") else "access denied"
+        return StoreError(f"{_where(url)}: {why}; check the credentials and the bucket's policy")
+    if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
+        return StoreError(
+            f"{_where(url)}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "or AWS_PROFILE"
+        )
+    if 400 <= status < 500 and status not in (408, 429) and code != "RequestTimeout":
+        return StoreError(f"{_where(url)}: refused ({code or status})")
+    if isinstance(error, (NotADirectoryError, IsADirectoryError, NotImplementedError, TypeError)):
+        return error
+    return None
+
+
+def persist(url: str, ask: Callable[[Any, str], T]) -> T:
+    """`ask(system, path)`, again and again while the fault is a passing one."""
+    refreshed = False
+    for pause in (*PAUSES, None):
+        system, path = _system(url)
+        try:
+            return ask(system, path)
+        except Exception as error:
+            if "expired" in f"{_code(error)[0]} {error}".lower() and not refreshed:
+                refreshed = True  # a rotated credentials file is only noticed by a new session
+                _systems.pop((os.getpid(), url.split("://", 1)[0]), None)
+                continue
+            lasting = _lasting(error, url)
+            if lasting is not None:
+                raise lasting from error
+            if pause is None:
+                why = _code(error)[0] or type(error).__name__
+                raise StoreError(
+                    f"{_where(url)}: no good answer in {len(PAUSES) + 1} tries ({why}); "
+                    "check the endpoint and the network"
+                ) from error
+            time.sleep(pause * (0.5 + secrets.randbelow(1000) / 1000))
+    raise AssertionError("the last round raises")
+
+
+def upload_parts(url: str, path: str | os.PathLike, length: int) -> None:
+    """A multipart upload whose every part is retried by itself."""
+    bucket, key, _ = _system(url)[0].split_path(url)
+
+    def call(name: str, **arguments: Any) -> dict:
+        return persist(
+            url, lambda system, _: system.call_s3(name, Bucket=bucket, Key=key, **arguments)
+        )
+
+    upload_id = call("create_multipart_upload")["UploadId"]
+    step = max(PART, -(-length // 9_000))  # S3 takes at most 10,000 parts
+    try:
+        parts = []
+        for number, start in enumerate(range(0, length, step), start=1):
+            body = _slice(path, start, step)
+            tag = call("upload_part", UploadId=upload_id, PartNumber=number, Body=body)["ETag"]
+            parts.append({"PartNumber": number, "ETag": tag})
+        call("complete_multipart_upload", UploadId=upload_id, MultipartUpload={"Parts": parts})
+    except BaseException:
+        call("abort_multipart_upload", UploadId=upload_id)
+        raise
+
+
+def _slice(path: str | os.PathLike, start: int, length: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(length)
+
+
+class Upload(NamedTuple):
+    """A multipart upload nobody finished: bytes that are stored, paid for and invisible."""
+
+    url: str
+    id: str
+    started: datetime
+
+
+def unfinished_uploads(url: str) -> list[Upload]:
+    """The open multipart uploads below an s3:// `url`."""
+    bucket, prefix, _ = _system(url)[0].split_path(url)
+    found: list[Upload] = []
+    place: dict[str, str] = {"Bucket": bucket, "Prefix": prefix}
+
+    def ask(system: Any, _: str) -> dict:
+        return system.call_s3("list_multipart_uploads", **place)
+
+    while True:
+        page = persist(url, ask)
+        for entry in page.get("Uploads", []):
+            where = f"s3://{bucket}/{entry['Key']}"
+            found.append(Upload(where, entry["UploadId"], entry["Initiated"]))
+        if not page.get("IsTruncated"):
+            return found
+        place["KeyMarker"] = page["NextKeyMarker"]
+        place["UploadIdMarker"] = page["NextUploadIdMarker"]
+
+
+def abort(upload: Upload) -> None:
+    """Frees what `upload` holds; one that is gone already is no error."""
+    bucket, key, _ = _system(upload.url)[0].split_path(upload.url)
+    with contextlib.suppress(FileNotFoundError):
+        persist(
+            upload.url,
+            lambda system, _: system.call_s3(
+                "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload.id
+            ),
+        )
