@@ -1,0 +1,1 @@
+"""Making a model: command line, configuration, training, evaluation, tracking, registry."""

@@ -1,0 +1,174 @@
+"""`python -m pipeline VERB [key=value ...]`: read words, call the verb, print its result.
+
+Exit status: 0 done, 1 failed, 2 the user's input (78 inside a job, so that it is not retried),
+75 stopped on request with everything saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pipeline.verbs import VERBS, VerbSpec
+
+EPILOG = "Every argument is key=value; `VERB --help` lists the keys. README.md has the path."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    known, words = parser.parse_known_args(argv)
+    spec = VERBS[known.verb]
+    if known.help:
+        print(_verb_help(known.verb, spec))
+        return 0
+    try:
+        _check_layout()
+        return _run(known, words, spec)
+    except ValueError as error:
+        print(f"pipeline {known.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 78 if inside_job() else 2
+    except (OSError, MemoryError) as error:
+        print(f"pipeline {known.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"pipeline {known.verb}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int:
+    from pipeline.compose import ConfigError, compose
+
+    for word in words:
+        if word.startswith("-"):
+            raise ConfigError(f"{word} is no option; the options are --json, --dry-run, --help")
+    words = _positional(spec, words)
+    resolved = compose(known.verb, words)
+    if known.dry_run:
+        module = import_module(spec.module)
+        if hasattr(module, "dry_run"):
+            return _print(module.dry_run(resolved.config), known.json, None)
+        print(resolved.described())
+        return 0
+    result = spec.main(resolved.config)
+    return _print(result, known.json, import_module(spec.module))
+
+
+def _positional(spec: VerbSpec, words: list[str]) -> list[str]:
+    """`shard verify URL` and `promote NAME` as key=value words."""
+    words = list(words)
+    if spec.actions and words and words[0] in spec.actions:
+        words[0] = f"action={words[0]}"
+        start = 1
+    else:
+        start = 0
+    if spec.positional and len(words) > start and "=" not in words[start].split("/")[0]:
+        words[start] = f"{spec.positional}={words[start]}"
+    return words
+
+
+def _print(result: Any, as_json: bool, module: Any) -> int:
+    if result is None:
+        return 0
+    if as_json:
+        print(json.dumps(result, sort_keys=True, allow_nan=False), flush=True)
+    elif isinstance(result, str):
+        print(result)
+    elif hasattr(module, "show"):
+        print(module.show(result))
+    else:
+        for name, value in result.items():
+            print(f"{name}: {value}")
+    return 0
+
+
+def inside_job() -> bool:
+    """True in a job or a worker, where a configuration error must not be retried."""
+    return "PET_NNODES" in os.environ or "RANK" in os.environ
+
+
+def _check_layout() -> None:
+    here = Path(__file__).resolve().parent.parent
+    import importlib.util
+
+    for package in ("models", "shards", "jobs"):
+        found = importlib.util.find_spec(package)
+        place = Path(found.origin).resolve().parent if found and found.origin else None
+        if place != here / package:
+            raise ValueError(
+                f"package {package!r} is taken from {place or 'nowhere'} instead of "
+                f"{here / package}: run from the checkout, or unset PYTHONPATH"
+            )
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, VERBS)) + 2
+    table = "\n".join(f"  {name:<{width}}{spec.help}" for name, spec in VERBS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        usage="python -m pipeline VERB [key=value ...] [--json] [--dry-run] [--help]",
+        description=f"Train image-inpainting generators, from shards to a registered model.\n\n"
+        f"verbs:\n{table}",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("verb", nargs="?", metavar="VERB", help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="result as one JSON object, last line")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    parser.add_argument("--help", "-h", action="store_true", help="this, or the keys of a verb")
+    original = parser.parse_known_args
+
+    def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+        known, words = original(argv)
+        if known.verb is None:
+            parser.print_help(sys.stdout if known.help else sys.stderr)
+            raise SystemExit(0 if known.help else 2)
+        if known.verb not in VERBS:
+            from difflib import get_close_matches
+
+            close = get_close_matches(known.verb, VERBS, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            print(f"pipeline: no verb {known.verb!r}{hint} ({', '.join(VERBS)})", file=sys.stderr)
+            raise SystemExit(2)
+        return known, words
+
+    parser.parse_known_args = parse  # type: ignore[method-assign,assignment]
+    return parser
+
+
+def _verb_help(name: str, spec: VerbSpec) -> str:
+    position = f" [{'|'.join(spec.actions)}]" if spec.actions else ""
+    position += f" [{spec.positional.upper()}]" if spec.positional else ""
+    lines = [f"python -m pipeline {name}{position} [key=value ...]", "", spec.help]
+    if spec.groups:
+        from pipeline.compose import options
+
+        lines += ["", "groups (group=option):"]
+        for group, default in spec.groups.items():
+            lines.append(f"  {group:<12}{', '.join(options(group))}  [{default or 'none'}]")
+    lines += ["", "keys:", *_keys(spec.schema)]
+    return "\n".join(lines)
+
+
+def _keys(kind: type, prefix: str = "") -> list[str]:
+    lines = []
+    for f in fields(kind):
+        default = f.default_factory() if callable(f.default_factory) else f.default
+        if is_dataclass(default):
+            lines += _keys(type(default), f"{prefix}{f.name}.")
+            continue
+        shown = {None: "null", "???": "required"}.get(default) if default in (None, "???") else default
+        choices = f.metadata.get("choices") or ()
+        allowed = f" ({'|'.join(map(str, choices))})" if choices else ""
+        lines.append(f"  {prefix + f.name:<28} {f.metadata.get('help', '')}{allowed} [{shown}]")
+    return lines

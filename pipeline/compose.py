@@ -1,0 +1,284 @@
+"""From words on a command line to a typed configuration, and where each value came from.
+
+Searched in this order, later wins: `conf/`, a site's folder (`$LACUNA_CONF`), a user's
+(`~/.config/lacuna`), the command line. A folder may bring options of any group (`cluster/our.yaml`)
+and `defaults.yaml`, plain keys that are laid over what the groups say.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra._internal.defaults_list import create_defaults_list
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline import config as schema
+from pipeline.verbs import VERBS, VerbSpec
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+MODELS = {"msanet": schema.MsanetModel, "musical": schema.MusicalModel}
+SECRET_NAME = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|ACCESS_KEY|API_KEY|PRIVATE_KEY)", re.I)
+
+
+class ConfigError(ValueError):
+    """Something the user wrote cannot be: one line that says what to write instead."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A verb's configuration, and for each dotted key the place that set it."""
+
+    config: Any
+    origins: dict[str, str]
+
+    def yaml(self) -> str:
+        return OmegaConf.to_yaml(OmegaConf.structured(self.config))
+
+    def described(self) -> str:
+        """`key: value  # origin`, one line each, as --dry-run prints it."""
+        lines = [
+            (f"{k}: {_plain(v)}", self.origins.get(k, "default")) for k, v in leaves(self.config)
+        ]
+        width = min(60, max(len(text) for text, _ in lines))
+        return "\n".join(f"{text:<{width}}  # {origin}" for text, origin in lines)
+
+
+def search_folders() -> list[tuple[str, Path]]:
+    """Name and path of each folder that is searched, the winning one last."""
+    site = os.environ.get("LACUNA_CONF")
+    if site and not Path(site).is_dir():
+        raise ConfigError(f"LACUNA_CONF={site} is no folder: point it at your site's or unset it")
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "lacuna"
+    found = [("conf", CONF), ("site", Path(site) if site else None), ("user", home)]
+    return [(name, path) for name, path in found if path is not None and path.is_dir()]
+
+
+def compose(verb: str, words: Sequence[str]) -> Resolved:
+    """Resolve `key=value` words of one verb; `ConfigError` names the first thing that is wrong."""
+    spec = VERBS[verb]
+    choices, values = _split(spec, words)
+    folders = search_folders()
+    layers = list(_composed(verb, spec, choices, folders))
+    for name, folder in folders:
+        if (folder / "defaults.yaml").is_file():
+            site = OmegaConf.load(folder / "defaults.yaml")
+            layers += _leaves_of(verb, site, f"{name}: {folder / 'defaults.yaml'}", lenient=True)
+    layers += [(k, v, "command line") for k, v in values]
+    return _merge(verb, spec, layers)
+
+
+def options(group: str) -> list[str]:
+    """Names that `group=` accepts, such as `experiment=msanet/table6/places2`."""
+    found = set()
+    for _, folder in search_folders():
+        base = folder / group
+        found |= {str(p.relative_to(base).with_suffix("")) for p in base.rglob("*.yaml")}
+    return sorted(found)
+
+
+def _split(spec: VerbSpec, words: Sequence[str]) -> tuple[list[Any], list[tuple[str, Any]]]:
+    choices, values = [], []
+    for word in words:
+        if "=" not in word:
+            raise ConfigError(f"{word!r} is no key=value; see --help for the keys of this verb")
+        name, _, text = word.partition("=")
+        if name.startswith(("+", "~")):
+            raise ConfigError(f"{word!r}: keys are neither added nor removed; write key=value")
+        if name in spec.groups:
+            known = options(name)
+            if text not in known and text != "null":
+                raise ConfigError(f"{name}={text} is no choice{_near(text, known)}")
+        # A bare value is taken as it stands: paths and URLs hold signs that mean something
+        # in Hydra's grammar. Lists, mappings, numbers and quoted text go through its parser.
+        if name in spec.groups or re.match(r"^\s*([\[{'\"]|[-+\d.]|true$|false$|null$)", text, re.I):
+            try:
+                override = OverridesParser.create().parse_override(word)
+            except HydraException:
+                override = None
+            if override is not None and override.is_sweep_override():
+                raise ConfigError(f"{word!r} gives several values; a run takes one")
+            if name in spec.groups:
+                choices.append(override)
+                continue
+            values.append((name, text if override is None else override.value()))
+        else:
+            values.append((name, text))
+    return choices, values
+
+
+def _composed(
+    verb: str, spec: VerbSpec, choices: list[Any], folders: list[tuple[str, Path]]
+) -> Iterator[tuple[str, Any, str]]:
+    """Values of the chosen group files in the order in which Hydra's defaults list lays them."""
+    search = ConfigSearchPathImpl()
+    for name, path in reversed(folders):
+        search.append(name, f"file://{path}")
+    search.append("schema", "structured://")
+    node: dict[str, Any] = {"defaults": [*({g: o} for g, o in spec.groups.items()), "_self_"]}
+    ConfigStore.instance().store(name=f"_verb_{verb}", node=node)
+    repository = ConfigRepository(search)
+    try:
+        listed = create_defaults_list(repository, f"_verb_{verb}", choices, False, False)
+    except HydraException as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+    for default in listed.defaults:
+        if default.config_path is None or default.config_path.startswith("_verb_"):
+            continue
+        loaded = repository.load_config(default.config_path)
+        assert loaded is not None
+        values = loaded.config
+        for part in reversed((default.package or "").split(".") if default.package else []):
+            values = OmegaConf.create({part: values})
+        yield from _leaves_of(verb, values, f"{loaded.provider}/{default.config_path}.yaml")
+        if default.config_path.startswith("experiment/"):
+            yield "experiment", default.config_path.removeprefix("experiment/"), "command line"
+
+
+def _leaves_of(
+    verb: str, values: Any, origin: str, lenient: bool = False
+) -> list[tuple[str, Any, str]]:
+    known = set(known_keys(VERBS[verb].schema))
+    everywhere = {k for spec in VERBS.values() for k in known_keys(spec.schema)} if lenient else ()
+    plain = OmegaConf.to_container(values, resolve=True)
+    found = []
+    for name, value in _flatten(plain, known):
+        if name not in known and name in everywhere:
+            continue
+        found.append((name, value, origin))
+    return found
+
+
+def _flatten(values: Any, known: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        dotted = f"{prefix}{name}"
+        if isinstance(value, dict) and dotted not in known:
+            yield from _flatten(value, known, f"{dotted}.")
+        else:
+            yield dotted, value
+
+
+def known_keys(kind: type, prefix: str = "") -> list[str]:
+    """Dotted names of all values of a schema, a model's options of every model included."""
+    found = []
+    for f in fields(kind):
+        default = f.default_factory() if callable(f.default_factory) else f.default
+        if f.name == "model" and is_dataclass(default):
+            for model in MODELS.values():
+                found += known_keys(model, f"{prefix}model.")
+        elif is_dataclass(default):
+            found += known_keys(type(default), f"{prefix}{f.name}.")
+        else:
+            found.append(f"{prefix}{f.name}")
+    return list(dict.fromkeys(found))
+
+
+def _merge(verb: str, spec: VerbSpec, layers: list[tuple[str, Any, str]]) -> Resolved:
+    base = OmegaConf.structured(spec.schema)
+    given: dict[str, tuple[Any, str]] = {}
+    for name, value, origin in layers:
+        given[name] = (value, origin)
+    if "model.name" in given:
+        name, origin = given["model.name"]
+        if name not in MODELS:
+            raise ConfigError(f"{origin}: model.name={name} is no choice{_near(name, MODELS)}")
+        base.model = OmegaConf.structured(MODELS[name])
+    allowed = known_keys(spec.schema)
+    if "model.name" in given:
+        model = set(known_keys(MODELS[given["model.name"][0]], "model."))
+        allowed = [k for k in allowed if not k.startswith("model.") or k in model]
+    for name, (value, origin) in given.items():
+        if name not in allowed:
+            raise ConfigError(f"{_told(origin)}unknown key {name}{_near(name, allowed)}")
+        _set(base, name, value, origin)
+    for name in sorted(OmegaConf.missing_keys(base)):
+        raise ConfigError(f"{name}= is missing: {_help(spec.schema, name)}")
+    resolved = OmegaConf.to_object(base)
+    _check(resolved, {name: origin for name, (_, origin) in given.items()})
+    return Resolved(resolved, {name: origin for name, (_, origin) in given.items()})
+
+
+def _set(base: DictConfig, name: str, value: Any, origin: str) -> None:
+    try:
+        OmegaConf.update(base, name, value, merge=False)
+    except (OmegaConfBaseException, ValueError, TypeError):
+        parent, _, leaf = name.rpartition(".")
+        node = OmegaConf.select(base, parent) if parent else base
+        kind = next(f.type for f in fields(OmegaConf.get_type(node)) if f.name == leaf)
+        wanted = str(kind).replace("Optional[", "").replace("]", " or null", 1) if str(
+            kind
+        ).startswith("Optional") else str(kind)
+        raise ConfigError(
+            f"{_told(origin)}{name}={value} is no {wanted} (now {_plain(OmegaConf.select(base, name))})"
+        ) from None
+
+
+def _check(node: Any, origins: dict[str, str], prefix: str = "") -> None:
+    for f in fields(node):
+        name, value = f"{prefix}{f.name}", getattr(node, f.name)
+        choices = f.metadata.get("choices") or ()
+        if is_dataclass(value):
+            _check(value, origins, f"{name}.")
+        elif choices and value not in choices:
+            told = _told(origins.get(name, ""))
+            raise ConfigError(f"{told}{name}={value} is no choice{_near(str(value), choices)}")
+        elif isinstance(value, str):
+            refuse_secret(name, value)
+
+
+def refuse_secret(name: str, value: str) -> None:
+    """Secrets live in the environment or a mounted file, never in a configuration that is logged."""
+    where = f"{name} holds a secret: keep it in the environment (see `doctor`), not in the config"
+    if re.search(r"://[^/@\s]+:[^/@\s]+@", value) or re.search(r"[?&](token|sig|key)=", value, re.I):
+        raise ConfigError(where)
+    for variable, secret in os.environ.items():
+        if SECRET_NAME.search(variable) and len(secret) >= 8 and secret in value:
+            raise ConfigError(where)
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything in a resolved configuration."""
+    for f in fields(node):
+        value = getattr(node, f.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", value
+
+
+def _help(kind: type, dotted: str) -> str:
+    for part in dotted.split("."):
+        found = next(f for f in fields(kind) if f.name == part)
+        default = found.default_factory() if callable(found.default_factory) else found.default
+        kind = type(default) if is_dataclass(default) else kind
+    return str(found.metadata.get("help", ""))
+
+
+def _told(origin: str) -> str:
+    return "" if origin in ("", "command line") else f"{origin}: "
+
+
+def _near(name: str, allowed: Sequence[str] | dict[str, Any]) -> str:
+    names = [str(a) for a in allowed]
+    last = {n.rpartition(".")[2]: n for n in names}
+    close = get_close_matches(name, names, 1, 0.6) or [
+        last[c] for c in get_close_matches(name.rpartition(".")[2], list(last), 1, 0.7)
+    ]
+    hint = f"; did you mean {close[0]}?" if close else ""
+    listed = ", ".join(names) if len(names) <= 40 else ", ".join(names[:40]) + ", …"
+    return f"{hint} (allowed: {listed})"
+
+
+def _plain(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,320 @@
+"""The closed schema: every key of every verb, its type, default, choices and meaning.
+
+A key that is not here is refused (`pipeline.compose`). Nothing heavy is imported, so that `--help`
+and `--dry-run` answer at once on a login node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from omegaconf import MISSING
+
+STRUCTURES = ("msau", "single", "inception_v1", "inception_v3")
+CHANNEL = ("augmented", "none", "se", "cbam", "sca")
+SPATIAL = ("fusing", "none", "cbam", "sca")
+
+
+def key(default: Any, help: str, choices: tuple[Any, ...] = ()) -> Any:
+    """A field with its meaning and, where they are few, its allowed values."""
+    metadata = {"help": help, "choices": choices}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def section(kind: type) -> Any:
+    return field(default_factory=kind)
+
+
+# --- groups: model ------------------------------------------------------------------------------
+
+
+@dataclass
+class ModelConfig:
+    name: str = key("msanet", "the generator", ("msanet", "musical"))
+
+
+@dataclass
+class MsanetModel(ModelConfig):
+    name: str = "msanet"
+    fe: list[int] = key([64, 64], "widths of feature extraction; the last convolution halves")
+    msau: list[list[int]] = key([[128, 48], [256, 96]], "per MSAU: width of F_D, of each scale")
+    iru: list[int] = key([192, 96, 64], "widths of the restoration units")
+    width: float = key(1.0, "multiplies every width")
+    structure: str = key("msau", "multi-scale structure (tables 1, 2)", STRUCTURES)
+    mask_update: bool = key(True, "max-pooling mask update (table 3)")
+    channel: str = key("augmented", "channel attention in the MSAUs", CHANNEL)
+    spatial: str = key("fusing", "spatial attention in the MSAUs", SPATIAL)
+    restore_channel: str = key("augmented", "channel attention in restoration", CHANNEL)
+    restore_spatial: str = key("fusing", "spatial attention in restoration", SPATIAL)
+    norm: str = key("batch", "normalisation; the paper does not say", ("batch", "instance", "none"))
+    squeeze: str = key("full", "n of eq. 7; the paper does not say", ("full", "half", "quarter"))
+    gate: str = key("sigmoid", "of the attention weights; not printed", ("sigmoid", "none"))
+    taps: int = key(3, "feature maps of the internal losses")
+
+
+@dataclass
+class MusicalModel(ModelConfig):
+    name: str = "musical"
+    ngf: int = key(64, "width of the first layer")
+    attention: str = key("multi", "contextual attention", ("multi", "single", "none"))
+    order: str = key("paper", "order of the attention's steps", ("paper", "released"))
+    temperature: float = key(10.0, "scale of the cosine before the softmax; the paper: none")
+
+
+# --- groups: data, masks, objective, parallel, cluster, protocol ---------------------------------
+
+
+@dataclass
+class DataConfig:
+    name: str = key("folder", "the dataset's name, in records and tables")
+    url: Optional[str] = key(None, "the sharded set: a folder or s3:// URL")
+    layout: str = key("folder", "how the publisher lays it out (see `shard`)")
+    holdout: float = key(0.05, "share held out by content hash where the source has no splits")
+    train: str = key("train", "split that training reads")
+    validate: str = key("val", "split that validation during training reads; never test")
+    crop: int = key(256, "side of the square training crop, pixels")
+    crop_mode: str = key("random", "where the crop is taken", ("random", "center", "resized"))
+    resize_short: Optional[int] = key(None, "short side before the crop, pixels; null keeps it")
+    flip: bool = key(True, "mirror half of the crops")
+    shard_mb: int = key(64, "size of a shard, MB")
+    min_side: int = key(0, "images with a shorter side are rejected, pixels")
+    store_short: Optional[int] = key(None, "short side at which `shard` stores images; null: as is")
+    quality: int = key(95, "JPEG quality where `shard` re-encodes")
+
+
+@dataclass
+class MasksConfig:
+    kind: str = key("irregular", "holes", ("irregular", "center", "square", "external", "none"))
+    low: float = key(0.01, "smallest hole ratio of training masks")
+    high: float = key(0.6, "largest hole ratio of training masks")
+    border: float = key(0.5, "share of masks whose holes keep off the border")
+    url: Optional[str] = key(None, "a materialised mask set (`masks`)")
+
+
+@dataclass
+class Phase:
+    until: Optional[int] = key(None, "images_seen at which the phase ends; null: never")
+    lr: float = key(3e-4, "generator's learning rate")
+    d_lr: Optional[float] = key(None, "discriminator's learning rate; null: the generator's")
+    freeze_norm: bool = key(False, "encoder's BatchNorm statistics are kept")
+
+
+@dataclass
+class ObjectiveConfig:
+    name: str = key("msanet", "which losses are whose", ("msanet", "musical"))
+    l1: float = key(0.0, "weight of g/l1")
+    l1_hole: float = key(0.0, "weight of the hole's own L1")
+    l2: float = key(0.0, "weight of g/l2")
+    perceptual: float = key(0.0, "weight of g/perceptual")
+    style: float = key(0.0, "weight of g/style")
+    tv: float = key(0.0, "weight of g/tv")
+    adv: float = key(0.0, "weight of g/adv; 0 builds no discriminator")
+    features: str = key("internal", "perceptual and style features", ("internal", "vgg16"))
+    loss_on: str = key("raw", "picture that the pixel losses see", ("raw", "composite"))
+    feature_images: str = key("raw", "pictures VGG16 sees", ("raw", "raw+composite"))
+    vgg_normalise: bool = key(True, "ImageNet normalisation before VGG16")
+    gan: str = key("vanilla", "adversarial loss", ("vanilla", "lsgan"))
+    d_pretrained: bool = key(True, "discriminator starts from ImageNet weights")
+    optimizer: str = key("adam", "the papers: Adam", ("adam", "adamw"))
+    betas: list[float] = key([0.9, 0.999], "Adam's decay rates")
+    phases: list[Phase] = key([], "learning rates by images_seen")
+
+
+@dataclass
+class ParallelConfig:
+    strategy: str = key("ddp", "how processes share work", ("single", "ddp"))
+    sync_batchnorm: bool = key(True, "batch statistics over all processes")
+    channels_last: bool = key(True, "memory format of the generator")
+    compile: bool = key(False, "torch.compile the networks in place")
+    hang_timeout: int = key(600, "seconds before a missing rank is named")
+
+
+@dataclass
+class ClusterConfig:
+    nodes: int = key(1, "machines")
+    gpus_per_node: int = key(0, "accelerators on each")
+
+
+@dataclass
+class ProtocolConfig:
+    name: str = key("msanet", "the evaluation protocol")
+    buckets: list[str] = key([], "hole-ratio buckets, as the mask set names them")
+    ssim: str = key(
+        "gauss11_rgb",
+        "convention of the SSIM column",
+        ("gauss11_rgb", "uniform7_rgb", "uniform7_gray", "uniform51_gray"),
+    )
+    size: int = key(256, "side of the evaluated crop, pixels")
+
+
+# --- plain sections -----------------------------------------------------------------------------
+
+
+@dataclass
+class CheckpointConfig:
+    every_images: int = key(20_000, "images between checkpoints")
+    keep: int = key(3, "newest checkpoints kept, beside the best")
+
+
+@dataclass
+class LogConfig:
+    every: Optional[int] = key(None, "steps between lines of steps.jsonl; null: 1 on CPU, 20 on GPU")
+
+
+@dataclass
+class ValidateConfig:
+    every_images: int = key(20_000, "images between validations; 0: only at the end")
+    pairs: int = key(64, "fixed image-mask pairs")
+    samples: int = key(6, "pictures logged at each validation")
+
+
+@dataclass
+class TrackingConfig:
+    enabled: bool = key(True, "record the run in MLflow")
+    experiment: Optional[str] = key(None, "MLflow experiment; null: $USER/<experiment>")
+    required: bool = key(False, "a tracking server that does not answer at start is fatal")
+    drain: bool = key(True, "send while training; false: only spool, `sync` sends")
+
+
+# --- verbs --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Verb:
+    """What every verb takes."""
+
+
+@dataclass
+class QuickstartConfig(Verb):
+    out: str = key("runs/quickstart", "the folder everything goes into")
+
+
+@dataclass
+class DoctorConfig(Verb):
+    url: Optional[str] = key(None, "a bucket or folder to try put, get and delete in")
+
+
+@dataclass
+class ShardConfig(Verb):
+    source: Optional[str] = key(None, "folder, tar or zip as published")
+    out: Optional[str] = key(None, "folder or s3:// URL of the sharded set")
+    data: DataConfig = section(DataConfig)
+    workers: int = key(1, "processes")
+    task: Optional[str] = key(None, "I/N: this task's share of the shards, I from 0")
+    max_reject_rate: float = key(0.01, "share of rejected images above which the run ends")
+    seed: int = key(0, "of the permutation over shards")
+    action: str = key("write", "set by `shard verify|info|gc`", ("write", "verify", "info", "gc"))
+    url: Optional[str] = key(None, "the set that verify, info and gc look at")
+    every_byte: bool = key(False, "verify: read and hash every byte, not only sizes")
+    older_than: str = key("24h", "gc: only what is older than this")
+    delete: bool = key(False, "gc: delete; otherwise only list")
+
+
+@dataclass
+class MakeMasksConfig(Verb):
+    out: str = key(MISSING, "folder or s3:// URL of the mask set")
+    size: int = key(256, "side, pixels")
+    per_bucket: int = key(2000, "masks in each bucket")
+    seed: int = key(0, "of the generator")
+    border: float = key(0.5, "share of masks whose holes keep off the border")
+    fixed: bool = key(True, "add the bucket of random 25 % squares")
+    source: Optional[str] = key(None, "folder or zip of NVIDIA's masks to import instead")
+    polarity: str = key("auto", "of imported masks", ("auto", "hole_white", "hole_black"))
+
+
+@dataclass
+class TrainConfig(Verb):
+    experiment: Optional[str] = key(None, "a recipe under conf/experiment")
+    run: Optional[str] = key(None, "the run's folder or URL; null: <root>/<experiment>-<hash>")
+    root: str = key("runs", "where runs without a name of their own go")
+    init: Optional[str] = key(None, "weights to start from: a run, a checkpoint or models:/…")
+    seed: int = key(0, "of weights, order, crops and masks")
+    batch: int = key(16, "global batch: images a step over all processes")
+    max_images: int = key(1_000_000, "length of training, images seen")
+    processes: str = key("auto", "processes on this machine; auto: one per GPU, else 1")
+    threads: str = key("auto", "CPU threads of each process; auto: cores / processes")
+    loader_threads: int = key(2, "decode threads of each process")
+    precision: str = key("auto", "autocast", ("auto", "fp32", "bf16", "fp16"))
+    accumulate: int = key(1, "micro-batches a step")
+    clip: Optional[float] = key(None, "largest gradient norm; null: no clipping")
+    ema: float = key(0.0, "decay of averaged weights, per step; 0: none (the papers)")
+    max_skipped: int = key(10, "non-finite steps in a row before the run ends")
+    smoke: bool = key(False, "two steps of every phase at the real batch, then leave nothing")
+    model: ModelConfig = section(ModelConfig)
+    data: DataConfig = section(DataConfig)
+    masks: MasksConfig = section(MasksConfig)
+    objective: ObjectiveConfig = section(ObjectiveConfig)
+    parallel: ParallelConfig = section(ParallelConfig)
+    cluster: ClusterConfig = section(ClusterConfig)
+    checkpoint: CheckpointConfig = section(CheckpointConfig)
+    log: LogConfig = section(LogConfig)
+    validate: ValidateConfig = section(ValidateConfig)
+    tracking: TrackingConfig = section(TrackingConfig)
+
+
+@dataclass
+class EvaluateConfig(Verb):
+    checkpoint: Optional[str] = key(None, "a run or one of its checkpoints")
+    model: Optional[str] = key(None, "a registered model or an exported archive")
+    predictions: Optional[str] = key(None, "folder of KEY.png to score instead of a model")
+    export: Optional[str] = key(None, "folder to write the pairs into: KEY.png, KEY_mask.png")
+    data: DataConfig = section(DataConfig)
+    masks: MasksConfig = section(MasksConfig)
+    protocol: ProtocolConfig = section(ProtocolConfig)
+    split: str = key("val", "split of the images")
+    weights: str = key("auto", "auto: ema where the run has it", ("auto", "raw", "ema"))
+    batch: int = key(8, "pairs at a time")
+    limit: Optional[int] = key(None, "pairs of each bucket; null: all")
+    out: Optional[str] = key(None, "Parquet of per-image scores; null: in the run's folder")
+    name: Optional[str] = key(None, "what the result is called in tables")
+    tracking: TrackingConfig = section(TrackingConfig)
+
+
+@dataclass
+class RegisterConfig(Verb):
+    run: str = key(MISSING, "the run's folder or URL")
+    checkpoint: str = key("best", "best, last, or images_seen of one")
+    name: Optional[str] = key(None, "registered model; null: inpaint-<model>")
+    weights: str = key("auto", "auto: ema where the run has it", ("auto", "raw", "ema"))
+
+
+@dataclass
+class PromoteConfig(Verb):
+    model: str = key(MISSING, "registered model, or NAME/VERSION")
+    run: Optional[str] = key(None, "the run whose newest version is promoted")
+    into: Optional[str] = key(None, "registered model that is promoted into; null: the same")
+
+
+@dataclass
+class RollbackConfig(Verb):
+    model: str = key(MISSING, "registered model")
+    version: Optional[int] = key(None, "version to go back to; null: the champion before")
+
+
+@dataclass
+class PredictConfig(Verb):
+    model: str = key(MISSING, "registered model (models:/NAME@champion), checkpoint or archive")
+    image: str = key(MISSING, "picture or folder of pictures")
+    mask: str = key(MISSING, "picture (white: hole), folder, rectangle x,y,w,h, or alpha")
+    out: str = key(MISSING, "picture or folder to write")
+    strip: bool = key(False, "write original, mask and result side by side")
+    tile: int = key(512, "side of the tiles of larger pictures, pixels")
+    overlap: int = key(64, "overlap of tiles, pixels")
+
+
+@dataclass
+class SyncConfig(Verb):
+    dir: str = key(MISSING, "a run's folder, or a folder of runs")
+    watch: bool = key(False, "go on until stopped")
+
+
+@dataclass
+class RunsConfig(Verb):
+    action: str = key("list", "set by `runs list|close|du|prune`", ("list", "close", "du", "prune"))
+    root: str = key("runs", "the folder of runs")
+    filter: Optional[str] = key(None, "MLflow filter, e.g. metrics.`val/psnr` > 24")
+    best: Optional[str] = key(None, "metric to sort by, best first")
+    limit: int = key(50, "rows")

@@ -1,0 +1,98 @@
+"""The verbs: what each is called, what it takes, which file does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from pipeline import config
+
+
+@dataclass(frozen=True)
+class VerbSpec:
+    """One verb: `module.main(config) -> dict` does it; `dict` is what --json prints."""
+
+    module: str
+    schema: type
+    help: str
+    positional: str | None = None
+    actions: tuple[str, ...] = ()
+    groups: dict[str, str | None] = field(default_factory=dict)
+    changes: bool = True
+
+    def main(self, configuration: Any) -> dict[str, Any]:
+        return import_module(self.module).main(configuration)
+
+
+VERBS: dict[str, VerbSpec] = {
+    "quickstart": VerbSpec(
+        "pipeline.quickstart",
+        config.QuickstartConfig,
+        "the whole path on photographs that ship with scikit-image",
+    ),
+    "doctor": VerbSpec(
+        "pipeline.doctor",
+        config.DoctorConfig,
+        "what this machine can do, and the mend for what it cannot",
+        changes=False,
+    ),
+    "shard": VerbSpec(
+        "pipeline.shard",
+        config.ShardConfig,
+        "a dataset into WebDataset tars with index and manifest",
+        positional="url",
+        actions=("verify", "info", "gc"),
+        groups={"data": "folder"},
+    ),
+    "masks": VerbSpec(
+        "pipeline.masks", config.MakeMasksConfig, "a set of evaluation masks, six buckets and fixed"
+    ),
+    "train": VerbSpec(
+        "pipeline.launch",
+        config.TrainConfig,
+        "one training run; the same command again resumes it",
+        groups={
+            "model": "msanet",
+            "data": "folder",
+            "masks": "irregular",
+            "objective": "msanet",
+            "parallel": "ddp",
+            "cluster": "local",
+            "experiment": None,
+        },
+    ),
+    "evaluate": VerbSpec(
+        "pipeline.evaluate",
+        config.EvaluateConfig,
+        "PSNR, SSIM and L1 on the composite, by hole ratio",
+        groups={"data": "folder", "masks": "irregular", "protocol": "msanet"},
+    ),
+    "runs": VerbSpec(
+        "pipeline.runs",
+        config.RunsConfig,
+        "runs as MLflow knows them",
+        actions=("list", "close", "du", "prune"),
+    ),
+    "register": VerbSpec(
+        "pipeline.registry", config.RegisterConfig, "a run's generator as a registered model"
+    ),
+    "promote": VerbSpec(
+        "pipeline.promote",
+        config.PromoteConfig,
+        "a registered model to champion, if the gate lets it",
+        positional="model",
+    ),
+    "rollback": VerbSpec(
+        "pipeline.promote", config.RollbackConfig, "the champion before", positional="model"
+    ),
+    "predict": VerbSpec(
+        "pipeline.predict", config.PredictConfig, "inpaint a picture or a folder of any size"
+    ),
+    "sync": VerbSpec(
+        "pipeline.sync",
+        config.SyncConfig,
+        "send tracking events that could not be sent",
+        positional="dir",
+    ),
+}
