@@ -53,10 +53,9 @@ def _run(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int:
     words = _positional(spec, words)
     resolved = compose(known.verb, words)
     if known.dry_run:
-        module = import_module(spec.module)
-        if hasattr(module, "dry_run"):
-            return _print(module.dry_run(resolved.config), known.json, None)
         print(resolved.described())
+        if spec.plans:
+            print(import_module(spec.module).dry_run(resolved.config))
         return 0
     result = spec.main(resolved.config)
     return _print(result, known.json, import_module(spec.module))

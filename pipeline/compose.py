@@ -13,11 +13,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.core_plugins.structured_config_source import StructuredConfigSource
 from hydra._internal.defaults_list import create_defaults_list
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -126,6 +129,8 @@ def _composed(
     for name, path in reversed(folders):
         search.append(name, f"file://{path}")
     search.append("schema", "structured://")
+    for source in (FileConfigSource, StructuredConfigSource):
+        SourcesRegistry.instance().register(source)
     node: dict[str, Any] = {"defaults": [*({g: o} for g, o in spec.groups.items()), "_self_"]}
     ConfigStore.instance().store(name=f"_verb_{verb}", node=node)
     repository = ConfigRepository(search)
@@ -210,18 +215,19 @@ def _merge(verb: str, spec: VerbSpec, layers: list[tuple[str, Any, str]]) -> Res
 
 
 def _set(base: DictConfig, name: str, value: Any, origin: str) -> None:
+    parent, _, leaf = name.rpartition(".")
+    node = OmegaConf.select(base, parent) if parent else base
+    kind = get_type_hints(OmegaConf.get_type(node))[leaf]
+    element = (get_args(kind) or (None,))[0]
     try:
-        OmegaConf.update(base, name, value, merge=False)
-    except (OmegaConfBaseException, ValueError, TypeError):
-        parent, _, leaf = name.rpartition(".")
-        node = OmegaConf.select(base, parent) if parent else base
-        kind = next(f.type for f in fields(OmegaConf.get_type(node)) if f.name == leaf)
-        wanted = str(kind).replace("Optional[", "").replace("]", " or null", 1) if str(
-            kind
-        ).startswith("Optional") else str(kind)
-        raise ConfigError(
-            f"{_told(origin)}{name}={value} is no {wanted} (now {_plain(OmegaConf.select(base, name))})"
-        ) from None
+        if is_dataclass(element) and isinstance(value, list):
+            value = [OmegaConf.merge(OmegaConf.structured(element), item) for item in value]
+        node[leaf] = value
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        wanted = str(kind).replace("typing.", "") if get_args(kind) else kind.__name__
+        now = _plain(node[leaf])
+        reason = str(error).splitlines()[0] if is_dataclass(element) else f"it is {now} by default"
+        raise ConfigError(f"{_told(origin)}{name}={value} is no {wanted}: {reason}") from None
 
 
 def _check(node: Any, origins: dict[str, str], prefix: str = "") -> None:
@@ -271,13 +277,14 @@ def _told(origin: str) -> str:
 
 def _near(name: str, allowed: Sequence[str] | dict[str, Any]) -> str:
     names = [str(a) for a in allowed]
+    section = [n for n in names if n.startswith(name.rpartition(".")[0] + ".")]
     last = {n.rpartition(".")[2]: n for n in names}
     close = get_close_matches(name, names, 1, 0.6) or [
         last[c] for c in get_close_matches(name.rpartition(".")[2], list(last), 1, 0.7)
     ]
     hint = f"; did you mean {close[0]}?" if close else ""
-    listed = ", ".join(names) if len(names) <= 40 else ", ".join(names[:40]) + ", …"
-    return f"{hint} (allowed: {listed})"
+    listed = section if "." in name and section else names
+    return f"{hint} (allowed: {', '.join(listed)})"
 
 
 def _plain(value: Any) -> str:

@@ -19,7 +19,7 @@ class VerbSpec:
     positional: str | None = None
     actions: tuple[str, ...] = ()
     groups: dict[str, str | None] = field(default_factory=dict)
-    changes: bool = True
+    plans: bool = False  # the module's dry_run(config) -> str says what would be done
 
     def main(self, configuration: Any) -> dict[str, Any]:
         return import_module(self.module).main(configuration)
@@ -35,7 +35,6 @@ VERBS: dict[str, VerbSpec] = {
         "pipeline.doctor",
         config.DoctorConfig,
         "what this machine can do, and the mend for what it cannot",
-        changes=False,
     ),
     "shard": VerbSpec(
         "pipeline.shard",
