@@ -1,0 +1,10 @@
+"""Networks: a generator is g(erased, mask) → Prediction. Nothing here knows of ranks or files."""
+
+from torch import nn
+
+from .layers import Prediction
+from .msanet import MSANet
+
+GENERATORS: dict[str, type[nn.Module]] = {"msanet": MSANet}
+
+__all__ = ["GENERATORS", "Prediction"]

@@ -1,0 +1,77 @@
+"""What is exported and what users call: erase → generator → composite, for pictures of any size."""
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from . import masking
+
+
+class Inpainter(nn.Module):
+    """Fills holes in pictures of any height and width.
+
+    The picture is padded below and to the right by repeating its edge (image and mask alike) to
+    what the generator's sizes ask for, and cut back. Inside the graph, so that the exported
+    program takes any size too.
+    """
+
+    def __init__(self, generator: nn.Module) -> None:
+        super().__init__()
+        self.generator = generator
+        self.multiple = int(generator.multiple)
+        self.smallest = int(generator.smallest)
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Either of
+
+        - image N×3×H×W float in [0, 1], mask N×1×H×W (1 = hole) → N×3×H×W float in [0, 1];
+        - image uint8 N×H×W×3, mask uint8 N×H×W (0 = known, else hole) → uint8 N×H×W×3.
+
+        Known pixels come out bit for bit.
+        """
+        if image.dtype == torch.uint8:
+            floats = image.permute(0, 3, 1, 2).to(torch.float32) / 255
+            holes = mask.ne(0).unsqueeze(1)
+            filled = self._fill(floats, holes.float()).clamp(0, 1).mul(255).round()
+            filled = filled.to(torch.uint8).permute(0, 2, 3, 1)
+            return torch.where(holes.permute(0, 2, 3, 1), filled, image)
+        return masking.composite(self._fill(image, mask).clamp(0, 1), image, mask)
+
+    def _fill(self, image: Tensor, mask: Tensor) -> Tensor:
+        """The generator's picture at the image's own size."""
+        height, width = image.shape[2:]
+        down = torch.arange(self._padded(height), device=image.device)
+        right = torch.arange(self._padded(width), device=image.device)
+        image, mask = (
+            x.index_select(2, down.clamp(max=height - 1)).index_select(
+                3, right.clamp(max=width - 1)
+            )
+            for x in (image, mask)
+        )
+        filled = self.generator(masking.erase(image, mask), mask).image
+        down = torch.arange(height, device=image.device)
+        right = torch.arange(width, device=image.device)
+        return filled.index_select(2, down).index_select(3, right)
+
+    def _padded(self, size: int) -> int:
+        size = torch.sym_max(size, self.smallest)
+        return (size + self.multiple - 1) // self.multiple * self.multiple
+
+
+def export(inpainter: Inpainter, dtype: torch.dtype = torch.float32) -> ExportedProgram:
+    """The inpainter as an ATen graph with batch, height and width of any size ≥ 1.
+
+    dtype: torch.float32 or torch.uint8, the form of `forward` that is traced.
+    """
+    inpainter.eval()
+    device = next(inpainter.parameters()).device
+    size = 2 * inpainter.smallest + 2 * inpainter.multiple
+    batch, height, width = Dim("batch", min=1), Dim("height", min=1), Dim("width", min=1)
+    if dtype == torch.uint8:
+        image = torch.zeros(2, size, size + 8, 3, dtype=dtype, device=device)
+        mask, dynamic = image[..., 0].contiguous(), {0: batch, 1: height, 2: width}
+    else:
+        image = torch.zeros(2, 3, size, size + 8, dtype=dtype, device=device)
+        mask, dynamic = image[:, :1].contiguous(), {0: batch, 2: height, 3: width}
+    with torch.no_grad():
+        return torch.export.export(inpainter, (image, mask), dynamic_shapes=(dynamic, dynamic))

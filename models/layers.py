@@ -1,0 +1,130 @@
+"""Small blocks that both generators are built from.
+
+MSA-Net's convolutions are bias-free and followed by a norm and ReLU: Table 1 of the paper counts
+weights only, and without a norm its gradients vanish (see `msanet.py`).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class Prediction(NamedTuple):
+    """What a generator returns.
+
+    image: N×3×H×W float32, RGB in [0, 1], hole and known pixels alike (not yet composited).
+    features: maps for a perceptual loss on the network's own features; may be empty.
+    """
+
+    image: Tensor
+    features: tuple[Tensor, ...]
+
+
+def scaled(channels: float, width: float = 1.0) -> int:
+    """`channels` times `width`, rounded, never below 4."""
+    return max(4, round(channels * width))
+
+
+def one_of(name: str, value: str, allowed: Sequence[str]) -> str:
+    """`value` if it is among `allowed`, else a ValueError that lists them."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(allowed)}")
+    return value
+
+
+def make_norm(kind: str, channels: int) -> nn.Module:
+    """A norm over `channels` maps: "batch", "instance" (affine, per image) or "none"."""
+    one_of("norm", kind, ("batch", "instance", "none"))
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    if kind == "instance":
+        return nn.InstanceNorm2d(channels, affine=True)
+    return nn.Identity()
+
+
+class ConvUnit(nn.Sequential):
+    """Convolution, norm, ReLU; "same" padding before the stride.
+
+    N×in×H×W → N×out×⌈H/stride⌉×⌈W/stride⌉. The bias is left to the norm where there is one.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 3,
+        stride: int = 1,
+        dilation: int = 1,
+        norm: str = "batch",
+    ) -> None:
+        padding = dilation * (kernel - 1) // 2
+        super().__init__(
+            nn.Conv2d(
+                in_channels,
+                out_channels,
+                kernel,
+                stride,
+                padding,
+                dilation,
+                bias=norm == "none",
+            ),
+            make_norm(norm, out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+
+class DeconvUnit(nn.Sequential):
+    """Transposed convolution 4×4 of stride 2, norm, ReLU: N×in×H×W → N×out×2H×2W."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: str = "batch") -> None:
+        super().__init__(
+            nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1, bias=norm == "none"),
+            make_norm(norm, out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+
+def initialise_for_relu(module: nn.Module) -> None:
+    """Kaiming-normal weights, zero biases, in every convolution of `module`, in place.
+
+    A transposed convolution's fan-in is what reaches one output pixel: in · k² / stride².
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.ConvTranspose2d):
+            taps = math.prod(layer.kernel_size) / math.prod(layer.stride)
+            nn.init.normal_(layer.weight, std=math.sqrt(2 / (layer.in_channels * taps)))
+        elif isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        else:
+            continue
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Inside, batch norms use the batch's own statistics and leave the running ones alone.
+
+    For a second forward in a step (MSA-Net's features of the original image). Holds for every
+    `_BatchNorm` subclass that, as torch's own do, reads `training` and `track_running_stats` in
+    its forward.
+    """
+    norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    before = [(layer.training, layer.track_running_stats) for layer in norms]
+    try:
+        for layer in norms:
+            layer.training, layer.track_running_stats = True, False
+        yield
+    finally:
+        for layer, (training, tracked) in zip(norms, before):
+            layer.training, layer.track_running_stats = training, tracked
+
+
+def without_autocast(reference: Tensor) -> torch.autocast:
+    """A context in which operations on `reference`'s device keep the dtype that they are given."""
+    return torch.autocast(reference.device.type, enabled=False)

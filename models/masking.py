@@ -1,0 +1,80 @@
+"""The algebra of holes. Everywhere: `mask` is N×1×H×W, 1 = hole, 0 = known."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def erase(image: Tensor, mask: Tensor) -> Tensor:
+    """`image` (N×C×H×W) with its hole pixels set to 0, whatever stood there (NaN too)."""
+    return image.masked_fill(mask.bool(), 0)
+
+
+def composite(prediction: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+    """mask · prediction + (1 − mask) · image, N×C×H×W.
+
+    A selection, so that known pixels come out of `image` bit for bit, whatever was predicted.
+    """
+    return torch.where(mask.bool(), prediction, image)
+
+
+def update_known(known: Tensor, kernel: int = 3, stride: int = 2, padding: int = 1) -> Tensor:
+    """MSA-Net 3.4 (MUM): the known mask (1 = known) as a convolution of that shape sees it.
+
+    A cell is known where the window holds at least one known pixel. Padding counts as hole.
+    """
+    return F.max_pool2d(known, kernel, stride, padding)
+
+
+def check(image: Tensor, mask: Tensor) -> None:
+    """Refuse what the networks would silently turn into rubbish; for seams, not for hot loops.
+
+    image: N×3×H×W float in [0, 1]. mask: N×1×H×W of zeros and ones on the same device.
+    Raises ValueError naming the first thing that is wrong.
+    """
+    if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
+        raise ValueError(
+            f"image is {image.dtype} of shape {tuple(image.shape)}; "
+            "give floats of shape N×3×H×W, RGB in [0, 1]"
+        )
+    expected = (image.shape[0], 1, *image.shape[2:])
+    if tuple(mask.shape) != expected:
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)} beside an image of shape {tuple(image.shape)}; "
+            f"give {expected}, one mask an image"
+        )
+    if mask.device != image.device:
+        raise ValueError(
+            f"mask is on {mask.device}, image on {image.device}; move one to the other's device"
+        )
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        low, high = mask.min().item(), mask.max().item()
+        raise ValueError(
+            f"mask holds values from {low:g} to {high:g} other than 0 and 1; "
+            "threshold it: 1 = hole, 0 = known"
+        )
+    if not bool(torch.isfinite(image).all()):
+        bad = int((~torch.isfinite(image)).sum())
+        raise ValueError(f"image holds {bad} NaN or infinite values; give finite pixels in [0, 1]")
+    low, high = image.min().item(), image.max().item()
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"image holds values from {low:g} to {high:g}; scale its pixels to [0, 1] "
+            "(divide uint8 by 255)"
+        )
+
+
+def check_size(x: Tensor, multiple: int, smallest: int) -> None:
+    """Refuse maps that a generator cannot take; skipped while exporting, where sizes are symbols.
+
+    Raises ValueError unless height and width are multiples of `multiple`, at least `smallest`.
+    """
+    if torch.compiler.is_exporting():
+        return
+    height, width = x.shape[2:]
+    if height % multiple or width % multiple or height < smallest or width < smallest:
+        raise ValueError(
+            f"the image is {height}×{width}; this generator takes multiples of {multiple} from "
+            f"{smallest}×{smallest} on (below, its dilated convolutions see only padding); "
+            "crop or pad it, or call models.inpainter.Inpainter, which takes any size"
+        )

@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from models import GENERATORS
+from models.inpainter import Inpainter, export
+
+SMALL = {"msanet": {"width": 0.0625}}
+SIZES = [(1, 64, 64), (3, 65, 41), (1, 7, 130), (2, 1, 1), (1, 40, 96)]
+
+
+def build(name):
+    torch.manual_seed(0)
+    generator = GENERATORS[name](**SMALL[name])
+    for norm in generator.modules():  # statistics that are not the identity
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.running_mean.uniform_(-0.1, 0.1)
+            norm.running_var.uniform_(0.5, 1.5)
+    return Inpainter(generator).eval()
+
+
+def picture(n, height, width, dtype):
+    generator = torch.Generator().manual_seed(n * height + width)
+    mask = (torch.rand(n, 1, height, width, generator=generator) < 0.3).float()
+    image = torch.rand(n, 3, height, width, generator=generator)
+    if dtype == torch.float32:
+        return image, mask
+    return (image * 255).to(dtype).permute(0, 2, 3, 1).contiguous(), mask[:, 0].to(dtype)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_the_exported_program_equals_eager_at_any_batch_and_size(name, dtype):
+    inpainter = build(name)
+    program = export(inpainter, dtype).module()
+    for shape in SIZES:
+        image, mask = picture(*shape, dtype)
+        with torch.no_grad():
+            eager, exported = inpainter(image, mask), program(image, mask)
+        assert eager.shape == image.shape and eager.dtype == dtype
+        torch.testing.assert_close(
+            exported, eager, rtol=0, atol=1e-5 if dtype.is_floating_point else 1
+        )
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_known_pixels_come_out_bit_for_bit_and_the_hole_is_filled(name, dtype):
+    inpainter = build(name)
+    image, mask = picture(2, 50, 70, dtype)
+    with torch.no_grad():
+        out = inpainter(image, mask)
+    hole = mask.bool().unsqueeze(-1) if dtype == torch.uint8 else mask.bool()
+    hole = hole.expand_as(image)
+    assert torch.equal(out[~hole], image[~hole])
+    assert not torch.equal(out[hole], image[hole])
+    spoiled = torch.where(hole, torch.zeros_like(image), image)
+    with torch.no_grad():
+        assert torch.equal(inpainter(spoiled, mask)[hole], out[hole])
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_uint8_pictures_are_the_float_path_rounded(name):
+    inpainter = build(name)
+    image, mask = picture(2, 48, 64, torch.uint8)
+    with torch.no_grad():
+        bytes_out = inpainter(image, mask * 255)  # any non-zero value is hole
+        floats = inpainter(image.permute(0, 3, 1, 2) / 255, mask.unsqueeze(1).float())
+    expected = (floats * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    assert torch.equal(bytes_out, expected)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_each_picture_of_a_batch_is_filled_as_it_would_be_alone(name):
+    inpainter = build(name)
+    image, mask = picture(3, 48, 56, torch.float32)
+    with torch.no_grad():
+        together = inpainter(image, mask)
+        alone = [inpainter(image[i : i + 1], mask[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)

@@ -1,0 +1,137 @@
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from models import GENERATORS
+from models.layers import frozen_statistics
+
+CONF = Path(__file__).parents[2] / "conf" / "model"
+
+
+def hole(n=2, size=64):
+    mask = torch.zeros(n, 1, size, size)
+    mask[:, :, size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = 1
+    return mask
+
+
+def small(**options):
+    torch.manual_seed(0)
+    return GENERATORS["msanet"](**{"width": 0.125, **options})
+
+
+def test_the_networks_output_does_not_change_when_hole_pixels_of_its_input_change():
+    generator, mask, image = small().eval(), hole(), torch.rand(2, 3, 64, 64)
+    other = torch.where(mask.bool(), torch.rand_like(image), image)
+    with torch.no_grad():
+        one, two = generator(image, mask), generator(other, mask)
+    assert torch.equal(one.image, two.image)
+    assert all(torch.equal(a, b) for a, b in zip(one.features, two.features))
+
+
+@pytest.mark.parametrize("name", ["msanet", "msanet_const"])
+def test_the_configuration_names_every_constructor_argument_and_builds(name):
+    options = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    cls = GENERATORS[options.pop("name")]
+    assert list(options) == [p for p in inspect.signature(cls).parameters]
+    defaults = {k: p.default for k, p in inspect.signature(cls).parameters.items()}
+    if name == "msanet":
+        plain = {k: yaml.safe_load(yaml.safe_dump(_lists(v))) for k, v in defaults.items()}
+        assert options == plain
+    cls(**{**options, "width": 0.1})
+
+
+def _lists(value):
+    return [_lists(v) for v in value] if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize(("name", "millions"), [("msanet", 8.32), ("msanet_const", 3.42)])
+def test_the_full_models_have_the_size_that_their_configuration_states(name, millions):
+    options = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    with torch.device("meta"):
+        generator = GENERATORS[options.pop("name")](**options)
+    assert sum(p.numel() for p in generator.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+def test_features_are_the_groups_output_then_the_deconvolutions():
+    mask, image = hole(), torch.rand(2, 3, 64, 64)
+    image, features = small(taps=4)(image, mask)
+    assert image.shape == (2, 3, 64, 64) and image.min() >= 0 and image.max() <= 1
+    assert [tuple(f.shape) for f in features] == [
+        (2, 48, 8, 8),
+        (2, 24, 16, 16),
+        (2, 12, 32, 32),
+        (2, 8, 64, 64),
+    ]
+    assert len(small()(image, mask).features) == 3
+
+
+def test_without_mask_update_the_mask_enters_at_the_input_only():
+    def mask_channels(generator):
+        outs = [generator.stem[0].out_channels, *(u[0].out_channels for u in generator.extract)]
+        outs += [u.out_channels for u in generator.group]
+        ins = [u[0].in_channels for u in generator.extract]
+        ins += [u.down[0].in_channels for u in generator.group]
+        return [i - o for i, o in zip(ins, outs)]
+
+    assert mask_channels(small()) == [1, 1, 1]
+    assert mask_channels(small(mask_update=False)) == [0, 0, 0]
+
+
+def test_a_second_forward_with_frozen_statistics_uses_the_batch_and_keeps_the_running_ones():
+    generator, image = small(), torch.rand(2, 3, 64, 64)
+    nothing = torch.zeros(2, 1, 64, 64)
+    before = {k: v.clone() for k, v in generator.state_dict().items()}
+    with frozen_statistics(generator), torch.no_grad():
+        frozen = generator(image, nothing)
+    assert all(torch.equal(v, before[k]) for k, v in generator.state_dict().items())
+    assert torch.equal(frozen.image, generator(image, nothing).image)
+    assert not torch.equal(generator.stem[1].running_mean, before["stem.1.running_mean"])
+
+
+def test_frozen_statistics_reach_subclasses_and_are_undone():
+    class Other(nn.modules.batchnorm._BatchNorm):
+        def _check_input_dim(self, input):
+            pass
+
+    net = nn.Sequential(Other(3), nn.BatchNorm2d(3).eval(), nn.SyncBatchNorm(3).eval())
+    x = torch.rand(4, 3, 5, 5) * 7
+    with frozen_statistics(net):
+        out = net(x)
+    torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    for norm in net:
+        assert norm.track_running_stats and int(norm.num_batches_tracked) == 0
+        assert torch.equal(norm.running_mean, torch.zeros(3))
+    assert [norm.training for norm in net] == [True, False, False]
+
+
+def test_a_mask_of_nothing_and_a_mask_of_everything_are_finite():
+    generator = small().eval()
+    image = torch.rand(2, 3, 64, 64)
+    for mask in (torch.zeros(2, 1, 64, 64), torch.ones(2, 1, 64, 64)):
+        assert generator(image, mask).image.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"iru": (64, 32)}, "halve the image 3 times"),
+        ({"channel": "fusing"}, "augmented, none, se, cbam, sca"),
+        ({"norm": "layer"}, "batch, instance, none"),
+        ({"taps": 5}, "choose 1 to 4"),
+        ({"squeeze": "third"}, "full, half, quarter"),
+        ({"gate": "tanh"}, "sigmoid, none"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        small(**options)
+
+
+@pytest.mark.parametrize("size", [32, 68])
+def test_a_map_too_small_for_the_dilation_or_off_the_grid_is_refused(size):
+    with pytest.raises(ValueError, match="multiples of 8 from 40×40"):
+        small()(torch.rand(1, 3, size, size), torch.zeros(1, 1, size, size))
