@@ -13,6 +13,7 @@ scikit-image's `structural_similarity` with the options beside it:
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +22,8 @@ from torch import Tensor
 
 PSNR_CAP = 100.0  # dB, for identical pictures
 SSIM_WINDOWS = {"gauss11_rgb": 11, "uniform7_rgb": 7, "uniform7_gray": 7, "uniform51_gray": 51}
-# Column names in tables and results; the first convention is plain `ssim`.
-SSIM_COLUMNS = {
-    "gauss11_rgb": "ssim",
-    "uniform7_rgb": "ssim_uniform7_rgb",
-    "uniform7_gray": "ssim_uniform7_gray",
-    "uniform51_gray": "ssim_uniform51_gray",
-}
-METRICS = ("psnr", *SSIM_COLUMNS.values(), "l1", "l1_hole")
+# Columns of per-image tables; the protocol says which convention is its `ssim`.
+METRICS = ("psnr", *(f"ssim_{name}" for name in SSIM_WINDOWS), "l1", "l1_hole")
 LUMA = (0.2125, 0.7154, 0.0721)  # skimage.color.rgb2gray
 
 
@@ -143,7 +138,7 @@ def measure(
     mask: Tensor,
     conventions: Sequence[str] = tuple(SSIM_WINDOWS),
 ) -> dict[str, Tensor]:
-    """Every metric of composites: `METRICS` name → float64 N on the pictures' device.
+    """The metrics of composites: name as in `METRICS` → float64 N on the pictures' device.
 
     result, image: uint8 N×H×W×3; mask: N×H×W (1 = hole). SSIM of a convention whose window is
     larger than the picture is NaN.
@@ -152,11 +147,11 @@ def measure(
     for name in conventions:
         fits = min(image.shape[1:3]) >= SSIM_WINDOWS[name]
         nothing = torch.full_like(values["psnr"], torch.nan)
-        values[SSIM_COLUMNS[name]] = ssim(result, image, name) if fits else nothing
+        values[f"ssim_{name}"] = ssim(result, image, name) if fits else nothing
     return values | {"l1": l1(result, image), "l1_hole": l1_hole(result, image, mask)}
 
 
-def resampled_means(values: NDArray, resamples: int = 2000, seed: int = 0) -> NDArray:
+def resampled_means(values: NDArray[Any], resamples: int = 2000, seed: int = 0) -> NDArray[Any]:
     """Means of `resamples` bootstrap samples (drawn with replacement) of `values`."""
     values = np.asarray(values, np.float64)
     rng = np.random.default_rng(seed)
@@ -168,18 +163,18 @@ def resampled_means(values: NDArray, resamples: int = 2000, seed: int = 0) -> ND
     return np.concatenate(parts)
 
 
-def interval(means: NDArray, level: float = 0.95) -> list[float]:
+def interval(means: NDArray[Any], level: float = 0.95) -> list[float]:
     """Percentile interval [lo, hi] of resampled means."""
     tail = (1 - level) / 2 * 100
     return [float(x) for x in np.percentile(means, [tail, 100 - tail])]
 
 
-def bootstrap(values: NDArray, level: float = 0.95, seed: int = 0) -> list[float]:
+def bootstrap(values: NDArray[Any], level: float = 0.95, seed: int = 0) -> list[float]:
     """Bootstrap interval [lo, hi] of the mean of per-image values."""
     return interval(resampled_means(values, seed=seed), level)
 
 
-def paired_bootstrap(ours: NDArray, theirs: NDArray, seed: int = 0) -> dict:
+def paired_bootstrap(ours: NDArray[Any], theirs: NDArray[Any], seed: int = 0) -> dict[str, Any]:
     """Is `ours` better than `theirs` on the same pairs?
 
     Both hold one value per pair, in the same order. Returns `{"difference", "ci": [lo, hi], "p"}`:

@@ -93,7 +93,7 @@ def test_a_picture_smaller_than_the_window_is_refused_alone_and_blank_in_a_table
     values = metrics.measure(small, small, torch.ones(1, 32, 40))
     assert tuple(values) == metrics.METRICS
     assert torch.isnan(values["ssim_uniform51_gray"]).all()
-    assert values["ssim"].item() == 1.0
+    assert values["ssim_gauss11_rgb"].item() == 1.0
 
 
 def test_the_bootstrap_interval_of_a_normal_sample_has_the_width_theory_gives():

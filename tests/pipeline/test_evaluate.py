@@ -1,0 +1,214 @@
+import io
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from models import masking
+from pipeline import results
+from pipeline.evaluate import score
+from pipeline.pairs import make_pairs
+from shards.manifest import open_manifest
+from shards.masks import FIXED, NAMES, irregular, square
+from shards.pack import Sample
+from shards.writer import write_set
+
+SIZE, PICTURES = 64, 5
+BUCKETS = [*NAMES, FIXED]
+
+
+def png(array):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def row(array, **columns):
+    height, width = array.shape[:2]
+    return {"width": width, "height": height, "mode": "RGB", **columns}
+
+
+def crops():
+    photograph = data.astronaut()
+    return [photograph[40 * i : 40 * i + SIZE, 200 : 200 + SIZE] for i in range(PICTURES)]
+
+
+def holes(bucket, i):
+    if bucket == FIXED:
+        return square(SIZE, SIZE, [7, i])
+    low, high = (float(x) for x in bucket[1:-1].split(","))
+    return irregular(SIZE, SIZE, low, high, False, [7, i])
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """URLs of a set of five photographs in two shards and of a set of three masks a bucket."""
+    out = tmp_path_factory.mktemp("sets")
+    images = [
+        Sample(f"{i}.png", png(crop), "png", row(crop, orientation=1, label=-1))
+        for i, crop in enumerate(crops())
+    ]
+    masks = []
+    for bucket in BUCKETS:
+        for i in range(3):
+            mask = holes(bucket, i)
+            columns = row(mask, bucket=bucket, ratio=float(mask.mean()))
+            masks.append(Sample(f"{bucket}-{i}", png(mask * 255), "png", columns))
+    write_set(str(out / "images"), "t", "images", {"val": images}, options={}, per_shard=3)
+    write_set(str(out / "masks"), "m", "masks", {"masks": masks}, options={}, per_shard=8)
+    return str(out / "images"), str(out / "masks")
+
+
+@pytest.fixture(scope="module")
+def pairs(sets):
+    images, masks = sets
+    return make_pairs(open_manifest(images), "val", open_manifest(masks), BUCKETS, size=SIZE)
+
+
+def grey(image, mask):
+    return torch.full_like(image, 0.5)
+
+
+def blur(image, mask):
+    """Depends on its neighbours in the picture, not in the batch."""
+    return torch.nn.functional.avg_pool2d(image, 9, 1, 4)
+
+
+def test_every_picture_meets_one_mask_of_every_bucket_in_key_order(pairs):
+    assert len(pairs) == PICTURES * len(BUCKETS)
+    assert [p.image.key for p in pairs.pairs] == sorted(p.image.key for p in pairs.pairs)
+    assert len({p.name for p in pairs.pairs}) == len(pairs)
+    assert pairs.pairs[9].name == "000000001-b2" and pairs.pairs[9].bucket == "(0.2,0.3]"
+    assert pairs.reused
+    first, fourth = pairs.pairs[0], pairs.pairs[3 * len(BUCKETS)]
+    assert first.mask == fourth.mask  # three masks a bucket go round again
+
+
+def test_scores_equal_scikit_image_on_the_composite(pairs):
+    table = score(blur, pairs, batch=4)
+    image, bucket = crops()[1], BUCKETS[4]
+    mask = holes(bucket, 1)
+    erased = torch.from_numpy(np.where(mask[..., None], 0, image)).permute(2, 0, 1)[None] / 255
+    raw = blur(erased, None)[0].permute(1, 2, 0).numpy()
+    result = np.where(mask[..., None], np.round(raw * 255).astype(np.uint8), image)
+    found = table.filter(pa.compute.equal(table["name"], "000000001-b4")).to_pylist()[0]
+    assert found["bucket"] == bucket and found["ratio"] == mask.mean()
+    assert found["psnr"] == pytest.approx(peak_signal_noise_ratio(image, result, data_range=255))
+    wang = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    ssim = structural_similarity(image, result, data_range=255, channel_axis=2, **wang)
+    assert found["ssim_gauss11_rgb"] == pytest.approx(ssim, abs=1e-6)
+    difference = np.abs(image.astype(float) - result)
+    assert found["l1"] == pytest.approx(difference.mean() / 2.55)
+    assert found["l1_hole"] == pytest.approx(difference[mask == 1].mean() / 2.55)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_any_world_size_gives_the_identical_table(pairs, world_size):
+    alone = results.merge([score(blur, pairs, batch=4)], len(pairs))
+    ranks = [score(blur, pairs, 4, rank=r, world_size=world_size) for r in range(world_size)]
+    assert sum(t.num_rows for t in ranks) == len(pairs)
+    assert results.merge(reversed(ranks), len(pairs)).equals(alone)
+
+
+def test_what_lies_in_the_hole_never_reaches_the_model(pairs):
+    def looks(image, mask):
+        assert torch.equal(image, masking.erase(image, mask))
+        return image
+
+    score(looks, pairs, batch=8)
+
+
+def test_a_perfect_model_reaches_the_cap_and_a_grey_one_gets_worse_with_the_hole(pairs):
+    originals = torch.from_numpy(np.stack([c for c in crops() for _ in BUCKETS]))
+
+    def perfect(image, mask, done=[0]):  # noqa: B006
+        start, done[0] = done[0], done[0] + len(image)
+        return originals[start : done[0]].permute(0, 3, 1, 2) / 255
+
+    best = results.summarise(score(perfect, pairs, batch=8))
+    assert best["mean6"]["psnr"] == 100 and best["mean6"]["l1"] == 0
+    plain = results.summarise(score(grey, pairs, batch=8))
+    psnr = [plain["buckets"][name]["psnr"] for name in NAMES]
+    assert psnr == sorted(psnr, reverse=True)
+    assert plain["mean6"]["psnr"] == pytest.approx(np.mean(psnr))
+    assert plain["mean6"]["n"] == PICTURES
+
+
+def test_the_mean_of_six_of_the_published_rows_is_the_published_mean():
+    """Table 6's full model on Places2 and tables 4 and 5, to the rounding of two decimals."""
+    psnr = [35.80, 30.03, 26.88, 24.69, 22.91, 20.51]
+    columns = {name: [0.0] * 6 for name in results.SCHEMA.names}
+    columns |= {"pair": range(6), "name": list("abcdef"), "key": [1] * 6, "mask_key": range(6)}
+    columns |= {"bucket": list(NAMES), "psnr": psnr}
+    table = pa.table(columns, schema=results.SCHEMA)
+    assert results.summarise(table)["mean6"]["psnr"] == pytest.approx(26.802, abs=0.005)
+
+
+def test_a_table_comes_back_from_its_file_with_its_facts(pairs, tmp_path):
+    table = score(grey, pairs, batch=8)
+    url = str(tmp_path / "scores.parquet")
+    results.save(url, table, {"protocol": "msanet", "pairs_digest": pairs.digest})
+    again, facts = results.load(url)
+    assert again.select(table.column_names).equals(table)
+    assert facts["pairs_digest"] == pairs.digest
+    (tmp_path / "other.parquet").write_bytes(b"PAR")
+    with pytest.raises(ValueError, match="no Parquet file"):
+        results.load(str(tmp_path / "other.parquet"))
+
+
+def test_the_digest_follows_contents_and_not_the_way_they_are_sharded(sets, pairs, tmp_path):
+    images, masks = (open_manifest(url) for url in sets)
+    again = [
+        Sample(f"{i}.png", png(crop), "png", row(crop, orientation=1, label=-1))
+        for i, crop in enumerate(crops())
+    ]
+    write_set(str(tmp_path / "i"), "t", "images", {"val": again}, options={}, per_shard=5)
+    other = open_manifest(str(tmp_path / "i"))
+    assert other.digest != images.digest
+    assert make_pairs(other, "val", masks, BUCKETS, SIZE).digest == pairs.digest
+    assert make_pairs(images, "val", masks, BUCKETS, SIZE, limit=4).digest != pairs.digest
+    assert make_pairs(images, "val", masks, BUCKETS[::-1], SIZE).digest != pairs.digest
+
+
+def test_the_centre_protocol_needs_no_mask_set(sets):
+    pairs = make_pairs(open_manifest(sets[0]), "val", None, ["center"], SIZE)
+    table = score(grey, pairs, batch=8)
+    assert table["ratio"].to_pylist() == [0.25] * PICTURES
+    loaded = pairs.load(0, 1)
+    assert loaded.masks[0, 16:48, 16:48].all() and loaded.masks.sum() == 32 * 32
+    assert results.summarise(table)["mean6"] is None
+
+
+def test_what_a_user_gets_wrong_is_one_clear_line(sets, tmp_path):
+    images, masks = (open_manifest(url) for url in sets)
+    cases = [
+        (("test", masks, BUCKETS, SIZE), "no split 'test': set split= to one of val"),
+        (("val", None, BUCKETS, SIZE), "masks.url= is missing"),
+        (("val", images, BUCKETS, SIZE), "holds images, no masks"),
+        (("val", masks, [*BUCKETS, "(0.6,0.7]"], SIZE), r"has no masks in \(0.6,0.7\]"),
+    ]
+    for arguments, line in cases:
+        with pytest.raises(ValueError, match=line):
+            make_pairs(images, *arguments)
+    with pytest.raises(ValueError, match="masks are 64×64, the protocol's pictures 32×32"):
+        make_pairs(images, "val", masks, BUCKETS, 32).load(0, 1)
+    with pytest.raises(ValueError, match="picture 0: 64x64 pixels are smaller"):
+        make_pairs(images, "val", None, ["center"], 128).load(0, 1)
+
+
+def test_a_flipped_byte_in_a_shard_is_found(sets, tmp_path):
+    crop = cv2.GaussianBlur(crops()[0], (5, 5), 2)  # bytes no other test has cached
+    sample = Sample("a.png", png(crop), "png", row(crop, orientation=1, label=-1))
+    write_set(str(tmp_path / "i"), "t", "images", {"val": [sample]}, options={}, per_shard=1)
+    tar = tmp_path / "i" / "val" / "shard-000000.tar"
+    damaged = bytearray(tar.read_bytes())
+    damaged[512 + 700] ^= 1
+    tar.write_bytes(damaged)
+    pairs = make_pairs(open_manifest(str(tmp_path / "i")), "val", None, ["center"], SIZE)
+    with pytest.raises(ValueError, match="other bytes than its index says"):
+        pairs.load(0, 1)
