@@ -1,7 +1,7 @@
 """`run.json`: the few facts about a run that other processes look up.
 
-The checkpoint, the launcher and the tracker each own some keys; `update_run_json` merges theirs into
-what is there, atomically, so that a reader sees one whole object and no writer undoes another's.
+The checkpoint, the launcher and the tracker each own some keys; `update_run_json` merges theirs
+into what is there, atomically: a reader sees one whole object, no writer undoes another's.
 """
 
 import fcntl

@@ -1,0 +1,330 @@
+"""One run's record in MLflow. Only rank 0 has a Tracker.
+
+A call appends an event to the run's spool and returns (microseconds, no network). One daemon thread
+sends what is there, with the run's id spelled out, and tries again for as long as the server does
+not take it: an outage neither slows training nor loses a point. What is left at the end waits for
+`python -m pipeline sync RUN`.
+"""
+
+import json
+import math
+import os
+import re
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import capture, server
+from pipeline.delivery import Delivery, Gone
+from pipeline.remotespool import STATE, fetch_spool, push_spool, spool_folder
+from pipeline.spool import Spool, Unsent, draining, write_json
+from shards import store
+
+STATUSES = ("FINISHED", "FAILED", "KILLED", "REQUEUED")
+LOWER_IS_BETTER = ("l1", "l2", "mae", "loss", "lpips", "fid")
+
+
+class Tracker:
+    """Records a run.
+
+    run_dir: the run's folder or URL. The spool of a remote run lies in a cache folder; `publish`
+        (with each checkpoint) copies it to the run, where the next node finds it.
+    uri: MLflow; None: the environment's, else sqlite under `root`, the folder that holds the runs.
+    run_id: an MLflow run made before (at submit); None: the one in `run.json`, else a new one.
+    required: a server that cannot be used raises ServerError in `start`.
+    drain: False only spools; `sync` sends from a machine that has a route.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | os.PathLike,
+        *,
+        root: str | None = None,
+        uri: str | None = None,
+        experiment: str,
+        run_name: str,
+        run_id: str | None = None,
+        parent: str | None = None,
+        required: bool = False,
+        drain: bool = True,
+        sample_every: float = 15.0,
+    ) -> None:
+        server.telemetry_off()
+        # A creation that MLflow's client retries by itself leaves a second run behind.
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "10"
+        self.run = str(run_dir)
+        self.uri = server.tracking_uri(root or default_root(self.run), uri)
+        self.folder = spool_folder(self.run)
+        self._identity = {"experiment": experiment, "run_name": run_name, "parent": parent}
+        self._given_id, self._required, self._drains = run_id, required, drain
+        self._sample_every = sample_every
+        self._threads: list[threading.Thread] = []
+        self._stop, self._wake = threading.Event(), threading.Event()
+        self._told: str | None = None
+        self._step = self._nonfinite = self._lost = self._rejected = 0
+
+    # --- what the training loop calls ------------------------------------------------------------
+
+    def start(
+        self,
+        params: dict[str, Any],
+        tags: dict[str, str],
+        dataset: tuple[str, str, str] | None = None,
+    ) -> None:
+        """Begins the run, or goes on with it. `dataset` is (name, url, digest).
+
+        Parameters may be nested; the environment is captured here. Raises OSError if the spool
+        cannot be written, ServerError if tracking is required and cannot be had.
+        """
+        if not store.is_local(self.run):
+            fetch_spool(self.run, self.folder)
+        self.spool = Spool(self.folder)
+        self._state = self._read_state()
+        captured, texts = capture.environment()
+        started = self.spool.append(
+            "start",
+            uid=self._state["uid"],
+            run_id=self._given_id,
+            attempt=self._state["attempt"],
+            params=flatten(params),
+            tags={**captured, **tags, "job.state": "running"},
+            dataset=dict(zip(("name", "url", "digest"), dataset)) if dataset else None,
+            **self._identity,
+        )
+        if not started:
+            raise OSError(f"cannot write {self.folder}: free some space there")
+        for path, text in texts.items():
+            self.text(path, text)
+        if self._drains:
+            self._prepare()
+            self._begin(self._send_until_stopped)
+        self._begin(self._watch_machine)
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        """Numbers at `step` (images seen). Non-finite ones are counted in `health/nonfinite`.
+
+        The best of each `val/*` is kept as `best/*`; `best/step` is that of the best `val/psnr`.
+        """
+        finite = {clean(key): float(v) for key, v in values.items() if math.isfinite(v)}
+        if len(finite) < len(values):
+            self._nonfinite += len(values) - len(finite)
+            finite["health/nonfinite"] = float(self._nonfinite)
+        if self.spool.lost > self._lost:
+            self._lost = self.spool.lost
+            finite["health/spool_lost"] = float(self._lost)
+        finite.update(self._improved(finite, step))
+        self._step = int(step)
+        self.spool.append("metrics", values=finite, step=int(step))
+
+    def image(self, key: str, pixels: np.ndarray, step: int) -> None:
+        """A picture, uint8 H×W×3, at `step`; one key is one card with a slider in the UI."""
+        assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
+        if name := self.spool.picture(pixels):
+            self.spool.append(
+                "image", key=clean(key), step=int(step), shape=pixels.shape, files=[name]
+            )
+
+    def artifact(self, local_path: str | os.PathLike, folder: str = "") -> None:
+        """A file or folder as it is now, under `folder` among the run's artifacts."""
+        if name := self.spool.keep(Path(local_path)):
+            self.spool.append("artifact", folder=folder, files=[name])
+
+    def text(self, path: str, text: str) -> None:
+        """`text` as the artifact `path`."""
+        folder, _, name = path.rpartition("/")
+        if kept := self.spool.text(name, text):
+            self.spool.append("artifact", folder=folder, files=[kept])
+
+    def tag(self, key: str, value: str) -> None:
+        self.spool.append("tags", values={clean(key): str(value)})
+
+    def publish(self) -> None:
+        """Copies the unsent spool of a remote run to the run's URL; with every checkpoint."""
+        if not store.is_local(self.run):
+            self.spool.rotate()
+            push_spool(self.run, self.folder)
+
+    def finish(self, status: str, wait: float = 60.0) -> None:
+        """Ends the record: FINISHED, FAILED, KILLED, or REQUEUED, which leaves the run open.
+
+        Waits at most `wait` seconds for what is unsent, then says how to send it.
+        """
+        if status not in STATUSES:
+            raise ValueError(f"status {status!r} is not one of {', '.join(STATUSES)}")
+        self.spool.append("finish", status=status)
+        self._stop.set()
+        self._wake.set()
+        deadline = time.monotonic() + wait
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self.spool.close()
+        self.publish()
+        left = Unsent(self.folder).count()
+        if left:
+            say(f"{left} events wait; to send them: python -m pipeline sync {self.run}")
+        if self.spool.lost:
+            say(f"{self.spool.lost} events were lost: {self.folder} could not be written")
+        if self._rejected:
+            say(f"{self._rejected} events were refused: see {self.folder / 'rejected.jsonl'}")
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        """FINISHED; FAILED after an exception; KILLED on Ctrl-C; REQUEUED on exit status 75."""
+        if kind is None or isinstance(error, SystemExit) and not error.code:
+            self.finish("FINISHED")
+        elif isinstance(error, SystemExit) and error.code == 75:
+            self.finish("REQUEUED", wait=10)
+        else:
+            self.finish("KILLED" if kind is KeyboardInterrupt else "FAILED", wait=10)
+
+    # --- state -----------------------------------------------------------------------------------
+
+    def _read_state(self) -> dict[str, Any]:
+        try:
+            state = json.loads((self.folder / STATE).read_bytes())
+        except (FileNotFoundError, ValueError):
+            state = {"uid": uuid.uuid4().hex, "attempt": 0, "best": {}}
+        state["attempt"] += 1
+        write_json(self.folder / STATE, state)
+        return state
+
+    def _improved(self, values: dict[str, float], step: int) -> dict[str, float]:
+        better: dict[str, float] = {}
+        for key, value in values.items():
+            if not key.startswith("val/"):
+                continue
+            name = "best/" + key.removeprefix("val/")
+            sign = -1 if any(word in key for word in LOWER_IS_BETTER) else 1
+            best = self._state["best"].get(name)
+            if best is None or sign * value > sign * best:
+                better[name] = value
+                if key == "val/psnr":
+                    better["best/step"] = float(step)
+        if better:
+            self._state["best"].update(better)
+            try:
+                write_json(self.folder / STATE, self._state)
+            except OSError:
+                self.spool.lost += 1
+        return better
+
+    # --- threads ---------------------------------------------------------------------------------
+
+    def _begin(self, target: Any) -> None:
+        self._threads.append(threading.Thread(target=target, daemon=True, name=target.__name__))
+        self._threads[-1].start()
+
+    def _watch_machine(self) -> None:
+        while not self._stop.wait(self._sample_every):
+            sample = capture.system_metrics(folder=str(self.folder))
+            self.spool.append("metrics", values=sample, step=self._step)
+
+    def _prepare(self) -> None:
+        """Loads here what sending needs: an import in a thread would hold up the loop."""
+        import PIL.Image  # noqa: F401
+
+        try:
+            client = server.connect(self.uri)
+            if self._required:
+                server.ping(client, self.uri)
+        except server.ServerError as error:
+            if self._required:
+                raise
+            self._tell(str(error))
+
+    def _send_until_stopped(self) -> None:
+        while True:
+            with draining(self.folder) as mine:
+                if mine:
+                    self._send_all()
+                    return
+            self._tell("another process is sending this run's events")
+            if self._stop.wait(1.0):
+                return
+
+    def _send_all(self) -> None:
+        unsent, delivery, pause, synced = Unsent(self.folder), None, 1.0, 0.0
+        while True:
+            stopping = self._stop.is_set()  # read first: what came before it is then seen below
+            try:
+                delivery = delivery or Delivery(
+                    server.connect(self.uri), self.uri, self.run, unsent
+                )
+                while events := unsent.read():
+                    delivery.send(events)
+                    self._rejected = delivery.rejected
+                    if self._told:
+                        self._tell(None)
+                pause = 1.0
+                if stopping:
+                    return
+            except Gone as error:
+                self._tell(str(error))
+                return
+            except Exception as error:  # whatever it is, training goes on and the events stay
+                self._tell(server.explain(error, self.uri) or f"{type(error).__name__}: {error}")
+                pause = min(30.0, pause * 2)
+            if time.monotonic() - synced > 5:
+                self.spool.sync()
+                synced = time.monotonic()
+            self._wake.wait(pause if not stopping else min(pause, 2.0))
+            if not stopping:
+                self._wake.clear()
+
+    def _tell(self, trouble: str | None) -> None:
+        """Says that tracking is interrupted, once for each cause, and that it is back."""
+        if trouble is None:
+            say("the tracking server answers again")
+        elif trouble != self._told:
+            say(f"{trouble}; training goes on, events wait in {self.folder}")
+        self._told = trouble
+
+
+class Muted:
+    """Takes a Tracker's calls and does nothing: the other ranks, and `tracking.enabled=false`."""
+
+    def start(self, *args: Any, **kwargs: Any) -> None: ...
+
+    metrics = image = artifact = text = tag = publish = finish = start
+
+    def __enter__(self) -> "Muted":
+        return self
+
+    def __exit__(self, *args: Any) -> None: ...
+
+
+def say(line: str) -> None:
+    print(f"tracking: {capture.redact(line)}", file=sys.stderr, flush=True)
+
+
+def clean(key: str) -> str:
+    """A key with only what MLflow allows: `val/psnr (0.1,0.2]` becomes `val/psnr 0.1_0.2`."""
+    return re.sub(r"_*([/ ])_*", r"\1", re.sub(r"[^\w\-./ ]+", "_", key)).strip("_")[:250]
+
+
+def flatten(params: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested dictionaries as dotted keys; lists as JSON; secrets as `***`."""
+    flat: dict[str, str] = {}
+    for key, value in params.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{name}.")
+        elif capture.SECRET_NAME.search(str(key)):
+            flat[clean(name)] = "***"
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            flat[clean(name)] = capture.redact(text)
+    return flat
+
+
+def default_root(run: str) -> str:
+    """The folder that holds the runs: the run's parent; `runs` for a remote one."""
+    return str(store.local(run).absolute().parent) if store.is_local(run) else "runs"
