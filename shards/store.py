@@ -18,8 +18,18 @@ from urllib.parse import unquote, urlsplit
 from shards.objects import StoreError, display, persist, upload_parts
 
 __all__ = [
-    *("StoreError", "display", "exists", "is_local", "join", "local", "names"),
-    *("read", "remove", "size", "upload", "write"),
+    "StoreError",
+    "display",
+    "exists",
+    "is_local",
+    "join",
+    "local",
+    "names",
+    "read",
+    "remove",
+    "size",
+    "upload",
+    "write",
 ]
 
 ONE_PUT = 256 * 2**20  # larger uploads go in parts

@@ -1,0 +1,111 @@
+"""One shard: samples in, the bytes of a tar and of its index out.
+
+Both are pure functions of the samples, so that whoever writes a shard, and however often, writes
+the same bytes: ustar members with fixed owner, mode and (integer!) time, named by sample id and
+never by the source's names, which repeat, hold dots, or climb out of folders.
+"""
+
+import hashlib
+import io
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from webdataset import TarWriter
+
+from shards.manifest import COLUMNS
+
+META = b"lacuna"
+
+
+class Sample(NamedTuple):
+    src: str  # the source's name for it
+    data: bytes  # as it shall be stored
+    ext: str  # jpg, png, webp
+    columns: Mapping[str, Any]  # those of its kind beyond the place: width, height, mode, …
+
+
+class Reject(NamedTuple):
+    src: str
+    reason: str  # one word, counted
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    tar: bytes
+    index: bytes
+    samples: int
+    reasons: Counter[str]  # of the rejects
+
+
+class IndexMeta(NamedTuple):
+    """What an index says of its tar and of the run that wrote both."""
+
+    plan_sha256: str
+    tar_sha256: str
+    tar_bytes: int
+    rejects: list[list[Any]]  # [sample_id, src, reason, detail]
+
+
+def content_hash(data: bytes) -> int:
+    """64 bits of blake2b: equal pictures are equal here."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def pack(
+    kind: str, number: int, plan_sha256: str, samples: Iterable[tuple[int, Sample | Reject]]
+) -> Packed:
+    """The shard of `samples`, each with its id, in the order given."""
+    buffer = io.BytesIO()
+    rows: list[dict[str, Any]] = []
+    rejects: list[list[Any]] = []
+    with TarWriter(buffer, user="", group="", mtime=0, encoder=False) as writer:
+        for sample_id, sample in samples:
+            if isinstance(sample, Reject):
+                rejects.append([sample_id, *sample])
+                continue
+            key = f"{sample_id:09d}"
+            writer.write({"__key__": key, sample.ext: sample.data})
+            end = writer.tarstream.offset
+            rows.append(
+                {
+                    "sample_id": sample_id,
+                    "shard": number,
+                    "key": key,
+                    "src": sample.src,
+                    "ext": sample.ext,
+                    "offset": end - -(-len(sample.data) // 512) * 512,
+                    "size": len(sample.data),
+                    "crc32": zlib.crc32(sample.data),
+                    "content_hash": content_hash(sample.data),
+                    **sample.columns,
+                }
+            )
+    tar = buffer.getvalue()
+    meta = IndexMeta(plan_sha256, hashlib.sha256(tar).hexdigest(), len(tar), rejects)
+    reasons = Counter(str(reject[2]) for reject in rejects)
+    return Packed(tar, index_bytes(kind, rows, meta), len(rows), reasons)
+
+
+def index_bytes(kind: str, rows: list[dict[str, Any]], meta: IndexMeta) -> bytes:
+    """The Parquet index of `rows`, columns as `COLUMNS[kind]`, `meta` in its schema."""
+    table = pa.Table.from_pylist(rows, schema=COLUMNS[kind])
+    note = json.dumps(meta._asdict(), sort_keys=True, ensure_ascii=False).encode()
+    sink = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({META: note}), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def index_meta(data: bytes) -> IndexMeta:
+    """What the index in `data` says of its tar. Raises ValueError when it is none of ours."""
+    try:
+        metadata = pq.read_schema(io.BytesIO(data)).metadata or {}
+        return IndexMeta(**json.loads(metadata[META]))
+    except (pa.ArrowException, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"not an index of ours ({type(error).__name__})") from error

@@ -1,0 +1,166 @@
+"""Files of a source where they lie: in folders, or inside the publisher's tar or zip, unpacked by
+nobody. Listing gives each file's place; loading needs nothing but that place.
+"""
+
+import os
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from shards.hygiene import Policy, examine
+from shards.pack import Reject, Sample
+from shards.plan import Row
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+ARCHIVES = (".tar", ".zip")
+_ZEROS = bytes(512)
+
+
+class File(NamedTuple):
+    path: bytes  # inside the folder or archive that was listed, "/" between names
+    size: int
+    offset: int = 0  # of the bytes in a tar, of the local header in a zip
+
+
+def is_image(path: bytes) -> bool:
+    """Whether a name promises a picture; hidden files and what macOS leaves in zips do not."""
+    name = path.rsplit(b"/", 1)[-1]
+    hidden = name.startswith(b".") or path.startswith(b"__MACOSX/")
+    return name.lower().endswith(tuple(s.encode() for s in IMAGES)) and not hidden
+
+
+def files(place: Path) -> Iterator[File]:
+    """Every file in the folder, tar or zip `place`, in no particular order.
+
+    Raises ValueError (one line): nothing there, unreadable, compressed tar, damaged archive.
+    """
+    try:
+        if place.is_dir():
+            yield from _folder(os.fsencode(place))
+        elif place.suffix == ".tar":
+            yield from _tar(place)
+        elif place.suffix == ".zip":
+            yield from _zip(place)
+        elif place.exists():
+            raise ValueError(
+                f"{place}: not a folder, .tar or .zip (of a compressed tar no single file can be "
+                "read; decompress it to .tar first)"
+            )
+        else:
+            raise ValueError(f"{place}: no such folder or archive")
+    except OSError as error:
+        raise ValueError(f"{place}: cannot be read ({error.strerror or error})") from error
+
+
+def _folder(root: bytes) -> Iterator[File]:
+    seen: set[tuple[int, int]] = set()
+    stack = [b""]
+    while stack:
+        inside = stack.pop()
+        here = os.path.join(root, inside)
+        stat = os.stat(here)
+        if (stat.st_dev, stat.st_ino) in seen:  # a link back to a folder above
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        with os.scandir(here) as entries:
+            for entry in entries:
+                path = os.path.join(inside, entry.name)
+                if entry.name.startswith(b"."):
+                    continue
+                if entry.is_dir():
+                    stack.append(path)
+                elif entry.is_file():
+                    yield File(path, entry.stat().st_size)
+
+
+def _tar(place: Path) -> Iterator[File]:
+    try:
+        with tarfile.open(place, "r:") as tar:
+            while (member := tar.next()) is not None:
+                if member.isreg() and not member.issparse():
+                    name = member.name.encode("utf-8", "surrogateescape")
+                    yield File(name.removeprefix(b"./"), member.size, member.offset_data)
+                vars(tar)["members"].clear()  # each would keep 1 kB
+            end = int(vars(tar)["offset"])
+    except tarfile.TarError as error:
+        raise ValueError(f"{place}: no readable tar ({error}); download it again") from error
+    with open(place, "rb") as file:  # tarfile takes a damaged header or a missing end for the end
+        file.seek(end)
+        block = file.read(512)
+        if block != _ZEROS:
+            raise ValueError(f"{place}: cut short or damaged at byte {end}; download it again")
+
+
+def _zip(place: Path) -> Iterator[File]:
+    try:
+        with zipfile.ZipFile(place) as archive:
+            for info in archive.infolist():
+                if info.is_dir():
+                    continue
+                if info.flag_bits & 1 or info.compress_type not in (0, 8):
+                    raise ValueError(
+                        f"{place}: {info.filename!r} is encrypted or not deflated; unpack it"
+                    )
+                name = info.filename.encode("utf-8", "surrogateescape")
+                yield File(name, info.file_size, info.header_offset)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{place}: no readable zip ({error}); download it again") from error
+
+
+def read_file(root: Path, row: Row) -> bytes:
+    """The bytes of one planned file. Raises ValueError when the source is not as it was."""
+    place = root / row.archive if row.archive else root / os.fsdecode(row.src)
+    try:
+        with open(place, "rb") as file:
+            if not row.archive:
+                data = file.read()
+            elif place.suffix == ".zip":
+                data = _unzip(file, row)
+            else:
+                file.seek(row.offset)
+                data = file.read(row.size)
+    except (FileNotFoundError, NotADirectoryError, zlib.error, struct.error):
+        data = None
+    if data is None or len(data) != row.size:
+        raise ValueError(
+            f"{place}: gone or changed since the set was planned; restore it, or shard into "
+            "another out="
+        )
+    return data
+
+
+def _unzip(file: BinaryIO, row: Row) -> bytes:
+    """A zip member by its local header, whose own sizes may be zero: inflates until it ends."""
+    file.seek(row.offset)
+    fixed = file.read(30)
+    method, name, extra = struct.unpack_from("<8xH16xHH", fixed)
+    if fixed[:4] != b"PK\x03\x04":
+        return b""
+    file.seek(name + extra, os.SEEK_CUR)
+    if method == 0:
+        return file.read(row.size)
+    inflater, parts = zlib.decompressobj(-15), []
+    while not inflater.eof and (block := file.read(1 << 16)):
+        parts.append(inflater.decompress(block))
+    return b"".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """Loads one row of a plan from `root` and puts it under `policy`; goes to other processes."""
+
+    root: Path
+    policy: Policy
+
+    def __call__(self, row: Row) -> Sample | Reject:
+        src = row.src.decode("utf-8", "backslashreplace")
+        try:
+            data = read_file(self.root, row)
+        except OSError as error:
+            return Reject(src, "unreadable", error.strerror or str(error))
+        return examine(src, data, self.policy, row.label)

@@ -1,0 +1,301 @@
+"""Plan → shards → finalise: a sharded set, written by any number of processes without a
+coordinator, killed and resumed at any point, byte for byte the same.
+
+A shard's index is its commit point: it is published after its tar, and a shard that has one is
+never written again. `manifest.json` comes last; until then readers see no set at all.
+"""
+
+import ctypes
+import hashlib
+import io
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards import manifest as manifests
+from shards import store
+from shards.manifest import Manifest, Shard, Split
+from shards.pack import Packed, Reject, Sample, index_meta, pack
+from shards.plan import Entry, Plan, Row, generated, make_plan, publish, take
+
+__all__ = [
+    "Entry",
+    "Finished",
+    "Plan",
+    "Progress",
+    "Reject",
+    "Row",
+    "Sample",
+    "finalise",
+    "make_plan",
+    "missing",
+    "write",
+    "write_set",
+]
+
+Load = Callable[[Row], Sample | Reject]
+REJECTS = pa.schema(
+    [
+        ("split", pa.string()),
+        ("sample_id", pa.int64()),
+        ("src", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+
+class Progress(NamedTuple):
+    """Where the writing stands; counts are of this run's share."""
+
+    shards: int
+    of_shards: int
+    images: int
+    of_images: int
+    rejected: int
+    bytes: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Images per second so far."""
+        return (self.images + self.rejected) / max(self.seconds, 1e-9)
+
+    @property
+    def seconds_left(self) -> float:
+        return (self.of_images - self.images - self.rejected) / max(self.rate, 1e-9)
+
+
+class Finished(NamedTuple):
+    manifest: Manifest
+    rejects: Mapping[str, int]  # by reason
+    duplicates: int  # samples whose stored bytes another sample has too
+
+
+def write(
+    out: str,
+    plan: Plan,
+    load: Load,
+    *,
+    workers: int = 1,
+    task: tuple[int, int] = (0, 1),
+    max_reject_rate: float = 0.01,
+) -> Iterator[Progress]:
+    """Writes task[0] of task[1] equal shares of the plan's missing shards, one record a shard.
+
+    `load` turns a row into a sample or a reject; with `workers` > 1 it is pickled.
+    Raises ValueError: `out` belongs to something else, or too many rejects.
+    """
+    publish(out, plan)
+    gone = set(missing(out, plan))
+    mine = [shard for i, shard in enumerate(plan.shards()) if i % task[1] == task[0]]
+    todo = [(split, number, a, b) for split, number, a, b in mine if (split, number) in gone]
+    jobs = (
+        _Job(out, plan.kind, plan.sha256, split, number, plan.rows.slice(a, b - a), load)
+        for split, number, a, b in todo
+    )
+    total, begun = sum(b - a for _, _, a, b in todo), time.monotonic()
+    images = written = 0
+    reasons: Counter[str] = Counter()
+    for count, wrote in enumerate(_each(jobs, workers), start=1):
+        images, written = images + wrote.samples, written + wrote.bytes
+        reasons.update(wrote.reasons)
+        if reasons.total() > max_reject_rate * plan.rows.num_rows:
+            raise _too_many(out, reasons, plan.rows.num_rows, max_reject_rate)
+        seconds = time.monotonic() - begun
+        yield Progress(count, len(todo), images, total, reasons.total(), written, seconds)
+
+
+def missing(out: str, plan: Plan) -> list[tuple[str, int]]:
+    """(split, shard) of the plan that `out` does not hold yet."""
+    there = {
+        (split, name)
+        for split in dict.fromkeys(split for split, *_ in plan.shards())
+        for name in store.names(store.join(out, split, "index"))
+    }
+    return [(s, n) for s, n, *_ in plan.shards() if (s, f"shard-{n:06d}.parquet") not in there]
+
+
+# --- one shard ------------------------------------------------------------------------------------
+
+
+class _Job(NamedTuple):
+    out: str
+    kind: str
+    plan_sha256: str
+    split: str
+    number: int
+    rows: pa.Table
+    load: Load
+
+
+class _Wrote(NamedTuple):
+    samples: int
+    bytes: int
+    reasons: Counter[str]
+
+
+def _write_shard(job: _Job) -> _Wrote:
+    samples = ((row.sample_id, job.load(row)) for row in take(job.rows))
+    packed = pack(job.kind, job.number, job.plan_sha256, samples)
+    _publish(job.out, job.split, job.number, packed)
+    return _Wrote(packed.samples, len(packed.tar), packed.reasons)
+
+
+def _publish(out: str, split: str, number: int, packed: Packed) -> None:
+    stem = f"shard-{number:06d}"
+    store.write(store.join(out, split, f"{stem}.tar"), packed.tar)
+    store.write(store.join(out, split, "index", f"{stem}.parquet"), packed.index)
+
+
+def _each(jobs: Iterator[_Job], workers: int) -> Iterator[_Wrote]:
+    """What each job wrote, in the order they end; few jobs wait at a time, so memory is bounded."""
+    if workers <= 1:
+        yield from map(_write_shard, jobs)
+        return
+    context = multiprocessing.get_context("spawn")  # fsspec's event loop survives no fork
+    with ProcessPoolExecutor(workers, context, _die_with, (os.getpid(),)) as pool:
+        waiting: set[Future[_Wrote]] = set()
+        try:
+            for job in jobs:
+                waiting.add(pool.submit(_write_shard, job))
+                if len(waiting) > workers:
+                    ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in ended)
+            while waiting:
+                ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in ended)
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a shard writer was killed (out of memory?); the same command goes on from here"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _die_with(parent: int) -> None:
+    """A writer whose parent was killed ends too, instead of waiting for work for ever."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def finalise(out: str, plan: Plan, *, max_reject_rate: float = 0.01) -> Finished:
+    """Publishes rejects.parquet and, last, the manifest. Whoever does it writes the same bytes.
+
+    Raises ValueError: shards are missing, a tar is not the one its index describes, or more than
+    `max_reject_rate` of the source was rejected (the reasons are counted, the set stays unborn).
+    """
+    gone = missing(out, plan)
+    if gone:
+        raise ValueError(
+            f"{store.display(out)}: {len(gone)} of {len(plan.shards())} shards are missing; "
+            "run the same command again (every task, if it was an array)"
+        )
+    return _finish(out, plan, [(s, n) for s, n, *_ in plan.shards()], max_reject_rate)
+
+
+def _finish(
+    out: str, plan: Plan, written: Iterable[tuple[str, int]], max_reject_rate: float
+) -> Finished:
+    splits: dict[str, list[Shard]] = {}
+    rejects: list[dict[str, Any]] = []
+    hashes: list[np.ndarray] = []
+    for split, number in written:
+        url = store.join(out, split, "index", f"shard-{number:06d}.parquet")
+        data = store.read(url)
+        meta = index_meta(data)
+        tar = f"shard-{number:06d}.tar"
+        length = store.size(store.join(out, split, tar))
+        if meta.plan_sha256 != plan.sha256 or length != meta.tar_bytes:
+            raise ValueError(
+                f"{store.display(url)} does not belong to the {tar} beside it; remove both and "
+                "run the same command again"
+            )
+        column = pq.read_table(io.BytesIO(data), columns=["content_hash"])["content_hash"]
+        hashes.append(column.to_numpy())
+        rejects += [dict(zip(REJECTS.names, (split, *item))) for item in meta.rejects]
+        if len(column):
+            sha256 = hashlib.sha256(data).hexdigest()
+            shard = Shard(tar, length, len(column), meta.tar_sha256, sha256, number)
+            splits.setdefault(split, []).append(shard)
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rejects, REJECTS), sink, compression="zstd")
+    store.write(store.join(out, "rejects.parquet"), sink.getvalue())
+
+    stored = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
+    reasons = Counter(str(item["reason"]) for item in rejects)
+    if len(rejects) > max_reject_rate * (len(stored) + len(rejects)) or not len(stored):
+        raise _too_many(out, reasons, len(stored) + len(rejects), max_reject_rate)
+    listed = {s: Split(sum(x.samples for x in v), tuple(v)) for s, v in splits.items()}
+    encoded = manifests.encode(plan.name, plan.kind, plan.sha256, listed)
+    store.write(store.join(out, manifests.FILE), encoded)
+    duplicates = len(stored) - len(np.unique(stored))
+    return Finished(manifests.decode(encoded, out), dict(reasons), duplicates)
+
+
+def _too_many(out: str, reasons: Counter[str], total: int, rate: float) -> ValueError:
+    counted = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    return ValueError(
+        f"{store.display(out)}: {reasons.total()} of {total} files rejected ({counted}), more than "
+        f"max_reject_rate={rate:g}; see rejects.parquet or the indexes there, mend the source, "
+        "or allow more"
+    )
+
+
+# --- sets that are made, not found ----------------------------------------------------------------
+
+
+def write_set(
+    out: str,
+    name: str,
+    kind: str,
+    samples: Mapping[str, Iterable[Sample]],
+    *,
+    options: Mapping[str, Any],
+    per_shard: int,
+) -> Finished:
+    """A whole set from samples that are generated in order, `per_shard` to a shard.
+
+    `options` must determine every byte: a finished set with the same ones is left as it is, and
+    shards that an interrupted run published are not published again.
+    """
+    plan = generated(name, kind, {**options, "per_shard": per_shard})
+    publish(out, plan)
+    written: list[tuple[str, int]] = []
+    if store.exists(store.join(out, manifests.FILE)):
+        there_is = manifests.open_manifest(out).splits
+        written = [(name, shard.number) for name, s in there_is.items() for shard in s.shards]
+        return _finish(out, plan, written, max_reject_rate=0.0)
+    first = 0
+    for split, stream in samples.items():
+        there = set(store.names(store.join(out, split, "index")))
+        for number, chunk in enumerate(_chunks(stream, per_shard)):
+            if f"shard-{number:06d}.parquet" not in there:
+                packed = pack(kind, number, plan.sha256, enumerate(chunk, start=first))
+                _publish(out, split, number, packed)
+            first += len(chunk)
+            written.append((split, number))
+    return _finish(out, plan, written, max_reject_rate=0.0)
+
+
+def _chunks(stream: Iterable[Sample], length: int) -> Iterator[list[Sample]]:
+    iterator = iter(stream)
+    while chunk := list(itertools.islice(iterator, length)):
+        yield chunk
