@@ -1,0 +1,246 @@
+"""Samples' bytes, checked: `pread` for local tars, whole blocks for object storage.
+
+Both are told, in the order of use, which windows come next: locally that is a hint to the page
+cache, remotely it starts the reads. Every sample is checked for length and crc32 and read again
+where it fails, three times in all; then it is an error that names it.
+"""
+
+import contextlib
+import os
+import threading
+from collections import OrderedDict, deque
+from concurrent.futures import Future, InvalidStateError
+from io import FileIO
+from typing import NamedTuple, Protocol
+
+from shards import store
+from shards.lookup import TRIES, Indexes, Rows, Sample, SampleError
+from shards.manifest import Manifest
+from shards.order import Piece, Window
+
+OPEN_FILES = 128
+FETCHERS = 8
+READ_AHEAD = 32 << 20
+
+
+class Held(Protocol):
+    """A window whose samples can be taken, each once, from any thread."""
+
+    def take(self, turn: int) -> Sample: ...
+
+
+class Reader(Protocol):
+    indexes: Indexes
+
+    def expect(self, window: Window, uses: int) -> Held:
+        """Announces that `uses` samples of `window` will be taken, in order of need."""
+        ...
+
+    def sample(self, shard: int, row: int) -> Sample:
+        """One sample by itself."""
+        ...
+
+    def wants_more(self) -> bool:
+        """Whether announcing further ahead would help."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_reader(manifest: Manifest, split: str, read_ahead: int = READ_AHEAD) -> Reader:
+    """The reader for where the split's tars lie. Raises ValueError for an unknown split."""
+    indexes = Indexes(manifest, split)
+    if all(store.is_local(url) for url in indexes.urls):
+        return Local(indexes)
+    return Remote(indexes, read_ahead)
+
+
+class Local:
+    """One `pread` a sample."""
+
+    def __init__(self, indexes: Indexes) -> None:
+        self.indexes = indexes
+        self._lock = threading.Lock()
+        self._files: OrderedDict[int, FileIO] = OrderedDict()
+
+    def expect(self, window: Window, uses: int) -> Held:
+        for piece in window.pieces:
+            start, stop = _span(self.indexes[piece.shard], piece)
+            file = self._file(piece.shard)
+            os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_WILLNEED)
+        return _LocalWindow(self, window)
+
+    def sample(self, shard: int, row: int) -> Sample:
+        rows = self.indexes[shard]
+        file = self._file(shard)
+        for _ in range(TRIES):
+            data = os.pread(file.fileno(), int(rows.size[row]), int(rows.offset[row]))
+            wrong = rows.check(row, data)
+            if not wrong:
+                return Sample(int(rows.key[row]), data, shard, row)
+        raise SampleError(f"{self.indexes.where(shard, row)}: {wrong}, read {TRIES} times")
+
+    def wants_more(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        with self._lock:
+            self._files.clear()
+
+    def _file(self, shard: int) -> FileIO:
+        """The open tar; it closes when the last reader lets go of it."""
+        with self._lock:
+            if shard in self._files:
+                self._files.move_to_end(shard)
+                return self._files[shard]
+            url, length = self.indexes.urls[shard], self.indexes.shards[shard].bytes
+            try:
+                file = FileIO(store.local(url))
+            except FileNotFoundError as error:
+                raise ValueError(f"{url}: the tar is gone; shard the set again") from error
+            found = os.fstat(file.fileno()).st_size
+            if found != length:
+                raise ValueError(
+                    f"{url}: {found} bytes, its manifest says {length}; shard the set again"
+                )
+            self._files[shard] = file
+            if len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)
+            return file
+
+
+class _LocalWindow(NamedTuple):
+    reader: Local
+    window: Window
+
+    def take(self, turn: int) -> Sample:
+        return self.reader.sample(*self.window.locate(turn))
+
+
+class Remote:
+    """A window's blocks by one ranged read each, ahead of need and off the decoding threads.
+
+    Memory is what is held: a window until its last sample is taken, less the samples taken, and
+    at most `read_ahead` bytes of windows that nobody has touched. A window that is needed now is
+    read whatever the budget says.
+    """
+
+    def __init__(self, indexes: Indexes, read_ahead: int) -> None:
+        self.indexes, self.read_ahead = indexes, read_ahead
+        self._untouched = 0
+        self._wake = threading.Condition()
+        self._queue: deque[_RemoteWindow] = deque()
+        self._open: set[Future] = set()
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+
+    def expect(self, window: Window, uses: int) -> Held:
+        held = _RemoteWindow(self, window, uses)
+        with self._wake:
+            if self._closed:
+                raise ValueError("the stream is closed")
+            self._untouched += held.bytes
+            self._open.add(held.samples)
+            self._queue.append(held)
+            if len(self._threads) < FETCHERS:
+                thread = threading.Thread(target=self._work, name="shards-fetch", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+            self._wake.notify()
+        return held
+
+    def sample(self, shard: int, row: int) -> Sample:
+        return self._piece(Piece(shard, row, 1))[0]
+
+    def wants_more(self) -> bool:
+        return self._untouched < self.read_ahead
+
+    def close(self) -> None:
+        with self._wake:
+            self._closed = True
+            self._queue.clear()
+            for waited in self._open:
+                with contextlib.suppress(InvalidStateError):
+                    waited.set_exception(ValueError("the stream is closed"))
+            self._open.clear()
+            self._wake.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=0.2)  # one inside a stalled read is left to end by itself
+
+    def touched(self, held: "_RemoteWindow") -> None:
+        with self._wake:
+            self._untouched -= held.bytes
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                while not self._queue and not self._closed:
+                    self._wake.wait()
+                if self._closed:
+                    return
+                held = self._queue.popleft()
+            try:
+                pieces = [self._piece(piece) for piece in held.window.pieces]
+                samples = [sample for piece in pieces for sample in piece]
+                answer = [samples[place] for place in held.window.order]
+                with contextlib.suppress(InvalidStateError):  # closed meanwhile
+                    held.samples.set_result(answer)
+            except BaseException as error:
+                with contextlib.suppress(InvalidStateError):
+                    held.samples.set_exception(error)
+            with self._wake:
+                self._open.discard(held.samples)
+            del held
+
+    def _piece(self, piece: Piece) -> list[Sample]:
+        """The samples of a piece, copied out one by one so that each is freed when it is used."""
+        rows = self.indexes[piece.shard]
+        start, stop = _span(rows, piece)
+        for _ in range(TRIES):
+            try:
+                block = memoryview(store.read(self.indexes.urls[piece.shard], start, stop))
+            except EOFError as error:
+                row, wrong = piece.row, str(error)
+                continue
+            found = []
+            for row in range(piece.row, piece.row + piece.samples):
+                offset = int(rows.offset[row]) - start
+                data = bytes(block[offset : offset + int(rows.size[row])])
+                wrong = rows.check(row, data)
+                if wrong:
+                    break
+                found.append(Sample(int(rows.key[row]), data, piece.shard, row))
+            else:
+                return found
+        raise SampleError(f"{self.indexes.where(piece.shard, row)}: {wrong}, read {TRIES} times")
+
+
+class _RemoteWindow:
+    def __init__(self, reader: Remote, window: Window, uses: int) -> None:
+        self.window, self.samples = window, Future[list[Sample | None]]()
+        shards = reader.indexes.shards
+        self.bytes = sum(
+            piece.samples * shards[piece.shard].bytes // shards[piece.shard].samples
+            for piece in window.pieces
+        )
+        self._reader: Remote | None = reader
+        self._left, self._lock = uses, threading.Lock()
+
+    def take(self, turn: int) -> Sample:
+        samples = self.samples.result()
+        with self._lock:
+            if self._reader is not None:
+                self._reader.touched(self)
+                self._reader = None
+            sample, samples[turn] = samples[turn], None
+            self._left -= 1
+            if not self._left:  # the rest went by before this run began, or is another rank's
+                samples.clear()
+        assert sample is not None, "each sample is taken once"
+        return sample
+
+
+def _span(rows: Rows, piece: Piece) -> tuple[int, int]:
+    """The bytes [start, stop) of the tar that hold a piece's samples."""
+    last = piece.row + piece.samples - 1
+    return int(rows.offset[piece.row]), int(rows.offset[last]) + int(rows.size[last])

@@ -1,0 +1,98 @@
+"""Where each sample of a split lies: the indexes, read shard by shard when first touched."""
+
+import threading
+import zlib
+from collections import OrderedDict
+from concurrent.futures import Future
+from typing import NamedTuple
+
+import numpy as np
+
+from shards import store
+from shards.manifest import Manifest, read_index
+
+TRIES = 3
+INDEX_ROWS = 2_000_000  # held at most: 24 bytes each
+
+
+class SampleError(OSError):
+    """A sample whose bytes are not the ones that were indexed, however often they are read."""
+
+
+class Sample(NamedTuple):
+    key: int
+    data: bytes
+    shard: int
+    row: int
+
+
+class Rows(NamedTuple):
+    """What reading needs of one shard's index, one entry a sample."""
+
+    key: np.ndarray  # int64
+    offset: np.ndarray  # int64, of the payload
+    size: np.ndarray  # int32
+    crc32: np.ndarray  # uint32
+
+    def check(self, row: int, data: bytes) -> str:
+        """What is wrong with a sample's bytes; empty when nothing is."""
+        if len(data) != self.size[row]:
+            return f"{len(data)} bytes of {self.size[row]}"
+        return "" if zlib.crc32(data) == self.crc32[row] else "its crc32 differs from the index"
+
+
+class Indexes:
+    """The split's indexes, read when first touched, the most recent ones kept."""
+
+    def __init__(self, manifest: Manifest, split: str) -> None:
+        if split not in manifest.splits:
+            raise ValueError(
+                f"{store.display(manifest.url)} has no split {split!r}: "
+                f"choose one of {', '.join(manifest.splits)}"
+            )
+        self.manifest, self.split = manifest, split
+        self.shards = manifest.splits[split].shards
+        self.urls = [manifest.shard_url(split, shard) for shard in self.shards]
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[int, Future[Rows]] = OrderedDict()
+        self._rows = 0
+
+    def __getitem__(self, shard: int) -> Rows:
+        with self._lock:
+            found = self._kept.get(shard)
+            if mine := found is None:
+                found = self._kept[shard] = Future()
+                self._rows += self.shards[shard].samples
+                while self._rows > INDEX_ROWS and len(self._kept) > 1:
+                    self._rows -= self.shards[self._kept.popitem(last=False)[0]].samples
+            else:
+                self._kept.move_to_end(shard)
+        assert found is not None
+        if mine:
+            try:
+                found.set_result(self._read(shard))
+            except BaseException as error:
+                found.set_exception(error)
+        return found.result()
+
+    def _read(self, shard: int) -> Rows:
+        entry = self.shards[shard]
+        for left in reversed(range(TRIES)):
+            try:
+                table = read_index(self.manifest, self.split, entry)
+                break
+            except ValueError:  # one flipped byte on the way is no wrong index
+                if not left:
+                    raise
+        rows = Rows(*(table.column(name).to_numpy() for name in ("sample_id", *Rows._fields[1:])))
+        if len(rows.key) and int((rows.offset + rows.size).max()) > entry.bytes:
+            raise ValueError(
+                f"{store.display(self.urls[shard])}: its index points past its {entry.bytes} "
+                "bytes; shard the set again"
+            )
+        return rows
+
+    def where(self, shard: int, row: int) -> str:
+        """A sample's shard, key and offset, for messages."""
+        rows, url = self[shard], store.display(self.urls[shard])
+        return f"{url}: sample {rows.key[row]:09d} at byte {rows.offset[row]}"

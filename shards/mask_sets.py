@@ -1,0 +1,156 @@
+"""Mask sets: holes drawn or imported once, kept as PNG in a sharded set, with a digest.
+
+A set of kind "masks" has one split, "masks"; members are 8-bit PNG, 255 = hole; the index names
+each mask's bucket and its exact ratio.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from shards import store
+from shards.fetch import open_reader
+from shards.manifest import Manifest, open_manifest, read_index
+from shards.masks import (
+    BUCKETS,
+    FIXED,
+    NAMES,
+    MaskPolicy,
+    border_width,
+    draw,
+    irregular,
+    square,
+)
+from shards.order import mix
+from shards.writer import Finished, Sample, write_set
+
+SPLIT = "masks"
+PER_SHARD = 2000
+_PICK = 4  # domain of the choice's random bits
+
+Holes = Callable[[int, int, int], np.ndarray]  # (seed, epoch, key) → uint8 H×W, 1 = hole
+
+
+class Mask(NamedTuple):
+    """One mask on its way into a set."""
+
+    src: str
+    hole: np.ndarray  # uint8 H×W of {0, 1}
+    bucket: str
+
+
+def drawn(
+    size: int, per_bucket: int, seed: int, border: float = 0.5, fixed: bool = True
+) -> Iterator[Mask]:
+    """`per_bucket` masks of each bucket, size × size, the share `border` of them constrained.
+
+    Bucket by bucket, so that mask i of a bucket is the same whatever per_bucket is; with `fixed`,
+    then as many random squares of a quarter of the pixels.
+    """
+    width = border_width(size, size)
+    for number, ((low, high), name) in enumerate(zip(BUCKETS, NAMES)):
+        for i in range(per_bucket):
+            kept = width if (i + 1) * border // 1 > i * border // 1 else 0
+            hole = irregular(size, size, low, high, kept, (seed, number, i))
+            yield Mask(f"{name}/{i:06d}{'-border' if kept else ''}", hole, name)
+    for i in range(per_bucket if fixed else 0):
+        yield Mask(f"{FIXED}/{i:06d}", square(size, size, (seed, len(BUCKETS), i)), FIXED)
+
+
+def write_mask_set(
+    out: str,
+    size: int,
+    per_bucket: int,
+    seed: int,
+    border: float = 0.5,
+    fixed: bool = True,
+) -> Finished:
+    """Draws an evaluation set and publishes it; a finished one of the same settings is kept."""
+    if size < 8 or per_bucket < 1:
+        raise ValueError(f"size={size}, per_bucket={per_bucket}: at least 8 pixels and one mask")
+    if not 0 <= border <= 1:
+        raise ValueError(f"border={border} is a share of the masks: 0 to 1")
+    options = {
+        "size": size,
+        "per_bucket": per_bucket,
+        "seed": seed,
+        "border": border,
+        "fixed": fixed,
+        "rasteriser": cv2.__version__,
+    }
+    return write_masks(out, "irregular", drawn(size, per_bucket, seed, border, fixed), options)
+
+
+def write_masks(out: str, name: str, masks: Iterator[Mask], options: dict[str, Any]) -> Finished:
+    """Publishes any masks as a set; `options` must determine every byte of them."""
+    samples = {SPLIT: map(_sample, masks)}
+    return write_set(out, name, "masks", samples, options=options, per_shard=PER_SHARD)
+
+
+def _sample(mask: Mask) -> Sample:
+    height, width = mask.hole.shape
+    done, data = cv2.imencode(
+        ".png",
+        mask.hole * 255,
+    )
+    assert done
+    columns = {
+        "width": width,
+        "height": height,
+        "mode": "L",
+        "bucket": mask.bucket,
+        "ratio": float(mask.hole.mean(dtype=np.float64)),
+    }
+    return Sample(mask.src, data.tobytes(), "png", columns)
+
+
+class MaskSet:
+    """A mask set, opened; masks are read when asked for."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        if manifest.kind != "masks":
+            raise ValueError(
+                f"{store.display(manifest.url)} holds {manifest.kind}, no masks: "
+                "give what `masks out=` wrote"
+            )
+        self._reader = open_reader(manifest, SPLIT)
+        shards = manifest.splits[SPLIT].shards
+        tables = [read_index(manifest, SPLIT, shard) for shard in shards]
+        self.ratios = np.concatenate([table["ratio"].to_numpy() for table in tables])
+        self.buckets = [name for table in tables for name in table["bucket"].to_pylist()]
+        self._first = np.cumsum([0, *(shard.samples for shard in shards)])
+
+    def __len__(self) -> int:
+        return len(self.ratios)
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        """The place-th mask, uint8 H×W of {0, 1}."""
+        shard = int(np.searchsorted(self._first, place, "right")) - 1
+        row = place - int(self._first[shard])
+        sample = self._reader.sample(shard, row)
+        hole = cv2.imdecode(np.frombuffer(sample.data, np.uint8), cv2.IMREAD_GRAYSCALE)
+        if hole is None:
+            raise ValueError(f"{self._reader.indexes.where(shard, row)}: no PNG")
+        return (hole > 127).astype(np.uint8)
+
+
+def holes(policy: MaskPolicy, height: int, width: int) -> Holes:
+    """What draws a training sample's hole, height × width, fixed by (seed, epoch, key)."""
+    if policy.url is None:
+        return lambda seed, epoch, key: draw(policy, height, width, seed, epoch, key)
+    masks = MaskSet(open_manifest(policy.url))
+    fitting = np.flatnonzero((masks.ratios > policy.low) & (masks.ratios <= policy.high))
+    if not len(fitting):
+        raise ValueError(
+            f"{store.display(policy.url)} has no mask of a ratio in ({policy.low}, {policy.high}]"
+        )
+
+    def pick(seed: int, epoch: int, key: int) -> np.ndarray:
+        hole = masks[int(fitting[mix(seed, epoch, key, _PICK) % len(fitting)])]
+        if hole.shape == (height, width):
+            return hole
+        return cv2.resize(hole, (width, height), interpolation=cv2.INTER_NEAREST)
+
+    return pick

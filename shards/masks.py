@@ -1,0 +1,198 @@
+"""Holes: irregular ones of an exact ratio, centre and random squares. uint8, 1 = hole.
+
+An irregular mask draws its hole count k uniformly between its bounds, then brush strokes until at
+least k pixels are covered, and cuts the last stroke back to the pixels nearest where it began: so
+exactly k pixels are hole, for any ratio, without a rejected mask. Free-form strokes are after Yu et
+al. (Free-Form Image Inpainting with Gated Convolution, 2019); the six buckets and the constraint
+that keeps holes off the border are Liu et al.'s (Image Inpainting for Irregular Holes, 2018).
+
+Bits depend on OpenCV's line rasteriser, so masks that results are quoted on are drawn once and
+kept (`mask_sets`); training draws afresh for each sample of each epoch.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+
+BUCKETS = ((0.01, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6))
+NAMES = tuple(f"({low},{high}]" for low, high in BUCKETS)
+FIXED = "fixed"  # the bucket of centre and random squares
+BORDER = 50 / 512  # of the shorter side, kept known by the border constraint (Liu et al. 2018)
+
+_CORNER = 2 * math.pi / 5  # a stroke's mean turn and its spread (Yu et al. 2019)
+_SPREAD = 2 * math.pi / 15
+_GROUP = 6  # strokes drawn from the generator at a time
+
+
+def bucket(ratio: float) -> str | None:
+    """The bucket's name, open below and closed above; None outside (0.01, 0.6]."""
+    for (low, high), name in zip(BUCKETS, NAMES):
+        if low < ratio <= high:
+            return name
+    return None
+
+
+def border_width(height: int, width: int) -> int:
+    """Pixels at each edge that the border constraint keeps known: 50 at 512, 25 at 256."""
+    return round(min(height, width) * BORDER)
+
+
+def irregular(
+    height: int, width: int, low: float, high: float, border: int, seed_words: Sequence[int]
+) -> np.ndarray:
+    """A mask of hole ratio in (low, high], uint8 height × width of {0, 1}, fixed by `seed_words`.
+
+    The ratio is uniform over the pixel counts that lie between the bounds. `border` pixels at each
+    edge stay known. ValueError where no count lies there, or it does not fit inside the border.
+    """
+    random = np.random.Generator(np.random.Philox(np.random.SeedSequence(list(seed_words))))
+    count = _count(height, width, low, high, border, random)
+    inner = np.zeros((height - 2 * border, width - 2 * border), np.uint8)
+    heavy = count / inner.size
+    before = np.empty_like(inner)
+    covered = 0
+    while True:
+        for path, thickness in _strokes(inner.shape, heavy, random):
+            np.copyto(before, inner)
+            cv2.polylines(inner, [path], False, 1, thickness)
+            reached = cv2.countNonZero(inner)
+            if reached > count:
+                _cut(inner, before, path[0], count - covered)
+            if reached >= count:
+                return _framed(inner, border)
+            covered = reached
+
+
+def _framed(inner: np.ndarray, border: int) -> np.ndarray:
+    if not border:
+        return inner
+    return cv2.copyMakeBorder(inner, border, border, border, border, cv2.BORDER_CONSTANT, value=0)
+
+
+def _count(
+    height: int, width: int, low: float, high: float, border: int, random: np.random.Generator
+) -> int:
+    """How many pixels will be hole."""
+    pixels = height * width
+    room = max(0, height - 2 * border) * max(0, width - 2 * border)
+    least, most = math.floor(low * pixels), math.ceil(high * pixels)
+    least += least / pixels <= low  # low * pixels may round to either side of a whole number
+    most -= most / pixels > high
+    if not 0 <= low < high <= 1 or least > most:
+        raise ValueError(f"no mask of {width}x{height} has a hole ratio in ({low}, {high}]")
+    if most > room:
+        raise ValueError(
+            f"a hole ratio of {high} does not fit into {width}x{height} with {border} pixels of "
+            f"border (at most {room / pixels:.3f}): lower high or border"
+        )
+    return int(random.integers(least, most, endpoint=True))
+
+
+def _strokes(
+    shape: tuple[int, ...], heavy: float, random: np.random.Generator
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Some brush strokes, thicker and longer in heavier masks: ((x, y) int32 points, thickness)."""
+    height, width = shape
+    side = min(height, width)
+    vertices = 2 + (random.random(_GROUP) * (3 + 10 * heavy)).astype(np.int64)
+    thickness = side * (0.03 + 0.12 * random.random(_GROUP)) * (0.25 + 1.2 * math.sqrt(heavy))
+    turn, reach = random.random((2, _GROUP, int(vertices.max())))
+    turn = _CORNER + _SPREAD * (2 * turn - 1)
+    turn[:, ::2] *= -1  # zigzag
+    heading = np.cumsum(turn, axis=1) + 2 * math.pi * random.random((_GROUP, 1))
+    step = side * (0.05 + (0.10 + 0.20 * heavy) * reach)
+    points = np.empty((_GROUP, turn.shape[1] + 1, 2))
+    points[:, 0] = random.random((_GROUP, 2)) * (width, height)
+    points[:, 1:, 0] = step * np.cos(heading)
+    points[:, 1:, 1] = step * np.sin(heading)
+    points = np.cumsum(points, axis=1)
+    across = np.array([max(1, width - 1), max(1, height - 1)])
+    points = np.mod(points, 2 * across)
+    points = np.minimum(points, 2 * across - points)  # reflected at the edges
+    for path, last, thick in zip(np.rint(points).astype(np.int32), vertices, thickness):
+        yield path[: last + 1], max(1, round(thick))
+
+
+def _cut(mask: np.ndarray, before: np.ndarray, start: np.ndarray, keep: int) -> None:
+    """Leaves, of what the last stroke added, the `keep` pixels nearest its start."""
+    added = np.flatnonzero(mask > before)
+    rows, columns = np.divmod(added, mask.shape[1])
+    distance = (rows - start[1]) ** 2 + (columns - start[0]) ** 2
+    rank = distance * mask.size + added  # no two alike, so every NumPy picks the same pixels
+    near = np.argpartition(rank, keep - 1)[:keep]
+    mask[...] = before
+    mask.reshape(-1)[added[near]] = 1
+
+
+def center(height: int, width: int) -> np.ndarray:
+    """The central half by half: a quarter of the pixels (128×128 of 256×256)."""
+    return _box(height, width, (height - height // 2) // 2, (width - width // 2) // 2)
+
+
+def square(height: int, width: int, seed_words: Sequence[int]) -> np.ndarray:
+    """A quarter of the pixels, half by half, wholly inside at a uniformly random place."""
+    random = np.random.Generator(np.random.Philox(np.random.SeedSequence(list(seed_words))))
+    top = random.integers(0, height - height // 2, endpoint=True)
+    left = random.integers(0, width - width // 2, endpoint=True)
+    return _box(height, width, int(top), int(left))
+
+
+def _box(height: int, width: int, top: int, left: int) -> np.ndarray:
+    mask = np.zeros((height, width), np.uint8)
+    mask[top : top + height // 2, left : left + width // 2] = 1
+    return mask
+
+
+@dataclass(frozen=True)
+class MaskPolicy:
+    """Which hole a training sample gets.
+
+    `irregular`: ratio uniform over (low, high], the border constraint on a share `border` of them.
+    `external`: one of a mask set's (at `url`) with a ratio in (low, high]. `center`, `square`: a
+    quarter of the pixels. `none`: no hole.
+    """
+
+    kind: Literal["irregular", "center", "square", "external", "none"] = "irregular"
+    low: float = 0.01
+    high: float = 0.6
+    border: float = 0.5
+    url: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("irregular", "center", "square", "external", "none"):
+            raise ValueError(
+                f"masks.kind={self.kind!r} is none of irregular, center, square, external, none"
+            )
+        if not 0 <= self.low < self.high <= 1:
+            raise ValueError(f"masks: low={self.low}, high={self.high} need 0 <= low < high <= 1")
+        if not 0 <= self.border <= 1:
+            raise ValueError(f"masks.border={self.border} is a share of the masks: 0 to 1")
+        if self.kind == "irregular" and self.border and self.high > (1 - 2 * BORDER) ** 2:
+            raise ValueError(
+                f"masks.high={self.high} does not fit inside the border constraint (at most "
+                f"{(1 - 2 * BORDER) ** 2:.2f}): lower it, or set masks.border=0"
+            )
+        if (self.kind == "external") != (self.url is not None):
+            raise ValueError("masks.url names a mask set for kind=external, and only for that")
+
+
+def draw(
+    policy: MaskPolicy, height: int, width: int, seed: int, epoch: int, key: int
+) -> np.ndarray:
+    """The hole of sample `key` in `epoch`, uint8 height × width of {0, 1}; not for `external`."""
+    words = (seed, epoch, key)
+    if policy.kind == "irregular":
+        constrained = (
+            np.random.SeedSequence([*words, 1]).generate_state(1)[0] < policy.border * 2**32
+        )
+        border = border_width(height, width) if constrained else 0
+        return irregular(height, width, policy.low, policy.high, border, words)
+    if policy.kind == "square":
+        return square(height, width, words)
+    if policy.kind == "center":
+        return center(height, width)
+    return np.zeros((height, width), np.uint8)

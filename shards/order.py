@@ -1,0 +1,202 @@
+"""The canonical order of samples: pure arithmetic on a split's counts, a seed and an epoch.
+
+No sample is listed anywhere. A split is cut into blocks of consecutive samples of one shard, about
+`block_bytes` each. An epoch permutes the blocks by splitmix64 keys (not NumPy's generators, whose
+streams may change between versions), lays them end to end, and cuts that line into `lanes` equal
+lanes. Inside a lane, the samples of `window` neighbouring blocks are permuted together. Position q
+of the epoch is sample q // lanes of lane q % lanes.
+
+So every sample comes once per epoch; the order depends on the manifest and the seed alone, never
+on ranks, threads or where a run stopped; a rank that takes every `world_size`-th position touches
+only its own lanes when `world_size` divides `lanes`; and memory is O(blocks), 16 bytes a block.
+"""
+
+from collections.abc import Iterator, Sequence
+from math import gcd
+from typing import NamedTuple
+
+import numpy as np
+
+LANES = 192  # divided by 1 2 3 4 6 8 12 16 24 32 48 64 96 192: read amplification 1 there
+WINDOW = 1
+BLOCK_BYTES = 1 << 20
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_BLOCKS, _INSIDE = 1, 2  # domains of the keys, so that blocks and samples never share a stream
+
+
+def mix(*words: int) -> int:
+    """One 64-bit word from many, each taken modulo 2**64: splitmix64 (Steele et al. 2014)."""
+    state = 0
+    for word in words:
+        state = ((state ^ (word & 0xFFFFFFFFFFFFFFFF)) + _GOLDEN) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state
+
+
+def shuffled(word: int, count: int) -> np.ndarray:
+    """A permutation of range(count), int64, fixed by `word`: the argsort of splitmix64's stream.
+
+    The stream never repeats within 2**64, so there are no ties for a sort to break its own way.
+    """
+    keys = np.arange(1, count + 1, dtype=np.uint64)
+    keys *= np.uint64(_GOLDEN)
+    keys += np.uint64(word)
+    keys ^= keys >> np.uint64(30)
+    keys *= np.uint64(0xBF58476D1CE4E5B9)
+    keys ^= keys >> np.uint64(27)
+    keys *= np.uint64(0x94D049BB133111EB)
+    keys ^= keys >> np.uint64(31)
+    return np.argsort(keys)
+
+
+def amplification(lanes: int, world_size: int) -> int:
+    """How many ranks read each block of an epoch: 1 when `world_size` divides `lanes`."""
+    return world_size // gcd(lanes, world_size)
+
+
+def turn(position: int, batch: int, rank: int, world_size: int) -> range:
+    """Global positions that `rank` takes of the global batch starting at `position`.
+
+    Equal on all ranks: ValueError unless `world_size` divides `batch`.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank={rank} is outside 0..{world_size - 1} (world_size={world_size})")
+    if batch < 1 or batch % world_size:
+        raise ValueError(
+            f"global batch {batch} cannot be shared equally by {world_size} processes: "
+            f"use a multiple of {world_size}"
+        )
+    return range(position + rank, position + batch, world_size)
+
+
+class Piece(NamedTuple):
+    """Consecutive samples of one shard."""
+
+    shard: int
+    row: int
+    samples: int
+
+
+class Window(NamedTuple):
+    """Samples of one lane that are shuffled together and read together."""
+
+    epoch: int
+    start: int  # place on the epoch's line: names the window within the epoch
+    pieces: tuple[Piece, ...]
+    order: np.ndarray  # (samples,) int64: place in the lane → place in the pieces laid end to end
+
+    def locate(self, turn: int) -> tuple[int, int]:
+        """(shard, row) of the window's `turn`-th sample."""
+        place = int(self.order[turn])
+        for piece in self.pieces:
+            if place < piece.samples:
+                return piece.shard, piece.row + place
+            place -= piece.samples
+        raise AssertionError("a window's order lies within its pieces")
+
+
+class Order:
+    """Every epoch's order over shards of `samples[i]` samples and `sizes[i]` bytes.
+
+    A small split gets smaller blocks, at least two a lane, so that it is shuffled as well as a
+    large one.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[int],
+        sizes: Sequence[int],
+        *,
+        seed: int,
+        lanes: int = LANES,
+        window: int = WINDOW,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> None:
+        for name, value in (("lanes", lanes), ("window", window), ("block_bytes", block_bytes)):
+            if value < 1:
+                raise ValueError(f"{name}={value} is not allowed: at least 1")
+        self.seed, self.lanes, self.window, self.block_bytes = seed, lanes, window, block_bytes
+        self.samples = np.asarray(samples, dtype=np.int64)
+        self.total = int(self.samples.sum())
+        if not self.total:
+            raise ValueError("the split has no samples: choose another, or shard it again")
+        largest = max(1, self.total // (2 * lanes))
+        by_bytes = -(-np.asarray(sizes, dtype=np.int64) // block_bytes)
+        by_count = -(-self.samples // largest)
+        self.blocks = np.minimum(self.samples, np.maximum(by_bytes, by_count))  # of each shard
+        self.first = np.concatenate([[0], np.cumsum(self.blocks)])  # each shard's first block
+
+    def __len__(self) -> int:
+        return self.total
+
+    def epoch(self, epoch: int) -> "Epoch":
+        """The order of epoch 0, 1, 2, …: O(blocks) to make and to hold."""
+        return Epoch(self, epoch)
+
+
+class Epoch:
+    """One epoch's order; `locate` and `window` answer for any place in it."""
+
+    def __init__(self, order: Order, epoch: int) -> None:
+        self.order, self.epoch = order, epoch
+        self.line = shuffled(mix(order.seed, epoch, _BLOCKS), int(order.first[-1]))
+        shard = np.repeat(np.arange(len(order.blocks), dtype=np.int32), order.blocks)[self.line]
+        nth = self.line - order.first[shard]
+        samples, blocks = order.samples[shard], order.blocks[shard]
+        count = (nth + 1) * samples // blocks - nth * samples // blocks
+        self.ends = np.concatenate([[0], np.cumsum(count)])
+        self._current: dict[int, Window] = {}  # of each lane
+
+    def lane(self, lane: int) -> tuple[int, int]:
+        """Where a lane starts and stops on the epoch's line."""
+        length, longer = divmod(self.order.total, self.order.lanes)
+        start = lane * length + min(lane, longer)
+        return start, start + length + (lane < longer)
+
+    def locate(self, place: int) -> tuple[int, int]:
+        """(shard, row) of the epoch's `place`-th sample."""
+        window, turn = self.window(place)
+        return window.locate(turn)
+
+    def window(self, place: int) -> tuple[Window, int]:
+        """The window holding the epoch's `place`-th sample, and its turn in there.
+
+        Keeps one window a lane, so that walking forward makes each window once.
+        """
+        depth, lane = divmod(place, self.order.lanes)
+        spot = self.lane(lane)[0] + depth
+        known = self._current.get(lane)
+        if known is None or not known.start <= spot < known.start + len(known.order):
+            known = self._current[lane] = self._make(lane, spot)
+        return known, spot - known.start
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """(shard, row) of every sample, in order."""
+        return (self.locate(place) for place in range(self.order.total))
+
+    def _make(self, lane: int, spot: int) -> Window:
+        start, stop = self.lane(lane)
+        first = int(np.searchsorted(self.ends, start, "right")) - 1
+        block = int(np.searchsorted(self.ends, spot, "right")) - 1
+        step = self.order.window
+        block -= (block - first) % step
+        edges = self.ends[block : block + step + 1]
+        begin, end = max(start, int(edges[0])), min(stop, int(edges[-1]))
+        pieces = []
+        for nth in range(len(edges) - 1):
+            low, high = max(begin, int(edges[nth])), min(end, int(edges[nth + 1]))
+            if low < high:
+                shard, row = self._rows(int(self.line[block + nth]))
+                pieces.append(Piece(shard, row + low - int(edges[nth]), high - low))
+        key = mix(self.order.seed, self.epoch, _INSIDE, begin)
+        return Window(self.epoch, begin, tuple(pieces), shuffled(key, end - begin))
+
+    def _rows(self, block: int) -> tuple[int, int]:
+        """(shard, first row) of a block."""
+        order = self.order
+        shard = int(np.searchsorted(order.first, block, "right")) - 1
+        nth = block - int(order.first[shard])
+        return shard, nth * int(order.samples[shard]) // int(order.blocks[shard])
