@@ -1,0 +1,221 @@
+"""SLURM: a job as an sbatch script, and what sbatch, scontrol, sacct and scancel say of it.
+
+Rendering is pure. What became of a job is `slurm_status`.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jobs.spec import Cluster, Job, SubmitError, call, check, last_line, one_line
+from jobs.text import rendered
+
+OURS = {"array", "chdir", "dependency", "error", "export", "job-name", "kill-on-invalid-dep",
+        "nodes", "no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable",
+        "requeue", "signal", "test-only", "wait", "wrap"}  # fmt: skip
+
+# TORCH_FR_*: when a rank hangs, the flight recorder writes each one's last collectives to the logs.
+ENVIRONMENT = {
+    "NCCL_DEBUG": "WARN",
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    "TORCH_FR_BUFFER_SIZE": "20000",
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+}
+HINTS = {
+    r"invalid partition": "see `sinfo -s` for the partitions, set cluster.partition=",
+    r"invalid account|account/partition|InvalidAccount": "see `sacctmgr show assoc user=$USER`, "
+    "set cluster.account= (and cluster.qos=)",
+    r"invalid qos": "see `sacctmgr show qos`, set cluster.qos=",
+    r"node configuration is not available|more processors|generic resource|GRES":
+    "no node has that much: lower cluster.gpus_per_node, cpus_per_node, memory_gb or nodes",
+    r"time limit": "lower cluster.time=, or choose another cluster.partition=",
+    r"unrecognized option|invalid option|ambiguous": "look at cluster.sbatch",
+    r"dependency": "a job that this one waits for is unknown: see `status`",
+}  # fmt: skip
+
+
+def render(job: Job, cluster: Cluster) -> str:
+    """The whole sbatch script. Raises `SubmitError` for what no script can say."""
+    check(job, cluster)
+    if cluster.container != "none" and not cluster.image:
+        raise SubmitError(f"cluster.container={cluster.container} needs cluster.image=")
+    if cluster.image and cluster.container == "none":
+        raise SubmitError("cluster.image needs cluster.container=pyxis or apptainer")
+    logs = f"{job.folder}/logs"
+    environment = {
+        **ENVIRONMENT,
+        "PET_NNODES": str(cluster.nodes),
+        "PET_NPROC_PER_NODE": str(cluster.processes),
+        "PET_SHUTDOWN_TIMEOUT": str(cluster.lead_seconds),
+        **cluster.env,
+        **job.env,
+    }
+    return rendered(
+        "job.sbatch.j2",
+        directives=_directives(job, cluster, logs),
+        title=f"{job.id}: {job.verb}, results in {job.run}"
+        + (f", commit {job.commit}" if job.commit else ""),
+        setup=[one_line("cluster.setup", line) for line in cluster.setup],
+        secrets_file=cluster.secrets_file,
+        logs=logs,
+        env=environment,
+        code=job.code if cluster.code == "snapshot" else None,
+        elements=job.elements,
+        retries=cluster.retries,
+        srun=_srun(job, cluster),
+        prefix=_container(job, cluster),
+        command=job.command(interpreter(cluster)),
+    )
+
+
+def interpreter(cluster: Cluster) -> str:
+    """The submitter's own Python unless another, or a container's, is asked for."""
+    import sys
+
+    return cluster.python or ("python" if cluster.container != "none" else sys.executable)
+
+
+def _directives(job: Job, cluster: Cluster, logs: str) -> list[str]:
+    escaped = logs.replace("%", "%%")  # % starts a pattern in sbatch's file names
+    array = None
+    if job.elements:
+        array = f"0-{len(job.elements) - 1}"
+        array += f"%{cluster.throttle}" if cluster.throttle else ""
+    gpus = cluster.gpus_per_node and not {"gres", "gpus", "gpus-per-node"} & set(cluster.sbatch)
+    options: dict[str, Any] = {
+        "job-name": cluster.name or job.id,
+        "comment": job.run,
+        "nodes": cluster.nodes,
+        "ntasks-per-node": 1,
+        "gpus-per-node": cluster.gpus_per_node if gpus else None,
+        "cpus-per-task": cluster.cpus_per_node,
+        "mem": f"{cluster.memory_gb}G" if cluster.memory_gb else None,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "time": cluster.time,
+        "output": f"{escaped}/slurm-{'%A_%a' if array else '%j'}.out",
+        "open-mode": "append",
+        "signal": f"B:USR1@{cluster.lead_seconds}",
+        "requeue": True,
+        "export": "NONE",
+        "array": array,
+        "dependency": f"afterok:{':'.join(job.after)}" if job.after else None,
+        "kill-on-invalid-dep": "yes" if job.after else None,
+    }
+    for name, value in cluster.sbatch.items():
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+            raise SubmitError(f"cluster.sbatch: {name!r} is no long option of sbatch")
+        if name in OURS:
+            raise SubmitError(f"cluster.sbatch.{name} is set by `submit` itself: leave it out")
+        options[name] = True if value is None else value
+    lines = []
+    for name, value in options.items():
+        if value is None or value is False:
+            continue
+        text = one_line(f"sbatch's --{name}", value)
+        lines.append(f"--{name}" if value is True else f"--{name}={shlex.quote(text)}")
+    return lines
+
+
+def _srun(job: Job, cluster: Cluster) -> list[str]:
+    # --kill-on-bad-exit=0 and --wait: the first launcher to leave must not cut the others' save.
+    words = [f"--nodes={cluster.nodes}", "--ntasks-per-node=1", "--export=ALL", "--label",
+             "--kill-on-bad-exit=0", f"--wait={cluster.lead_seconds}"]  # fmt: skip
+    if cluster.cpus_per_node:
+        words.append(f"--cpus-per-task={cluster.cpus_per_node}")
+    if cluster.container == "pyxis":
+        words.append(f"--container-image={one_line('cluster.image', cluster.image)}")
+        if mounts := _mounts(job, cluster):
+            words.append(f"--container-mounts={','.join(mounts)}")
+        if job.code and cluster.code == "snapshot":
+            words.append(f"--container-workdir={job.code}")
+    return words
+
+
+def _container(job: Job, cluster: Cluster) -> list[str]:
+    if cluster.container != "apptainer":
+        return []
+    words = ["apptainer", "exec", *(["--nv"] if cluster.gpus_per_node else [])]
+    for mount in _mounts(job, cluster):
+        words += ["--bind", mount]
+    if job.code and cluster.code == "snapshot":
+        words += ["--pwd", job.code]
+    return [*words, one_line("cluster.image", cluster.image)]
+
+
+def _mounts(job: Job, cluster: Cluster) -> list[str]:
+    ours = [f"{job.folder}:{job.folder}"]
+    return [one_line("cluster.mounts", m) for m in (*ours, *cluster.mounts)]
+
+
+def submit(job: Job, cluster: Cluster) -> str:
+    """Hands the script to sbatch, leaves it in the folder, and returns SLURM's job id."""
+    script = render(job, cluster)
+    folder = Path(job.folder)
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    (folder / "job.sbatch").write_text(script)
+    answer = call(["sbatch", "--parsable"], stdin=script)
+    if answer.returncode:
+        raise SubmitError(f"sbatch refused: {_reason(answer.stderr)}")
+    return answer.stdout.strip().split(";")[0]
+
+
+def ask(job: Job, cluster: Cluster) -> list[str]:
+    """Asks sbatch whether the job could run, and one node whether it has the interpreter."""
+    answer = call(["sbatch", "--test-only"], stdin=render(replace(job, after=()), cluster))
+    if answer.returncode:
+        raise SubmitError(f"sbatch would refuse: {_reason(answer.stderr)}")
+    return [last_line(answer.stderr).removeprefix("sbatch: "), _ask_node(job, cluster)]
+
+
+def _ask_node(job: Job, cluster: Cluster) -> str:
+    probe = "import sys, torch, mlflow; print(sys.version.split()[0], torch.__version__)"
+    words = [interpreter(cluster), "-c", probe]
+    where = ["--nodes=1", "--ntasks=1", "--time=5", "--immediate=30", "--quiet", "--export=NONE"]
+    for name in ("partition", "account", "qos"):
+        if getattr(cluster, name):
+            where.append(f"--{name}={getattr(cluster, name)}")
+    if "constraint" in cluster.sbatch:
+        where.append(f"--constraint={cluster.sbatch['constraint']}")
+    container = [w for w in _srun(job, cluster) if w.startswith("--container-image")]
+    lines = [
+        *cluster.setup,
+        shlex.join([*_container(job, replace(cluster, gpus_per_node=0)), *words]),
+    ]
+    answer = call(["srun", *where, *container, "/bin/bash", "-c", "\n".join(lines)], timeout=300)
+    if answer.returncode == 0:
+        return f"a node has Python and torch {last_line(answer.stdout)} at {words[0]}"
+    if "mmediate" in answer.stderr or "busy" in answer.stderr:
+        return "no node was free within 30 s: the interpreter there was not verified"
+    raise SubmitError(
+        f"a node cannot run {words[0]}: {last_line(answer.stderr)}; set cluster.python, "
+        "cluster.setup or cluster.container so that it finds this project's packages"
+    )
+
+
+def cancel(number: str) -> None:
+    """Asks SLURM to end it: tasks get SIGTERM at once, save, and are killed after KillWait."""
+    answer = call(["scancel", number])
+    if answer.returncode:
+        raise SubmitError(f"scancel: {last_line(answer.stderr)}")
+
+
+def _reason(stderr: str) -> str:
+    told = "; ".join(
+        re.sub(r"^sbatch: (error: )?", "", line.strip())
+        for line in _without_noise(stderr.strip().splitlines())
+    )
+    hints = [hint for pattern, hint in HINTS.items() if re.search(pattern, told, re.I)]
+    return f"{told} ({hints[0]})" if hints else told
+
+
+def _without_noise(lines: Sequence[str]) -> list[str]:
+    kept = [line for line in lines if "Batch job submission failed" not in line]
+    return [*(k for k in kept if "error" in k), *(x for x in lines if x not in kept)] or list(lines)

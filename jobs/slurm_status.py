@@ -1,0 +1,122 @@
+"""What became of a SLURM job, in our states, with the reason.
+
+Nothing of `--json` is used: its schema changes with every release of SLURM.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from jobs.spec import State, Status, SubmitError, call, explained, last_line
+from jobs.spec import summary as summed
+
+ENDED = {
+    "COMPLETED": State.SUCCEEDED,
+    "CANCELLED": State.CANCELLED,
+    "PENDING": State.QUEUED,
+    "REQUEUED": State.QUEUED,
+    "REQUEUE_HOLD": State.QUEUED,
+    "SPECIAL_EXIT": State.QUEUED,
+    "SUSPENDED": State.QUEUED,
+    "RUNNING": State.RUNNING,
+    "CONFIGURING": State.RUNNING,
+    "COMPLETING": State.RUNNING,
+    "STAGE_OUT": State.RUNNING,
+    "RESIZING": State.RUNNING,
+    "SIGNALING": State.RUNNING,
+    "PREEMPTED": State.INTERRUPTED,
+    "TIMEOUT": State.INTERRUPTED,
+    "NODE_FAIL": State.INTERRUPTED,
+}
+MEANT = {
+    "PREEMPTED": "preempted, and not requeued",
+    "TIMEOUT": "the wall limit came before everything was saved: raise cluster.lead_seconds",
+    "NODE_FAIL": "a node was lost, and the job not requeued",
+    "OUT_OF_MEMORY": "out of memory: raise cluster.memory_gb",
+    "BOOT_FAIL": "a node did not start",
+    "DEADLINE": "its deadline passed",
+}
+
+
+def status(number: str, folder: str | Path) -> Status:
+    """What scontrol says while it remembers the job, then sacct, then the job's own note."""
+    shown = call(["scontrol", "-o", "show", "job", number])
+    if shown.returncode == 0 and shown.stdout.strip():
+        return from_scontrol(shown.stdout, notes(folder))
+    if "Invalid job id" not in shown.stderr:
+        raise SubmitError(f"scontrol: {last_line(shown.stderr)}")
+    listed = call(["sacct", "-XPn", "-j", number, "-o", "JobID,State,ExitCode"])
+    if listed.returncode == 0 and listed.stdout.strip():
+        return from_sacct(listed.stdout, notes(folder))
+    left = {k: v for k, v in notes(folder).items() if k == number or not k.isdigit()}
+    word, _, reason = left.get(number, "UNKNOWN SLURM has forgotten it").partition(" ")
+    state = State(word) if word in State.__members__ else State.UNKNOWN
+    if state is State.RUNNING:  # a note that nobody replaced: it died with its node
+        return Status(State.UNKNOWN, "SLURM has forgotten it; it was running")
+    return Status(state, reason)
+
+
+def notes(folder: str | Path) -> dict[str, str]:
+    """The line that each job's script last wrote, by SLURM job id."""
+    found = Path(folder, "logs").glob("state-*")
+    return {
+        p.name.removeprefix("state-"): p.read_text().strip() for p in found if "." not in p.name
+    }
+
+
+def from_scontrol(text: str, notes: dict[str, str] | None = None) -> Status:
+    """`scontrol -o show job`: one line a job, or one for each element of an array."""
+    states: dict[str, State] = {}
+    reasons: dict[State, str] = {}
+    restarts = 0
+    for line in text.strip().splitlines():
+        found = dict(re.findall(r"(?:^|\s)(\w[\w/:]*)=(\S*)", line))
+        code = int(found.get("ExitCode", "0:0").partition(":")[0])
+        number = found["JobId"]
+        state, reason = _state(found["JobState"], code, (notes or {}).get(number, ""))
+        if state is State.QUEUED:
+            reason = found.get("Reason", "").replace("None", "")
+        elif state is State.RUNNING:
+            reason = f"on {found.get('NodeList', '')}"
+        elif state is State.CANCELLED and found.get("Reason", "None") not in ("None", ""):
+            reason = f"{reason}, {found['Reason']}".strip(", ")
+        restarts += int(found.get("Restarts", 0))
+        for element in _elements(str(found.get("ArrayTaskId", number))):
+            states[element] = state
+        reasons.setdefault(state, reason)
+    whole = summed(states)
+    return Status(whole, reasons.get(whole, ""), restarts, states if len(states) > 1 else {})
+
+
+def from_sacct(text: str, notes: dict[str, str] | None = None) -> Status:
+    """`sacct -XPn -o JobID,State,ExitCode`; `CANCELLED by 1000` keeps who did it."""
+    states: dict[str, State] = {}
+    reasons: dict[State, str] = {}
+    for line in text.strip().splitlines():
+        number, word, code = line.split("|")[:3]
+        state, reason = _state(
+            word.split()[0], int(code.partition(":")[0]), (notes or {}).get(number, "")
+        )
+        who = re.search(r"by (\d+)", word)
+        states[number] = state
+        reasons.setdefault(state, f"by user {who[1]}" if who else reason)
+    whole = summed(states)
+    return Status(whole, reasons.get(whole, ""), 0, states if len(states) > 1 else {})
+
+
+def _state(word: str, code: int, note: str) -> tuple[State, str]:
+    if word == "FAILED":
+        saved = code == 75
+        told = note.partition(" ")[2]
+        return (State.INTERRUPTED if saved else State.FAILED), told or explained(code)
+    return ENDED.get(word, State.FAILED if word in MEANT else State.UNKNOWN), MEANT.get(word, "")
+
+
+def _elements(text: str) -> list[str]:
+    """`3`, `0-2`, `4,6-7%2` (what is pending together is one line) as single element numbers."""
+    found: list[str] = []
+    for part in text.split("%")[0].split(","):
+        first, _, last = part.partition("-")
+        found += [str(n) for n in range(int(first), int(last or first) + 1)]
+    return found

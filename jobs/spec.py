@@ -1,0 +1,227 @@
+"""What is to run, on which machines, and what became of it: records shared by every scheduler.
+
+The launch contract is the same everywhere. One launcher a node runs `python -m pipeline VERB …`
+with `PET_NNODES PET_NODE_RANK PET_NPROC_PER_NODE PET_MASTER_ADDR PET_MASTER_PORT`; SIGTERM or
+SIGUSR1 asks it to save and leave; its exit status says what to do next.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+DONE, FAILED, SAVED, CONFIGURATION = 0, 1, 75, 78
+SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|ACCESS_KEY|API_KEY|PRIVATE_KEY", re.I)
+
+
+def key(default: Any, help: str, choices: tuple[Any, ...] = (), only: tuple[str, ...] = ()) -> Any:
+    """A field with its meaning, its allowed values, the schedulers that know it (empty: all)."""
+    metadata = {"help": help, "choices": choices, "only": only}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+SLURM, KUBERNETES, BOTH = ("slurm",), ("kubernetes",), ("slurm", "kubernetes")
+
+
+@dataclass
+class Cluster:
+    """The group `cluster=`: where a job runs and what it gets there."""
+
+    scheduler: str = key("local", "who runs it", ("local", "slurm", "kubernetes"))
+    nodes: int = key(1, "machines")
+    gpus_per_node: int = key(0, "accelerators on each")
+    processes_per_node: int | None = key(None, "workers on each; null: one per GPU, else 1")
+    cpus_per_node: int | None = key(None, "CPU cores on each; null: the site's default")
+    memory_gb: int | None = key(None, "memory on each, GiB; null: the site's default")
+    name: str | None = key(None, "the job's name; null: the run's")
+    tasks: int | None = key(None, "elements of an array (`shard`)")
+    throttle: int | None = key(None, "elements of an array that run at a time; null: all")
+    retries: int = key(3, "restarts after a crash; stops that saved everything are not counted")
+    lead_seconds: int = key(180, "time to save between the warning and the end")
+    env: dict[str, str] = key({}, "environment of the job; secrets do not belong here")
+    python: str | None = key(None, "interpreter; null: the submitter's, or the image's")
+    code: str = key("snapshot", "`git archive` of the commit, or what the image holds",
+                    ("snapshot", "image"))  # fmt: skip
+    allow_dirty: bool = key(False, "take uncommitted changes along, recorded as a diff")
+    folder: str | None = key(
+        None, "shared folder for script, logs and code; null: the run's, runs/ for a bucket", (),
+        ("local", "slurm"))  # fmt: skip
+    image: str | None = key(None, "container image, by digest", (), BOTH)
+    port: int = key(29500, "where worker 0 listens", (), KUBERNETES)
+
+    partition: str | None = key(None, "queue", (), SLURM)
+    account: str | None = key(None, "who pays", (), SLURM)
+    qos: str | None = key(None, "quality of service", (), SLURM)
+    time: str | None = key(None, "wall limit of one attempt, D-HH:MM:SS", (), SLURM)
+    sbatch: dict[str, Any] = key({}, "further options of sbatch: {constraint: a100}", (), SLURM)
+    setup: list[str] = key([], "shell lines before the job: module load, source", (), SLURM)
+    container: str = key("none", "how the image is entered", ("none", "pyxis", "apptainer"), SLURM)
+    mounts: list[str] = key([], "HOST:CONTAINER folders of the container", (), SLURM)
+    secrets_file: str | None = key(
+        None, "NAME=value lines, mode 0600; null: ~/.config/lacuna/secrets.env if it exists", (),
+        ("local", "slurm"))  # fmt: skip
+
+    kind: str = key("job", "Indexed Job, or JobSet (gangs, chains)", ("job", "jobset"), KUBERNETES)
+    namespace: str | None = key(None, "null: the context's", (), KUBERNETES)
+    context: str | None = key(None, "of the kubeconfig; null: the current one", (), KUBERNETES)
+    queue: str | None = key(None, "Kueue LocalQueue", (), KUBERNETES)
+    secrets: list[str] = key([], "Secrets whose keys become environment", (), KUBERNETES)
+    pull_secrets: list[str] = key([], "Secrets of the image registry", (), KUBERNETES)
+    volumes: dict[str, str] = key({}, "claim: path where it is mounted", (), KUBERNETES)
+    node_selector: dict[str, str] = key({}, "labels of the nodes", (), KUBERNETES)
+    tolerations: list[Any] = key([], "taints that are tolerated", (), KUBERNETES)
+    service_account: str | None = key(None, "null: the namespace's default", (), KUBERNETES)
+    priority_class: str | None = key(None, "null: the cluster's default", (), KUBERNETES)
+    gpu_resource: str = key("nvidia.com/gpu", "name of the accelerator resource", (), KUBERNETES)
+    shm_gb: int = key(8, "shared memory, GiB; counts against memory_gb", (), KUBERNETES)
+    ttl_hours: int = key(72, "a finished Job is removed after this long", (), KUBERNETES)
+    patch: dict[str, Any] = key({}, "merged last into the pod template", (), KUBERNETES)
+
+    @property
+    def processes(self) -> int:
+        return self.processes_per_node or self.gpus_per_node or 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to run. `elements` are the arguments that differ between elements of an array.
+
+    `run` is where results go, `folder` where script, logs and code lie (the same, where the run is
+    no bucket). `code` is the folder of the unpacked commit, or on Kubernetes the archive's URL.
+    """
+
+    id: str
+    verb: str
+    arguments: tuple[str, ...]
+    run: str
+    folder: str
+    code: str | None = None
+    commit: str | None = None
+    elements: tuple[tuple[str, ...], ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    after: tuple[str, ...] = ()
+    suffix: str = ""
+
+    def command(self, python: str) -> tuple[str, ...]:
+        return (python, "-m", "pipeline", self.verb, *self.arguments)
+
+
+class State(StrEnum):
+    """INTERRUPTED: stopped with everything saved, and nobody will start it again unasked."""
+
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    INTERRUPTED = "INTERRUPTED"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    UNKNOWN = "UNKNOWN"
+
+    @property
+    def live(self) -> bool:
+        return self in (State.QUEUED, State.RUNNING)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a scheduler says of a job, in our words; `reason` is why it waits or what ended it."""
+
+    state: State
+    reason: str = ""
+    restarts: int = 0
+    elements: Mapping[str, State] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """`RUNNING · 2 restarts · on n1,n2`: everything known, in one line."""
+        counted = {s: sum(e is s for e in self.elements.values()) for s in State}
+        parts = [
+            self.state.value,
+            ", ".join(f"{n} {s.value.lower()}" for s, n in counted.items() if n),
+            f"{self.restarts} restart{'s' * (self.restarts != 1)}" if self.restarts else "",
+            self.reason,
+        ]
+        return " · ".join(p for p in parts if p)
+
+
+def summary(elements: Mapping[str, State]) -> State:
+    """The state of an array: the first of what still moves, then of what went wrong."""
+    order = (State.RUNNING, State.QUEUED, State.FAILED, State.CANCELLED, State.INTERRUPTED,
+             State.UNKNOWN, State.SUCCEEDED)  # fmt: skip
+    return next((s for s in order if s in elements.values()), State.UNKNOWN)
+
+
+def explained(code: int) -> str:
+    """What an exit status of the launcher, or of a shell, means."""
+    if code > 128:
+        names = {2: "interrupted", 9: "killed (memory limit, or after the grace period)",
+                 15: "terminated", 6: "aborted", 7: "bus error (shared memory full?)",
+                 11: "segmentation fault"}  # fmt: skip
+        return f"exit {code}: {names.get(code - 128, f'signal {code - 128}')}"
+    known = {DONE: "done", FAILED: "failed", SAVED: "saved, to be continued",
+             CONFIGURATION: "configuration error, not retried"}  # fmt: skip
+    return f"exit {code}: {known.get(code, 'failed')}"
+
+
+class SubmitError(ValueError):
+    """A job that cannot be submitted, or a scheduler that refused it: one line, with the mend."""
+
+
+def check(job: Job, cluster: Cluster) -> None:
+    """Refuses what no scheduler could run; called before anything is rendered."""
+    for label in ("nodes", "retries", "lead_seconds", "tasks", "throttle", "gpus_per_node"):
+        value = getattr(cluster, label)
+        least = 0 if label in ("retries", "gpus_per_node") else 1
+        if value is not None and value < least:
+            raise SubmitError(f"cluster.{label}={value}: at least {least} is needed")
+    for name, value in {**cluster.env, **job.env}.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise SubmitError(f"cluster.env: {name!r} is no name of an environment variable")
+        if name in cluster.env and SECRET_NAME.search(name):
+            raise SubmitError(
+                f"cluster.env.{name} looks like a secret: put it into cluster.secrets_file (SLURM) "
+                "or a Secret named in cluster.secrets (Kubernetes)"
+            )
+        one_line(f"cluster.env.{name}", value)
+    for word in (job.id, job.run, job.folder, *job.arguments, *sum(job.elements, ())):
+        one_line("an argument", word)
+
+
+def one_line(what: str, value: Any) -> str:
+    """The value as text; a line break or NUL in it would write a second line of the script."""
+    text = str(value)
+    if re.search(r"[\n\r\0]", text):
+        raise SubmitError(f"{what} holds a line break: {text!r}")
+    return text
+
+
+def call(
+    command: Sequence[str], stdin: str | None = None, timeout: float = 120, hint: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Runs a scheduler's program; a missing one is the user's to mend, its status the caller's."""
+    try:
+        return subprocess.run(
+            command, input=stdin, text=True, capture_output=True, timeout=timeout, env=environment()
+        )
+    except FileNotFoundError:
+        raise SubmitError(
+            f"{command[0]} is not on the PATH: {hint or 'submit from a login node that has it'}"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SubmitError(f"{command[0]} gave no answer within {timeout:.0f} s") from None
+
+
+def environment() -> dict[str, str]:
+    """Ours without SBATCH_*: those would silently outrank the lines of the script."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("SBATCH_")}
+
+
+def last_line(text: str) -> str:
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
