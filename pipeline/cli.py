@@ -75,7 +75,7 @@ def _positional(spec: VerbSpec, words: list[str]) -> list[str]:
 
 
 def _print(result: Any, as_json: bool, module: Any) -> int:
-    if result is None:
+    if result is None or "RANK" in os.environ:
         return 0
     if as_json:
         print(json.dumps(result, sort_keys=True, allow_nan=False), flush=True)
@@ -166,7 +166,9 @@ def _keys(kind: type, prefix: str = "") -> list[str]:
         if is_dataclass(default):
             lines += _keys(type(default), f"{prefix}{f.name}.")
             continue
-        shown = {None: "null", "???": "required"}.get(default) if default in (None, "???") else default
+        shown = (
+            {None: "null", "???": "required"}.get(default) if default in (None, "???") else default
+        )
         choices = f.metadata.get("choices") or ()
         allowed = f" ({'|'.join(map(str, choices))})" if choices else ""
         lines.append(f"  {prefix + f.name:<28} {f.metadata.get('help', '')}{allowed} [{shown}]")

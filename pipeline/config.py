@@ -161,13 +161,16 @@ class CheckpointConfig:
 
 @dataclass
 class LogConfig:
-    every: Optional[int] = key(None, "steps between lines of steps.jsonl; null: 1 on CPU, 20 on GPU")
+    every: Optional[int] = key(
+        None, "steps between lines of steps.jsonl; null: 1 on CPU, 20 on GPU"
+    )
 
 
 @dataclass
 class ValidateConfig:
     every_images: int = key(20_000, "images between validations; 0: only at the end")
     pairs: int = key(64, "fixed image-mask pairs")
+    size: int = key(256, "side of the validated crop, pixels")
     samples: int = key(6, "pictures logged at each validation")
 
 

@@ -72,12 +72,15 @@ def main(config: TrainConfig) -> dict[str, Any]:
     if "RANK" in os.environ:
         from pipeline.train import train
 
-        return train(config)
-    from pipeline.runfolder import check_same, folder_of, read_run_json, saved_config
+        train(config)
+        return {}
+    from pipeline.identity import check_same, folder_of, held
+    from pipeline.runfolder import read_run_json
 
     run = folder_of(config)
-    if (saved := saved_config(run)) is not None:
-        check_same(config, saved, run)
+    check_same(config, run)
+    with held(run):
+        pass  # refused here, before any worker starts; rank 0 holds it
     here = place(os.environ, process_count(config))
     if config.batch % (here.nodes * here.processes * config.accumulate):
         raise ConfigError(
@@ -85,9 +88,11 @@ def main(config: TrainConfig) -> dict[str, Any]:
             f"x accumulate={config.accumulate}: choose a multiple"
         )
     status = supervise([sys.executable, "-m", "pipeline", *sys.argv[1:]], here)
+    if status == CONFIGURATION and "PET_NNODES" not in os.environ:
+        status = 2
     if status:
         raise SystemExit(status)
-    return dict(read_run_json(run.local).get("result", {}), run=run.url)
+    return dict(read_run_json(str(run.local)).get("result", {}), run=run.url)
 
 
 def process_count(config: TrainConfig) -> int:

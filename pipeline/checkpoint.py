@@ -1,0 +1,260 @@
+"""Checkpoints: safetensors with full tensors by name, and `state.json`, written last.
+
+    <run>/checkpoints/<images_seen:012d>/generator.safetensors            weights and buffers
+                                         generator_ema.safetensors        averaged weights, if any
+                                         generator_optimizer.safetensors  "<parameter>/exp_avg", ...
+                                         state.json                       hashes, data position
+
+One format for every strategy and world size, on a folder or a bucket. Without `state.json` a
+checkpoint does not exist; one whose files do not have its hashes is passed over, loudly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load as parse
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+
+from models import GENERATORS
+from pipeline.engine import Trainee
+from pipeline.identity import RunFolder, folder_at
+from pipeline.runfolder import read_run_json, update_run_json
+from shards import store
+
+SCHEMA = 1
+METRIC = "val/psnr"
+Files = dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One that exists: where it is and what its `state.json` says."""
+
+    url: str
+    state: dict[str, Any]
+
+    @property
+    def images_seen(self) -> int:
+        return int(self.state["images_seen"])
+
+    def read(self, name: str) -> dict[str, Tensor]:
+        """Tensors of one file, on the CPU; ValueError where its bytes are not those written."""
+        data = store.read(store.join(self.url, f"{name}.safetensors"))
+        expected = self.state["files"].get(name, {}).get("sha256")
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise ValueError(f"{store.display(self.url)}/{name}.safetensors is torn or corrupted")
+        return parse(data)
+
+
+class Saver:
+    """Copies tensors off the device, then writes them from a thread while training goes on."""
+
+    def __init__(self, run: RunFolder, keep: int) -> None:
+        self.run, self.keep = run, keep
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, images_seen: int, files: Files, state: Mapping[str, Any]) -> None:
+        """Publish a checkpoint in the background; the one before it is finished first."""
+        self.wait()
+        copies = {
+            name: {k: t.detach().to("cpu", copy=True).contiguous() for k, t in tensors.items()}
+            for name, tensors in files.items()
+        }
+        self._pending = self._thread.submit(self._write, images_seen, copies, dict(state))
+
+    def wait(self) -> None:
+        """Return once everything handed over is published; raise what went wrong."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def _write(self, images_seen: int, files: Files, state: dict[str, Any]) -> None:
+        url = store.join(self.run.url, "checkpoints", f"{images_seen:012d}")
+        listed = {}
+        for name, tensors in files.items():
+            data = serialise(tensors)
+            store.write(store.join(url, f"{name}.safetensors"), data)
+            listed[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        state = {**state, "schema": SCHEMA, "images_seen": images_seen, "files": listed}
+        text = json.dumps(state, indent=1, sort_keys=True) + "\n"
+        store.write(store.join(url, "state.json"), text.encode())
+        self.run.publish()
+        self._retain(Checkpoint(url, state))
+
+    def _retain(self, newest: Checkpoint) -> None:
+        """Drop old checkpoints once the newest was read back whole."""
+        every = checkpoints(self.run.url)
+        named = set(read_run_json(str(self.run.local)).get("pinned", []))
+        spare = {c.images_seen for c in every[-max(1, self.keep) :]} | named
+        best = max(every, key=_score, default=None)
+        drop = [c for c in every if c.images_seen not in spare and c is not best]
+        if not drop or not is_whole(newest):
+            return
+        for checkpoint in drop:
+            store.remove(store.join(checkpoint.url, "state.json"))
+            for name in store.names(checkpoint.url):
+                store.remove(store.join(checkpoint.url, name))
+            if store.is_local(checkpoint.url):
+                store.local(checkpoint.url).rmdir()
+
+
+def checkpoints(run_url: str) -> list[Checkpoint]:
+    """Those that exist, oldest first; their tensors are not read."""
+    base = store.join(run_url, "checkpoints")
+    found = []
+    for name in sorted(n for n in store.names(base) if re.fullmatch(r"\d{12}", n)):
+        url = store.join(base, name)
+        try:
+            state = json.loads(store.read(store.join(url, "state.json")))
+        except FileNotFoundError:
+            continue
+        if state.get("schema") != SCHEMA:
+            raise ValueError(
+                f"{store.display(url)} has schema {state.get('schema')}, this version reads "
+                f"{SCHEMA}: continue it with the version that wrote it"
+            )
+        found.append(Checkpoint(url, state))
+    return found
+
+
+def is_whole(checkpoint: Checkpoint) -> bool:
+    """True where every file has the bytes that were written."""
+    for name, listed in checkpoint.state["files"].items():
+        try:
+            data = store.read(store.join(checkpoint.url, f"{name}.safetensors"))
+        except FileNotFoundError:
+            return False
+        if hashlib.sha256(data).hexdigest() != listed["sha256"]:
+            return False
+    return True
+
+
+def latest(run_url: str) -> Checkpoint | None:
+    """The newest whole checkpoint; a broken one is passed over with a word on stderr."""
+    for checkpoint in reversed(checkpoints(run_url)):
+        if is_whole(checkpoint):
+            return checkpoint
+        print(
+            f"checkpoint {store.display(checkpoint.url)} is torn or corrupted: passed over",
+            file=sys.stderr,
+        )
+    return None
+
+
+def find(url: str, which: str = "last") -> Checkpoint:
+    """A checkpoint by the URL of its run (`which`: last, best or images_seen) or its own URL."""
+    run_url, _, name = url.rstrip("/").rpartition("/")
+    if re.fullmatch(r"\d{12}", name) and run_url.endswith("/checkpoints"):
+        url, which = run_url.removesuffix("/checkpoints"), name
+    every = checkpoints(url)
+    if not every:
+        raise ValueError(f"{store.display(url)} holds no checkpoint: name a run's folder")
+    if which == "last":
+        return every[-1]
+    if which == "best":
+        return max(every, key=_score)
+    for checkpoint in every:
+        if which.isdigit() and checkpoint.images_seen == int(which):
+            return checkpoint
+    there = ", ".join(str(c.images_seen) for c in every)
+    raise ValueError(f"{store.display(url)} has no checkpoint {which!r}; last, best or {there}")
+
+
+def build_generator(model: Mapping[str, Any]) -> nn.Module:
+    """A generator from its configuration: `name` and the options of its class."""
+    options = {k: v for k, v in model.items() if k != "name"}
+    return GENERATORS[model["name"]](**options)
+
+
+def load_generator(
+    url: str, which: str = "last", weights: str = "auto"
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The generator of a run or checkpoint, on the CPU in fp32 and evaluation mode.
+
+    weights: raw, ema, or auto (ema where the run has it). Second: what its state says, with `run`,
+    `url` and `weights` added.
+    """
+    checkpoint = find(url, which)
+    averaged = "generator_ema" in checkpoint.state["files"]
+    if weights == "ema" and not averaged:
+        raise ValueError(f"{store.display(checkpoint.url)} has no averaged weights: weights=raw")
+    chosen = "ema" if averaged and weights != "raw" else "raw"
+    generator = build_generator(checkpoint.state["model"])
+    load_weights(generator, checkpoint, "generator_ema" if chosen == "ema" else "generator")
+    run = checkpoint.url.rsplit("/checkpoints/", 1)[0]
+    info = {**checkpoint.state, "run": run, "url": checkpoint.url, "weights": chosen}
+    return generator.eval(), info
+
+
+def load_weights(module: nn.Module, checkpoint: Checkpoint, name: str) -> None:
+    """Copy one file's tensors into a network; ValueError where it is another network's."""
+    tensors, own = checkpoint.read(name), module.state_dict()
+    wrong = sorted(
+        k
+        for k in tensors.keys() | own.keys()
+        if k not in tensors or k not in own or tensors[k].shape != own[k].shape
+    )
+    if wrong:
+        raise ValueError(
+            f"{store.display(checkpoint.url)} holds another architecture: {len(wrong)} tensors "
+            f"differ, first {wrong[0]}; use the model= and widths that it was trained with"
+        )
+    module.load_state_dict(tensors)
+
+
+def pin(run_url: str, images_seen: int) -> None:
+    """Keep a checkpoint for good: something names it (an evaluation, the registry)."""
+    run = folder_at(run_url)
+    kept = set(read_run_json(str(run.local)).get("pinned", [])) | {images_seen}
+    update_run_json(str(run.local), pinned=sorted(kept))
+
+
+def files_of(trainees: Sequence[Trainee]) -> Files:
+    """Everything of the networks in training that a bit-exact resume needs."""
+    files: Files = {}
+    for trainee in trainees:
+        for name, module in trainee.networks.items():
+            files[name] = dict(module.state_dict())
+        files[f"{trainee.name}_optimizer"] = {
+            f"{name}/{key}": torch.as_tensor(value)
+            for name, parameter in trainee.module.named_parameters()
+            for key, value in trainee.optimizer.state.get(parameter, {}).items()
+        }
+    return files
+
+
+def restore(checkpoint: Checkpoint, trainees: Sequence[Trainee]) -> None:
+    """Put a checkpoint back into networks and optimisers, whatever the world size was."""
+    for trainee in trainees:
+        for name, module in trainee.networks.items():
+            load_weights(module, checkpoint, name)
+        parameters = dict(trainee.module.named_parameters())
+        for full, tensor in checkpoint.read(f"{trainee.name}_optimizer").items():
+            name, _, key = full.rpartition("/")
+            parameter = parameters[name]
+            if key != "step":
+                like = torch.empty_like(parameter)
+                tensor = like.copy_(tensor)
+            trainee.optimizer.state[parameter][key] = tensor
+
+
+def _score(checkpoint: Checkpoint) -> tuple[float, int]:
+    metric = checkpoint.state.get("metrics", {}).get(METRIC)
+    return (float("-inf") if metric is None else float(metric), checkpoint.images_seen)

@@ -1,0 +1,218 @@
+"""Processes, devices, precision, gradients: the only file that knows Accelerate.
+
+Everything above it speaks of networks and losses. Collectives are few and named here: gradients
+(DDP), synchronised statistics, one vote a step, and means of losses at log time.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor, nn
+
+from pipeline.compose import ConfigError
+from pipeline.config import TrainConfig
+from pipeline.syncnorm import synchronised
+
+warnings.filterwarnings("ignore", message=r".*broadcast_buffers.*", category=FutureWarning)
+
+
+@dataclass
+class Trainee:
+    """A network in training: raw, as wrapped for its strategy, its optimiser, its average."""
+
+    name: str
+    module: nn.Module
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: nn.Module | None = None
+    scaler: torch.amp.GradScaler | None = None
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """What a checkpoint names: the network and, where there is one, its average."""
+        named = {self.name: self.module}
+        return named if self.ema is None else {**named, f"{self.name}_ema": self.ema}
+
+
+class Engine:
+    """One process's place in the run and everything that depends on it."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        on_gpu = torch.cuda.is_available()
+        if config.cluster.gpus_per_node and not on_gpu:
+            raise ConfigError(
+                f"cluster.gpus_per_node={config.cluster.gpus_per_node}, but torch sees no GPU on "
+                f"this node: check the driver and CUDA_VISIBLE_DEVICES (`doctor`)"
+            )
+        self.precision = choose_precision(config.precision, on_gpu)
+        torch.set_num_threads(thread_count(config.threads, world))
+        timeout = timedelta(seconds=config.parallel.hang_timeout)
+        self.accelerator = Accelerator(
+            cpu=not on_gpu,
+            mixed_precision="no" if self.precision == "fp32" else self.precision,
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(
+                    broadcast_buffers=False, gradient_as_bucket_view=True
+                ),
+                InitProcessGroupKwargs(backend="nccl" if on_gpu else "gloo", timeout=timeout),
+            ],
+        )
+        self.rank = self.accelerator.process_index
+        self.world_size = self.accelerator.num_processes
+        self.device = self.accelerator.device
+        self.config = config.parallel
+        if self.world_size != world:
+            raise RuntimeError(
+                f"WORLD_SIZE={world} processes were started but {self.world_size} found each "
+                f"other: they would train {world} separate runs"
+            )
+        self._votes = dist.new_group(backend="gloo") if world > 1 and on_gpu else None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def train(
+        self,
+        name: str,
+        module: nn.Module,
+        optimizer: Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer],
+        average: bool = False,
+    ) -> Trainee:
+        """Put a network on the device, synchronise its norms, wrap it for the strategy."""
+        module = module.to(self.device)
+        if self.config.sync_batchnorm and self.world_size > 1:
+            module = synchronised(module, self.device.type)
+        if self.config.channels_last:
+            module = module.to(memory_format=torch.channels_last)
+        ema = copy.deepcopy(module).requires_grad_(False).eval() if average else None
+        if self.config.compile:
+            module.compile()
+        wrapped = self.accelerator.prepare_model(module)
+        scaler = torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
+        made = optimizer([p for p in module.parameters() if p.requires_grad])
+        return Trainee(name, module, wrapped, made, ema, scaler)
+
+    def autocast(self) -> Any:
+        """The context of forward passes and losses."""
+        return self.accelerator.autocast()
+
+    @contextmanager
+    def micro_batch(self, trainees: Sequence[Trainee], last: bool) -> Iterator[None]:
+        """Forward and backward of one micro-batch: gradients are exchanged at the last only."""
+        with ExitStack() as stack:
+            if not last:
+                for trainee in trainees:
+                    stack.enter_context(self.accelerator.no_sync(trainee.wrapped))
+            yield
+
+    def backward(self, loss: Tensor, trainee: Trainee) -> None:
+        (loss if trainee.scaler is None else trainee.scaler.scale(loss)).backward()
+
+    def step(self, trainees: Sequence[Trainee], clip: float | None, decay: float) -> bool:
+        """Step every optimiser, or none where a gradient is not finite; True where they stepped.
+
+        After the exchange the norm is the same number on every rank, so that ranks agree.
+        """
+        norms = []
+        for trainee in trainees:
+            if trainee.scaler is not None:
+                trainee.scaler.unscale_(trainee.optimizer)
+            grads = [p.grad for p in trainee.module.parameters() if p.grad is not None]
+            norms.append(nn.utils.get_total_norm(grads))
+        finite = bool(torch.isfinite(torch.stack(norms)).all())
+        for trainee, norm in zip(trainees, norms, strict=True):
+            if finite:
+                if clip is not None:
+                    parameters = list(trainee.module.parameters())
+                    nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+                trainee.optimizer.step()
+                if trainee.ema is not None:
+                    _average(trainee.ema, trainee.module, decay)
+            if trainee.scaler is not None:
+                trainee.scaler.update()
+            trainee.optimizer.zero_grad(set_to_none=True)
+        return finite
+
+    def means(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Mean over ranks of scalars that every rank has, in one exchange."""
+        stacked = torch.stack([v.detach().float() for v in values.values()])
+        if self.world_size > 1:
+            dist.all_reduce(stacked)
+            stacked /= self.world_size
+        return dict(zip(values, stacked.tolist(), strict=True))
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank where it is true on one: the vote at each step's end."""
+        if self.world_size == 1:
+            return flag
+        vote = torch.tensor(float(flag))
+        dist.all_reduce(vote, dist.ReduceOp.MAX, group=self._votes)
+        return bool(vote)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's small picklable value, in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, value, group=self._votes)
+        return found
+
+    def average_buffers(self, trainee: Trainee) -> None:
+        """Make floating-point buffers equal on all ranks before they are saved or evaluated.
+
+        With synchronised statistics they are equal already, to the bit.
+        """
+        if self.world_size == 1 or self.config.sync_batchnorm:
+            return
+        for buffer in trainee.module.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= self.world_size
+
+    def close(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def choose_precision(wanted: str, on_gpu: bool) -> str:
+    """`auto` is bf16 where the device has it natively: CUDA from sm_80, CPUs with AMX."""
+    if wanted == "auto":
+        if on_gpu:
+            return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp32"
+        return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+    if wanted == "fp16" and not on_gpu:
+        raise ConfigError("precision=fp16 needs a GPU; on this CPU use fp32, bf16 or auto")
+    if wanted == "bf16" and on_gpu and torch.cuda.get_device_capability()[0] < 8:
+        raise ConfigError("precision=bf16: this GPU has no bf16; use precision=fp16 or fp32")
+    return wanted
+
+
+def thread_count(wanted: str, processes: int) -> int:
+    """`threads=`: a number, or this machine's cores shared by its processes."""
+    if wanted == "auto":
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+        return max(1, len(os.sched_getaffinity(0)) // local)
+    if not wanted.isdigit() or int(wanted) < 1:
+        raise ConfigError(f"threads={wanted} is no count; give 1, 2, … or auto")
+    return int(wanted)
+
+
+@torch.no_grad()
+def _average(ema: nn.Module, module: nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(ema.parameters()), list(module.parameters()), 1 - decay)
+    for mine, theirs in zip(ema.buffers(), module.buffers(), strict=True):
+        mine.copy_(theirs)

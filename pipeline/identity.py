@@ -1,0 +1,154 @@
+"""Which run a configuration means: its folder, what it computes, who holds it.
+
+`run=` is a folder or an s3:// URL. Work happens in a local folder; for a URL that is a folder
+under the cache, and `publish` copies what must survive this machine.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from pipeline.compose import ConfigError, leaves
+from pipeline.config import TrainConfig
+from shards import store
+
+# No part of what a run computes, and may change when it is resumed.
+MUTABLE = (
+    "run",
+    "root",
+    "max_images",
+    "processes",
+    "accumulate",
+    "checkpoint.",
+    "cluster.",
+    "tracking.",
+    "smoke",
+)
+# No part of what names a run either, but its bits depend on them: fixed once it has started.
+FIXED = ("threads", "loader_threads", "log.")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`url`: what the user named; `local`: where this process reads and writes."""
+
+    url: str
+    local: Path
+
+    def publish(self) -> None:
+        """Copy to the URL everything but checkpoints, which are written there directly."""
+        if store.is_local(self.url):
+            return
+        for path in sorted(self.local.rglob("*")):
+            name = path.relative_to(self.local).as_posix()
+            if path.is_file() and not name.startswith("."):
+                store.upload(store.join(self.url, name), path)
+
+
+def science(config: TrainConfig) -> dict[str, Any]:
+    """What a run computes, by dotted key; its hash names the run."""
+    return {k: v for k, v in fixed(config).items() if not k.startswith(FIXED)}
+
+
+def fixed(config: TrainConfig) -> dict[str, Any]:
+    """What may not change when a run is resumed."""
+    return {k: _plain(v) for k, v in leaves(config) if not k.startswith(MUTABLE)}
+
+
+def folder_of(config: TrainConfig) -> RunFolder:
+    """The run's folder; without `run=` it is named by its recipe and the hash of its science."""
+    if config.run is not None:
+        return folder_at(config.run)
+    text = json.dumps(science(config), sort_keys=True)
+    recipe = (config.experiment or "train").replace("/", "-")
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return folder_at(store.join(config.root, f"{recipe}-{digest}"))
+
+
+def folder_at(url: str) -> RunFolder:
+    """The folder of a run by its path or URL."""
+    if store.is_local(url):
+        return RunFolder(url, store.local(url).absolute())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lacuna" / "runs"
+    return RunFolder(url, cache / hashlib.sha256(url.encode()).hexdigest()[:16])
+
+
+def saved_config(url: str) -> Any:
+    """What a run's config.yaml says, or None where there is none."""
+    try:
+        return OmegaConf.create(store.read(store.join(url, "config.yaml")).decode())
+    except FileNotFoundError:
+        return None
+
+
+def check_same(config: TrainConfig, run: RunFolder) -> None:
+    """Refuse, by name, to resume a run as another, or to take a folder that is no run's."""
+    saved = saved_config(run.url)
+    if saved is None:
+        strangers = [n for n in store.names(run.url) if not n.startswith(".")]
+        if strangers and not {"run.json", "logs", "spool"} & set(strangers):
+            raise ConfigError(
+                f"run={store.display(run.url)} is no run but holds {strangers[0]}"
+                f"{' and more' if len(strangers) > 1 else ''}: name an empty or a new folder"
+            )
+        return
+    for name, value in fixed(config).items():
+        old = OmegaConf.select(saved, name)
+        old = OmegaConf.to_container(old) if OmegaConf.is_config(old) else old
+        if old != value:
+            raise ConfigError(
+                f"{store.display(run.url)} was started with {name}={old}, now it is {value}: "
+                f"resume it with the same, or start another with run="
+            )
+
+
+def write_config(config: TrainConfig, run: RunFolder) -> None:
+    """config.yaml: resolved and complete; what `train run=` alone reads."""
+    text = OmegaConf.to_yaml(OmegaConf.structured(replace(config, run=run.url)))
+    store.write(str(run.local / "config.yaml"), text.encode())
+
+
+@contextmanager
+def held(run: RunFolder) -> Iterator[None]:
+    """Hold the run for writing; a second live writer is refused, naming host and pid of the first."""
+    path = run.local / ".lock"
+    try:
+        run.local.mkdir(parents=True, exist_ok=True)
+        handle = open(path, "a+")
+    except OSError as error:
+        raise ConfigError(
+            f"run={run.url} cannot be written ({error.strerror}): name another folder"
+        ) from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            owner = handle.read().strip() or "another process"
+            raise ConfigError(
+                f"{run.url} is being trained by {owner}: wait, stop that one, or name another run="
+            ) from None
+        handle.seek(0)
+        handle.truncate()
+        handle.write(f"{socket.gethostname()} pid {os.getpid()}")
+        handle.flush()
+        yield
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    return value

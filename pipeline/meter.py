@@ -1,0 +1,132 @@
+"""What training says: speed, waiting, losses. Live on a terminal, one plain line every 30 s else."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+
+import torch
+
+PLAIN_EVERY = 30.0
+WINDOW = 200
+WARM_UP = 3
+
+
+class Meter:
+    """Times of one process's steps; `shown` on rank 0 only."""
+
+    def __init__(self, images_seen: int, max_images: int, shown: bool) -> None:
+        self.images_seen, self.max_images = images_seen, max_images
+        self._began, self._images = time.monotonic(), 0
+        self._steps: deque[float] = deque(maxlen=WINDOW)
+        self._waits: deque[float] = deque(maxlen=WINDOW)
+        self._sizes: deque[int] = deque(maxlen=WINDOW)
+        self._warm, self._trained, self._other, self._stall = 0, 0.0, 0.0, 0.0
+        self._line = _Live(max_images) if shown and sys.stderr.isatty() else _Plain(shown)
+
+    def step(self, images: int, seconds: float, wait: float, losses: Mapping[str, float]) -> None:
+        """One step of `images` over all ranks took `seconds`, of which `wait` for data."""
+        self.images_seen += images
+        self._images += images
+        self._warm += 1
+        if self._warm > WARM_UP:
+            self._steps.append(seconds)
+            self._waits.append(wait)
+            self._sizes.append(images)
+        self._line.show(self, losses)
+
+    def elsewhere(self, seconds: float, stall: bool = False) -> None:
+        """Time between steps: validation, or a checkpoint's stall."""
+        self._other += seconds
+        if stall:
+            self._stall = max(self._stall, seconds)
+
+    @property
+    def rate(self) -> float:
+        """Images a second over the window, all ranks, training alone; 0 while warming up."""
+        spent = sum(self._steps)
+        return sum(self._sizes) / spent if spent else 0.0
+
+    def values(self) -> dict[str, float]:
+        """`perf/*` as they are logged."""
+        elapsed = time.monotonic() - self._began
+        found = {
+            "perf/images_per_s": self._images / elapsed if elapsed else 0.0,
+            "perf/images_per_s_train": self.rate,
+            "perf/checkpoint_stall_ms": 1e3 * self._stall,
+            "perf/peak_memory_mb": peak_memory_mb(),
+        }
+        if len(self._steps) > 1:
+            cuts = statistics.quantiles(self._steps, n=20, method="inclusive")
+            found["perf/step_ms_p50"] = 1e3 * statistics.median(self._steps)
+            found["perf/step_ms_p95"] = 1e3 * cuts[18]
+            found["perf/data_wait"] = sum(self._waits) / sum(self._steps)
+        return found
+
+    def say(self, line: str) -> None:
+        self._line.say(line)
+
+    def close(self) -> None:
+        self._line.close()
+
+
+def peak_memory_mb() -> float:
+    """Peak of the device where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def described(meter: Meter, losses: Mapping[str, float]) -> str:
+    """One line: progress, speed, time left, losses."""
+    left = (meter.max_images - meter.images_seen) / meter.rate if meter.rate else 0.0
+    words = [f"{meter.images_seen}/{meter.max_images} images", f"{meter.rate:.1f}/s"]
+    words.append(f"{int(left // 60)}:{int(left % 60):02d} left")
+    return "  ".join(words + [f"{name} {value:.4g}" for name, value in losses.items()])
+
+
+class _Plain:
+    """A line now and then: for log files. Silent on the ranks that are not shown."""
+
+    def __init__(self, shown: bool) -> None:
+        self.shown, self._next = shown, 0.0
+
+    def show(self, meter: Meter, losses: Mapping[str, float]) -> None:
+        if self.shown and time.monotonic() >= self._next:
+            self._next = time.monotonic() + PLAIN_EVERY
+            self.say(described(meter, losses))
+
+    def say(self, line: str) -> None:
+        if self.shown:
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class _Live:
+    """A bar that moves, on a terminal."""
+
+    def __init__(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (BarColumn(), TextColumn("{task.description}"))
+        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._progress.add_task("", total=total)
+        self._progress.start()
+
+    def show(self, meter: Meter, losses: Mapping[str, float]) -> None:
+        self._progress.update(
+            self._task, completed=meter.images_seen, description=described(meter, losses)
+        )
+
+    def say(self, line: str) -> None:
+        self._progress.console.print(line, highlight=False)
+
+    def close(self) -> None:
+        self._progress.stop()

@@ -1,0 +1,38 @@
+"""A request to stop sets a flag; the loop reads it at each step's end.
+
+SIGTERM and SIGUSR1 come from schedulers, SIGINT from a terminal. A handler that did more would run
+between two arbitrary instructions of one rank, while the others go on into a collective.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopRequest:
+    """True once this process was asked to stop."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.reason is not None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.reason = signal.Signals(number).name
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Listen for requests to stop for as long as the block runs."""
+    request = StopRequest()
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = {number: signal.signal(number, request) for number in numbers}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

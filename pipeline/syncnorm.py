@@ -1,0 +1,84 @@
+"""Batch normalisation over all ranks on CPU, where torch's SyncBatchNorm "only works with GPU".
+
+Statistics are combined as Chan, Golub and LeVeque (1979) combine variances: each rank's mean and
+sum of squared deviations, in one all-gather; the backward takes one all-reduce.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class _SyncNorm(torch.autograd.Function):
+    """y = (x - mean) / sqrt(var + eps) * weight + bias with mean and var over ranks, N, H and W."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Any:
+        count = x.numel() // x.shape[1]
+        var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+        local = torch.cat((mean, var * count, mean.new_tensor([float(count)])))
+        ranks = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(ranks, local)
+        means, deviations, counts = torch.stack(ranks).split((x.shape[1], x.shape[1], 1), 1)
+        total = counts.sum()
+        mean = (means * counts).sum(0) / total
+        var = (deviations + counts * (means - mean) ** 2).sum(0) / total
+        y = torch.nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+        ctx.save_for_backward(x, weight, mean, var, total)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, var, total)
+        return y, mean, var, total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, weight, mean, var, total = ctx.saved_tensors
+        # In evaluation mode torch's kernel gives the two sums in one pass, and the gradient as if
+        # the statistics were constants; what they contribute is one multiply-add a channel.
+        invstd = (var + ctx.eps).rsqrt()
+        dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], x, weight, mean, var, mean, invstd, False, ctx.eps, [True, True, True]
+        )
+        sums = torch.cat((dweight, dbias)).float()
+        dist.all_reduce(sums)
+        sum_xhat, sum_one = sums.chunk(2)
+        slope = -weight * invstd * invstd * sum_xhat / total
+        offset = -weight * invstd * sum_one / total - slope * mean
+        dx = torch.addcmul(dx + offset.view(1, -1, 1, 1), x, slope.view(1, -1, 1, 1))
+        return dx.to(x.dtype), dweight, dbias, None
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` whose batch is every rank's; same state-dict keys."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
+            return super().forward(input)
+        y, mean, var, total = _SyncNorm.apply(input, self.weight, self.bias, self.eps)
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                momentum = self.momentum if self.momentum is not None else 0.1
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(var * (total / (total - 1)), momentum)
+        return y
+
+
+def synchronised(module: nn.Module, device_type: str) -> nn.Module:
+    """`module` with every BatchNorm synchronised over ranks, weights and buffers shared."""
+    if device_type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    for name, child in module.named_children():
+        if type(child) is nn.BatchNorm2d:
+            norm = SyncBatchNorm2d(child.num_features, child.eps, child.momentum)
+            norm.weight, norm.bias = child.weight, child.bias
+            norm.running_mean, norm.running_var = child.running_mean, child.running_var
+            norm.num_batches_tracked = child.num_batches_tracked
+            norm.training = child.training
+            setattr(module, name, norm)
+        else:
+            synchronised(child, device_type)
+    return module

@@ -1,0 +1,342 @@
+"""The training loop: one image's way from a shard to a checkpoint, read top to bottom.
+
+stream -> generator -> objective -> engine -> tracking -> checkpoint -> validation. Progress is
+counted in `images_seen`, over all ranks; it is the data position too. The same command continues a
+stopped run to the sample and, with the same processes and threads, to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline import checkpoint, method
+from pipeline.compose import ConfigError
+from pipeline.config import TrainConfig
+from pipeline.engine import Engine
+from pipeline.launch import SAVED
+from pipeline.meter import Meter
+from pipeline.method import Method
+from pipeline.objectives import phase_at
+from pipeline.preempt import stop_requests
+from pipeline.identity import RunFolder, folder_of, held, write_config
+from pipeline.runfolder import update_run_json
+from pipeline.tracking import Muted, Tracker
+from pipeline.validate import fixed_pairs, pictures, validate
+from shards import store
+from shards.decode import Crop
+from shards.manifest import Manifest, open_manifest
+from shards.masks import MaskPolicy
+from shards.stream import Stream, check_guards
+
+
+@dataclass
+class State:
+    """Where the run stands: with the networks, all that a resume needs."""
+
+    images_seen: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def train(config: TrainConfig) -> None:
+    """Train as one of the run's processes. SystemExit(75) after a stop that was asked for."""
+    run, engine = folder_of(config), Engine(config)
+    try:
+        with ExitStack() as stack:
+            if engine.is_main:
+                stack.enter_context(held(run))
+            _train(config, run, engine, stack)
+    finally:
+        engine.close()
+
+
+def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack) -> None:
+    assert config.data.url is not None
+    manifest = open_manifest(config.data.url)
+    networks = method.build(config, engine)
+    state = _resume(config, run, networks, manifest)
+    stream = stack.enter_context(_stream(config, engine, manifest, state.images_seen))
+    pairs = fixed_pairs(config, manifest)
+    tracker = stack.enter_context(_tracker(config, run, engine, manifest))
+    saver = checkpoint.Saver(run, config.checkpoint.keep)
+    stack.callback(saver.close)
+    stop = stack.enter_context(stop_requests())
+    meter = Meter(state.images_seen, config.max_images, shown=engine.is_main)
+    stack.callback(meter.close)
+    log = StepLog(run, engine, config.log.every or (20 if engine.device.type == "cuda" else 1))
+    log.cut(state.images_seen)
+    meter.say(_headline(config, run, engine, state, networks))
+
+    generator = networks.generator
+    evaluated = generator.ema if generator.ema is not None else generator.module
+    stopping = False
+    while state.images_seen < config.max_images and not stopping:
+        began = time.perf_counter()
+        batch = next(stream)
+        waited = time.perf_counter() - began
+        phase = phase_at(config.objective.phases, state.images_seen)
+        networks.set_rates(phase)
+        losses = step(networks, engine, batch.images, batch.masks, config)
+        if engine.step(networks.trainees, config.clip, config.ema):
+            state.skipped_in_a_row = 0
+        else:
+            state.skipped += 1
+            state.skipped_in_a_row += 1
+        before, state.images_seen = state.images_seen, batch.position
+        stopping = engine.any(bool(stop))
+        done = state.images_seen >= config.max_images
+        due = partial(_crossed, before, state.images_seen)
+        save = done or stopping or due(config.checkpoint.every_images)
+        logged = log.add(losses, state, phase.lr, flush=save)
+        meter.step(config.batch, time.perf_counter() - began, waited, logged)
+        if logged:
+            tracker.metrics({**logged, "g/lr": phase.lr, **meter.values()}, state.images_seen)
+        if state.skipped_in_a_row >= config.max_skipped:
+            raise RuntimeError(
+                f"{state.skipped_in_a_row} steps in a row had a gradient that is not finite, the "
+                f"last at {state.images_seen} images: the checkpoint before is kept; lower the "
+                f"learning rate or set clip="
+            )
+
+        if not stopping and (done or due(config.validate.every_images)):
+            began = time.perf_counter()
+            inpaint = inpainter(evaluated, engine)
+            state.metrics = validate(inpaint, pairs, engine)
+            tracker.metrics(state.metrics, state.images_seen)
+            meter.say(f"{state.images_seen} images: " + _described(state.metrics))
+            if engine.is_main:
+                shown = pictures(inpaint, pairs, config.validate.samples, engine.device)
+                _show(run, tracker, shown, state.images_seen)
+            meter.elsewhere(time.perf_counter() - began)
+        if save:
+            began = time.perf_counter()
+            _save(config, networks, engine, saver, stream, manifest, state)
+            meter.elsewhere(time.perf_counter() - began, stall=True)
+            tracker.publish()
+
+    saver.wait()
+    if engine.is_main:
+        _finish(run, tracker, meter, state, "stopped" if stopping else "finished")
+    if stopping:
+        meter.say(f"stopped ({stop.reason or 'another rank'}): saved at {state.images_seen} images")
+        raise SystemExit(SAVED)
+
+
+def step(
+    networks: Method, engine: Engine, images: Tensor, masks: Tensor, config: TrainConfig
+) -> dict[str, Tensor]:
+    """Gradients of one global batch, micro-batch by micro-batch; this rank's mean of each term.
+
+    images: uint8 N x H x W x 3, masks: uint8 N x H x W, 1 = hole; made float once, on the device.
+    """
+    share = 1 / config.accumulate
+    sums: dict[str, Tensor] = {}
+    for i, (pixels, holes) in enumerate(
+        zip(images.chunk(config.accumulate), masks.chunk(config.accumulate), strict=True)
+    ):
+        image = pixels.to(engine.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+        mask = holes.to(engine.device, non_blocking=True).unsqueeze(1).float()
+        with engine.micro_batch(networks.trainees, last=i == config.accumulate - 1):
+            values = method.backward(networks, engine, image, mask, share)
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0) + value * share
+    return sums
+
+
+def inpainter(generator: torch.nn.Module, engine: Engine) -> Any:
+    """What validation calls: (erased image, mask) -> image, in evaluation mode."""
+
+    def inpaint(image: Tensor, mask: Tensor) -> Tensor:
+        before = generator.training
+        generator.eval()
+        try:
+            with torch.no_grad(), engine.autocast():
+                return generator(image, mask).image
+        finally:
+            generator.train(before)
+
+    return inpaint
+
+
+class StepLog:
+    """steps.jsonl: one object a line, means over ranks and over the steps since the last line."""
+
+    def __init__(self, run: RunFolder, engine: Engine, every: int) -> None:
+        self.path, self.engine, self.every = run.local / "steps.jsonl", engine, every
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def cut(self, images_seen: int) -> None:
+        """Drop lines after the checkpoint that the run goes on from, and a torn last line."""
+        if not self.engine.is_main or not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                if json.loads(line)["images_seen"] <= images_seen:
+                    kept.append(line + "\n")
+            except ValueError:
+                break
+        store.write(str(self.path), "".join(kept).encode())
+
+    def add(
+        self, losses: dict[str, Tensor], state: State, lr: float, flush: bool
+    ) -> dict[str, float]:
+        """Count a step; at a line's end write it on rank 0 and return it on every rank."""
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0) + value
+        self._count += 1
+        if self._count < self.every and not flush:
+            return {}
+        values = self.engine.means({k: v / self._count for k, v in self._sums.items()})
+        self._sums, self._count = {}, 0
+        if self.engine.is_main:
+            finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+            line = {"images_seen": state.images_seen, **finite, "lr": lr, "skipped": state.skipped}
+            with open(self.path, "a") as out:
+                out.write(json.dumps(line) + "\n")
+        return values
+
+
+def _resume(config: TrainConfig, run: RunFolder, networks: Method, manifest: Manifest) -> State:
+    found = checkpoint.latest(run.url)
+    if found is None:
+        if config.init is not None:
+            which = checkpoint.find(config.init)
+            checkpoint.load_weights(networks.generator.module, which, "generator")
+        return State()
+    if found.state["dataset"] != manifest.digest:
+        raise ConfigError(
+            f"{store.display(run.url)} was trained on {found.state['dataset'][:12]}, "
+            f"{store.display(manifest.url)} is {manifest.digest[:12]}: give the same data.url="
+        )
+    checkpoint.restore(found, networks.trainees)
+    keys = ("images_seen", "skipped", "skipped_in_a_row", "metrics")
+    return State(**{key: found.state[key] for key in keys})
+
+
+def _stream(config: TrainConfig, engine: Engine, manifest: Manifest, position: int) -> Stream:
+    data, holes = config.data, config.masks
+    crop = Crop(data.crop, data.crop_mode, data.resize_short, data.flip)  # type: ignore[arg-type]
+    policy = MaskPolicy(holes.kind, holes.low, holes.high, holes.border, holes.url)  # type: ignore[arg-type]
+    return Stream(
+        manifest,
+        data.train,
+        batch=config.batch,
+        rank=engine.rank,
+        world_size=engine.world_size,
+        seed=config.seed,
+        crop=crop,
+        masks=policy,
+        threads=config.loader_threads,
+        position=position,
+    )
+
+
+def _save(
+    config: TrainConfig,
+    networks: Method,
+    engine: Engine,
+    saver: checkpoint.Saver,
+    stream: Stream,
+    manifest: Manifest,
+    state: State,
+) -> None:
+    for trainee in networks.trainees:
+        engine.average_buffers(trainee)
+    if engine.is_main:
+        facts = {
+            **asdict(state),
+            "model": asdict(config.model),
+            "data": stream.guards(),
+            "dataset": manifest.digest,
+            "world_size": engine.world_size,
+        }
+        saver.save(state.images_seen, checkpoint.files_of(networks.trainees), facts)
+
+
+def _tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: Manifest) -> Any:
+    if engine.is_main:
+        write_config(config, run)
+        update_run_json(str(run.local), run=run.url, dataset=manifest.digest, result={})
+    if not engine.is_main or not config.tracking.enabled:
+        return Muted()
+    recipe = config.experiment or "train"
+    tracker = Tracker(
+        run.url,
+        root=config.root if config.run is None else None,
+        experiment=config.tracking.experiment or f"{os.environ.get('USER', 'user')}/{recipe}",
+        run_name=run.url.rstrip("/").rpartition("/")[2],
+        required=config.tracking.required,
+        drain=config.tracking.drain,
+    )
+    dataset = (config.data.name, store.display(manifest.url), manifest.digest[:32])
+    tracker.start(asdict(config), {"recipe": recipe, "weights": _weights(config)}, dataset)
+    tracker.artifact(run.local / "config.yaml")
+    return tracker
+
+
+def _show(run: RunFolder, tracker: Any, shown: list[dict[str, Any]], images_seen: int) -> None:
+    from PIL import Image
+
+    folder = run.local / "samples"
+    folder.mkdir(exist_ok=True)
+    for i, sample in enumerate(shown):
+        for what, pixels in sample.items():
+            name = f"{i:02d}-{what}" + (f"-{images_seen:012d}" if what == "filled" else "")
+            if what == "filled" or not (folder / f"{name}.png").exists():
+                tracker.image(f"samples/{i:02d}/{what}", pixels, images_seen)
+                Image.fromarray(pixels).save(folder / f"{name}.png")
+
+
+def _finish(run: RunFolder, tracker: Any, meter: Meter, state: State, status: str) -> None:
+    result = {
+        "status": status,
+        "images_seen": state.images_seen,
+        "skipped": state.skipped,
+        **state.metrics,
+        **meter.values(),
+    }
+    update_run_json(str(run.local), result=result)
+    run.publish()
+    tracker.metrics(meter.values(), state.images_seen)
+
+
+def _headline(
+    config: TrainConfig, run: RunFolder, engine: Engine, state: State, networks: Method
+) -> str:
+    size = sum(p.numel() for p in networks.generator.module.parameters())
+    start = f"goes on at {state.images_seen}" if state.images_seen else "starts"
+    return (
+        f"{store.display(run.url)} {start} of {config.max_images} images: {config.model.name} "
+        f"{size / 1e6:.2f} M weights, {engine.world_size} x {engine.device.type}, "
+        f"{engine.precision}, batch {config.batch}, {torch.get_num_threads()} threads each"
+    )
+
+
+def _crossed(before: int, after: int, every: int) -> bool:
+    return every > 0 and before // every < after // every
+
+
+def _described(values: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def _weights(config: TrainConfig) -> str:
+    return "ema" if config.ema else "raw"
+
+
+if __name__ == "__main__":
+    sys.exit("run python -m pipeline train")
