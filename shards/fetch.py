@@ -10,7 +10,7 @@ import os
 import threading
 from collections import OrderedDict, deque
 from concurrent.futures import Future, InvalidStateError
-from io import FileIO
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from shards import store
@@ -61,20 +61,20 @@ class Local:
     def __init__(self, indexes: Indexes) -> None:
         self.indexes = indexes
         self._lock = threading.Lock()
-        self._files: OrderedDict[int, FileIO] = OrderedDict()
+        self._files: OrderedDict[int, _Tar] = OrderedDict()
 
     def expect(self, window: Window, uses: int) -> Held:
         for piece in window.pieces:
             start, stop = _span(self.indexes[piece.shard], piece)
             file = self._file(piece.shard)
-            os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(file.number, start, stop - start, os.POSIX_FADV_WILLNEED)
         return _LocalWindow(self, window)
 
     def sample(self, shard: int, row: int) -> Sample:
         rows = self.indexes[shard]
         file = self._file(shard)
         for _ in range(TRIES):
-            data = os.pread(file.fileno(), int(rows.size[row]), int(rows.offset[row]))
+            data = os.pread(file.number, int(rows.size[row]), int(rows.offset[row]))
             wrong = rows.check(row, data)
             if not wrong:
                 return Sample(int(rows.key[row]), data, shard, row)
@@ -87,18 +87,17 @@ class Local:
         with self._lock:
             self._files.clear()
 
-    def _file(self, shard: int) -> FileIO:
-        """The open tar; it closes when the last reader lets go of it."""
+    def _file(self, shard: int) -> "_Tar":
         with self._lock:
             if shard in self._files:
                 self._files.move_to_end(shard)
                 return self._files[shard]
             url, length = self.indexes.urls[shard], self.indexes.shards[shard].bytes
             try:
-                file = FileIO(store.local(url))
+                file = _Tar(store.local(url))
             except FileNotFoundError as error:
                 raise ValueError(f"{url}: the tar is gone; shard the set again") from error
-            found = os.fstat(file.fileno()).st_size
+            found = os.fstat(file.number).st_size
             if found != length:
                 raise ValueError(
                     f"{url}: {found} bytes, its manifest says {length}; shard the set again"
@@ -107,6 +106,17 @@ class Local:
             if len(self._files) > OPEN_FILES:
                 self._files.popitem(last=False)
             return file
+
+
+class _Tar:
+    """An open file that closes when the last thread reading it lets go."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
 
 
 class _LocalWindow(NamedTuple):

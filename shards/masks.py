@@ -25,7 +25,7 @@ BORDER = 50 / 512  # of the shorter side, kept known by the border constraint (L
 
 _CORNER = 2 * math.pi / 5  # a stroke's mean turn and its spread (Yu et al. 2019)
 _SPREAD = 2 * math.pi / 15
-_GROUP = 6  # strokes drawn from the generator at a time
+_GROUP = 8  # strokes drawn from the generator at a time
 
 
 def bucket(ratio: float) -> str | None:
@@ -61,7 +61,7 @@ def irregular(
             cv2.polylines(inner, [path], False, 1, thickness)
             reached = cv2.countNonZero(inner)
             if reached > count:
-                _cut(inner, before, path[0], count - covered)
+                _cut(inner, before, path, thickness, count - covered)
             if reached >= count:
                 return _framed(inner, border)
             covered = reached
@@ -117,15 +117,20 @@ def _strokes(
         yield path[: last + 1], max(1, round(thick))
 
 
-def _cut(mask: np.ndarray, before: np.ndarray, start: np.ndarray, keep: int) -> None:
+def _cut(mask: np.ndarray, before: np.ndarray, path: np.ndarray, thick: int, keep: int) -> None:
     """Leaves, of what the last stroke added, the `keep` pixels nearest its start."""
-    added = np.flatnonzero(mask > before)
-    rows, columns = np.divmod(added, mask.shape[1])
-    distance = (rows - start[1]) ** 2 + (columns - start[0]) ** 2
-    rank = distance * mask.size + added  # no two alike, so every NumPy picks the same pixels
-    near = np.argpartition(rank, keep - 1)[:keep]
-    mask[...] = before
-    mask.reshape(-1)[added[near]] = 1
+    low = np.maximum(path.min(axis=0) - thick, 0)
+    high = path.max(axis=0) + thick + 1
+    box = (slice(low[1], high[1]), slice(low[0], high[0]))
+    old = before[box]
+    added = np.flatnonzero(mask[box] > old)
+    across = np.arange(old.shape[1]) + (low[0] - path[0, 0])
+    down = np.arange(old.shape[0]) + (low[1] - path[0, 1])
+    distance = np.add.outer(down * down, across * across).reshape(-1)[added]
+    rank = distance * old.size + added  # no two alike, so every NumPy picks the same pixels
+    new = old.copy()
+    new.reshape(-1)[added[np.argpartition(rank, keep - 1)[:keep]]] = 1
+    mask[box] = new
 
 
 def center(height: int, width: int) -> np.ndarray:
