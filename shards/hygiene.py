@@ -101,6 +101,21 @@ def _sample(src: str, data: bytes, width: int, height: int, mode: str, label: in
     return Sample(src, data, "jpg", columns)
 
 
+def describe(data: bytes) -> dict[str, Any]:
+    """Sides, mode and EXIF orientation of a picture that `examine` took, as it is stored."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        picture = _open(data)
+        orientation = picture.getexif().get(0x0112, 1)
+    valid = isinstance(orientation, int) and 1 <= orientation <= 8
+    return {
+        "width": picture.width,
+        "height": picture.height,
+        "mode": picture.mode,
+        "orientation": orientation if valid else 1,
+    }
+
+
 # --- the header -----------------------------------------------------------------------------------
 
 

@@ -172,7 +172,7 @@ class Upload(NamedTuple):
 
 def unfinished_uploads(url: str) -> list[Upload]:
     """The open multipart uploads below an s3:// `url`."""
-    bucket, prefix, _ = _system(url)[0].split_path(url)
+    bucket, _, prefix = url.split("://", 1)[1].partition("/")  # its closing slash counts
     found: list[Upload] = []
     place: dict[str, str] = {"Bucket": bucket, "Prefix": prefix}
 

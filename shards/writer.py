@@ -5,19 +5,12 @@ A shard's index is its commit point: it is published after its tar, and a shard 
 never written again. `manifest.json` comes last; until then readers see no set at all.
 """
 
-import ctypes
 import hashlib
 import io
 import itertools
-import multiprocessing
-import os
-import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +22,7 @@ from shards import store
 from shards.manifest import Manifest, Shard, Split
 from shards.pack import Packed, Reject, Sample, index_meta, pack
 from shards.plan import Entry, Plan, Row, generated, make_plan, publish, take
+from shards.pool import each
 
 __all__ = [
     "Entry",
@@ -109,7 +103,7 @@ def write(
     total, begun = sum(b - a for _, _, a, b in todo), time.monotonic()
     images = written = 0
     reasons: Counter[str] = Counter()
-    for count, wrote in enumerate(_each(jobs, workers), start=1):
+    for count, wrote in enumerate(each(_write_shard, jobs, workers), start=1):
         images, written = images + wrote.samples, written + wrote.bytes
         reasons.update(wrote.reasons)
         if reasons.total() > max_reject_rate * plan.rows.num_rows:
@@ -120,12 +114,18 @@ def write(
 
 def missing(out: str, plan: Plan) -> list[tuple[str, int]]:
     """(split, shard) of the plan that `out` does not hold yet."""
-    there = {
-        (split, name)
-        for split in dict.fromkeys(split for split, *_ in plan.shards())
-        for name in store.names(store.join(out, split, "index"))
-    }
-    return [(s, n) for s, n, *_ in plan.shards() if (s, f"shard-{n:06d}.parquet") not in there]
+    gone = []
+    for split in dict.fromkeys(split for split, *_ in plan.shards()):
+        tars = set(store.names(store.join(out, split)))
+        indexes = set(store.names(store.join(out, split, "index")))
+        for number in (n for s, n, *_ in plan.shards() if s == split):
+            if f"{_stem(number)}.tar" not in tars or f"{_stem(number)}.parquet" not in indexes:
+                gone.append((split, number))
+    return gone
+
+
+def _stem(number: int) -> str:
+    return f"shard-{number:06d}"
 
 
 # --- one shard ------------------------------------------------------------------------------------
@@ -155,42 +155,8 @@ def _write_shard(job: _Job) -> _Wrote:
 
 
 def _publish(out: str, split: str, number: int, packed: Packed) -> None:
-    stem = f"shard-{number:06d}"
-    store.write(store.join(out, split, f"{stem}.tar"), packed.tar)
-    store.write(store.join(out, split, "index", f"{stem}.parquet"), packed.index)
-
-
-def _each(jobs: Iterator[_Job], workers: int) -> Iterator[_Wrote]:
-    """What each job wrote, in the order they end; few jobs wait at a time, so memory is bounded."""
-    if workers <= 1:
-        yield from map(_write_shard, jobs)
-        return
-    context = multiprocessing.get_context("spawn")  # fsspec's event loop survives no fork
-    with ProcessPoolExecutor(workers, context, _die_with, (os.getpid(),)) as pool:
-        waiting: set[Future[_Wrote]] = set()
-        try:
-            for job in jobs:
-                waiting.add(pool.submit(_write_shard, job))
-                if len(waiting) > workers:
-                    ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in ended)
-            while waiting:
-                ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in ended)
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                "a shard writer was killed (out of memory?); the same command goes on from here"
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _die_with(parent: int) -> None:
-    """A writer whose parent was killed ends too, instead of waiting for work for ever."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(1)
+    store.write(store.join(out, split, f"{_stem(number)}.tar"), packed.tar)
+    store.write(store.join(out, split, "index", f"{_stem(number)}.parquet"), packed.index)
 
 
 # --- the end --------------------------------------------------------------------------------------
@@ -208,32 +174,36 @@ def finalise(out: str, plan: Plan, *, max_reject_rate: float = 0.01) -> Finished
             f"{store.display(out)}: {len(gone)} of {len(plan.shards())} shards are missing; "
             "run the same command again (every task, if it was an array)"
         )
-    return _finish(out, plan, [(s, n) for s, n, *_ in plan.shards()], max_reject_rate)
+    return finish(out, plan, [(s, n, None) for s, n, *_ in plan.shards()], max_reject_rate)
 
 
-def _finish(
-    out: str, plan: Plan, written: Iterable[tuple[str, int]], max_reject_rate: float
+def finish(
+    out: str,
+    plan: Plan,
+    written: Iterable[tuple[str, int, str | None]],
+    max_reject_rate: float,
 ) -> Finished:
+    """The manifest of what was written: (split, number, URL of a tar that lies elsewhere)."""
     splits: dict[str, list[Shard]] = {}
     rejects: list[dict[str, Any]] = []
     hashes: list[np.ndarray] = []
-    for split, number in written:
-        url = store.join(out, split, "index", f"shard-{number:06d}.parquet")
+    for split, number, elsewhere in written:
+        url = store.join(out, split, "index", f"{_stem(number)}.parquet")
         data = store.read(url)
         meta = index_meta(data)
-        tar = f"shard-{number:06d}.tar"
-        length = store.size(store.join(out, split, tar))
+        name = elsewhere or f"{_stem(number)}.tar"
+        length = store.size(elsewhere or store.join(out, split, name))
         if meta.plan_sha256 != plan.sha256 or length != meta.tar_bytes:
             raise ValueError(
-                f"{store.display(url)} does not belong to the {tar} beside it; remove both and "
+                f"{store.display(url)} does not belong to its tar; remove both and "
                 "run the same command again"
             )
         column = pq.read_table(io.BytesIO(data), columns=["content_hash"])["content_hash"]
         hashes.append(column.to_numpy())
         rejects += [dict(zip(REJECTS.names, (split, *item))) for item in meta.rejects]
-        if len(column):
+        if len(column) or elsewhere:
             sha256 = hashlib.sha256(data).hexdigest()
-            shard = Shard(tar, length, len(column), meta.tar_sha256, sha256, number)
+            shard = Shard(name, length, len(column), meta.tar_sha256, sha256, number)
             splits.setdefault(split, []).append(shard)
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rejects, REJECTS), sink, compression="zstd")
@@ -278,21 +248,21 @@ def write_set(
     """
     plan = generated(name, kind, {**options, "per_shard": per_shard})
     publish(out, plan)
-    written: list[tuple[str, int]] = []
+    written: list[tuple[str, int, str | None]] = []
     if store.exists(store.join(out, manifests.FILE)):
         there_is = manifests.open_manifest(out).splits
-        written = [(name, shard.number) for name, s in there_is.items() for shard in s.shards]
-        return _finish(out, plan, written, max_reject_rate=0.0)
+        written = [(name, shard.number, None) for name, s in there_is.items() for shard in s.shards]
+        return finish(out, plan, written, max_reject_rate=0.0)
     first = 0
     for split, stream in samples.items():
         there = set(store.names(store.join(out, split, "index")))
         for number, chunk in enumerate(_chunks(stream, per_shard)):
-            if f"shard-{number:06d}.parquet" not in there:
+            if f"{_stem(number)}.parquet" not in there:
                 packed = pack(kind, number, plan.sha256, enumerate(chunk, start=first))
                 _publish(out, split, number, packed)
             first += len(chunk)
-            written.append((split, number))
-    return _finish(out, plan, written, max_reject_rate=0.0)
+            written.append((split, number, None))
+    return finish(out, plan, written, max_reject_rate=0.0)
 
 
 def _chunks(stream: Iterable[Sample], length: int) -> Iterator[list[Sample]]:

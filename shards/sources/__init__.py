@@ -3,10 +3,10 @@
 A source lists its files as plan entries and says what its publisher offers; it reads no pixels.
 """
 
-from shards.sources import folder
+from shards.sources import folder, wds
 from shards.sources.offer import Source
 
-SOURCES: dict[str, Source] = {"folder": folder.SOURCE}
+SOURCES: dict[str, Source] = {"folder": folder.SOURCE, "wds": wds.SOURCE}
 
 
 def source(layout: str) -> Source:

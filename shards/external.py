@@ -1,0 +1,228 @@
+"""WebDataset tars that somebody else wrote: they get an index and a manifest and stay as they are.
+
+Each tar is read once, front to back. A sample is the first picture under a key (the name up to
+its first dot, as webdataset groups them); a `.cls` member beside it is its label.
+"""
+
+import hashlib
+import io
+import os
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from braceexpand import braceexpand
+
+from shards import store
+from shards.hygiene import Policy, describe, examine
+from shards.manifest import COLUMNS
+from shards.pack import IndexMeta, Reject, content_hash, index_bytes
+from shards.plan import SPLITS, generated, publish
+from shards.writer import Finished, finish
+
+BLOCK = 16 * 2**20
+PICTURES = ("jpg", "jpeg", "png", "webp")
+_POLICY = Policy()
+
+
+def write(
+    out: str,
+    name: str,
+    source: str,
+    say: Callable[[str], None],
+    max_reject_rate: float = 0.01,
+) -> Finished:
+    """Indexes the tars of `source` into a set of kind external at `out`.
+
+    `source` is a folder or URL of tars, with train/ val/ test/ inside or not, or a brace pattern.
+    Raises ValueError: no tars, a damaged or empty one, more rejects than `max_reject_rate`.
+    """
+    tars = {split: list(urls) for split, urls in _tars(source).items() if urls}
+    if not tars:
+        raise ValueError(
+            f"{store.display(source)}: no .tar there, nor in train/, val/ or test/; give a folder, "
+            "a URL or a pattern such as s3://bucket/train-{0000..0099}.tar"
+        )
+    sizes = {url: store.size(url) for urls in tars.values() for url in urls}
+    plan = generated(name, "external", {"format": 1, "tars": tars, "sizes": sizes})
+    publish(out, plan)
+    written: list[tuple[str, int, str | None]] = []
+    first = 0
+    for split, urls in tars.items():
+        there = set(store.names(store.join(out, split, "index")))
+        for number, url in enumerate(urls):
+            file = f"shard-{number:06d}.parquet"
+            place = store.join(out, split, "index", file)
+            if file not in there:
+                store.write(place, _index(url, number, first, plan.sha256))
+            # ids go on from the last tar's, counted or not: a tar has at most as many as blocks
+            first += sizes[url] // 512
+            written.append((split, number, url))
+            say(f"{split} {number + 1}/{len(urls)} {store.display(url)}")
+    return finish(out, plan, written, max_reject_rate)
+
+
+def _tars(source: str) -> dict[str, list[str]]:
+    if "{" in source:
+        return {"train": [_absolute(url) for url in braceexpand(source)]}
+    if source.endswith(".tar"):
+        return {"train": [_absolute(source)]}
+    base = _absolute(source)
+    here = store.names(base)
+    found = {"train": [store.join(base, name) for name in here if name.endswith(".tar")]}
+    for split in SPLITS:
+        if split in here:
+            inside = store.names(store.join(base, split))
+            urls = [store.join(base, split, n) for n in inside if n.endswith(".tar")]
+            found[split] = found.get(split, []) + urls
+    return found
+
+
+def _absolute(url: str) -> str:
+    return os.path.abspath(store.local(url)) if store.is_local(url) else url
+
+
+# --- one tar --------------------------------------------------------------------------------------
+
+
+class _Member(NamedTuple):
+    name: str
+    ext: str
+    offset: int
+    data: bytes
+
+
+def _index(url: str, number: int, first: int, plan_sha256: str) -> bytes:
+    """The Parquet index of one tar. Raises ValueError when it is damaged or holds no picture."""
+    stream = _Stream(url)
+    rows: list[dict[str, Any]] = []
+    rejects: list[list[Any]] = []
+    for sample_id, (key, members) in enumerate(_samples(stream, url), start=first):
+        picture = next((m for m in members if m.ext in PICTURES), None)
+        if picture is None:
+            continue
+        verdict = examine(picture.name, picture.data, _POLICY)
+        if isinstance(verdict, Reject):
+            rejects.append([sample_id, *verdict])
+            continue
+        rows.append(
+            {
+                "sample_id": sample_id,
+                "shard": number,
+                "key": key,
+                "src": picture.name,
+                "ext": picture.ext,
+                "offset": picture.offset,
+                "size": len(picture.data),
+                "crc32": zlib.crc32(picture.data),
+                "content_hash": content_hash(picture.data),
+                **describe(picture.data),
+                "label": _label(members),
+            }
+        )
+    if not rows:
+        raise ValueError(
+            f"{store.display(url)}: holds no readable picture ({len(rejects)} unreadable); "
+            f"wds wants members named KEY.{'|'.join(PICTURES)}"
+        )
+    assert set(rows[0]) == set(COLUMNS["external"].names)
+    meta = IndexMeta(plan_sha256, stream.sha256(), stream.length, rejects)
+    return index_bytes("external", rows, meta)
+
+
+def _label(members: list[_Member]) -> int | None:
+    for member in members:
+        if member.ext == "cls" and member.data.strip().isdigit():
+            return int(member.data)
+    return None
+
+
+def _samples(stream: "_Stream", url: str) -> Iterator[tuple[str, list[_Member]]]:
+    """(key, members) of consecutive members with one key, as webdataset groups them."""
+    key, group = "", list[_Member]()
+    for member in _members(stream, url):
+        folder, _, base = member.name.rpartition("/")
+        stem, dot, ext = base.partition(".")
+        if not dot or not stem:
+            continue
+        now = f"{folder}/{stem}" if folder else stem
+        if now != key and group:
+            yield key, group
+            group = []
+        key = now
+        group.append(member._replace(ext=ext.lower()))
+    if group:
+        yield key, group
+
+
+def _members(stream: "_Stream", url: str) -> Iterator[_Member]:
+    reader = io.BufferedReader(stream, 1 << 20)
+    try:
+        with tarfile.open(fileobj=reader, mode="r:") as tar:
+            while (info := tar.next()) is not None:
+                if info.isreg() and not info.issparse():
+                    file = tar.extractfile(info)
+                    assert file is not None
+                    yield _Member(info.name, "", info.offset_data, file.read())
+                vars(tar)["members"].clear()
+            end = int(vars(tar)["offset"])
+    except tarfile.TarError as error:
+        raise ValueError(f"{store.display(url)}: no readable tar ({error})") from error
+    reader.seek(end)
+    if reader.read(512) != bytes(512):  # tarfile takes a damaged header or missing end for the end
+        raise ValueError(f"{store.display(url)}: cut short or damaged at byte {end}")
+
+
+class _Stream(io.RawIOBase):
+    """An object read block by block, each block once and in order, hashed on its way."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.url = url
+        self.length = store.size(url)
+        self._hash = hashlib.sha256()
+        self._at = 0
+        self._number = -1
+        self._block = b""
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.length}[whence]
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        if self._at >= self.length:
+            return 0
+        block = self._load(self._at // BLOCK)
+        start = self._at % BLOCK
+        part = block[start : start + len(buffer)]
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+    def sha256(self) -> str:
+        """Of the whole object; reads what was not read yet."""
+        self._load(max(0, -(-self.length // BLOCK) - 1))
+        return self._hash.hexdigest()
+
+    def _load(self, number: int) -> bytes:
+        if number < self._number:  # a step back across a border: not hashed again
+            return self._fetch(number)
+        while self._number < number:
+            self._number += 1
+            self._block = self._fetch(self._number)
+            self._hash.update(self._block)
+        return self._block
+
+    def _fetch(self, number: int) -> bytes:
+        return store.read(self.url, number * BLOCK, min((number + 1) * BLOCK, self.length))

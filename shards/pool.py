@@ -1,0 +1,50 @@
+"""Jobs over processes that end with the one that started them."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+J = TypeVar("J")
+R = TypeVar("R")
+
+
+def each(function: Callable[[J], R], jobs: Iterator[J], workers: int) -> Iterator[R]:
+    """`function` of each job, in the order they end; few jobs wait, so memory is bounded.
+
+    Raises RuntimeError when a worker was killed.
+    """
+    if workers <= 1:
+        yield from map(function, jobs)
+        return
+    context = multiprocessing.get_context("spawn")  # fsspec's event loop survives no fork
+    with ProcessPoolExecutor(workers, context, _die_with, (os.getpid(),)) as pool:
+        waiting: set[Future[R]] = set()
+        try:
+            for job in jobs:
+                waiting.add(pool.submit(function, job))
+                if len(waiting) > workers:
+                    ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in ended)
+            while waiting:
+                ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in ended)
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a shard writer was killed (out of memory?); the same command goes on from here"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _die_with(parent: int) -> None:
+    """A writer whose parent was killed ends too, instead of waiting for work for ever."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
