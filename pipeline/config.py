@@ -261,7 +261,7 @@ class TrainConfig(Verb):
 @dataclass
 class EvaluateConfig(Verb):
     checkpoint: Optional[str] = key(None, "a run or one of its checkpoints")
-    model: Optional[str] = key(None, "a registered model or an exported archive")
+    model: Optional[str] = key(None, "registered model, archive, or mean_colour, telea")
     predictions: Optional[str] = key(None, "folder of KEY.png to score instead of a model")
     export: Optional[str] = key(None, "folder to write the pairs into: KEY.png, KEY_mask.png")
     data: DataConfig = section(DataConfig)
@@ -272,6 +272,7 @@ class EvaluateConfig(Verb):
     batch: int = key(8, "pairs at a time")
     limit: Optional[int] = key(None, "pairs of each bucket; null: all")
     out: Optional[str] = key(None, "Parquet of per-image scores; null: in the run's folder")
+    processes: str = key("auto", "processes on this machine; auto: one per GPU, else 1")
     name: Optional[str] = key(None, "what the result is called in tables")
     tracking: TrackingConfig = section(TrackingConfig)
 

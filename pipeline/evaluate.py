@@ -1,10 +1,15 @@
-"""`evaluate`: held-out pictures and fixed masks in, a table of per-image scores out.
+"""`evaluate`: held-out pictures and fixed masks in, a table of per-image scores and means out.
 
-The batches are fixed groups of consecutive pairs and rank r takes batch r, r + world size, …: each
-pair is scored once, in the same company, so that any world size gives the same table.
+Batches are fixed groups of consecutive pairs, parts fixed groups of batches. A rank takes every
+`world_size`-th part, publishes it as a file when it is scored, and rank 0 joins them: each pair is
+scored once, in the same company, so that any world size gives the same table. The same command
+continues an interrupted evaluation from the parts that are there.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,12 +17,19 @@ import pyarrow as pa
 import torch
 
 from models import masking
-from pipeline import metrics
-from pipeline.pairs import PairBatch, Pairs
+from pipeline import inpaint as sources
+from pipeline import metrics, parts, predictions, results
+from pipeline.config import EvaluateConfig
+from pipeline.pairs import PairBatch, Pairs, make_pairs
 from pipeline.results import SCHEMA
+from shards import store
+from shards.manifest import open_manifest
 
 Inpaint = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Answer = Callable[[PairBatch], torch.Tensor]  # uint8 N×H×W×3, what the hole is taken from
+CONVENTIONS = tuple(metrics.SSIM_WINDOWS)
 READ_AHEAD = 2  # batches decoded while one is inpainted
+PART = 16  # batches
 
 
 def score(
@@ -25,7 +37,7 @@ def score(
     pairs: Pairs,
     batch: int = 8,
     device: torch.device | str = "cpu",
-    conventions: Iterable[str] = tuple(metrics.SSIM_WINDOWS),
+    conventions: Iterable[str] = CONVENTIONS,
     rank: int = 0,
     world_size: int = 1,
 ) -> pa.Table:
@@ -34,18 +46,52 @@ def score(
     inpaint: image N×3×H×W float in [0, 1] with its holes erased, mask N×1×H×W (1 = hole), both on
     `device` → N×3×H×W. SSIM columns outside `conventions` are null.
     """
-    tables = [
-        score_batch(inpaint, start, loaded, device, conventions)
-        for start, loaded in batches(pairs, batch, rank, world_size)
-    ]
-    return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+    starts = range(0, len(pairs), batch)[rank::world_size]
+    answer = asking(inpaint, device)
+    return _score(answer, pairs, starts, batch, device, tuple(conventions))
 
 
-def batches(
-    pairs: Pairs, batch: int, rank: int = 0, world_size: int = 1
-) -> Iterator[tuple[int, PairBatch]]:
-    """This rank's batches, each with the position of its first pair, decoded ahead in threads."""
-    starts = list(range(0, len(pairs), batch))[rank::world_size]
+def asking(inpaint: Inpaint, device: torch.device | str) -> Answer:
+    """What a network answers to a batch. The hole is hidden from it."""
+
+    @torch.no_grad()
+    def answer(loaded: PairBatch) -> torch.Tensor:
+        mask = loaded.masks.to(device).unsqueeze(1).float()
+        image = loaded.images.to(device).permute(0, 3, 1, 2).float() / 255
+        return metrics.to_bytes(inpaint(masking.erase(image, mask), mask))
+
+    return answer
+
+
+def fill(inpaint: Inpaint, loaded: PairBatch, device: torch.device | str) -> torch.Tensor:
+    """The composites of a batch, uint8 N×H×W×3 on `device`."""
+    return _composite(asking(inpaint, device), loaded, device)
+
+
+def _composite(answer: Answer, loaded: PairBatch, device: torch.device | str) -> torch.Tensor:
+    images, masks = loaded.images.to(device), loaded.masks.to(device)
+    return metrics.composite_bytes(answer(loaded).to(device), images, masks)
+
+
+def _score(
+    answer: Answer,
+    pairs: Pairs,
+    starts: Sequence[int],
+    batch: int,
+    device: torch.device | str,
+    conventions: tuple[str, ...],
+) -> pa.Table:
+    tables = [SCHEMA.empty_table()]
+    for start, loaded in batches(pairs, starts, batch):
+        result = _composite(answer, loaded, device)
+        images, masks = loaded.images.to(device), loaded.masks.to(device)
+        values = metrics.measure(result, images, masks, conventions)
+        tables.append(_rows(start, loaded, masks, values))
+    return pa.concat_tables(tables)
+
+
+def batches(pairs: Pairs, starts: Sequence[int], batch: int) -> Iterator[tuple[int, PairBatch]]:
+    """The batches that begin at `starts`, decoded ahead in threads."""
     with ThreadPoolExecutor(READ_AHEAD) as pool:
         waiting = [pool.submit(pairs.load, s, s + batch) for s in starts[:READ_AHEAD]]
         for i, start in enumerate(starts):
@@ -55,17 +101,9 @@ def batches(
             yield start, loaded
 
 
-def score_batch(
-    inpaint: Inpaint,
-    start: int,
-    loaded: PairBatch,
-    device: torch.device | str,
-    conventions: Iterable[str],
+def _rows(
+    start: int, loaded: PairBatch, masks: torch.Tensor, values: dict[str, torch.Tensor]
 ) -> pa.Table:
-    """Rows of one batch whose first pair has position `start`."""
-    result = fill(inpaint, loaded, device)
-    images, masks = loaded.images.to(device), loaded.masks.to(device)
-    values = metrics.measure(result, images, masks, tuple(conventions))
     columns: dict[str, Any] = {
         "pair": range(start, start + len(loaded.pairs)),
         "name": [pair.name for pair in loaded.pairs],
@@ -75,15 +113,150 @@ def score_batch(
         "ratio": masks.double().mean((1, 2)).tolist(),
     }
     for name in metrics.METRICS:
-        found = values[name].tolist() if name in values else [float("nan")] * len(loaded.pairs)
+        found = values[name].tolist() if name in values else [None] * len(loaded.pairs)
         columns[name] = pa.array(found, pa.float64(), from_pandas=True)  # NaN → null
     return pa.table(columns, schema=SCHEMA)
 
 
-@torch.no_grad()
-def fill(inpaint: Inpaint, loaded: PairBatch, device: torch.device | str) -> torch.Tensor:
-    """The composites of a batch, uint8 N×H×W×3 on `device`. The hole is hidden from `inpaint`."""
-    images, masks = loaded.images.to(device), loaded.masks.to(device)
-    mask = masks.unsqueeze(1).float()
-    image = masking.erase(images.permute(0, 3, 1, 2).float() / 255, mask)
-    return metrics.composite_bytes(metrics.to_bytes(inpaint(image, mask)), images, masks)
+# --- the verb -------------------------------------------------------------------------------------
+
+
+def main(config: EvaluateConfig) -> dict[str, Any] | None:
+    """Score what `config` names, in this process or, through workers, in several.
+
+    Returns `{"protocol", "weights", "pairs", "buckets", "mean6", "name", "dataset",
+    "pairs_digest", "parquet", …}`; with `export=` alone `{"exported", "pairs_digest"}`; None in a
+    launcher, whose rank 0 prints for it.
+    """
+    if "RANK" in os.environ:
+        return evaluate(config, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    from pipeline.launch import place, supervise, visible_gpus
+
+    count = visible_gpus() if config.processes == "auto" else config.processes
+    if not str(count).isdigit():
+        raise ValueError(f"processes={count} is no count; give 1, 2, … or auto")
+    here = place(os.environ, max(1, int(count)))
+    if here.nodes * here.processes == 1:
+        return evaluate(config)
+    status = supervise([sys.executable, "-m", "pipeline", *sys.argv[1:]], here)
+    if status:
+        raise SystemExit(status)
+    return None
+
+
+def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
+    """This rank's share of the work; on rank 0 also the whole result."""
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    pairs, facts = pair_up(config)
+    if config.export is not None:
+        if rank == 0:
+            predictions.export(pairs, config.export, parts.progress("export", len(pairs)))
+        if not (config.checkpoint or config.model or config.predictions):
+            return {"exported": len(pairs), "out": config.export, "pairs_digest": pairs.digest}
+    answer, told = _answer(config, pairs, device)
+    facts = {**facts, **told, "name": config.name or told["name"]}
+    url = config.out or _place(facts)
+    same = {k: v for k, v in facts.items() if k != "name"} | {"batch": config.batch}
+    shares = parts.folder(url, same)
+    starts = range(0, len(pairs), config.batch)
+    groups = [starts[i : i + PART] for i in range(0, len(starts), PART)]
+    tell = parts.progress(facts["name"], len(pairs), rank == 0)
+    for number in range(rank, len(groups), world_size):
+        if not store.exists(parts.path(shares, number)):
+            table = _score(answer, pairs, groups[number], config.batch, device, CONVENTIONS)
+            results.save(parts.path(shares, number), table, {})
+        tell(min(len(pairs), (number + 1) * PART * config.batch))
+    if rank:
+        return {"rank": rank, "pairs": len(pairs)}
+    table = results.merge(parts.collect(shares, len(groups)), len(pairs))
+    results.save(url, table, facts)
+    store.remove(shares, recursive=True)
+    result = {**facts, **results.summarise(table, facts["ssim"]), "parquet": url}
+    if "run" in facts:
+        _remember(config, result)
+    return result
+
+
+def _remember(config: EvaluateConfig, result: dict[str, Any]) -> None:
+    """Keep the checkpoint that was scored, and log the scores in its run."""
+    from pipeline.checkpoint import pin
+    from pipeline.record import record
+
+    pin(result["run"], result["images_seen"])
+    if not config.tracking.enabled:
+        return
+    prefix, rows = f"eval/{result['protocol']}", dict(result["buckets"])
+    values = {f"{prefix}/psnr {name}": row["psnr"] for name, row in rows.items()}
+    overall = result["mean6"] or next(iter(rows.values()))
+    values |= {f"{prefix}/{name}": overall[name] for name in ("psnr", "ssim", "l1")}
+    record(result["run"], values, result["images_seen"], [result["parquet"]])
+
+
+def show(result: dict[str, Any]) -> str:
+    if "buckets" not in result:
+        return f"{result['exported']} pairs in {result['out']}"
+    title = f"{result['name']} · {result['protocol']} · {result['dataset_name']} · {result['ssim']}"
+    return f"{title}\n{results.as_text(result)}\n{result['parquet']}"
+
+
+def pair_up(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
+    """The protocol's pairs, and the facts about them that results carry."""
+    protocol = config.protocol
+    if config.data.url is None:
+        raise ValueError("data.url= is missing: the sharded set that holds the pictures")
+    images = open_manifest(config.data.url)
+    masks = open_manifest(config.masks.url) if config.masks.url else None
+    pairs = make_pairs(
+        images,
+        config.split,
+        masks,
+        protocol.buckets,
+        protocol.size,
+        config.data.resize_short,
+        config.limit,
+    )
+    if pairs.reused:
+        print(
+            "evaluate: fewer masks in a bucket than pictures: its masks go round again",
+            file=sys.stderr,
+        )
+    facts = {
+        "protocol": protocol.name,
+        "ssim": protocol.ssim,
+        "size": protocol.size,
+        "pairs": len(pairs),
+        "pairs_digest": pairs.digest,
+        "masks_reused": pairs.reused,
+        "dataset": images.digest,
+        "dataset_name": images.name,
+        "split": config.split,
+        "masks": masks.digest if masks and pairs.pairs[0].mask.url else None,
+    }
+    return pairs, facts
+
+
+def _answer(
+    config: EvaluateConfig, pairs: Pairs, device: torch.device
+) -> tuple[Answer, dict[str, Any]]:
+    given = [n for n in ("checkpoint", "model", "predictions") if getattr(config, n) is not None]
+    if len(given) != 1:
+        raise ValueError(
+            f"{' and '.join(f'{n}=' for n in given) or 'nothing'} given to score: "
+            "give one of checkpoint=, model=, predictions="
+        )
+    if config.predictions is not None:
+        return predictions.answers(config.predictions, pairs)
+    source = sources.load(config.model, config.checkpoint, config.weights, device)
+    return asking(source.fill, device), {**source.facts, "name": source.name}
+
+
+def _place(facts: dict[str, Any]) -> str:
+    """Where the table goes: into the run's folder, or that of evaluations of other things."""
+    pairs = facts["pairs_digest"][:8]
+    if "run" in facts:
+        stem = f"{facts['protocol']}-{facts['weights']}-{facts['images_seen']:012d}-{pairs}"
+        return store.join(facts["run"], "evaluation", f"{stem}.parquet")
+    name = re.sub(r"[^A-Za-z0-9.-]+", "_", facts["name"]).strip("_")
+    return f"runs/evaluation/{facts['protocol']}-{name}-{pairs}.parquet"

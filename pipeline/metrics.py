@@ -104,7 +104,8 @@ def _ssim(result: Tensor, image: Tensor, convention: str) -> Tensor:
     c1, c2 = 2 * (0.01 * 255) ** 2, 2 * (0.03 * 255) ** 2
     score = (lum_s - lum_d + c1) * (var_s - var_d + c2)
     score /= (lum_s + lum_d + c1) * (var_s + var_d + c2)
-    return score.mean((1, 2, 3), dtype=torch.float64)
+    mean: Tensor = score.mean((1, 2, 3), dtype=torch.float64)
+    return mean
 
 
 def _gauss11(x: Tensor) -> Tensor:

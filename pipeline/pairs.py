@@ -136,7 +136,7 @@ def _samples(manifest: Manifest, split: str) -> list[Sample]:
         columns = [index[name].to_pylist() for name in names]
         bucket = index["bucket"] if "bucket" in index.column_names else pa.nulls(len(index))
         for row in zip(*columns, bucket.to_pylist()):
-            found.append(Sample(row[0], url, *row[1:5], row[5] or ""))
+            found.append(Sample(row[0], url, row[1], row[2], row[3], row[4], row[5] or ""))
     return sorted(found)
 
 

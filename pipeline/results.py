@@ -75,7 +75,7 @@ def summarise(table: pa.Table, convention: str = "gauss11_rgb") -> dict[str, Any
     six = [buckets[name] for name in IRREGULAR]
     numbers = [name for name, value in six[0].items() if isinstance(value, float)]
     psnr = per_picture(table, "psnr")
-    mean6 = {name: float(np.mean([row[name] for row in six])) for name in numbers}
+    mean6: dict[str, Any] = {name: float(np.mean([row[name] for row in six])) for name in numbers}
     mean6 |= {"n": len(psnr), "psnr_ci": metrics.bootstrap(psnr)}
     return {"buckets": buckets, "mean6": mean6}
 
@@ -84,7 +84,8 @@ def per_picture(table: pa.Table, metric: str) -> NDArray[np.float64]:
     """Each picture's mean of `metric` over the six irregular buckets, in key order."""
     irregular = table.filter(pc.is_in(table["bucket"], pa.array(IRREGULAR)))
     means = irregular.group_by("key").aggregate([(metric, "mean")]).sort_by("key")
-    return means[f"{metric}_mean"].to_numpy()
+    found: NDArray[np.float64] = means[f"{metric}_mean"].to_numpy()
+    return found
 
 
 def _row(part: pa.Table, convention: str) -> dict[str, Any]:

@@ -1,0 +1,157 @@
+"""`predict`: remove what a mask covers from a picture, a folder of pictures, or a sharded set.
+
+The result has the picture's own size and, in a lossless format, its known pixels bit for bit.
+Transparent pixels can be the mask themselves (`mask=alpha`); the result is then opaque.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline import inpaint, pictures
+from pipeline.config import PredictConfig
+from pipeline.pictures import SUFFIXES, Picture, suffix
+from pipeline.tiles import fill_any
+from shards import store
+
+Bytes = NDArray[np.uint8]
+
+
+class Job(NamedTuple):
+    """One picture to be filled: URLs; `mask` may be a rectangle or `alpha`."""
+
+    image: str
+    mask: str
+    out: str
+
+
+def main(config: PredictConfig) -> dict[str, Any]:
+    """Returns `{"model", "written": [...], "strips": [...], "holes": [share of each picture]}`.
+
+    Pictures that cannot be read do not stop a folder: the others are written first, then ValueError
+    names the first and the count.
+    """
+    jobs = plan(config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    source = inpaint.load(model=config.model, device=device)
+    result: dict[str, Any] = {"model": source.name, "written": [], "strips": [], "holes": []}
+    failed = []
+    for job in jobs:
+        try:
+            picture = pictures.read(job.image)
+            mask = read_mask(job.mask, picture, store.display(job.image))
+            filled = fill_any(
+                source.fill, picture.pixels, mask, config.tile, config.overlap, device
+            )
+        except ValueError as error:
+            if len(jobs) == 1:
+                raise
+            print(f"predict: {error}", file=sys.stderr)
+            failed.append(str(error))
+            continue
+        alpha = None if job.mask == "alpha" else picture.alpha
+        pictures.write(job.out, replace(picture, pixels=filled, alpha=alpha))
+        result["written"].append(job.out)
+        result["holes"].append(float(mask.mean()))
+        if config.strip:
+            result["strips"].append(_write_strip(job.out, picture.pixels, mask, filled))
+    if failed:
+        raise ValueError(
+            f"{len(failed)} of {len(jobs)} pictures could not be done, the others are written; "
+            f"first: {failed[0]}"
+        )
+    return result
+
+
+def show(result: dict[str, Any]) -> str:
+    return "\n".join([*result["written"], *result["strips"]])
+
+
+def plan(config: PredictConfig) -> list[Job]:
+    """What is read and written, in order of names; ValueError where they do not fit together."""
+    if suffix(config.image) in SUFFIXES:
+        out = config.out
+        if suffix(out) not in SUFFIXES:
+            out = store.join(out, config.image.rsplit("/", 1)[-1])
+        if out == config.image:
+            raise ValueError(f"out={out} is the picture itself: choose another name")
+        return [Job(config.image, config.mask, out)]
+    names = [n for n in store.names(config.image) if suffix(n) in SUFFIXES]
+    if not names:
+        raise ValueError(
+            f"image={store.display(config.image)} is neither a picture ({', '.join(SUFFIXES)}) "
+            "nor a folder that holds some"
+        )
+    if suffix(config.out) in SUFFIXES:
+        raise ValueError(f"out={config.out} is one picture, image= holds {len(names)}: a folder")
+    if store.join(config.out) == store.join(config.image):
+        raise ValueError(f"out={config.out} is the folder of the pictures: choose another")
+    return [
+        Job(store.join(config.image, name), mask, store.join(config.out, name))
+        for name, mask in zip(names, _masks(config.mask, names))
+    ]
+
+
+def _masks(mask: str, names: list[str]) -> Iterator[str]:
+    """The mask of each picture of a folder: the same for all, or the one of its name's stem."""
+    if mask == "alpha" or _rectangle(mask) or suffix(mask) in SUFFIXES:
+        yield from [mask] * len(names)
+        return
+    held = {n.rsplit(".", 1)[0]: n for n in store.names(mask) if suffix(n) in SUFFIXES}
+    for name in names:
+        stem = name.rsplit(".", 1)[0]
+        found = held.get(stem) or held.get(f"{stem}_mask")
+        if found is None:
+            raise ValueError(
+                f"mask={store.display(mask)} holds neither {stem}.png nor {stem}_mask.png; it "
+                "needs one for each picture"
+            )
+        yield store.join(mask, found)
+
+
+def read_mask(mask: str, picture: Picture, name: str) -> Bytes:
+    """uint8 H×W, 1 = hole, of a rectangle `x,y,w,h`, of `alpha`, or of a picture (white: hole).
+
+    ValueError for another size than the picture's (EXIF orientation applied) and for a mask that
+    leaves nothing known.
+    """
+    height, width = picture.pixels.shape[:2]
+    if mask == "alpha":
+        if picture.alpha is None:
+            raise ValueError(f"mask=alpha, but {name} has no alpha channel")
+        holes = picture.alpha < 128
+    elif box := _rectangle(mask):
+        x, y, w, h = box
+        if x + w > width or y + h > height or not w or not h:
+            raise ValueError(f"mask={mask} (x,y,w,h) does not lie inside {name}, {width}×{height}")
+        holes = np.zeros((height, width), bool)
+        holes[y : y + h, x : x + w] = True
+    else:
+        read = pictures.read(mask).pixels
+        if read.shape[:2] != (height, width):
+            raise ValueError(
+                f"mask {store.display(mask)} is {read.shape[1]}×{read.shape[0]}, {name} "
+                f"{width}×{height}: give a mask of the picture's own size"
+            )
+        holes = read.max(2) > 127
+    if holes.all():
+        raise ValueError(f"the mask covers all of {name}: nothing is left to fill it from")
+    return holes.astype(np.uint8)
+
+
+def _rectangle(mask: str) -> tuple[int, int, int, int] | None:
+    found = re.fullmatch(r"\[?(\d+), ?(\d+), ?(\d+), ?(\d+)\]?", mask)
+    return tuple(int(x) for x in found.groups()) if found else None  # type: ignore[return-value]
+
+
+def _write_strip(out: str, original: Bytes, mask: Bytes, filled: Bytes) -> str:
+    """Original, mask and result side by side, beside `out` as `<stem>_strip.png`."""
+    url = f"{out.rsplit('.', 1)[0]}_strip.png"
+    pictures.write(url, Picture(pictures.strip(original, mask, filled)))
+    return url

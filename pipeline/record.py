@@ -1,0 +1,55 @@
+"""What is found out about a run after its training goes into its MLflow run too.
+
+A spool of its own, `<run>/evaluation/spool`: a training that is still writing is not disturbed,
+its status is not touched, and an outage of the server loses nothing.
+"""
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pipeline import server
+from pipeline.delivery import Delivery
+from pipeline.remotespool import spool_folder
+from pipeline.runfolder import read_run_json
+from pipeline.spool import Spool, Unsent, draining
+from pipeline.tracking import clean, default_root, say
+from shards import store
+
+
+def record(run: str, values: Mapping[str, float], step: int, files: Iterable[str] = ()) -> None:
+    """Numbers at `step` (images seen) and files (URLs, kept under `evaluation/`) of a finished run.
+
+    A run without MLflow run, or a server that does not answer, leaves them in the spool.
+    """
+    folder = spool_folder(store.join(run, "evaluation"))
+    spool = Spool(folder)
+    finite = {clean(name): float(value) for name, value in values.items()}
+    spool.append("metrics", values=finite, step=step)
+    for url in files:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            copy = Path(scratch, url.rsplit("/", 1)[-1])
+            copy.write_bytes(store.read(url))
+            if kept := spool.keep(copy):
+                spool.append("artifact", folder="evaluation", files=[kept])
+    spool.close()
+    if trouble := send(run, folder):
+        say(f"{trouble}; the evaluation's numbers wait in {folder}")
+
+
+def send(run: str, folder: Path) -> str | None:
+    """Sends what waits in the spool; what hindered it, else None."""
+    if not read_run_json(run).get("mlflow_run_id"):
+        return f"{store.display(run)} has no MLflow run yet"
+    with draining(folder) as mine:
+        if not mine:
+            return "another process is sending them"
+        try:
+            uri = server.tracking_uri(default_root(run))
+            unsent = Unsent(folder)
+            delivery = Delivery(server.connect(uri), uri, run, unsent)
+            while events := unsent.read():
+                delivery.send(events)
+        except Exception as error:  # the scores are on disk, whatever the server says
+            return server.explain(error, uri) or f"{type(error).__name__}: {error}"
+    return None
