@@ -141,14 +141,17 @@ def holes(policy: MaskPolicy, height: int, width: int) -> Holes:
     if policy.url is None:
         return lambda seed, epoch, key: draw(policy, height, width, seed, epoch, key)
     masks = MaskSet(open_manifest(policy.url))
-    fitting = np.flatnonzero((masks.ratios > policy.low) & (masks.ratios <= policy.high))
-    if not len(fitting):
+    irregularly = np.array([name != FIXED for name in masks.buckets])
+    fitting = (masks.ratios > policy.low) & (masks.ratios <= policy.high) & irregularly
+    places = np.flatnonzero(fitting)
+    if not len(places):
         raise ValueError(
-            f"{store.display(policy.url)} has no mask of a ratio in ({policy.low}, {policy.high}]"
+            f"{store.display(policy.url)} has no irregular mask of a ratio in "
+            f"({policy.low}, {policy.high}]"
         )
 
     def pick(seed: int, epoch: int, key: int) -> np.ndarray:
-        hole = masks[int(fitting[mix(seed, epoch, key, _PICK) % len(fitting)])]
+        hole = masks[int(places[mix(seed, epoch, key, _PICK) % len(places)])]
         if hole.shape == (height, width):
             return hole
         return cv2.resize(hole, (width, height), interpolation=cv2.INTER_NEAREST)

@@ -25,6 +25,7 @@ BORDER = 50 / 512  # of the shorter side, kept known by the border constraint (L
 
 _CORNER = 2 * math.pi / 5  # a stroke's mean turn and its spread (Yu et al. 2019)
 _SPREAD = 2 * math.pi / 15
+_MARGIN = 0.08
 _GROUP = 8  # strokes drawn from the generator at a time
 
 
@@ -80,8 +81,10 @@ def _count(
     pixels = height * width
     room = max(0, height - 2 * border) * max(0, width - 2 * border)
     least, most = math.floor(low * pixels), math.ceil(high * pixels)
-    least += least / pixels <= low  # low * pixels may round to either side of a whole number
-    most -= most / pixels > high
+    while least / pixels <= low:  # the products may round to either side of a whole number
+        least += 1
+    while most / pixels > high:
+        most -= 1
     if not 0 <= low < high <= 1 or least > most:
         raise ValueError(f"no mask of {width}x{height} has a hole ratio in ({low}, {high}]")
     if most > room:
@@ -106,13 +109,14 @@ def _strokes(
     heading = np.cumsum(turn, axis=1) + 2 * math.pi * random.random((_GROUP, 1))
     step = side * (0.05 + (0.10 + 0.20 * heavy) * reach)
     points = np.empty((_GROUP, turn.shape[1] + 1, 2))
-    points[:, 0] = random.random((_GROUP, 2)) * (width, height)
+    margin = _MARGIN * side  # strokes may start and run outside, or edges would get fewer holes
+    across = np.array([width - 1, height - 1]) + 2 * margin
+    points[:, 0] = random.random((_GROUP, 2)) * across
     points[:, 1:, 0] = step * np.cos(heading)
     points[:, 1:, 1] = step * np.sin(heading)
     points = np.cumsum(points, axis=1)
-    across = np.array([max(1, width - 1), max(1, height - 1)])
     points = np.mod(points, 2 * across)
-    points = np.minimum(points, 2 * across - points)  # reflected at the edges
+    points = np.minimum(points, 2 * across - points) - margin  # reflected at the outer edges
     for path, last, thick in zip(np.rint(points).astype(np.int32), vertices, thickness):
         yield path[: last + 1], max(1, round(thick))
 
