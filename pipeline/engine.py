@@ -58,7 +58,8 @@ class Engine:
                 f"this node: check the driver and CUDA_VISIBLE_DEVICES (`doctor`)"
             )
         self.precision = choose_precision(config.precision, on_gpu)
-        torch.set_num_threads(thread_count(config.threads, world))
+        threads = thread_count(config.threads, world)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or Accelerate sets 1, and warns
         timeout = timedelta(seconds=config.parallel.hang_timeout)
         self.accelerator = Accelerator(
             cpu=not on_gpu,
@@ -70,6 +71,7 @@ class Engine:
                 InitProcessGroupKwargs(backend="nccl" if on_gpu else "gloo", timeout=timeout),
             ],
         )
+        torch.set_num_threads(threads)
         self.rank = self.accelerator.process_index
         self.world_size = self.accelerator.num_processes
         self.device = self.accelerator.device

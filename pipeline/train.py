@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -48,6 +48,7 @@ class State:
     skipped: int = 0
     skipped_in_a_row: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)  # what the data position belongs to
 
 
 def train(config: TrainConfig) -> None:
@@ -68,6 +69,8 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
     networks = method.build(config, engine)
     state = _resume(config, run, networks, manifest)
     stream = stack.enter_context(_stream(config, engine, manifest, state.images_seen))
+    check_guards(state.data or stream.guards(), stream.guards())
+    state.data = stream.guards()
     pairs = fixed_pairs(config, manifest)
     tracker = stack.enter_context(_tracker(config, run, engine, manifest))
     saver = checkpoint.Saver(run, config.checkpoint.keep)
@@ -122,7 +125,7 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
             meter.elsewhere(time.perf_counter() - began)
         if save:
             began = time.perf_counter()
-            _save(config, networks, engine, saver, stream, manifest, state)
+            _save(config, networks, engine, saver, manifest, state)
             meter.elsewhere(time.perf_counter() - began, stall=True)
             tracker.publish()
 
@@ -223,8 +226,7 @@ def _resume(config: TrainConfig, run: RunFolder, networks: Method, manifest: Man
             f"{store.display(manifest.url)} is {manifest.digest[:12]}: give the same data.url="
         )
     checkpoint.restore(found, networks.trainees)
-    keys = ("images_seen", "skipped", "skipped_in_a_row", "metrics")
-    return State(**{key: found.state[key] for key in keys})
+    return State(**{f.name: found.state[f.name] for f in fields(State)})
 
 
 def _stream(config: TrainConfig, engine: Engine, manifest: Manifest, position: int) -> Stream:
@@ -250,7 +252,6 @@ def _save(
     networks: Method,
     engine: Engine,
     saver: checkpoint.Saver,
-    stream: Stream,
     manifest: Manifest,
     state: State,
 ) -> None:
@@ -260,7 +261,6 @@ def _save(
         facts = {
             **asdict(state),
             "model": asdict(config.model),
-            "data": stream.guards(),
             "dataset": manifest.digest,
             "world_size": engine.world_size,
         }
@@ -270,7 +270,7 @@ def _save(
 def _tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: Manifest) -> Any:
     if engine.is_main:
         write_config(config, run)
-        update_run_json(str(run.local), run=run.url, dataset=manifest.digest, result={})
+        update_run_json(str(run.local), url=run.url, dataset=manifest.digest, result={})
     if not engine.is_main or not config.tracking.enabled:
         return Muted()
     recipe = config.experiment or "train"

@@ -1,0 +1,164 @@
+"""`doctor`: what this machine can do, one line a check, and the mend for what it cannot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.config import DoctorConfig
+
+NEEDED_GB = 5
+
+
+class Check(NamedTuple):
+    """What was looked at, `ok`, `note` (fine, but know it) or `bad`, what was found, the mend."""
+
+    name: str
+    state: str
+    found: str
+    mend: str = ""
+
+
+def main(config: DoctorConfig) -> dict[str, Any]:
+    """Every check on this machine; SystemExit(1) where one is bad, after all were printed."""
+    checks = [check() for check in (python, torch_build, devices, precision, packages, disk, cache)]
+    checks += [tracking(), secrets()]
+    if config.url is not None:
+        checks.append(storage(config.url))
+    for check in checks:
+        mend = f"  -> {check.mend}" if check.mend else ""
+        print(f"{check.state:<5} {check.name:<12} {check.found}{mend}", file=sys.stderr)
+    if any(check.state == "bad" for check in checks):
+        raise SystemExit(1)
+    return {"checks": [check._asdict() for check in checks]}
+
+
+def show(result: dict[str, Any]) -> str:
+    notes = sum(check["state"] == "note" for check in result["checks"])
+    return f"{len(result['checks'])} checks, nothing bad, {notes} to know"
+
+
+def python() -> Check:
+    here = ".".join(map(str, sys.version_info[:3]))
+    ok = (3, 11) <= sys.version_info[:2] < (3, 14)
+    mend = "" if ok else "make install PYTHON=python3.12"
+    return Check("python", "ok" if ok else "bad", f"{here} at {sys.executable}", mend)
+
+
+def torch_build() -> Check:
+    import torch
+
+    parts = tuple(int(p) for p in torch.__version__.split("+")[0].split(".")[:2])
+    ok = parts >= (2, 11)
+    mend = "" if ok else "make install (constraints.txt names the tested version)"
+    return Check("torch", "ok" if ok else "bad", torch.__version__, mend)
+
+
+def devices() -> Check:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return Check("devices", "ok", f"{len(names)} x {names[0]}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    built = torch.version.cuda
+    mend = "torch is built for CUDA but sees no GPU: check the driver" if built else ""
+    return Check("devices", "note", f"no GPU; {cores} CPU cores", mend)
+
+
+def precision() -> Check:
+    import torch
+
+    from pipeline.engine import choose_precision
+
+    chosen = choose_precision("auto", torch.cuda.is_available())
+    why = "native on this device" if chosen == "bf16" else "bf16 is not native on this device"
+    return Check("precision", "ok", f"auto = {chosen}: {why}")
+
+
+def packages() -> Check:
+    wanted = ("accelerate", "webdataset", "mlflow", "pyarrow", "fsspec", "s3fs", "deepspeed")
+    found, lacking = [], []
+    for name in wanted:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            lacking.append(name)
+    bad = [name for name in lacking if name != "deepspeed"]
+    mend = f"make install brings {', '.join(lacking)}" if lacking else ""
+    return Check("packages", "bad" if bad else "ok", ", ".join(found), mend)
+
+
+def disk() -> Check:
+    free = shutil.disk_usage(".").free / 1e9
+    mend = f"runs want some {NEEDED_GB} GB: free some, or set root=" if free < NEEDED_GB else ""
+    return Check("disk", "note" if mend else "ok", f"{free:.0f} GB free here", mend)
+
+
+def cache() -> Check:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lacuna"
+    return _writable("cache", home, "set XDG_CACHE_HOME to a folder that can be written")
+
+
+def tracking() -> Check:
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None:
+        return Check("mlflow", "ok", "sqlite beside the runs (MLFLOW_TRACKING_URI is not set)")
+    from pipeline import server
+    from shards import store
+
+    server.telemetry_off()
+    try:
+        server.ping(server.connect(uri), uri)
+    except server.ServerError as error:
+        return Check("mlflow", "bad", str(error), "check MLFLOW_TRACKING_URI and its account")
+    return Check("mlflow", "ok", f"{store.display(uri)} answers")
+
+
+def secrets() -> Check:
+    pairs = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    there = [name for name in pairs if os.environ.get(name)]
+    profile = (Path.home() / ".aws" / "credentials").exists() or "AWS_PROFILE" in os.environ
+    if len(there) == 2 or profile:
+        return Check("secrets", "ok", "S3 credentials are present (their values are not shown)")
+    if there:
+        return Check("secrets", "bad", f"only {there[0]} is set", f"set both {' and '.join(pairs)}")
+    return Check("secrets", "note", "no S3 credentials", "needed for s3:// only")
+
+
+def storage(url: str) -> Check:
+    from shards import store
+
+    name, data = store.join(url, f"doctor-{uuid.uuid4().hex}"), uuid.uuid4().bytes
+    steps: list[tuple[str, Callable[[], Any]]] = [
+        ("put", lambda: store.write(name, data)),
+        ("get", lambda: store.read(name) == data or _differs()),
+        ("delete", lambda: store.remove(name)),
+    ]
+    for step, act in steps:
+        try:
+            act()
+        except (OSError, ValueError) as error:
+            said = " ".join(str(error).split())
+            return Check("storage", "bad", f"{step} in {store.display(url)}: {said}", "see README")
+    return Check("storage", "ok", f"put, get and delete in {store.display(url)}")
+
+
+def _differs() -> None:
+    raise OSError("what came back is not what was put")
+
+
+def _writable(name: str, folder: Path, mend: str) -> Check:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return Check(name, "ok", str(folder))
+    except OSError as error:
+        return Check(name, "bad", f"{folder}: {error.strerror}", mend)
