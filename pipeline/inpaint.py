@@ -4,7 +4,6 @@
 any H×W the source takes. Known pixels of the answer are not to be relied on: composite them.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,14 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shards import store
 
 Fill = Callable[[Tensor, Tensor], Tensor]
+
+
+GENERATOR = {"raw": "generator", "ema": "generator_ema"}  # names of a checkpoint's files
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,13 @@ def mean_colour(image: Tensor, mask: Tensor) -> Tensor:
 
 
 def telea(image: Tensor, mask: Tensor) -> Tensor:
-    """OpenCV's fast marching inpainting (Telea 2004), radius 3."""
+    """OpenCV's fast marching inpainting (Telea 2004), radius 5."""
     pixels = (image * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     holes = mask[:, 0].ne(0).byte().cpu().numpy()
-    filled = [cv2.inpaint(p, m, 3, cv2.INPAINT_TELEA) for p, m in zip(pixels, holes)]
+    filled = [cv2.inpaint(p, m, 5, cv2.INPAINT_TELEA) for p, m in zip(pixels, holes)]
     return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).to(image) / 255
 
 
-GENERATOR = {"raw": "generator", "ema": "generator_ema"}  # a checkpoint's files
 YARDSTICKS: dict[str, Fill] = {"mean_colour": mean_colour, "telea": telea}
 
 
@@ -61,7 +62,7 @@ def load(
     """
     if (model is None) == (checkpoint is None):
         raise ValueError("give one of model= and checkpoint=")
-    if model in YARDSTICKS:
+    if model is not None and model in YARDSTICKS:
         return Source(YARDSTICKS[model], model, {"weights": "none"})
     if checkpoint is not None or _is_folder(str(model)):
         return _checkpoint(str(checkpoint or model), weights, device)
@@ -88,39 +89,15 @@ def _checkpoint(url: str, weights: str, device: torch.device | str) -> Source:
 
 
 def _archive(model: str, device: torch.device | str) -> Source:
-    if model.endswith(".pt2"):
-        if not store.exists(model):
-            raise ValueError(f"{store.display(model)}: no such archive")
-        sha256 = hashlib.sha256(store.read(model)).hexdigest()
-        facts = {"weights": "unknown", "sha256": sha256}
-        program = torch.export.load(model)
-    else:
-        from pipeline.registry import load_archive
+    from pipeline.registry import load_archive
 
-        uri = model if model.startswith("models:/") else f"models:/{model}@champion"
-        program, facts = load_archive(uri)
-    return Source(of_program(program, device), store.display(model), facts)
-
-
-def of_program(program: torch.export.ExportedProgram, device: torch.device | str) -> Fill:
-    """`fill` of an exported `Inpainter`, of either form (float N×3×H×W or uint8 N×H×W×3)."""
-    from torch.export.passes import move_to_device_pass
-
-    first = next(n for n in program.graph.nodes if n.name in program.graph_signature.user_inputs)
-    in_bytes = first.meta["val"].dtype == torch.uint8
-    if torch.device(device).type != "cpu":
-        program = move_to_device_pass(program, torch.device(device))
-    module: nn.Module = program.module()
-
-    def fill(image: Tensor, mask: Tensor) -> Tensor:
-        if not in_bytes:
-            filled: Tensor = module(image, mask)
-            return filled
-        pixels = (image * 255).round().byte().permute(0, 2, 3, 1)
-        filled = module(pixels, mask[:, 0].byte())
-        return filled.permute(0, 3, 1, 2).float() / 255
-
-    return fill
+    if not model.endswith(".pt2") and not model.startswith("models:"):
+        model = f"models:/{model}@champion"
+    archive, facts = load_archive(model, str(device))
+    name = f"{facts['name']}/{facts['version']}" if "version" in facts else Path(model).stem
+    kept = ("model_uri", "sha256", "weights", "weights_sha256", "run_id")
+    told: dict[str, Any] = {k: facts[k] for k in kept if k in facts}
+    return Source(archive, name, {"weights": "unknown"} | told)
 
 
 def refuse_a_look_into_the_hole(source: Source, device: torch.device | str) -> None:

@@ -94,12 +94,12 @@ def _coarse(fill: Fill, image: Bytes, mask: Bytes, tile: int, device: Device) ->
     height, width = mask.shape
     scale = tile / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     holes = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
     answer = _ask(fill, small, holes.astype(np.uint8), device)
     answer = np.where(holes[..., None], answer, small.astype(np.float32))
-    large: Floats = cv2.resize(answer, (width, height), interpolation=cv2.INTER_LINEAR)
-    return large
+    large = cv2.resize(answer, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(large, np.float32)
 
 
 def _blend(
@@ -137,8 +137,8 @@ def _blend(
             total[there][..., 3:] += weight[here]
     weight = total[..., 3:]
     sure = np.minimum(weight, 1)
-    blended: Floats = total[..., :3] / np.maximum(weight, 1) + (1 - sure) * coarse[box.of]
-    return blended
+    blended = total[..., :3] / np.maximum(weight, 1) + (1 - sure) * coarse[box.of]
+    return np.asarray(blended, np.float32)
 
 
 def _starts(first: int, last: int, length: int, tile: int, overlap: int) -> list[int]:
@@ -174,7 +174,7 @@ def _ask(fill: Fill, image: Bytes, mask: Bytes, device: Device) -> Floats:
     return answer.permute(1, 2, 0).float().cpu().numpy()
 
 
-def _paste(result: NDArray, answer: Floats, holes: Bytes, box: Box) -> Bytes:
+def _paste(result: Bytes, answer: Floats, holes: Bytes, box: Box) -> Bytes:
     """Rounds the answer into the result's holes inside the box."""
     place = result[box.of]
     place[holes != 0] = np.round(answer[holes != 0]).astype(np.uint8)
