@@ -13,6 +13,7 @@ from shards.hygiene import Policy
 from shards.manifest import open_manifest
 from shards.sources import source
 from shards.sources.files import Loader
+from shards.sources.offer import Offer
 
 FORMAT = 1  # raised when the same options would give other bytes
 
@@ -92,7 +93,16 @@ def _plan(config: ShardConfig) -> tuple[plan.Plan, Path]:
         print(layout.offer.text(), file=sys.stderr)
         raise
     _say(f"{made.rows.num_rows} images in {len(made.shards())} shards")
+    _compare(made, layout.offer)
     return made, root
+
+
+def _compare(made: plan.Plan, offer: Offer) -> None:
+    """Says where the source holds another number of images than its publisher's."""
+    for row in made.rows["split"].value_counts().to_pylist():
+        published = offer.counts.get(row["values"], row["counts"])
+        if published != row["counts"]:
+            _say(f"note: {row['counts']:,} images for {row['values']}, published {published:,}")
 
 
 def _policy(config: ShardConfig) -> Policy:

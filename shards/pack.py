@@ -9,14 +9,12 @@ import hashlib
 import io
 import json
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from webdataset import TarWriter
 
 from shards.manifest import COLUMNS
 
@@ -41,7 +39,7 @@ class Packed:
     tar: bytes
     index: bytes
     samples: int
-    reasons: Counter[str]  # of the rejects
+    rejects: tuple[Reject, ...]
 
 
 class IndexMeta(NamedTuple):
@@ -62,6 +60,8 @@ def pack(
     kind: str, number: int, plan_sha256: str, samples: Iterable[tuple[int, Sample | Reject]]
 ) -> Packed:
     """The shard of `samples`, each with its id, in the order given."""
+    from webdataset import TarWriter  # here, because it imports torch: two seconds and 200 MB
+
     buffer = io.BytesIO()
     rows: list[dict[str, Any]] = []
     rejects: list[list[Any]] = []
@@ -89,8 +89,8 @@ def pack(
             )
     tar = buffer.getvalue()
     meta = IndexMeta(plan_sha256, hashlib.sha256(tar).hexdigest(), len(tar), rejects)
-    reasons = Counter(str(reject[2]) for reject in rejects)
-    return Packed(tar, index_bytes(kind, rows, meta), len(rows), reasons)
+    refused = tuple(Reject(*reject[1:]) for reject in rejects)
+    return Packed(tar, index_bytes(kind, rows, meta), len(rows), refused)
 
 
 def index_bytes(kind: str, rows: list[dict[str, Any]], meta: IndexMeta) -> bytes:

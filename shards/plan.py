@@ -193,12 +193,7 @@ def publish(out: str, plan: Plan) -> None:
     document = _encode(plan)
     saved = _saved(out)
     if saved is None:
-        other = [n for n in store.names(out) if n not in ("plan.parquet", "plan.json")]
-        if other:
-            raise ValueError(
-                f"{store.display(out)} holds something else ({other[0]}, …); "
-                "give out= a new or empty folder"
-            )
+        _refuse_other(out)
         if plan.rows.num_rows:
             sink = io.BytesIO()
             pq.write_table(plan.rows, sink, compression="zstd")
@@ -217,10 +212,11 @@ def publish(out: str, plan: Plan) -> None:
 def load(out: str, name: str, kind: str, options: Mapping[str, Any]) -> Plan | None:
     """The plan that `out` was begun with, None for a new one.
 
-    Raises ValueError when it was begun with other options, naming them.
+    Raises ValueError when it was begun with other options, naming them, or holds something else.
     """
     saved = _saved(out)
     if saved is None:
+        _refuse_other(out)
         return None
     wanted = Plan(name, kind, options, "", ROWS.empty_table())
     if (saved["name"], saved["kind"], saved["options"]) != (name, kind, dict(options)):
@@ -236,6 +232,15 @@ def load(out: str, name: str, kind: str, options: Mapping[str, Any]) -> Plan | N
             "remove the folder and shard again"
         )
     return Plan(name, kind, options, saved["sha256"], rows)
+
+
+def _refuse_other(out: str) -> None:
+    other = [name for name in store.names(out) if name != "plan.parquet"]
+    if other:
+        raise ValueError(
+            f"{store.display(out)} holds something else ({other[0]!r}); "
+            "give out= a new or empty folder"
+        )
 
 
 def _encode(plan: Plan) -> bytes:

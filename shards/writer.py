@@ -102,14 +102,14 @@ def write(
     )
     total, begun = sum(b - a for _, _, a, b in todo), time.monotonic()
     images = written = 0
-    reasons: Counter[str] = Counter()
+    rejects: list[Reject] = []
     for count, wrote in enumerate(each(_write_shard, jobs, workers), start=1):
         images, written = images + wrote.samples, written + wrote.bytes
-        reasons.update(wrote.reasons)
-        if reasons.total() > max_reject_rate * plan.rows.num_rows:
-            raise _too_many(out, reasons, plan.rows.num_rows, max_reject_rate)
+        rejects += wrote.rejects
+        if len(rejects) > max_reject_rate * plan.rows.num_rows:
+            raise _too_many(out, rejects, plan.rows.num_rows, max_reject_rate)
         seconds = time.monotonic() - begun
-        yield Progress(count, len(todo), images, total, reasons.total(), written, seconds)
+        yield Progress(count, len(todo), images, total, len(rejects), written, seconds)
 
 
 def missing(out: str, plan: Plan) -> list[tuple[str, int]]:
@@ -144,14 +144,14 @@ class _Job(NamedTuple):
 class _Wrote(NamedTuple):
     samples: int
     bytes: int
-    reasons: Counter[str]
+    rejects: tuple[Reject, ...]
 
 
 def _write_shard(job: _Job) -> _Wrote:
     samples = ((row.sample_id, job.load(row)) for row in take(job.rows))
     packed = pack(job.kind, job.number, job.plan_sha256, samples)
     _publish(job.out, job.split, job.number, packed)
-    return _Wrote(packed.samples, len(packed.tar), packed.reasons)
+    return _Wrote(packed.samples, len(packed.tar), packed.rejects)
 
 
 def _publish(out: str, split: str, number: int, packed: Packed) -> None:
@@ -212,7 +212,8 @@ def finish(
     stored = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
     reasons = Counter(str(item["reason"]) for item in rejects)
     if len(rejects) > max_reject_rate * (len(stored) + len(rejects)) or not len(stored):
-        raise _too_many(out, reasons, len(stored) + len(rejects), max_reject_rate)
+        refused = [Reject(item["src"], item["reason"], item["detail"]) for item in rejects]
+        raise _too_many(out, refused, len(stored) + len(rejects), max_reject_rate)
     listed = {s: Split(sum(x.samples for x in v), tuple(v)) for s, v in splits.items()}
     encoded = manifests.encode(plan.name, plan.kind, plan.sha256, listed)
     store.write(store.join(out, manifests.FILE), encoded)
@@ -220,12 +221,15 @@ def finish(
     return Finished(manifests.decode(encoded, out), dict(reasons), duplicates)
 
 
-def _too_many(out: str, reasons: Counter[str], total: int, rate: float) -> ValueError:
-    counted = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+def _too_many(out: str, rejects: list[Reject], total: int, rate: float) -> ValueError:
+    first = {reject.reason: reject for reject in reversed(rejects)}
+    counted = "; ".join(
+        f"{count} {reason}, such as {first[reason].src!r}: {first[reason].detail}"
+        for reason, count in Counter(reject.reason for reject in rejects).most_common()
+    )
     return ValueError(
-        f"{store.display(out)}: {reasons.total()} of {total} files rejected ({counted}), more than "
-        f"max_reject_rate={rate:g}; see rejects.parquet or the indexes there, mend the source, "
-        "or allow more"
+        f"{store.display(out)}: {len(rejects)} of {total} files rejected ({counted}), more than "
+        f"max_reject_rate={rate:g}; mend the source or allow more"
     )
 
 

@@ -3,10 +3,19 @@
 A source lists its files as plan entries and says what its publisher offers; it reads no pixels.
 """
 
-from shards.sources import folder, wds
+from shards.sources import celeba, celeba_hq, folder, paris, places365, wds
 from shards.sources.offer import Source
 
-SOURCES: dict[str, Source] = {"folder": folder.SOURCE, "wds": wds.SOURCE}
+SOURCES: dict[str, Source] = {
+    "folder": folder.SOURCE,
+    "places365_standard": places365.STANDARD,
+    "places365_challenge": places365.CHALLENGE,
+    "places365_canyon": places365.CANYON_SCENES,
+    "celeba": celeba.SOURCE,
+    "celeba_hq": celeba_hq.SOURCE,
+    "paris": paris.SOURCE,
+    "wds": wds.SOURCE,
+}
 
 
 def source(layout: str) -> Source:

@@ -1,7 +1,7 @@
 """What a source is to the rest: a function that lists, and what there is to list."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.plan import Entry
@@ -16,14 +16,18 @@ class Offer:
     licence: str
     files: tuple[tuple[str, str], ...]  # name as published, what it holds
     give: str  # what `source=` may be
-    cite: str = ""
+    paper: str = ""
+    counts: Mapping[str, int] = field(default_factory=dict)  # images by split, as published
 
     def text(self) -> str:
         """As shown by `shard` without a source."""
         width = max((len(name) for name, _ in self.files), default=0)
         lines = [self.title, f"  page     {self.page}", f"  licence  {self.licence}"]
-        if self.cite:
-            lines.append(f"  paper    {self.cite}")
+        if self.paper:
+            lines.append(f"  paper    {self.paper}")
+        if self.counts:
+            counted = ", ".join(f"{count:,} {split}" for split, count in self.counts.items())
+            lines.append(f"  images   {counted}")
         lines += [f"  {name:<{width}}  {what}" for name, what in self.files]
         return "\n".join([*lines, f"  source=  {self.give}"])
 

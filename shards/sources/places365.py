@@ -1,0 +1,191 @@
+"""Places365-Standard and -Challenge (Places2), and MUSICAL's canyon scenes, as MIT published them.
+
+    data_large/ or data_256/   a/airfield/00000001.jpg …        train, in class folders
+    val_large/  or val_256/    Places365_val_00000001.jpg …     flat; places365_val.txt has labels
+    test_large/ or test_256/   Places365_test_00000001.jpg …    flat; labels were never published
+    places365_standard/        train/airfield/00000001.jpg …, val/airfield/…   ("easyformat")
+
+each as a folder or inside its tar. Labels come from categories_places365.txt or the list files,
+beside the images or in filelist_places365-*.tar; without any of them the samples have none. A
+train folder without class folders takes its labels from the list by file name.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from shards.plan import SPLITS, Entry
+from shards.sources.files import is_image
+from shards.sources.offer import Offer, Source
+from shards.sources.published import Part, absent, find, hold_out, labels, text
+
+CANYON = ("canyon", 81)  # its number in categories_places365.txt
+FILELISTS = ("filelist_places365-standard.tar", "filelist_places365-challenge.tar")
+_EASY = ("places365_standard",), ("places365standard_easyformat.tar",)
+
+
+def entries(
+    source: Path, holdout: float, variant: str = "standard", only: tuple[str, int] | None = None
+) -> Iterator[Entry]:
+    """Every image of one resolution; with `only`, a category's train and val.
+
+    `holdout` of train becomes val where no val is there. Raises ValueError where `source` is no
+    such download, or holds more than one resolution.
+    """
+    parts = _parts(source, variant)
+    found = _all(source, variant, parts) if only is None else _some(source, variant, parts, only)
+    share = 0.0 if any(split != "train" for split, _ in parts) else holdout
+    yield from hold_out(found, source if source.is_dir() else source.parent, share)
+
+
+def _all(source: Path, variant: str, parts: list[tuple[str, Part]]) -> Iterator[Entry]:
+    for split, part in parts:
+        label = _labeller(source, split, variant)
+        for entry, name in _images(split, part):
+            yield entry._replace(label=label(name))
+
+
+def _some(
+    source: Path, variant: str, parts: list[tuple[str, Part]], only: tuple[str, int]
+) -> Iterator[Entry]:
+    name, number = only
+    listed = text(source, "places365_val.txt", FILELISTS)
+    for split, part in parts:
+        if split == "test":  # whose labels nobody has
+            continue
+        wanted = set() if listed is None else _named(listed, number)
+        easy = part.folder in _EASY[0] or part.archive in _EASY[1]
+        if split == "val" and not easy and not wanted:
+            raise absent(
+                source, f"places365_val.txt (or {FILELISTS[0]}), which tells {name} in val"
+            )
+        for entry, path in _images(split, part):
+            if _category(path) == name or path in wanted:
+                yield entry._replace(label=number)
+
+
+def _named(lines: list[str], number: int) -> set[str]:
+    return {name for name, label in labels(lines, "places365_val.txt").items() if label == number}
+
+
+# --- where the images are -------------------------------------------------------------------------
+
+
+def _parts(source: Path, variant: str) -> list[tuple[str, Part]]:
+    """(split, where it lies) of the one resolution that is there."""
+    found: dict[str, list[tuple[str, Part]]] = {}
+    for size in ("large", "256"):
+        places = {
+            "train": (
+                (f"data_{size}", f"data_{size}_{variant}"),
+                (f"train_{size}_places365{variant}.tar",),
+            ),
+            "val": ((f"val_{size}",), (f"val_{size}.tar",)),
+            "test": ((f"test_{size}",), (f"test_{size}.tar",)),
+        }
+        for split, (folders, archives) in places.items():
+            if part := find(source, folders, archives):
+                found.setdefault(size, []).append((split, part))
+    easy = find(source, *_EASY) if variant == "standard" else None
+    if easy is not None:
+        found["easyformat"] = [("train", easy), ("val", easy)]
+    if not found:
+        wanted = f"train_large_places365{variant}.tar or train_256_places365{variant}.tar"
+        raise absent(source, f"{wanted}, or data_large/ or data_256/ as they unpack")
+    if len(found) > 1:
+        raise ValueError(
+            f"{source}: holds {' and '.join(found)}, and a set is made of one; give a folder "
+            "with links to the one you want"
+        )
+    return next(iter(found.values()))
+
+
+def _images(split: str, part: Part) -> Iterator[tuple[Entry, str]]:
+    """The images of a part and their names below its top folder, or below its split's."""
+    for file in part.files():
+        if not is_image(file.path):
+            continue
+        names = file.path.decode("utf-8", "backslashreplace").split("/")
+        if names[0] == "places365_standard":
+            if len(names) < 3 or names[1] != split or split not in SPLITS:
+                continue
+            names = names[1:]
+        yield part.entry(split, file), "/".join(names[1:])
+
+
+# --- labels ---------------------------------------------------------------------------------------
+
+
+def _category(path: str) -> str:
+    """`a/airfield/1.jpg` and `airfield/1.jpg` → airfield; nested ones are joined by a dash."""
+    folders = path.split("/")[:-1]
+    return "-".join(folders[1:] if folders and len(folders[0]) == 1 else folders)
+
+
+def _labeller(source: Path, split: str, variant: str) -> Callable[[str], int]:
+    """The published label of a path below the split's folder, -1 where there is none."""
+    if split == "test":
+        return lambda path: -1
+    list_file = f"places365_train_{variant}.txt" if split == "train" else "places365_val.txt"
+    listed = text(source, list_file, FILELISTS)
+    by_name = {} if listed is None else labels(listed, list_file)
+    categories = text(source, "categories_places365.txt", FILELISTS)
+    if categories is not None:
+        named = labels(categories, "categories_places365.txt")
+        by_category = {_category(f"{name}/_"): number for name, number in named.items()}
+    else:
+        by_category = {_category(name): number for name, number in by_name.items()}
+    by_category.pop("", None)
+    by_name = {name: number for name, number in by_name.items() if "/" not in name}
+
+    def label(path: str) -> int:
+        return by_category.get(_category(path), by_name.get(path, -1))
+
+    return label
+
+
+# --- what MIT offers ------------------------------------------------------------------------------
+
+_PAGE = "http://places2.csail.mit.edu/download.html"
+_TERMS = "the terms on that page: research and education, images not to be passed on"
+_PAPER = "Zhou et al., Places: A 10 Million Image Database for Scene Recognition, TPAMI 2018"
+_LISTS = ("filelist_places365-{}.tar", "lists of names and labels, categories_places365.txt")
+
+
+def _offer(title: str, variant: str, large: str, small: str, train: int) -> Offer:
+    rows = [
+        (f"train_large_places365{variant}.tar", f"{large}, short side up to 512; data_large/"),
+        ("val_large.tar", "2.1 GB; val_large/"),
+        ("test_large.tar", "19 GB; test_large/, without labels"),
+        (f"train_256_places365{variant}.tar", f"{small}, 256x256; data_256/"),
+        ("val_256.tar", "501 MB; val_256/"),
+        ("test_256.tar", "4.4 GB; test_256/, without labels"),
+    ]
+    if variant == "standard":
+        rows.append(
+            ("places365standard_easyformat.tar", "256x256, train/ and val/ in class folders")
+        )
+    rows.append((_LISTS[0].format(variant), _LISTS[1]))
+    give = "the folder with one resolution's archives (or what they unpack to) and the lists"
+    counts = {"train": train, "val": 36_500, "test": 328_500}
+    return Offer(title, _PAGE, _TERMS, tuple(rows), give, _PAPER, counts)
+
+
+_STANDARD = _offer("Places365-Standard (Places2)", "standard", "105 GB", "24 GB", 1_803_460)
+STANDARD = Source(_STANDARD, entries)
+CHALLENGE = Source(
+    _offer("Places365-Challenge 2016", "challenge", "476 GB", "108 GB", 8_026_628),
+    partial(entries, variant="challenge"),
+)
+CANYON_SCENES = Source(
+    Offer(
+        "Places365-Standard, the category canyon (as MUSICAL trains on it)",
+        _PAGE,
+        _TERMS,
+        _STANDARD.files,
+        _STANDARD.give + "; the paper tests on val",
+        _PAPER,
+        {"train": 5_000, "val": 100},
+    ),
+    partial(entries, only=CANYON),
+)

@@ -1,0 +1,104 @@
+"""A publisher's download as it lies there: archives beside one another, or what was unpacked."""
+
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from shards.pack import content_hash
+from shards.plan import Entry, Row
+from shards.sources.files import File, files, read_file
+
+
+class Part(NamedTuple):
+    """A piece of a download: a folder below `root`, or an archive in it."""
+
+    root: Path
+    folder: str  # "" for all of root, or an archive
+    archive: str  # "" for a folder
+
+    def files(self) -> Iterator[File]:
+        """Its files, paths relative to `root` (in an archive: as they would unpack there)."""
+        if self.archive:
+            yield from files(self.root / self.archive)
+            return
+        prefix = self.folder.encode() + b"/" if self.folder else b""
+        for file in files(self.root / self.folder):
+            yield file._replace(path=prefix + file.path)
+
+    def entry(self, split: str, file: File, label: int = -1) -> Entry:
+        return Entry(split, file.path, file.size, label, self.archive, file.offset)
+
+
+def find(source: Path, folders: Sequence[str], archives: Sequence[str]) -> Part | None:
+    """The first of `folders` or `archives` in `source`; `source` may be one of the archives."""
+    if not source.is_dir():
+        return Part(source.parent, "", source.name) if source.name in archives else None
+    for folder in folders:
+        if (source / folder).is_dir():
+            return Part(source, folder, "")
+    for archive in archives:
+        if (source / archive).is_file():
+            return Part(source, "", archive)
+    return None
+
+
+def text(source: Path, name: str, inside: Sequence[str] = ()) -> list[str] | None:
+    """The lines of the list `name` in or below `source`, or in one of the tars `inside`."""
+    root = source if source.is_dir() else source.parent
+    places = [root / name, *sorted(root.glob(f"*/{name}"))]
+    for place in places:
+        if place.is_file():
+            return place.read_text("utf-8", "replace").splitlines()
+    for archive in inside:
+        if (root / archive).is_file():
+            with tarfile.open(root / archive, "r:") as tar:
+                for member in tar:
+                    if member.isfile() and member.name.rsplit("/", 1)[-1] == name:
+                        content = tar.extractfile(member)
+                        assert content is not None
+                        return content.read().decode("utf-8", "replace").splitlines()
+    return None
+
+
+def labels(lines: Iterable[str], where: str) -> dict[str, int]:
+    """`name label` lines as a dictionary, names without their leading slash."""
+    found = {}
+    for number, line in enumerate(lines, start=1):
+        words = line.split()
+        if not words:
+            continue
+        if len(words) != 2 or not words[1].isdecimal():
+            raise ValueError(f"{where}, line {number}: {line!r} is not a name and a number")
+        found[words[0].lstrip("/")] = int(words[1])
+    return found
+
+
+def absent(source: Path, wanted: str) -> ValueError:
+    """The error for a source that is not the download it should be."""
+    if not source.exists():
+        return ValueError(f"{source}: no such folder or archive; it should hold {wanted}")
+    return ValueError(f"{source}: should hold {wanted}, and does not")
+
+
+def hold_out(entries: Iterable[Entry], root: Path, share: float) -> Iterator[Entry]:
+    """`entries` with `share` of train moved to val.
+
+    Whether a picture is held out depends on its bytes alone, so copies of one picture stay on one
+    side and a new picture moves no other; every file of train is read once for it.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"data.holdout={share} must be at least 0 and less than 1")
+    for entry in entries:
+        if share and entry.split == "train" and _below(entry, root, share):
+            yield entry._replace(split="val")
+        else:
+            yield entry
+
+
+def _below(entry: Entry, root: Path, share: float) -> bool:
+    row = Row(0, entry.src, entry.size, -1, entry.archive, entry.offset)
+    try:
+        return content_hash(read_file(root, row)) < share * 2**64
+    except OSError:
+        return False  # rejected as unreadable when its shard is written
