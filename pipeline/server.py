@@ -18,6 +18,7 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_MODEL_CATALOG_URI": "",  # else a server fetches a catalogue from the internet
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_UV_AUTO_DETECT": "false",  # else logging a model runs `uv export` beside a uv.lock
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -81,10 +82,18 @@ def connect(uri: str) -> Any:
     telemetry_off()
     if path := sqlite_path(uri):
         _create_database(path)
-    from mlflow import MlflowClient
+    import mlflow
 
+    # MLflow's stores ask each other by the process's URI, whatever the client was given. Setting it
+    # also exports it, which would make a default look like the user's choice.
+    exported = os.environ.get("MLFLOW_TRACKING_URI")
     with explained(uri):
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if exported is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = exported
+        return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def ping(client: Any, uri: str) -> None:

@@ -1,0 +1,91 @@
+"""The files of a logged model: pyfunc code, archive, golden pair, model card, requirements."""
+
+import importlib.metadata
+import io
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from models.inpainter import Inpainter
+from pipeline import archive, card, server
+from pipeline.archive import Archive
+
+PINNED = ("mlflow", "torch", "numpy", "Pillow")
+
+
+def write(generator: torch.nn.Module, facts: dict[str, str], folder: Path) -> None:
+    """Writes the logged model's files to `folder/model`; adds the archive's hash to `facts`."""
+    server.telemetry_off()
+    import mlflow.pyfunc
+    import pandas
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types.schema import ColSpec, Schema
+
+    inpainter = Inpainter(generator).eval()
+    facts["sha256"] = archive.save(inpainter, folder / "inpainter.pt2")
+    golden = folder / "golden"
+    golden.mkdir()
+    pair = golden_pair(inpainter, archive.load(str(folder / "inpainter.pt2")), golden)
+    (folder / "README.md").write_text(card.text(facts))
+    (folder / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("binary", "image"), ColSpec("binary", "mask")]),
+        outputs=Schema(
+            [ColSpec("binary", "image"), ColSpec("string", "sha256"), ColSpec("string", "version")]
+        ),
+    )
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow.pyfunc.save_model(
+            str(folder / "model"),
+            python_model=str(Path(__file__).with_name("serving.py")),
+            artifacts={
+                "inpainter": str(folder / "inpainter.pt2"),
+                "golden": str(golden),
+                "card": str(folder / "README.md"),
+                "facts": str(folder / "facts.json"),
+            },
+            signature=signature,
+            input_example=pandas.DataFrame([pair]),
+            pip_requirements=[
+                f"{p}=={importlib.metadata.version(p).split('+')[0]}" for p in PINNED
+            ],
+            metadata={f"lacuna.{k}": v for k, v in facts.items()},
+            mlflow_model=Model(),
+        )
+
+
+def golden_pair(inpainter: Inpainter, loaded: Archive, folder: Path) -> dict[str, bytes]:
+    """A picture, its mask and what the archive makes of them; proves that it equals eager.
+
+    Of a size that no stride divides, so that padding is part of the proof.
+    """
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[0:93, 0:131]
+    picture = np.stack([rows * 2, columns, 255 - rows - columns // 2], -1)
+    picture = (picture + rng.integers(-8, 9, picture.shape)).clip(0, 255).astype(np.uint8)
+    mask = ((rows - 46) ** 2 + (columns - 70) ** 2 < 500).astype(np.uint8) * 255
+    image = torch.from_numpy(picture).permute(2, 0, 1).unsqueeze(0).float() / 255
+    hole = torch.from_numpy(mask).reshape(1, 1, 93, 131).float() / 255
+    with torch.inference_mode():
+        eager, exported = inpainter(image, hole), loaded(image, hole)
+    if not torch.isfinite(eager).all():
+        raise ValueError("the generator gives non-finite pixels: choose another checkpoint=")
+    difference = float((eager - exported).abs().max())
+    if difference > 1e-4:
+        raise ValueError(f"the exported network differs from the trained one by {difference:.2g}")
+    filled = exported[0].mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    files = {"image": picture, "mask": mask, "filled": filled}
+    encoded = {}
+    for name, pixels in files.items():
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        encoded[name] = buffer.getvalue()
+        (folder / f"{name}.png").write_bytes(encoded[name])
+    return {"image": encoded["image"], "mask": encoded["mask"]}
