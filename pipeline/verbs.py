@@ -43,6 +43,7 @@ VERBS: dict[str, VerbSpec] = {
         positional="url",
         actions=("verify", "info", "gc"),
         groups={"data": "folder"},
+        plans=True,
     ),
     "masks": VerbSpec(
         "pipeline.masks", config.MakeMasksConfig, "a set of evaluation masks, six buckets and fixed"
