@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shards import store
-from shards.manifest import Manifest, read_index
+from shards.manifest import Manifest, Shard, read_index
 
 TRIES = 3
 INDEX_ROWS = 2_000_000  # held at most: 24 bytes each
@@ -41,17 +41,22 @@ class Rows(NamedTuple):
         return "" if zlib.crc32(data) == self.crc32[row] else "its crc32 differs from the index"
 
 
+def shards_of(manifest: Manifest, split: str) -> tuple[Shard, ...]:
+    """The shards of a split. Raises ValueError for one that the set has not."""
+    if split not in manifest.splits:
+        raise ValueError(
+            f"{store.display(manifest.url)} has no split {split!r}: "
+            f"choose one of {', '.join(manifest.splits)}"
+        )
+    return manifest.splits[split].shards
+
+
 class Indexes:
     """The split's indexes, read when first touched, the most recent ones kept."""
 
     def __init__(self, manifest: Manifest, split: str) -> None:
-        if split not in manifest.splits:
-            raise ValueError(
-                f"{store.display(manifest.url)} has no split {split!r}: "
-                f"choose one of {', '.join(manifest.splits)}"
-            )
         self.manifest, self.split = manifest, split
-        self.shards = manifest.splits[split].shards
+        self.shards = shards_of(manifest, split)
         self.urls = [manifest.shard_url(split, shard) for shard in self.shards]
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, Future[Rows]] = OrderedDict()

@@ -17,8 +17,9 @@ import numpy as np
 
 from shards import decode
 from shards.fetch import READ_AHEAD, Held, Reader, open_reader
+from shards.lookup import shards_of
 from shards.maker import Batch, Maker, Share
-from shards.manifest import Manifest, Split
+from shards.manifest import Manifest
 from shards.mask_sets import holes
 from shards.masks import MaskPolicy
 from shards.order import BLOCK_BYTES, LANES, WINDOW, Order, Piece, Window, amplification, mix, turn
@@ -136,7 +137,7 @@ def order_of(
     block_bytes: int = BLOCK_BYTES,
 ) -> Order:
     """The canonical order of a split; no index is read for it."""
-    shards = manifest.splits.get(split, Split(0, ())).shards
+    shards = shards_of(manifest, split)
     return Order(
         [shard.samples for shard in shards],
         [shard.bytes for shard in shards],
