@@ -105,7 +105,9 @@ def _split(spec: VerbSpec, words: Sequence[str]) -> tuple[list[Any], list[tuple[
                 raise ConfigError(f"{name}={text} is no choice{_near(text, known)}")
         # A bare value is taken as it stands: paths and URLs hold signs that mean something
         # in Hydra's grammar. Lists, mappings, numbers and quoted text go through its parser.
-        if name in spec.groups or re.match(r"^\s*([\[{'\"]|[-+\d.]|true$|false$|null$)", text, re.I):
+        box = re.fullmatch(r"\d+(,\d+){3}", text)  # mask=x,y,w,h, to Hydra four values
+        plain = re.match(r"^\s*([\[{'\"]|[-+\d.]|true$|false$|null$)", text, re.I)
+        if name in spec.groups or plain and not box:
             try:
                 override = OverridesParser.create().parse_override(word)
             except HydraException:
@@ -246,7 +248,9 @@ def _check(node: Any, origins: dict[str, str], prefix: str = "") -> None:
 def refuse_secret(name: str, value: str) -> None:
     """Secrets live in the environment or a mounted file, never in a configuration that is logged."""
     where = f"{name} holds a secret: keep it in the environment (see `doctor`), not in the config"
-    if re.search(r"://[^/@\s]+:[^/@\s]+@", value) or re.search(r"[?&](token|sig|key)=", value, re.I):
+    if re.search(r"://[^/@\s]+:[^/@\s]+@", value) or re.search(
+        r"[?&](token|sig|key)=", value, re.I
+    ):
         raise ConfigError(where)
     for variable, secret in os.environ.items():
         if SECRET_NAME.search(variable) and len(secret) >= 8 and secret in value:
@@ -288,4 +292,6 @@ def _near(name: str, allowed: Sequence[str] | dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )

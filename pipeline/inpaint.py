@@ -91,7 +91,8 @@ def _checkpoint(url: str, weights: str, device: torch.device | str) -> Source:
 def _archive(model: str, device: torch.device | str) -> Source:
     from pipeline.registry import load_archive
 
-    if not model.endswith(".pt2") and not model.startswith("models:"):
+    is_file = model.endswith(".pt2") or Path(model).is_file()
+    if not is_file and not model.startswith("models:"):
         model = f"models:/{model}@champion"
     archive, facts = load_archive(model, str(device))
     name = f"{facts['name']}/{facts['version']}" if "version" in facts else Path(model).stem

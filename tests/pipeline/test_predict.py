@@ -1,0 +1,300 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+from skimage import data
+from torch import nn
+
+from models import Prediction
+from models.inpainter import Inpainter
+from pipeline import archive, pictures, predict, tiles
+from pipeline.compose import compose
+from pipeline.inpaint import Source, load, refuse_a_look_into_the_hole
+
+
+class Two(nn.Module):
+    """A generator of two layers: exporting a whole MSA-Net takes half a minute."""
+
+    multiple, smallest = 8, 8
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Conv2d(4, 8, 9, stride=4, padding=4)
+        self.up = nn.ConvTranspose2d(8, 3, 4, stride=4)
+
+    def forward(self, erased, mask):
+        features = self.down(torch.cat([erased, mask], 1)).relu()
+        return Prediction(self.up(features).sigmoid(), (features,))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A small, untrained network, exported to an archive and loaded from there."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / "small.pt2"
+    archive.save(Inpainter(Two().eval()), path)
+    return load(model=str(path))
+
+
+def run(**words):
+    return predict.main(compose("predict", [f"{k}={v}" for k, v in words.items()]).config)
+
+
+def photograph(folder, name="cat.png", **options):
+    image = Image.fromarray(data.chelsea()[40:237, 100:311])  # 211×197: no multiple of anything
+    image.save(folder / name, **options)
+    return folder / name
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_known_pixels_are_bit_for_bit_and_the_hole_is_filled(tmp_path, kind):
+    source = photograph(tmp_path)
+    out = tmp_path / f"out.{kind}"
+    result = run(model="mean_colour", image=source, mask="50,60,70,40", out=out, strip="true")
+    before, after = pixels(source), pixels(out)
+    assert result["written"] == [str(out)]
+    assert result["holes"] == [pytest.approx(70 * 40 / (211 * 197))]
+    hole = np.zeros(before.shape[:2], bool)
+    hole[60:100, 50:120] = True
+    assert (after[~hole] == before[~hole]).all()
+    assert (after[hole] != before[hole]).mean() > 0.5
+    strip = pixels(result["strips"][0])
+    assert strip.shape == (197, 3 * 211 + 8, 3)
+    assert (strip[:, :211] == before).all() and (strip[:, -211:] == after).all()
+
+
+def test_an_archive_fills_the_hole_alone_and_never_sees_what_it_showed(model):
+    image = data.chelsea()[40:237, 100:311]  # 211×197: no multiple of anything
+    mask = np.zeros(image.shape[:2], np.uint8)
+    mask[60:100, 50:120] = 1
+    scribbled = image.copy()
+    scribbled[60:100, 50:120] = 255
+    result = tiles.fill_any(model.fill, image, mask)
+    assert (result[mask == 0] == image[mask == 0]).all()
+    assert (result[mask == 1] != image[mask == 1]).mean() > 0.5
+    assert (result == tiles.fill_any(model.fill, scribbled, mask)).all()
+
+
+def test_a_mask_picture_and_the_same_rectangle_give_the_same_result(tmp_path):
+    source = photograph(tmp_path)
+    mask = np.zeros((197, 211), np.uint8)
+    mask[60:100, 50:120] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    for name, given in (("a", tmp_path / "mask.png"), ("b", "50,60,70,40")):
+        run(model="telea", image=source, mask=given, out=tmp_path / f"{name}.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_transparent_pixels_are_the_hole_and_the_result_is_opaque(tmp_path):
+    opaque = pixels(photograph(tmp_path))
+    alpha = np.full(opaque.shape[:2], 255, np.uint8)
+    alpha[20:50, 30:80] = 0
+    Image.fromarray(np.dstack([opaque, alpha])).save(tmp_path / "cut.png")
+    run(model="telea", image=tmp_path / "cut.png", mask="alpha", out=tmp_path / "out.png")
+    after = pixels(tmp_path / "out.png")
+    assert after.shape == opaque.shape
+    assert (after[alpha > 0] == opaque[alpha > 0]).all()
+    with pytest.raises(ValueError, match="has no alpha channel"):
+        run(model="telea", image=tmp_path / "cat.png", mask="alpha", out=tmp_path / "x.png")
+
+
+def test_another_mask_keeps_the_picture_s_transparency(tmp_path):
+    opaque = pixels(photograph(tmp_path))
+    alpha = np.tile(np.arange(opaque.shape[1], dtype=np.uint8), (opaque.shape[0], 1))
+    Image.fromarray(np.dstack([opaque, alpha])).save(tmp_path / "soft.png")
+    run(model="telea", image=tmp_path / "soft.png", mask="9,9,20,20", out=tmp_path / "out.png")
+    assert (pixels(tmp_path / "out.png")[..., 3] == alpha).all()
+
+
+def test_exif_orientation_is_applied_once_and_the_profile_is_kept(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by a quarter
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    source = photograph(tmp_path, exif=exif, icc_profile=profile)
+    out = tmp_path / "out.png"
+    run(model="telea", image=source, mask="5,150,40,50", out=out)  # fits the upright picture only
+    after = Image.open(out)
+    assert after.size == (197, 211)
+    assert after.getexif().get(0x0112, 1) == 1
+    assert after.info["icc_profile"] == profile
+    upright = np.rot90(pixels(source), -1)
+    assert (np.asarray(after)[:150] == upright[:150]).all()
+
+
+def test_sixteen_bits_grey_palette_and_cmyk_become_the_rgb_that_is_documented():
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16)
+
+    def through(image, kind="PNG"):
+        buffer = io.BytesIO()
+        image.save(buffer, kind)
+        return pictures.decode(buffer.getvalue())
+
+    grey = through(Image.fromarray(ramp.astype(np.uint8))).pixels
+    assert (grey == ramp[..., None]).all()
+    deep = through(Image.fromarray(ramp * 257)).pixels  # the same greys at 16 bits
+    assert (deep == ramp[..., None]).all()
+    two = Image.fromarray(ramp.astype(np.uint8) % 2).convert("P")
+    two.putpalette([10, 20, 30, 200, 100, 50] + [0] * 762)
+    assert set(map(tuple, through(two).pixels.reshape(-1, 3))) == {(10, 20, 30), (200, 100, 50)}
+    red = through(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "TIFF").pixels
+    assert (abs(red.astype(int) - [255, 0, 0]) < 30).all()
+
+
+def test_a_folder_is_done_whole_and_what_cannot_be_read_is_named_at_the_end(tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    photograph(folder, "a.png")
+    (folder / "b.png").write_bytes(b"no picture")
+    photograph(folder, "c.jpg")
+    (folder / "notes.txt").write_text("left alone")
+    with pytest.raises(ValueError, match=r"1 of 3 pictures could not be done.*b\.png"):
+        run(model="telea", image=folder, mask="5,5,20,20", out=out)
+    assert sorted(p.name for p in out.iterdir()) == ["a.png", "c.jpg"]
+
+
+def test_each_picture_of_a_folder_finds_the_mask_of_its_name(tmp_path):
+    folder, masks = tmp_path / "in", tmp_path / "masks"
+    folder.mkdir()
+    masks.mkdir()
+    for name, box in (("a", (0, 0, 9, 9)), ("b", (50, 50, 90, 90))):
+        photograph(folder, f"{name}.png")
+        mask = Image.new("L", (211, 197))
+        mask.paste(255, box)
+        mask.save(masks / (f"{name}.png" if name == "a" else f"{name}_mask.png"))
+    result = run(model="telea", image=folder, mask=masks, out=tmp_path / "out")
+    assert result["holes"] == [pytest.approx(n / (211 * 197)) for n in (81, 1600)]
+    photograph(folder, "c.png")
+    with pytest.raises(ValueError, match=r"neither c\.png nor c_mask\.png"):
+        run(model="telea", image=folder, mask=masks, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ({"mask": "200,0,20,20"}, r"does not lie inside .*cat\.png, 211×197"),
+        ({"mask": "0,0,211,197"}, "covers all of .*nothing is left"),
+        ({"mask": "small.png"}, r"small\.png is 50×40, .*cat\.png 211×197: give a mask"),
+        ({"mask": "none.png"}, r"none\.png: no such picture"),
+        ({"image": "none.png"}, r"none\.png: no such picture"),
+        ({"image": "torn.png"}, r"torn\.png cannot be read as a picture"),
+        ({"image": "empty"}, "neither a picture .* nor a folder that holds some"),
+        ({"out": "out.gif"}, r"out\.gif/cat\.png"),
+        ({"out": "cat.png"}, "is the picture itself"),
+        ({"model": "none.pt2"}, r"none\.pt2 is no file"),
+        ({"model": "torn.png"}, r"torn\.png is no archive"),
+        ({"overlap": 300}, "give 0 < overlap < tile / 2"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_clear_line(tmp_path, monkeypatch, words, line):
+    monkeypatch.chdir(tmp_path)
+    whole = photograph(tmp_path).read_bytes()
+    (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty").mkdir()
+    Image.new("L", (50, 40), 255).save("small.png")
+    given = {"model": "telea", "image": "cat.png", "mask": "5,5,9,9", "out": "out.png", **words}
+    if words.get("out") == "out.gif":  # no picture's name: a folder
+        assert run(**given)["written"] == ["out.gif/cat.png"]
+        return
+    with pytest.raises(ValueError, match=line) as error:
+        run(**given)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out.png").exists()
+
+
+# --- tiles ----------------------------------------------------------------------------------------
+
+
+def constant(height=1300, width=1700, level=140):
+    return np.full((height, width, 3), level, np.uint8)
+
+
+class Remembering:
+    """Fills with the mean of what is known, plus an error of its own for every crop."""
+
+    def __init__(self, spread=0.0):
+        self.sizes, self.ratios, self.spread = [], [], spread
+        self.random = np.random.default_rng(0)
+
+    def __call__(self, image, mask):
+        self.sizes.append(max(image.shape[2:]))
+        self.ratios.append(mask.mean().item())
+        known = 1 - mask
+        mean = (image * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True)
+        error = self.random.uniform(-self.spread, self.spread) / 255
+        return (mean + error).expand_as(image)
+
+
+@pytest.fixture
+def holes():
+    """One far larger than a tile, one small, a scratch across the whole picture."""
+    mask = np.zeros((1300, 1700), np.uint8)
+    mask[300:1000, 200:1400] = 1
+    mask[20:40, 1600:1650] = 1
+    mask[1200:1203] = 1
+    return mask
+
+
+def test_a_constant_picture_shows_no_seam(holes):
+    model = Remembering()
+    result = tiles.fill_any(model, constant(), holes)
+    assert abs(result.astype(int) - 140).max() <= 1
+    assert max(model.sizes) <= 512 and len(model.sizes) > 4
+
+
+def test_tiles_that_disagree_meet_in_a_ramp_and_not_in_a_step(holes):
+    result = tiles.fill_any(Remembering(spread=30), constant(), holes).astype(int)
+    for axis in (0, 1):
+        step = abs(np.diff(result[..., 0], axis=axis))
+        both = np.delete(holes, 0, axis) * np.delete(holes, -1, axis)
+        assert step[both == 1].max() <= 2  # 60 grey levels over 64 pixels, and rounding
+    assert result[holes == 1].std() > 5  # they did disagree
+
+
+def test_known_pixels_of_a_tiled_picture_are_bit_for_bit(holes):
+    image = np.random.default_rng(1).integers(0, 256, (1300, 1700, 3), dtype=np.uint8)
+    result = tiles.fill_any(Remembering(), image, holes)
+    assert (result[holes == 0] == image[holes == 0]).all()
+    assert (result[holes == 1] != image[holes == 1]).mean() > 0.9
+
+
+def test_a_small_hole_in_a_large_picture_is_one_crop_with_its_surroundings():
+    mask = np.zeros((1300, 1700), np.uint8)
+    mask[600:700, 800:1000] = 1
+    model = Remembering()
+    tiles.fill_any(model, constant(), mask)
+    assert model.sizes == [512]
+    assert model.ratios == [pytest.approx(100 * 200 / 512**2)]
+
+
+def test_no_crop_that_is_mostly_hole_is_trusted(holes):
+    model = Remembering()
+    tiles.fill_any(model, constant(), holes)
+    assert max(model.ratios) <= 0.6
+
+
+def test_a_picture_that_fits_the_tile_goes_through_whole():
+    mask = np.zeros((300, 500), np.uint8)
+    mask[10:20, 10:20] = 1
+    model = Remembering()
+    tiles.fill_any(model, constant(300, 500), mask)
+    assert model.sizes == [500]
+    assert (tiles.fill_any(model, constant(300, 500), mask * 0) == 140).all()
+
+
+# --- polarity -------------------------------------------------------------------------------------
+
+
+def test_a_model_of_the_other_polarity_is_refused(model):
+    def inverted(image, mask):  # takes 1 = known
+        return image * mask
+
+    with pytest.raises(ValueError, match="looks at pixels that the mask hides"):
+        refuse_a_look_into_the_hole(Source(inverted, "theirs", {}), "cpu")
+    refuse_a_look_into_the_hole(model, "cpu")
+    assert model.name == "small" and len(model.facts["sha256"]) == 64
