@@ -7,7 +7,7 @@ and `--dry-run` answer at once on a login node.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -70,18 +70,18 @@ class MusicalModel(ModelConfig):
 @dataclass
 class DataConfig:
     name: str = key("folder", "the dataset's name, in records and tables")
-    url: Optional[str] = key(None, "the sharded set: a folder or s3:// URL")
+    url: str | None = key(None, "the sharded set: a folder or s3:// URL")
     layout: str = key("folder", "how the publisher lays it out (see `shard`)")
     holdout: float = key(0.05, "share held out by content hash where the source has no splits")
     train: str = key("train", "split that training reads")
     validate: str = key("val", "split that validation during training reads; never test")
     crop: int = key(256, "side of the square training crop, pixels")
     crop_mode: str = key("random", "where the crop is taken", ("random", "center", "resized"))
-    resize_short: Optional[int] = key(None, "short side before the crop, pixels; null keeps it")
+    resize_short: int | None = key(None, "short side before the crop, pixels; null keeps it")
     flip: bool = key(True, "mirror half of the crops")
     shard_mb: int = key(64, "size of a shard, MB")
     min_side: int = key(0, "images with a shorter side are rejected, pixels")
-    store_short: Optional[int] = key(None, "short side at which `shard` stores images; null: as is")
+    store_short: int | None = key(None, "short side at which `shard` stores images; null: as is")
     quality: int = key(95, "JPEG quality where `shard` re-encodes")
 
 
@@ -91,14 +91,14 @@ class MasksConfig:
     low: float = key(0.01, "smallest hole ratio of training masks")
     high: float = key(0.6, "largest hole ratio of training masks")
     border: float = key(0.5, "share of masks whose holes keep off the border")
-    url: Optional[str] = key(None, "a materialised mask set (`masks`)")
+    url: str | None = key(None, "a materialised mask set (`masks`)")
 
 
 @dataclass
 class Phase:
-    until: Optional[int] = key(None, "images_seen at which the phase ends; null: never")
+    until: int | None = key(None, "images_seen at which the phase ends; null: never")
     lr: float = key(3e-4, "generator's learning rate")
-    d_lr: Optional[float] = key(None, "discriminator's learning rate; null: the generator's")
+    d_lr: float | None = key(None, "discriminator's learning rate; null: the generator's")
     freeze_norm: bool = key(False, "encoder's BatchNorm statistics are kept")
 
 
@@ -161,9 +161,7 @@ class CheckpointConfig:
 
 @dataclass
 class LogConfig:
-    every: Optional[int] = key(
-        None, "steps between lines of steps.jsonl; null: 1 on CPU, 20 on GPU"
-    )
+    every: int | None = key(None, "steps between lines of steps.jsonl; null: 1 on CPU, 20 on GPU")
 
 
 @dataclass
@@ -177,7 +175,7 @@ class ValidateConfig:
 @dataclass
 class TrackingConfig:
     enabled: bool = key(True, "record the run in MLflow")
-    experiment: Optional[str] = key(None, "MLflow experiment; null: $USER/<experiment>")
+    experiment: str | None = key(None, "MLflow experiment; null: $USER/<experiment>")
     required: bool = key(False, "a tracking server that does not answer at start is fatal")
     drain: bool = key(True, "send while training; false: only spool, `sync` sends")
 
@@ -197,20 +195,20 @@ class QuickstartConfig(Verb):
 
 @dataclass
 class DoctorConfig(Verb):
-    url: Optional[str] = key(None, "a bucket or folder to try put, get and delete in")
+    url: str | None = key(None, "a bucket or folder to try put, get and delete in")
 
 
 @dataclass
 class ShardConfig(Verb):
-    source: Optional[str] = key(None, "folder, tar or zip as published")
-    out: Optional[str] = key(None, "folder or s3:// URL of the sharded set")
+    source: str | None = key(None, "folder, tar or zip as published")
+    out: str | None = key(None, "folder or s3:// URL of the sharded set")
     data: DataConfig = section(DataConfig)
     workers: int = key(1, "processes")
-    task: Optional[str] = key(None, "I/N: this task's share of the shards, I from 0")
+    task: str | None = key(None, "I/N: this task's share of the shards, I from 0")
     max_reject_rate: float = key(0.01, "share of rejected images above which the run ends")
     seed: int = key(0, "of the permutation over shards")
     action: str = key("write", "set by `shard verify|info|gc`", ("write", "verify", "info", "gc"))
-    url: Optional[str] = key(None, "the set that verify, info and gc look at")
+    url: str | None = key(None, "the set that verify, info and gc look at")
     every_byte: bool = key(False, "verify: read and hash every byte, not only sizes")
     older_than: str = key("24h", "gc: only what is older than this")
     delete: bool = key(False, "gc: delete; otherwise only list")
@@ -224,16 +222,16 @@ class MakeMasksConfig(Verb):
     seed: int = key(0, "of the generator")
     border: float = key(0.5, "share of masks whose holes keep off the border")
     fixed: bool = key(True, "add the bucket of random 25 % squares")
-    source: Optional[str] = key(None, "folder or zip of NVIDIA's masks to import instead")
+    source: str | None = key(None, "folder or zip of NVIDIA's masks to import instead")
     polarity: str = key("auto", "of imported masks", ("auto", "hole_white", "hole_black"))
 
 
 @dataclass
 class TrainConfig(Verb):
-    experiment: Optional[str] = key(None, "a recipe under conf/experiment")
-    run: Optional[str] = key(None, "the run's folder or URL; null: <root>/<experiment>-<hash>")
+    experiment: str | None = key(None, "a recipe under conf/experiment")
+    run: str | None = key(None, "the run's folder or URL; null: <root>/<experiment>-<hash>")
     root: str = key("runs", "where runs without a name of their own go")
-    init: Optional[str] = key(None, "weights to start from: a run, a checkpoint or models:/…")
+    init: str | None = key(None, "weights to start from: a run, a checkpoint or models:/…")
     seed: int = key(0, "of weights, order, crops and masks")
     batch: int = key(16, "global batch: images a step over all processes")
     max_images: int = key(1_000_000, "length of training, images seen")
@@ -242,7 +240,7 @@ class TrainConfig(Verb):
     loader_threads: int = key(2, "decode threads of each process")
     precision: str = key("auto", "autocast", ("auto", "fp32", "bf16", "fp16"))
     accumulate: int = key(1, "micro-batches a step")
-    clip: Optional[float] = key(None, "largest gradient norm; null: no clipping")
+    clip: float | None = key(None, "largest gradient norm; null: no clipping")
     ema: float = key(0.0, "decay of averaged weights, per step; 0: none (the papers)")
     max_skipped: int = key(10, "non-finite steps in a row before the run ends")
     smoke: bool = key(False, "two steps of every phase at the real batch, then leave nothing")
@@ -260,20 +258,20 @@ class TrainConfig(Verb):
 
 @dataclass
 class EvaluateConfig(Verb):
-    checkpoint: Optional[str] = key(None, "a run or one of its checkpoints")
-    model: Optional[str] = key(None, "registered model, archive, or mean_colour, telea")
-    predictions: Optional[str] = key(None, "folder of KEY.png to score instead of a model")
-    export: Optional[str] = key(None, "folder to write the pairs into: KEY.png, KEY_mask.png")
+    checkpoint: str | None = key(None, "a run or one of its checkpoints")
+    model: str | None = key(None, "registered model, archive, or mean_colour, telea")
+    predictions: str | None = key(None, "folder of KEY.png to score instead of a model")
+    export: str | None = key(None, "folder to write the pairs into: KEY.png, KEY_mask.png")
     data: DataConfig = section(DataConfig)
     masks: MasksConfig = section(MasksConfig)
     protocol: ProtocolConfig = section(ProtocolConfig)
     split: str = key("val", "split of the images")
     weights: str = key("auto", "auto: ema where the run has it", ("auto", "raw", "ema"))
     batch: int = key(8, "pairs at a time")
-    limit: Optional[int] = key(None, "pairs of each bucket; null: all")
-    out: Optional[str] = key(None, "Parquet of per-image scores; null: in the run's folder")
+    limit: int | None = key(None, "pairs of each bucket; null: all")
+    out: str | None = key(None, "Parquet of per-image scores; null: in the run's folder")
     processes: str = key("auto", "processes on this machine; auto: one per GPU, else 1")
-    name: Optional[str] = key(None, "what the result is called in tables")
+    name: str | None = key(None, "what the result is called in tables")
     tracking: TrackingConfig = section(TrackingConfig)
 
 
@@ -281,21 +279,30 @@ class EvaluateConfig(Verb):
 class RegisterConfig(Verb):
     run: str = key(MISSING, "the run's folder or URL")
     checkpoint: str = key("best", "best, last, or images_seen of one")
-    name: Optional[str] = key(None, "registered model; null: inpaint-<model>")
+    name: str | None = key(None, "registered model; null: inpaint-<model>")
     weights: str = key("auto", "auto: ema where the run has it", ("auto", "raw", "ema"))
 
 
 @dataclass
 class PromoteConfig(Verb):
     model: str = key(MISSING, "registered model, or NAME/VERSION")
-    run: Optional[str] = key(None, "the run whose newest version is promoted")
-    into: Optional[str] = key(None, "registered model that is promoted into; null: the same")
+    run: str | None = key(None, "the run whose newest version is promoted")
+    into: str | None = key(None, "registered model that is promoted into; null: the same")
+    pairs: str | None = key(None, "Parquet of the evaluation whose pairs are pinned; null: own")
+    repin: bool = key(False, "pin the pairs anew and score the champion on them")
+    fresh: bool = key(False, "evaluate the archive here, whatever evaluations there are")
+    tolerance: float = key(0.1, "PSNR that any bucket may lose to the champion, dB")
+    bound: float = key(0.02, "PSNR that the mean over buckets may lose, dB")
+    floor: float = key(12.0, "PSNR that every bucket must reach, dB")
+    verify: bool = key(False, "only check the record and the files of past promotions")
+    root: str = key("runs", "the folder of runs, where no tracking server is set")
 
 
 @dataclass
 class RollbackConfig(Verb):
     model: str = key(MISSING, "registered model")
-    version: Optional[int] = key(None, "version to go back to; null: the champion before")
+    version: int | None = key(None, "version to go back to; null: the champion before")
+    root: str = key("runs", "the folder of runs, where no tracking server is set")
 
 
 @dataclass
@@ -319,6 +326,6 @@ class SyncConfig(Verb):
 class RunsConfig(Verb):
     action: str = key("list", "set by `runs list|close|du|prune`", ("list", "close", "du", "prune"))
     root: str = key("runs", "the folder of runs")
-    filter: Optional[str] = key(None, "MLflow filter, e.g. metrics.`val/psnr` > 24")
-    best: Optional[str] = key(None, "metric to sort by, best first")
+    filter: str | None = key(None, "MLflow filter, e.g. metrics.`val/psnr` > 24")
+    best: str | None = key(None, "metric to sort by, best first")
     limit: int = key(50, "rows")

@@ -232,6 +232,10 @@ def pair_up(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
         "dataset": images.digest,
         "dataset_name": images.name,
         "split": config.split,
+        "limit": config.limit,
+        "resize_short": config.data.resize_short,
+        "data_url": store.display(images.url),
+        "masks_url": store.display(masks.url) if masks else None,
         "masks": masks.digest if masks and pairs.pairs[0].mask.url else None,
     }
     return pairs, facts

@@ -16,7 +16,6 @@ from pipeline.archive import Archive
 from pipeline.capture import user
 from pipeline.config import RegisterConfig
 from pipeline.runfolder import read_run_json
-from pipeline.tracking import default_root
 from shards import store
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -46,7 +45,7 @@ def register(
     network = info["model"]["name"]
     name = checked_name(name or f"inpaint-{network}")
     recorded = read_run_json(info["run"])
-    uri = server.tracking_uri(root or default_root(info["run"]))
+    uri = server.uri_for(info["run"], root)
     client = server.connect(uri)
     with server.explained(uri):
         _own_model(client, name, network)
@@ -165,6 +164,11 @@ def tree_digest(folder: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def run_name(run: str) -> str:
+    """How a version names the run it came from: an absolute path, or a URL without secrets."""
+    return os.path.abspath(store.local(run)) if store.is_local(run) else store.display(run)
+
+
 def checked_name(name: str) -> str:
     if not NAME.fullmatch(name):
         raise ValueError(
@@ -209,7 +213,7 @@ def _facts(
     facts = {
         "name": name,
         "network": network,
-        "run": store.display(info["run"]),
+        "run": run_name(info["run"]),
         "run_id": recorded.get("mlflow_run_id"),
         "images_seen": info["images_seen"],
         "weights": info["weights"],

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+from pipeline.runfolder import read_run_json
+from shards import store
+
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -63,6 +66,33 @@ def tracking_uri(root: str = "runs", uri: str | None = None) -> str:
         if "MLFLOW_TRACKING_URI" in os.environ and not uri:
             os.environ["MLFLOW_TRACKING_URI"] = given
     return given
+
+
+def default_root(run: str) -> str:
+    """The folder that holds the runs, for the embedded store.
+
+    Of a local run: the nearest folder above it that has a store already, else `runs` where that is
+    above it, else its parent. Of a remote one: `runs`.
+    """
+    if not store.is_local(run):
+        return "runs"
+    above = list(store.local(run).absolute().parents)
+    for folder in above:
+        if (folder / "mlflow.db").exists():
+            return str(folder)
+    usual = Path("runs").absolute()
+    return str(usual if usual in above else above[0])
+
+
+def uri_for(run: str | None, root: str | None = None, uri: str | None = None) -> str:
+    """The URI of a run's record: `uri`, the environment's, what `run.json` says, the embedded one.
+
+    run: folder or URL, or None where only `root` is known.
+    """
+    if uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip() or run is None:
+        return tracking_uri(root or "runs", uri)
+    recorded = read_run_json(run).get("mlflow_uri")
+    return tracking_uri(root or default_root(run), recorded)
 
 
 def shown(uri: str) -> str:
@@ -213,6 +243,6 @@ def _create_database(path: Path) -> None:
 
         for noisy in ("alembic", "mlflow.store.db.utils"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
-        store = SqlAlchemyStore(f"sqlite:///{fresh}", (path.parent / "mlartifacts").as_uri())
-        store.engine.dispose()
+        made = SqlAlchemyStore(f"sqlite:///{fresh}", (path.parent / "mlartifacts").as_uri())
+        made.engine.dispose()
         os.replace(fresh, path)

@@ -22,6 +22,7 @@ import numpy as np
 from pipeline import capture, server
 from pipeline.delivery import Delivery, Gone
 from pipeline.remotespool import STATE, fetch_spool, push_spool, spool_folder
+from pipeline.server import default_root as default_root  # noqa: PLC0414 - for record
 from pipeline.spool import Spool, Unsent, draining, write_json
 from shards import store
 
@@ -59,7 +60,7 @@ class Tracker:
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "10"
         self.run = str(run_dir)
-        self.uri = server.tracking_uri(root or default_root(self.run), uri)
+        self.uri = server.uri_for(self.run, root, uri)
         self.folder = spool_folder(self.run)
         self._identity = {"experiment": experiment, "run_name": run_name, "parent": parent}
         self._given_id, self._required, self._drains = run_id, required, drain
@@ -323,8 +324,3 @@ def flatten(params: dict[str, Any], prefix: str = "") -> dict[str, str]:
             text = value if isinstance(value, str) else json.dumps(value, default=str)
             flat[clean(name)] = capture.redact(text)
     return flat
-
-
-def default_root(run: str) -> str:
-    """The folder that holds the runs: the run's parent; `runs` for a remote one."""
-    return str(store.local(run).absolute().parent) if store.is_local(run) else "runs"
