@@ -1,8 +1,8 @@
 """From a sample's bytes to a crop in batch memory, the same crop for the same (seed, epoch, key).
 
 JPEG goes through simplejpeg, bit-identical to Pillow; at sizes that are shrunk anyway it decodes
-in the DCT at the next larger of libjpeg's scales. The rest (PNG and WebP of other people's sets)
-goes through Pillow. Sizes come from the header before any decoder runs.
+in the DCT at the next larger of libjpeg's scales. What other people's sets hold beside plain JPEG
+goes through the hygiene of sharding. Sizes come from the header before any decoder runs.
 """
 
 import io
@@ -13,8 +13,9 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image
 
+from shards.hygiene import upright
 from shards.order import mix
 
 MAX_PIXELS = 64_000_000  # a header that claims more is refused before it costs memory
@@ -144,42 +145,49 @@ def header(data: bytes) -> tuple[int, int, bool]:
     return height, width, jpeg
 
 
-def decode(data: bytes) -> np.ndarray:
-    """The whole picture, uint8 H×W×3 RGB. Raises ValueError when it cannot be decoded."""
-    return _decode(data, Scratch(), *header(data)).copy()
+def decode(data: bytes, plain: bool = True) -> np.ndarray:
+    """The whole picture, uint8 H×W×3 RGB. Raises ValueError when it cannot be decoded.
+
+    `plain` says that a JPEG is upright, gray or RGB: ours are, the index knows of others'.
+    """
+    height, width, jpeg = header(data)
+    return simplejpeg.decode_jpeg(data, "RGB") if jpeg and plain else _upright(data)
 
 
-def _decode(
-    data: bytes, scratch: Scratch, height: int, width: int, jpeg: bool, rows: int = 0, cols: int = 0
-) -> np.ndarray:
-    """The picture, at least rows × cols if libjpeg can scale it down that far; in `scratch`."""
-    if jpeg:
-        buffer = scratch.take(0, height * width * 3)
-        return simplejpeg.decode_jpeg(data, "RGB", min_height=rows, min_width=cols, buffer=buffer)
+def _upright(data: bytes) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+        return upright(data)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"cannot be decoded ({error})") from error
 
 
-def into(data: bytes, crop: Crop, word: int, out: np.ndarray, scratch: Scratch) -> None:
+def into(
+    data: bytes, crop: Crop, word: int, out: np.ndarray, scratch: Scratch, plain: bool = True
+) -> None:
     """Decodes, cuts and mirrors straight into `out`, uint8 size×size×3, contiguous, RGB.
 
     `word` is the sample's 64 random bits, `mix(seed, epoch, key)`. Raises ValueError.
     """
     height, width, jpeg = header(data)
+    picture = None
+    if not (jpeg and plain):
+        picture = _upright(data)
+        height, width = picture.shape[:2]
     cut = plan(crop, height, width, word)
     size = crop.size
-    if jpeg and cut == (0, 0, 0, 0, height, width, False) and height == width == size:
+    if picture is None and cut == (0, 0, 0, 0, height, width, False) and height == width == size:
         simplejpeg.decode_jpeg(data, "RGB", buffer=out)
         return
-    if cut.rows:
-        rows, columns = min(height, cut.rows), min(width, cut.columns)
-    else:  # as small as leaves every pixel of the crop a pixel of the box
-        rows = min(height, math.ceil(height * size / cut.height))
-        columns = min(width, math.ceil(width * size / cut.width))
-    picture = _decode(data, scratch, height, width, jpeg, rows, columns)
+    if picture is None:
+        if cut.rows:
+            rows, columns = min(height, cut.rows), min(width, cut.columns)
+        else:  # as small as leaves every pixel of the crop a pixel of the box
+            rows = min(height, math.ceil(height * size / cut.height))
+            columns = min(width, math.ceil(width * size / cut.width))
+        room = scratch.take(0, height * width * 3)
+        picture = simplejpeg.decode_jpeg(
+            data, "RGB", min_height=rows, min_width=columns, buffer=room
+        )
     box = _box(picture, cut, height, width, scratch)
     if box.shape[:2] == (size, size):
         if cut.flip:

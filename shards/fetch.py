@@ -77,7 +77,7 @@ class Local:
             data = os.pread(file.number, int(rows.size[row]), int(rows.offset[row]))
             wrong = rows.check(row, data)
             if not wrong:
-                return Sample(int(rows.key[row]), data, shard, row)
+                return rows.sample(shard, row, data)
         raise SampleError(f"{self.indexes.where(shard, row)}: {wrong}, read {TRIES} times")
 
     def wants_more(self) -> bool:
@@ -219,7 +219,7 @@ class Remote:
                 wrong = rows.check(row, data)
                 if wrong:
                     break
-                found.append(Sample(int(rows.key[row]), data, piece.shard, row))
+                found.append(rows.sample(piece.shard, row, data))
             else:
                 return found
         raise SampleError(f"{self.indexes.where(piece.shard, row)}: {wrong}, read {TRIES} times")

@@ -116,6 +116,15 @@ def describe(data: bytes) -> dict[str, Any]:
     }
 
 
+def upright(data: bytes) -> np.ndarray:
+    """The pixels that `examine` would store of a picture it took, uint8 H×W×3 RGB.
+
+    Raises OSError, ValueError or SyntaxError when it cannot be decoded.
+    """
+    pixels = _upright(_open(data))
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+
+
 # --- the header -----------------------------------------------------------------------------------
 
 

@@ -7,6 +7,8 @@ from concurrent.futures import Future
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from shards import store
 from shards.manifest import Manifest, Shard, read_index
@@ -24,6 +26,7 @@ class Sample(NamedTuple):
     data: bytes
     shard: int
     row: int
+    plain: bool  # an upright gray or RGB JPEG, which needs no care
 
 
 class Rows(NamedTuple):
@@ -33,6 +36,11 @@ class Rows(NamedTuple):
     offset: np.ndarray  # int64, of the payload
     size: np.ndarray  # int32
     crc32: np.ndarray  # uint32
+    plain: np.ndarray  # bool, of one entry where it holds for all
+
+    def sample(self, shard: int, row: int, data: bytes) -> Sample:
+        plain = bool(self.plain[row if len(self.plain) > 1 else 0])
+        return Sample(int(self.key[row]), data, shard, row, plain)
 
     def check(self, row: int, data: bytes) -> str:
         """What is wrong with a sample's bytes; empty when nothing is."""
@@ -89,7 +97,9 @@ class Indexes:
             except ValueError:  # one flipped byte on the way is no wrong index
                 if not left:
                     raise
-        rows = Rows(*(table.column(name).to_numpy() for name in ("sample_id", *Rows._fields[1:])))
+        columns = ("sample_id", "offset", "size", "crc32")
+        key, offset, size, crc32 = (table[name].to_numpy() for name in columns)
+        rows = Rows(key, offset, size, crc32, _plain(table))
         if len(rows.key) and int((rows.offset + rows.size).max()) > entry.bytes:
             raise ValueError(
                 f"{store.display(self.urls[shard])}: its index points past its {entry.bytes} "
@@ -101,3 +111,13 @@ class Indexes:
         """A sample's shard, key and offset, for messages."""
         rows, url = self[shard], store.display(self.urls[shard])
         return f"{url}: sample {rows.key[row]:09d} at byte {rows.offset[row]}"
+
+
+def _plain(table: pa.Table) -> np.ndarray:
+    """Which rows are plain JPEG as far as the index knows; one entry for all of a shard of ours."""
+    if "orientation" not in table.column_names:
+        return np.array([False])
+    upright = pc.equal(table["orientation"], 1)
+    gray_or_rgb = pc.is_in(table["mode"], value_set=pa.array(["L", "RGB"]))
+    plain = pc.fill_null(pc.and_(upright, gray_or_rgb), False).to_numpy()
+    return plain[:1] if plain.all() else plain

@@ -21,6 +21,7 @@ from shards.order import Epoch, Order, Window, amplification, mix, turn
 CHUNK = 8  # samples that a thread takes at a time: fewer, and handing them out costs
 PLAN_AHEAD = 8192  # samples planned beyond what is issued, at most
 _CROP = 3  # domain of the crop's random bits
+_CLOSED = "the stream is closed: make a new one at its position"
 
 
 class Batch(NamedTuple):
@@ -106,25 +107,36 @@ class Maker:
         ]
 
     def next(self) -> Batch:
+        """The next batch. Raises what went wrong with it, and is closed then."""
+        ticket = self._wait() if self._threads else self._make()
+        if ticket.errors:
+            self.close()
+            raise ticket.errors[0]
+        return _finish(ticket)
+
+    def _wait(self) -> _Ticket:
         with self._wake:
             if not self._started:
                 self._started = True
                 for thread in self._threads:
                     thread.start()
-            if not self._threads and not self._closed:
-                ticket = self._issue()
-                self._fill(ticket, 0, len(ticket.picks), self._scratch)
-                return _finish(ticket)
             while not self._closed and not (self._tickets and not self._tickets[0].left):
                 self._wake.wait()
             if self._closed:
-                raise ValueError("the stream is closed: make a new one at its position")
-            ticket = self._tickets.popleft()
+                raise ValueError(_CLOSED)
             self._wake.notify_all()
-        if ticket.errors:
-            self.close()
-            raise ticket.errors[0]
-        return _finish(ticket)
+            return self._tickets.popleft()
+
+    def _make(self) -> _Ticket:
+        """A batch made here and now, where there are no threads."""
+        if self._closed:
+            raise ValueError(_CLOSED)
+        ticket = self._issue()
+        try:
+            self._fill(ticket, 0, len(ticket.picks), self._scratch)
+        except Exception as error:
+            ticket.errors.append(error)
+        return ticket
 
     def close(self) -> None:
         with self._wake:
@@ -204,7 +216,9 @@ class Maker:
             ticket.keys[place] = sample.key
             word = mix(seed, epoch, sample.key, _CROP)
             try:
-                decode.into(sample.data, self.crop, word, ticket.images[place], scratch)
+                decode.into(
+                    sample.data, self.crop, word, ticket.images[place], scratch, sample.plain
+                )
             except ValueError as error:
                 where = self.reader.indexes.where(sample.shard, sample.row)
                 raise ValueError(f"{where}: {error}") from error

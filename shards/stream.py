@@ -176,9 +176,9 @@ def examples(
         sample = held.take(nth)
         try:
             if crop is None:
-                return sample.key, decode.decode(sample.data)
+                return sample.key, decode.decode(sample.data, sample.plain)
             out = np.empty((crop.size, crop.size, 3), np.uint8)
-            decode.into(sample.data, crop, mix(sample.key), out, decode.Scratch())
+            decode.into(sample.data, crop, mix(sample.key), out, decode.Scratch(), sample.plain)
         except ValueError as error:
             raise ValueError(
                 f"{reader.indexes.where(sample.shard, sample.row)}: {error}"
