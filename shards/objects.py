@@ -20,6 +20,7 @@ import fsspec
 
 PAUSES = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 12.0)  # seconds between tries
 PART = 64 * 2**20
+STALL = 15  # seconds without a byte after which a request is given up and made again
 
 T = TypeVar("T")
 
@@ -44,7 +45,11 @@ def _system(url: str) -> tuple[Any, str]:
     if key not in _systems:
         options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
         if scheme in ("s3", "s3a"):
-            options["config_kwargs"] = {"retries": {"total_max_attempts": 1}}
+            options["config_kwargs"] = {
+                "retries": {"total_max_attempts": 1},
+                "connect_timeout": 5,
+                "read_timeout": STALL,
+            }
         try:
             system = fsspec.filesystem(scheme, **options)
         except (ValueError, ImportError) as error:

@@ -185,9 +185,9 @@ def _publish(target: Path, fill: Callable[[Any], Any], exclusive: bool) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except FileExistsError:
-        raise
     except OSError as error:
+        if exclusive and isinstance(error, FileExistsError) and target.exists():
+            raise
         raise StoreError(f"{target}: cannot be written ({error.strerror or error})") from error
     finally:
         with contextlib.suppress(OSError):  # renamed already, or its folder never came to be

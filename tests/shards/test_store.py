@@ -1,0 +1,345 @@
+"""Bytes at a URL: whole or not at all, exactly as long as asked, and said in one line if not."""
+
+import contextlib
+import os
+import stat
+import threading
+
+import pytest
+
+from shards import objects, store
+from tests.support.s3 import Faults
+
+s3 = pytest.mark.s3
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten tries as in production, without their pauses."""
+    monkeypatch.setattr(objects, "PAUSES", (0.0,) * 9)
+
+
+# --- URLs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("s3://bucket/key", "s3://bucket/key"),
+        ("https://user:secret@host/a", "https://host/a"),
+        ("https://host/a?X-Amz-Signature=abc", "https://host/a"),
+        ("s3://AKIA:wJal@bucket/key?versionId=1", "s3://bucket/key"),
+        ("/data/a?b", "/data/a?b"),
+    ],
+)
+def test_a_url_is_shown_without_user_password_and_query(given: str, shown: str) -> None:
+    assert store.display(given) == shown
+
+
+def test_parts_are_joined_by_single_slashes() -> None:
+    assert store.join("s3://b/p/", "/train/", "x.tar") == "s3://b/p/train/x.tar"
+    assert store.join("/", "a") == "/a"
+
+
+def test_a_file_url_is_the_path_it_means(tmp_path) -> None:
+    store.write(f"file://{tmp_path}/with%20space", b"x")
+    assert (tmp_path / "with space").read_bytes() == b"x"
+
+
+def test_a_scheme_nobody_knows_is_refused_and_pipe_is_one() -> None:
+    for url in ("pipe:cat /etc/passwd://x", "pipe://id", "gopher://x/y"):
+        with pytest.raises(ValueError, match="no storage is known"):
+            store.read(url)
+
+
+# --- what every store does ------------------------------------------------------------------------
+
+
+def check_contract(place: str) -> None:
+    url = store.join(place, "a", "b c.bin")
+    data = bytes(range(256)) * 8
+    assert not store.exists(url)
+    store.write(url, data)
+    assert store.exists(url)
+    assert store.size(url) == 2048
+    assert store.read(url) == data
+    assert store.read(url, 100, 1000) == data[100:1000]
+    assert store.read(url, 2000) == data[2000:]
+    assert store.read(url, 7, 7) == b""
+    store.write(url, b"new")
+    assert store.read(url) == b"new"
+    assert store.names(place) == ["a"]
+    assert store.names(store.join(place, "a")) == ["b c.bin"]
+    assert store.names(store.join(place, "nothing")) == []
+    with pytest.raises(EOFError, match="3 bytes at 0 where 10"):
+        store.read(url, 0, 10)
+    with pytest.raises(FileNotFoundError):
+        store.read(store.join(place, "missing"))
+    with pytest.raises(FileNotFoundError):
+        store.size(store.join(place, "missing"))
+    store.remove(store.join(place, "missing"))
+    store.remove(store.join(place, "a"), recursive=True)
+    assert not store.exists(url)
+
+
+def test_a_local_folder_keeps_the_contract(tmp_path) -> None:
+    check_contract(str(tmp_path))
+
+
+def test_any_fsspec_url_keeps_the_contract() -> None:
+    check_contract("memory://contract")
+
+
+@s3
+def test_every_s3_server_keeps_the_contract(both: str) -> None:
+    check_contract(both)
+
+
+def check_exclusive(url: str) -> None:
+    store.write(url, b"owner 1", exclusive=True)
+    with pytest.raises(FileExistsError):
+        store.write(url, b"owner 2", exclusive=True)
+    assert store.read(url) == b"owner 1"
+
+
+def test_only_one_exclusive_write_wins_on_a_local_disk(tmp_path) -> None:
+    check_exclusive(str(tmp_path / "lock"))
+
+
+@s3
+def test_only_one_exclusive_write_wins_on_every_s3_server(both: str) -> None:
+    check_exclusive(f"{both}/lock")
+
+
+@s3
+def test_of_many_exclusive_writers_at_once_exactly_one_wins(bucket: str) -> None:
+    won: list[int] = []
+
+    def write(number: int) -> None:
+        with contextlib.suppress(FileExistsError):
+            store.write(f"{bucket}/lock", f"owner {number}".encode(), exclusive=True)
+            won.append(number)
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert store.read(f"{bucket}/lock") == f"owner {won[0]}".encode()
+
+
+@s3
+def test_a_large_file_goes_up_in_parts_and_leaves_none_open(
+    both: str, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "ONE_PUT", 1 << 20)
+    monkeypatch.setattr(objects, "PART", 5 << 20)
+    data = os.urandom(11 << 20)
+    (tmp_path / "big").write_bytes(data)
+    store.upload(f"{both}/set/big", tmp_path / "big")
+    assert store.read(f"{both}/set/big") == data
+    assert objects.unfinished_uploads(f"{both}/set/") == []
+
+
+@s3
+def test_an_unfinished_upload_is_listed_under_its_own_prefix_only_and_can_be_freed(
+    both: str,
+) -> None:
+    for key in ("set/x.tar", "set2/y.tar"):
+        objects.persist(
+            both,
+            lambda system, _, key=key: system.call_s3(
+                "create_multipart_upload", Bucket=both.removeprefix("s3://"), Key=key
+            ),
+        )
+    (found,) = objects.unfinished_uploads(f"{both}/set/")
+    assert found.url == f"{both}/set/x.tar"
+    objects.abort(found)
+    objects.abort(found)
+    assert objects.unfinished_uploads(f"{both}/set/") == []
+    assert len(objects.unfinished_uploads(f"{both}/set2/")) == 1
+
+
+# --- local disk -----------------------------------------------------------------------------------
+
+
+def test_a_write_that_fails_half_way_leaves_the_old_bytes_and_no_temporary_file(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "x"
+    store.write(target, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(store.StoreError, match="cannot be written .No space left on device.$"):
+        store.write(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_a_folder_without_write_permission_is_named(tmp_path) -> None:
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(store.StoreError, match="Permission denied"):
+        store.write(tmp_path / "x", b"")
+
+
+def test_a_file_where_a_folder_should_be_is_named_in_one_line(tmp_path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"file.x: cannot be written") as error:
+        store.write(tmp_path / "file" / "x", b"")
+    assert "\n" not in str(error.value)
+
+
+def test_temporary_files_are_no_children(tmp_path) -> None:
+    (tmp_path / f".x.{'0' * 16}.lacuna-tmp").write_bytes(b"half")
+    store.write(tmp_path / "x", b"whole")
+    assert store.names(tmp_path) == ["x"]
+
+
+# --- faults of the network ------------------------------------------------------------------------
+
+PASSING = {
+    "503": {"act": "status", "status": 503, "code": "SlowDown"},
+    "500": {"act": "status", "status": 500, "code": "InternalError"},
+    "429": {"act": "status", "status": 429, "code": "TooManyRequests"},
+    "reset": {"act": "reset"},
+}
+READING = {**PASSING, "short body": {"act": "truncate", "bytes": 100}}
+
+
+@s3
+@pytest.mark.parametrize("fault", READING)
+def test_a_read_survives_a_passing_fault(faults: Faults, quick: None, fault: str) -> None:
+    url = faults.server.bucket() + "/x"
+    data = os.urandom(300_000)
+    store.write(url, data)
+    faults.set({**READING[fault], "method": "GET", "path": "/x$", "times": 3})
+    assert store.read(url, 1000, 200_000) == data[1000:200_000]
+    assert [act for _, _, act in faults.log()].count("pass") == 1
+    faults.set({**READING[fault], "method": "GET", "path": "/x$", "times": 3})
+    assert store.read(url) == data
+
+
+@s3
+def test_a_read_that_stalls_is_made_again(
+    faults: Faults, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "STALL", 1)
+    url = faults.server.bucket() + "/x"
+    store.write(url, b"data")
+    faults.set({"act": "stall", "seconds": 8, "method": "GET", "path": "/x$", "times": 1})
+    assert store.read(url) == b"data"
+    assert len(faults.log()) == 2
+
+
+@s3
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_write_survives_a_passing_fault(faults: Faults, quick: None, fault: str) -> None:
+    url = faults.server.bucket() + "/x"
+    faults.set({**PASSING[fault], "method": "PUT", "path": "/x", "times": 3})
+    store.write(url, b"data")
+    assert store.read(url) == b"data"
+
+
+@s3
+def test_a_multipart_upload_repeats_only_the_part_that_failed(
+    faults: Faults, quick: None, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "ONE_PUT", 1 << 20)
+    monkeypatch.setattr(objects, "PART", 5 << 20)
+    url = faults.server.bucket() + "/big"
+    data = os.urandom(11 << 20)
+    (tmp_path / "big").write_bytes(data)
+    faults.set({"act": "reset", "method": "PUT", "path": "partNumber=2", "times": 2})
+    store.upload(url, tmp_path / "big")
+    puts = [path for method, path, _ in faults.log() if method == "PUT"]
+    assert len(puts) == 5
+    assert store.read(url) == data
+
+
+@s3
+def test_an_answer_lost_after_an_exclusive_write_is_not_taken_for_a_rival(
+    faults: Faults, quick: None
+) -> None:
+    url = faults.server.bucket() + "/lock"
+    faults.set({"act": "truncate", "bytes": 0, "method": "PUT", "path": "/lock", "times": 1})
+    store.write(url, b"owner 17", exclusive=True)
+    with pytest.raises(FileExistsError):
+        store.write(url, b"owner 18", exclusive=True)
+
+
+@s3
+def test_a_lasting_outage_ends_in_one_line_that_names_the_endpoint(
+    faults: Faults, quick: None
+) -> None:
+    url = faults.server.bucket() + "/x"
+    faults.set({"act": "status", "status": 503, "code": "SlowDown"})
+    with pytest.raises(store.StoreError) as error:
+        store.read(url)
+    said = str(error.value)
+    assert "no good answer in 10 tries (SlowDown)" in said
+    assert faults.server.endpoint in said
+    assert len(faults.log()) == 10
+
+
+@s3
+@pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
+def test_wrong_credentials_end_at_once_and_are_never_shown(
+    faults: Faults, quick: None, code: str
+) -> None:
+    url = faults.server.bucket() + "/x"
+    faults.set({"act": "status", "status": 403, "code": code})
+    with pytest.raises(store.StoreError) as error:
+        store.read(url)
+    said = str(error.value)
+    assert code in said and "AWS_ACCESS_KEY_ID" in said and "\n" not in said
+    assert faults.server.key not in said.split("at ")[0] + said.split("with ")[1]
+    assert faults.server.secret not in said
+    assert len(faults.log()) == 1
+
+
+@s3
+def test_a_bucket_that_is_not_there_is_said_to_be_missing(both: str) -> None:
+    for ask in (
+        lambda: store.read("s3://no-such-bucket-here/x"),
+        lambda: store.write("s3://no-such-bucket-here/x", b""),
+    ):
+        with pytest.raises(store.StoreError, match="there is no such bucket"):
+            ask()
+
+
+@s3
+def test_an_expired_token_is_renewed_from_the_credentials_file_once(
+    faults: Faults, quick: None, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = faults.server.bucket() + "/x"
+    store.write(url, b"data")
+    credentials = tmp_path / "credentials"
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
+    monkeypatch.setattr(objects, "_systems", {})
+    credentials.write_text("[default]\naws_access_key_id = old\naws_secret_access_key = old\n")
+    assert store.read(url) == b"data"
+    credentials.write_text("[default]\naws_access_key_id = new\naws_secret_access_key = new\n")
+    expired = {"act": "status", "status": 400, "code": "ExpiredToken"}
+    faults.set({**expired, "times": 1})
+    assert store.read(url) == b"data"
+    faults.set(expired)
+    with pytest.raises(store.StoreError, match="ExpiredToken") as error:
+        store.read(url)
+    assert "profile default" in str(error.value)
+    assert len(faults.log()) == 2
+
+
+@s3
+def test_a_forked_child_reads_with_a_filesystem_of_its_own(bucket: str) -> None:
+    store.write(f"{bucket}/x", b"data")
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if store.read(f"{bucket}/x") == b"data" else 1)
+    assert os.waitpid(child, 0)[1] == 0
