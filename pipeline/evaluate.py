@@ -6,9 +6,11 @@ scored once, in the same company, so that any world size gives the same table. T
 continues an interrupted evaluation from the parts that are there.
 """
 
+import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -30,6 +32,7 @@ Answer = Callable[[PairBatch], torch.Tensor]  # uint8 N×H×W×3, what the hole 
 CONVENTIONS = tuple(metrics.SSIM_WINDOWS)
 READ_AHEAD = 2  # batches decoded while one is inpainted
 PART = 16  # batches
+RESULT = "LACUNA_RESULT"  # where rank 0 leaves what its launcher returns
 
 
 def score(
@@ -125,11 +128,11 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
     """Score what `config` names, in this process or, through workers, in several.
 
     Returns `{"protocol", "weights", "pairs", "buckets", "mean6", "name", "dataset",
-    "pairs_digest", "parquet", …}`; with `export=` alone `{"exported", "pairs_digest"}`; None in a
-    launcher, whose rank 0 prints for it.
+    "pairs_digest", "parquet", …}`; with `export=` alone `{"exported", "out", "pairs_digest"}`; None
+    where rank 0 is another machine's.
     """
     if "RANK" in os.environ:
-        return evaluate(config, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+        return _work(config, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     from pipeline.launch import place, supervise, visible_gpus
 
     count = visible_gpus() if config.processes == "auto" else config.processes
@@ -138,10 +141,22 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
     here = place(os.environ, max(1, int(count)))
     if here.nodes * here.processes == 1:
         return evaluate(config)
-    status = supervise([sys.executable, "-m", "pipeline", *sys.argv[1:]], here)
-    if status:
-        raise SystemExit(status)
-    return None
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ[RESULT] = result = os.path.join(scratch, "result.json")
+        status = supervise([sys.executable, "-m", "pipeline", *sys.argv[1:]], here)
+        if status:
+            raise SystemExit(status)
+        return json.loads(store.read(result)) if store.exists(result) else None
+
+
+def _work(config: EvaluateConfig, rank: int, world_size: int) -> dict[str, Any]:
+    """A worker's part; rank 0 hands the result to its launcher."""
+    threads = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(max(1, threads))
+    result = evaluate(config, rank, world_size)
+    if rank == 0 and RESULT in os.environ:
+        store.write(os.environ[RESULT], json.dumps(result).encode())
+    return result
 
 
 def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
@@ -236,7 +251,7 @@ def pair_up(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
         "resize_short": config.data.resize_short,
         "data_url": store.display(images.url),
         "masks_url": store.display(masks.url) if masks else None,
-        "masks": masks.digest if masks and pairs.pairs[0].mask.url else None,
+        "masks": masks.digest if masks else None,
     }
     return pairs, facts
 

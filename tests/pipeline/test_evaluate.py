@@ -1,12 +1,8 @@
-import io
-
 import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
-from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from models import masking
@@ -14,54 +10,14 @@ from pipeline import results
 from pipeline.evaluate import score
 from pipeline.pairs import make_pairs
 from shards.manifest import open_manifest
-from shards.masks import FIXED, NAMES, irregular, square
-from shards.pack import Sample
-from shards.writer import write_set
-
-SIZE, PICTURES = 64, 5
-BUCKETS = [*NAMES, FIXED]
-
-
-def png(array):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def row(array, **columns):
-    height, width = array.shape[:2]
-    return {"width": width, "height": height, "mode": "RGB", **columns}
-
-
-def crops():
-    photograph = data.astronaut()
-    return [photograph[40 * i : 40 * i + SIZE, 200 : 200 + SIZE] for i in range(PICTURES)]
-
-
-def holes(bucket, i):
-    if bucket == FIXED:
-        return square(SIZE, SIZE, [7, i])
-    low, high = (float(x) for x in bucket[1:-1].split(","))
-    return irregular(SIZE, SIZE, low, high, False, [7, i])
+from shards.masks import NAMES
+from tests.support.pairs import BUCKETS, PICTURES, SIZE, crops, hole, image_set, mask_set
 
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
-    """URLs of a set of five photographs in two shards and of a set of three masks a bucket."""
     out = tmp_path_factory.mktemp("sets")
-    images = [
-        Sample(f"{i}.png", png(crop), "png", row(crop, orientation=1, label=-1))
-        for i, crop in enumerate(crops())
-    ]
-    masks = []
-    for bucket in BUCKETS:
-        for i in range(3):
-            mask = holes(bucket, i)
-            columns = row(mask, bucket=bucket, ratio=float(mask.mean()))
-            masks.append(Sample(f"{bucket}-{i}", png(mask * 255), "png", columns))
-    write_set(str(out / "images"), "t", "images", {"val": images}, options={}, per_shard=3)
-    write_set(str(out / "masks"), "m", "masks", {"masks": masks}, options={}, per_shard=8)
-    return str(out / "images"), str(out / "masks")
+    return image_set(out / "images", crops()), mask_set(out / "masks")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +48,7 @@ def test_every_picture_meets_one_mask_of_every_bucket_in_key_order(pairs):
 def test_scores_equal_scikit_image_on_the_composite(pairs):
     table = score(blur, pairs, batch=4)
     image, bucket = crops()[1], BUCKETS[4]
-    mask = holes(bucket, 1)
+    mask = hole(bucket, 1)
     erased = torch.from_numpy(np.where(mask[..., None], 0, image)).permute(2, 0, 1)[None] / 255
     raw = blur(erased, None)[0].permute(1, 2, 0).numpy()
     result = np.where(mask[..., None], np.round(raw * 255).astype(np.uint8), image)
@@ -163,11 +119,7 @@ def test_a_table_comes_back_from_its_file_with_its_facts(pairs, tmp_path):
 
 def test_the_digest_follows_contents_and_not_the_way_they_are_sharded(sets, pairs, tmp_path):
     images, masks = (open_manifest(url) for url in sets)
-    again = [
-        Sample(f"{i}.png", png(crop), "png", row(crop, orientation=1, label=-1))
-        for i, crop in enumerate(crops())
-    ]
-    write_set(str(tmp_path / "i"), "t", "images", {"val": again}, options={}, per_shard=5)
+    image_set(tmp_path / "i", crops(), per_shard=5)
     other = open_manifest(str(tmp_path / "i"))
     assert other.digest != images.digest
     assert make_pairs(other, "val", masks, BUCKETS, SIZE).digest == pairs.digest
@@ -203,8 +155,7 @@ def test_what_a_user_gets_wrong_is_one_clear_line(sets, tmp_path):
 
 def test_a_flipped_byte_in_a_shard_is_found(sets, tmp_path):
     crop = cv2.GaussianBlur(crops()[0], (5, 5), 2)  # bytes no other test has cached
-    sample = Sample("a.png", png(crop), "png", row(crop, orientation=1, label=-1))
-    write_set(str(tmp_path / "i"), "t", "images", {"val": [sample]}, options={}, per_shard=1)
+    image_set(tmp_path / "i", [crop])
     tar = tmp_path / "i" / "val" / "shard-000000.tar"
     damaged = bytearray(tar.read_bytes())
     damaged[512 + 700] ^= 1

@@ -1,0 +1,57 @@
+"""A small evaluation: five photographs in two shards, three masks a bucket in three."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from skimage import data
+
+from shards.masks import FIXED, NAMES, irregular, square
+from shards.pack import Sample
+from shards.writer import write_set
+
+SIZE, PICTURES, MASKS = 64, 5, 3
+BUCKETS = [*NAMES, FIXED]
+
+
+def png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def crops(count: int = PICTURES, size: int = SIZE) -> list[np.ndarray]:
+    photograph = data.astronaut()
+    return [photograph[40 * i : 40 * i + size, 200 : 200 + size] for i in range(count)]
+
+
+def hole(bucket: str, i: int, size: int = SIZE) -> np.ndarray:
+    if bucket == FIXED:
+        return square(size, size, [7, i])
+    low, high = (float(x) for x in bucket[1:-1].split(","))
+    return irregular(size, size, low, high, 0, [7, i])
+
+
+def image_set(out: Path, pictures: list[np.ndarray], per_shard: int = 3, split: str = "val") -> str:
+    """URL of a set of the pictures, stored as PNG."""
+    samples = [Sample(f"{i}.png", png(p), "png", _row(p, "images")) for i, p in enumerate(pictures)]
+    write_set(str(out), "astronaut", "images", {split: samples}, options={}, per_shard=per_shard)
+    return str(out)
+
+
+def mask_set(out: Path, size: int = SIZE, buckets: list[str] = BUCKETS) -> str:
+    samples = []
+    for bucket in buckets:
+        for i in range(MASKS):
+            mask = hole(bucket, i, size)
+            columns = {**_row(mask, "masks"), "bucket": bucket, "ratio": float(mask.mean())}
+            samples.append(Sample(f"{bucket}-{i}", png(mask * 255), "png", columns))
+    write_set(str(out), "masks", "masks", {"masks": samples}, options={}, per_shard=8)
+    return str(out)
+
+
+def _row(array: np.ndarray, kind: str) -> dict:
+    height, width = array.shape[:2]
+    columns = {"width": width, "height": height, "mode": "RGB" if array.ndim == 3 else "L"}
+    return columns | ({"orientation": 1, "label": -1} if kind == "images" else {})
