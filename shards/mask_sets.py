@@ -55,7 +55,12 @@ def drawn(
             kept = width if (i + 1) * border // 1 > i * border // 1 else 0
             hole = irregular(size, size, low, high, kept, (seed, number, i))
             yield Mask(f"{name}/{i:06d}{'-border' if kept else ''}", hole, name)
-    for i in range(per_bucket if fixed else 0):
+    yield from squares(size, per_bucket if fixed else 0, seed)
+
+
+def squares(size: int, count: int, seed: int) -> Iterator[Mask]:
+    """The bucket of random squares of a quarter of the pixels."""
+    for i in range(count):
         yield Mask(f"{FIXED}/{i:06d}", square(size, size, (seed, len(BUCKETS), i)), FIXED)
 
 
