@@ -1,0 +1,161 @@
+"""Contextual attention: holes filled with what known patches look like (MUSICAL eq. 1–3, fig. 2).
+
+Wang, Li, Zhang, Zhang, Xiao: MUSICAL, IJCAI 2019; after Yu et al. 2018 (DeepFill).
+
+Exact, for any hole a picture, without patches ever being cut out. With D[q, t] = ⟨f_q, b_t⟩ the one
+dot-product map of all patch sizes (q a cell of the map, t a known cell) and
+    box(M, r)[q, t] = Σ_{|i|,|j| ≤ r} M[q + (i, j), t + (i, j)], zero outside,
+the scores of patches are box(D, r), propagation (eq. 2) is box(A, k), and pasting overlapping
+patches is box(W, r) b. `streamed_attention.py` computes that for the rows near holes only.
+
+The paper does not say
+- the temperature λ of the softmax. With cosines and λ = 1 it is flat (1,016 of 1,023 keys count);
+  10, as DeepFill.
+- which keys count: those whose window holds no hole; if there are none, known cells; a picture
+  without known cells is returned as it is.
+- that scores are normalised again after propagation: they are (they add up to nine otherwise).
+- what becomes of known cells: they keep their input (`blend`), as in both codes.
+- the width inside squeeze-and-excitation: as wide as its input, as released.
+
+The orders, and where they differ
+  paper     cosine · λ → softmax → propagate → renormalise → paste raw patches
+  released  query · normalised key → propagate over queries alone → softmax → paste normalised
+            patches; holes are keys too, each the same constant vector (the authors' code)
+A third, DeepFill's own, would paste 4×4 patches at stride 2: a key of ORDERS and its own paste.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import SqueezeExcitation
+from .layers import one_of, without_autocast
+from .patch_scores import PAPER, RELEASED, Scale
+from .streamed_attention import attend
+
+ORDERS = {"paper": PAPER, "released": RELEASED}
+KEYS = ("window", "cell", "all")
+BLENDS = ("hole", "none")
+FLOOR = 1e-7  # of norms in `paper`; added to every key in `released`, which has no other floor
+
+
+def contextual_attention(
+    features: Tensor,
+    mask: Tensor,
+    patches: Sequence[int] = (1, 3),
+    *,
+    order: str = "paper",
+    temperature: float = 10.0,
+    propagation: int = 1,
+    keys: str = "window",
+    blend: str = "hole",
+) -> list[Tensor]:
+    """`features` with their holes filled from known patches, once for each patch size.
+
+    features: N×C×H×W, any float dtype; computed in float32 at least and returned so.
+    mask: N×1×h×w, 1 = hole, any size (resized to the nearest), another for each picture.
+    patches: odd sizes of square patches. propagation: k of eq. 2, 0 for none.
+    temperature: λ, of the order `paper`; `released` has none.
+    keys: known patches that may be copied: "window", those without any hole cell, "cell", those
+        whose centre is known, "all", everything. `released` always takes everything.
+    blend: "hole" puts the result into the hole alone; "none" replaces every cell.
+    """
+    one_of("order", order, tuple(ORDERS))
+    one_of("keys", keys, KEYS)
+    one_of("blend", blend, BLENDS)
+    if temperature <= 0 or propagation < 0 or any(p < 1 or p % 2 == 0 for p in patches):
+        raise ValueError(
+            f"temperature={temperature:g}, propagation={propagation}, patches={list(patches)}; "
+            "give a temperature above 0, a propagation of 0 or more, odd patch sizes"
+        )
+    if mask.shape[:2] != (features.shape[0], 1) or mask.device != features.device:
+        raise ValueError(
+            f"mask of shape {tuple(mask.shape)} on {mask.device} beside features of shape "
+            f"{tuple(features.shape)} on {features.device}; give N×1×h×w on the same device"
+        )
+    f = features if features.dtype == torch.float64 else features.float()
+    with without_autocast(f):
+        hole = F.interpolate(mask.to(f.dtype), f.shape[2:], mode="nearest")[:, 0] > 0.5
+        some_known = (~hole).any(2).any(1)[:, None, None]
+        wanted = (hole if blend == "hole" else torch.ones_like(hole)) & some_known
+        known = f.masked_fill(hole.unsqueeze(1), 0)
+        radii = [p // 2 for p in patches]
+        if order == "paper":
+            scales = [_paper_scale(f, known, hole, r, temperature, keys) for r in radii]
+        else:
+            known = F.pad(known, (max(radii),) * 4) + FLOOR
+            scales = [_released_scale(f, known, r, max(radii)) for r in radii]
+        pasted = attend(ORDERS[order], propagation, f, known, wanted, scales)
+        filled = [total / p**2 for total, p in zip(pasted, patches)]
+    return [torch.where(wanted[:, None], x.to(features.dtype), features) for x in filled]
+
+
+def window_sum(x: Tensor, radius: int) -> Tensor:
+    """Sums over (2·radius + 1)² windows of N×H×W maps, zero beyond the border."""
+    return F.avg_pool2d(x[:, None], 2 * radius + 1, 1, radius, divisor_override=1)[:, 0]
+
+
+def _paper_scale(
+    f: Tensor, known: Tensor, hole: Tensor, radius: int, temperature: float, keys: str
+) -> Scale:
+    def norms(x: Tensor) -> Tensor:
+        return window_sum(x.square().sum(1), radius).clamp(min=FLOOR**2).sqrt()
+
+    near_hole = F.max_pool2d(hole.to(f.dtype), 2 * radius + 1, 1, radius) > 0
+    refused = {"window": near_hole, "cell": hole, "all": torch.zeros_like(hole)}[keys]
+    for fallback in (hole, torch.zeros_like(hole)):
+        refused = torch.where(refused.all(2).all(1)[:, None, None], fallback, refused)
+    closed = torch.zeros_like(f[:, 0]).masked_fill(refused, -torch.inf)
+    return Scale(radius, temperature / norms(f), 1 / norms(known), closed)
+
+
+def _released_scale(f: Tensor, known: Tensor, radius: int, border: int) -> Scale:
+    """`known` has a border of cells, parts of keys' patches but themselves no keys."""
+    norms = window_sum(known.square().sum(1), radius).sqrt()
+    closed = F.pad(torch.zeros_like(f[:, 0]), (border,) * 4, value=-torch.inf)
+    return Scale(radius, torch.ones_like(f[:, 0]), 1 / norms, closed)
+
+
+class MultiScaleAttention(nn.Module):
+    """Eq. 3, fig. 2: attention at several patch sizes, weighed by squeeze-and-excitation, merged.
+
+    N×C×H×W with masks N×1×h×w → N×C×H×W, so that it drops into any network:
+
+        attention = MultiScaleAttention(channels)
+        x = attention(x, mask)      # between any two layers whose maps hold the hole
+
+    order "paper": conv1×1(SE([f, att…])). "released": conv3×3([f, conv1×1(SE([att…]))]).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        patches: Sequence[int] = (1, 3),
+        order: str = "paper",
+        temperature: float = 10.0,
+        propagation: int = 1,
+    ) -> None:
+        super().__init__()
+        self.patches = tuple(patches)
+        self.order = one_of("order", order, tuple(ORDERS))
+        self.temperature, self.propagation = temperature, propagation
+        wide = channels * (len(self.patches) + (order == "paper"))
+        self.excite = SqueezeExcitation(wide, hidden=wide)
+        self.merge = nn.Conv2d(wide, channels, 1)
+        self.join = None if order == "paper" else nn.Conv2d(2 * channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        filled = contextual_attention(
+            x,
+            mask,
+            self.patches,
+            order=self.order,
+            temperature=self.temperature,
+            propagation=self.propagation,
+        )
+        if self.join is None:
+            return self.merge(self.excite(torch.cat((x, *filled), 1)))
+        merged = self.merge(self.excite(torch.cat(filled, 1)))
+        return self.join(torch.cat((x, merged.to(x.dtype)), 1))

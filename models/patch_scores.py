@@ -1,0 +1,175 @@
+"""What the orders of contextual attention do between scores and pasting, in streams of blocks.
+
+A block is n×g×w×h×v: values of g grid rows of w queries against a grid of h×v keys. Each stage
+turns an iterator of blocks into another, in order; `box` alone looks at neighbouring blocks, so
+that a few blocks are alive at a time and every value is computed once. Gradients stream the same
+way through the transposed stages; `box` is its own transpose.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, tee
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Scale(NamedTuple):
+    """One patch size: the terms that turn its scores into weights.
+
+    query: n×H×W, multiplies the rows (order `paper`). key: n×h×v, multiplies the columns.
+    closed: n×h×v, −∞ at keys that may not be copied, else 0.
+    """
+
+    radius: int
+    query: Tensor
+    key: Tensor
+    closed: Tensor
+
+
+class Weights(NamedTuple):
+    """A block of what is pasted, and what its gradient needs."""
+
+    weight: Tensor
+    score: Tensor
+    softmax: Tensor
+    mass: Tensor | None
+    terms: Scale
+
+
+class Gradient(NamedTuple):
+    """A block's gradients: of its scores, and of its own queries' and of all keys' terms."""
+
+    score: Tensor
+    query: Tensor | None
+    key: Tensor
+
+
+def box(blocks: Iterable[Tensor], radius: int, coupled: bool = True) -> Iterator[Tensor]:
+    """Σ_{|i|,|j| ≤ radius} M[q + (i, j), t + (i, j)], zero outside; with t fixed unless coupled.
+
+    Blocks must have at least `radius` grid rows, the last one excepted.
+    """
+    if radius == 0:
+        yield from blocks
+        return
+    before = None
+    wide = (_box_columns(block, radius, coupled) for block in blocks)
+    here = next(wide)
+    for after in chain(wide, (None,)):
+        yield _box_rows(before, here, after, radius, coupled)
+        before, here = here, after
+
+
+def _box_columns(x: Tensor, radius: int, coupled: bool) -> Tensor:
+    out = x.clone()
+    for j in (j for j in range(-radius, radius + 1) if j):
+        _add_shifted(out, x, (2, j), (4, j if coupled else 0))
+    return out
+
+
+def _box_rows(
+    before: Tensor | None, here: Tensor, after: Tensor | None, radius: int, coupled: bool
+) -> Tensor:
+    out = here.clone()
+    for i in (i for i in range(-radius, radius + 1) if i):
+        key = (3, i if coupled else 0)
+        _add_shifted(out, here, (1, i), key)
+        if after is not None and i > 0:
+            _add_shifted(out, after, (1, i - here.shape[1]), key)
+        if before is not None and i < 0:
+            _add_shifted(out, before, (1, i + before.shape[1]), key)
+    return out
+
+
+def _add_shifted(out: Tensor, x: Tensor, *shifts: tuple[int, int]) -> None:
+    """out[i] += x[i + shift] along each (dimension, shift), where both exist."""
+    for dim, shift in shifts:
+        first, size = max(0, -shift), out.shape[dim]
+        if size == x.shape[dim]:  # always so in an exported graph, where a min() would not resolve
+            length = size - abs(shift)
+        else:
+            length = min(size, x.shape[dim] - shift) - first
+        if length <= 0:
+            return
+        out, x = out.narrow(dim, first, length), x.narrow(dim, first + shift, length)
+    out += x
+
+
+def _softmax(x: Tensor) -> Tensor:
+    return x.flatten(3).softmax(3).view_as(x)
+
+
+def _softmax_backward(gradient: Tensor, softmax: Tensor) -> Tensor:
+    flat = torch.ops.aten._softmax_backward_data(
+        gradient.flatten(3), softmax.flatten(3), 3, softmax.dtype
+    )
+    return flat.view_as(softmax)
+
+
+def _weigh_paper(
+    scores: Iterable[Tensor], terms: Sequence[Scale], propagation: int
+) -> Iterator[Weights]:
+    """Cosines → softmax → propagation (eq. 2) → renormalisation."""
+
+    def probabilities() -> Iterator[tuple[Tensor, Tensor, Scale]]:
+        for score, t in zip(scores, terms):
+            cosine = torch.addcmul(t.closed, score, t.key).mul_(t.query)
+            yield score, _softmax(cosine), t
+
+    kept, spread = tee(probabilities())
+    for (score, softmax, t), summed in zip(kept, box((a for _, a, _ in spread), propagation)):
+        mass = summed.sum((3, 4), keepdim=True).reciprocal_()
+        yield Weights(summed * mass, score, softmax, mass, t)
+
+
+def _unweigh_paper(
+    weights: Iterable[Weights], gradients: Iterable[Tensor], propagation: int
+) -> Iterator[Gradient]:
+    before, after = tee(weights)
+
+    def of_sums() -> Iterator[Tensor]:
+        for w, g in zip(before, gradients):
+            inner = torch.linalg.vecdot(g.flatten(3), w.weight.flatten(3))[..., None, None]
+            yield (g - inner).mul_(w.mass)
+
+    for w, g in zip(after, box(of_sums(), propagation)):
+        g = _softmax_backward(g, w.softmax).mul_(w.terms.key).mul_(w.terms.query)
+        product = g * w.score
+        query = product.sum((3, 4)) / w.terms.query[..., 0, 0]
+        yield Gradient(g, query, product.sum((1, 2)) / w.terms.key[:, 0, 0])
+
+
+def _weigh_released(
+    scores: Iterable[Tensor], terms: Sequence[Scale], propagation: int
+) -> Iterator[Weights]:
+    """Propagation over queries alone → softmax; the normalised keys are what is pasted."""
+    for score, t in zip(box(scores, propagation, coupled=False), terms):
+        softmax = _softmax(torch.addcmul(t.closed, score, t.key))
+        yield Weights(softmax * t.key, score, softmax, None, t)
+
+
+def _unweigh_released(
+    weights: Iterable[Weights], gradients: Iterable[Tensor], propagation: int
+) -> Iterator[Gradient]:
+    def of_scores() -> Iterator[Gradient]:
+        for w, g in zip(weights, gradients):
+            pasted = (g * w.softmax).sum((1, 2))
+            g = _softmax_backward(g * w.terms.key, w.softmax)
+            scored = (g * w.score).sum((1, 2))
+            yield Gradient(g.mul_(w.terms.key), None, pasted + scored)
+
+    kept, spread = tee(of_scores())
+    for g, score in zip(kept, box((g.score for g in spread), propagation, coupled=False)):
+        yield g._replace(score=score)
+
+
+class Order(NamedTuple):
+    """How scores become weights, and the same backwards; both stream."""
+
+    weigh: Callable[[Iterable[Tensor], Sequence[Scale], int], Iterator[Weights]]
+    unweigh: Callable[[Iterable[Weights], Iterable[Tensor], int], Iterator[Gradient]]
+
+
+PAPER = Order(_weigh_paper, _unweigh_paper)
+RELEASED = Order(_weigh_released, _unweigh_released)

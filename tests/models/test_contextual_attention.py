@@ -1,0 +1,285 @@
+"""The oracle is a loop over pictures that cuts patches out and follows the papers to the letter."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models import streamed_attention
+from models.contextual_attention import MultiScaleAttention, contextual_attention
+
+ORDERS = ["paper", "released"]
+
+
+def patches_of(x, p):
+    """C×H×W → (H·W)×(C·p²) zero-padded windows."""
+    return F.unfold(x[None], p, padding=p // 2)[0].t()
+
+
+def naive(f, hole, p, order, temperature, k, keys="window"):
+    """One picture, C×H×W and H×W bool."""
+    c, h, w = f.shape
+    n = h * w
+    if bool(hole.all()) or not bool(hole.any()):
+        return f.clone()
+    background = f * ~hole
+    queries, raw = patches_of(f, p), patches_of(background, p)
+
+    def grid(scores):
+        return scores.view(h, w, h, w)
+
+    def shifted(scores, i, j, coupled):
+        out = torch.zeros_like(scores)
+        for y in range(h):
+            for x in range(w):
+                if not (0 <= y + i < h and 0 <= x + j < w):
+                    continue
+                source = scores[y + i, x + j]
+                if coupled:
+                    moved = torch.zeros_like(source)
+                    ys, xs = max(0, -i), max(0, -j)
+                    ye, xe = h - max(0, i), w - max(0, j)
+                    moved[ys:ye, xs:xe] = source[ys + i : ye + i, xs + j : xe + j]
+                    source = moved
+                out[y, x] = source
+        return out
+
+    def propagate(scores, coupled):
+        shifts = range(-k, k + 1)
+        return sum(shifted(grid(scores), i, j, coupled) for i in shifts for j in shifts).view(n, n)
+
+    if order == "paper":
+        norms = queries.norm(dim=1).clamp(min=1e-7)[:, None] * raw.norm(dim=1).clamp(min=1e-7)
+        scores = temperature * (queries @ raw.t()) / norms
+        dirty = patches_of(hole[None].to(f.dtype), p).sum(1) > 0
+        if keys == "all":
+            dirty = torch.zeros_like(dirty)
+        elif keys == "cell" or bool(dirty.all()):
+            dirty = hole.flatten()
+        weights = propagate(scores.masked_fill(dirty, -math.inf).softmax(1), True)
+        weights, pasted = weights / weights.sum(1, keepdim=True), raw
+    else:
+        pasted = raw + 1e-7
+        pasted = pasted / pasted.norm(dim=1, keepdim=True)
+        weights = propagate(queries @ pasted.t(), False).softmax(1)
+    folded = F.fold((weights @ pasted).t()[None], (h, w), p, padding=p // 2)[0] / p**2
+    return torch.where(hole, folded, f)
+
+
+def holes(kind, n, h, w):
+    mask = torch.zeros(n, 1, h, w)
+    if kind == "centre":
+        mask[:, :, h // 3 : 2 * h // 3, w // 3 : 2 * w // 3] = 1
+    elif kind == "border":
+        mask[:, :, : h // 2, w - 3 :] = 1
+        mask[:, :, -1, 0] = 1
+    elif kind == "irregular":
+        generator = torch.Generator().manual_seed(h * w)
+        mask = (torch.rand(n, 1, h, w, generator=generator) < 0.15).float()
+    elif kind == "each its own":
+        mask[0, :, 1:3, 2:5] = 1
+        mask[1] = 1
+        mask[2:, :, -2:, :] = 1
+    elif kind == "no clean window":
+        mask[:, :, ::2, ::2] = 1
+    return mask
+
+
+def features(n, c, h, w, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, c, h, w, generator=generator, dtype=dtype)
+
+
+@pytest.fixture(params=[1, 1 << 20], ids=["blocks of the fewest rows", "one block"])
+def blocks(request, monkeypatch):
+    monkeypatch.setitem(streamed_attention.BLOCK_BYTES, "cpu", request.param)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    "kind", ["centre", "border", "irregular", "each its own", "no clean window", "none"]
+)
+@pytest.mark.parametrize(("height", "width"), [(11, 11), (9, 12)])
+def test_it_equals_patches_cut_out_and_pasted(order, kind, height, width, blocks):
+    f, mask = features(4, 5, height, width), holes(kind, 4, height, width)
+    found = contextual_attention(f, mask, (1, 3), order=order)
+    for p, out in zip((1, 3), found):
+        for picture, hole, ours in zip(f, mask[:, 0] > 0, out):
+            expected = naive(picture, hole, p, order, 10.0, 1)
+            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("p", "k"), [(1, 0), (3, 0), (3, 2), (5, 1)])
+def test_any_patch_size_and_propagation_equals_the_oracle(order, p, k, blocks):
+    f, mask = features(1, 4, 10, 9), holes("border", 1, 10, 9)
+    (found,) = contextual_attention(f, mask, (p,), order=order, propagation=k, temperature=3.0)
+    expected = naive(f[0], mask[0, 0] > 0, p, order, 3.0, k)
+    torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("keys", ["cell", "all"])
+def test_which_keys_may_be_copied_is_a_choice(keys):
+    f, mask = features(1, 4, 9, 9), holes("irregular", 1, 9, 9)
+    (found,) = contextual_attention(f, mask, (3,), keys=keys)
+    expected = naive(f[0], mask[0, 0] > 0, 3, "paper", 10.0, 1, keys)
+    torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-10)
+
+
+def test_without_blending_every_cell_is_replaced():
+    f, mask = features(1, 4, 8, 8), holes("centre", 1, 8, 8)
+    (blended,), (whole,) = (contextual_attention(f, mask, (3,), blend=b) for b in ("hole", "none"))
+    hole = mask.bool().expand_as(f)
+    torch.testing.assert_close(whole[hole], blended[hole])
+    assert torch.equal(blended[~hole], f[~hole]) and not torch.equal(whole[~hole], f[~hole])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("kind", ["centre", "irregular", "each its own"])
+def test_gradients_equal_those_of_the_oracle(order, kind, blocks):
+    mask = holes(kind, 3, 9, 10)
+    weight = features(6, 4, 9, 10, seed=1)
+    ours, theirs = (features(3, 4, 9, 10).requires_grad_() for _ in range(2))
+    torch.cat(contextual_attention(ours, mask, (1, 3), order=order)).mul(weight).sum().backward()
+    expected = [
+        naive(f, m, p, order, 10.0, 1) for p in (1, 3) for f, m in zip(theirs, mask[:, 0] > 0)
+    ]
+    torch.stack(expected).mul(weight).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_gradients_agree_with_finite_differences(order):
+    f, mask = features(2, 3, 5, 5).requires_grad_(), holes("irregular", 2, 5, 5)
+    assert torch.autograd.gradcheck(
+        lambda x: tuple(contextual_attention(x, mask, (1, 3), order=order)), f
+    )
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_each_picture_of_a_batch_is_treated_as_if_alone(order):
+    f, mask = features(4, 6, 12, 12), holes("each its own", 4, 12, 12)
+    together = contextual_attention(f, mask, order=order)
+    for i in range(4):
+        alone = contextual_attention(f[i : i + 1], mask[i : i + 1], order=order)
+        for a, b in zip(alone, together):
+            torch.testing.assert_close(a[0], b[i], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_with_no_hole_or_nothing_but_hole_the_input_comes_back(order, value):
+    f = features(2, 4, 8, 8).requires_grad_()
+    for out in contextual_attention(f, torch.full((2, 1, 8, 8), value), order=order):
+        assert torch.equal(out, f)
+        (gradient,) = torch.autograd.grad(out.sum(), f, retain_graph=True)
+        assert torch.equal(gradient, torch.ones_like(f))
+
+
+def test_constant_known_features_are_copied_exactly_inside():
+    # Renormalised weights of raw patches: every copy of a constant is that constant, unless keys
+    # beyond the border or inside the hole take part, which only pixel patches leave out here.
+    f = torch.full((1, 3, 16, 16), 2.0, dtype=torch.float64)
+    mask = holes("centre", 1, 16, 16)
+    (found,) = contextual_attention(f, mask, (1,), propagation=0)
+    torch.testing.assert_close(found, f)
+
+
+def test_the_result_is_that_of_float32_under_autocast_and_keeps_the_inputs_dtype():
+    f, mask = features(1, 8, 12, 12, torch.float32), holes("centre", 1, 12, 12)
+    half = f.bfloat16()
+    expected = contextual_attention(half.float(), mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = contextual_attention(half, mask)
+    for a, b in zip(found, expected):
+        assert a.dtype == torch.bfloat16
+        torch.testing.assert_close(a, b.bfloat16())
+
+
+def test_the_mask_may_have_the_pictures_size():
+    f, mask = features(2, 4, 8, 8), holes("irregular", 2, 8, 8)
+    large = mask.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    for a, b in zip(contextual_attention(f, large), contextual_attention(f, mask)):
+        assert torch.equal(a, b)
+
+
+def test_little_is_kept_for_the_backward_pass():
+    kept = {}
+
+    def pack(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    f = features(1, 128, 64, 64, torch.float32).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        contextual_attention(f, holes("centre", 1, 64, 64))
+    assert 2**21 < sum(kept.values()) < 70 * 2**20  # the features are 2 MiB, one map is 64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"order": "yu"}, "paper, released"),
+        ({"keys": "some"}, "window, cell, all"),
+        ({"blend": "all"}, "hole, none"),
+        ({"temperature": 0.0}, "temperature above 0"),
+        ({"patches": (2,)}, "odd patch sizes"),
+    ],
+)
+def test_unknown_choices_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        contextual_attention(features(1, 4, 8, 8), holes("centre", 1, 8, 8), **options)
+
+
+def test_a_mask_of_another_batch_is_refused():
+    with pytest.raises(ValueError, match="N×1×h×w"):
+        contextual_attention(features(2, 4, 8, 8), holes("centre", 1, 8, 8))
+
+
+@pytest.mark.parametrize(("order", "parameters"), [("paper", 344_960), ("released", 459_520)])
+def test_the_module_costs_what_equation_3_and_the_released_code_imply(order, parameters):
+    module = MultiScaleAttention(128, order=order)
+    assert sum(p.numel() for p in module.parameters()) == parameters
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_module_drops_into_any_network(order):
+    module = MultiScaleAttention(6, order=order)
+    before, after = torch.nn.Conv2d(3, 6, 3, 2, 1), torch.nn.Conv2d(6, 3, 3, 1, 1)
+    image, mask = torch.rand(2, 3, 20, 26), holes("centre", 2, 20, 26)
+    out = after(module(before(image), mask))
+    assert out.shape == (2, 3, 10, 13)
+    out.sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in before.parameters())
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_exported_module_equals_eager_for_any_batch_size_and_hole(order):
+    torch.manual_seed(0)
+    module = MultiScaleAttention(4, order=order).eval()
+    batch, height, width = (torch.export.Dim(d, min=m) for d, m in (("n", 1), ("h", 8), ("w", 8)))
+    dynamic = {0: batch, 2: height, 3: width}
+    example = torch.rand(2, 4, 16, 20), holes("centre", 2, 16, 20)
+    with torch.no_grad():
+        program = torch.export.export(module, example, dynamic_shapes=(dynamic, dynamic)).module()
+        for n, h, w in ((1, 8, 8), (3, 13, 9), (4, 21, 32)):
+            x = torch.rand(n, 4, h, w)
+            kinds = ["centre", "border", "irregular", "none"] + ["each its own"] * (n > 2)
+            masks = [holes(kind, n, h, w) for kind in kinds] + [torch.ones(n, 1, h, w)]
+            for mask in masks:
+                torch.testing.assert_close(program(x, mask), module(x, mask), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_compiled_module_equals_eager_at_several_sizes_with_gradients(order):
+    torch.manual_seed(0)
+    module = MultiScaleAttention(4, order=order)
+    compiled = torch.compile(module, backend="aot_eager", dynamic=True)
+    for n, h, w in ((2, 12, 12), (3, 10, 14)):
+        mask = holes("irregular", n, h, w)
+        ours, theirs = (features(n, 4, h, w, torch.float32).requires_grad_() for _ in range(2))
+        found, expected = compiled(ours, mask), module(theirs, mask)
+        torch.testing.assert_close(found, expected)
+        found.sum().backward(), expected.sum().backward()
+        torch.testing.assert_close(ours.grad, theirs.grad)
