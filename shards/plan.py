@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from shards import store
 from shards.manifest import SPLIT
 
-MEMBER = 1024  # a tar member's header and, on average, half a block of padding, rounded up
+BLOCK = 512  # of a tar
 SPLITS = ("train", "val", "test")  # come first and in this order; others follow by name
 ROWS = pa.schema(
     [
@@ -107,7 +107,8 @@ def make_plan(
         part = part.sort_by([("src", "ascending"), ("archive", "ascending")])
         order = np.argsort(_hashed(part.num_rows, seed), kind="stable")
         part = part.take(pa.array(order))
-        ends = np.cumsum(part["size"].to_numpy() + MEMBER)
+        size = part["size"].to_numpy()
+        ends = np.cumsum(BLOCK + -(-size // BLOCK) * BLOCK)  # a header, then the padded payload
         numbers.append(((ends - 1) // shard_bytes).astype(np.int64))
         numbers[-1] = np.unique(numbers[-1], return_inverse=True)[1]  # no number is left out
         parts.append(part)
@@ -157,10 +158,10 @@ def _gather(entries: Iterable[Entry]) -> pa.Table:
 
 
 def _hashed(count: int, seed: int) -> np.ndarray:
-    """splitmix64 of (seed, 0 … count-1): uint64[count]."""
+    """The first `count` outputs of splitmix64 from `seed`: uint64[count]."""
     with np.errstate(over="ignore"):
-        z = np.arange(1, count + 1, dtype=np.uint64) + np.uint64(seed % 2**64)
-        z *= np.uint64(0x9E3779B97F4A7C15)
+        z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z += np.uint64(seed % 2**64)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))
