@@ -11,15 +11,16 @@ import contextlib
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import time
 from pathlib import Path
 
+from tests.support.netns import Network
+
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "munged", "ip", "unshare")
 
-# cred_expire: a requeued job waits this long before it may start (120 s unless set; 5 is the least).
+# cred_expire: a requeued job waits this long before it may start (120 s unless set, 5 at least).
 CONF = """\
 ClusterName=lacuna
 SlurmctldHost={host}({net}.1)
@@ -56,7 +57,7 @@ PartitionName=spot Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 Max
 """
 NODE = """\
 mount --bind {root}/hosts /etc/hosts && mount --bind {root}/resolv.conf /etc/resolv.conf &&
-hostname {name} && ip link set lo up || exit 1
+hostname {name} || exit 1
 slurmd -D -N {name} -f {root}/slurm.conf & wait $!
 """
 
@@ -83,23 +84,21 @@ class SlurmCluster:
 
     def __init__(self, root: Path, names: tuple[str, ...] = ("n1", "n2")) -> None:
         self.root, self.names = root, names
-        self.tag = f"lc{secrets.token_hex(3)}"
-        self.net = self._free_net()
+        self.network: Network | None = None
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
         self.environment = {**os.environ, "SLURM_CONF": f"{root}/slurm.conf", "PATH": _path()}
 
     def __enter__(self) -> SlurmCluster:
         try:
+            self.network = Network()
+            self.addresses = {name: self.network.add(name) for name in self.names}
             self._lay_out()
             self._start_munge()
-            subprocess.run(["ip", "link", "add", self.tag, "type", "bridge"], check=True)
-            self._ip("addr", "add", f"{self.net}.1/24", "dev", self.tag)
-            self._ip("link", "set", self.tag, "up")
             self._start("slurmctld", ["slurmctld", "-D", "-f", f"{self.root}/slurm.conf"])
-            for number, name in enumerate(self.names):
-                self._start_node(name, f"{self.net}.{11 + number}")
-            self.wait(lambda: self.run("sinfo", "-hNo", "%T").split() == ["idle"] * 2 * len(self.names),
-                      "the nodes to be idle")  # fmt: skip
+            for name in self.names:
+                self._start_node(name)
+            idle = ["idle"] * 2 * len(self.names)  # each node in each partition
+            self.wait(lambda: self.run("sinfo", "-hNo", "%T").split() == idle, "idle nodes")
         except BaseException:
             self.stop()
             raise
@@ -131,17 +130,12 @@ class SlurmCluster:
         self.run("scontrol", "update", f"nodename={name}", "state=down", "reason=lost")
 
     def restore(self, name: str) -> None:
-        self._start_node(name, f"{self.net}.{11 + self.names.index(name)}", again=True)
+        self._start_node(name)
         self.run("scontrol", "update", f"nodename={name}", "state=resume")
 
     def stop(self) -> None:
         for name in self.names:
             self._kill(name)
-            for command in (
-                ["netns", "del", f"{self.tag}{name}"],
-                ["link", "del", f"{self.tag}{name}"],
-            ):
-                subprocess.run(["ip", *command], capture_output=True)
         for name in ("slurmctld", "munged"):
             if process := self.daemons.pop(name, None):
                 process.terminate()
@@ -149,7 +143,8 @@ class SlurmCluster:
                     process.wait(10)
                 process.kill()
                 process.wait()
-        subprocess.run(["ip", "link", "del", self.tag], capture_output=True)
+        if self.network:
+            self.network.close()
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _lay_out(self) -> None:
@@ -164,18 +159,17 @@ class SlurmCluster:
             s.bind(("", 0))
             port = s.getsockname()[1]
         nodes = "\n".join(
-            f"NodeName={n} NodeAddr={self.net}.{11 + i} CPUs=4 RealMemory=16000 Gres=gpu:2"
-            for i, n in enumerate(self.names)
+            f"NodeName={name} NodeAddr={address} CPUs=4 RealMemory=16000 Gres=gpu:2"
+            for name, address in self.addresses.items()
         )
-        conf = CONF.format(
-            host=socket.gethostname(), net=self.net, root=self.root, port=port, nodes=nodes
-        )
+        net, host = self.network.prefix, socket.gethostname()
+        conf = CONF.format(host=host, net=net, root=self.root, port=port, nodes=nodes)
         (self.root / "slurm.conf").write_text(conf)
         # Without a mounted hierarchy 22.05 dies of every other setting.
         (self.root / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         gres = "NodeName=n[1-9] Name=gpu File=/dev/null,/dev/zero Flags=nvidia_gpu_env\n"
         (self.root / "gres.conf").write_text(gres)
-        hosts = [f"{self.net}.{11 + i} {n}" for i, n in enumerate(self.names)]
+        hosts = [f"{address} {name}" for name, address in self.addresses.items()]
         (self.root / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))
         # Refuses at once: each reverse look-up that times out costs a torch process seconds.
         (self.root / "resolv.conf").write_text(
@@ -189,17 +183,9 @@ class SlurmCluster:
             f"--seed-file={folder}/seed"])  # fmt: skip
         self.wait((folder / "socket").exists, "munged", 20)
 
-    def _start_node(self, name: str, address: str, again: bool = False) -> None:
-        space = f"{self.tag}{name}"
-        if not again:
-            subprocess.run(["ip", "netns", "add", space], check=True)
-            self._ip("link", "add", space, "type", "veth", "peer", "name", "eth0", "netns", space)
-            self._ip("link", "set", space, "master", self.tag, "up")
-            self._ip("-n", space, "addr", "add", f"{address}/24", "dev", "eth0")
-            self._ip("-n", space, "link", "set", "eth0", "up")
-        self._start(name, ["nsenter", f"--net=/run/netns/{space}", "unshare", "--uts", "--mount",
-            "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c",
-            NODE.format(root=self.root, name=name)])  # fmt: skip
+    def _start_node(self, name: str) -> None:
+        node = NODE.format(root=self.root, name=name)
+        self._start(name, [*self.network.enter(name), "bash", "-c", node])
 
     def _start(self, name: str, command: list[str]) -> None:
         with open(self.root / "log" / f"{name}.out", "ab") as log:
@@ -208,28 +194,13 @@ class SlurmCluster:
                 start_new_session=True)  # fmt: skip
 
     def _kill(self, name: str) -> None:
-        # --kill-child: with `unshare` dies the first process of the PID namespace, and all with it.
         if process := self.daemons.pop(name, None):
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGKILL)
+            process.kill()
             process.wait()
-
-    @staticmethod
-    def _ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True)
-
-    @staticmethod
-    def _free_net() -> str:
-        taken = subprocess.run(["ip", "-4", "addr"], capture_output=True, text=True).stdout
-        for _ in range(50):
-            net = f"10.213.{secrets.randbelow(250)}"
-            if f"{net}." not in taken:
-                return net
-        raise RuntimeError("no free network in 10.213.0.0/16")
 
     def _logs(self) -> str:
         parts = [self.run("sinfo"), self.run("squeue")]
-        for path in sorted((self.root / "log").iterdir()):
+        for path in sorted((self.root / "log").glob("*")):
             parts.append(
                 f"== {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-15:])
             )

@@ -1,0 +1,22 @@
+"""`python -m jobs.element JSON COMMAND…`: the command with the arguments of this pod's element.
+
+JSON lists each element's arguments; JOB_COMPLETION_INDEX says which is ours. The command replaces
+this process, so that signals reach it.
+"""
+
+import json
+import os
+import sys
+
+
+def chosen(argv: list[str], index: int) -> list[str]:
+    """The command line of element `index`."""
+    elements = json.loads(argv[0])
+    if not 0 <= index < len(elements):
+        raise SystemExit(78)
+    return [*argv[1:], *elements[index]]
+
+
+if __name__ == "__main__":
+    words = chosen(sys.argv[1:], int(os.environ["JOB_COMPLETION_INDEX"]))
+    os.execvp(words[0], words)

@@ -1,0 +1,103 @@
+"""Machines for tests: network namespaces on a bridge of their own, and container-like processes.
+
+Needs root and iproute2.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = """\
+S={folder}; R=$S/r; mkdir $S && mount -t tmpfs pod $S && mkdir $S/u $S/w $R || exit 1
+mount -t overlay pod -o lowerdir=/,upperdir=$S/u,workdir=$S/w $R || exit 1
+for d in {closed}; do chmod a+x "$R$d"; done
+mount -t proc proc $R/proc && mount -t tmpfs dev $R/dev && mkdir -m 1777 $R/dev/shm $R/scratch
+for n in null zero full random urandom; do touch $R/dev/$n; mount --bind /dev/$n $R/dev/$n; done
+printf 'nameserver 127.0.0.1\\noptions timeout:1 attempts:1\\n' > $R/etc/resolv.conf
+{binds}
+hostname {name}
+exec chroot --userspec={user}:0 $R env --chdir={workdir} {command}
+"""
+
+
+class Network:
+    """`10.213.N.0/24`; `add` makes a machine with an address on it, `close` removes everything."""
+
+    def __init__(self) -> None:
+        self.tag = f"lc{secrets.token_hex(3)}"
+        self.prefix = self._free()
+        self.spaces: dict[str, str] = {}
+        _ip("link", "add", self.tag, "type", "bridge")
+        _ip("addr", "add", f"{self.prefix}.1/24", "dev", self.tag)
+        _ip("link", "set", self.tag, "up")
+
+    def add(self, name: str) -> str:
+        """The address of a new machine `name`, of at most 6 characters."""
+        space, address = self.tag + name, f"{self.prefix}.{11 + len(self.spaces)}"
+        _ip("netns", "add", space)
+        self.spaces[name] = space
+        _ip("link", "add", space, "type", "veth", "peer", "name", "eth0", "netns", space)
+        _ip("link", "set", space, "master", self.tag, "up")
+        _ip("-n", space, "addr", "add", f"{address}/24", "dev", "eth0")
+        _ip("-n", space, "link", "set", "eth0", "up")
+        _ip("-n", space, "link", "set", "lo", "up")
+        return address
+
+    def enter(self, name: str) -> list[str]:
+        """Prefix of a command that is to run there, with host name, mounts and processes apart.
+
+        With the prefix's own process dies the first of the new processes, and with it all others.
+        """
+        return ["nsenter", f"--net=/run/netns/{self.spaces[name]}", "unshare", "--uts", "--mount",
+                "--pid", "--fork", "--kill-child", "--mount-proc"]  # fmt: skip
+
+    def close(self) -> None:
+        for space in self.spaces.values():
+            subprocess.run(["ip", "link", "del", space], capture_output=True)
+            subprocess.run(["ip", "netns", "del", space], capture_output=True)
+        subprocess.run(["ip", "link", "del", self.tag], capture_output=True)
+
+    @staticmethod
+    def _free() -> str:
+        taken = subprocess.run(["ip", "-4", "addr"], capture_output=True, text=True).stdout
+        free = [n for n in range(250) if f"10.213.{n}." not in taken]
+        return f"10.213.{secrets.choice(free)}"
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+def contained(
+    folder: Path,
+    name: str,
+    workdir: Path,
+    command: Sequence[str],
+    binds: Mapping[str, Path],
+    user: int = 12345,
+) -> str:
+    """Shell lines, to be run after `enter`, that become `command` as an unknown user.
+
+    Its root is this machine's, with what it writes kept apart in `folder`; only /scratch, /dev/shm
+    and the `binds` (path there: file or folder here) can be written by anybody.
+    """
+    needed = (Path(sys.executable), Path(sys.base_prefix) / "bin", workdir / "any")
+    closed = {str(p) for place in needed for p in place.parents if not p.stat().st_mode & 1}
+    mounts = [
+        f"{'mkdir -p' if here.is_dir() else 'touch'} $R{there} && mount --bind {here} $R{there}"
+        for there, here in binds.items()
+    ]
+    return ROOT.format(
+        folder=folder,
+        name=name,
+        workdir=workdir,
+        command=shlex.join(command),
+        binds="\n".join(mounts),
+        closed=" ".join(sorted(closed)),
+        user=user,
+    )
