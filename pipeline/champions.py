@@ -78,31 +78,54 @@ def append(client: Any, name: str, source: Any, tags: dict[str, str], baseline: 
 
 
 def settle(client: Any, name: str) -> History:
-    """Makes the alias say what the history says; by any number of processes at once."""
+    """Makes the alias say what the history says; by any number of processes at once.
+
+    Raises ValueError if a promoted version was deleted: the history would name an old champion.
+    """
     from pipeline.registry import versions
 
     while True:
-        history = fold(versions(client, name))
+        every = versions(client, name)
+        model = client.get_registered_model(name)
+        if gone := deleted(model, every):
+            raise ValueError(
+                f"{name} lost its promoted version {gone[0]}: choose the version to go on from "
+                f"with `rollback {name} version=N`"
+            )
+        history = fold(every)
         champion = history.champion
-        aliases = client.get_registered_model(name).aliases
-        if champion is None or str(aliases.get(ALIAS)) == str(champion.version):
+        if champion is None or str(model.aliases.get(ALIAS)) == str(champion.version):
             return history
+        # Another process may have read an older state and set it last: look again after setting.
         client.set_registered_model_alias(name, ALIAS, str(champion.version))
         head = f"{champion.version} {champion.tags['gate.digest']}"
         client.set_registered_model_tag(name, HEAD, head)
 
 
-def faults(client: Any, name: str, versions: list[Any]) -> list[str]:
+def deleted(model: Any, versions: list[Any]) -> list[int]:
+    """Numbers of promoted versions that others build on and that are no longer there."""
+    named = {
+        int(v.tags["gate.baseline"])
+        for v in versions
+        if "gate.baseline" in v.tags and v.tags.get("gate.result") != "orphaned"
+    }
+    named |= {int(number) for number in model.tags.get(HEAD, "").split()[:1]}
+    return sorted(named - {int(version.version) for version in versions} - {0})
+
+
+def mend(client: Any, name: str, versions: list[Any], target: Any) -> None:
+    """After a deletion: `target` is the champion that the log's remains name from now on."""
+    for version in versions:
+        baseline = version.tags.get("gate.baseline")
+        if baseline and int(baseline) in deleted(client.get_registered_model(name), versions):
+            client.set_model_version_tag(name, str(version.version), "gate.result", "orphaned")
+    client.set_registered_model_tag(name, HEAD, f"{target.version} {target.tags['gate.digest']}")
+
+
+def faults(model: Any, versions: list[Any]) -> list[str]:
     """What is wrong with the record: deleted or changed versions, an alias moved by hand."""
-    found: list[str] = []
+    found = [f"promoted version {number} was deleted" for number in deleted(model, versions)]
     there = {int(version.version): version for version in versions}
-    history = fold(versions)
-    model = client.get_registered_model(name)
-    gone = set(range(1, max(there, default=0) + 1)) - set(there)
-    head = model.tags.get(HEAD, "").split()
-    if head and int(head[0]) not in there:
-        gone.add(int(head[0]))
-    found += [f"version {missing} was deleted" for missing in sorted(gone)]
     for version in versions:
         tags = version.tags
         if "gate.digest" not in tags:
@@ -114,13 +137,14 @@ def faults(client: Any, name: str, versions: list[Any]) -> list[str]:
             found.append(
                 f"version {version.version} was decided against another {baseline.version}"
             )
-        counts = any(version.version == v.version for v in history.line)
-        if not counts and tags.get("gate.result") != "superseded" and not gone:
-            found.append(f"version {version.version} is in no line of champions")
     alias = model.aliases.get(ALIAS)
-    champion = str(history.champion.version) if history.champion else None
-    if (str(alias) if alias else None) != champion:
-        found.append(f"alias {ALIAS} says {alias}, the history {champion}")
+    champion = fold(versions).champion
+    if str(alias) != str(champion.version if champion else None):
+        expected = champion.version if champion else "nothing"
+        found.append(
+            f"alias {ALIAS} says {alias or 'nothing'}, the history {expected}: the next promote or "
+            "rollback sets it right"
+        )
     return found
 
 

@@ -179,6 +179,8 @@ class Delivery:
                     for key, value in event.fields["values"].items()
                 ]
         tags[HEARTBEAT] = str(events[-1].time_ms)
+        if metrics:
+            tags["lacuna.images_seen"] = str(max(metric.step for metric in metrics))
         for start in range(0, len(metrics), BATCH["metrics"]):
             self.client.log_batch(self.run_id, metrics=metrics[start : start + BATCH["metrics"]])
         self._log_dicts({}, tags)
@@ -217,6 +219,11 @@ class Delivery:
 
     def _finish(self, event: Event) -> None:
         status = event.fields["status"]
+        experiment = self.client.get_run(self.run_id).info.experiment_id
+        same = f"tags.`{UID}` = '{event.fields['uid']}'"
+        for twin in self.client.search_runs([experiment], same):
+            if twin.info.run_id != self.run_id:  # of a creation whose answer came too late
+                self.client.delete_run(twin.info.run_id)
         if status == "REQUEUED":
             self._log_dicts({}, {"job.state": "requeued"})
             return

@@ -13,11 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import card, champions, gate, pinned, registry, results, server
+from pipeline import audit, card, champions, gate, pinned, registry, results, server
 from pipeline.capture import user
-from pipeline.champions import ALIAS
+from pipeline.champions import ALIAS, number
 from pipeline.config import PromoteConfig, RollbackConfig
-from pipeline.tracking import say
+from pipeline.sending import say
 from shards import store
 
 COPIED = ("name", "network", "run", "run_id", "images_seen", "weights", "weights_sha256")
@@ -32,7 +32,7 @@ def main(config: PromoteConfig | RollbackConfig) -> dict[str, Any]:
     if isinstance(config, RollbackConfig):
         return rollback(config.model, config.version, config.root)
     if config.verify:
-        return verify(config.into or config.model.partition("/")[0], config.root)
+        return audit.verify(config.into or config.model.partition("/")[0], config.root)
     return promote(config)
 
 
@@ -68,55 +68,35 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
         source, tree = _copy(client, uri, candidate, name, ours, pairs)
         record = _record(tags, source[0], tree, figures, pairs, candidate)
         made = champions.append(client, name, source, record, before)
-        history = champions.settle(client, name)
-        if all(str(version.version) != str(made.version) for version in history.line):
-            client.set_model_version_tag(name, str(made.version), "gate.result", "superseded")
-            raise ValueError(
-                f"champion of {name} moved from {before.version if before else 'none'} to "
-                f"{history.line[-1].version} while this was being evaluated; run it again"
-            )
+        _must_count(client, name, made, before)
     return _told(name, made, before.version if before else 0, "promoted", figures)
 
 
 def rollback(name: str, version: int | None = None, root: str = "runs") -> dict[str, Any]:
-    """Makes an earlier champion the champion again, as a new version; the record stays."""
+    """Makes an earlier champion the champion again, as a new version; the record stays.
+
+    With `version`, also the way out after a promoted version was deleted.
+    """
     uri = server.tracking_uri(root)
     client = server.connect(uri)
     with server.explained(uri):
         registry.find_version(client, f"models:/{name}")
-        history = champions.settle(client, name)
-        if history.champion is None:
-            raise ValueError(f"{name} never had a champion: promote a version first")
-        target = _target(name, history, version)
+        every = registry.versions(client, name)
+        history = champions.fold(every)
+        if version and champions.deleted(client.get_registered_model(name), every):
+            target = _promoted(name, every, version)
+            champions.mend(client, name, every, history.champion or target)
+        else:
+            history = champions.settle(client, name)
+            target = _target(name, history, version)
         tags = {k: v for k, v in target.tags.items() if not k.startswith("gate.")}
         for key in ("gate.figures", "gate.pairs_digest"):
             tags[key] = target.tags[key]
         tags |= {**_who(), "gate.kind": "rollback", "gate.content": champions.content(target)}
         source = (target.tags["lacuna.model_id"], target.run_id or None, target.description)
         made = champions.append(client, name, source, tags, history.champion)
-        after = champions.settle(client, name)
-        if all(str(v.version) != str(made.version) for v in after.line):
-            client.set_model_version_tag(name, str(made.version), "gate.result", "superseded")
-            raise ValueError(
-                f"champion of {name} moved to {after.line[-1].version} meanwhile; run it again"
-            )
-    return _told(name, made, history.champion.version, f"rolled back to {target.version}")
-
-
-def verify(name: str, root: str = "runs") -> dict[str, Any]:
-    """Checks the record and every promoted file. Raises ValueError that names what is wrong."""
-    uri = server.tracking_uri(root)
-    client = server.connect(uri)
-    with server.explained(uri):
-        registry.find_version(client, f"models:/{name}")
-        every = registry.versions(client, name)
-        found = champions.faults(client, name, every)
-        promoted = [version for version in every if "gate.digest" in version.tags]
-        for version in promoted:
-            found += _damage(uri, version)
-    if found:
-        raise ValueError(f"{name}: {'; '.join(found)}; `promote` and `rollback` mend the alias")
-    return {"name": name, "versions": len(promoted), "faults": []}
+        _must_count(client, name, made, history.champion)
+    return _told(name, made, number(history.line), f"rolled back to {target.version}")
 
 
 # --- step by step ---------------------------------------------------------------------------------
@@ -235,29 +215,33 @@ def _record_refusal(client: Any, candidate: Any, reasons: list[str]) -> None:
         say(f"the refusal could not be recorded: {server.explain(error, 'MLflow')}")
 
 
+def _must_count(client: Any, name: str, made: Any, before: Any | None) -> None:
+    """Settles; ValueError if another promotion came first."""
+    line = champions.settle(client, name).line
+    if all(str(version.version) != str(made.version) for version in line):
+        client.set_model_version_tag(name, str(made.version), "gate.result", "superseded")
+        raise ValueError(
+            f"champion of {name} moved from {before.version if before else 'none'} to "
+            f"{line[-1].version} while this was being evaluated; run it again"
+        )
+
+
 def _target(name: str, history: champions.History, version: int | None) -> Any:
-    if version is None:
-        if len(history.stack) < 2:
-            raise ValueError(f"{name} has no champion before {history.line[-1].version}")
-        return history.stack[-2]
-    for past in history.line[:-1]:
-        if int(past.version) == version:
-            return past
-    known = ", ".join(str(past.version) for past in history.line[:-1]) or "none"
-    raise ValueError(f"version {version} of {name} was no champion before; those were: {known}")
+    if not history.line:
+        raise ValueError(f"{name} never had a champion: promote a version first")
+    if version is not None:
+        return _promoted(name, history.line[:-1], version)
+    if len(history.stack) < 2:
+        raise ValueError(f"{name} has no champion before {history.line[-1].version}")
+    return history.stack[-2]
 
 
-def _damage(uri: str, version: Any) -> list[str]:
-    from mlflow.exceptions import MlflowException
-
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            registry.download(uri, version.tags["lacuna.model_id"], "", Path(scratch))
-        except (MlflowException, OSError):
-            return [f"the files of version {version.version} are gone"]
-        if registry.tree_digest(Path(scratch)) != version.tags["lacuna.tree_sha256"]:
-            return [f"the files of version {version.version} were changed"]
-    return []
+def _promoted(name: str, among: list[Any], version: int) -> Any:
+    past = {int(each.version): each for each in among if "gate.digest" in each.tags}
+    if version not in past:
+        known = ", ".join(map(str, past)) or "none"
+        raise ValueError(f"version {version} of {name} was no champion; those were: {known}")
+    return past[version]
 
 
 def _told(

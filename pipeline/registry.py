@@ -83,7 +83,7 @@ def load_archive(
     client = server.connect(where)
     with server.explained(where):
         version = find_version(client, uri)
-        tags = {k.removeprefix("lacuna."): v for k, v in version.tags.items()}
+        tags = {k[7:]: v for k, v in version.tags.items() if k.startswith("lacuna.")}
         if not {"sha256", "model_id"} <= set(tags):
             raise ValueError(f"{uri} was not made by `register`: register its run")
         path = fetch(where, tags["model_id"], tags["sha256"])

@@ -28,6 +28,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from PIL import Image, ImageOps
 
 AT_ONCE = 8
+warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
 
 
 class Inpaint(mlflow.pyfunc.PythonModel):

@@ -10,20 +10,20 @@ import json
 import math
 import os
 import re
-import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline import capture, server
-from pipeline.delivery import Delivery, Gone
 from pipeline.remotespool import STATE, fetch_spool, push_spool, spool_folder
+from pipeline.sending import Sender, say
 from pipeline.server import default_root as default_root  # noqa: PLC0414 - for record
-from pipeline.spool import Spool, Unsent, draining, write_json
+from pipeline.spool import Spool, Unsent, write_json
 from shards import store
 
 STATUSES = ("FINISHED", "FAILED", "KILLED", "REQUEUED")
@@ -67,8 +67,8 @@ class Tracker:
         self._sample_every = sample_every
         self._threads: list[threading.Thread] = []
         self._stop, self._wake = threading.Event(), threading.Event()
-        self._told: str | None = None
-        self._step = self._nonfinite = self._lost = self._rejected = 0
+        self._sender = Sender(self.run, self.uri, self.folder)
+        self._step = self._nonfinite = self._lost = 0
 
     # --- what the training loop calls ------------------------------------------------------------
 
@@ -104,7 +104,7 @@ class Tracker:
             self.text(path, text)
         if self._drains:
             self._prepare()
-            self._begin(self._send_until_stopped)
+            self._begin(self._send)
         self._begin(self._watch_machine)
 
     def metrics(self, values: dict[str, float], step: int) -> None:
@@ -158,7 +158,7 @@ class Tracker:
         """
         if status not in STATUSES:
             raise ValueError(f"status {status!r} is not one of {', '.join(STATUSES)}")
-        self.spool.append("finish", status=status)
+        self.spool.append("finish", status=status, uid=self._state["uid"])
         self._stop.set()
         self._wake.set()
         deadline = time.monotonic() + wait
@@ -171,8 +171,10 @@ class Tracker:
             say(f"{left} events wait; to send them: python -m pipeline sync {self.run}")
         if self.spool.lost:
             say(f"{self.spool.lost} events were lost: {self.folder} could not be written")
-        if self._rejected:
-            say(f"{self._rejected} events were refused: see {self.folder / 'rejected.jsonl'}")
+        if self._sender.rejected:
+            say(
+                f"{self._sender.rejected} events were refused: see {self.folder / 'rejected.jsonl'}"
+            )
 
     def __enter__(self) -> "Tracker":
         return self
@@ -203,7 +205,7 @@ class Tracker:
             if not key.startswith("val/"):
                 continue
             name = "best/" + key.removeprefix("val/")
-            sign = -1 if any(word in key for word in LOWER_IS_BETTER) else 1
+            sign = -1 if lower_is_better(key) else 1
             best = self._state["best"].get(name)
             if best is None or sign * value > sign * best:
                 better[name] = value
@@ -219,14 +221,9 @@ class Tracker:
 
     # --- threads ---------------------------------------------------------------------------------
 
-    def _begin(self, target: Any) -> None:
-        self._threads.append(threading.Thread(target=target, daemon=True, name=target.__name__))
+    def _begin(self, target: Callable[[], None]) -> None:
+        self._threads.append(threading.Thread(target=target, daemon=True))
         self._threads[-1].start()
-
-    def _watch_machine(self) -> None:
-        while not self._stop.wait(self._sample_every):
-            sample = capture.system_metrics(folder=str(self.folder))
-            self.spool.append("metrics", values=sample, step=self._step)
 
     def _prepare(self) -> None:
         """Loads here what sending needs: an import in a thread would hold up the loop."""
@@ -239,54 +236,17 @@ class Tracker:
         except server.ServerError as error:
             if self._required:
                 raise
-            self._tell(str(error))
+            self._sender.tell(str(error))
 
-    def _send_until_stopped(self) -> None:
-        while True:
-            with draining(self.folder) as mine:
-                if mine:
-                    self._send_all()
-                    return
-            self._tell("another process is sending this run's events")
-            if self._stop.wait(1.0):
-                return
+    def _send(self) -> None:
+        self._sender.until(self._stop, self._wake, self.spool.sync)
 
-    def _send_all(self) -> None:
-        unsent, delivery, pause, synced = Unsent(self.folder), None, 1.0, 0.0
-        while True:
-            stopping = self._stop.is_set()  # read first: what came before it is then seen below
-            try:
-                delivery = delivery or Delivery(
-                    server.connect(self.uri), self.uri, self.run, unsent
-                )
-                while events := unsent.read():
-                    delivery.send(events)
-                    self._rejected = delivery.rejected
-                    if self._told:
-                        self._tell(None)
-                pause = 1.0
-                if stopping:
-                    return
-            except Gone as error:
-                self._tell(str(error))
-                return
-            except Exception as error:  # whatever it is, training goes on and the events stay
-                self._tell(server.explain(error, self.uri) or f"{type(error).__name__}: {error}")
-                pause = min(30.0, pause * 2)
-            if time.monotonic() - synced > 5:
+    def _watch_machine(self) -> None:
+        while not self._stop.wait(self._sample_every):
+            sample = capture.system_metrics(folder=str(self.folder))
+            self.spool.append("metrics", values=sample, step=self._step)
+            if not self._drains:
                 self.spool.sync()
-                synced = time.monotonic()
-            self._wake.wait(pause if not stopping else min(pause, 2.0))
-            if not stopping:
-                self._wake.clear()
-
-    def _tell(self, trouble: str | None) -> None:
-        """Says that tracking is interrupted, once for each cause, and that it is back."""
-        if trouble is None:
-            say("the tracking server answers again")
-        elif trouble != self._told:
-            say(f"{trouble}; training goes on, events wait in {self.folder}")
-        self._told = trouble
 
 
 class Muted:
@@ -302,8 +262,8 @@ class Muted:
     def __exit__(self, *args: Any) -> None: ...
 
 
-def say(line: str) -> None:
-    print(f"tracking: {capture.redact(line)}", file=sys.stderr, flush=True)
+def lower_is_better(metric: str) -> bool:
+    return any(word in metric for word in LOWER_IS_BETTER)
 
 
 def clean(key: str) -> str:

@@ -1,0 +1,208 @@
+"""`runs`: which there are, what they reached, what they hold on disk; closing and pruning them."""
+
+import difflib
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline import server
+from pipeline.config import RunsConfig
+from pipeline.delivery import HEARTBEAT
+from pipeline.runfolder import read_run_json
+from pipeline.tracking import lower_is_better
+from shards import store
+from shards.upkeep import seconds
+
+SILENT = 900.0  # seconds without an event after which a running run is called silent
+
+
+def main(config: RunsConfig) -> dict[str, Any]:
+    if config.action == "du":
+        return {"runs": usage(config.root)}
+    if config.action == "prune":
+        return prune(config)
+    uri = server.tracking_uri(config.root)
+    client = server.connect(uri)
+    with server.explained(uri):
+        if config.action == "close":
+            return {"closed": close(client, config)}
+        return {"uri": server.shown(uri), "runs": listed(client, uri, config)}
+
+
+def listed(client: Any, uri: str, config: RunsConfig) -> list[dict[str, Any]]:
+    """The newest runs that match `filter`, or the best by the metric `best`."""
+    experiments = {e.experiment_id: e.name for e in client.search_experiments(max_results=1000)}
+    order = ["attributes.start_time DESC"]
+    text = config.filter or ""
+    if config.best:
+        _logged(client, list(experiments), config.best)
+        direction = "ASC" if lower_is_better(config.best) else "DESC"
+        order = [f"metrics.`{config.best}` {direction}", *order]
+        text = " and ".join(filter(None, [text, f"metrics.`{config.best}` > -1e300"]))
+    found = client.search_runs(list(experiments), text, max_results=config.limit, order_by=order)
+    return [_row(run, experiments, uri, config.best) for run in found]
+
+
+def close(client: Any, config: RunsConfig) -> list[dict[str, Any]]:
+    """Ends, as KILLED, runs that say RUNNING and have sent nothing for `older_than`."""
+    limit = seconds(config.older_than or "24h")
+    experiments = {e.experiment_id: e.name for e in client.search_experiments(max_results=1000)}
+    closed = []
+    for run in _every(client, list(experiments), "attributes.status = 'RUNNING'"):
+        if silence(run) > limit:
+            client.set_tag(run.info.run_id, "job.state", "closed")
+            client.set_terminated(run.info.run_id, "KILLED")
+            closed.append({"run_id": run.info.run_id, "name": run.info.run_name})
+    return closed
+
+
+def silence(run: Any) -> float:
+    """Seconds since the last event of a run arrived."""
+    last = float(run.data.tags.get(HEARTBEAT, run.info.start_time))
+    return time.time() - last / 1000
+
+
+def usage(root: str) -> list[dict[str, Any]]:
+    """Megabytes of each run below `root`, by what they are, largest first."""
+    rows = []
+    for run in folders(root):
+        row = {"run": str(run)}
+        for part in ("checkpoints", "samples", "spool", "evaluation", "logs"):
+            row[f"{part}_mb"] = round(_bytes(run / part) / 1e6, 1)
+        rows.append({**row, "total_mb": round(_bytes(run) / 1e6, 1)})
+    return sorted(rows, key=lambda row: -row["total_mb"])
+
+
+def prune(config: RunsConfig) -> dict[str, Any]:
+    """Removes checkpoints of runs that are older than `older_than`, except `keep`.
+
+    Never one that an evaluation or the registry names, never of a run that still sends. Without
+    `delete=true` only says which.
+    """
+    from pipeline import checkpoint
+
+    age = seconds(config.older_than or "30d")
+    keep = {word.strip() for word in config.keep.split(",") if word.strip()}
+    if not keep <= {"best", "last"} or not keep:
+        raise ValueError(f"keep={config.keep} is not allowed: best, last or best,last")
+    doomed, refused = [], []
+    for run in folders(config.root):
+        every = checkpoint.checkpoints(str(run))
+        if not every or time.time() - _newest(run / "checkpoints") < age:
+            continue
+        spared = {checkpoint.find(str(run), which).images_seen for which in keep}
+        pinned = set(read_run_json(str(run)).get("pinned", []))
+        for each in every:
+            if each.images_seen in spared:
+                continue
+            row = {"checkpoint": each.url, "mb": round(_bytes(store.local(each.url)) / 1e6, 1)}
+            if each.images_seen in pinned:
+                refused.append(row | {"reason": "an evaluation or the registry names it"})
+                continue
+            doomed.append(row)
+            if config.delete:
+                _remove(each.url)
+    return {"deleted" if config.delete else "would_delete": doomed, "refused": refused}
+
+
+def folders(root: str) -> list[Path]:
+    """Run folders at most three levels below `root`: those with a `run.json`."""
+    if not store.is_local(root):
+        raise ValueError(f"{store.display(root)} is no local folder: give root= the folder of runs")
+    top = Path(root)
+    if not top.is_dir():
+        raise ValueError(f"{root} is no folder: give root= the folder that holds the runs")
+    found = [path.parent for depth in range(4) for path in top.glob("*/" * depth + "run.json")]
+    return sorted(found)
+
+
+# --- step by step ---------------------------------------------------------------------------------
+
+
+def _row(run: Any, experiments: dict[str, str], uri: str, best: str | None) -> dict[str, Any]:
+    info, metrics, tags = run.info, run.data.metrics, run.data.tags
+    state = info.status.lower()
+    if info.status == "RUNNING" and tags.get("job.state") == "requeued":
+        state = "requeued"
+    elif info.status == "RUNNING" and silence(run) > SILENT:
+        state = f"silent {silence(run) / 3600:.1f} h"
+    row = {
+        "name": info.run_name,
+        "experiment": experiments[info.experiment_id],
+        "state": state,
+        "images_seen": int(float(tags.get("lacuna.images_seen", 0))),
+        "psnr": metrics.get("best/psnr"),
+        "age_h": round((time.time() - info.start_time / 1000) / 3600, 1),
+        "run_id": info.run_id,
+        "link": server.run_link(uri, info.experiment_id, info.run_id),
+    }
+    return {**row, best: metrics[best]} if best else row
+
+
+def _logged(client: Any, experiments: list[str], metric: str) -> None:
+    """ValueError, with the nearest names, where no run has logged the metric."""
+    known: set[str] = set()
+    for run in client.search_runs(experiments, max_results=200):
+        known |= set(run.data.metrics)
+    if metric not in known:
+        near = difflib.get_close_matches(metric, sorted(known), 3, 0.4)
+        hint = f"did you mean {', '.join(near)}?" if near else "`runs` shows what there is"
+        raise ValueError(f"no run has logged the metric {metric!r}; {hint}")
+
+
+def _every(client: Any, experiments: list[str], text: str) -> list[Any]:
+    found, token = [], None
+    while True:
+        page = client.search_runs(experiments, text, max_results=1000, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _newest(folder: Path) -> float:
+    return max((path.stat().st_mtime for path in folder.rglob("*")), default=time.time())
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _remove(url: str) -> None:
+    folder = store.local(url)
+    (folder / "state.json").unlink()  # first: without it the checkpoint does not exist
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+
+
+def show(result: dict[str, Any]) -> str:
+    if "closed" in result:
+        names = ", ".join(each["name"] for each in result["closed"])
+        return f"closed {len(result['closed'])} runs: {names}" if names else "no dead runs"
+    if "refused" in result:
+        kind = "deleted" if "deleted" in result else "would_delete"
+        lines = [f"{row['checkpoint']}  {row['mb']} MB" for row in result[kind]]
+        total = sum(row["mb"] for row in result[kind])
+        lines.append(f"{kind.replace('_', ' ')} {len(result[kind])} checkpoints, {total:.1f} MB")
+        lines += [f"kept {row['checkpoint']}: {row['reason']}" for row in result["refused"]]
+        if kind == "would_delete" and result[kind]:
+            lines.append("delete=true does it")
+        return "\n".join(lines)
+    rows = result["runs"]
+    if not rows:
+        return "no runs"
+    columns = [c for c in rows[0] if c not in ("link", "total_mb")] + (
+        ["total_mb"] if "total_mb" in rows[0] else []
+    )
+    table = [columns, *([_cell(row[c]) for c in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in table
+    )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return "-" if value is None else str(value)
