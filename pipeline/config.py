@@ -271,6 +271,7 @@ class EvaluateConfig(Verb):
     limit: int | None = key(None, "pairs of each bucket; null: all")
     out: str | None = key(None, "Parquet of per-image scores; null: in the run's folder")
     processes: str = key("auto", "processes on this machine; auto: one per GPU, else 1")
+    pictures: int = key(12, "pairs whose pictures are kept for reports")
     name: str | None = key(None, "what the result is called in tables")
     tracking: TrackingConfig = section(TrackingConfig)
 

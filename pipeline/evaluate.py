@@ -8,7 +8,6 @@ continues an interrupted evaluation from the parts that are there.
 
 import json
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,13 +18,13 @@ import pyarrow as pa
 import torch
 
 from models import masking
+from pipeline import gallery, metrics, parts, predictions, results
 from pipeline import inpaint as sources
-from pipeline import metrics, parts, predictions, results
 from pipeline.config import EvaluateConfig
-from pipeline.pairs import PairBatch, Pairs, make_pairs
+from pipeline.facts import pair_up, place_of, recipe
+from pipeline.pairs import PairBatch, Pairs
 from pipeline.results import SCHEMA
 from shards import store
-from shards.manifest import open_manifest
 
 Inpaint = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Answer = Callable[[PairBatch], torch.Tensor]  # uint8 N×H×W×3, what the hole is taken from
@@ -172,7 +171,7 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
             return {"exported": len(pairs), "out": config.export, "pairs_digest": pairs.digest}
     answer, told = _answer(config, pairs, device)
     facts = {**facts, **told, "name": config.name or told["name"]}
-    url = config.out or _place(facts)
+    url = config.out or place_of(facts)
     same = {k: v for k, v in facts.items() if k != "name"} | {"batch": config.batch}
     shares = parts.folder(url, same)
     starts = range(0, len(pairs), config.batch)
@@ -187,8 +186,9 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
         return {"rank": rank, "pairs": len(pairs)}
     table = results.merge(parts.collect(shares, len(groups)), len(pairs))
     results.save(url, table, facts)
+    kept = gallery.save(url, gallery.draw(answer, pairs, gallery.chosen(pairs, config.pictures)))
     store.remove(shares, recursive=True)
-    result = {**facts, **results.summarise(table, facts["ssim"]), "parquet": url}
+    result = {**facts, **results.summarise(table, facts["ssim"]), "parquet": url, "pictures": kept}
     if "run" in facts:
         _remember(config, result)
     return result
@@ -206,7 +206,7 @@ def _remember(config: EvaluateConfig, result: dict[str, Any]) -> None:
     values = {f"{prefix}/psnr {name}": row["psnr"] for name, row in rows.items()}
     overall = result["mean6"] or next(iter(rows.values()))
     values |= {f"{prefix}/{name}": overall[name] for name in ("psnr", "ssim", "l1")}
-    record(result["run"], values, result["images_seen"], [result["parquet"]])
+    record(result["run"], values, result["images_seen"], [result["parquet"], result["pictures"]])
 
 
 def show(result: dict[str, Any]) -> str:
@@ -214,46 +214,6 @@ def show(result: dict[str, Any]) -> str:
         return f"{result['exported']} pairs in {result['out']}"
     title = f"{result['name']} · {result['protocol']} · {result['dataset_name']} · {result['ssim']}"
     return f"{title}\n{results.as_text(result)}\n{result['parquet']}"
-
-
-def pair_up(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
-    """The protocol's pairs, and the facts about them that results carry."""
-    protocol = config.protocol
-    if config.data.url is None:
-        raise ValueError("data.url= is missing: the sharded set that holds the pictures")
-    images = open_manifest(config.data.url)
-    masks = open_manifest(config.masks.url) if config.masks.url else None
-    pairs = make_pairs(
-        images,
-        config.split,
-        masks,
-        protocol.buckets,
-        protocol.size,
-        config.data.resize_short,
-        config.limit,
-    )
-    if pairs.reused:
-        print(
-            "evaluate: fewer masks in a bucket than pictures: its masks go round again",
-            file=sys.stderr,
-        )
-    facts = {
-        "protocol": protocol.name,
-        "ssim": protocol.ssim,
-        "size": protocol.size,
-        "pairs": len(pairs),
-        "pairs_digest": pairs.digest,
-        "masks_reused": pairs.reused,
-        "dataset": images.digest,
-        "dataset_name": images.name,
-        "split": config.split,
-        "limit": config.limit,
-        "resize_short": config.data.resize_short,
-        "data_url": store.display(images.url),
-        "masks_url": store.display(masks.url) if masks else None,
-        "masks": masks.digest if masks else None,
-    }
-    return pairs, facts
 
 
 def _answer(
@@ -268,14 +228,5 @@ def _answer(
     if config.predictions is not None:
         return predictions.answers(config.predictions, pairs)
     source = sources.load(config.model, config.checkpoint, config.weights, device)
-    return asking(source.fill, device), {**source.facts, "name": source.name}
-
-
-def _place(facts: dict[str, Any]) -> str:
-    """Where the table goes: into the run's folder, or that of evaluations of other things."""
-    pairs = facts["pairs_digest"][:8]
-    if "run" in facts:
-        stem = f"{facts['protocol']}-{facts['weights']}-{facts['images_seen']:012d}-{pairs}"
-        return store.join(facts["run"], "evaluation", f"{stem}.parquet")
-    name = re.sub(r"[^A-Za-z0-9.-]+", "_", facts["name"]).strip("_")
-    return f"runs/evaluation/{facts['protocol']}-{name}-{pairs}.parquet"
+    facts = {**source.facts, "name": source.name}
+    return asking(source.fill, device), facts | recipe(facts)

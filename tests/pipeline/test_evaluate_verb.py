@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from models import GENERATORS
-from pipeline import evaluate, parts, results
+from pipeline import evaluate, gallery, parts, results
 from pipeline.checkpoint import Saver
 from pipeline.compose import compose
 from pipeline.config import MsanetModel
@@ -74,9 +74,9 @@ def test_the_result_has_the_shape_that_commands_rely_on(words, tmp_path):
 
 def test_a_run_s_scores_lie_in_its_folder_and_its_checkpoint_is_kept(words, run):
     result = verb(f"checkpoint={run}", *words, "tracking.enabled=false", "limit=2")
-    found = list(Path(run, "evaluation").iterdir())
-    assert [str(p) for p in found] == [result["parquet"]]
-    assert found[0].name == f"msanet-raw-000000001200-{result['pairs_digest'][:8]}.parquet"
+    stem = f"msanet-raw-000000001200-{result['pairs_digest'][:8]}"
+    found = sorted(p.name for p in Path(run, "evaluation").iterdir())
+    assert found == [f"{stem}.parquet", f"{stem}.pictures.zip"]
     assert result["weights"] == "raw" and result["images_seen"] == 1200
     assert read_run_json(run)["pinned"] == [1200]
 
@@ -131,9 +131,25 @@ def test_an_interrupted_evaluation_goes_on_from_its_parts(words, tmp_path, monke
     monkeypatch.setattr(evaluate, "_score", lambda *a: asked.append(a) or score(*a))
     result = verb(*again)
     assert len(asked) == PAIRS / 5 - 3
-    assert {**result, "parquet": 0} == {**whole, "parquet": 0}
-    assert (tmp_path / "b.parquet").read_bytes() == (tmp_path / "a.parquet").read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.parquet", "b.parquet"]
+    assert result["buckets"] == whole["buckets"] and result["mean6"] == whole["mean6"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"{name}.{kind}" for name in "ab" for kind in ("parquet", "pictures.zip")
+    ]
+    for kind in ("parquet", "pictures.zip"):
+        one, other = (tmp_path / f"{name}.{kind}" for name in "ab")
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_some_pictures_of_every_bucket_are_kept_beside_the_table(words, tmp_path):
+    result = verb(*words, "model=mean_colour", f"out={tmp_path}/t.parquet", "pictures=4")
+    kept = gallery.load(result["parquet"])
+    assert [s.name[-2:] for s in kept] == ["b0", "b1", "b2", "b3"]
+    for sample, crop in zip(kept, crops()):
+        hole = sample.mask == 1
+        assert (sample.image == crop).all()
+        assert (sample.result[~hole] == crop[~hole]).all()
+        colour = np.round(crop[~hole].mean(0))
+        assert (abs(sample.result[hole].astype(int) - colour) <= 1).all()
 
 
 def test_other_weights_never_go_on_from_these_parts():
