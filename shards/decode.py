@@ -89,7 +89,8 @@ def plan(crop: Crop, height: int, width: int, word: int) -> Cut:
     if crop.mode == "center":
         top, left = (rows - size) // 2, (columns - size) // 2
     else:
-        top, left = _below(word, 1, rows - size + 1), _below(word, 2, columns - size + 1)
+        top = _below(word, 1, rows - size + 1) if rows > size else 0
+        left = _below(word, 2, columns - size + 1) if columns > size else 0
     resized = (rows, columns) != (height, width)
     return Cut(rows * resized, columns * resized, top, left, size, size, flip)
 

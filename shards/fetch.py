@@ -8,7 +8,7 @@ where it fails, three times in all; then it is an error that names it.
 import contextlib
 import os
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -61,7 +61,7 @@ class Local:
     def __init__(self, indexes: Indexes) -> None:
         self.indexes = indexes
         self._lock = threading.Lock()
-        self._files: OrderedDict[int, _Tar] = OrderedDict()
+        self._files: dict[int, _Tar] = {}  # the longest open first
 
     def expect(self, window: Window, uses: int) -> Held:
         for piece in window.pieces:
@@ -88,24 +88,24 @@ class Local:
             self._files.clear()
 
     def _file(self, shard: int) -> "_Tar":
+        return self._files.get(shard) or self._open(shard)
+
+    def _open(self, shard: int) -> "_Tar":
+        url, length = self.indexes.urls[shard], self.indexes.shards[shard].bytes
+        try:
+            file = _Tar(store.local(url))
+        except FileNotFoundError as error:
+            raise ValueError(f"{url}: the tar is gone; shard the set again") from error
+        found = os.fstat(file.number).st_size
+        if found != length:
+            raise ValueError(
+                f"{url}: {found} bytes, its manifest says {length}; shard the set again"
+            )
         with self._lock:
-            if shard in self._files:
-                self._files.move_to_end(shard)
-                return self._files[shard]
-            url, length = self.indexes.urls[shard], self.indexes.shards[shard].bytes
-            try:
-                file = _Tar(store.local(url))
-            except FileNotFoundError as error:
-                raise ValueError(f"{url}: the tar is gone; shard the set again") from error
-            found = os.fstat(file.number).st_size
-            if found != length:
-                raise ValueError(
-                    f"{url}: {found} bytes, its manifest says {length}; shard the set again"
-                )
             self._files[shard] = file
             if len(self._files) > OPEN_FILES:
-                self._files.popitem(last=False)
-            return file
+                self._files.pop(next(iter(self._files)))
+        return file
 
 
 class _Tar:

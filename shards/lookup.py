@@ -2,7 +2,6 @@
 
 import threading
 import zlib
-from collections import OrderedDict
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -44,9 +43,11 @@ class Rows(NamedTuple):
 
     def check(self, row: int, data: bytes) -> str:
         """What is wrong with a sample's bytes; empty when nothing is."""
+        if zlib.crc32(data) == self.crc32[row] and len(data) == self.size[row]:
+            return ""
         if len(data) != self.size[row]:
             return f"{len(data)} bytes of {self.size[row]}"
-        return "" if zlib.crc32(data) == self.crc32[row] else "its crc32 differs from the index"
+        return "its crc32 differs from the index"
 
 
 def shards_of(manifest: Manifest, split: str) -> tuple[Shard, ...]:
@@ -60,33 +61,39 @@ def shards_of(manifest: Manifest, split: str) -> tuple[Shard, ...]:
 
 
 class Indexes:
-    """The split's indexes, read when first touched, the most recent ones kept."""
+    """The split's indexes, read when first touched and kept while there is room."""
 
     def __init__(self, manifest: Manifest, split: str) -> None:
         self.manifest, self.split = manifest, split
         self.shards = shards_of(manifest, split)
         self.urls = [manifest.shard_url(split, shard) for shard in self.shards]
         self._lock = threading.Lock()
-        self._kept: OrderedDict[int, Future[Rows]] = OrderedDict()
+        self._read_by: dict[int, Future[Rows]] = {}
+        self._kept: dict[int, Rows] = {}  # the longest kept first
         self._rows = 0
 
     def __getitem__(self, shard: int) -> Rows:
+        found = self._kept.get(shard)  # without the lock: once a sample, by every thread
+        return self._first_time(shard) if found is None else found
+
+    def _first_time(self, shard: int) -> Rows:
         with self._lock:
-            found = self._kept.get(shard)
-            if mine := found is None:
-                found = self._kept[shard] = Future()
-                self._rows += self.shards[shard].samples
-                while self._rows > INDEX_ROWS and len(self._kept) > 1:
-                    self._rows -= self.shards[self._kept.popitem(last=False)[0]].samples
-            else:
-                self._kept.move_to_end(shard)
-        assert found is not None
+            mine = shard not in self._read_by
+            reading = self._read_by.setdefault(shard, Future())
         if mine:
             try:
-                found.set_result(self._read(shard))
+                rows = self._read(shard)
+                with self._lock:
+                    self._kept[shard] = rows
+                    self._rows += len(rows.key)
+                    while self._rows > INDEX_ROWS and len(self._kept) > 1:
+                        self._rows -= len(self._kept.pop(next(iter(self._kept))).key)
+                reading.set_result(rows)
             except BaseException as error:
-                found.set_exception(error)
-        return found.result()
+                reading.set_exception(error)
+            with self._lock:
+                del self._read_by[shard]
+        return reading.result()
 
     def _read(self, shard: int) -> Rows:
         entry = self.shards[shard]

@@ -52,7 +52,7 @@ class _Ticket:
     picks: list[_Pick]
     position: int
     images: np.ndarray
-    masks: np.ndarray
+    masks: np.ndarray | None
     keys: np.ndarray
     given: int = 0
     left: int = 0
@@ -81,7 +81,7 @@ class Maker:
         order: Order,
         share: Share,
         crop: decode.Crop,
-        holes: Holes,
+        holes: Holes | None,
         position: int,
         threads: int,
         prefetch: int,
@@ -188,7 +188,8 @@ class Maker:
             picks, position, errors = [], self.position, [error]
         keys = np.empty(len(picks), np.int64)
         left = len(picks)
-        images, masks = self._images.take(), self._masks.take()
+        images = self._images.take()
+        masks = None if self.holes is None else self._masks.take()
         return _Ticket(picks, position, images, masks, keys, left=left, errors=errors)
 
     def _plan(self) -> tuple[list[_Pick], int]:
@@ -210,11 +211,13 @@ class Maker:
 
     def _fill(self, ticket: _Ticket, low: int, high: int, scratch: decode.Scratch) -> None:
         seed = self.order.seed
+        epochs = {pick.epoch for pick in ticket.picks[low:high]}
+        crops = {epoch: mix(seed, epoch, _CROP) for epoch in epochs}
         for place in range(low, high):
             held, nth, epoch = ticket.picks[place]
             sample = held.take(nth)
             ticket.keys[place] = sample.key
-            word = mix(seed, epoch, sample.key, _CROP)
+            word = mix(sample.key, state=crops[epoch])
             try:
                 decode.into(
                     sample.data, self.crop, word, ticket.images[place], scratch, sample.plain
@@ -222,10 +225,14 @@ class Maker:
             except ValueError as error:
                 where = self.reader.indexes.where(sample.shard, sample.row)
                 raise ValueError(f"{where}: {error}") from error
-            ticket.masks[place] = self.holes(seed, epoch, sample.key)
+            if ticket.masks is not None and self.holes is not None:
+                ticket.masks[place] = self.holes(seed, epoch, sample.key)
 
 
 def _finish(ticket: _Ticket) -> Batch:
-    arrays = (ticket.images, ticket.masks, ticket.keys)
-    images, masks, keys = (torch.from_numpy(array) for array in arrays)
+    images, keys = torch.from_numpy(ticket.images), torch.from_numpy(ticket.keys)
+    if ticket.masks is None:
+        masks = torch.zeros((), dtype=torch.uint8).expand(images.shape[:3])
+    else:
+        masks = torch.from_numpy(ticket.masks)
     return Batch(images, masks, keys, ticket.position)

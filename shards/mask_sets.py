@@ -141,8 +141,13 @@ class MaskSet:
         return (hole > 127).astype(np.uint8)
 
 
-def holes(policy: MaskPolicy, height: int, width: int) -> Holes:
-    """What draws a training sample's hole, height × width, fixed by (seed, epoch, key)."""
+def holes(policy: MaskPolicy, height: int, width: int) -> Holes | None:
+    """What draws a training sample's hole, height × width, fixed by (seed, epoch, key).
+
+    None where the policy wants no holes at all.
+    """
+    if policy.kind == "none":
+        return None
     if policy.url is None:
         return lambda seed, epoch, key: draw(policy, height, width, seed, epoch, key)
     masks = MaskSet(open_manifest(policy.url))

@@ -25,9 +25,11 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _BLOCKS, _INSIDE = 1, 2  # domains of the keys, so that blocks and samples never share a stream
 
 
-def mix(*words: int) -> int:
-    """One 64-bit word from many, each taken modulo 2**64: splitmix64 (Steele et al. 2014)."""
-    state = 0
+def mix(*words: int, state: int = 0) -> int:
+    """One 64-bit word from many, each taken modulo 2**64: splitmix64 (Steele et al. 2014).
+
+    `state` is an earlier result to go on from: mix(a, b) is mix(b, state=mix(a)).
+    """
     for word in words:
         state = ((state ^ (word & 0xFFFFFFFFFFFFFFFF)) + _GOLDEN) & 0xFFFFFFFFFFFFFFFF
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
@@ -85,6 +87,7 @@ class Window(NamedTuple):
 
     epoch: int
     start: int  # place on the epoch's line: names the window within the epoch
+    stop: int
     pieces: tuple[Piece, ...]
     order: np.ndarray  # (samples,) int64: place in the lane → place in the pieces laid end to end
 
@@ -148,6 +151,7 @@ class Epoch:
         samples, blocks = order.samples[shard], order.blocks[shard]
         count = (nth + 1) * samples // blocks - nth * samples // blocks
         self.ends = np.concatenate([[0], np.cumsum(count)])
+        self._begins = [self.lane(lane)[0] for lane in range(order.lanes)]
         self._current: dict[int, Window] = {}  # of each lane
 
     def lane(self, lane: int) -> tuple[int, int]:
@@ -167,9 +171,9 @@ class Epoch:
         Keeps one window a lane, so that walking forward makes each window once.
         """
         depth, lane = divmod(place, self.order.lanes)
-        spot = self.lane(lane)[0] + depth
+        spot = self._begins[lane] + depth
         known = self._current.get(lane)
-        if known is None or not known.start <= spot < known.start + len(known.order):
+        if known is None or not known.start <= spot < known.stop:
             known = self._current[lane] = self._make(lane, spot)
         return known, spot - known.start
 
@@ -192,7 +196,7 @@ class Epoch:
                 shard, row = self._rows(int(self.line[block + nth]))
                 pieces.append(Piece(shard, row + low - int(edges[nth]), high - low))
         key = mix(self.order.seed, self.epoch, _INSIDE, begin)
-        return Window(self.epoch, begin, tuple(pieces), shuffled(key, end - begin))
+        return Window(self.epoch, begin, end, tuple(pieces), shuffled(key, end - begin))
 
     def _rows(self, block: int) -> tuple[int, int]:
         """(shard, first row) of a block."""

@@ -211,7 +211,9 @@ def _in_order(
             stop = count if limit is None else min(count, limit - place)
             mine = range((rank - place) % world_size, stop, world_size)
             if mine:
-                window = Window(0, place, (Piece(shard, row, count),), np.arange(count))
+                window = Window(
+                    0, place, place + count, (Piece(shard, row, count),), np.arange(count)
+                )
                 held = reader.expect(window, len(mine))
                 yield from ((held, nth) for nth in mine)
             place += count

@@ -119,7 +119,7 @@ def test_pixels_are_the_stored_pictures_at_the_crop_of_seed_epoch_and_key(pictur
             if (at * 24 + i) % 17:
                 continue
             epoch = (at * 24 + i) // COUNT
-            cut = plan(CROP, 40, 40, mix(3, epoch, key, 3))
+            cut = plan(CROP, 40, 40, mix(3, epoch, 3, key))
             whole = np.asarray(Image.open(io.BytesIO(jpeg(picture(key)))).convert("RGB"))
             expected = whole[cut.top : cut.top + 32, cut.left : cut.left + 32]
             expected = expected[:, ::-1] if cut.flip else expected

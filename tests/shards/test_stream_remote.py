@@ -106,7 +106,7 @@ def test_read_ahead_is_bounded(both, reads):
 def test_samples_are_let_go_when_taken(both):
     reader = open_reader(both[1], "train")
     assert isinstance(reader, Remote)
-    held = reader.expect(Window(0, 0, (Piece(2, 10, 5),), np.array([4, 0, 3, 1, 2])), 3)
+    held = reader.expect(Window(0, 0, 5, (Piece(2, 10, 5),), np.array([4, 0, 3, 1, 2])), 3)
     assert [held.take(nth).row for nth in (0, 1, 2)] == [14, 10, 13]
     assert held.samples.result() == []  # rows 11 and 12 are not this rank's
     reader.close()
