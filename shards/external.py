@@ -19,6 +19,7 @@ from shards.hygiene import Policy, describe, examine
 from shards.manifest import COLUMNS
 from shards.pack import IndexMeta, Reject, content_hash, index_bytes
 from shards.plan import SPLITS, generated, publish
+from shards.sources.files import check_end
 from shards.writer import Finished, finish
 
 BLOCK = 16 * 2**20
@@ -169,9 +170,7 @@ def _members(stream: "_Stream", url: str) -> Iterator[_Member]:
             end = int(vars(tar)["offset"])
     except tarfile.TarError as error:
         raise ValueError(f"{store.display(url)}: no readable tar ({error})") from error
-    reader.seek(end)
-    if reader.read(512) != bytes(512):  # tarfile takes a damaged header or missing end for the end
-        raise ValueError(f"{store.display(url)}: cut short or damaged at byte {end}")
+    check_end(reader, end, store.display(url))
 
 
 class _Stream(io.RawIOBase):

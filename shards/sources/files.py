@@ -18,7 +18,6 @@ from shards.plan import Row
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ARCHIVES = (".tar", ".zip")
-_ZEROS = bytes(512)
 
 
 class File(NamedTuple):
@@ -89,11 +88,21 @@ def _tar(place: Path) -> Iterator[File]:
             end = int(vars(tar)["offset"])
     except tarfile.TarError as error:
         raise ValueError(f"{place}: no readable tar ({error}); download it again") from error
-    with open(place, "rb") as file:  # tarfile takes a damaged header or a missing end for the end
-        file.seek(end)
-        block = file.read(512)
-        if block != _ZEROS:
-            raise ValueError(f"{place}: cut short or damaged at byte {end}; download it again")
+    with open(place, "rb") as file:
+        check_end(file, end, str(place))
+
+
+def check_end(file: BinaryIO, end: int, place: str) -> None:
+    """Raises ValueError unless a tar that tarfile read up to `end` ends there, in zeros.
+
+    tarfile takes a member that was zeroed, and a file cut between two members, for the end.
+    """
+    file.seek(end)
+    first = block = file.read(1 << 20)
+    while block and not block.strip(b"\0"):
+        block = file.read(1 << 20)
+    if block or len(first) < 512:
+        raise ValueError(f"{place}: cut short or damaged at byte {end}; download it again")
 
 
 def _zip(place: Path) -> Iterator[File]:
