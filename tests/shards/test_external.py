@@ -1,0 +1,171 @@
+"""Tars that somebody else wrote: indexed where they lie, and not a byte of them changed."""
+
+import hashlib
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+import webdataset
+from PIL import Image
+
+from shards import external, store
+from shards.manifest import Manifest, open_manifest, read_index
+from tests.support.sets import jpeg, picture
+
+
+def theirs(path: Path, members: dict[str, bytes], **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", **options) as tar:  # type: ignore[call-overload]
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def png(number: int) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(picture(number)).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def group(first: int, count: int) -> dict[str, bytes]:
+    members: dict[str, bytes] = {}
+    for i in range(first, first + count):
+        members[f"a/{i:04d}.txt"] = b"a caption"
+        members[f"a/{i:04d}.jpg"] = jpeg(picture(i))
+        members[f"a/{i:04d}.cls"] = f"{i % 5}".encode()
+    return members
+
+
+def index(source: str, out: Path, **how: object) -> Manifest:
+    return external.write(str(out), "theirs", source, lambda _: None, **how).manifest  # type: ignore[arg-type]
+
+
+def rows_of(manifest: Manifest, split: str = "train") -> list[dict]:
+    return [row for shard in manifest.splits[split].shards
+            for row in read_index(manifest, split, shard).to_pylist()]  # fmt: skip
+
+
+def test_every_sample_is_found_where_webdataset_finds_it(tmp_path: Path) -> None:
+    for number in range(3):
+        theirs(tmp_path / "in" / f"{number}.tar", group(10 * number, 10))
+    before = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / "in").iterdir()}
+    manifest = index(str(tmp_path / "in"), tmp_path / "out")
+    assert before == {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in before}
+    assert manifest.kind == "external"
+    assert not list((tmp_path / "out").rglob("*.tar"))
+    urls = [shard.name for shard in manifest.splits["train"].shards]
+    expected = list(webdataset.WebDataset(urls, shardshuffle=False))
+    rows = rows_of(manifest)
+    assert [row["key"] for row in rows] == [sample["__key__"] for sample in expected]
+    tars = [store.read(url) for url in urls]
+    for row, sample in zip(rows, expected):
+        data = tars[row["shard"]][row["offset"] : row["offset"] + row["size"]]
+        assert data == sample["jpg"]
+        assert row["label"] == int(sample["cls"])
+        assert (row["width"], row["height"], row["mode"]) == (40, 40, "RGB")
+    assert len({row["sample_id"] for row in rows}) == 30
+    for shard, tar in zip(manifest.splits["train"].shards, tars):
+        assert (shard.bytes, shard.sha256) == (len(tar), hashlib.sha256(tar).hexdigest())
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_any_tar_format_with_long_names_and_other_letters_is_indexed(
+    tmp_path: Path, form: int
+) -> None:
+    name = f"{'folder/' * 8}été.jpg" if form == tarfile.USTAR_FORMAT else f"{'x' * 180}/été.jpg"
+    tar = theirs(tmp_path / "a.tar", {name: jpeg(picture(1))}, format=form)
+    (row,) = rows_of(index(str(tar), tmp_path / "out"))
+    assert tar.read_bytes()[row["offset"] : row["offset"] + row["size"]] == jpeg(picture(1))
+    assert row["src"] == name
+
+
+def test_pngs_and_rotated_jpegs_are_left_as_they_are_and_described(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sink = io.BytesIO()
+    Image.fromarray(picture(1, 30, 50)).save(sink, "JPEG", exif=exif)
+    tar = theirs(tmp_path / "a.tar", {"1.png": png(1), "2.jpeg": sink.getvalue()})
+    one, two = rows_of(index(str(tar), tmp_path / "out"))
+    assert (one["ext"], one["size"]) == ("png", len(png(1)))
+    assert (two["width"], two["height"], two["orientation"]) == (50, 30, 6)
+
+
+def test_splits_are_folders_and_a_pattern_is_train(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("val", 2)):
+        theirs(tmp_path / "in" / split / "0.tar", group(0, count))
+    manifest = index(str(tmp_path / "in"), tmp_path / "a")
+    assert {name: split.samples for name, split in manifest.splits.items()} == {
+        "train": 3,
+        "val": 2,
+    }
+    pattern = str(tmp_path / "in" / "{train,val}" / "0.tar")
+    assert index(pattern, tmp_path / "b").splits["train"].samples == 5
+
+
+def test_a_broken_picture_is_a_reject_and_too_many_end_the_run(tmp_path: Path) -> None:
+    members = {**group(0, 9), "broken.jpg": jpeg(picture(0))[:-20]}
+    tar = theirs(tmp_path / "a.tar", members)
+    with pytest.raises(ValueError, match="1 of 10 files rejected .1 corrupt, such as 'broken.jpg'"):
+        index(str(tar), tmp_path / "out")
+    manifest = index(str(tar), tmp_path / "out", max_reject_rate=0.2)
+    assert manifest.splits["train"].samples == 9
+
+
+def test_an_interrupted_indexing_goes_on_and_gives_the_same_set(tmp_path: Path) -> None:
+    for number in range(3):
+        theirs(tmp_path / "in" / f"{number}.tar", group(10 * number, 4))
+    first = index(str(tmp_path / "in"), tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").unlink()
+    (tmp_path / "out" / "train" / "index" / "shard-000001.parquet").unlink()
+    kept = (tmp_path / "out" / "train" / "index" / "shard-000000.parquet").stat().st_ino
+    assert index(str(tmp_path / "in"), tmp_path / "out").digest == first.digest
+    assert (tmp_path / "out/train/index/shard-000000.parquet").stat().st_ino == kept
+
+
+def test_tars_that_changed_since_are_another_source(tmp_path: Path) -> None:
+    theirs(tmp_path / "in" / "0.tar", group(0, 4))
+    index(str(tmp_path / "in"), tmp_path / "out")
+    theirs(tmp_path / "in" / "0.tar", group(0, 60))
+    with pytest.raises(ValueError, match="was begun with sizes="):
+        index(str(tmp_path / "in"), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("cut", "said"), [(2048, "cut short or damaged at byte"), (1100, "no readable tar|cut short")]
+)
+def test_a_tar_that_is_cut_short_is_refused(tmp_path: Path, cut: int, said: str) -> None:
+    data = {f"{i}.jpg": b"\0" * 512 for i in range(4)}
+    tar = theirs(tmp_path / "a.tar", data, format=tarfile.USTAR_FORMAT)
+    tar.write_bytes(tar.read_bytes()[:cut])
+    with pytest.raises(ValueError, match=said):
+        index(str(tar), tmp_path / "out")
+
+
+def test_tars_without_pictures_and_folders_without_tars_are_refused(tmp_path: Path) -> None:
+    tar = theirs(tmp_path / "in" / "a.tar", {"1.txt": b"x"})
+    with pytest.raises(ValueError, match="holds no readable picture"):
+        index(str(tar), tmp_path / "out")
+    with pytest.raises(ValueError, match="no .tar there"):
+        index(str(tmp_path / "nowhere"), tmp_path / "out2")
+
+
+def test_blocks_smaller_than_a_tar_give_the_same_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar = theirs(tmp_path / "a.tar", group(0, 10))
+    whole = index(str(tar), tmp_path / "a")
+    monkeypatch.setattr(external, "BLOCK", 4096)
+    assert index(str(tar), tmp_path / "b").digest == whole.digest
+
+
+@pytest.mark.s3
+def test_tars_in_a_bucket_are_indexed_there(bucket: str, tmp_path: Path) -> None:
+    tar = theirs(tmp_path / "a.tar", group(0, 5))
+    store.upload(f"{bucket}/theirs/train/0.tar", tar)
+    done = external.write(f"{bucket}/ours", "theirs", f"{bucket}/theirs", lambda _: None)
+    again = open_manifest(f"{bucket}/ours")
+    assert again.digest == done.manifest.digest
+    assert again.splits["train"].shards[0].name == f"{bucket}/theirs/train/0.tar"
