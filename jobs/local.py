@@ -26,6 +26,7 @@ def render(job: Job, cluster: Cluster) -> str:
         secrets_file=cluster.secrets_file,
         env={**cluster.env, **job.env},
         after=job.after,
+        cwd=job.cwd,
         code=job.code if cluster.code == "snapshot" else None,
         command=job.command(cluster.python or sys.executable),
         elements=job.elements,
@@ -36,9 +37,9 @@ def submit(job: Job, cluster: Cluster) -> str:
     """Starts the script, detached; returns its process id and start time: together unique."""
     folder = Path(job.folder)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    script = folder / f"job{job.suffix}.sh"
+    script = folder / "job.sh"
     script.write_text(render(job, cluster))
-    with open(folder / "logs" / f"local{job.suffix}.out", "ab") as log:
+    with open(folder / "logs" / "local.out", "ab") as log:
         process = subprocess.Popen(
             ["/bin/bash", str(script)],
             stdin=subprocess.DEVNULL,

@@ -83,7 +83,6 @@ def _container(job: Job, cluster: Cluster, master: str) -> Object:
         "PET_MASTER_ADDR": master,
         "PET_MASTER_PORT": str(cluster.port),
         "PET_SHUTDOWN_TIMEOUT": str(max(1, cluster.lead_seconds - 10)),
-        **({"LACUNA_CODE": job.code} if job.code and cluster.code == "snapshot" else {}),
         **cluster.env,
         **job.env,
     }
@@ -92,7 +91,7 @@ def _container(job: Job, cluster: Cluster, master: str) -> Object:
     container: Object = {
         "name": "main",
         "image": image,
-        "command": list(_command(job, cluster.python or "python")),
+        "command": list(_command(job, cluster)),
         "env": [
             *({"name": n, "value": plain(v)} for n, v in environment.items()),
             {"name": "PET_NODE_RANK", **rank},
@@ -117,9 +116,12 @@ def _container(job: Job, cluster: Cluster, master: str) -> Object:
     return container
 
 
-def _command(job: Job, python: str) -> tuple[str, ...]:
+def _command(job: Job, cluster: Cluster) -> tuple[str, ...]:
     """Exec form: a shell as first process would keep SIGTERM from the launcher."""
+    python = cluster.python or "python"
     words = job.command(python)
+    if job.code and cluster.code == "snapshot":
+        words = (python, "-m", "pipeline.unpack", job.code, job.code_sha256, *words[3:])
     if job.elements:
         words = (python, "-m", "jobs.element", json.dumps([list(e) for e in job.elements]), *words)
     return tuple(plain(w) for w in words)

@@ -47,6 +47,10 @@ def render(job: Job, cluster: Cluster) -> str:
         raise SubmitError(f"cluster.container={cluster.container} needs cluster.image=")
     if cluster.image and cluster.container == "none":
         raise SubmitError("cluster.image needs cluster.container=pyxis or apptainer")
+    if cluster.container == "apptainer" and cluster.code == "image":
+        raise SubmitError(
+            "apptainer does not enter an image's own folder: set cluster.code=snapshot"
+        )
     logs = f"{job.folder}/logs"
     environment = {
         **ENVIRONMENT,
@@ -65,6 +69,7 @@ def render(job: Job, cluster: Cluster) -> str:
         secrets_file=cluster.secrets_file,
         logs=logs,
         env=environment,
+        cwd=job.cwd,
         code=job.code if cluster.code == "snapshot" else None,
         elements=job.elements,
         retries=cluster.retries,
@@ -134,8 +139,8 @@ def _srun(job: Job, cluster: Cluster) -> list[str]:
         words.append(f"--container-image={one_line('cluster.image', cluster.image)}")
         if mounts := _mounts(job, cluster):
             words.append(f"--container-mounts={','.join(mounts)}")
-        if job.code and cluster.code == "snapshot":
-            words.append(f"--container-workdir={job.code}")
+        if cluster.code == "snapshot":
+            words.append(f"--container-workdir={job.cwd}")
     return words
 
 
@@ -145,14 +150,13 @@ def _container(job: Job, cluster: Cluster) -> list[str]:
     words = ["apptainer", "exec", *(["--nv"] if cluster.gpus_per_node else [])]
     for mount in _mounts(job, cluster):
         words += ["--bind", mount]
-    if job.code and cluster.code == "snapshot":
-        words += ["--pwd", job.code]
+    words += ["--pwd", job.cwd]
     return [*words, one_line("cluster.image", cluster.image)]
 
 
 def _mounts(job: Job, cluster: Cluster) -> list[str]:
-    ours = [f"{job.folder}:{job.folder}"]
-    return [one_line("cluster.mounts", m) for m in (*ours, *cluster.mounts)]
+    ours = dict.fromkeys([job.folder, *([job.cwd] if cluster.code == "snapshot" else [])])
+    return [one_line("cluster.mounts", m) for m in (*(f"{p}:{p}" for p in ours), *cluster.mounts)]
 
 
 def submit(job: Job, cluster: Cluster) -> str:

@@ -21,11 +21,10 @@ from jobs.spec import SECRET_NAME, SubmitError
 
 @dataclass(frozen=True)
 class Snapshot:
-    """`commit` is HEAD; `tree` what is archived: HEAD, or HEAD with the changes of `diff`."""
+    """`commit` is HEAD, `diff` what was changed since and travels along."""
 
     root: Path
     commit: str
-    tree: str
     diff: str = ""
 
     @property
@@ -45,7 +44,7 @@ def take(root: Path, allow_dirty: bool = False) -> Snapshot:
         ) from None
     changed = _git(root, "status", "--porcelain").splitlines()
     if not changed:
-        return Snapshot(root, commit, commit)
+        return Snapshot(root, commit)
     if not allow_dirty:
         names = ", ".join(line[3:] for line in changed[:3]) + (", …" if len(changed) > 3 else "")
         raise SubmitError(
@@ -54,9 +53,7 @@ def take(root: Path, allow_dirty: bool = False) -> Snapshot:
         )
     diff = _git(root, "diff", "--binary", "HEAD")
     refuse_secrets(diff)
-    # An empty answer: only files that git does not know are new, and those do not travel.
-    tree = _git(root, "stash", "create").strip() or commit
-    return Snapshot(root, commit, tree, diff)
+    return Snapshot(root, commit, diff)
 
 
 def refuse_secrets(diff: str) -> None:
@@ -66,9 +63,10 @@ def refuse_secrets(diff: str) -> None:
 
 
 def archive(snapshot: Snapshot) -> bytes:
-    """The tree as .tar.gz; the same tree gives the same bytes."""
+    """HEAD and the diff as .tar.gz, the same bytes for the same tree; unknown files stay behind."""
+    tree = _git(snapshot.root, "stash", "create").strip() if snapshot.diff else ""
     tar = subprocess.run(
-        ["git", "-C", str(snapshot.root), "archive", "--format=tar", snapshot.tree],
+        ["git", "-C", str(snapshot.root), "archive", "--format=tar", tree or snapshot.commit],
         check=True,
         capture_output=True,
     ).stdout

@@ -93,8 +93,10 @@ class Cluster:
 class Job:
     """One thing to run. `elements` are the arguments that differ between elements of an array.
 
-    `run` is where results go, `folder` where script, logs and code lie (the same, where the run is
-    no bucket). `code` is the folder of the unpacked commit, or on Kubernetes the archive's URL.
+    run: where results go. folder: where script, logs and code lie (the same, unless the run is a
+    bucket). cwd: what relative paths are relative to, where machines share a disk.
+    code: folder of the unpacked commit; on Kubernetes URL and sha256 of its archive.
+    after: scheduler's ids of the jobs that must have succeeded before.
     """
 
     id: str
@@ -102,12 +104,13 @@ class Job:
     arguments: tuple[str, ...]
     run: str
     folder: str
+    cwd: str = "/"
     code: str | None = None
+    code_sha256: str = ""
     commit: str | None = None
     elements: tuple[tuple[str, ...], ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     after: tuple[str, ...] = ()
-    suffix: str = ""
 
     def command(self, python: str) -> tuple[str, ...]:
         return (python, "-m", "pipeline", self.verb, *self.arguments)
@@ -189,8 +192,19 @@ def check(job: Job, cluster: Cluster) -> None:
                 "or a Secret named in cluster.secrets (Kubernetes)"
             )
         one_line(f"cluster.env.{name}", value)
-    for word in (job.id, job.run, job.folder, *job.arguments, *sum(job.elements, ())):
+    for word in (job.id, job.run, job.folder, job.cwd, *job.arguments, *sum(job.elements, ())):
         one_line("an argument", word)
+
+
+def private_file(path: str) -> str:
+    """The path of a file of secrets, if it is there and nobody but its owner may read it."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise SubmitError(f"cluster.secrets_file={path}: {error.strerror}") from None
+    if mode & 0o077:
+        raise SubmitError(f"{path} can be read by others: chmod 600 {path}")
+    return os.path.abspath(path)
 
 
 def one_line(what: str, value: Any) -> str:

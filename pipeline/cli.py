@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.verbs import VERBS, VerbSpec
 
+SHORT = {("submit", "--check"): "check=true", ("logs", "-f"): "follow=true"}
 EPILOG = "Every argument is key=value; `VERB --help` lists the keys. README.md has the path."
 
 
@@ -47,10 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int:
     from pipeline.compose import ConfigError, compose
 
+    words = [SHORT.get((known.verb, word), word) for word in words]
     for word in words:
         if word.startswith("-"):
             raise ConfigError(f"{word} is no option; the options are --json, --dry-run, --help")
-    words = _positional(spec, words)
+    if known.verb == "submit":
+        from pipeline import submit
+
+        return _print(submit.main(words, known.dry_run), known.json, submit)
+    words = positional(spec, words)
     resolved = compose(known.verb, words)
     if known.dry_run:
         print(resolved.described())
@@ -61,7 +67,7 @@ def _run(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int:
     return _print(result, known.json, import_module(spec.module))
 
 
-def _positional(spec: VerbSpec, words: list[str]) -> list[str]:
+def positional(spec: VerbSpec, words: list[str]) -> list[str]:
     """`shard verify URL` and `promote NAME` as key=value words."""
     words = list(words)
     if spec.actions and words and words[0] in spec.actions:

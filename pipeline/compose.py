@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import config as schema
+from pipeline.saved import saved_start
 from pipeline.verbs import VERBS, VerbSpec
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -71,9 +72,12 @@ def search_folders() -> list[tuple[str, Path]]:
 def compose(verb: str, words: Sequence[str]) -> Resolved:
     """Resolve `key=value` words of one verb; `ConfigError` names the first thing that is wrong."""
     spec = VERBS[verb]
+    saved, words = saved_start(verb, spec.groups, words)
     choices, values = _split(spec, words)
-    folders = search_folders()
-    layers = list(_composed(verb, spec, choices, folders))
+    if saved and choices:
+        raise ConfigError("config= is resolved already: change single keys, not whole groups")
+    folders = [] if saved else search_folders()
+    layers = _leaves_of(verb, *saved) if saved else list(_composed(verb, spec, choices, folders))
     for name, folder in folders:
         if (folder / "defaults.yaml").is_file():
             site = OmegaConf.load(folder / "defaults.yaml")

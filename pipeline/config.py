@@ -11,6 +11,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from jobs.spec import Cluster
+
 STRUCTURES = ("msau", "single", "inception_v1", "inception_v3")
 CHANNEL = ("augmented", "none", "se", "cbam", "sca")
 SPATIAL = ("fusing", "none", "cbam", "sca")
@@ -133,12 +135,6 @@ class ParallelConfig:
 
 
 @dataclass
-class ClusterConfig:
-    nodes: int = key(1, "machines")
-    gpus_per_node: int = key(0, "accelerators on each")
-
-
-@dataclass
 class ProtocolConfig:
     name: str = key("msanet", "the evaluation protocol")
     buckets: list[str] = key([], "hole-ratio buckets, as the mask set names them")
@@ -249,7 +245,7 @@ class TrainConfig(Verb):
     masks: MasksConfig = section(MasksConfig)
     objective: ObjectiveConfig = section(ObjectiveConfig)
     parallel: ParallelConfig = section(ParallelConfig)
-    cluster: ClusterConfig = section(ClusterConfig)
+    cluster: Cluster = section(Cluster)
     checkpoint: CheckpointConfig = section(CheckpointConfig)
     log: LogConfig = section(LogConfig)
     validate: ValidateConfig = section(ValidateConfig)
@@ -315,6 +311,17 @@ class PredictConfig(Verb):
     strip: bool = key(False, "write original, mask and result side by side")
     tile: int = key(512, "side of the tiles of larger pictures, pixels")
     overlap: int = key(64, "overlap of tiles, pixels")
+
+
+@dataclass
+class CompareConfig(Verb):
+    table: str | None = key(None, "a printed table: 1 to 6, musical/1 to musical/3")
+    runs: list[str] = key([], "runs, run ids or Parquet files; empty: all that was evaluated")
+    protocol: str | None = key(None, "protocol compared on; null: that of most evaluations")
+    against: str | None = key(None, "row the others are set against; null: the best of ours")
+    out: str | None = key(None, "folder for compare.md, compare.csv and compare.html")
+    root: str = key("runs", "the folder of runs")
+    tracking: TrackingConfig = section(TrackingConfig)
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from pipeline import config
+from pipeline import config, jobconfig
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,11 @@ VERBS: dict[str, VerbSpec] = {
         "PSNR, SSIM and L1 on the composite, by hole ratio",
         groups={"data": "folder", "masks": "irregular", "protocol": "msanet"},
     ),
+    "compare": VerbSpec(
+        "pipeline.compare",
+        config.CompareConfig,
+        "runs side by side with the papers' rows: table, Markdown, CSV, HTML",
+    ),
     "runs": VerbSpec(
         "pipeline.runs",
         config.RunsConfig,
@@ -94,5 +99,18 @@ VERBS: dict[str, VerbSpec] = {
         config.SyncConfig,
         "send tracking events that could not be sent",
         positional="dir",
+    ),
+    "submit": VerbSpec(
+        "pipeline.submit",
+        jobconfig.SubmitConfig,
+        "VERB [key=value ...] [then VERB ...] as jobs on SLURM, Kubernetes or this machine",
+        groups={"cluster": "local"},
+    ),
+    "status": VerbSpec(
+        "pipeline.status", jobconfig.StatusConfig, "how submitted jobs are, and why", "id"
+    ),
+    "logs": VerbSpec("pipeline.logs", jobconfig.LogsConfig, "what a job said", "id"),
+    "cancel": VerbSpec(
+        "pipeline.cancel", jobconfig.CancelConfig, "ask a job to save and leave", "id"
     ),
 }

@@ -1,0 +1,97 @@
+"""The same questions to every scheduler: what would run, would you take it, take it, how is it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from jobs import kubectl, kubernetes, local, slurm, slurm_status
+from jobs.pod import Object
+from jobs.spec import Cluster, Job, Status, SubmitError
+
+
+class Stage(NamedTuple):
+    """A job and where it runs; in a chain each waits for the one before."""
+
+    job: Job
+    cluster: Cluster
+
+
+def render(stages: Sequence[Stage]) -> str:
+    """The exact script or manifest. Stages of a chain name those before them instead of ids."""
+    if _scheduler(stages) == "kubernetes":
+        return kubernetes.dumped(_objects(stages))
+    texts = []
+    for place, (job, cluster) in enumerate(stages):
+        if place:
+            before = stages[place - 1].job
+            told = f"{before.folder}/logs/state-PID" if cluster.scheduler == "local" else before.id
+            job = replace(job, after=(told,))
+        render_one = local.render if cluster.scheduler == "local" else slurm.render
+        texts.append(render_one(job, cluster))
+    return "\n".join(texts)
+
+
+def ask(stages: Sequence[Stage]) -> list[str]:
+    """What the scheduler says to it, without submitting. Raises `SubmitError` where it refuses."""
+    scheduler = _scheduler(stages)
+    if scheduler == "kubernetes":
+        return kubectl.ask(_objects(stages), [s.cluster for s in stages])
+    ask_one = local.ask if scheduler == "local" else slurm.ask
+    return [line for stage in stages for line in ask_one(*stage)]
+
+
+def submit(stages: Sequence[Stage]) -> list[str]:
+    """Submits in order; the id of each. What was submitted before a refusal is undone."""
+    scheduler = _scheduler(stages)
+    if scheduler == "kubernetes":
+        number = kubectl.submit(_objects(stages), stages[-1].cluster)
+        return [number] * len(stages)
+    render(stages)
+    numbers: list[str] = []
+    for place, (job, cluster) in enumerate(stages):
+        try:
+            if scheduler == "local":
+                before = [local.dependency(numbers[-1], stages[place - 1].job.folder)] * bool(place)
+                numbers.append(local.submit(replace(job, after=tuple(before)), cluster))
+            else:
+                numbers.append(slurm.submit(replace(job, after=tuple(numbers[-1:])), cluster))
+        except SubmitError:
+            for number, stage in zip(numbers, stages):
+                with contextlib.suppress(SubmitError):
+                    cancel(number, stage.cluster)
+            raise
+    return numbers
+
+
+def status(number: str, folder: str, cluster: Cluster) -> Status:
+    """How a submitted job is."""
+    if cluster.scheduler == "kubernetes":
+        return kubectl.status(number, cluster)
+    status_of = local.status if cluster.scheduler == "local" else slurm_status.status
+    return status_of(number, folder)
+
+
+def cancel(number: str, cluster: Cluster) -> None:
+    """Asks it to save and leave, for good."""
+    if cluster.scheduler == "kubernetes":
+        kubectl.cancel(number, cluster)
+    elif cluster.scheduler == "local":
+        local.cancel(number)
+    else:
+        slurm.cancel(number)
+
+
+def _scheduler(stages: Sequence[Stage]) -> str:
+    kinds = {s.cluster.scheduler for s in stages}
+    if len(kinds) > 1:
+        raise SubmitError(f"a chain runs on one scheduler, not on {' and '.join(sorted(kinds))}")
+    return kinds.pop()
+
+
+def _objects(stages: Sequence[Stage]) -> list[Object]:
+    if len(stages) == 1:
+        return kubernetes.manifest(*stages[0])
+    return kubernetes.chain([s.job for s in stages], [s.cluster for s in stages])

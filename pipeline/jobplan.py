@@ -1,0 +1,252 @@
+"""From the words of `submit` to jobs: verbs, clusters, configurations, points, ids, folders.
+
+Nothing is written here and no scheduler is asked: --dry-run ends with this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from jobs import snapshot
+from jobs.spec import SECRET_NAME, Cluster, Job, SubmitError, private_file
+from pipeline.cli import positional
+from pipeline.compose import ConfigError, Resolved, compose, refuse_secret
+from pipeline.identity import folder_of
+from pipeline.jobconfig import SubmitConfig
+from pipeline.verbs import VERBS
+from shards import store
+
+ALONE = ("submit", "status", "logs", "cancel")
+ROOT = Path(__file__).resolve().parent.parent
+# Not secret, and as true in the job as here.
+FORWARDED = ("AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE",
+             "AWS_REGION", "MLFLOW_S3_ENDPOINT_URL", "MLFLOW_TRACKING_URI")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Part:
+    """One verb of the command line; several configurations (`points`) are a sweep's elements."""
+
+    verb: str
+    settings: SubmitConfig
+    points: tuple[Resolved, ...]
+
+    @property
+    def cluster(self) -> Cluster:
+        return self.settings.cluster
+
+    @property
+    def is_run(self) -> bool:
+        """One training run, which names the job; no sweep, no rehearsal that leaves nothing."""
+        return self.verb == "train" and len(self.points) == 1 and not self.points[0].config.smoke
+
+    @property
+    def runs(self) -> list[str]:
+        """Where the results of each point go; for verbs other than `train` what they are about."""
+        if self.verb == "train":
+            return [folder_of(point.config).url for point in self.points]
+        config = self.points[0].config
+        given = (getattr(config, name, None) for name in ("out", "run", "checkpoint", "url"))
+        return [next((value for value in given if isinstance(value, str)), self.folder)]
+
+    @property
+    def id(self) -> str:
+        """A training run's id is its folder's name; everything else is named by what it does."""
+        if self.is_run:
+            return self.runs[0].rstrip("/").rpartition("/")[2]
+        text = "\n".join(point.yaml() for point in self.points)
+        kind = "sweep" if len(self.points) > 1 else self.verb
+        return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    @property
+    def folder(self) -> str:
+        """Where script, code, configuration and logs lie: with the run, if it is on a disk."""
+        beside = self.cluster.scheduler == "kubernetes" or store.is_local(self.runs[0])
+        if self.is_run and beside and not self.cluster.folder:
+            return self.runs[0]
+        return store.join(self.cluster.folder or self.settings.root, self.id)
+
+
+def parse(words: Sequence[str]) -> list[Part]:
+    """The verbs between `then`, each with its cluster; what one says of the cluster holds for those
+    after it, and a chain's later verbs know what the earlier ones make."""
+    parts: list[Part] = []
+    carried: list[str] = []
+    known: dict[str, str] = {}
+    for is_then, group in itertools.groupby(words, lambda w: w == "then"):
+        if is_then:
+            continue
+        verb, *rest = group
+        if verb not in VERBS or verb in ALONE:
+            allowed = ", ".join(v for v in VERBS if v not in ALONE)
+            raise ConfigError(f"submit {verb}: no verb that can be submitted (allowed: {allowed})")
+        mine = [w for w in rest if re.match(r"(cluster[.=]|root=|check=)", w)]
+        settings = compose("submit", [*carried, *mine])
+        alone = ("cluster.tasks=", "cluster.throttle=", "cluster.name=")
+        carried += [w for w in mine if not w.startswith(alone)]
+        _refuse_foreign(settings)
+        others = _known(verb, positional(VERBS[verb], [w for w in rest if w not in mine]), known)
+        if verb == "train":
+            others += [w for w in mine if w.startswith("root=")]
+        points = [compose(verb, point) for point in _points(verb, others)]
+        cluster = settings.config.cluster
+        if verb == "train":
+            points = [_placed(point, cluster) for point in points]
+        parts.append(Part(verb, _with_secrets(settings.config), tuple(points)))
+        _learn(parts[-1], known)
+    if not parts:
+        raise ConfigError("submit what? submit VERB [key=value ...] cluster=slurm")
+    return parts
+
+
+def _points(verb: str, words: list[str]) -> list[list[str]]:
+    """`seed=0,1 experiment=a,b`: every combination, each a run of its own."""
+    if verb != "train":
+        return [words]
+    choices = []
+    for word in words:
+        name, _, text = word.partition("=")
+        bare = not text.startswith(("[", "{", "'", '"'))
+        choices.append([f"{name}={t}" for t in text.split(",")] if bare and "," in text else [word])
+    return [list(point) for point in itertools.product(*choices)]
+
+
+def _placed(point: Resolved, cluster: Cluster) -> Resolved:
+    """A training run's configuration with the cluster that it will run on."""
+    total = cluster.nodes * cluster.processes * point.config.accumulate
+    if point.config.batch % total:
+        raise ConfigError(
+            f"batch={point.config.batch} is not divisible by cluster.nodes={cluster.nodes} x "
+            f"{cluster.processes} processes x accumulate={point.config.accumulate}: choose a "
+            f"multiple of {total}"
+        )
+    return replace(point, config=replace(point.config, cluster=cluster))
+
+
+KNOWN = {"train": {"data.url": "set"}, "evaluate": {"data.url": "set", "checkpoint": "run"},
+         "register": {"run": "run"}, "promote": {"run": "run"}}  # fmt: skip
+
+
+def _known(verb: str, words: list[str], known: dict[str, str]) -> list[str]:
+    given = {w.partition("=")[0] for w in words}
+    if verb == "evaluate" and given & {"model", "predictions", "export"}:
+        given.add("checkpoint")
+    wanted = KNOWN.get(verb, {})
+    return [
+        *words,
+        *(f"{k}={known[v]}" for k, v in wanted.items() if v in known and k not in given),
+    ]
+
+
+def _learn(part: Part, known: dict[str, str]) -> None:
+    if part.verb == "shard":
+        known["set"] = str(part.points[0].config.out)
+    elif part.verb == "train":
+        known["run"] = part.runs[0]
+        known["set"] = str(part.points[0].config.data.url)
+
+
+def _refuse_foreign(settings: Resolved) -> None:
+    cluster = settings.config.cluster
+    for f in fields(Cluster):
+        only, origin = f.metadata["only"], settings.origins.get(f"cluster.{f.name}")
+        if origin == "command line" and only and cluster.scheduler not in only:
+            raise ConfigError(
+                f"cluster.{f.name} means nothing to {cluster.scheduler}, only to {', '.join(only)}"
+            )
+    for name, value in cluster.env.items():
+        refuse_secret(f"cluster.env.{name}", value)
+
+
+def _with_secrets(settings: SubmitConfig) -> SubmitConfig:
+    """Names the user's file of secrets where there is one, and says which secrets stay behind."""
+    cluster = settings.cluster
+    if cluster.scheduler == "kubernetes":
+        return settings
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "lacuna"
+    path = cluster.secrets_file or str(home / "secrets.env")
+    if cluster.secrets_file or os.path.exists(path):
+        return replace(settings, cluster=replace(cluster, secrets_file=private_file(path)))
+    here = [n for n in os.environ if re.match(r"(AWS|MLFLOW)_", n) and SECRET_NAME.search(n)]
+    if here and cluster.scheduler == "slurm":
+        say(f"{', '.join(sorted(here))} will not be set in the job: write NAME=value lines into "
+             f"{path}, chmod 600")  # fmt: skip
+    return settings
+
+
+def job_of(part: Part, dry_run: bool) -> tuple[Job, Cluster]:
+    """What the scheduler is told. Touches nothing."""
+    cluster, name, code, sha256 = part.cluster, None, None, ""
+    kubernetes = cluster.scheduler == "kubernetes"
+    folder = part.folder if kubernetes else os.path.abspath(part.folder)
+    if kubernetes:
+        _refuse_local(part)
+    if cluster.code == "snapshot":
+        taken = _taken(part, dry_run)
+        name = taken.name
+        code = store.join(folder, "code", name + ".tar.gz" * kubernetes)
+        if kubernetes:
+            sha256 = hashlib.sha256(snapshot.archive(taken)).hexdigest()
+    job = Job(
+        id=part.id, verb=part.verb, arguments=(), run=part.runs[0], folder=folder, cwd=os.getcwd(),
+        code=code, code_sha256=sha256, commit=name, env=_forwarded())  # fmt: skip
+    if part.is_run:
+        job = replace(job, arguments=(f"run={part.runs[0]}",))
+    elif len(part.points) > 1:
+        job = replace(job, run=folder, elements=tuple((f"run={run}",) for run in part.runs))
+    else:
+        job = replace(job, arguments=(f"config={store.join(folder, 'config.yaml')}",))
+    if tasks := cluster.tasks:
+        if part.verb != "shard":
+            raise ConfigError(f"cluster.tasks={tasks}: only `shard` is divided into tasks")
+        job = replace(job, elements=tuple((f"task={i}/{tasks}",) for i in range(tasks)))
+    if cluster.nodes > 1 and part.verb not in ("train", "doctor"):
+        raise ConfigError(f"cluster.nodes={cluster.nodes}: {part.verb} runs on one machine")
+    return job, cluster
+
+
+def _taken(part: Part, dry_run: bool) -> snapshot.Snapshot:
+    try:
+        return snapshot.take(ROOT, part.cluster.allow_dirty)
+    except SubmitError as error:
+        if not dry_run or "uncommitted" not in str(error):
+            raise
+        say(f"to be mended before it is submitted: {error}")
+        return snapshot.take(ROOT, allow_dirty=True)
+
+
+def _refuse_local(part: Part) -> None:
+    """A pod sees buckets and mounted claims, and nothing of this machine."""
+    config = part.points[0].config
+    places: list[tuple[str, str | None]] = [
+        ("run" if part.verb == "train" else "root", part.folder)
+    ]
+    places += [(n, getattr(config, n, None)) for n in ("out", "source")]
+    places += [
+        (f"{n}.url", getattr(getattr(config, n, None), "url", None)) for n in ("data", "masks")
+    ]
+    for name, place in places:
+        mounted = [p for p in part.cluster.volumes.values() if str(place).startswith(p)]
+        if place and store.is_local(place) and not mounted:
+            raise ConfigError(
+                f"{name}={place} is a folder of this machine, which pods do not see: give an "
+                "s3:// URL, or a path on one of cluster.volumes"
+            )
+
+
+def _forwarded() -> dict[str, str]:
+    found = {name: os.environ[name] for name in FORWARDED if os.environ.get(name)}
+    for name, value in found.items():
+        refuse_secret(name, value)
+    return found
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

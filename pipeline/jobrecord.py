@@ -1,0 +1,111 @@
+"""What was submitted: `jobs.json` beside the job's files, and a pointer to it on this machine.
+
+The pointer, under the cache folder, lets `status ID` find runs that live in a bucket.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from jobs import scheduler
+from jobs.spec import Cluster, State, Status, SubmitError
+from shards import store
+
+NAME = "jobs.json"
+WHERE = ("scheduler", "context", "namespace", "queue", "kind")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One submitted job. `number` is the scheduler's id, `points` the runs of a sweep."""
+
+    id: str
+    verb: str
+    run: str
+    folder: str
+    number: str
+    cluster: dict[str, Any]
+    submitted: str
+    commit: str | None = None
+    points: tuple[str, ...] = ()
+    cancelled: bool = False
+    before: tuple[str, ...] = ()  # earlier submissions' numbers
+
+    @property
+    def where(self) -> Cluster:
+        return Cluster(**self.cluster)
+
+    def status(self) -> Status:
+        """The scheduler's word; a job that is gone after it was cancelled was cancelled."""
+        found = scheduler.status(self.number, self.folder, self.where)
+        stopped = (State.UNKNOWN, State.FAILED, State.INTERRUPTED, State.CANCELLED)
+        if self.cancelled and found.state in stopped:
+            return replace(found, state=State.CANCELLED, reason="by `cancel`")
+        return found
+
+
+def where_of(cluster: Cluster) -> dict[str, Any]:
+    return {k: v for k, v in asdict(cluster).items() if k in WHERE}
+
+
+def write(record: Record) -> None:
+    """Publishes the record and leaves a pointer to it, and to it from each point of a sweep."""
+    url = store.join(record.folder, NAME)
+    store.write(url, (json.dumps(asdict(record), indent=1, sort_keys=True) + "\n").encode())
+    pointers().mkdir(parents=True, exist_ok=True)
+    for name in (record.id, *(point.rstrip("/").rpartition("/")[2] for point in record.points)):
+        place = (
+            record.folder if not store.is_local(record.folder) else os.path.abspath(record.folder)
+        )
+        (pointers() / name).write_text(place)
+
+
+def read(folder: str) -> Record | None:
+    """The record in a folder or at a URL; None where nothing was submitted."""
+    try:
+        values = json.loads(store.read(store.join(folder, NAME)))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    known = {f.name for f in fields(Record)}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+    return Record(**values)
+
+
+def find(name: str, root: str) -> Record:
+    """The record of a job or run by its id, folder or URL. Raises `SubmitError`."""
+    places = [name, store.join(root, name)]
+    pointer = pointers() / name.rstrip("/").rpartition("/")[2]
+    if pointer.is_file():
+        places.append(pointer.read_text().strip())
+    for place in places:
+        if (record := read(place)) is not None:
+            return record
+    known = sorted({r.id for r in every(root)})
+    listed = f" (known: {', '.join(known[:20])}{', …' * (len(known) > 20)})" if known else ""
+    raise SubmitError(f"no job {name!r} was submitted from {root} or this machine{listed}")
+
+
+def every(root: str) -> Iterator[Record]:
+    """Records under `root`, then those elsewhere that this machine has pointers to."""
+    places = []
+    if store.is_local(root) and store.local(root).is_dir():
+        places = [str(p.parent) for p in sorted(store.local(root).glob(f"*/{NAME}"))]
+    if pointers().is_dir():
+        places += [p.read_text().strip() for p in sorted(pointers().iterdir())]
+    seen: set[str] = set()
+    for place in places:
+        name = place if not store.is_local(place) else os.path.abspath(place)
+        if name in seen:
+            continue
+        seen.add(name)
+        if (record := read(place)) is not None:
+            yield record
+
+
+def pointers() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lacuna" / "jobs"

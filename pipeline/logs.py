@@ -1,0 +1,84 @@
+"""`logs ID [-f]`: what a job said, from the scheduler while it has it, then from the run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from jobs import kubectl
+from jobs.spec import State, SubmitError
+from pipeline import jobrecord
+from pipeline.jobconfig import LogsConfig
+from pipeline.jobrecord import Record
+from shards import store
+
+# SLURM's and bash's own words about a process that ended are not what it died of.
+NOISE = ("srun:", "slurmstepd", "stopped on request", "crash ")
+
+
+def main(config: LogsConfig) -> None:
+    """Prints to stdout; with `follow` until the job has ended."""
+    record = jobrecord.find(config.id, config.root)
+    if record.cluster["scheduler"] == "kubernetes":
+        _pods(record, config.follow)
+    else:
+        _files(record, config.follow)
+
+
+def _pods(record: Record, follow: bool) -> None:
+    state = record.status().state
+    while follow and state is State.QUEUED:
+        time.sleep(1)
+        state = record.status().state
+    if state is not State.UNKNOWN:
+        subprocess.run(
+            kubectl.logs(record.number, record.where, follow and state.live), check=False
+        )
+        return
+    names = store.names(store.join(record.run, "logs"))
+    if not names:
+        raise SubmitError(f"the pods of {record.id} are gone and {record.run}/logs has nothing")
+    for name in names:
+        sys.stdout.write(store.read(store.join(record.run, "logs", name)).decode(errors="replace"))
+
+
+def _files(record: Record, follow: bool) -> None:
+    read: dict[Path, int] = {}
+    while True:
+        over = not follow or not record.status().state.live
+        for path in outputs(record):
+            with open(path, "rb") as file:
+                file.seek(read.get(path, 0))
+                sys.stdout.write(file.read().decode(errors="replace"))
+                read[path] = file.tell()
+        sys.stdout.flush()
+        if over:
+            break
+        time.sleep(0.5)
+    if not read:
+        raise SubmitError(f"{record.id} has said nothing yet: see `status {record.id}`")
+
+
+def outputs(record: Record) -> list[Path]:
+    """Files that the scheduler wrote for the last submission, in order."""
+    folder = Path(record.folder, "logs")
+    if record.cluster["scheduler"] == "local":
+        return [p for p in [folder / "local.out"] if p.exists()]
+    found = [
+        *folder.glob(f"slurm-{record.number}.out"),
+        *folder.glob(f"slurm-{record.number}_*.out"),
+    ]
+    return sorted(found)
+
+
+def last_words(record: Record) -> str | None:
+    """The last line of a failed job that is its own; None where it left none."""
+    for path in reversed(outputs(record) if store.is_local(record.folder) else []):
+        lines = path.read_text(errors="replace").splitlines()
+        for line in reversed(lines):
+            said = line.partition(": ")[2] if line[:1].isdigit() else line
+            if said.strip() and not line.startswith(NOISE):
+                return said.strip()
+    return None

@@ -1,0 +1,70 @@
+"""`status [ID]`: how submitted jobs are, and why: waiting for what, killed by what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.spec import State, SubmitError
+from pipeline import jobrecord
+from pipeline.jobconfig import StatusConfig
+from pipeline.jobrecord import Record
+from pipeline.logs import last_words
+from pipeline.runfolder import read_run_json
+
+
+def main(config: StatusConfig) -> dict[str, Any]:
+    """One job, or every job under `root` and every other that this machine knows of."""
+    if config.id is not None:
+        return {"jobs": [described(jobrecord.find(config.id, config.root))]}
+    return {"jobs": [described(record) for record in jobrecord.every(config.root)]}
+
+
+def described(record: Record) -> dict[str, Any]:
+    """State, reason, and the error line of what failed."""
+    told: dict[str, Any] = {
+        "id": record.id,
+        "verb": record.verb,
+        "run": record.run,
+        "scheduler": record.cluster["scheduler"],
+        "number": record.number,
+        "submitted": record.submitted,
+        "commit": record.commit,
+    }
+    try:
+        found = record.status()
+    except SubmitError as error:
+        return {**told, "state": State.UNKNOWN.value, "reason": str(error), "restarts": 0}
+    told |= {"state": found.state.value, "reason": found.reason, "restarts": found.restarts}
+    if found.elements:
+        told["elements"] = {k: v.value for k, v in found.elements.items()}
+    if record.points:
+        told["points"] = list(record.points)
+    if found.state is State.FAILED:
+        told["error"] = _error(record)
+    return told
+
+
+def _error(record: Record) -> str | None:
+    """What the launcher wrote into `run.json`, else the last thing that the job said."""
+    error = None
+    if record.verb == "train" and not record.points:
+        error = read_run_json(record.run).get("error")
+    return str(error) if error else last_words(record)
+
+
+def show(result: dict[str, Any]) -> str:
+    """A line a job, its error and the runs of a sweep below it."""
+    lines = []
+    for job in result["jobs"]:
+        again = (
+            f"{job['restarts']} restart{'s' * (job['restarts'] != 1)}" if job["restarts"] else ""
+        )
+        where = f"{job['scheduler']} {job['number']}"
+        words = [job["id"], job["state"], job["reason"], again, where]
+        lines.append("  ".join(word for word in words if word))
+        if job.get("error"):
+            lines.append(f"    {job['error']}")
+        states = job.get("elements", {})
+        for index, run in enumerate(job.get("points", ())):
+            lines.append(f"    {states.get(str(index), '?'):<12} {run}")
+    return "\n".join(lines) or "no job was submitted"
