@@ -22,6 +22,7 @@ QUIET = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_MODEL_CATALOG_URI": "",  # else a server fetches a catalogue from the internet
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_UV_AUTO_DETECT": "false",  # else logging a model runs `uv export` beside a uv.lock
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",

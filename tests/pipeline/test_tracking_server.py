@@ -1,0 +1,174 @@
+"""A real MLflow server behind a proxy that fails: no point is lost, no second run appears."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import server, sync
+from pipeline.config import SyncConfig
+from pipeline.runfolder import read_run_json
+from pipeline.spool import Unsent
+from pipeline.tracking import Tracker
+from tests.support.mlflow_server import FaultProxy, MlflowServer
+
+pytestmark = pytest.mark.dist
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    running = MlflowServer(tmp_path_factory.mktemp("server")).start()
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def proxy(real):
+    between = FaultProxy(real.url)
+    yield between
+    between.close()
+
+
+def steps(real, run, key="g/l1"):
+    client = server.connect(real.url)
+    history = client.get_metric_history(read_run_json(str(run))["mlflow_run_id"], key)
+    return sorted(metric.step for metric in history)
+
+
+def named(real, name):
+    client = server.connect(real.url)
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    return client.search_runs(experiments, f"attributes.run_name = '{name}'")
+
+
+def until(condition, seconds=60):
+    for _ in range(int(seconds * 20)):
+        if condition():
+            return
+        threading.Event().wait(0.05)
+    raise AssertionError("it never came true")
+
+
+def begin(proxy, folder, name):
+    run = Tracker(folder / name, uri=proxy.url, experiment="me/faults", run_name=name)
+    run.start({"a": 1}, {})
+    return run
+
+
+@pytest.mark.parametrize("fault", ["dead", "500", "401", "403", "slow"])
+def test_600_points_arrive_although_the_server_fails_in_the_middle(real, proxy, tmp_path, fault):
+    run = begin(proxy, tmp_path, f"fault-{fault}")
+    for step in range(200):
+        run.metrics({"g/l1": step / 7}, step)
+    until(lambda: Unsent(run.folder).count() == 0)
+    before = proxy.requests
+    proxy.mode, proxy.delay = fault, 1.0
+    for step in range(200, 400):
+        run.metrics({"g/l1": step / 7}, step)
+        if step % 50 == 0:
+            run.image("val/s00/out", np.zeros((16, 16, 3), np.uint8), step)
+    until(lambda: proxy.requests > before)
+    proxy.mode = "ok"
+    for step in range(400, 600):
+        run.metrics({"g/l1": step / 7}, step)
+    run.finish("FINISHED")
+
+    assert steps(real, run.run) == list(range(600))
+    (recorded,) = named(real, f"fault-{fault}")
+    assert recorded.info.status == "FINISHED"
+    assert not (run.folder / "rejected.jsonl").exists(), "no event is poison because of an outage"
+    images = server.connect(real.url).list_artifacts(recorded.info.run_id, "images")
+    assert len(images) == 8, "four pictures with their thumbnails"
+
+
+def test_a_server_that_never_answers_leaves_everything_to_sync(real, proxy, tmp_path, capfd):
+    proxy.mode = "dead"
+    run = begin(proxy, tmp_path, "offline")
+    for step in range(50):
+        run.metrics({"g/l1": float(step)}, step)
+    run.finish("FAILED", wait=0.5)
+    told = capfd.readouterr().err
+    assert "does not answer" in told
+    assert f"python -m pipeline sync {tmp_path / 'offline'}" in told
+    assert "mlflow_run_id" not in read_run_json(run.run)
+
+    with pytest.raises(server.ServerError, match="does not answer"):
+        run_sync(proxy, run)
+    proxy.mode = "ok"
+    run_sync(proxy, run)
+
+    assert steps(real, run.run) == list(range(50))
+    assert [r.info.status for r in named(real, "offline")] == ["FAILED"]
+
+
+def run_sync(proxy, run):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", proxy.url)
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        return sync.main(SyncConfig(dir=run.run))
+
+
+def test_a_creation_whose_answer_is_lost_makes_no_second_run(real, proxy, tmp_path):
+    server.experiment_id(server.connect(real.url), real.url, "me/faults")
+    proxy.mode, proxy.only = "lost", "runs/create"
+    run = begin(proxy, tmp_path, "ghost")
+    until(lambda: len(named(real, "ghost")) > 0)
+    proxy.mode = "ok"
+    run.metrics({"g/l1": 1.0}, 1)
+    run.finish("FINISHED")
+
+    (recorded,) = named(real, "ghost")
+    assert recorded.info.run_id == read_run_json(run.run)["mlflow_run_id"]
+    assert recorded.info.status == "FINISHED"
+
+
+def test_a_twin_that_appears_late_is_removed_when_the_run_ends(real, proxy, tmp_path):
+    run = begin(proxy, tmp_path, "twin")
+    until(lambda: "mlflow_run_id" in read_run_json(run.run))
+    client = server.connect(real.url)
+    experiment = read_run_json(run.run)["mlflow_experiment_id"]
+    tags = {"lacuna.uid": run._state["uid"], "mlflow.runName": "twin"}
+    client.create_run(experiment, tags=tags)
+    assert len(named(real, "twin")) == 2
+
+    run.finish("FINISHED")
+
+    (left,) = named(real, "twin")
+    assert left.info.run_id == read_run_json(run.run)["mlflow_run_id"]
+
+
+def test_a_name_that_the_server_refuses_is_explained(real, proxy):
+    proxy.headers = {"Host": "mlflow.cluster.example"}
+    with pytest.raises(server.ServerError, match="--allowed-hosts"):
+        server.ping(server.connect(proxy.url), proxy.url)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [("401", "MLFLOW_TRACKING_PASSWORD"), ("403", "EDIT on the experiment"), ("404", "not as an")],
+)
+def test_a_refusal_is_one_line_that_says_what_to_set(proxy, status, words):
+    proxy.mode = status
+    with pytest.raises(server.ServerError, match=words) as caught:
+        server.ping(server.connect(proxy.url), proxy.url)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_dataset_and_the_artifacts_pass_through_the_server(real, tmp_path):
+    run = Tracker(tmp_path / "files", uri=real.url, experiment="me/files", run_name="files")
+    run.start({}, {}, ("celeba", "s3://bucket/celeba", "ab" * 32))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "table.csv").write_text("a,b\n")
+    run.artifact(tmp_path / "out", "evaluation")
+    run.text("notes/hello.txt", "hello")
+    run.finish("FINISHED")
+
+    client = server.connect(real.url)
+    (recorded,) = named(real, "files")
+    assert recorded.info.artifact_uri.startswith("mlflow-artifacts:/")
+    where = client.download_artifacts(recorded.info.run_id, "evaluation/out/table.csv")
+    assert Path(where).read_text() == "a,b\n"
+    (used,) = recorded.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.source_type) == ("celeba", "s3")
+    assert server.run_link(real.url, "1", recorded.info.run_id).startswith(f"{real.url}/#/experi")
