@@ -25,9 +25,12 @@ def main(config: ShardConfig) -> dict[str, Any]:
 
 def dry_run(config: ShardConfig) -> str:
     """What would be read, and what the publisher offers."""
+    if config.action != "write":
+        return f"would {config.action} {store.display(_url(config))}"
     lines = [source(config.data.layout).offer.text()]
-    if config.action == "write" and config.out:
-        lines.append(f"would write {store.display(config.out)} with {_options(config)}")
+    if config.source and config.out:
+        options = ", ".join(f"{name}={value}" for name, value in _options(config).items())
+        lines.append(f"would read {config.source} and write {store.display(config.out)}: {options}")
     return "\n".join(lines)
 
 

@@ -273,5 +273,10 @@ def _difference(saved: Mapping[str, Any], plan: Plan) -> str:
         pairs[key] = (saved["options"].get(key), plan.options.get(key))
     for key, (before, now) in pairs.items():
         if before != now:
-            return f"with {key}={before}, and this command says {key}={now}"
+            return f"with {key}={_short(before)}, and this command says {key}={_short(now)}"
     return "from another source"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,194 @@
+"""The verb `shard`: what a person or a job types, and what comes back."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import main
+from shards.manifest import open_manifest
+from tests.support.sets import jpeg, picture
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"{number}.jpg").write_bytes(jpeg(picture(number, 300, 280)))
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture, *words: object) -> tuple[int, str, str]:
+    status = main(["shard", *map(str, words)])
+    shown = capsys.readouterr()
+    return status, shown.out, shown.err
+
+
+def test_a_folder_becomes_a_set_and_the_same_command_finds_it_finished(
+    capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
+) -> None:
+    words = (f"source={photos}", f"out={tmp_path / 'set'}", "data.holdout=0.2", "--json")
+    status, out, err = run(capsys, *words)
+    first = json.loads(out.splitlines()[-1])
+    assert status == 0
+    assert sum(first["splits"].values()) == 40 and set(first["splits"]) == {"train", "val"}
+    assert first["digest"] == open_manifest(str(tmp_path / "set")).digest
+    assert "40 images in 2 shards" in err and "images/s" in err and "left" in err
+    status, out, err = run(capsys, *words)
+    assert status == 0 and json.loads(out.splitlines()[-1])["digest"] == first["digest"]
+    assert "images/s" not in err
+
+
+def test_tasks_share_the_work_and_the_last_one_finishes_it(
+    capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
+) -> None:
+    words = (f"source={photos}", "data.shard_mb=1", "data.holdout=0.5", "--json")
+    run(capsys, *words, f"out={tmp_path / 'one'}")
+    results = []
+    for index in range(2):
+        status, out, _ = run(capsys, *words, f"out={tmp_path / 'two'}", f"task={index}/2")
+        assert status == 0
+        results.append(json.loads(out.splitlines()[-1]))
+    assert results[0]["shards_left"] == 1
+    assert results[1]["digest"] == open_manifest(str(tmp_path / "one")).digest
+
+
+def test_without_a_source_it_says_what_the_publisher_offers(capsys: pytest.CaptureFixture) -> None:
+    for words in (["data=places365_standard"], ["data=places365_standard", "--dry-run"]):
+        status, out, _ = run(capsys, *words)
+        assert status == 0
+        for said in ("train_large_places365standard.tar", "1,803,460 train", "licence", "page"):
+            assert said in out
+
+
+def test_a_wrong_source_says_it_too_and_one_line_of_error(
+    capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
+) -> None:
+    status, out, err = run(capsys, "data=celeba", f"source={photos}", f"out={tmp_path / 'set'}")
+    assert status == 2 and out == ""
+    assert "202,599 faces" in err
+    assert err.splitlines()[-1].endswith("and does not")
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("layout", ["places365_challenge", "places365_canyon", "celeba",
+                                    "celeba_hq", "paris", "wds", "folder"])  # fmt: skip
+def test_every_preset_composes_and_says_its_offer(
+    capsys: pytest.CaptureFixture, layout: str
+) -> None:
+    status, out, _ = run(capsys, f"data={layout}")
+    assert status == 0 and "source=" in out
+
+
+def test_dry_run_writes_nothing(
+    capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
+) -> None:
+    status, out, _ = run(capsys, f"source={photos}", f"out={tmp_path / 'set'}", "--dry-run")
+    assert status == 0 and f"write {tmp_path / 'set'}" in out
+    assert not (tmp_path / "set").exists()
+
+
+def test_pictures_too_small_for_the_crop_are_rejected_by_name_unless_they_are_resized(
+    capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
+) -> None:
+    words = (f"source={photos}", f"out={tmp_path / 'set'}", "data.crop=290")
+    status, _, err = run(capsys, *words)
+    assert status == 2
+    assert "280x300, the shorter side at least 290" in err.splitlines()[-1]
+    assert not (tmp_path / "set" / "manifest.json").exists()
+    status, _, _ = run(capsys, *words[:1], f"out={tmp_path / 'b'}", "data.crop=290",
+                       "data.resize_short=300")  # fmt: skip
+    assert status == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["out=/tmp/x", "source=/nonexistent"], "/nonexistent: no such folder or archive"),
+        (["source=/tmp"], "shard needs out="),
+        (["source=.", "out=x", "task=3/3"], "task=3/3 must be I/N with 0 <= I < N"),
+        (["source=.", "out=x", "task=a"], "task=a must be I/N"),
+        (["source=.", "out=x", "data.shard_mb=0"], "data.shard_mb=0 must be 1 to 1024"),
+        (["source=.", "out=x", "data.quality=101"], "data.quality=101 must be 1 to 100"),
+        (["data.layout=imagenet"], "data.layout=imagenet is none of folder"),
+        (["verify", "/nonexistent"], "no manifest.json there"),
+        (["info"], "shard info needs the URL"),
+        (["gc", "/nonexistent"], "no sharded set was begun there"),
+        (["gc", "/nonexistent", "older_than=1h"], "older_than=1h is less than 24h"),
+        (["verify", "pipe://id"], "no storage is known as pipe://"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line_and_status_2(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    words: list[str], said: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, *words)
+    assert status == 2 and out == ""
+    assert said in err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_and_one_that_belongs_to_something_else_are_left_as_they_are(
+    capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    status, _, err = run(capsys, f"source={tmp_path / 'empty'}", f"out={tmp_path / 'set'}")
+    assert status == 2 and "the source holds no image" in err
+    assert not (tmp_path / "set").exists()
+    status, _, err = run(capsys, f"source={photos}", f"out={photos}")
+    assert status == 2 and "holds something else" in err
+    assert len(list(photos.iterdir())) == 40
+
+
+def test_verify_finds_a_damaged_byte_and_info_describes(
+    capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "set"
+    run(capsys, f"source={photos}", f"out={out}")
+    status, said, _ = run(capsys, "verify", out, "every_byte=true", "--json")
+    assert status == 0 and json.loads(said)["checked"] == "every byte"
+    status, said, _ = run(capsys, "info", out, "--json")
+    assert status == 0
+    assert sum(split["samples"] for split in json.loads(said)["splits"].values()) == 40
+    tar = out / "train" / "shard-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[5000] ^= 1
+    tar.write_bytes(bytes(data))
+    assert run(capsys, "verify", out)[0] == 0
+    status, _, err = run(capsys, "verify", out, "every_byte=true")
+    assert status == 1 and "its sha256 differs" in err
+
+
+def test_other_peoples_tars_are_indexed_where_they_lie(
+    capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
+) -> None:
+    run(capsys, f"source={photos}", f"out={tmp_path / 'set'}", "data.holdout=0")
+    theirs = tmp_path / "theirs"
+    shutil.move(tmp_path / "set" / "train", theirs)
+    status, said, _ = run(
+        capsys, "data=wds", f"source={theirs}", f"out={tmp_path / 'index'}", "--json"
+    )
+    assert status == 0 and json.loads(said)["splits"] == {"train": 40}
+    assert open_manifest(str(tmp_path / "index")).kind == "external"
+
+
+def test_gc_lists_and_deletes_only_when_told(
+    capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
+) -> None:
+    import os
+    import time
+
+    out = tmp_path / "set"
+    run(capsys, f"source={photos}", f"out={out}")
+    left = out / "train" / ".shard-000000.tar.0123456789abcdef.lacuna-tmp"
+    left.write_bytes(b"half")
+    os.utime(left, (time.time() - 90_000,) * 2)
+    status, said, _ = run(capsys, "gc", out)
+    assert status == 0 and "1 left behind by killed writers (listed only" in said
+    assert left.exists()
+    status, said, _ = run(capsys, "gc", out, "delete=true")
+    assert status == 0 and "(deleted)" in said and not left.exists()
+    assert run(capsys, "verify", out, "every_byte=true")[0] == 0
