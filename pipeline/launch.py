@@ -23,6 +23,8 @@ from typing import Any
 
 from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
+from pipeline.identity import RunFolder, check_same, folder_of, held
+from pipeline.phases import check_phases
 
 SAVED, CONFIGURATION = 75, 78
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -74,25 +76,44 @@ def main(config: TrainConfig) -> dict[str, Any]:
 
         train(config)
         return {}
-    from pipeline.identity import check_same, folder_of, held
     from pipeline.runfolder import read_run_json
 
-    run = folder_of(config)
-    check_same(config, run)
-    with held(run):
-        pass  # refused here, before any worker starts; rank 0 holds it
     here = place(os.environ, process_count(config))
-    if config.batch % (here.nodes * here.processes * config.accumulate):
-        raise ConfigError(
-            f"batch={config.batch} is not divisible by {here.nodes * here.processes} processes "
-            f"x accumulate={config.accumulate}: choose a multiple"
-        )
+    run = preflight(config, here.nodes * here.processes, locks=here.node_rank == 0)
     status = supervise([sys.executable, "-m", "pipeline", *sys.argv[1:]], here)
     if status == CONFIGURATION and "PET_NNODES" not in os.environ:
         status = 2
     if status:
         raise SystemExit(status)
     return dict(read_run_json(str(run.local)).get("result", {}), run=run.url)
+
+
+def preflight(config: TrainConfig, world_size: int, locks: bool = True) -> RunFolder:
+    """Refuse here, in one line and before any worker starts, what would end every one of them.
+
+    `locks`: on the first node, whose rank 0 holds the run; others may come while it does already.
+    """
+    from shards.manifest import open_manifest
+
+    check_phases(config.objective.phases)
+    if config.batch % (world_size * config.accumulate):
+        raise ConfigError(
+            f"batch={config.batch} is not divisible by {world_size} processes x "
+            f"accumulate={config.accumulate}: choose a multiple of {world_size * config.accumulate}"
+        )
+    if config.data.url is None:
+        raise ConfigError("data.url= is missing: the sharded set to train on (`shard` makes one)")
+    manifest = open_manifest(config.data.url)
+    for key, split in (("train", config.data.train), ("validate", config.data.validate)):
+        if not manifest.splits.get(split):
+            there = ", ".join(sorted(manifest.splits))
+            raise ConfigError(f"data.{key}={split} is no split of {manifest.url} (it has {there})")
+    run = folder_of(config)
+    check_same(config, run)
+    if locks:
+        with held(run):
+            return run  # rank 0 holds it from now on
+    return run
 
 
 def process_count(config: TrainConfig) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models import losses
-from pipeline.config import ObjectiveConfig, Phase
+from pipeline.config import ObjectiveConfig
 
 
 class Computed(NamedTuple):
@@ -76,24 +76,6 @@ def total(terms: Sequence[Term], computed: Computed) -> tuple[Tensor, dict[str, 
 
 def needs_features(objective: ObjectiveConfig) -> bool:
     return bool(objective.perceptual or objective.style)
-
-
-def phase_at(phases: Sequence[Phase], images_seen: int) -> Phase:
-    """The phase of the step that starts at `images_seen`."""
-    for phase in phases:
-        if phase.until is None or images_seen < phase.until:
-            return phase
-    return phases[-1]
-
-
-def check_phases(phases: Sequence[Phase]) -> None:
-    """Ends must rise, and only the last may be open."""
-    ends = [p.until for p in phases]
-    if not phases:
-        raise ValueError("objective.phases is empty: give at least [{until: null, lr: 3.0e-4}]")
-    closed = [e for e in ends[:-1] if e is not None]
-    if None in ends[:-1] or closed != sorted(set(closed)):
-        raise ValueError(f"objective.phases end at {ends}: ends must rise, null only at the last")
 
 
 def optimizer(objective: ObjectiveConfig) -> Callable[[Sequence[nn.Parameter]], Any]:

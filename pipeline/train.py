@@ -27,7 +27,7 @@ from pipeline.engine import Engine
 from pipeline.launch import SAVED
 from pipeline.meter import Meter
 from pipeline.method import Method
-from pipeline.objectives import phase_at
+from pipeline.phases import phase_at
 from pipeline.preempt import stop_requests
 from pipeline.identity import RunFolder, folder_of, held, write_config
 from pipeline.runfolder import update_run_json

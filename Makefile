@@ -1,0 +1,41 @@
+# `make quickstart` and `make test` need no step before them.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+TORCH ?= $(shell grep -m1 '^torch==' constraints.txt)
+PY := $(VENV)/bin/python
+# The mark is made last: an interrupted install is taken up by the next run.
+READY := $(VENV)/.installed
+
+.PHONY: install quickstart test test-slow lint clean
+
+install:
+	@rm -f $(READY)
+	@$(MAKE) --no-print-directory $(READY)
+
+quickstart: $(READY)
+	$(PY) -m pipeline quickstart
+
+test: $(READY)
+	$(PY) -m pytest -m "not slow and not gpu"
+
+test-slow: $(READY)
+	$(PY) -m pytest -m "slow and not gpu"
+
+lint: $(READY)
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy jobs shards pipeline models
+
+# What commands leave behind; runs/ is yours.
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './runs/*' -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+	  { echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1); give one of 3.11 to 3.13: make install PYTHON=python3.12"; exit 1; }
+	@$(PY) -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	DS_BUILD_OPS=0 $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[deepspeed,dev]"
+	@touch $(READY)

@@ -1,0 +1,133 @@
+"""Checkpoints on a disk: what exists, what is passed over, what is kept."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline import checkpoint
+from pipeline.checkpoint import Saver, checkpoints, find, latest, load_generator, pin
+from pipeline.identity import folder_at
+
+MODEL = {"name": "msanet", "width": 0.1}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return folder_at(str(tmp_path / "run"))
+
+
+def save(run, images_seen, psnr=None, keep=3, files=None):
+    saver = Saver(run, keep)
+    state = {"model": MODEL, "dataset": "d", "metrics": {} if psnr is None else {"val/psnr": psnr}}
+    saver.save(images_seen, files or {"generator": {"weight": torch.ones(3) * images_seen}}, state)
+    saver.close()
+
+
+def seen(run):
+    return [c.images_seen for c in checkpoints(run.url)]
+
+
+def test_a_checkpoint_is_safetensors_and_json(run):
+    save(run, 7)
+    folder = run.local / "checkpoints" / "000000000007"
+    assert sorted(p.name for p in folder.iterdir()) == ["generator.safetensors", "state.json"]
+    assert load_file(folder / "generator.safetensors")["weight"].tolist() == [7, 7, 7]
+    state = json.loads((folder / "state.json").read_text())
+    assert state["images_seen"] == 7 and len(state["files"]["generator"]["sha256"]) == 64
+
+
+def test_without_its_state_a_checkpoint_does_not_exist(run):
+    save(run, 7)
+    save(run, 9)
+    (run.local / "checkpoints" / "000000000009" / "state.json").unlink()
+    assert seen(run) == [7]
+    assert latest(run.url).images_seen == 7
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_checkpoint_is_passed_over_loudly(run, damage, capsys):
+    save(run, 7)
+    save(run, 9)
+    path = run.local / "checkpoints" / "000000000009" / "generator.safetensors"
+    data = path.read_bytes()
+    if damage == "flip":
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif damage == "cut":
+        path.write_bytes(data[:-4])
+    else:
+        path.unlink()
+    assert latest(run.url).images_seen == 7
+    assert "000000000009 is torn or corrupted" in capsys.readouterr().err
+
+
+def test_training_may_change_weights_while_they_are_written(run):
+    weight = torch.zeros(1_000_000)
+    saver = Saver(run, 3)
+    saver.save(1, {"generator": {"weight": weight}}, {"model": MODEL})
+    weight += 1
+    saver.close()
+    assert not latest(run.url).read("generator")["weight"].any()
+
+
+def test_the_newest_the_best_and_the_named_are_kept(run):
+    for n, psnr in ((1, 20.0), (2, 25.0), (3, 21.0), (4, 22.0), (5, 23.0)):
+        save(run, n, psnr, keep=2)
+        if n == 3:
+            pin(run.url, 3)
+    assert seen(run) == [2, 3, 4, 5]
+    assert find(run.url, "best").images_seen == 2
+    assert find(run.url, "last").images_seen == 5
+
+
+def test_nothing_is_dropped_where_the_newest_cannot_be_read_back(run, monkeypatch):
+    for n in (1, 2):
+        save(run, n, keep=1)
+    assert seen(run) == [2]
+    monkeypatch.setattr(checkpoint, "is_whole", lambda found: False)
+    save(run, 3, keep=1)
+    assert seen(run) == [2, 3]
+
+
+def test_a_checkpoint_is_found_by_its_own_address_too(run):
+    save(run, 7)
+    save(run, 9)
+    assert find(f"{run.url}/checkpoints/000000000007").images_seen == 7
+    with pytest.raises(ValueError, match=r"no checkpoint '8'; last, best or 7, 9"):
+        find(run.url, "8")
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        find(str(run.local.parent))
+
+
+def test_a_generator_comes_back_with_its_weights(run):
+    made = checkpoint.build_generator(MODEL)
+    averaged = checkpoint.build_generator(MODEL)
+    files = {"generator": dict(made.state_dict()), "generator_ema": dict(averaged.state_dict())}
+    save(run, 7, files=files)
+    for weights, expected in (("raw", made), ("ema", averaged), ("auto", averaged)):
+        generator, info = load_generator(run.url, weights=weights)
+        assert not generator.training and info["images_seen"] == 7
+        for name, tensor in expected.state_dict().items():
+            assert torch.equal(generator.state_dict()[name], tensor)
+
+
+def test_another_architecture_is_refused_naming_a_tensor(run):
+    wider = checkpoint.build_generator({"name": "msanet", "width": 0.2})
+    save(run, 7, files={"generator": dict(wider.state_dict())})
+    with pytest.raises(ValueError, match=r"another architecture: \d+ tensors differ, first "):
+        load_generator(run.url)
+
+
+def test_averaged_weights_that_are_not_there_are_refused(run):
+    save(run, 7)
+    with pytest.raises(ValueError, match="no averaged weights: weights=raw"):
+        load_generator(run.url, weights="ema")
+
+
+def test_a_newer_schema_is_refused(run):
+    save(run, 7)
+    path = run.local / "checkpoints" / "000000000007" / "state.json"
+    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
+    with pytest.raises(ValueError, match="schema 2, this version reads 1"):
+        latest(run.url)

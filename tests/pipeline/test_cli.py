@@ -1,0 +1,77 @@
+"""The command line as a user meets it: help, refusals, exit status."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import key
+from pipeline.verbs import VERBS
+
+ROOT = Path(__file__).resolve().parents[2]
+DESIGNED = {
+    "quickstart", "doctor", "fetch", "shard", "masks", "train", "evaluate", "compare", "runs",
+    "register", "promote", "rollback", "predict", "demo", "submit", "status", "logs", "cancel",
+    "sync", "bench",
+}  # fmt: skip
+
+
+def test_help_lists_every_verb_and_only_designed_ones(verb):
+    text = verb("--help").stdout
+    assert set(VERBS) <= DESIGNED
+    for name, spec in VERBS.items():
+        assert f"  {name} " in text and spec.help in text
+    for name in DESIGNED - set(VERBS):
+        assert f"  {name} " not in text
+
+
+@pytest.mark.parametrize("name", sorted(VERBS))
+def test_each_verb_lists_its_keys_with_meaning_and_default(verb, name):
+    done = verb(name, "--help")
+    assert done.returncode == 0 and not done.stderr
+    assert "keys:" in done.stdout
+
+
+@pytest.mark.parametrize("name", sorted(VERBS))
+def test_the_module_of_each_verb_does_it(name):
+    from importlib import import_module
+
+    assert callable(import_module(VERBS[name].module).main)
+
+
+def test_no_verb_a_wrong_verb_and_a_wrong_option_end_with_status_2(verb):
+    for words in ((), ("tran",), ("train", "--fast"), ("train", "batch=x")):
+        done = verb(*words)
+        assert done.returncode == 2, words
+        assert "Traceback" not in done.stderr
+    assert "did you mean train?" in verb("tran").stderr
+
+
+def test_inside_a_job_a_configuration_error_is_not_retried(verb):
+    done = verb("train", "batch=x", env={"PET_NNODES": "1"})
+    assert done.returncode == 78
+    assert done.stderr.count("\n") == 1
+
+
+def test_json_is_one_object_on_the_last_line_of_stdout(verb, photograph_folder, tmp_path):
+    words = ("shard", f"source={photograph_folder}", f"out={tmp_path}/set", "data.min_side=64")
+    done = verb(*words, "--json")
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["splits"] == {"train": 24, "val": 6, "test": 6}
+    assert len(done.stdout.splitlines()) == 1 and done.stderr
+
+
+def test_a_module_that_shadows_ours_is_named(verb, tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").touch()
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from pipeline.cli import main; "
+    code += "raise SystemExit(main(['doctor']))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert str(tmp_path) in done.stderr and "models" in done.stderr
+
+
+def test_a_field_shares_no_default_with_another():
+    assert key([1], "help").default_factory() is not key([1], "help").default_factory()

@@ -1,0 +1,115 @@
+"""Words into typed configuration: what is refused, and what a refusal says."""
+
+import pytest
+
+from pipeline.compose import ConfigError, compose
+from pipeline.config import MsanetModel, Phase
+
+
+def refusal(verb, *words):
+    with pytest.raises(ConfigError) as caught:
+        compose(verb, words)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_groups_recipe_and_words_are_laid_in_this_order():
+    resolved = compose("train", ["experiment=quickstart", "batch=32", "model.width=0.5"])
+    config = resolved.config
+    assert isinstance(config.model, MsanetModel)
+    assert (config.batch, config.model.width, config.data.name) == (32, 0.5, "skimage")
+    assert config.experiment == "quickstart"
+    assert all(isinstance(phase, Phase) for phase in config.objective.phases)
+    assert resolved.origins["batch"] == "command line"
+    assert resolved.origins["data.name"].endswith("conf/experiment/quickstart.yaml")
+    assert resolved.origins["objective.style"].startswith("conf/")
+
+
+def test_every_value_says_where_it_is_from():
+    text = compose("train", ["experiment=quickstart", "seed=3"]).described()
+    lines = {line.partition(":")[0]: line for line in text.splitlines()}
+    assert lines["seed"].endswith("# command line")
+    assert lines["clip"].endswith("# default")
+    assert lines["parallel.strategy"].endswith("# conf/parallel/ddp.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["bacth=3"], ["unknown key bacth", "did you mean batch?"]),
+        (["model.widht=3"], ["model.widht", "did you mean model.width?", "model.fe"]),
+        (["batch=many"], ["batch=many", "int", "16"]),
+        (["clip=hard"], ["clip=hard", "float"]),
+        (["precision=bf61"], ["precision=bf61", "did you mean bf16?", "auto, fp32, bf16, fp16"]),
+        (["experiment=quickstrat"], ["quickstrat", "did you mean quickstart?"]),
+        (["model=msante"], ["model=msante", "did you mean msanet?", "msanet_const"]),
+        (["+new.key=1"], ["+new.key=1", "key=value"]),
+        (["~batch"], ["~batch"]),
+        (["seed=0,1"], ["seed=0,1", "several values"]),
+        (["batch"], ["'batch'", "key=value"]),
+        (["objective.phases=[{until: 3, lr: fast}]"], ["objective.phases", "fast"]),
+        (["objective.phases=[{untl: 3}]"], ["objective.phases", "untl"]),
+    ],
+)
+def test_a_wrong_word_is_named_with_what_is_allowed(words, told):
+    text = refusal("train", *words)
+    assert all(part in text for part in told), text
+
+
+def test_a_missing_value_is_named_with_its_meaning():
+    assert "model= is missing: registered model" in refusal("predict", "image=a.png")
+
+
+def test_a_url_with_signs_of_a_grammar_is_taken_as_it_stands():
+    config = compose("train", ["data.url=s3://bucket/a=b,c(d)/{e}", "run=runs/1,2"]).config
+    assert config.data.url == "s3://bucket/a=b,c(d)/{e}"
+    assert config.run == "runs/1,2"
+
+
+def test_a_site_and_a_user_bring_options_and_defaults(tmp_path, monkeypatch):
+    site, home = tmp_path / "site", tmp_path / "home"
+    (site / "parallel").mkdir(parents=True)
+    (site / "parallel" / "ours.yaml").write_text("strategy: single\nhang_timeout: 77\n")
+    (site / "defaults.yaml").write_text("root: /scratch/runs\nbatch: 24\n")
+    (home / "lacuna").mkdir(parents=True)
+    (home / "lacuna" / "defaults.yaml").write_text("batch: 48\n")
+    monkeypatch.setenv("LACUNA_CONF", str(site))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
+    resolved = compose("train", ["parallel=ours"])
+    assert resolved.config.parallel.hang_timeout == 77
+    assert (resolved.config.root, resolved.config.batch) == ("/scratch/runs", 48)
+    assert resolved.origins["root"].startswith("site:")
+    assert resolved.origins["batch"].startswith("user:")
+    assert compose("train", ["batch=96"]).config.batch == 96
+
+
+def test_a_default_of_a_site_that_no_verb_knows_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "defaults.yaml").write_text("btach: 3\n")
+    monkeypatch.setenv("LACUNA_CONF", str(tmp_path))
+    assert "unknown key btach" in refusal("train")
+
+
+def test_a_default_that_another_verb_knows_is_left_to_that_verb(tmp_path, monkeypatch):
+    (tmp_path / "defaults.yaml").write_text("per_bucket: 3\n")
+    monkeypatch.setenv("LACUNA_CONF", str(tmp_path))
+    assert compose("train", []).config.batch == 16
+    assert compose("masks", ["out=x"]).config.per_bucket == 3
+
+
+def test_a_site_folder_that_is_none_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("LACUNA_CONF", str(tmp_path / "gone"))
+    assert "is no folder" in refusal("train")
+
+
+@pytest.mark.parametrize("url", ["s3://key:secret@host/b", "https://host/x?token=abcdef"])
+def test_a_secret_in_a_url_is_refused_without_being_repeated(url):
+    text = refusal("train", f"data.url={url}")
+    assert "data.url holds a secret" in text
+    assert "secret@" not in text and "abcdef" not in text
+
+
+def test_a_secret_of_the_environment_is_refused_without_being_repeated(monkeypatch):
+    monkeypatch.setenv("OUR_API_KEY", "hush-hush-hush")
+    text = refusal("train", "run=runs/hush-hush-hush")
+    assert "run holds a secret" in text and "hush" not in text

@@ -1,0 +1,65 @@
+"""Which run a configuration means, and who may write it."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.compose import ConfigError, compose
+from pipeline.identity import check_same, folder_at, folder_of, held, science, write_config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def configured(*words):
+    return compose("train", ["experiment=quickstart", *words]).config
+
+
+def test_the_name_follows_the_science_and_nothing_else():
+    base = folder_of(configured()).url
+    assert base.startswith("runs/quickstart-")
+    for same in ("max_images=1", "processes=1", "accumulate=2", "checkpoint.keep=9"):
+        assert folder_of(configured(same)).url == base
+    for other in ("seed=1", "batch=32", "model.width=0.5", "objective.style=1", "data.crop=64"):
+        assert folder_of(configured(other)).url != base
+
+
+def test_a_changed_run_is_refused_by_name(tmp_path):
+    config = configured(f"run={tmp_path}")
+    run = folder_of(config)
+    write_config(config, run)
+    check_same(replace(config, max_images=9, processes="1"), run)
+    with pytest.raises(ConfigError, match="was started with seed=0, now it is 5"):
+        check_same(replace(config, seed=5), run)
+    with pytest.raises(ConfigError, match="model.width=0.25"):
+        check_same(replace(config, model=replace(config.model, width=0.5)), run)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("chapter one")
+    with pytest.raises(ConfigError, match="is no run but holds thesis.tex"):
+        check_same(configured(f"run={tmp_path}"), folder_at(str(tmp_path)))
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_second_writer_is_refused_with_the_first_ones_name(tmp_path):
+    run = folder_at(str(tmp_path))
+    code = "import sys, time; from pipeline.identity import folder_at, held\n"
+    code += f"with held(folder_at({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=f"pid {first.pid}"), held(run):
+            pass
+        first.kill()
+    with held(run):
+        pass
+
+
+def test_science_leaves_out_where_things_run():
+    keys = science(configured())
+    assert "seed" in keys and "model.width" in keys
+    assert not [k for k in keys if k.startswith(("cluster.", "checkpoint.", "tracking.", "root"))]

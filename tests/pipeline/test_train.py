@@ -1,0 +1,210 @@
+"""Training as a user starts it: real processes, DDP over gloo, checkpoints on a disk."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.checkpoint import Saver, build_generator, checkpoints
+from pipeline.identity import folder_at
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS, BATCH = 20, 8
+MODEL = {"name": "msanet", "width": 0.1}
+
+
+def steps(run):
+    return [json.loads(line) for line in (Path(run) / "steps.jsonl").read_text().splitlines()]
+
+
+def tensors(run, images_seen, name="generator"):
+    return load_file(Path(run) / "checkpoints" / f"{images_seen:012d}" / f"{name}.safetensors")
+
+
+def files(run, images_seen):
+    folder = Path(run) / "checkpoints" / f"{images_seen:012d}"
+    return {p.name: p.read_bytes() for p in folder.glob("*.safetensors")}
+
+
+def trained(train, run, *words, status=0):
+    done = train(run, *words)
+    assert done.returncode == status, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def two_ranks(train, tmp_path_factory):
+    """Twenty steps on two ranks, undisturbed."""
+    run = tmp_path_factory.mktemp("two") / "run"
+    done = trained(train, run, f"max_images={STEPS * BATCH}", "processes=2", "--json")
+    return run, done
+
+
+def test_a_run_leaves_what_the_contract_names(two_ranks):
+    run, done = two_ranks
+    assert {"config.yaml", "run.json", "steps.jsonl", "checkpoints", "samples"} <= set(
+        os.listdir(run)
+    )
+    lines = steps(run)
+    assert [line["images_seen"] for line in lines] == [BATCH * (i + 1) for i in range(STEPS)]
+    assert set(lines[0]) == {"images_seen", "g/l2", "g/perceptual", "g/style", "lr", "skipped"}
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert len(done.stdout.splitlines()) == 1
+    assert result["images_seen"] == STEPS * BATCH and 5 < result["val/psnr"] < 50
+    assert "2 x cpu" in done.stderr and f"{STEPS * BATCH} images: val/psnr" in done.stderr
+
+
+def test_ten_and_ten_steps_equal_twenty_bit_for_bit(two_ranks, train, tmp_path):
+    run = tmp_path / "run"
+    trained(train, run, f"max_images={STEPS * BATCH // 2}", "processes=2")
+    done = trained(train, run, f"max_images={STEPS * BATCH}", "processes=2")
+    assert "goes on at 80 of 160" in done.stderr
+    assert (run / "steps.jsonl").read_bytes() == (two_ranks[0] / "steps.jsonl").read_bytes()
+    ours, theirs = files(run, STEPS * BATCH), files(two_ranks[0], STEPS * BATCH)
+    assert len(ours) == 3 and ours == theirs
+
+
+def test_the_gradient_of_two_half_batches_is_that_of_the_whole(train, tmp_path):
+    """After Adam's first step its first moment is a tenth of the gradient."""
+    found = []
+    for processes in (1, 2):
+        run = tmp_path / str(processes)
+        trained(train, run, f"max_images={BATCH}", f"processes={processes}")
+        found.append(tensors(run, BATCH, "generator_optimizer"))
+    whole, halves = found
+    names = [name for name in whole if name.endswith("/exp_avg")]
+    largest = max(float(whole[name].abs().max()) for name in names)
+    assert len(names) > 50 and largest > 0
+    for name in names:
+        assert float((whole[name] - halves[name]).abs().max()) <= 1e-5 * largest, name
+
+
+def test_two_ranks_of_half_the_batch_drift_no_more_than_rounding(two_ranks, train, tmp_path):
+    """After 20 steps: at most three times the drift that a change of 1e-7 in the weights causes."""
+    torch.manual_seed(0)
+    generator = build_generator(MODEL)
+    starts = []
+    for change in (0.0, 1e-7):
+        saver = Saver(folder_at(str(tmp_path / f"start{change}")), 1)
+        with torch.no_grad():
+            for parameter in generator.parameters():
+                parameter.mul_(1 + change * torch.randn_like(parameter).sign())
+        saver.save(0, {"generator": dict(generator.state_dict())}, {"model": MODEL})
+        saver.close()
+        starts.append(saver.run.url)
+    runs = [tmp_path / "one", tmp_path / "nudged"]
+    for start, run in zip(starts, runs, strict=True):
+        trained(train, run, f"init={start}", f"max_images={STEPS * BATCH}", "processes=1")
+
+    def drift(a, b):
+        a, b = (tensors(run, STEPS * BATCH) for run in (a, b))
+        moved = [float((a[k] - b[k]).double().square().sum()) for k in a if "num_batches" not in k]
+        return sum(moved) ** 0.5
+
+    allowed = 3 * drift(runs[0], runs[1])
+    assert 0 < drift(two_ranks[0], runs[0]) <= allowed
+
+
+def start(small_set, run, *words):
+    """A training process in the background, its messages readable."""
+    from conftest import TINY
+
+    words = ["train", *TINY, f"data.url={small_set}", f"run={run}", "processes=2", *words]
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *words],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for_steps(run, count, process):
+    deadline = time.monotonic() + 120
+    path = Path(run) / "steps.jsonl"
+    while not path.exists() or path.read_text().count("\n") < count:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_stop_saves_and_the_same_command_goes_on_to_the_bit(
+    two_ranks, small_set, train, tmp_path
+):
+    run = tmp_path / "run"
+    process = start(small_set, run, f"max_images={STEPS * BATCH}")
+    wait_for_steps(run, 3, process)
+    refused = trained(train, run, f"max_images={STEPS * BATCH}", "processes=2", status=2)
+    assert re.search(r"is being trained by \S+ pid \d+", refused.stderr), refused.stderr
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    said = process.stderr.read()
+    stopped = checkpoints(str(run))[-1].images_seen
+    assert stopped < STEPS * BATCH and f"saved at {stopped} images" in said
+    trained(train, run, f"max_images={STEPS * BATCH}", "processes=2")
+    ours, theirs = files(run, STEPS * BATCH), files(two_ranks[0], STEPS * BATCH)
+    assert ours == theirs
+    assert (run / "steps.jsonl").read_bytes() == (two_ranks[0] / "steps.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["rank 0", "rank 1", "launcher"])
+def test_a_kill_at_any_point_costs_no_bit(two_ranks, small_set, train, tmp_path, victim):
+    import psutil
+
+    run = tmp_path / "run"
+    words = (f"max_images={STEPS * BATCH}", "checkpoint.every_images=24")
+    for kill_at in (2, 5, 9):
+        process = start(small_set, run, *words)
+        wait_for_steps(run, kill_at, process)
+        workers = sorted(psutil.Process(process.pid).children(), key=lambda p: int(rank_of(p)))
+        (process if victim == "launcher" else workers[int(victim[-1])]).kill()
+        assert process.wait(180) != 0
+        psutil.wait_procs(workers, timeout=30)
+        assert not [w for w in workers if w.is_running()], "a worker trains on"
+    trained(train, run, *words, "processes=2")
+    assert files(run, STEPS * BATCH) == files(two_ranks[0], STEPS * BATCH)
+    assert (run / "steps.jsonl").read_bytes() == (two_ranks[0] / "steps.jsonl").read_bytes()
+
+
+def rank_of(process):
+    return process.environ()["RANK"]
+
+
+def refused(train, run, *words):
+    done = train(run, *words)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def test_what_cannot_be_trained_is_refused_before_a_worker_starts(
+    two_ranks, train, small_set, tmp_path
+):
+    run, fresh = two_ranks[0], tmp_path / "fresh"
+    assert "seed=0, now it is 1" in refused(train, run, "seed=1")
+    assert "batch=8 is not divisible by 3" in refused(train, fresh, "processes=3")
+    assert "data.train=trian is no split" in refused(train, fresh, "data.train=trian")
+    assert "no manifest.json" in refused(train, fresh, f"data.url={tmp_path}")
+    assert "processes=all is no count" in refused(train, fresh, "processes=all")
+    assert not fresh.exists()
+
+
+def test_errors_inside_a_worker_are_one_line_too(train, tmp_path):
+    for words, told in (
+        (("precision=fp16",), "precision=fp16 needs a GPU"),
+        (("cluster.gpus_per_node=8",), "torch sees no GPU"),
+        (("data.crop=128",), "96"),
+    ):
+        done = train(tmp_path / "run", *words, "processes=1")
+        assert done.returncode == 2, done.stderr
+        assert told in done.stderr and "Traceback" not in done.stderr, done.stderr
