@@ -12,8 +12,10 @@ from pipeline import server
 from pipeline.delivery import Delivery
 from pipeline.remotespool import spool_folder
 from pipeline.runfolder import read_run_json
+from pipeline.sending import say
+from pipeline.server import default_root
 from pipeline.spool import Spool, Unsent, draining
-from pipeline.tracking import clean, default_root, say
+from pipeline.tracking import clean
 from shards import store
 
 

@@ -1,0 +1,294 @@
+import csv
+import io
+import re
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline import compare, gallery, metrics, papers, report, results
+from pipeline.compose import compose
+from pipeline.gather import Evaluation
+from pipeline.sheet import as_csv, as_markdown, as_text
+from shards.masks import FIXED, NAMES
+from tests.support.browser import Page, installed
+
+BUCKETS = [*NAMES, FIXED]
+PICTURES = 40
+FACTS = {
+    "protocol": "msanet",
+    "ssim": "gauss11_rgb",
+    "size": 256,
+    "split": "test",
+    "weights": "raw",
+    "pairs": PICTURES * len(BUCKETS),
+    "pairs_digest": "a" * 64,
+    "dataset_name": "places365_standard",
+    "masks_name": "imported",
+    "data_url": "s3://sets/places",
+}
+
+
+def table(psnr, seed=0):
+    """Scores around `psnr` dB whose errors the seed decides; the pictures' share is the same."""
+    pictures = np.random.default_rng(99).normal(0, 3, PICTURES)
+    noise = np.random.default_rng(seed).normal(0, 0.05, (PICTURES, len(BUCKETS)))
+    values = psnr + pictures[:, None] + noise - 2 * np.arange(len(BUCKETS))
+    rows = {name: [0.5] * values.size for name in metrics.METRICS}
+    rows |= {
+        "pair": range(values.size),
+        "name": [f"{i:09d}-b{j}" for i in range(PICTURES) for j in range(len(BUCKETS))],
+        "key": [i for i in range(PICTURES) for _ in BUCKETS],
+        "mask_key": [i for i in range(PICTURES) for _ in BUCKETS],
+        "bucket": BUCKETS * PICTURES,
+        "ratio": [0.3] * values.size,
+        "psnr": values.ravel(),
+    }
+    return pa.table(rows, schema=results.SCHEMA)
+
+
+def evaluation(name, psnr, noise=0, **facts):
+    told = {**FACTS, "name": name, **facts}
+    return Evaluation(f"{name}.parquet", told, table(psnr, noise))
+
+
+def run(experiment, seed, psnr, recipe=None):
+    told = {"experiment": experiment, "seed": seed, "recipe": recipe or experiment}
+    told |= {"run": f"runs/{experiment}-{seed}", "images_seen": 9_600_000}
+    return evaluation(f"{experiment}-{seed}@9600000", psnr, seed + 1, **told)
+
+
+def sheet(*evaluations, table=None, against=None):
+    return compare.build(compare.group(evaluations), table, None, against)
+
+
+def row(sheet, label, kind=None):
+    found = [r for r in sheet.rows if r.label == label and kind in (None, r.kind)]
+    assert len(found) == 1, [r.label for r in sheet.rows]
+    return found[0]
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_row_with_its_spread():
+    runs = [run("msanet/table2/msag", seed, 36 + 0.1 * seed) for seed in range(3)]
+    other = run("msanet/table2/single_scale", 0, 35)
+    made = sheet(*runs, other, table="2")
+    together = row(made, "msanet/table2/msag (3 seeds)")
+    means = [results.summarise(r.table)["mean6"]["psnr"] for r in runs]
+    cell = together.cells["mean6", "psnr"]
+    assert cell.value == pytest.approx(np.mean(means))
+    assert cell.std == pytest.approx(np.std(means, ddof=1)) and cell.n == 3
+    assert "seeds 0, 1, 2" in together.provenance
+    alone = row(made, "msanet/table2/single_scale-0@9600000").cells["mean6", "psnr"]
+    assert alone.std is None and alone.low < alone.value < alone.high
+
+
+def test_a_printed_table_shows_what_we_have_and_the_command_for_what_we_lack():
+    made = sheet(run("msanet/table2/msag", 0, 36), table="2")
+    labels = [r.label for r in made.rows]
+    assert labels[labels.index("MSAG") + 1] == "msanet/table2/msag-0@9600000"
+    lacking = {r.label: r.missing for r in made.rows if r.missing}
+    assert list(lacking) == [
+        f"msanet/table2/{n}" for n in ("single_scale", "inception_v1", "inception_v3")
+    ]
+    command = lacking["msanet/table2/single_scale"]
+    assert "train experiment=msanet/table2/single_scale" in command
+    assert "protocol=msanet split=test" in command
+
+
+def test_the_same_network_under_its_name_of_another_table_counts():
+    made = sheet(run("msanet/table2/msag", 0, 36), table="3")
+    labels = [r.label for r in made.rows]
+    assert labels[labels.index("Without MUM") + 1] == "msanet/table2/msag-0@9600000"
+    assert "msanet/table3/no_mum" not in labels
+
+
+def test_printed_numbers_come_out_as_they_are_printed():
+    text = as_text(sheet(table="5"))
+    assert re.search(r"CBAM \(paper\) +26\.710", text) and "0.8820" in text
+    text = as_text(sheet(table="6"))
+    assert re.search(r"MSA-Net \(paper\) +35\.80 .*26\.88", text) and "0.810" in text
+
+
+def test_the_derived_mean_of_six_is_the_one_of_tables_4_and_5():
+    made = sheet(evaluation("ours", 30))
+    cell = row(made, "MSA-Net").cells["mean6", "psnr"]
+    assert cell.value == pytest.approx(26.802, abs=0.002)
+    assert row(made, "MSA-Net").cells["mean6", "ssim"].value == pytest.approx(0.882, abs=5e-4)
+    assert cell.status.startswith("mean of printed values")
+
+
+@pytest.mark.parametrize(
+    ("facts", "label", "metric", "status"),
+    [
+        ({}, "MSA-Net", "psnr", papers.UNPUBLISHED),
+        ({}, "MSA-Net", "ssim", papers.UNPUBLISHED),
+        ({}, "EdgeConnect", "psnr", papers.UNPUBLISHED),
+        ({}, "EdgeConnect", "ssim", "differs in SSIM window (uniform51_gray, ours gauss11_rgb)"),
+        ({"dataset_name": "cats"}, "MSA-Net", "psnr", "differs in pictures (Places2, ours cats)"),
+        (
+            {"masks_name": "irregular"},
+            "MSA-Net",
+            "psnr",
+            "differs in masks (Liu et al.'s test set, ours drawn)",
+        ),
+        ({"size": 512}, "MSA-Net", "psnr", "differs in size (256, ours 512)"),
+    ],
+)
+def test_each_printed_cell_says_what_it_may_be_compared_with(facts, label, metric, status):
+    made = sheet(evaluation("ours", 30, **facts))
+    assert row(made, label, "paper").cells["(0.1,0.2]", metric].status == status
+    assert status in as_text(made) and status in as_csv(made)
+
+
+def test_a_context_encoder_of_128_pixels_is_no_like_of_ours():
+    ours = evaluation("ours", 24, protocol="musical", ssim="uniform7_rgb", dataset_name="celeba")
+    ours = Evaluation(ours.url, ours.facts, ours.table.slice(0, PICTURES))
+    made = sheet(ours, table="musical/3")
+    assert "size (128, ours 256)" in row(made, "CE").cells["center", "l1"].status
+    assert row(made, "SN").cells["center", "psnr"].status == papers.UNPUBLISHED
+
+
+def test_who_measured_a_row_is_told():
+    made = sheet(evaluation("ours", 30))
+    assert "copied by the authors of MSA-Net from Liu et al. 2018" in row(made, "PConv").provenance
+    assert "trained on the 12,000 masks" in row(made, "EdgeConnect").provenance
+    assert row(made, "MSA-Net").provenance == "measured by the authors of MSA-Net"
+
+
+def test_rows_on_the_same_pairs_are_set_against_the_best_by_pairs():
+    made = sheet(evaluation("good", 30), evaluation("worse", 29.9, 1), evaluation("noise", 30, 2))
+    assert made.reference == "good" or made.reference == "noise"
+    assert row(made, "worse").against.endswith("worse")
+    other = evaluation("elsewhere", 31, pairs_digest="b" * 64)
+    made = sheet(evaluation("good", 30), other, against="good")
+    assert row(made, "elsewhere").against == "other pairs"
+    assert "other pairs" in row(made, "elsewhere").cells["(0.1,0.2]", "psnr"].status
+    with pytest.raises(ValueError, match="against=best is no row of ours here: good"):
+        sheet(evaluation("good", 30), against="best")
+
+
+def test_two_results_of_one_name_keep_apart():
+    twice = (evaluation("r@1", 30), evaluation("r@1", 31, pairs_digest="b" * 64))
+    labels = [g.label for g in compare.group(twice)]
+    assert len(set(labels)) == 2 and all(label.startswith("r@1, 280 pairs") for label in labels)
+
+
+def test_csv_has_every_number_and_markdown_every_row():
+    made = sheet(evaluation("a|b_c", 30), evaluation("plain", 29))
+    lines = list(csv.DictReader(io.StringIO(as_csv(made))))
+    assert len(lines) == sum(len(r.cells) for r in made.rows)
+    first = next(x for x in lines if x["row"] == "plain" and x["column"] == "mean6")
+    mean = results.summarise(table(29))["mean6"]["psnr"]
+    assert float(first["value"]) == pytest.approx(mean)
+    markdown = as_markdown(made)
+    widths = {line.replace(r"\|", "").count("|") for line in markdown.splitlines() if "30." in line}
+    assert r"a\|b\_c" in markdown and len(widths) <= 2
+
+
+def test_tables_that_are_not_printed_and_comparisons_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="table=7 is none of 1, 2, 3, 4, 5, 6, musical/1"):
+        sheet(table="7")
+    with pytest.raises(ValueError, match="nothing was evaluated yet"):
+        sheet()
+
+
+@pytest.mark.parametrize("name", list(papers.load()["tables"]))
+def test_every_printed_table_can_be_laid_out_before_anything_was_trained(name, tmp_path):
+    words = [f"table={name}", f"root={tmp_path}"]
+    result = compare.main(compose("compare", words).config)
+    printed = papers.table(name)
+    rows = [r for b in printed.get("blocks", [printed]) for r in b["rows"]]
+    assert [r["label"] for r in result["rows"] if r["kind"] == "paper"] == [
+        r["method"] for r in rows
+    ]
+    assert set(result["missing"]) == {r["experiment"] for r in rows if "experiment" in r}
+
+
+def test_table_1_counts_the_weights_of_the_network_that_we_build():
+    result = compare.main(compose("compare", ["table=1"]).config)
+    ours = {r["label"]: [c["value"] for c in r["cells"]] for r in result["rows"]}
+    assert ours["msau"] == [221_184, 221_184]
+    assert ours["inception_v1"] == [240_128, 338_432]
+    assert ours["inception_v3"] == [268_032, 326_400]
+
+
+# --- from files and into a report -----------------------------------------------------------------
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder with two evaluations, one of an unpleasant name, each with two pictures."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    mask = np.zeros((2, 32, 32), np.uint8)
+    mask[:, 8:24, 8:24] = 1
+    for name, psnr, level in (("plain", 30, 90), ("<script>alert(1)</script>", 29, 200)):
+        made = evaluation(name, psnr, int(psnr))
+        url = str(tmp_path / "runs" / "evaluation" / f"{len(name)}.parquet")
+        results.save(url, made.table, made.facts)
+        result = np.where(mask[..., None] == 1, np.uint8(level), image)
+        names = ("000000000-b0", "000000001-b1")
+        gallery.save(url, [gallery.Sample(*s) for s in zip(names, image, mask, result)])
+    return str(tmp_path / "runs")
+
+
+def written(root, out):
+    words = [f"root={root}", f"out={out}", "tracking.enabled=false"]
+    return compare.main(compose("compare", words).config)
+
+
+def test_the_report_is_one_file_that_escapes_names_and_asks_for_nothing(root, tmp_path):
+    result = written(root, tmp_path / "out")
+    assert [u.rsplit(".")[-1] for u in result["written"]] == ["md", "csv", "html"]
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
+    assert not re.search(r"(src|href)=[\"']?(https?:|//)", page)
+    assert "<script>alert" not in (tmp_path / "out" / "compare.md").read_text()
+
+
+def test_named_runs_alone_are_compared_and_unknown_ones_refused(root):
+    words = [f"root={root}", "runs=[plain]"]
+    result = compare.main(compose("compare", words).config)
+    assert [r["label"] for r in result["rows"] if r["kind"] == "ours"] == ["plain"]
+    with pytest.raises(ValueError, match="runs=none: no evaluation of it was found"):
+        compare.main(compose("compare", [f"root={root}", "runs=[none]"]).config)
+
+
+@pytest.mark.skipif(installed() is None, reason="no Chromium here: apt-get install chromium")
+def test_in_a_browser_pictures_flip_and_the_slider_wipes(root, tmp_path):
+    written(root, tmp_path / "out")
+    with Page((tmp_path / "out" / "compare.html").as_uri()) as page:
+        assert page.run("document.querySelectorAll('#pictures tbody tr').length") == 2
+        heads = page.run("[...document.querySelectorAll('#pictures th')].map(e => e.textContent)")
+        assert heads == ["sample", "original", "mask", "<script>alert(1)</script>", "plain"]
+        page.until("[...document.images].every(i => i.naturalWidth === 32)")
+        cell = "document.querySelectorAll('#pictures tbody tr')[1].children[4].querySelector('img')"
+        first = (
+            "document.querySelectorAll('#pictures tbody tr')[1].children[1].querySelector('img')"
+        )
+        own = page.run(f"{cell}.src")
+        page.run(f"{cell}.click()")
+        assert page.run(f"{cell}.src === {first}.src")
+        page.run(f"{cell}.click()")
+        assert page.run(f"{cell}.src") == own
+        page.run("wipe.value = 20; wipe.dispatchEvent(new Event('input'))")
+        assert (
+            page.run("document.getElementById('over').style.clipPath") == "inset(0px 80% 0px 0px)"
+        )
+        page.run("document.querySelectorAll('#pictures tbody a')[1].click()")
+        assert page.run("document.getElementById('which').textContent") == "000000001-b1"
+        page.run("right.value = 3; right.dispatchEvent(new Event('input'))")
+        assert page.run("document.getElementById('under').src") == own
+        assert page.errors == []
+        assert [url for url in page.requests if not url.startswith("file:")] == []
+
+
+def test_curves_of_all_runs_share_one_chart_and_span_it(monkeypatch):
+    histories = {"1": [(0.0, 20.0), (100.0, 24.0)], "2": [(50.0, 22.0), (200.0, 21.0)], "3": []}
+    monkeypatch.setattr(report, "_history", lambda run, metric, root: histories[run])
+    named = [(f"run {i}", Evaluation("", {}, table(30), str(i))) for i in (1, 2, 3)]
+    chart = report._curve("val/psnr", named, "runs")
+    assert [line["label"] for line in chart["lines"]] == ["run 1", "run 2"]
+    assert chart["lines"][0]["points"] == "60.0,220.0 385.0,10.0"
+    assert chart["lines"][1]["points"].endswith("710.0,167.5")
+    assert report._curve("val/psnr", named[2:], "runs") is None

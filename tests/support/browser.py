@@ -1,0 +1,141 @@
+"""A page in headless Chromium, spoken to in its own debugging protocol."""
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def installed() -> str | None:
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+class Page:
+    """`with Page(url) as page:`; what its console and network did is in `errors`, `requests`."""
+
+    def __init__(self, url: str, width: int = 1300, height: int = 1000) -> None:
+        self.url, self.size = url, (width, height)
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        self._number = 0
+
+    def __enter__(self) -> "Page":
+        self._profile = tempfile.TemporaryDirectory(prefix="chromium-")
+        program = installed()
+        assert program is not None
+        self._browser = subprocess.Popen(
+            [
+                *(
+                    program,
+                    "--headless",
+                    "--no-sandbox",
+                    "--disable-gpu",
+                    "--disable-dev-shm-usage",
+                ),
+                *("--remote-debugging-port=0", f"--user-data-dir={self._profile.name}"),
+                *("--disable-background-networking", "--no-first-run", "about:blank"),
+            ],
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "DBUS_SESSION_BUS_ADDRESS": "disabled:"},
+        )
+        self._loop = asyncio.new_event_loop()
+        try:
+            self._wait(self._connect())
+            for domain in ("Page", "Runtime", "Network", "Log"):
+                self.ask(f"{domain}.enable")
+            width, height = self.size
+            size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+            self.ask("Emulation.setDeviceMetricsOverride", **size)
+            self.ask("Page.navigate", url=self.url)
+            self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if hasattr(self, "_session"):
+            self._wait(self._session.close())
+        self._browser.kill()
+        self._browser.wait()
+        self._loop.close()
+        shutil.rmtree(self._profile.name, ignore_errors=True)
+
+    def run(self, script: str) -> Any:
+        """The value of a JavaScript expression; a promise is awaited."""
+        found = self.ask(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
+        if "exceptionDetails" in found:
+            raise AssertionError(found["exceptionDetails"]["exception"].get("description"))
+        return found["result"].get("value")
+
+    def until(self, script: str, seconds: float = 60.0) -> None:
+        """Waits until an expression is true."""
+        deadline = time.monotonic() + seconds
+        while not self.run(f"Boolean({script})"):
+            assert time.monotonic() < deadline, f"never true: {script}; console: {self.errors}"
+            time.sleep(0.05)
+
+    def mouse(self, kind: str, x: float, y: float) -> None:
+        """`mousePressed`, `mouseMoved` or `mouseReleased` at a place in the window."""
+        buttons = 0 if kind == "mouseReleased" else 1
+        told = {"type": kind, "button": "left", "buttons": buttons, "clickCount": 1}
+        self.ask("Input.dispatchMouseEvent", x=x, y=y, **told)
+
+    def screenshot(self, path: Path) -> None:
+        import base64
+
+        data = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(data["data"]))
+
+    def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """One command of the protocol and its answer; events before it are kept."""
+        return self._wait(self._ask(method, parameters))
+
+    def _wait(self, task: Any) -> Any:
+        return self._loop.run_until_complete(asyncio.wait_for(task, 60))
+
+    async def _connect(self) -> None:
+        port_file = Path(self._profile.name, "DevToolsActivePort")
+        deadline = time.monotonic() + 60
+        while not port_file.exists() or len(port_file.read_text().split()) < 2:
+            assert self._browser.poll() is None, "the browser ended at once"
+            assert time.monotonic() < deadline, "the browser opened no port"
+            await asyncio.sleep(0.05)
+        port = port_file.read_text().split()[0]
+        self._session = aiohttp.ClientSession()
+        async with self._session.get(f"http://127.0.0.1:{port}/json/list") as answer:
+            targets = json.loads(await answer.text())
+        target = next(t for t in targets if t["type"] == "page")["webSocketDebuggerUrl"]
+        self._socket = await self._session.ws_connect(target, max_msg_size=0)
+
+    async def _ask(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        self._number += 1
+        await self._socket.send_json({"id": self._number, "method": method, "params": parameters})
+        while True:
+            message = await self._socket.receive_json()
+            if message.get("id") == self._number:
+                assert "error" not in message, message["error"]
+                return message["result"]
+            self._note(message)
+
+    def _note(self, message: dict[str, Any]) -> None:
+        kind, told = message.get("method"), message.get("params", {})
+        if kind == "Runtime.exceptionThrown":
+            self.errors.append(told["exceptionDetails"]["exception"].get("description", "error"))
+        elif kind == "Log.entryAdded" and told["entry"]["level"] == "error":
+            self.errors.append(told["entry"]["text"])
+        elif kind == "Network.requestWillBeSent":
+            url = told["request"]["url"]
+            if not url.startswith("data:"):
+                self.requests.append(url)
