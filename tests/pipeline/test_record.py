@@ -1,0 +1,90 @@
+"""Scores of a run on their way: its folder, its MLflow run, a comparison on another machine."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import GENERATORS
+from pipeline import compare, evaluate, gather, server
+from pipeline.checkpoint import Saver
+from pipeline.compose import compose
+from pipeline.config import MsanetModel
+from pipeline.identity import folder_at
+from pipeline.record import send
+from pipeline.runfolder import read_run_json
+from pipeline.spool import Unsent
+from pipeline.tracking import Tracker
+from tests.support.pairs import SIZE, crops, image_set, mask_set
+
+
+@pytest.fixture
+def words(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    urls = image_set(tmp_path / "images", crops()), mask_set(tmp_path / "masks")
+    return [f"data.url={urls[0]}", f"masks.url={urls[1]}", f"protocol.size={SIZE}"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run of a small, untrained MSA-Net with one checkpoint, not in MLflow yet."""
+    torch.manual_seed(0)
+    model = asdict(MsanetModel(width=1 / 16))
+    options = {k: v for k, v in model.items() if k != "name"}
+    weights = GENERATORS["msanet"](**options).state_dict()
+    run = str(tmp_path / "runs" / "first")
+    saver = Saver(folder_at(run), keep=1)
+    saver.save(1200, {"generator": dict(weights)}, {"model": model})
+    saver.close()
+    return run
+
+
+def track(run):
+    tracker = Tracker(run, experiment="test", run_name="first")
+    tracker.start({"seed": 3}, {})
+    for step, psnr in ((400, 18.0), (1200, 21.0)):
+        tracker.metrics({"val/psnr": psnr}, step)
+    tracker.finish("FAILED")
+
+
+def client_of(run):
+    return server.connect(server.tracking_uri(server.default_root(run)))
+
+
+def test_scores_reach_the_run_and_a_comparison_that_has_mlflow_alone(words, run, tmp_path):
+    track(run)
+    result = evaluate.main(compose("evaluate", [f"checkpoint={run}", *words]).config)
+    found = client_of(run).get_run(read_run_json(run)["mlflow_run_id"])
+    assert found.info.status == "FAILED"  # an evaluation changes no status
+    assert found.data.metrics["eval/msanet/psnr"] == pytest.approx(result["mean6"]["psnr"])
+    bucket = result["buckets"]["(0.1,0.2]"]["psnr"]
+    assert found.data.metrics["eval/msanet/psnr 0.1_0.2"] == pytest.approx(bucket)
+    shutil.rmtree(run)
+    root = str(tmp_path / "runs")
+    (there,) = gather.gather(root)
+    assert there.facts["pairs_digest"] == result["pairs_digest"]
+    out = tmp_path / "report"
+    told = compare.main(compose("compare", [f"root={root}", f"out={out}"]).config)
+    assert [r["label"] for r in told["rows"] if r["kind"] == "ours"] == ["first@1200"]
+    page = (out / "compare.html").read_text()
+    assert "polyline" in page and "PSNR on validation pairs" in page
+    assert page.count("data:image/png") == 5 * 3  # five pictures: original, mask, result
+    logged = client_of(run).list_artifacts(read_run_json(str(out))["mlflow_run_id"], "report")
+    assert sorted(Path(a.path).name for a in logged) == [
+        f"compare.{kind}" for kind in ("csv", "html", "md")
+    ]
+
+
+def test_scores_of_a_run_that_mlflow_does_not_know_wait_for_it(words, run, capsys):
+    result = evaluate.main(compose("evaluate", [f"checkpoint={run}", *words, "limit=1"]).config)
+    assert "has no MLflow run yet" in capsys.readouterr().err
+    spool = Path(run, "evaluation", "spool")
+    assert Unsent(spool).count() == 3  # numbers, table, pictures
+    track(run)
+    assert send(run, spool) is None
+    found = client_of(run).get_run(read_run_json(run)["mlflow_run_id"])
+    assert found.data.metrics["eval/msanet/psnr"] == pytest.approx(result["mean6"]["psnr"])
+    assert Unsent(spool).count() == 0
