@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from jobs.slurm_status import notes
@@ -40,14 +41,20 @@ def submit(job: Job, cluster: Cluster) -> str:
     script = folder / "job.sh"
     script.write_text(render(job, cluster))
     with open(folder / "logs" / "local.out", "ab") as log:
-        process = subprocess.Popen(
-            ["/bin/bash", str(script)],
+        # Through a shell that ends at once: the script is then nobody's child here, and no zombie.
+        started = subprocess.run(
+            ["/bin/bash", "-c", '/bin/bash "$1" >&2 & echo $!', "start", str(script)],
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,
+            check=True,
         )
-    return f"{process.pid}_{_started(process.pid)}"
+    pid = int(started.stdout)
+    end = time.monotonic() + 10
+    while not (folder / "logs" / f"state-{pid}").exists() and time.monotonic() < end:
+        time.sleep(0.01)  # its first note, which the next stage of a chain looks for
+    return f"{pid}_{_started(pid)}"
 
 
 def ask(job: Job, cluster: Cluster) -> list[str]:

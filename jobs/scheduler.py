@@ -53,11 +53,11 @@ def submit(stages: Sequence[Stage]) -> list[str]:
     numbers: list[str] = []
     for place, (job, cluster) in enumerate(stages):
         try:
+            after = tuple(numbers[-1:])
             if scheduler == "local":
-                before = [local.dependency(numbers[-1], stages[place - 1].job.folder)] * bool(place)
-                numbers.append(local.submit(replace(job, after=tuple(before)), cluster))
-            else:
-                numbers.append(slurm.submit(replace(job, after=tuple(numbers[-1:])), cluster))
+                after = tuple(local.dependency(n, stages[place - 1].job.folder) for n in after)
+            submit_one = local.submit if scheduler == "local" else slurm.submit
+            numbers.append(submit_one(replace(job, after=after), cluster))
         except SubmitError:
             for number, stage in zip(numbers, stages):
                 with contextlib.suppress(SubmitError):

@@ -1,0 +1,196 @@
+"""Whole scripts and manifests, and what bash, shellcheck and Kubernetes' schemas say of them."""
+
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from jobs import kubernetes, scheduler, slurm
+from jobs.scheduler import Stage
+from jobs.spec import Cluster, SubmitError
+from tests.jobs.cases import CASES, IMAGE, KUBERNETES, REMOTE, SHARD, SLURM, TRAIN
+
+EXPECTED = Path(__file__).resolve().parent / "expected"
+SCRIPTS = [name for name in CASES if not name.endswith(".yaml")]
+MANIFESTS = [name for name in CASES if name.endswith(".yaml")]
+HOSTILE = "a b'c\"d$(touch x)`touch y`;*\\"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_job_is_rendered_to_the_letter(name):
+    assert scheduler.render(CASES[name]) == (EXPECTED / name).read_text()
+
+
+def test_every_expected_text_belongs_to_a_case():
+    assert {p.name for p in EXPECTED.iterdir()} == set(CASES)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_bash_can_parse_a_script(name):
+    assert subprocess.run(["bash", "-n", EXPECTED / name]).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_shellcheck_has_nothing_to_say_about_a_script(name):
+    told = subprocess.run(
+        ["shellcheck", "-e", "SC1091", EXPECTED / name], capture_output=True, text=True
+    )
+    assert told.stdout == ""
+
+
+@pytest.mark.parametrize("version", ["1.31", "1.34", "1.37"])
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_manifest_is_strictly_valid_for_kubernetes(name, version):
+    for made in yaml.safe_load_all((EXPECTED / name).read_text()):
+        parts = made["spec"].get("replicatedJobs")
+        jobs = [{"apiVersion": "batch/v1", "kind": "Job", **p["template"]} for p in parts or ()]
+        for each in jobs or [made]:
+            kubernetes_validate.validate(each, version, strict=True)
+
+
+def test_a_value_reaches_the_job_as_it_is_whatever_it_holds(tmp_path):
+    """The rendered step, with srun replaced by a program that prints what it was given."""
+    run, folder = f"{tmp_path}/{HOSTILE}", tmp_path / "folder with ' quote"
+    job = replace(
+        TRAIN,
+        arguments=(f"run={run}",),
+        folder=str(folder),
+        cwd=str(tmp_path),
+        env={"SITE": HOSTILE},
+    )
+    script = slurm.render(replace(job, code=None), Cluster(scheduler="slurm", python="/bin/echo"))
+    (folder / "logs").mkdir(parents=True)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, text in {
+        "srun": 'shift 6; printf "%s\\n" "$SITE" "$@" > "$SEEN"',
+        "scontrol": "echo n1",
+    }.items():
+        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
+        (programs / name).chmod(0o755)
+    env = {
+        "PATH": f"{programs}:/usr/bin:/bin", "SEEN": str(tmp_path / "seen"), "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n1",
+    }  # fmt: skip
+    subprocess.run(["bash", "-c", script], env=env, check=True)
+    seen = (tmp_path / "seen").read_text().splitlines()
+    assert seen[0] == HOSTILE
+    assert seen[-1] == f"run={run}"
+    assert not (tmp_path / "x").exists() and not (tmp_path / "y").exists()
+    assert (folder / "logs" / "state-7").read_text() == "SUCCEEDED\n"
+
+
+def directives(job, cluster):
+    lines = slurm.render(job, cluster).splitlines()
+    return [line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH ")]
+
+
+@pytest.mark.parametrize("nodes", [1, 8, 64])
+def test_more_nodes_change_only_the_number_of_nodes(nodes):
+    small, large = (slurm.render(TRAIN, replace(SLURM, nodes=n)) for n in (8, nodes))
+    assert large == small.replace("--nodes=8", f"--nodes={nodes}").replace(
+        "PET_NNODES=8", f"PET_NNODES={nodes}"
+    )
+    service, job = kubernetes.manifest(REMOTE, replace(KUBERNETES, nodes=64))
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == 64
+    assert service["spec"]["clusterIP"] == "None"
+
+
+def test_one_node_needs_no_service_and_meets_itself():
+    (job,) = kubernetes.manifest(REMOTE, replace(KUBERNETES, nodes=1))
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    assert {"name": "PET_MASTER_ADDR", "value": "127.0.0.1"} in container["env"]
+
+
+def test_any_option_of_sbatch_is_passed_through():
+    given = {"reservation": "night", "exclude": "n[1-3]", "gres": "gpu:a100:4", "overcommit": None}
+    lines = directives(TRAIN, replace(SLURM, sbatch=given))
+    assert {"reservation=night", "exclude='n[1-3]'", "gres=gpu:a100:4", "overcommit"} <= set(lines)
+    assert not any(line.startswith("gpus-per-node") for line in lines)  # gres says it
+
+
+def test_percent_signs_in_a_folder_are_no_pattern_of_sbatch():
+    lines = directives(replace(TRAIN, folder="/shared/100%j"), SLURM)
+    assert "output=/shared/100%%j/logs/slurm-%j.out" in lines
+
+
+def test_a_chain_waits_for_success_and_says_so_before_ids_are_known():
+    text = scheduler.render([Stage(SHARD, SLURM), Stage(TRAIN, SLURM)])
+    assert "#SBATCH --dependency=afterok:shard-11112222\n" in text
+    assert "#SBATCH --kill-on-invalid-dep=yes\n" in text
+
+
+def test_the_first_matching_rule_of_a_pod_is_the_configuration_error():
+    _, job = kubernetes.manifest(REMOTE, KUBERNETES)
+    actions = [r["action"] for r in job["spec"]["podFailurePolicy"]["rules"]]
+    assert actions == ["FailJob", "Ignore", "Ignore"]
+
+
+def test_kubernetes_does_not_substitute_in_our_words():
+    job = replace(REMOTE, arguments=("run=s3://b/$(HOME)",), env={"SITE": "$(PATH)"})
+    container = kubernetes.manifest(job, KUBERNETES)[-1]["spec"]["template"]["spec"]["containers"][
+        0
+    ]
+    assert container["command"][-1] == "run=s3://b/$$(HOME)"
+    assert {"name": "SITE", "value": "$$(PATH)"} in container["env"]
+
+
+def test_a_patch_merges_mappings_by_key_and_named_lists_by_name():
+    pod = kubernetes.manifest(REMOTE, KUBERNETES)[-1]["spec"]["template"]
+    container = pod["spec"]["containers"][0]
+    assert pod["metadata"]["annotations"] == {"team": "vision"}
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["IPC_LOCK"]}
+    assert container["image"] == IMAGE
+
+
+def test_a_sweep_of_several_nodes_each_is_one_part_of_a_jobset_a_point():
+    points = replace(REMOTE, arguments=(), elements=(("run=s3://b/a",), ("run=s3://b/b",)))
+    jobset = kubernetes.manifest(points, replace(KUBERNETES, kind="jobset"))[0]
+    parts = jobset["spec"]["replicatedJobs"]
+    assert [p["name"] for p in parts] == ["train-0", "train-1"]
+    commands = [
+        p["template"]["spec"]["template"]["spec"]["containers"][0]["command"] for p in parts
+    ]
+    assert [c[-1] for c in commands] == ["run=s3://b/a", "run=s3://b/b"]
+
+
+@pytest.mark.parametrize(
+    ("job", "cluster", "told"),
+    [
+        (TRAIN, replace(SLURM, sbatch={"comment": "a\n#SBATCH --wrap=x"}), "line break"),
+        (TRAIN, replace(SLURM, sbatch={"Constraint": "x"}), "no long option"),
+        (TRAIN, replace(SLURM, sbatch={"array": "0-3"}), "set by `submit` itself"),
+        (TRAIN, replace(SLURM, setup=["module load\ncuda"]), "line break"),
+        (TRAIN, replace(SLURM, env={"A B": "1"}), "'A B' is no name"),
+        (TRAIN, replace(SLURM, env={"WANDB_API_KEY": "1"}), "looks like a secret"),
+        (TRAIN, replace(SLURM, nodes=0), "cluster.nodes=0: at least 1"),
+        (TRAIN, replace(SLURM, container="pyxis"), "needs cluster.image="),
+        (TRAIN, replace(SLURM, image="x"), "cluster.container=pyxis or apptainer"),
+        (replace(TRAIN, run="a\nb"), SLURM, "line break"),
+        (REMOTE, replace(KUBERNETES, image=None), "cluster.image= is missing"),
+        (REMOTE, replace(KUBERNETES, image="a:latest", code="image"), "is a tag"),
+        (REMOTE, replace(KUBERNETES, name="x" * 62), "give a shorter one with cluster.name="),
+        (SHARD, replace(KUBERNETES, nodes=2), "cluster.kind=jobset"),
+        (TRAIN, Cluster(nodes=2), "this machine is one"),
+    ],
+)
+def test_what_no_scheduler_could_run_is_refused_in_one_line(job, cluster, told):
+    with pytest.raises(SubmitError) as refused:
+        scheduler.render([Stage(job, cluster)])
+    assert told in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_chain_on_kubernetes_needs_jobset():
+    with pytest.raises(SubmitError, match="cluster.kind=jobset"):
+        scheduler.render([Stage(SHARD, KUBERNETES), Stage(REMOTE, KUBERNETES)])
+
+
+def test_a_chain_over_two_schedulers_is_refused():
+    with pytest.raises(SubmitError, match="one scheduler"):
+        scheduler.render([Stage(SHARD, SLURM), Stage(REMOTE, KUBERNETES)])

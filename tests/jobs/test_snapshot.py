@@ -1,0 +1,74 @@
+"""A snapshot is the commit, or the commit and a recorded diff; the live checkout is never run."""
+
+import subprocess
+
+import pytest
+
+from jobs import snapshot
+from jobs.spec import SubmitError
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    (folder / "code.py").write_text("committed\n")
+    for words in (["init", "-q"], ["add", "-A"]):
+        subprocess.run(["git", "-C", folder, *words], check=True)
+    who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", "-C", folder, *who, "commit", "-q", "-m", "one"], check=True)
+    return folder
+
+
+def unpacked(taken, folder):
+    return (snapshot.unpack(snapshot.archive(taken), folder) / "code.py").read_text()
+
+
+def test_a_clean_checkout_is_its_commit(checkout, tmp_path):
+    taken = snapshot.take(checkout)
+    assert taken.diff == "" and taken.commit.startswith(taken.name)
+    assert unpacked(taken, tmp_path / "out") == "committed\n"
+
+
+def test_the_same_commit_gives_the_same_bytes(checkout):
+    taken = snapshot.take(checkout)
+    assert snapshot.archive(taken) == snapshot.archive(taken)
+
+
+def test_uncommitted_changes_are_refused_by_name(checkout):
+    (checkout / "code.py").write_text("changed\n")
+    with pytest.raises(SubmitError, match=r"code\.py.*cluster\.allow_dirty=true"):
+        snapshot.take(checkout)
+
+
+def test_allowed_changes_travel_with_their_diff_and_leave_the_checkout_alone(checkout, tmp_path):
+    (checkout / "code.py").write_text("changed\n")
+    before = subprocess.check_output(["git", "-C", checkout, "status", "--porcelain"])
+    taken = snapshot.take(checkout, allow_dirty=True)
+    assert "+changed" in taken.diff and "-" in taken.name
+    assert unpacked(taken, tmp_path / "out") == "changed\n"
+    assert subprocess.check_output(["git", "-C", checkout, "status", "--porcelain"]) == before
+    assert (checkout / "code.py").read_text() == "changed\n"
+
+
+def test_a_diff_with_a_secret_of_the_environment_is_refused(checkout, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    (checkout / "code.py").write_text("key = 'planted-secret'\n")
+    with pytest.raises(SubmitError, match="AWS_SECRET_ACCESS_KEY") as refused:
+        snapshot.take(checkout, allow_dirty=True)
+    assert "planted-secret" not in str(refused.value)
+
+
+def test_a_folder_that_is_no_checkout_is_told_what_to_do(tmp_path):
+    with pytest.raises(SubmitError, match="cluster.code=image"):
+        snapshot.take(tmp_path)
+
+
+def test_a_snapshot_is_unpacked_once(checkout, tmp_path):
+    data = snapshot.archive(snapshot.take(checkout))
+    folder = snapshot.unpack(data, tmp_path / "out")
+    (folder / "mark").touch()
+    assert (snapshot.unpack(data, folder) / "mark").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["checkout", "out"] or not list(
+        tmp_path.glob(".code-*")
+    )

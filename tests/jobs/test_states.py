@@ -1,0 +1,165 @@
+"""What schedulers say, in our words. The SLURM lines are those of 22.05, shortened."""
+
+import pytest
+
+from jobs.kubectl import judged, queued
+from jobs.slurm_status import from_sacct, from_scontrol
+from jobs.spec import State, Status, summary
+
+LINE = (
+    "JobId={job} JobName=x JobState={state} Reason={reason} Dependency=(null) Requeue=1 "
+    "Restarts={restarts} ExitCode={code}:0 Command=(null) NodeList={nodes}\n"
+)
+
+
+def line(state, reason="None", code=0, job=7, restarts=0, nodes="n[1-2]"):
+    return LINE.format(
+        state=state, reason=reason, code=code, job=job, restarts=restarts, nodes=nodes
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "reason"),
+    [
+        (line("PENDING", "Resources"), "QUEUED", "Resources"),
+        (line("PENDING", "BeginTime", restarts=2), "QUEUED", "BeginTime"),
+        (line("RUNNING"), "RUNNING", "on n[1-2]"),
+        (line("COMPLETED"), "SUCCEEDED", ""),
+        (line("FAILED", "NonZeroExitCode", 78), "FAILED", "configuration error"),
+        (line("FAILED", "NonZeroExitCode", 75), "INTERRUPTED", "saved"),
+        (line("FAILED", "NonZeroExitCode", 137), "FAILED", "killed"),
+        (line("CANCELLED"), "CANCELLED", ""),
+        (line("TIMEOUT", "TimeLimit"), "INTERRUPTED", "raise cluster.lead_seconds"),
+        (line("NODE_FAIL"), "INTERRUPTED", "a node was lost"),
+        (line("PREEMPTED"), "INTERRUPTED", "preempted"),
+        (line("OUT_OF_MEMORY", code=1), "FAILED", "raise cluster.memory_gb"),
+        (line("SOMETHING_NEW"), "UNKNOWN", ""),
+    ],
+)
+def test_a_slurm_job_has_one_of_our_states_with_the_reason(text, state, reason):
+    found = from_scontrol(text)
+    assert found.state == state
+    assert reason in found.reason and (reason or not found.reason)
+
+
+def test_what_the_script_noted_is_the_reason_of_a_failure():
+    found = from_scontrol(line("FAILED", code=1), {"7": "FAILED crashed 3 times, last exit 1"})
+    assert found.reason == "crashed 3 times, last exit 1"
+
+
+def test_an_array_has_the_state_of_its_elements_pending_ones_in_one_line():
+    text = (
+        line("PENDING", "JobArrayTaskLimit", job=5).replace(
+            " JobName", " ArrayTaskId=3,5-7%2 JobName"
+        )
+        + line("RUNNING", job=6).replace(" JobName", " ArrayTaskId=0 JobName")
+        + line("FAILED", code=1, job=8).replace(" JobName", " ArrayTaskId=1 JobName")
+    )
+    found = from_scontrol(text)
+    assert found.state is State.RUNNING
+    assert set(found.elements) == {"0", "1", "3", "5", "6", "7"}
+    assert found.line().startswith("RUNNING · 4 queued, 1 running, 1 failed")
+
+
+def test_sacct_tells_who_cancelled():
+    found = from_sacct("9|CANCELLED by 1000|0:0\n")
+    assert (found.state, found.reason) == (State.CANCELLED, "by user 1000")
+
+
+@pytest.mark.parametrize(
+    ("states", "whole"),
+    [
+        (["SUCCEEDED", "RUNNING", "FAILED"], "RUNNING"),
+        (["SUCCEEDED", "QUEUED", "FAILED"], "QUEUED"),
+        (["SUCCEEDED", "FAILED", "CANCELLED"], "FAILED"),
+        (["SUCCEEDED", "SUCCEEDED"], "SUCCEEDED"),
+        ([], "UNKNOWN"),
+    ],
+)
+def test_an_array_goes_on_while_an_element_does_and_fails_with_one(states, whole):
+    assert summary({str(i): State(s) for i, s in enumerate(states)}) == whole
+
+
+def job(*conditions, **status):
+    listed = [{"type": t, "status": "True", "reason": r, "message": r} for t, r in conditions]
+    return {"metadata": {"name": "a"}, "status": {"conditions": listed, **status}}
+
+
+def pod(phase, name="a-0-x", index="0", conditions=(), **container):
+    statuses = [{"name": "main", "state": container}] if container else []
+    annotations = {"batch.kubernetes.io/job-completion-index": index}
+    return {
+        "metadata": {"name": name, "annotations": annotations},
+        "spec": {"nodeName": "node-3"},
+        "status": {
+            "phase": phase, "containerStatuses": statuses, "conditions": list(conditions)
+        },
+    }  # fmt: skip
+
+
+def ended(code, message="", reason="Error"):
+    return {"terminated": {"exitCode": code, "message": message, "reason": reason}}
+
+
+UNSCHEDULED = {
+    "type": "PodScheduled", "status": "False", "message": "0/4 nodes: Insufficient nvidia.com/gpu"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pods", "made", "state", "reason"),
+    [
+        ([pod("Running")], job(), "RUNNING", "on node-3"),
+        ([], job(("Complete", "")), "SUCCEEDED", ""),
+        (
+            [pod("Pending", waiting={"reason": "ImagePullBackOff", "message": "no such tag"})],
+            job(), "QUEUED", "the image cannot be pulled (ImagePullBackOff: no such tag)",
+        ),
+        (
+            [pod("Pending", waiting={"reason": "CreateContainerConfigError", "message": ""})],
+            job(), "QUEUED", "a Secret or ConfigMap is missing",
+        ),
+        ([pod("Pending", conditions=[UNSCHEDULED])], job(), "QUEUED", "Insufficient nvidia"),
+        (
+            [pod("Failed", **ended(78, "log\npipeline train: batch=3 is not divisible"))],
+            job(("Failed", "PodFailurePolicy")),
+            "FAILED", "configuration error, not retried, pipeline train: batch=3 is not divisible",
+        ),
+        (
+            [pod("Failed", **ended(137, reason="OOMKilled"))],
+            job(("Failed", "MaxFailedIndexesExceeded")), "FAILED", "raise cluster.memory_gb",
+        ),
+        ([], job(("Suspended", "waiting for quota")), "QUEUED", "waiting for quota"),
+    ],
+)  # fmt: skip
+def test_a_kubernetes_job_has_one_of_our_states_with_the_reason(pods, made, state, reason):
+    found = judged(made, pods)
+    assert found.state == state
+    assert reason in found.reason
+
+
+def test_one_pod_that_cannot_start_keeps_a_gang_queued_while_the_others_wait_for_it():
+    stuck = pod("Pending", "a-1-y", "1", waiting={"reason": "ErrImagePull"})
+    found = judged(job(), [pod("Running"), stuck])
+    assert found.state is State.QUEUED
+    assert "a-1-y" in found.reason
+
+
+def test_a_restart_of_two_pods_is_one_restart():
+    gone = [pod("Failed", f"a-{i}-z", str(i), **ended(75)) for i in (0, 1)]
+    running = [pod("Running", f"a-{i}-y", str(i)) for i in (0, 1)]
+    assert judged(job(), [*gone, *running]).restarts == 1
+
+
+def test_kueue_says_why_it_holds_a_job_back():
+    told = "couldn't assign flavors: insufficient quota for nvidia.com/gpu"
+    workload = {
+        "metadata": {"ownerReferences": [{"name": "a"}]},
+        "status": {"conditions": [{"type": "QuotaReserved", "status": "False", "message": told}]},
+    }
+    assert queued([workload], "a") == f"Kueue: {told}"
+    assert queued([workload], "b") == ""
+
+
+def test_a_line_holds_state_elements_restarts_and_reason():
+    assert Status(State.RUNNING, "on n1", 1).line() == "RUNNING · 1 restart · on n1"
