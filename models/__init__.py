@@ -4,7 +4,8 @@ from torch import nn
 
 from .layers import Prediction
 from .msanet import MSANet
+from .musical import Musical
 
-GENERATORS: dict[str, type[nn.Module]] = {"msanet": MSANet}
+GENERATORS: dict[str, type[nn.Module]] = {"msanet": MSANet, "musical": Musical}
 
 __all__ = ["GENERATORS", "Prediction"]

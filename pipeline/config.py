@@ -64,6 +64,7 @@ class MusicalModel(ModelConfig):
     attention: str = key("multi", "contextual attention", ("multi", "single", "none"))
     order: str = key("paper", "order of the attention's steps", ("paper", "released"))
     temperature: float = key(10.0, "scale of the cosine before the softmax; the paper: none")
+    propagation: int = key(1, "k of eq. 2; the paper does not say")
 
 
 # --- groups: data, masks, objective, parallel, cluster, protocol ---------------------------------

@@ -4,13 +4,18 @@ import torch
 from models import GENERATORS
 from models.inpainter import Inpainter, export
 
-SMALL = {"msanet": {"width": 0.0625}}
+SMALL = {
+    "msanet": ("msanet", {"width": 0.0625}),
+    "musical": ("musical", {"ngf": 4}),
+    "musical released": ("musical", {"ngf": 4, "order": "released"}),
+}
 SIZES = [(1, 64, 64), (3, 65, 41), (1, 7, 130), (2, 1, 1), (1, 40, 96)]
 
 
 def build(name):
     torch.manual_seed(0)
-    generator = GENERATORS[name](**SMALL[name])
+    kind, options = SMALL[name]
+    generator = GENERATORS[kind](**options)
     for norm in generator.modules():  # statistics that are not the identity
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.running_mean.uniform_(-0.1, 0.1)

@@ -1,0 +1,152 @@
+"""ImageNet weights of VGG16 and DenseNet-121: fetched on purpose, checked, cached without pickle.
+
+Training and evaluation never download. `fetch` reads the publisher's file, or a copy of it anywhere
+fsspec reaches, checks its sha256, unpickles tensors alone (`weights_only=True`), and keeps what the
+networks use as safetensors under `$XDG_CACHE_HOME/lacuna/weights`. `load` fills a network from
+there, or says once and loudly that it could not.
+"""
+
+import hashlib
+import io
+import os
+import pickle
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from models.densenet import DenseNetDiscriminator, torchvision_names
+from models.vgg import VGG16Features
+from shards import store
+
+
+class Published(NamedTuple):
+    """url: torchvision's file. sha256: the digits of its hash that its name carries."""
+
+    url: str
+    sha256: str
+    network: type[nn.Module]
+
+
+PUBLISHED = {
+    "vgg16": Published(
+        "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af", VGG16Features
+    ),
+    "densenet121": Published(
+        "https://download.pytorch.org/models/densenet121-a639ec97.pth",
+        "a639ec97",
+        DenseNetDiscriminator,
+    ),
+}
+_told: set[str] = set()
+
+
+def cached(name: str) -> Path:
+    """Where the weights called `name` lie once they were fetched."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "lacuna" / "weights" / f"{_known(name)}.safetensors"
+
+
+def fetch(name: str, source: str | None = None, sha256: str | None = None) -> dict:
+    """Put the weights called `name` into the cache; `{"name", "path", "sha256", "tensors"}`.
+
+    source: a file, or a folder of files named as the publisher's, at any URL; default the
+    publisher's. sha256: (the beginning of) the expected hash, where the file is your own.
+    Raises ValueError for a file of another hash or network, or one that cannot be read as weights.
+    """
+    published = PUBLISHED[_known(name)]
+    url = source or published.url
+    file = published.url.rsplit("/", 1)[-1]
+    if source and not source.endswith((".pth", ".pt")):
+        url = store.join(source, file)
+    shown = store.display(url)
+    data = store.read(url)
+    found, wanted = hashlib.sha256(data).hexdigest(), (sha256 or published.sha256).lower()
+    if not found.startswith(wanted):
+        raise ValueError(
+            f"{shown} has sha256 {found[:16]}…, expected {wanted}…: it is damaged or another file; "
+            "fetch it again, or give sha256= if it is your own"
+        )
+    state = _unpickled(data, shown)
+    kept = _fitting(torchvision_names(state), published.network, f"{shown} for {name}")
+    store.write(str(cached(name)), save(kept, metadata={"sha256": found}))
+    return {"name": name, "path": str(cached(name)), "sha256": found, "tensors": len(kept)}
+
+
+def load(name: str, network: nn.Module) -> str | None:
+    """Fill `network` below `features` from the cache; the publisher's sha256, None without.
+
+    Without weights the network stays as it was drawn, and stderr says so, once a process.
+    Raises ValueError for a cached file that is damaged or of another network.
+    """
+    path = cached(name)
+    if not path.exists():
+        if name not in _told:
+            _told.add(name)
+            line = "!" * 96
+            print(
+                f"{line}\n! {name} has no ImageNet weights here ({path} is absent): it keeps "
+                f"RANDOM ones.\n! Results will not compare with published ones. On a machine with "
+                f"a network: python -m pipeline fetch {name}\n{line}",
+                file=sys.stderr,
+                flush=True,
+            )
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            sha256 = (file.metadata() or {}).get("sha256", "")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): fetch {name} again") from error
+    network.load_state_dict(_fitting(state, type(network), str(path)), strict=False)
+    return sha256
+
+
+def _known(name: str) -> str:
+    if name not in PUBLISHED:
+        raise ValueError(f"no weights are called {name!r}; choose from {', '.join(PUBLISHED)}")
+    return name
+
+
+def _unpickled(data: bytes, shown: str) -> dict[str, Tensor]:
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{shown} cannot be read as weights ({reason[:120]}): it is cut short or no file of "
+            "torch.save; fetch it again"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{shown} holds no state dict of tensors; give torchvision's file")
+    return state
+
+
+def _fitting(state: dict[str, Tensor], network: type[nn.Module], shown: str) -> dict[str, Tensor]:
+    """The tensors of `state` that the network has below `features`, all of them, or ValueError."""
+    with torch.device("meta"):
+        shapes = {
+            k: v.shape for k, v in network().state_dict().items() if k.startswith("features.")
+        }
+    optional = {key for key in shapes if key.endswith("num_batches_tracked")}
+    missing = sorted(shapes.keys() - state.keys() - optional)
+    wrong = [key for key in shapes.keys() & state.keys() if state[key].shape != shapes[key]]
+    if missing or wrong:
+        first = (missing + wrong)[0]
+        raise ValueError(
+            f"{shown}: {len(missing)} tensors are missing and {len(wrong)} have another shape, "
+            f"first {first}; these are weights of another network"
+        )
+    return {key: state[key].contiguous() for key in shapes if key in state}
+
+
+def fetch_all(names: Sequence[str], source: str | None = None, sha256: str | None = None) -> dict:
+    """`fetch` for each name, all known ones by default; `{"weights": [...]}`."""
+    if sha256 and len(names) != 1:
+        raise ValueError("sha256= is of one file: name one of " + ", ".join(PUBLISHED))
+    return {"weights": [fetch(name, source, sha256) for name in names or PUBLISHED]}

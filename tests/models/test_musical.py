@@ -1,0 +1,114 @@
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from models import GENERATORS
+
+CONF = Path(__file__).parents[2] / "conf" / "model" / "musical.yaml"
+
+
+def small(**options):
+    torch.manual_seed(0)
+    return GENERATORS["musical"](**{"ngf": 4, **options})
+
+
+def hole(n=2, size=64):
+    mask = torch.zeros(n, 1, size, size)
+    mask[:, :, size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = 1
+    return mask
+
+
+# The layer table of the released code, and eq. 3 for `paper`.
+@pytest.mark.parametrize(
+    ("attention", "order", "parameters"),
+    [
+        ("none", "paper", 43_674_627),
+        ("multi", "paper", 43_674_627 + 344_960),
+        ("multi", "released", 43_674_627 + 459_520),
+    ],
+)
+def test_the_generator_has_the_size_of_its_layer_table(attention, order, parameters):
+    with torch.device("meta"):
+        generator = GENERATORS["musical"](attention=attention, order=order)
+    assert sum(p.numel() for p in generator.parameters()) == parameters
+
+
+def test_the_configuration_names_every_constructor_argument_with_its_default():
+    options = yaml.safe_load(CONF.read_text())
+    assert options.pop("name") == "musical"
+    parameters = inspect.signature(GENERATORS["musical"]).parameters
+    assert options == {name: p.default for name, p in parameters.items()}
+
+
+@pytest.mark.parametrize("order", ["paper", "released"])
+def test_the_networks_output_does_not_change_when_hole_pixels_of_its_input_change(order):
+    generator, mask, image = small(order=order), hole(), torch.rand(2, 3, 64, 64)
+    other = torch.where(mask.bool(), torch.rand_like(image), image)
+    with torch.no_grad():
+        assert torch.equal(generator(image, mask).image, generator(other, mask).image)
+
+
+def test_the_bottom_keeps_a_sixteenth_of_the_size_and_the_attention_sees_a_quarter():
+    generator, sizes = small(), {}
+
+    def note(name):
+        return lambda _module, args, _out: sizes.__setitem__(name, tuple(args[0].shape[1:]))
+
+    for name, module in [("bottom", generator.flat[3]), ("attention", generator.attend)]:
+        module.register_forward_hook(note(name))
+    prediction = generator(torch.rand(1, 3, 64, 96), torch.zeros(1, 1, 64, 96))
+    assert sizes == {"bottom": (32, 4, 6), "attention": (8, 16, 24)}
+    assert prediction.image.shape == (1, 3, 64, 96) and prediction.features == ()
+    assert prediction.image.min() >= 0 and prediction.image.max() <= 1
+
+
+@pytest.mark.parametrize("attention", ["multi", "single", "none"])
+def test_attention_at_two_scales_one_or_none(attention):
+    modules = [m for m in small(attention=attention).modules() if hasattr(m, "patches")]
+    assert [m.patches for m in modules] == {"multi": [(1, 3)], "single": [(3,)], "none": []}[
+        attention
+    ]
+
+
+def test_each_picture_of_a_batch_is_filled_as_if_alone():
+    generator, image = small(), torch.rand(3, 3, 64, 64)
+    mask = torch.cat((hole(1), torch.zeros(1, 1, 64, 64), hole(1).roll(16, 3)))
+    with torch.no_grad():
+        together = generator(image, mask).image
+        for i in range(3):
+            alone = generator(image[i : i + 1], mask[i : i + 1]).image
+            torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["paper", "released"])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_masks_of_nothing_and_of_everything_give_finite_pictures_and_gradients(order, value):
+    generator = small(order=order)
+    image = torch.rand(2, 3, 64, 64)
+    generator(image, torch.full((2, 1, 64, 64), value)).image.sum().backward()
+    assert all(p.grad.isfinite().all() for p in generator.parameters())
+
+
+def test_weights_are_drawn_as_in_the_released_code():
+    convolutions = [
+        m for m in small(ngf=16).modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))
+    ]
+    weights = torch.cat([m.weight.flatten() for m in convolutions])
+    assert weights.std().item() == pytest.approx(0.02, rel=0.02)
+    assert all(not m.bias.any() for m in convolutions)
+
+
+@pytest.mark.parametrize("size", [32, 72])
+def test_a_map_too_small_for_the_dilation_or_off_the_grid_is_refused(size):
+    with pytest.raises(ValueError, match="multiples of 16 from 48×48"):
+        small()(torch.rand(1, 3, size, size), torch.zeros(1, 1, size, size))
+
+
+@pytest.mark.parametrize("options", [{"attention": "triple"}, {"order": "yu"}])
+def test_unknown_options_are_refused(options):
+    with pytest.raises(ValueError, match="choose one of"):
+        small(**options)

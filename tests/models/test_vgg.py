@@ -1,0 +1,49 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.vgg import VGG16Features
+
+# torchvision's vgg16.features up to pool3: index → (in, out)
+CONVOLUTIONS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128)}
+CONVOLUTIONS |= {10: (128, 256), 12: (256, 256), 14: (256, 256)}
+
+
+def test_parameters_are_named_and_shaped_as_torchvisions():
+    found = {k: tuple(v.shape) for k, v in VGG16Features().state_dict().items()}
+    expected = {}
+    for i, (inside, out) in CONVOLUTIONS.items():
+        expected[f"features.{i}.weight"] = (out, inside, 3, 3)
+        expected[f"features.{i}.bias"] = (out,)
+    assert found == expected
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_the_maps_are_those_behind_each_of_three_poolings(normalise):
+    vgg, image = VGG16Features(normalise), torch.rand(2, 3, 24, 16)
+    x = image * 2 - 1
+    if normalise:
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        x = ((image.movedim(1, -1) - mean) / std).movedim(-1, 1)
+    expected, state = [], vgg.state_dict()
+    for i in CONVOLUTIONS:
+        x = F.conv2d(x, state[f"features.{i}.weight"], state[f"features.{i}.bias"], padding=1)
+        x = x.relu()
+        if i in (2, 7, 14):
+            x = F.max_pool2d(x, 2)
+            expected.append(x)
+    for ours, theirs in zip(vgg(image), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_it_is_frozen_but_lets_gradients_through_to_the_picture():
+    vgg = VGG16Features().train()
+    image = torch.rand(1, 3, 16, 16, requires_grad=True)
+    vgg(image)[2].sum().backward()
+    assert not vgg.training and all(p.grad is None for p in vgg.parameters())
+    assert image.grad.abs().sum() > 0
+
+
+def test_a_picture_too_small_for_three_poolings_is_refused():
+    with pytest.raises(ValueError, match="at least 8×8"):
+        VGG16Features()(torch.rand(1, 3, 7, 16))

@@ -1,0 +1,123 @@
+import hashlib
+
+import pytest
+import torch
+
+from models.densenet import DenseNetDiscriminator
+from models.vgg import VGG16Features
+from pipeline import weights
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(weights, "_told", set())
+
+
+def old_names(state):
+    """As the published DenseNet file spells them, without what it lacks."""
+    for key in list(state):
+        if key.endswith("num_batches_tracked"):
+            del state[key]
+    return {
+        key.replace(".norm1.", ".norm.1.")
+        .replace(".norm2.", ".norm.2.")
+        .replace(".conv1.", ".conv.1.")
+        .replace(".conv2.", ".conv.2."): value
+        for key, value in state.items()
+    }
+
+
+def save(path, state):
+    torch.save(state, path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def published_vgg(path, seed=1):
+    torch.manual_seed(seed)
+    state = VGG16Features().state_dict()
+    return state, save(path, {**state, "classifier.6.bias": torch.zeros(1000)})
+
+
+def test_loading_fills_the_backbone_and_the_head_alone_stays_fresh(tmp_path):
+    torch.manual_seed(1)
+    state = DenseNetDiscriminator().state_dict()
+    theirs = {k: torch.randn_like(v) if v.is_floating_point() else v for k, v in state.items()}
+    theirs = {k: v for k, v in theirs.items() if k.startswith("features.")}
+    digest = save(tmp_path / "d.pth", old_names(dict(theirs)) | {"classifier.bias": torch.ones(9)})
+    assert weights.fetch("densenet121", str(tmp_path / "d.pth"), digest)["sha256"] == digest
+
+    torch.manual_seed(2)
+    discriminator = DenseNetDiscriminator()
+    head = discriminator.head.weight.clone()
+    assert weights.load("densenet121", discriminator) == digest
+    found = discriminator.state_dict()
+    floats = [k for k in theirs if theirs[k].is_floating_point()]
+    assert len(floats) == 604  # 120 convolutions and 121 norms of four tensors
+    assert all(torch.equal(found[k], theirs[k]) for k in floats)
+    assert torch.equal(found["head.weight"], head)
+
+
+def test_a_folder_is_searched_for_the_publishers_file_name(tmp_path):
+    state, digest = published_vgg(tmp_path / "vgg16-397923af.pth")
+    weights.fetch_all(["vgg16"], (tmp_path).as_uri(), digest[:8])
+    vgg = VGG16Features()
+    assert weights.load("vgg16", vgg) == digest
+    assert all(torch.equal(v, state[k]) for k, v in vgg.state_dict().items())
+    # only what is used was kept, not the whole classifier
+    assert weights.cached("vgg16").stat().st_size < 4 * 1_735_488 + 4096
+
+
+def test_without_weights_it_says_so_once_and_leaves_the_network_alone(capsys):
+    vgg = VGG16Features()
+    before = {k: v.clone() for k, v in vgg.state_dict().items()}
+    assert weights.load("vgg16", vgg) is None and weights.load("vgg16", vgg) is None
+    told = capsys.readouterr().err
+    assert told.count("RANDOM") == 1 and "python -m pipeline fetch vgg16" in told
+    assert all(torch.equal(v, before[k]) for k, v in vgg.state_dict().items())
+
+
+def test_a_file_with_another_hash_is_refused_and_not_cached(tmp_path):
+    published_vgg(tmp_path / "v.pth")
+    with pytest.raises(ValueError, match="expected 397923af"):
+        weights.fetch("vgg16", str(tmp_path / "v.pth"))
+    assert not weights.cached("vgg16").exists()
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    published_vgg(tmp_path / "v.pth")
+    short = (tmp_path / "v.pth").read_bytes()[:-5000]
+    (tmp_path / "v.pth").write_bytes(short)
+    with pytest.raises(ValueError, match="cut short"):
+        weights.fetch("vgg16", str(tmp_path / "v.pth"), hashlib.sha256(short).hexdigest())
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    _, digest = published_vgg(tmp_path / "v.pth")
+    with pytest.raises(ValueError, match="weights of another network"):
+        weights.fetch("densenet121", str(tmp_path / "v.pth"), digest)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    digest = save(tmp_path / "v.pth", {"features.0.weight": Evil()})
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        weights.fetch("vgg16", str(tmp_path / "v.pth"), digest)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_damaged_cache_is_refused_with_what_to_do(tmp_path):
+    _, digest = published_vgg(tmp_path / "v.pth")
+    weights.fetch("vgg16", str(tmp_path / "v.pth"), digest)
+    path = weights.cached("vgg16")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="fetch vgg16 again"):
+        weights.load("vgg16", VGG16Features())
+
+
+def test_an_unknown_name_is_refused_with_the_list():
+    with pytest.raises(ValueError, match="vgg16, densenet121"):
+        weights.fetch("resnet50")
