@@ -1,7 +1,6 @@
 """The files of a logged model: pyfunc code, archive, golden pair, model card, requirements."""
 
 import importlib.metadata
-import io
 import json
 import logging
 import warnings
@@ -13,7 +12,6 @@ from PIL import Image
 
 from models.inpainter import Inpainter
 from pipeline import archive, card, server
-from pipeline.archive import Archive
 
 PINNED = ("mlflow", "torch", "numpy", "Pillow")
 
@@ -27,10 +25,20 @@ def write(generator: torch.nn.Module, facts: dict[str, str], folder: Path) -> No
     from mlflow.types.schema import ColSpec, Schema
 
     inpainter = Inpainter(generator).eval()
+    picture, mask = golden_pair()
+    trained = _fill(inpainter, picture, mask)
+    if not np.isfinite(trained).all():
+        raise ValueError("the generator gives non-finite pixels: choose another checkpoint=")
     facts["sha256"] = archive.save(inpainter, folder / "inpainter.pt2")
+    exported = _fill(archive.load(str(folder / "inpainter.pt2")), picture, mask)
+    if (difference := float(np.abs(exported - trained).max())) > 1e-4:
+        raise ValueError(f"the exported network differs from the trained one by {difference:.2g}")
     golden = folder / "golden"
     golden.mkdir()
-    pair = golden_pair(inpainter, archive.load(str(folder / "inpainter.pt2")), golden)
+    filled = (exported * 255).round().astype(np.uint8)
+    for name, pixels in (("image", picture), ("mask", mask), ("filled", filled)):
+        Image.fromarray(pixels).save(golden / f"{name}.png")
+    pair = {name: (golden / f"{name}.png").read_bytes() for name in ("image", "mask")}
     (folder / "README.md").write_text(card.text(facts))
     (folder / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
     signature = ModelSignature(
@@ -61,31 +69,21 @@ def write(generator: torch.nn.Module, facts: dict[str, str], folder: Path) -> No
         )
 
 
-def golden_pair(inpainter: Inpainter, loaded: Archive, folder: Path) -> dict[str, bytes]:
-    """A picture, its mask and what the archive makes of them; proves that it equals eager.
+def golden_pair() -> tuple[np.ndarray, np.ndarray]:
+    """A picture and its mask (255 = hole), uint8 H×W×3 and H×W, the same at every call.
 
-    Of a size that no stride divides, so that padding is part of the proof.
+    Of a size that no stride divides, so that padding is part of what they prove.
     """
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[0:93, 0:131]
     picture = np.stack([rows * 2, columns, 255 - rows - columns // 2], -1)
     picture = (picture + rng.integers(-8, 9, picture.shape)).clip(0, 255).astype(np.uint8)
-    mask = ((rows - 46) ** 2 + (columns - 70) ** 2 < 500).astype(np.uint8) * 255
+    return picture, ((rows - 46) ** 2 + (columns - 70) ** 2 < 500).astype(np.uint8) * 255
+
+
+def _fill(inpainter: torch.nn.Module, picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Float H×W×3 in [0, 1]."""
     image = torch.from_numpy(picture).permute(2, 0, 1).unsqueeze(0).float() / 255
-    hole = torch.from_numpy(mask).reshape(1, 1, 93, 131).float() / 255
+    hole = torch.from_numpy(mask).unsqueeze(0).unsqueeze(0).float() / 255
     with torch.inference_mode():
-        eager, exported = inpainter(image, hole), loaded(image, hole)
-    if not torch.isfinite(eager).all():
-        raise ValueError("the generator gives non-finite pixels: choose another checkpoint=")
-    difference = float((eager - exported).abs().max())
-    if difference > 1e-4:
-        raise ValueError(f"the exported network differs from the trained one by {difference:.2g}")
-    filled = exported[0].mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    files = {"image": picture, "mask": mask, "filled": filled}
-    encoded = {}
-    for name, pixels in files.items():
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG")
-        encoded[name] = buffer.getvalue()
-        (folder / f"{name}.png").write_bytes(encoded[name])
-    return {"image": encoded["image"], "mask": encoded["mask"]}
+        return inpainter(image, hole)[0].permute(1, 2, 0).numpy()

@@ -1,0 +1,347 @@
+"""What `register` stores: an archive that is the trained network, and nothing but a network."""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.inpainter import Inpainter
+from pipeline import archive, checkpoint, registry, server
+from pipeline.runfolder import read_run_json
+from tests.support.trained import finished_run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A folder of runs with one registered run; exporting takes seconds, so once."""
+    root = tmp_path_factory.mktemp("registry") / "runs"
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.environ["XDG_CACHE_HOME"] = str(root.parent / "cache")
+    run = finished_run(root / "first", uri=server.tracking_uri(str(root)))
+    yield root, run, registry.register(run)
+    os.environ.pop("XDG_CACHE_HOME")
+
+
+@pytest.fixture(autouse=True)
+def embedded(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def files(store, tmp_path_factory):
+    """The logged model's files."""
+    root, _, told = store
+    folder = tmp_path_factory.mktemp("files")
+    registry.download(server.tracking_uri(str(root)), told["model_id"], "", folder)
+    return folder
+
+
+def client(store):
+    return server.connect(server.tracking_uri(str(store[0])))
+
+
+def picture(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def hole(height, width):
+    mask = np.zeros((height, width), np.uint8)
+    mask[height // 4 : height // 2, width // 3 : width // 2] = 255
+    return mask
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_the_archive_is_the_trained_network_for_any_batch_and_size(store):
+    root, run, told = store
+    loaded, info = registry.load_archive(told["model_uri"], root=str(root))
+    eager = Inpainter(checkpoint.load_generator(run)[0]).eval()
+    for batch, height, width in ((1, 1, 1), (3, 61, 47), (2, 96, 130)):
+        image = torch.rand(batch, 3, height, width)
+        mask = (torch.rand(batch, 1, height, width) > 0.6).float()
+        with torch.inference_mode():
+            expected = eager(image, mask)
+        torch.testing.assert_close(loaded(image, mask), expected, rtol=0, atol=1e-6)
+        assert torch.equal(loaded(image, mask) * (1 - mask), image * (1 - mask))
+    assert (info["version"], info["name"], info["network"]) == (1, "inpaint-msanet", "msanet")
+
+
+def test_the_version_says_where_it_comes_from(store):
+    _, run, told = store
+    version = client(store).get_model_version("inpaint-msanet", "1")
+    tags = version.tags
+    assert tags["lacuna.run"] == run
+    assert tags["lacuna.run_id"] == read_run_json(run)["mlflow_run_id"] == version.run_id
+    assert tags["lacuna.dataset"] == "ab" * 32
+    assert tags["lacuna.images_seen"] == "1000"
+    assert tags["lacuna.sha256"] == told["sha256"]
+    assert "## Limits" in version.description and "## Licence" in version.description
+    assert read_run_json(run)["pinned"] == [1000], "retention must not delete its checkpoint"
+
+
+def test_the_logged_model_belongs_to_the_run(store):
+    _, run, told = store
+    logged = client(store).get_logged_model(told["model_id"])
+    assert logged.source_run_id == read_run_json(run)["mlflow_run_id"]
+    assert str(logged.status).endswith("READY")
+    (made,) = client(store).get_run(logged.source_run_id).outputs.model_outputs
+    assert (made.model_id, made.step) == (told["model_id"], 1000)
+
+
+def test_the_same_weights_are_registered_once(store):
+    _, run, told = store
+    assert registry.register(run) == told
+    assert len(registry.versions(client(store), "inpaint-msanet")) == 1
+
+
+def test_requirements_are_pinned_to_what_ran(files):
+    lines = (files / "requirements.txt").read_text().split()
+    assert {line.partition("==")[0] for line in lines} == {"mlflow", "torch", "numpy", "Pillow"}
+    assert f"torch=={torch.__version__.partition('+')[0]}" in lines
+
+
+def test_the_files_hold_no_pickle_and_no_path_of_this_machine(files):
+    with zipfile.ZipFile(files / registry.ARCHIVE) as packed:
+        content = {name: packed.read(name) for name in packed.namelist()}
+    for name, data in content.items():
+        assert not data.startswith((b"\x80\x02", b"\x80\x04", b"PK")), name
+    joined = b"".join(content.values())
+    assert str(ROOT).encode() not in joined
+    assert b".py" not in joined
+
+
+CLEAN = """
+import json, sys
+sys.path[:] = [p for p in sys.path if "site-packages" not in p] + [{packages!r}]
+import io, mlflow, numpy as np, pandas as pd
+from PIL import Image
+model = mlflow.pyfunc.load_model({folder!r})
+golden = {{n: open({folder!r} + "/artifacts/golden/" + n + ".png", "rb").read()
+          for n in ("image", "mask", "filled")}}
+pixels = {{n: np.array(Image.open(io.BytesIO(b))) for n, b in golden.items()}}
+rows = pd.DataFrame({{"image": [golden["image"]], "mask": [golden["mask"]]}})
+(answer,) = model.predict(rows)
+from_bytes = np.array(Image.open(io.BytesIO(answer["image"])))
+(two, small) = model.predict({{"image": [pixels["image"], pixels["image"][:20, :30]],
+                             "mask": [pixels["mask"], pixels["mask"][:20, :30]]}})
+example = model.predict(model.input_example)
+errors = []
+for bad in ({{"image": [b"no picture"], "mask": [golden["mask"]]}},
+            {{"image": [golden["image"]], "mask": [golden["mask"][:40]]}},
+            {{"image": [pixels["image"]], "mask": [pixels["mask"][:5]]}},
+            {{"image": [pixels["image"] / 255.0], "mask": [pixels["mask"]]}},
+            {{"image": [np.zeros((600, 600, 3), np.uint8)], "mask": [np.zeros((600, 600), int)]}}):
+    try:
+        model.predict(bad)
+        errors.append("none")
+    except mlflow.exceptions.MlflowException as error:
+        errors.append(str(error))
+known = pixels["mask"] == 0
+print(json.dumps({{
+    "ours": [m for m in ("pipeline", "models", "shards") if m in sys.modules],
+    "golden": int(abs(from_bytes.astype(int) - pixels["filled"]).max()),
+    "arrays": bool((two["image"] == from_bytes).all()),
+    "known": bool((from_bytes[known] == pixels["image"][known]).all()),
+    "small": list(small["image"].shape),
+    "example": example[0]["image"] == answer["image"],
+    "sha256": answer["sha256"],
+    "errors": errors,
+}}))
+"""
+
+
+def test_it_loads_and_answers_in_an_interpreter_without_our_code_or_pickle(store, files, tmp_path):
+    code = CLEAN.format(packages=sysconfig.get_path("purelib"), folder=str(files))
+    env = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "PYTHONPATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=env,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["ours"] == []
+    assert told["golden"] <= 1 and told["known"] and told["arrays"] and told["example"]
+    assert told["small"] == [20, 30, 3]
+    assert told["sha256"] == store[2]["sha256"]
+    expected = ("no PNG", "no PNG", "mask of the picture's size", "whole numbers", "pixels")
+    for error, words in zip(told["errors"], expected, strict=True):
+        assert words in error and "row 0" in error, error
+
+
+# --- archives that are not what they seem ---------------------------------------------------------
+
+
+def changed(files, tmp_path, change):
+    """The archive with its records passed through `change(name, data) -> data`, and additions."""
+    path = tmp_path / "changed.pt2"
+    with zipfile.ZipFile(files / registry.ARCHIVE) as packed, zipfile.ZipFile(path, "w") as out:
+        for name in packed.namelist():
+            for new, data in change(name, packed.read(name)):
+                out.writestr(new, data)
+    return str(path)
+
+
+def graph(edit):
+    def change(name, data):
+        if not name.endswith("/models/model.json"):
+            return [(name, data)]
+        model = json.loads(data)
+        edit(model)
+        return [(name, json.dumps(model).encode())]
+
+    return change
+
+
+class Touch:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/should-not-be-here",)
+
+
+def pickled_weights(name, data):
+    if name.endswith("weights_config.json"):
+        data = data.replace(b'"use_pickle": false', b'"use_pickle": true', 1)
+    return [(name, data)]
+
+
+def pickled_example(name, data):
+    return [(name, pickle.dumps(Touch()) if "sample_inputs" in name else data)]
+
+
+def two_of_one_name(name, data):
+    return [(name, data), (name.upper(), data)] if name.endswith("weight_0") else [(name, data)]
+
+
+def call_the_shell(model):
+    model["graph_module"]["graph"]["nodes"][5]["target"] = "torch.os.system"
+
+
+def shape_that_is_code(model):
+    text = json.dumps(model["graph_module"]["graph"]["tensor_values"])
+    evil = "__import__('os').system('true')"
+    text = re.sub(r'"expr_str": "[^"]*"', f'"expr_str": "{evil}"', text, count=1)
+    model["graph_module"]["graph"]["tensor_values"] = json.loads(text)
+
+
+def guard_that_is_code(model):
+    model["guards_code"] = ["__import__('os').system('true')"]
+
+
+def arguments_of_a_foreign_type(model):
+    signature = model["graph_module"]["module_call_graph"][0]["signature"]
+    signature["in_spec"] = signature["in_spec"].replace("builtins.tuple", "os.PathLike", 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (pickled_weights, "declares a pickle"),
+        (pickled_example, "neither JSON nor a raw tensor"),
+        (two_of_one_name, "two of its records have one name"),
+        (graph(call_the_shell), "no ATen operator"),
+        (graph(shape_that_is_code), "no shape"),
+        (graph(guard_that_is_code), "holds code"),
+        (graph(arguments_of_a_foreign_type), "arguments are no tensors"),
+    ],
+)
+def test_an_archive_with_anything_but_a_network_in_it_is_refused(files, tmp_path, change, reason):
+    with pytest.raises(ValueError, match=reason) as caught:
+        archive.load(changed(files, tmp_path, change))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_archive_is_refused(tmp_path):
+    path = tmp_path / "model.pt2"
+    for content in (b"", b"PK\x03\x04 torn", pickle.dumps({"a": 1})):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="no archive of torch.export"):
+            archive.load(str(path))
+    with zipfile.ZipFile(path, "w") as other:
+        other.writestr("x/readme.txt", "hello")
+    with pytest.raises(ValueError, match="neither JSON nor"):
+        archive.load(str(path))
+
+
+def test_bytes_that_are_not_those_registered_are_refused(store, files, tmp_path):
+    _, _, told = store
+    path = tmp_path / "model.pt2"
+    shutil.copy(files / registry.ARCHIVE, path)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == told["sha256"]
+    with open(path, "ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ValueError, match="changed or torn"):
+        archive.load(str(path), told["sha256"])
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("models:/inpaint-msanet@champion", "no alias 'champion'; it has none: promote"),
+        ("models:/inpaint-msanet/7", "no version 7; it has 1"),
+        ("models:/inpaint-msane/1", "there are: inpaint-msanet"),
+        ("models:/a b/1", "no name for a registered model"),
+        ("models:/a/b/c", "names no model"),
+        ("nothing-here.pt2", "is no file: give models:/NAME@champion"),
+    ],
+)
+def test_a_model_that_is_not_there_is_answered_with_what_is(store, uri, words):
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        registry.load_archive(uri, root=str(store[0]))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_registered_model_of_another_network_is_refused(store):
+    _, run, _ = store
+    client(store).create_registered_model("inpaint-other", tags={"lacuna.network": "musical"})
+    with pytest.raises(ValueError, match="holds musical, the run is msanet"):
+        registry.register(run, name="inpaint-other")
+    client(store).create_registered_model("foreign")
+    with pytest.raises(ValueError, match="something that is not ours"):
+        registry.register(run, name="foreign")
+
+
+@pytest.mark.parametrize("name", ["a/b", "", "a:b", "-x", "ä", "x" * 101])
+def test_a_bad_name_is_refused_before_anything_is_exported(store, name):
+    with pytest.raises(ValueError, match="no name for a registered model"):
+        registry.checked_name(name)
+
+
+def test_a_generator_that_gives_nan_is_not_registered(store):
+    root, _, _ = store
+    run = finished_run(root / "broken", seed=5)
+    found = checkpoint.find(run)
+    tensors = found.read("generator")
+    name = next(k for k in tensors if k.endswith("weight"))
+    tensors[name].fill_(float("nan"))
+    saver = checkpoint.Saver(checkpoint.folder_at(run), 3)
+    saver.save(
+        2000, {"generator": tensors}, {k: found.state[k] for k in ("model", "dataset", "metrics")}
+    )
+    saver.close()
+    with pytest.raises(ValueError, match="non-finite pixels"):
+        registry.register(run, checkpoint="2000")
+    assert len(registry.versions(client(store), "inpaint-msanet")) == 1

@@ -1,0 +1,83 @@
+"""Finished runs without training: a real checkpoint of random weights, scores as one likes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from models import GENERATORS
+from pipeline import checkpoint, metrics, results, server
+from pipeline.runfolder import update_run_json
+from shards.masks import NAMES
+
+MODEL = {"name": "msanet", "width": 0.0625}
+PAIRS = "d" * 64
+
+
+def finished_run(
+    folder: Path, seed: int = 0, uri: str | None = None, model: dict[str, Any] = MODEL
+) -> str:
+    """A run's folder with one checkpoint at 1000 images; with `uri` its MLflow run too."""
+    torch.manual_seed(seed)
+    options = {key: value for key, value in model.items() if key != "name"}
+    generator = GENERATORS[model["name"]](**options)
+    run = checkpoint.folder_at(str(folder))
+    saver = checkpoint.Saver(run, 3)
+    facts = {"model": model, "dataset": "ab" * 32, "metrics": {}}
+    saver.save(1000, {"generator": dict(generator.state_dict())}, facts)
+    saver.close()
+    if uri:
+        client = server.connect(uri)
+        experiment = server.experiment_id(client, uri, "me/recipe")
+        made = client.create_run(experiment, run_name=folder.name)
+        client.set_terminated(made.info.run_id)
+        update_run_json(
+            str(folder),
+            mlflow_run_id=made.info.run_id,
+            mlflow_experiment_id=experiment,
+            mlflow_uri=uri,
+        )
+    return str(folder)
+
+
+def scored(run: str, psnr: float, noise: float = 0.05, pairs: str = PAIRS, **facts: Any) -> str:
+    """Writes an evaluation of the run's checkpoint with scores around `psnr` dB; its path."""
+    found = checkpoint.find(run)
+    told = {
+        "protocol": "msanet",
+        "ssim": "gauss11_rgb",
+        "size": 256,
+        "split": "test",
+        "pairs": 360,
+        "pairs_digest": pairs,
+        "dataset": "ab" * 32,
+        "masks": "cd" * 32,
+        "sha256": found.state["files"]["generator"]["sha256"],
+        "run": run,
+        "images_seen": found.images_seen,
+        "name": "run",
+        **facts,
+    }
+    url = f"{run}/evaluation/msanet-{pairs[:8]}.parquet"
+    seed = abs(hash((run, psnr))) % 1000
+    results.save(url, table(psnr, noise, seed), told)
+    return url
+
+
+def table(psnr: float, noise: float, seed: int, pictures: int = 60) -> pa.Table:
+    """Pictures of differing difficulty, the same in every table, in the six buckets."""
+    rows = pictures * len(NAMES)
+    hardness = np.random.default_rng(0).normal(0, 2, rows)
+    columns: dict[str, Any] = {name: np.full(rows, 0.8) for name in metrics.METRICS}
+    columns["psnr"] = psnr + hardness + np.random.default_rng(seed).normal(0, noise, rows)
+    columns |= {
+        "pair": range(rows),
+        "name": [f"{i:09d}" for i in range(rows)],
+        "key": [i // len(NAMES) for i in range(rows)],
+        "mask_key": [0] * rows,
+        "bucket": [NAMES[i % len(NAMES)] for i in range(rows)],
+        "ratio": [0.3] * rows,
+    }
+    return pa.table(columns, schema=results.SCHEMA)
