@@ -101,18 +101,19 @@ def make_plan(
         if not SPLIT.fullmatch(split):
             raise ValueError(f"{name}: {split!r} cannot be a split's name")
     ordered = [s for s in SPLITS if s in found] + sorted(found - set(SPLITS))
-    parts, numbers = [], []
-    for split in ordered:
-        part = table.filter(pc.equal(table["split"], split))
+    parts = [table.filter(pc.equal(table["split"], split)) for split in ordered]
+    del table  # each step below lets the one before it go: a plan of millions is copied once
+    numbers = []
+    for i, part in enumerate(parts):
         part = part.sort_by([("src", "ascending"), ("archive", "ascending")])
-        order = np.argsort(_hashed(part.num_rows, seed), kind="stable")
-        part = part.take(pa.array(order))
+        part = part.take(pa.array(np.argsort(_hashed(part.num_rows, seed), kind="stable")))
         size = part["size"].to_numpy()
         ends = np.cumsum(BLOCK + -(-size // BLOCK) * BLOCK)  # a header, then the padded payload
-        numbers.append(((ends - 1) // shard_bytes).astype(np.int64))
-        numbers[-1] = np.unique(numbers[-1], return_inverse=True)[1]  # no number is left out
-        parts.append(part)
+        number = (ends - 1) // shard_bytes
+        numbers.append(np.unique(number, return_inverse=True)[1])  # no number is left out
+        parts[i] = part
     table = pa.concat_tables(parts)
+    del parts, part
     rows = pa.table(
         {
             **{column: table[column] for column in table.column_names},

@@ -97,7 +97,9 @@ def write(
     mine = [shard for i, shard in enumerate(plan.shards()) if i % task[1] == task[0]]
     todo = [(split, number, a, b) for split, number, a, b in mine if (split, number) in gone]
     jobs = (
-        _Job(out, plan.kind, plan.sha256, split, number, plan.rows.slice(a, b - a), load)
+        _Job(
+            out, plan.kind, plan.sha256, split, number, list(take(plan.rows.slice(a, b - a))), load
+        )
         for split, number, a, b in todo
     )
     total, begun = sum(b - a for _, _, a, b in todo), time.monotonic()
@@ -137,7 +139,7 @@ class _Job(NamedTuple):
     plan_sha256: str
     split: str
     number: int
-    rows: pa.Table
+    rows: list[Row]  # not a slice of the table, which would be pickled whole
     load: Load
 
 
@@ -148,7 +150,7 @@ class _Wrote(NamedTuple):
 
 
 def _write_shard(job: _Job) -> _Wrote:
-    samples = ((row.sample_id, job.load(row)) for row in take(job.rows))
+    samples = ((row.sample_id, job.load(row)) for row in job.rows)
     packed = pack(job.kind, job.number, job.plan_sha256, samples)
     _publish(job.out, job.split, job.number, packed)
     return _Wrote(packed.samples, len(packed.tar), packed.rejects)

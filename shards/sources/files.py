@@ -16,8 +16,7 @@ from shards.hygiene import Policy, examine
 from shards.pack import Reject, Sample
 from shards.plan import Row
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-ARCHIVES = (".tar", ".zip")
+IMAGES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
 
 
 class File(NamedTuple):
@@ -30,7 +29,7 @@ def is_image(path: bytes) -> bool:
     """Whether a name promises a picture; hidden files and what macOS leaves in zips do not."""
     name = path.rsplit(b"/", 1)[-1]
     hidden = name.startswith(b".") or path.startswith(b"__MACOSX/")
-    return name.lower().endswith(tuple(s.encode() for s in IMAGES)) and not hidden
+    return name.lower().endswith(IMAGES) and not hidden
 
 
 def files(place: Path) -> Iterator[File]:
