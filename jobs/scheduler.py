@@ -50,6 +50,9 @@ def submit(stages: Sequence[Stage]) -> list[str]:
         number = kubectl.submit(_objects(stages), stages[-1].cluster)
         return [number] * len(stages)
     render(stages)
+    if scheduler == "slurm":
+        for stage in stages:
+            slurm.judge(*stage)
     numbers: list[str] = []
     for place, (job, cluster) in enumerate(stages):
         try:

@@ -167,16 +167,21 @@ def submit(job: Job, cluster: Cluster) -> str:
     (folder / "job.sbatch").write_text(script)
     answer = call(["sbatch", "--parsable"], stdin=script)
     if answer.returncode:
-        raise SubmitError(f"sbatch refused: {_reason(answer.stderr)}")
+        raise SubmitError(f"sbatch refuses: {_reason(answer.stderr)}")
     return answer.stdout.strip().split(";")[0]
+
+
+def judge(job: Job, cluster: Cluster) -> str:
+    """What sbatch says to the job without taking it. Raises `SubmitError` if it would refuse."""
+    answer = call(["sbatch", "--test-only"], stdin=render(replace(job, after=()), cluster))
+    if answer.returncode:
+        raise SubmitError(f"sbatch refuses: {_reason(answer.stderr)}")
+    return last_line(answer.stderr).removeprefix("sbatch: ")
 
 
 def ask(job: Job, cluster: Cluster) -> list[str]:
     """Asks sbatch whether the job could run, and one node whether it has the interpreter."""
-    answer = call(["sbatch", "--test-only"], stdin=render(replace(job, after=()), cluster))
-    if answer.returncode:
-        raise SubmitError(f"sbatch would refuse: {_reason(answer.stderr)}")
-    return [last_line(answer.stderr).removeprefix("sbatch: "), _ask_node(job, cluster)]
+    return [judge(job, cluster), _ask_node(job, cluster)]
 
 
 def _ask_node(job: Job, cluster: Cluster) -> str:

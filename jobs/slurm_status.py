@@ -39,6 +39,23 @@ MEANT = {
 }
 
 
+WAITS = {
+    "AssocGrpGRES": "your account's GPUs are all in use",
+    "BeginTime": "it may not start yet (after a requeue: for up to two minutes)",
+    "Dependency": "for the job before it",
+    "DependencyNeverSatisfied": "for a job that failed: cancel it",
+    "InvalidAccount": "check cluster.account",
+    "InvalidQOS": "check cluster.qos",
+    "JobArrayTaskLimit": "cluster.throttle",
+    "PartitionConfig": "the partition does not allow that much time or size",
+    "PartitionNodeLimit": "the partition has fewer nodes: lower cluster.nodes",
+    "PartitionTimeLimit": "the partition does not allow that long: lower cluster.time",
+    "Priority": "others come first",
+    "QOSMaxJobsPerUserLimit": "as many of your jobs run as the QOS allows",
+    "Resources": "for free nodes",
+}
+
+
 def status(number: str, folder: str | Path) -> Status:
     """What scontrol says while it remembers the job, then sacct, then the job's own note."""
     shown = call(["scontrol", "-o", "show", "job", number])
@@ -76,7 +93,8 @@ def from_scontrol(text: str, notes: dict[str, str] | None = None) -> Status:
         number = found["JobId"]
         state, reason = _state(found["JobState"], code, (notes or {}).get(number, ""))
         if state is State.QUEUED:
-            reason = found.get("Reason", "").replace("None", "")
+            word = found.get("Reason", "None")
+            reason = "" if word == "None" else ": ".join(filter(None, [word, WAITS.get(word, "")]))
         elif state is State.RUNNING:
             reason = f"on {found.get('NodeList', '')}"
         elif state is State.CANCELLED and found.get("Reason", "None") not in ("None", ""):

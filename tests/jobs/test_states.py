@@ -21,8 +21,9 @@ def line(state, reason="None", code=0, job=7, restarts=0, nodes="n[1-2]"):
 @pytest.mark.parametrize(
     ("text", "state", "reason"),
     [
-        (line("PENDING", "Resources"), "QUEUED", "Resources"),
-        (line("PENDING", "BeginTime", restarts=2), "QUEUED", "BeginTime"),
+        (line("PENDING", "Resources"), "QUEUED", "Resources: for free nodes"),
+        (line("PENDING", "Licenses"), "QUEUED", "Licenses"),
+        (line("PENDING", "BeginTime", restarts=2), "QUEUED", "BeginTime: it may not start yet"),
         (line("RUNNING"), "RUNNING", "on n[1-2]"),
         (line("COMPLETED"), "SUCCEEDED", ""),
         (line("FAILED", "NonZeroExitCode", 78), "FAILED", "configuration error"),

@@ -1,0 +1,78 @@
+"""Private clusters, made once a file, and the tree under test as something to submit."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support import slurm_cluster
+from tests.support.checkout import committed_copy
+
+CONTRACT = Path(__file__).resolve().parents[1] / "support" / "contract.py"
+TESTS_OF_CLUSTERS = {"slurm": slurm_cluster.missing}
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """A running two-node SLURM whose commands this process's environment finds."""
+    reason = slurm_cluster.missing()
+    if reason and not os.environ.get("CI"):
+        pytest.skip(f"no private SLURM: {reason}")
+    assert reason is None, reason  # CI installs what these tests need
+    folder = tmp_path_factory.mktemp("slurm") / "cluster"
+    with slurm_cluster.SlurmCluster(folder) as cluster, pytest.MonkeyPatch.context() as patch:
+        for name in ("SLURM_CONF", "PATH"):
+            patch.setenv(name, cluster.environment[name])
+        yield cluster
+    assert not folder.exists()
+
+
+@pytest.fixture(scope="module")
+def contract_code(tmp_path_factory):
+    """A folder whose `python -m pipeline train` honours the launch contract and is quick."""
+    folder = tmp_path_factory.mktemp("code")
+    folder.chmod(0o755)
+    folder.parent.chmod(0o755)
+    (folder / "pipeline").mkdir()
+    (folder / "pipeline" / "__init__.py").touch()
+    shutil.copy(CONTRACT, folder / "pipeline" / "__main__.py")
+    shutil.copytree(Path(__file__).resolve().parents[2] / "jobs", folder / "jobs")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cli(tmp_path_factory):
+    """`cli(words…)`: a command line of a clean checkout, in a folder of its own (`cli.cwd`)."""
+    code = committed_copy(tmp_path_factory.mktemp("checkout"))
+    cwd = tmp_path_factory.mktemp("work")
+    home = {"XDG_CACHE_HOME": f"{cwd}/cache", "XDG_CONFIG_HOME": f"{cwd}/config"}
+
+    def call(*words, env=None, ok=True):
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", *map(str, words)],
+            cwd=cwd,
+            env={**os.environ, **home, "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1",
+                 "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": "", **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0 or not ok, done.stderr + done.stdout
+        return done
+
+    def status(name):
+        return json.loads(call("status", name, "--json").stdout)["jobs"][0]
+
+    def until(condition, what, seconds=240):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"waited {seconds} s for {what}"
+            time.sleep(0.2)
+
+    call.cwd, call.code, call.status, call.until = cwd, code, status, until
+    return call

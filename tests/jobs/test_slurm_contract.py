@@ -1,0 +1,188 @@
+"""Rendered scripts on a real SLURM, with a quick program that honours the launch contract."""
+
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs import scheduler, slurm_status
+from jobs import slurm as backend
+from jobs.scheduler import Stage
+from jobs.spec import Cluster, Job, State, SubmitError
+
+pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.dist]
+SMALL = Cluster(scheduler="slurm", cpus_per_node=1, memory_gb=1, lead_seconds=10, retries=1)
+TWO = replace(SMALL, nodes=2)
+
+
+@pytest.fixture
+def job(tmp_path, contract_code):
+    def make(name, *words):
+        run = str(tmp_path / name)
+        return Job(id=name, verb="train", arguments=(f"run={run}", *words), run=run, folder=run,
+                   cwd=str(tmp_path), code=str(contract_code))  # fmt: skip
+
+    return make
+
+
+def ended(number, made, seconds=90):
+    end = time.monotonic() + seconds
+    while (found := slurm_status.status(number, made.folder)).state.live:
+        assert time.monotonic() < end, f"{found}\n{output(made)}"
+        time.sleep(0.2)
+    return found
+
+
+def output(made):
+    return "".join(p.read_text() for p in Path(made.folder, "logs").glob("*.out"))
+
+
+def steps(made):
+    path = Path(made.run, "steps.jsonl")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def starts(made):
+    return Path(made.run, "starts").read_text().splitlines()
+
+
+def test_two_nodes_meet_and_finish(slurm, job):
+    made = job("ok", "steps=3")
+    assert ended(backend.submit(made, TWO), made).state is State.SUCCEEDED
+    assert starts(made) == ["0 on n1"]
+
+
+def test_usr1_saves_on_all_nodes_and_goes_on_after_the_requeue(slurm, job):
+    made = job("usr1", "steps=30")
+    number = backend.submit(made, TWO)
+    slurm.wait(lambda: len(steps(made)) > 3, "a few steps")
+    slurm.run("scancel", "--batch", "--signal=USR1", number)
+    found = ended(number, made)
+    assert (found.state, found.restarts) == (State.SUCCEEDED, 1)
+    assert len(steps(made)) == 30  # no step twice: the second start went on where the first saved
+    assert starts(made)[1] != starts(made)[0]
+
+
+def test_a_crash_is_tried_again_as_often_as_is_allowed(slurm, job):
+    saved = job("crash", "steps=4", "crash=2", "crashes=1")
+    lost = job("lost", "steps=4", "crash=2", "crashes=9")
+    numbers = [backend.submit(saved, TWO), backend.submit(lost, TWO)]
+    assert ended(numbers[0], saved).state is State.SUCCEEDED
+    found = ended(numbers[1], lost)
+    assert (found.state, found.restarts) == (State.FAILED, 1)
+    assert found.reason == "crashed 2 times, last exit 1"
+
+
+def test_a_configuration_error_is_not_tried_again(slurm, job):
+    made = job("wrong", "exit=78")
+    found = ended(backend.submit(made, TWO), made)
+    assert (found.state, found.restarts) == (State.FAILED, 0)
+    assert found.reason == "configuration error, not retried"
+
+
+def test_a_cancelled_job_saves_first_and_is_not_requeued(slurm, job):
+    made = job("cancelled", "steps=300")
+    number = backend.submit(made, TWO)
+    slurm.wait(lambda: len(steps(made)) > 3, "a few steps")
+    backend.cancel(number)
+    assert ended(number, made).state is State.CANCELLED
+    slurm.wait(Path(made.run, "state.json").exists, "the save")
+    assert f'"step": {len(steps(made))}}}' in Path(made.run, "state.json").read_text()
+
+
+def test_an_array_runs_each_element_once_a_few_at_a_time(slurm, job):
+    made = job("array")
+    elements = tuple((f"run={made.run}/{i}", "steps=2") for i in range(4))
+    made = replace(made, arguments=(), elements=elements)
+    number = backend.submit(made, replace(SMALL, throttle=2))
+    live = []
+    while (found := slurm_status.status(number, made.folder)).state.live:
+        live.append(sum(s is State.RUNNING for s in found.elements.values()))
+        time.sleep(0.1)
+    assert found.state is State.SUCCEEDED and len(found.elements) == 4
+    assert 0 < max(live) <= 2
+    assert all(len((Path(made.run) / str(i) / "steps.jsonl").read_text().splitlines()) == 2
+               for i in range(4))  # fmt: skip
+
+
+def test_a_chain_waits_for_success_and_dies_with_a_failure(slurm, job):
+    first, second = job("first", "steps=2"), job("second", "steps=1")
+    numbers = scheduler.submit([Stage(first, SMALL), Stage(second, SMALL)])
+    assert ended(numbers[1], second).state is State.SUCCEEDED
+    bad, never = job("bad", "exit=78"), job("never", "steps=1")
+    numbers = scheduler.submit([Stage(bad, SMALL), Stage(never, SMALL)])
+    assert ended(numbers[1], never).state is State.CANCELLED
+    assert not Path(never.run, "starts").exists()
+
+
+def test_secrets_reach_the_job_and_stand_nowhere(slurm, job, tmp_path):
+    secrets = tmp_path / "secrets.env"
+    secrets.write_text("PLANTED_TOKEN='open sesame'\n")
+    secrets.chmod(0o600)
+    made = replace(job("secret"), arguments=("-c", ""), verb="train")
+    probe = tmp_path / "probe"
+    probe.write_text('#!/bin/sh\nprintf %s "$PLANTED_TOKEN" | sha256sum > "$SEEN"\n')
+    probe.chmod(0o755)
+    cluster = replace(SMALL, secrets_file=str(secrets), python=str(probe))
+    made = replace(made, env={"SEEN": f"{tmp_path}/seen"})
+    number = backend.submit(made, cluster)
+    assert ended(number, made).state is State.SUCCEEDED
+    expected = subprocess.run(["sha256sum"], input=b"open sesame", capture_output=True).stdout
+    assert (tmp_path / "seen").read_bytes() == expected
+    secrets.unlink()
+    shown = slurm.run("scontrol", "show", "job", number)
+    shown += slurm.run("scontrol", "write", "batch_script", number, "-")
+    assert "open sesame" not in shown and "PLANTED_TOKEN" not in shown
+    grep = subprocess.run(["grep", "-rl", "open sesame", str(tmp_path), str(slurm.root)])
+    assert grep.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("cluster", "told"),
+    [
+        (replace(SMALL, partition="gpus"), "invalid partition"),
+        (replace(SMALL, gpus_per_node=9), "lower cluster.gpus_per_node"),
+        (replace(SMALL, nodes=3), "lower cluster.gpus_per_node, cpus_per_node, memory_gb or nodes"),
+        (replace(SMALL, sbatch={"no-such-option": "1"}), "look at cluster.sbatch"),
+        (replace(SMALL, time="soon"), "time"),
+        (replace(SMALL, name="x", setup=["exit 3"], partition="no such"), "invalid partition"),
+    ],
+)
+def test_what_slurm_would_refuse_is_one_line_before_anything_runs(slurm, job, cluster, told):
+    stage = Stage(job("refused", "steps=1"), cluster)
+    for attempt in (scheduler.ask, scheduler.submit):
+        with pytest.raises(SubmitError) as refused:
+            attempt([stage])
+        assert told in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_asking_leaves_nothing_in_the_queue_and_looks_for_the_interpreter_on_a_node(slurm, job):
+    made = job("asked", "steps=1")
+    told = backend.ask(made, SMALL)
+    assert "to start at" in told[0] and "a node has Python and torch" in told[1]
+    with pytest.raises(SubmitError, match="/no/such/python"):
+        backend.ask(made, replace(SMALL, python="/no/such/python"))
+    assert "asked" not in slurm.run("squeue", "-h")
+
+
+def test_a_waiting_job_says_why(slurm, job):
+    made = job("big", "steps=1")
+    number = backend.submit(made, replace(SMALL, sbatch={"begin": "now+1hour"}))
+    found = slurm_status.status(number, made.folder)
+    assert found.state is State.QUEUED and found.reason.startswith("BeginTime: it may not start")
+    backend.cancel(number)
+    assert ended(number, made).state is State.CANCELLED
+
+
+def test_a_job_that_slurm_has_forgotten_is_known_by_its_note(slurm, job):
+    made = job("old", "steps=1")
+    number = backend.submit(made, SMALL)
+    assert ended(number, made).state is State.SUCCEEDED
+    (Path(made.folder) / "logs" / "state-999999").write_text(
+        "FAILED crashed 2 times, last exit 1\n"
+    )
+    found = slurm_status.status("999999", made.folder)
+    assert (found.state, found.reason) == (State.FAILED, "crashed 2 times, last exit 1")
+    assert slurm_status.status("999998", made.folder).state is State.UNKNOWN
