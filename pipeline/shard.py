@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -45,6 +46,7 @@ def _write(config: ShardConfig) -> dict[str, Any]:
         raise ValueError("shard needs out=, a folder or s3:// URL that is new, empty or its own")
     task = _task(config.task)
     begun = time.monotonic()
+    signal.signal(signal.SIGTERM, _stop)
     if config.data.layout == "wds":
         finished = external.write(
             config.out, config.data.name, config.source, _say, config.max_reject_rate
@@ -151,6 +153,11 @@ def _result(finished: writer.Finished, seconds: float) -> dict[str, Any]:
         "duplicates": finished.duplicates,
         "seconds": round(seconds, 3),
     }
+
+
+def _stop(number: int, frame: object) -> None:
+    _say("stopped on request; the same command goes on from here")
+    raise SystemExit(75)
 
 
 # --- verify, info, gc -----------------------------------------------------------------------------

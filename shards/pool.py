@@ -44,6 +44,7 @@ def each(function: Callable[[J], R], jobs: Iterator[J], workers: int) -> Iterato
 
 def _die_with(parent: int) -> None:
     """A writer whose parent was killed ends too, instead of waiting for work for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the pool
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:

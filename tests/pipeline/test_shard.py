@@ -1,7 +1,11 @@
 """The verb `shard`: what a person or a job types, and what comes back."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -175,12 +179,27 @@ def test_other_peoples_tars_are_indexed_where_they_lie(
     assert open_manifest(str(tmp_path / "index")).kind == "external"
 
 
+def test_a_request_to_stop_ends_with_75_and_the_same_command_goes_on(
+    photos: Path, tmp_path: Path
+) -> None:
+    words = [f"source={photos}", f"out={tmp_path / 'set'}", "data.shard_mb=1"]
+    command = [sys.executable, "-m", "pipeline", "shard", *words]
+    for number in range(40, 600):
+        os.link(photos / f"{number % 40}.jpg", photos / f"{number}.jpg")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "shard 1/" not in process.stderr.readline():
+        assert process.poll() is None
+    process.terminate()
+    said = process.communicate()[1]
+    assert process.returncode == 75
+    assert "stopped on request" in said and "Traceback" not in said
+    assert main(["shard", *words]) == 0
+
+
 def test_gc_lists_and_deletes_only_when_told(
     capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
 ) -> None:
-    import os
-    import time
-
     out = tmp_path / "set"
     run(capsys, f"source={photos}", f"out={out}")
     left = out / "train" / ".shard-000000.tar.0123456789abcdef.lacuna-tmp"

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import stat
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -178,6 +180,19 @@ def test_a_write_that_fails_half_way_leaves_the_old_bytes_and_no_temporary_file(
         store.write(target, b"new")
     assert target.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_disk_that_takes_no_more_ends_in_one_line_and_leaves_nothing(tmp_path) -> None:
+    code = (
+        "import resource, sys; from shards import store\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "try: store.write(sys.argv[1], bytes(200_000))\n"
+        "except store.StoreError as error: print(error)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "x")]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert shown == f"{tmp_path / 'x'}: cannot be written (File too large)\n"
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")

@@ -308,6 +308,53 @@ def test_a_source_that_changed_since_the_plan_is_named(tmp_path: Path, change: s
         list(write(str(tmp_path / "out"), made, loader(tmp_path / "in")))
 
 
+NAMES = [
+    "../../outside.jpg",
+    "/absolute.jpg",
+    "a/../b/up.jpg",
+    "img.v1.final.jpg",
+    "two\nlines.jpg",
+    "été/日本 語.jpg",
+    "pipe:id.jpg",
+    "%2e%2e/x.jpg",
+    "=cmd().jpg",
+]
+
+
+def test_whatever_a_file_is_called_its_member_is_a_number_and_nothing_is_written_outside(
+    tmp_path: Path,
+) -> None:
+    with tarfile.open(tmp_path / "odd.tar", "w") as tar:
+        for number, name in enumerate(NAMES):
+            info = tarfile.TarInfo(name)
+            data = jpeg(picture(number))
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    before = set(tmp_path.rglob("*"))
+    made = make_plan(
+        "odd", "images", source("folder").entries(tmp_path / "odd.tar", 0.0),
+        seed=0, shard_bytes=10**6, options={},
+    )  # fmt: skip
+    out = tmp_path / "set"
+    list(write(str(out), made, loader(tmp_path / "odd.tar")))
+    manifest = finalise(str(out), made).manifest
+    rows = [row for *_, row in samples_of(manifest)]
+    assert sorted(row["src"] for row in rows) == sorted(NAMES)
+    with tarfile.open(manifest.shard_url("train", manifest.splits["train"].shards[0])) as tar:
+        assert [m.name for m in tar] == [f"{number:09d}.jpg" for number in range(len(NAMES))]
+    new = set(tmp_path.rglob("*")) - before
+    assert all(path.is_relative_to(out) for path in new)
+
+
+def test_a_name_that_is_not_utf8_is_read_and_shown_escaped(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    with open(os.path.join(os.fsencode(folder), b"caf\xe9.jpg"), "wb") as file:
+        file.write(jpeg(picture(1)))
+    manifest = build(tmp_path / "out", folder).manifest
+    assert [row["src"] for *_, row in samples_of(manifest)] == ["caf\\xe9.jpg"]
+
+
 def test_progress_counts_up_to_everything_with_a_rate_and_time_left(
     photos: Path, tmp_path: Path
 ) -> None:
