@@ -21,6 +21,9 @@ from shards.order import mix
 MAX_PIXELS = 64_000_000  # a header that claims more is refused before it costs memory
 RATIO = (3 / 4, 4 / 3)  # of a random resized crop (Szegedy et al. 2015, as torchvision has it)
 
+_JPEG = b"\xff\xd8"
+_ANOTHER = "not of the size that its index says; shard the set again"
+
 cv2.setNumThreads(1)  # the stream's threads are the parallelism; OpenCV's would fight them
 
 
@@ -132,7 +135,7 @@ class Scratch:
 
 def header(data: bytes) -> tuple[int, int, bool]:
     """(height, width, whether simplejpeg reads it), nothing decoded. ValueError if unreadable."""
-    if data[:2] == b"\xff\xd8":
+    if data[:2] == _JPEG:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         jpeg = colours in ("YCbCr", "RGB", "Gray")
     else:
@@ -151,11 +154,12 @@ def decode(data: bytes, plain: bool = True) -> np.ndarray:
 
     `plain` says that a JPEG is upright, gray or RGB: ours are, the index knows of others'.
     """
-    height, width, jpeg = header(data)
+    jpeg = header(data)[2]
     return simplejpeg.decode_jpeg(data, "RGB") if jpeg and plain else _upright(data)
 
 
 def _upright(data: bytes) -> np.ndarray:
+    header(data)
     try:
         return upright(data)
     except (OSError, SyntaxError) as error:
@@ -163,32 +167,43 @@ def _upright(data: bytes) -> np.ndarray:
 
 
 def into(
-    data: bytes, crop: Crop, word: int, out: np.ndarray, scratch: Scratch, plain: bool = True
+    data: bytes,
+    crop: Crop,
+    word: int,
+    out: np.ndarray,
+    scratch: Scratch,
+    plain: bool = True,
+    shape: tuple[int, int] | None = None,
 ) -> None:
     """Decodes, cuts and mirrors straight into `out`, uint8 size×size×3, contiguous, RGB.
 
-    `word` is the sample's 64 random bits, `mix(seed, epoch, key)`. Raises ValueError.
+    `word` is the sample's 64 random bits, `mix(seed, epoch, key)`; `plain` as in `decode`;
+    `shape` the (height, width) that an index has from the header, else that is read.
+    Raises ValueError.
     """
-    height, width, jpeg = header(data)
     picture = None
-    if not (jpeg and plain):
-        picture = _upright(data)
-        height, width = picture.shape[:2]
+    if plain and shape is not None and data[:2] == _JPEG:
+        height, width = shape
+    else:
+        height, width, jpeg = header(data)
+        if not (jpeg and plain):
+            picture = _upright(data)
+            height, width = picture.shape[:2]
     cut = plan(crop, height, width, word)
     size = crop.size
-    if picture is None and cut == (0, 0, 0, 0, height, width, False) and height == width == size:
-        simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+    whole = height == width == size and cut == (0, 0, 0, 0, size, size, False)
+    if picture is None and whole:
+        if simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape != out.shape:
+            raise ValueError(_ANOTHER)
         return
     if picture is None:
-        if cut.rows:
-            rows, columns = min(height, cut.rows), min(width, cut.columns)
-        else:  # as small as leaves every pixel of the crop a pixel of the box
-            rows = min(height, math.ceil(height * size / cut.height))
-            columns = min(width, math.ceil(width * size / cut.width))
+        rows, columns = _least(cut, height, width, size)
         room = scratch.take(0, height * width * 3)
         picture = simplejpeg.decode_jpeg(
             data, "RGB", min_height=rows, min_width=columns, buffer=room
         )
+        if picture.shape[0] < rows or picture.shape[1] < columns:
+            raise ValueError(_ANOTHER)
     box = _box(picture, cut, height, width, scratch)
     if box.shape[:2] == (size, size):
         if cut.flip:
@@ -199,6 +214,14 @@ def into(
         if cut.flip:
             box = cv2.flip(box, 1)
         _resize(box, out)
+
+
+def _least(cut: Cut, height: int, width: int, size: int) -> tuple[int, int]:
+    """How small the decoder may make the picture: every pixel of the crop keeps one of the box."""
+    if cut.rows:
+        return min(height, cut.rows), min(width, cut.columns)
+    rows, columns = height * size / cut.height, width * size / cut.width
+    return min(height, math.ceil(rows)), min(width, math.ceil(columns))
 
 
 def _box(picture: np.ndarray, cut: Cut, height: int, width: int, scratch: Scratch) -> np.ndarray:

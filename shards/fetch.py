@@ -19,8 +19,8 @@ from shards.manifest import Manifest
 from shards.order import Piece, Window
 
 OPEN_FILES = 128
-FETCHERS = 8
-READ_AHEAD = 32 << 20
+FETCHERS = 4
+READ_AHEAD = 16 << 20
 
 
 class Held(Protocol):

@@ -13,7 +13,7 @@ from shards import store
 from shards.manifest import Manifest, Shard, read_index
 
 TRIES = 3
-INDEX_ROWS = 2_000_000  # held at most: 24 bytes each
+INDEX_ROWS = 2_000_000  # held at most: 20 bytes each, more in shards above 2 GiB
 
 
 class SampleError(OSError):
@@ -25,21 +25,32 @@ class Sample(NamedTuple):
     data: bytes
     shard: int
     row: int
+    height: int  # pixels, before EXIF turns it
+    width: int
     plain: bool  # an upright gray or RGB JPEG, which needs no care
 
 
 class Rows(NamedTuple):
-    """What reading needs of one shard's index, one entry a sample."""
+    """What reading needs of one shard's index, one entry a sample, as small as it goes."""
 
-    key: np.ndarray  # int64
-    offset: np.ndarray  # int64, of the payload
+    key: np.ndarray  # int64, int32 where they fit
+    offset: np.ndarray  # of the payload, int64 or int32
     size: np.ndarray  # int32
     crc32: np.ndarray  # uint32
+    height: np.ndarray  # uint16 or int32
+    width: np.ndarray
     plain: np.ndarray  # bool, of one entry where it holds for all
 
     def sample(self, shard: int, row: int, data: bytes) -> Sample:
-        plain = bool(self.plain[row if len(self.plain) > 1 else 0])
-        return Sample(int(self.key[row]), data, shard, row, plain)
+        return Sample(
+            int(self.key[row]),
+            data,
+            shard,
+            row,
+            int(self.height[row]),
+            int(self.width[row]),
+            bool(self.plain[row if len(self.plain) > 1 else 0]),
+        )
 
     def check(self, row: int, data: bytes) -> str:
         """What is wrong with a sample's bytes; empty when nothing is."""
@@ -104,10 +115,12 @@ class Indexes:
             except ValueError:  # one flipped byte on the way is no wrong index
                 if not left:
                     raise
-        columns = ("sample_id", "offset", "size", "crc32")
-        key, offset, size, crc32 = (table[name].to_numpy() for name in columns)
-        rows = Rows(key, offset, size, crc32, _plain(table))
-        if len(rows.key) and int((rows.offset + rows.size).max()) > entry.bytes:
+        key, offset, size, crc32, height, width = (
+            _small(table[name].to_numpy())
+            for name in ("sample_id", "offset", "size", "crc32", "height", "width")
+        )
+        rows = Rows(key, offset, size, crc32, height, width, _plain(table))
+        if len(rows.key) and int((rows.offset + rows.size.astype(np.int64)).max()) > entry.bytes:
             raise ValueError(
                 f"{store.display(self.urls[shard])}: its index points past its {entry.bytes} "
                 "bytes; shard the set again"
@@ -118,6 +131,14 @@ class Indexes:
         """A sample's shard, key and offset, for messages."""
         rows, url = self[shard], store.display(self.urls[shard])
         return f"{url}: sample {rows.key[row]:09d} at byte {rows.offset[row]}"
+
+
+def _small(column: np.ndarray) -> np.ndarray:
+    """A copy of its own in the smallest type that holds it: 1.8 million samples are many."""
+    most = int(column.max(initial=0))
+    if column.dtype == np.uint32:
+        return column.copy()
+    return column.astype(np.uint16 if most < 2**16 else np.int32 if most < 2**31 else np.int64)
 
 
 def _plain(table: pa.Table) -> np.ndarray:

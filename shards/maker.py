@@ -220,7 +220,13 @@ class Maker:
             word = mix(sample.key, state=crops[epoch])
             try:
                 decode.into(
-                    sample.data, self.crop, word, ticket.images[place], scratch, sample.plain
+                    sample.data,
+                    self.crop,
+                    word,
+                    ticket.images[place],
+                    scratch,
+                    sample.plain,
+                    (sample.height, sample.width),
                 )
             except ValueError as error:
                 where = self.reader.indexes.where(sample.shard, sample.row)

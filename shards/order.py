@@ -104,7 +104,7 @@ class Window(NamedTuple):
 class Order:
     """Every epoch's order over shards of `samples[i]` samples and `sizes[i]` bytes.
 
-    A small split gets smaller blocks, at least two a lane, so that it is shuffled as well as a
+    A small split gets smaller blocks, at least one a lane, so that it is shuffled as well as a
     large one.
     """
 
@@ -126,7 +126,7 @@ class Order:
         self.total = int(self.samples.sum())
         if not self.total:
             raise ValueError("the split has no samples: choose another, or shard it again")
-        largest = max(1, self.total // (2 * lanes))
+        largest = max(1, self.total // lanes)
         by_bytes = -(-np.asarray(sizes, dtype=np.int64) // block_bytes)
         by_count = -(-self.samples // largest)
         self.blocks = np.minimum(self.samples, np.maximum(by_bytes, by_count))  # of each shard
@@ -174,14 +174,15 @@ class Epoch:
         spot = self._begins[lane] + depth
         known = self._current.get(lane)
         if known is None or not known.start <= spot < known.stop:
-            known = self._current[lane] = self._make(lane, spot)
+            known = self._current[lane] = self.window_at(lane, spot)
         return known, spot - known.start
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """(shard, row) of every sample, in order."""
         return (self.locate(place) for place in range(self.order.total))
 
-    def _make(self, lane: int, spot: int) -> Window:
+    def window_at(self, lane: int, spot: int) -> Window:
+        """The lane's window that holds the line's `spot`."""
         start, stop = self.lane(lane)
         first = int(np.searchsorted(self.ends, start, "right")) - 1
         block = int(np.searchsorted(self.ends, spot, "right")) - 1

@@ -1,0 +1,196 @@
+"""`bench loader`: our stream beside webdataset, loose files, mosaicml-streaming and its own parts.
+
+All read the same 256×256 JPEG pictures, decode them with the same decoder and give batches of 64.
+Storage is nginx, spoken to as S3, where nginx is found. Memory is measured on a reader of a set of
+1.8 million samples (links to a small one), read in blocks as from object storage.
+"""
+
+import contextlib
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.bench import loaders
+from pipeline.bench.loaders import BATCH, PER_SHARD, SIDE
+from pipeline.bench.timing import alternate, faster, report, target
+from shards import manifest as manifests
+from shards.manifest import Manifest, Shard, Split, open_manifest
+from shards.order import LANES, Order
+
+HELPERS = 2
+EIGHTH = LANES // 8
+IN_PROCESS = ("part: read", "part: decode", "ours", "webdataset", "loose files")
+WHOLE = 1_800_000  # Places2
+
+
+def main(config: Any = None) -> dict[str, Any]:
+    """The verb: the defaults of `run`."""
+    return run()
+
+
+def run(
+    images: int = 10_000,
+    repetitions: int = 5,
+    nginx: str | None = None,
+    mosaic: str | None = None,
+) -> dict[str, Any]:
+    """The whole benchmark: rows, ratios and the targets of the design.
+
+    nginx: the program, None looks for it. mosaic: a Python that has mosaicml-streaming.
+    """
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        local = loaders.pictures(folder / "bucket", images)
+        paths = loaders.loose_files(local, folder / "loose")
+        rows = {
+            "part: read": loaders.reading(local),
+            "part: decode": loaders.decoding(local),
+            "ours": loaders.ours(local, threads=0),
+            "webdataset": loaders.webdataset(local, workers=0),
+            "loose files": loaders.loose(paths, workers=0),
+            "ours, helped": loaders.ours(local, threads=HELPERS),
+            "webdataset, helped": loaders.webdataset(local, workers=HELPERS),
+            "loose files, helped": loaders.loose(paths, workers=HELPERS),
+        }
+        served = nginx or shutil.which("nginx")
+        if served:
+            stack.enter_context(loaders.storage(served, folder))
+            # a rank of eight: blocks as large as those of a set of millions
+            rows["eighth"] = loaders.ours(local, threads=0, lanes=EIGHTH)
+            remote = open_manifest("s3://bucket")
+            rows["eighth from storage"] = loaders.ours(remote, threads=0, lanes=EIGHTH)
+        inside: list[tuple[float, float]] = []
+        if mosaic:
+            rows["mosaic"] = loaders.mosaic(mosaic, folder, inside)
+        table = alternate(rows, repetitions, IN_PROCESS)
+        if mosaic:
+            _take_own_times(table, inside[1:])
+        return _result(table, images, _planning(), _memory(local, folder / "whole"))
+
+
+def _take_own_times(table: list[dict[str, Any]], inside: list[tuple[float, float]]) -> None:
+    row = next(row for row in table if row["name"] == "mosaic")
+    row["cpu_seconds"], row["seconds"] = map(list, zip(*inside))
+    row["items_per_cpu_s"] = row["items"] / statistics.median(row["cpu_seconds"])
+
+
+def _result(
+    table: list[dict[str, Any]], images: int, planning: dict[str, Any], memory: dict[str, Any]
+) -> dict[str, Any]:
+    cpu = {row["name"]: row["cpu_seconds"] for row in table}
+    parts = zip(cpu["part: read"], cpu["part: decode"], cpu["ours"])
+    ratios = {
+        "ours / sum of parts": statistics.median((r + d) / whole for r, d, whole in parts),
+        "ours / webdataset": faster(table, "ours", "webdataset"),
+        "ours / loose files": faster(table, "ours", "loose files"),
+        "helped: ours / webdataset": faster(table, "ours, helped", "webdataset, helped"),
+        "helped: ours / loose files": faster(table, "ours, helped", "loose files, helped"),
+    }
+    goals = {
+        "ours / sum of parts": 0.97,
+        "ours / webdataset": 1.25,
+        "helped: ours / webdataset": 1.0,
+    }
+    for name, mine, than, goal in (
+        ("storage / local", "eighth from storage", "eighth", 0.92),
+        ("ours / mosaic", "ours", "mosaic", 2.0),
+    ):
+        if {mine, than} <= set(cpu):
+            ratios[name], goals[name] = faster(table, mine, than), goal
+    targets = {name: target(ratios[name], goal) for name, goal in goals.items()}
+    targets["planning 1.8 million, seconds"] = target(planning["seconds"], 1.0, at_least=False)
+    targets["reader of 1.8 million, MiB"] = target(memory["mib"], 300, at_least=False)
+    work = {
+        "images": images,
+        "side": SIDE,
+        "batch": BATCH,
+        "decoder": "simplejpeg, exact",
+        "helpers": f"{HELPERS} threads (ours), {HELPERS} processes (others)",
+        "planning": planning,
+        "memory": memory,
+    }
+    return report("loader", work, table, ratios, targets)
+
+
+# --- one process for 1.8 million ------------------------------------------------------------------
+
+
+def _planning() -> dict[str, Any]:
+    """CPU seconds until every window of an epoch of 1.8 million is known; until it can begin."""
+    count = WHOLE // PER_SHARD
+    begun = time.process_time()
+    epoch = Order([PER_SHARD] * count, [PER_SHARD * 13_300] * count, seed=0).epoch(0)
+    first = time.process_time() - begun
+    windows = 0
+    for lane in range(epoch.order.lanes):
+        spot, stop = epoch.lane(lane)
+        while spot < stop:
+            spot = epoch.window_at(lane, spot).stop
+            windows += 1
+    return {"seconds": time.process_time() - begun, "to_begin": first, "windows": windows}
+
+
+_READER = """
+import re, sys
+from shards.decode import Crop
+from shards.manifest import open_manifest
+from shards.masks import MaskPolicy
+from shards.stream import Stream
+
+def memory():
+    with open("/proc/self/status") as file:
+        found = dict(re.findall(r"(RssAnon|VmRSS):\\s+(\\d+)", file.read()))
+    return int(found["RssAnon"]) / 1024, int(found["VmRSS"]) / 1024
+
+before = most = memory()
+stream = Stream(open_manifest(sys.argv[1]), "train", batch=64, seed=0, crop=Crop(256),
+                masks=MaskPolicy("none"), threads=1)
+for step in range(int(sys.argv[2])):
+    next(stream)
+    if step % 8 == 0:
+        most = tuple(map(max, most, memory()))
+print(*before, *most)
+"""
+
+
+def _memory(local: Manifest, folder: Path) -> dict[str, Any]:
+    """Memory of one process that reads all lanes of 1.8 million samples, block by block.
+
+    `mib` is what reading adds to a process that has imported what it needs, `resident` all of it.
+    """
+    shards = [shard for shard in local.splits["train"].shards if shard.samples == PER_SHARD]
+    linked = []
+    (folder / "train/index").mkdir(parents=True)
+    for number in range(WHOLE // PER_SHARD):
+        shard, name = shards[number % len(shards)], f"shard-{number:06d}"
+        os.link(local.shard_url("train", shard), folder / f"train/{name}.tar")
+        os.link(local.index_url("train", shard), folder / f"train/index/{name}.parquet")
+        linked.append(
+            Shard(f"{name}.tar", shard.bytes, shard.samples, shard.sha256, shard.index_sha256)
+        )
+    split = Split(sum(shard.samples for shard in linked), tuple(linked))
+    (folder / manifests.FILE).write_bytes(manifests.encode("whole", "images", "", {"train": split}))
+    steps = 40_000 // BATCH  # until every lane has used up a block and is inside another
+    shown = subprocess.run(
+        [sys.executable, "-c", _READER, f"local://{folder}", str(steps)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, resident_before, most, resident = map(float, shown.stdout.split())
+    return {
+        "samples": split.samples,
+        "mib": most - before,
+        "private": most,
+        "resident": resident,
+        "resident_after_imports": resident_before,
+    }
