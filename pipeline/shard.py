@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def _plan(config: ShardConfig) -> tuple[plan.Plan, Path]:
         made = plan.make_plan(
             data.name,
             "images",
-            layout.entries(given, data.holdout),
+            _counted(layout.entries(given, data.holdout)),
             seed=config.seed,
             shard_bytes=data.shard_mb * 2**20,
             options=options,
@@ -100,6 +101,13 @@ def _plan(config: ShardConfig) -> tuple[plan.Plan, Path]:
     _say(f"{made.rows.num_rows} images in {len(made.shards())} shards")
     _compare(made, layout.offer)
     return made, root
+
+
+def _counted(entries: Iterator[plan.Entry]) -> Iterator[plan.Entry]:
+    for count, entry in enumerate(entries, start=1):
+        if count % 200_000 == 0:
+            _say(f"{count:,} images so far")
+        yield entry
 
 
 def _compare(made: plan.Plan, offer: Offer) -> None:

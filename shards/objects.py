@@ -106,8 +106,12 @@ def _lasting(error: Exception, url: str) -> Exception | None:
             f"{_where(url)}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             "or AWS_PROFILE"
         )
-    if 400 <= status < 500 and status not in (408, 429) and code != "RequestTimeout":
-        return StoreError(f"{_where(url)}: refused ({code or status})")
+    if type(error).__name__ == "SSLError":
+        return StoreError(f"{_where(url)}: its certificate is not trusted; set AWS_CA_BUNDLE")
+    if 300 <= status < 500 and status not in (408, 429) and code != "RequestTimeout":
+        return StoreError(f"{_where(url)}: refused ({code or status}); check region and endpoint")
+    if isinstance(error, ValueError) or type(error).__name__ == "ParamValidationError":
+        return StoreError(f"{_where(url)}: {' '.join(str(error).split())[:200]}")
     if isinstance(error, (NotADirectoryError, IsADirectoryError, NotImplementedError, TypeError)):
         return error
     return None

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -315,6 +316,93 @@ def test_wrong_credentials_end_at_once_and_are_never_shown(
     assert faults.server.key not in said.split("at ")[0] + said.split("with ")[1]
     assert faults.server.secret not in said
     assert len(faults.log()) == 1
+
+
+@contextlib.contextmanager
+def tls_server(folder):
+    """An https server with a certificate of its own that answers everything with 8 bytes."""
+    import http.server
+    import ssl
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "8")
+            self.end_headers()
+            self.wfile.write(b"over TLS")
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
+    private = serialization.PrivateFormat.PKCS8
+    (folder / "key.pem").write_bytes(key.private_bytes(pem, private, serialization.NoEncryption()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1], str(folder / "cert.pem")
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@s3
+@pytest.mark.parametrize(
+    ("change", "url", "said"),
+    [
+        ({"AWS_ENDPOINT_URL": "127.0.0.1:9000"}, "s3://bucket/x", "Invalid endpoint"),
+        ({}, "s3://no_such&bucket/x", "Invalid bucket name"),
+        ({"AWS_PROFILE": "nobody"}, "s3://bucket/x", "no credentials"),
+    ],
+)
+def test_a_setting_that_cannot_work_ends_at_once(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, change: dict, url: str, said: str
+) -> None:
+    monkeypatch.setattr(objects, "PAUSES", (600.0,))
+    for name, value in change.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(store.StoreError, match=said) as error:
+        store.read(url)
+    assert "\n" not in str(error.value)
+
+
+@s3
+def test_a_certificate_that_is_not_trusted_is_named_with_the_mend(
+    monkeypatch: pytest.MonkeyPatch, bucket: str, tmp_path
+) -> None:
+    monkeypatch.setattr(objects, "PAUSES", (600.0,))
+    with tls_server(tmp_path) as (port, certificate):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://localhost:{port}")
+        with pytest.raises(store.StoreError, match="set AWS_CA_BUNDLE"):
+            store.read("s3://bucket/x")
+        monkeypatch.setenv("AWS_CA_BUNDLE", certificate)
+        monkeypatch.setattr(objects, "_systems", {})
+        assert store.read("s3://bucket/x") == b"over TLS"
 
 
 @s3
