@@ -15,20 +15,19 @@ import binascii
 import hashlib
 import io
 import os
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
+import pandas
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from PIL import Image, ImageOps
 
 AT_ONCE = 8
-warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
 
 
 class Inpaint(mlflow.pyfunc.PythonModel):
@@ -46,10 +45,10 @@ class Inpaint(mlflow.pyfunc.PythonModel):
         self.module = program.module()
         self.max_pixels = int(os.environ.get("LACUNA_MAX_PIXELS", 512 * 512))
 
-    def predict(self, context, model_input, params=None):  # MLflow reads hints as a signature
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pandas, about columns that hold arrays
-            rows = list(zip(model_input["image"], model_input["mask"]))
+    def predict(
+        self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        rows = list(zip(model_input["image"], model_input["mask"]))
         pairs = [self._pair(number, *row) for number, row in enumerate(rows)]
         filled = self.fill(pairs)
         answer = {"sha256": self.sha256, "version": os.environ.get("LACUNA_MODEL_VERSION", "")}
