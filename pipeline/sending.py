@@ -2,7 +2,6 @@
 
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ class Sender:
     def __init__(self, run: str, uri: str, folder: Path) -> None:
         self.run, self.uri, self.folder = run, uri, folder
         self.sent = self.rejected = 0
+        self.give_up = threading.Event()  # after `stop`: what cannot be sent now stays
         self._delivery: Delivery | None = None
         self._told: str | None = None
 
@@ -72,7 +72,8 @@ class Sender:
                 pause = min(30.0, pause * 2)
             tidy()
             if stopping:
-                time.sleep(min(pause, 2.0))
+                if self.give_up.wait(min(pause, 2.0)):
+                    return
             elif wake.wait(pause):
                 wake.clear()
 

@@ -6,6 +6,7 @@ not take it: an outage neither slows training nor loses a point. What is left at
 `python -m pipeline sync RUN`.
 """
 
+import functools
 import json
 import math
 import os
@@ -164,6 +165,7 @@ class Tracker:
         deadline = time.monotonic() + wait
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        self._sender.give_up.set()
         self.spool.close()
         self.publish()
         left = Unsent(self.folder).count()
@@ -266,6 +268,7 @@ def lower_is_better(metric: str) -> bool:
     return any(word in metric for word in LOWER_IS_BETTER)
 
 
+@functools.lru_cache(4096)
 def clean(key: str) -> str:
     """A key with only what MLflow allows: `val/psnr (0.1,0.2]` becomes `val/psnr 0.1_0.2`."""
     return re.sub(r"_*([/ ])_*", r"\1", re.sub(r"[^\w\-./ ]+", "_", key)).strip("_")[:250]
