@@ -48,11 +48,32 @@ def test_ssim_equals_scikit_image_in_each_convention(convention):
     np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("convention", metrics.SSIM_WINDOWS)
+def test_the_sums_that_run_on_an_accelerator_equal_opencv_s(convention):
+    channels = 1 if convention.endswith("gray") else 3
+    x = torch.rand(2, 60, 70, channels, generator=torch.Generator().manual_seed(0)) * 255
+    rim = metrics.SSIM_WINDOWS[convention] // 2
+    on_cpu = metrics._mean(x, convention)[:, rim:-rim, rim:-rim]
+    summed = metrics._mean_torch(x, convention)
+    assert summed.shape == (2, 60 - 2 * rim, 70 - 2 * rim, channels)
+    torch.testing.assert_close(on_cpu.double(), summed.double(), atol=2e-4, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("convention", metrics.SSIM_WINDOWS)
+def test_on_an_accelerator_ssim_equals_scikit_image_too(convention):
+    result, image = pictures()
+    ours = metrics.ssim(torch.from_numpy(result).cuda(), torch.from_numpy(image).cuda(), convention)
+    theirs = [skimage_ssim(a, b, convention) for a, b in zip(result, image)]
+    np.testing.assert_allclose(ours.cpu().numpy(), theirs, atol=1e-6, rtol=0)
+
+
 def test_psnr_equals_scikit_image_and_is_capped_for_identical_pictures():
     result, image = pictures()
     ours = metrics.psnr(torch.from_numpy(result), torch.from_numpy(image))
     theirs = [peak_signal_noise_ratio(b, a, data_range=255) for a, b in zip(result, image)]
-    np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-12)
+    np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-7)
     same = torch.from_numpy(image)
     assert metrics.psnr(same, same).tolist() == [100.0] * len(same)
 
@@ -119,3 +140,27 @@ def test_without_a_difference_one_comparison_in_twenty_looks_significant():
     draws = np.random.default_rng(5).normal(0, 1, (200, 100))
     p = [metrics.paired_bootstrap(values, np.zeros(100))["p"] for values in draws]
     assert 0.01 < np.mean(np.array(p) < 0.05) < 0.11
+
+
+def test_the_benchmark_times_what_agrees_with_scikit_image():
+    from pipeline.bench import metrics as bench
+
+    result = bench.run(images=2, repetitions=1)
+    assert result["ratios"]["largest difference of a number"] < 1e-6
+    assert {row["name"]: row["items"] for row in result["rows"]} == {
+        "ours": 2,
+        "scikit-image": 2,
+        "ours, four conventions": 2,
+        "scikit-image, four conventions": 2,
+    }
+    assert result["targets"]["metrics"]["target"] == 5.0
+
+
+def test_the_benchmark_of_prediction_stands_beside_the_printed_time():
+    from pipeline.bench import predict as bench
+
+    result = bench.run(images=2, repetitions=1, width=1 / 16)
+    assert [row["name"] for row in result["rows"]] == ["batch 1", "batch 2"]
+    assert result["work"]["printed"]["seconds an image"] == 0.026
+    batch_1 = result["rows"][0]["seconds"][0]
+    assert result["ratios"]["batch 1, of the printed 0.026 s"] == pytest.approx(batch_1 / 0.026)
