@@ -1,10 +1,13 @@
 """The rows of `bench loader`: each reads an epoch, batch by batch, and says how many it read."""
 
 import contextlib
+import ctypes
 import json
 import os
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -225,6 +228,11 @@ def mosaic(python: str, folder: Path, shown: list[tuple[float, float]]) -> Row:
     return work
 
 
+def _end_with_us() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: a killed bench leaves none
+
+
 @contextlib.contextmanager
 def storage(nginx: str, folder: Path) -> Iterator[None]:
     """`folder`'s children as S3 buckets, read only: nginx on a free port of this machine."""
@@ -250,7 +258,7 @@ def storage(nginx: str, folder: Path) -> Iterator[None]:
         "AWS_EC2_METADATA_DISABLED": "true",
     }
     command = [nginx, "-c", str(folder / "nginx.conf"), "-e", str(folder / "nginx.log")]
-    server = subprocess.Popen(command, cwd=folder)
+    server = subprocess.Popen(command, cwd=folder, preexec_fn=_end_with_us)
     try:
         for _ in range(100):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
