@@ -27,6 +27,28 @@ def job(tmp_path, contract_code):
     return make
 
 
+@pytest.fixture(scope="module", autouse=True)
+def limited(slurm, tmp_path_factory):
+    """Jobs that sleep until their wall limit, deaf to the warning, while the other tests run.
+
+    At the limit one leaves with 75, as if all were saved, the other with 1; the next attempt ends
+    well.
+    """
+    folder = tmp_path_factory.mktemp("limited")
+    deaf = folder / "deaf.sh"
+    deaf.write_text(
+        "#!/bin/bash\ntrap '' USR1\ntrap 'exit $CODE' TERM\n"
+        '[ "$SLURM_RESTART_COUNT" = 1 ] && exit 0\nsleep 300 & wait\n'
+    )
+    deaf.chmod(0o755)
+    numbers = {}
+    for name, code in (("unsaved", "1"), ("saved", "75")):
+        run = str(folder / name)
+        made = Job(id=name, verb="train", arguments=(), run=run, folder=run, env={"CODE": code})
+        numbers[name] = backend.submit(made, replace(SMALL, time="1", python=str(deaf))), made
+    return numbers
+
+
 def ended(number, made, seconds=90):
     end = time.monotonic() + seconds
     while (found := slurm_status.status(number, made.folder)).state.live:
@@ -186,3 +208,12 @@ def test_a_job_that_slurm_has_forgotten_is_known_by_its_note(slurm, job):
     found = slurm_status.status("999999", made.folder)
     assert (found.state, found.reason) == (State.FAILED, "crashed 2 times, last exit 1")
     assert slurm_status.status("999998", made.folder).state is State.UNKNOWN
+
+
+def test_a_wall_limit_without_a_save_is_a_crash_and_one_with_a_save_is_none(slurm, limited):
+    counted = {}
+    for name, (number, made) in limited.items():
+        found = ended(number, made, seconds=150)
+        assert (found.state, found.restarts) == (State.SUCCEEDED, 1)
+        counted[name] = (Path(made.folder) / "logs" / f"failures-{number}").exists()
+    assert counted == {"unsaved": True, "saved": False}

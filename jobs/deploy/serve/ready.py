@@ -1,0 +1,44 @@
+"""Readiness: the server fills the golden picture as it did when the model was registered.
+
+Exit status 0 if every pixel is within two grey levels (another CPU rounds otherwise), else 1.
+"""
+
+import base64
+import io
+import json
+import os
+import sys
+import urllib.request
+from pathlib import Path
+
+from PIL import Image, ImageChops
+
+
+def main() -> str | None:
+    """What is wrong; None when ready."""
+    folder = Path(os.environ.get("MODEL_FOLDER", "/tmp/model"), "artifacts", "golden")
+    row = [base64.b64encode((folder / f"{n}.png").read_bytes()).decode() for n in ("image", "mask")]
+    body = json.dumps({"dataframe_split": {"columns": ["image", "mask"], "data": [row]}})
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{os.environ.get('PORT', '8080')}/invocations",
+        body.encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            (told,) = json.loads(answer.read())["predictions"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"no answer: {error}"
+    if told["sha256"] != os.environ.get("LACUNA_SHA256", told["sha256"]):
+        return f"another model answers: {told['sha256']}"
+    filled = Image.open(io.BytesIO(base64.b64decode(told["image"]))).convert("RGB")
+    expected = Image.open(folder / "filled.png").convert("RGB")
+    if filled.size != expected.size:
+        return f"a picture of {filled.size} came back"
+    worst = max(high for _, high in ImageChops.difference(filled, expected).getextrema())
+    return f"the golden picture differs by {worst} grey levels" if worst > 2 else None
+
+
+if __name__ == "__main__":
+    if trouble := main():
+        sys.exit(trouble)

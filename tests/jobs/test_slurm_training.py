@@ -1,0 +1,178 @@
+"""The real training on two nodes of a real SLURM: whatever ends a job, its losses go on to the bit.
+
+The reference is the same command, undisturbed, on this machine with the same two processes.
+"""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from jobs import slurm_status
+from tests.conftest import TINY
+
+pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.dist]
+RECIPE = [w for w in TINY if not w.startswith("checkpoint")]
+CLUSTER = ["cluster=slurm", "cluster.nodes=2", "cluster.gpus_per_node=0", "cluster.time=null",
+           "cluster.cpus_per_node=1", "cluster.memory_gb=2", "cluster.retries=1"]  # fmt: skip
+FAR = 4000
+
+
+def lines(cli, run):
+    path = cli.cwd / "runs" / run / "steps.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def seen(cli, run):
+    done = lines(cli, run)
+    return json.loads(done[-1])["images_seen"] if done else 0
+
+
+@pytest.fixture(scope="module")
+def submit(cli, small_set, slurm):
+    """`submit(run, words…)`: a training on two nodes; returns SLURM's job id."""
+
+    def call(run, *words):
+        told = cli("submit", "train", *RECIPE, f"data.url={small_set}", f"run=runs/{run}",
+                   *CLUSTER, *words, "--json")  # fmt: skip
+        return json.loads(told.stdout)["jobs"][0]["number"]
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def lives(cli, submit, slurm):
+    """Two runs through everything that a cluster does to a job; what `status` said at their ends.
+
+    `many` loses a node, is warned by USR1, is preempted, and has a worker killed. `wall` meets its
+    wall limit twice. Then both are cancelled. They share the nodes.
+    """
+    numbers = {}
+
+    def restarted(run, times):
+        folder = cli.cwd / "runs" / run
+        cli.until(lambda: slurm_status.status(numbers[run], folder).restarts >= times,
+                  f"restart {times} of {run}")  # fmt: skip
+
+    def advanced(run, images=24):
+        goal = seen(cli, run) + images
+        cli.until(lambda: seen(cli, run) >= goal, f"{run} to get on")
+
+    # Saved every 24 images: what a lost node or process costs is trained again.
+    numbers["many"] = submit(
+        "many", "cluster.partition=spot", "cluster.cpus_per_node=2", f"max_images={FAR}",
+        "checkpoint.every_images=24", "cluster.lead_seconds=30")  # fmt: skip
+    advanced("many", 40)
+    slurm.lose("n2")
+    restarted("many", 1)
+    slurm.restore("n2")
+    numbers["wall"] = submit(
+        "wall", "cluster.time=1", "cluster.lead_seconds=20", "cluster.cpus_per_node=1",
+        f"max_images={FAR}", f"checkpoint.every_images={FAR}")  # fmt: skip
+    advanced("many")
+    slurm.run("scancel", "--batch", "--signal=USR1", numbers["many"])
+    restarted("many", 2)
+    advanced("many")
+    urgent = "#!/bin/bash\n#SBATCH -N2 -c3 --mem=1G -o /dev/null\nsleep 2\n"
+    Path(slurm.root, "urgent").write_text(urgent)
+    slurm.run("sbatch", str(Path(slurm.root, "urgent")))
+    restarted("many", 3)
+    advanced("many")
+    os.kill(worker(rank=1, run="many"), signal.SIGKILL)
+    restarted("many", 4)
+    advanced("many")
+    cli("cancel", "many")
+    restarted("wall", 2)
+    advanced("wall", 8)
+    cli("cancel", "wall")
+    for run, number in numbers.items():
+        folder = cli.cwd / "runs" / run
+        cli.until(
+            lambda n=number, f=folder: not slurm_status.status(n, f).state.live, f"end of {run}"
+        )
+        assert saved(cli, run) == seen(cli, run)
+    return {run: cli.status(run) for run in numbers}
+
+
+def saved(cli, run):
+    """Images seen at the newest checkpoint."""
+    folder = cli.cwd / "runs" / run / "checkpoints"
+    return max((int(p.parent.name) for p in folder.glob("*/state.json")), default=0)
+
+
+def worker(rank, run):
+    """Process id of a training process, seen from outside its node's namespaces."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (path / "environ").read_bytes().split(b"\0")
+            command = (path / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if f"RANK={rank}".encode() in environment and f"run=runs/{run}".encode() in command:
+            return int(path.name)
+    raise AssertionError(f"no worker {rank} of {run}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cli, lives, small_set):
+    """steps.jsonl of the same training that nothing happened to, as long as the longer of both."""
+    length = max(seen(cli, "many"), seen(cli, "wall"))
+    cli("train", *RECIPE, f"data.url={small_set}", "run=runs/reference", "processes=2",
+        f"max_images={length}", "checkpoint.every_images=100000")  # fmt: skip
+    return lines(cli, "reference")
+
+
+def test_losses_are_the_undisturbed_ones_after_node_loss_usr1_preemption_and_a_crash(
+    cli, lives, undisturbed
+):
+    got = lines(cli, "many")
+    assert len(got) >= 15
+    assert got == undisturbed[: len(got)]
+
+
+def test_losses_are_the_undisturbed_ones_after_two_wall_limits(cli, lives, undisturbed):
+    got = lines(cli, "wall")
+    assert len(got) >= 5
+    assert got == undisturbed[: len(got)]
+
+
+def test_both_kept_their_job_through_all_restarts(lives):
+    assert lives["many"]["restarts"] == 4 and lives["wall"]["restarts"] >= 2
+    assert {told["state"] for told in lives.values()} == {"CANCELLED"}
+
+
+def test_only_the_crash_counted_against_the_retries(cli, lives):
+    folder = cli.cwd / "runs" / "many" / "logs"
+    assert [p.read_text() for p in folder.glob("failures-*")] == ["1\n"]
+
+
+def test_a_cancelled_run_is_cancelled_and_submitting_it_again_finishes_it(cli, lives, submit):
+    length = seen(cli, "wall") + 16
+    submit("wall", f"max_images={length}", "checkpoint.every_images=100000")
+    cli.until(lambda: cli.status("wall")["state"] == "SUCCEEDED", "wall to finish")
+    assert [json.loads(line)["images_seen"] for line in lines(cli, "wall")] == list(
+        range(8, length + 1, 8)
+    )
+
+
+def test_a_run_that_is_live_is_not_submitted_twice(cli, submit, small_set):
+    submit("twice", "max_images=8", "cluster.sbatch={hold: null}")
+    again = cli("submit", "train", *RECIPE, f"data.url={small_set}", "run=runs/twice", *CLUSTER,
+                ok=False)  # fmt: skip
+    assert again.returncode == 2
+    assert "twice is QUEUED" in again.stderr and again.stderr.count("\n") == 1
+    cli("cancel", "twice")
+
+
+def test_a_configuration_error_in_the_job_is_not_retried_and_its_line_is_shown(cli, submit, slurm):
+    number = submit("wrong", "max_images=8", "cluster.sbatch={hold: null}")
+    config = cli.cwd / "runs" / "wrong" / "config.yaml"
+    config.write_text(config.read_text().replace("batch: 8", "batch: 7"))
+    slurm.run("scontrol", "release", number)
+    cli.until(lambda: cli.status("wrong")["state"] == "FAILED", "the failure")
+    found = cli.status("wrong")
+    assert found["restarts"] == 0
+    assert found["reason"] == "configuration error, not retried"
+    assert "batch=7 is not divisible" in found["error"]
