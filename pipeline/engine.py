@@ -96,7 +96,7 @@ class Engine:
     ) -> Trainee:
         """Put a network on the device, synchronise its norms, wrap it for the strategy."""
         module = module.to(self.device)
-        if self.config.sync_batchnorm and self.world_size > 1:
+        if self.config.sync_batchnorm and (self.world_size > 1 or self.device.type == "cpu"):
             module = synchronised(module, self.device.type)
         if self.config.channels_last:
             module = module.to(memory_format=torch.channels_last)
