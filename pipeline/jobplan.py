@@ -54,7 +54,7 @@ class Part:
             return [folder_of(point.config).url for point in self.points]
         config = self.points[0].config
         given = (getattr(config, name, None) for name in ("out", "run", "checkpoint", "url"))
-        return [next((value for value in given if isinstance(value, str)), self.folder)]
+        return [next((value for value in given if isinstance(value, str)), None) or self.folder]
 
     @property
     def id(self) -> str:
@@ -68,8 +68,8 @@ class Part:
     @property
     def folder(self) -> str:
         """Where script, code, configuration and logs lie: with the run, if it is on a disk."""
-        beside = self.cluster.scheduler == "kubernetes" or store.is_local(self.runs[0])
-        if self.is_run and beside and not self.cluster.folder:
+        pods = self.cluster.scheduler == "kubernetes"
+        if self.is_run and not self.cluster.folder and (pods or store.is_local(self.runs[0])):
             return self.runs[0]
         return store.join(self.cluster.folder or self.settings.root, self.id)
 
@@ -94,7 +94,7 @@ def parse(words: Sequence[str]) -> list[Part]:
         _refuse_foreign(settings)
         others = _known(verb, positional(VERBS[verb], [w for w in rest if w not in mine]), known)
         if verb == "train":
-            others += [w for w in mine if w.startswith("root=")]
+            others += [w for w in carried if w.startswith("root=")][-1:]
         points = [compose(verb, point) for point in _points(verb, others)]
         cluster = settings.config.cluster
         if verb == "train":

@@ -1,0 +1,77 @@
+"""A sharding array on a real SLURM, its tasks killed at random, yields the reference set."""
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs import slurm_status
+from tests.support.sets import jpeg
+
+pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.dist]
+TASKS, KILLS = 3, 4
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """300 pictures of noise, about 20 MB: some twenty shards of 1 MB."""
+    folder = tmp_path_factory.mktemp("source")
+    draw = np.random.default_rng(3)
+    for split, count in (("train", 260), ("val", 40)):
+        (folder / split).mkdir()
+        for i in range(count):
+            pixels = draw.integers(0, 256, (208, 208, 3)).astype(np.uint8)
+            (folder / split / f"{i:03d}.jpg").write_bytes(jpeg(pixels))
+    return folder
+
+
+def tasks():
+    """Process ids of the array's `shard` processes."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"shard" in words and any(w.startswith(b"task=") for w in words):
+            found.append(int(path.name))
+    return found
+
+
+def test_an_array_whose_tasks_are_killed_at_random_yields_the_reference_set(cli, slurm, source):
+    words = [f"source={source}", "data.shard_mb=1", "data.min_side=64"]
+    cli("shard", *words, "out=sets/reference")
+    on = ["cluster=slurm", f"cluster.tasks={TASKS}", "cluster.gpus_per_node=0",
+          "cluster.cpus_per_node=1", "cluster.memory_gb=1", "cluster.time=null",
+          "cluster.retries=9"]  # fmt: skip
+    told = cli("submit", "shard", *words, "out=sets/array", *on, "--json")
+    job = json.loads(told.stdout)["jobs"][0]
+    draw = random.Random(7)
+    killed = 0
+    while killed < KILLS:
+        found = slurm_status.status(job["number"], job["folder"])
+        assert found.state.live, "the array ended before it was killed often enough"
+        if alive := tasks():
+            time.sleep(draw.uniform(0, 1.5))
+            victim = draw.choice(alive)
+            if victim in tasks():
+                os.kill(victim, signal.SIGKILL)
+                killed += 1
+        time.sleep(0.1)
+    cli.until(lambda: not slurm_status.status(job["number"], job["folder"]).state.live, "the array")
+    found = cli.status(job["id"])
+    assert found["state"] == "SUCCEEDED" and len(found["elements"]) == TASKS
+    assert found["restarts"] == KILLS
+    reference, array = (cli.cwd / "sets" / name for name in ("reference", "array"))
+    assert (array / "manifest.json").read_bytes() == (reference / "manifest.json").read_bytes()
+    assert tars(array) == tars(reference)
+    cli("shard", "verify", "sets/array", "every_byte=true")
+
+
+def tars(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.tar")}

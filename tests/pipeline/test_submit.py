@@ -1,0 +1,267 @@
+"""`submit` up to the scheduler: what is decided, what is refused, what is written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs import scheduler, snapshot
+from jobs.spec import State, Status
+from pipeline import jobplan, jobrecord, submit
+from pipeline.compose import ConfigError, compose
+from pipeline.identity import folder_of
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = ["train", "experiment=quickstart", "data.url=sets/photos", "batch=16"]
+SLURM = ["cluster=slurm", "cluster.gpus_per_node=0", "cluster.code=image"]
+KUBERNETES = ["cluster=kubernetes", "cluster.image=r/x@sha256:0", "cluster.gpus_per_node=0"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """A folder of its own, no site, no user, no secrets."""
+    monkeypatch.chdir(tmp_path)
+    for name in [n for n in os.environ if n.startswith(("AWS_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("LACUNA_CONF", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def dry(*words):
+    return submit.main(list(words), dry_run=True)
+
+
+def refusal(*words):
+    with pytest.raises(ValueError) as refused:
+        dry(*words)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_dry_run_prints_the_script_that_sbatch_takes_and_touches_nothing(tmp_path):
+    script = dry(*TRAIN, *SLURM, "cluster.nodes=2", "cluster.partition=gpu")
+    assert script.startswith("#!/bin/bash\n#SBATCH --job-name=quickstart-")
+    assert "#SBATCH --nodes=2\n" in script and "#SBATCH --partition=gpu\n" in script
+    assert "export PET_NNODES=2\n" in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_needs_neither_torch_nor_mlflow():
+    program = (
+        "import sys; from pipeline.cli import main; code = main(sys.argv[1:]); "
+        "wrong = {'torch', 'mlflow', 'pyarrow'} & set(sys.modules); assert not wrong, wrong; "
+        "sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "submit", *TRAIN, *SLURM, "--dry-run"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("#!/bin/bash\n")
+
+
+def test_a_submitted_run_is_the_run_that_the_same_words_train_here():
+    (part,) = jobplan.parse([*TRAIN, *SLURM])
+    here = folder_of(compose("train", TRAIN[1:]).config).url
+    assert part.runs == [here]
+    assert f"runs/{part.id}" == here
+    assert f"-m pipeline train run={here}" in dry(*TRAIN, *SLURM)
+
+
+def test_the_resolved_configuration_is_what_runs_whatever_conf_says_later(tmp_path, monkeypatch):
+    (part,) = jobplan.parse([*TRAIN, "seed=5", *SLURM])
+    submit._write_configs(part, [None])
+    home = tmp_path / "config" / "lacuna"
+    home.mkdir(parents=True)
+    (home / "defaults.yaml").write_text("seed: 77\nbatch: 32\n")
+    again = compose("train", [f"run={part.runs[0]}"])
+    assert again.config.seed == 5 and again.config.batch == 16
+    assert again.config.model == part.points[0].config.model
+    assert again.origins["seed"].endswith("config.yaml")
+
+
+def test_other_verbs_read_their_resolved_configuration_from_the_jobs_folder():
+    words = ["evaluate", "checkpoint=runs/a", "data.url=sets/photos", "weights=raw"]
+    (part,) = jobplan.parse([*words, *SLURM])
+    submit._write_configs(part, [None])
+    again = compose("evaluate", [f"config={part.folder}/config.yaml"])
+    assert again.config == part.points[0].config
+    assert f"config={Path.cwd()}/{part.folder}/config.yaml" in dry(*words, *SLURM)
+
+
+def test_the_same_words_are_the_same_job_and_other_words_another():
+    words = ["shard", "source=photos", "out=sets/a", *SLURM]
+    one, again, other = (
+        jobplan.parse(w)[0].id for w in (words, words, [*words, "data.shard_mb=3"])
+    )
+    assert one == again != other
+
+
+def test_an_array_of_shard_has_a_task_an_element():
+    script = dry("shard", "source=p", "out=o", *SLURM, "cluster.tasks=3", "cluster.throttle=2")
+    assert "#SBATCH --array=0-2%2\n" in script
+    assert [f"element=(task={i}/3)" in script for i in range(3)] == [True] * 3
+
+
+def test_a_chain_passes_on_what_earlier_verbs_make():
+    words = ["shard", "source=p", "out=sets/a", "cluster.tasks=2", *SLURM, "then", "train",
+             "experiment=quickstart", "cluster.nodes=2", "then", "evaluate", "cluster.nodes=1",
+             "then", "promote", "inpaint-msanet"]  # fmt: skip
+    shard, train, evaluate, promote = jobplan.parse(words)
+    assert train.points[0].config.data.url == "sets/a"
+    assert evaluate.points[0].config.data.url == "sets/a"
+    assert evaluate.points[0].config.checkpoint == train.runs[0]
+    assert promote.points[0].config.run == train.runs[0]
+    assert promote.points[0].config.model == "inpaint-msanet"
+    assert [p.cluster.nodes for p in (shard, train, evaluate, promote)] == [1, 2, 1, 1]
+    assert [p.cluster.tasks for p in (shard, train, evaluate, promote)] == [2, None, None, None]
+    script = dry(*words)
+    assert script.count("#!/bin/bash") == 4
+    assert [f"afterok:{p.id}\n" in script for p in (shard, train, evaluate)] == [True] * 3
+
+
+def test_a_chain_on_kubernetes_is_one_jobset_and_refused_without():
+    words = ["shard", "source=s3://b/p", "out=s3://b/set", "root=s3://b/runs", *KUBERNETES, "then",
+             "train", "experiment=quickstart"]  # fmt: skip
+    assert "cluster.kind=jobset" in refusal(*words)
+    made = list(yaml.safe_load_all(dry(words[0], "cluster.kind=jobset", *words[1:])))
+    assert [m["kind"] for m in made] == ["JobSet"]
+    shard, train = made[0]["spec"]["replicatedJobs"]
+    assert train["dependsOn"] == [{"name": "shard", "status": "Complete"}]
+
+
+def test_a_sweep_is_one_array_with_a_run_for_each_point():
+    words = ["train", "experiment=quickstart", "data.url=sets/a", "seed=0,1", "ema=0,0.9", *SLURM]
+    (part,) = jobplan.parse(words)
+    assert len(set(part.runs)) == 4
+    assert {(p.config.seed, p.config.ema) for p in part.points} == {
+        (0, 0),
+        (0, 0.9),
+        (1, 0),
+        (1, 0.9),
+    }
+    script = dry(*words)
+    assert "#SBATCH --array=0-3\n" in script
+    assert all(f"element=(run={run})" in script for run in part.runs)
+
+
+def test_a_rehearsal_does_not_take_the_runs_place():
+    (part,) = jobplan.parse([*TRAIN, "smoke=true", *SLURM])
+    (real,) = jobplan.parse([*TRAIN, *SLURM])
+    assert part.folder != real.folder and part.id != real.id
+
+
+def test_code_is_a_commit_with_its_path_before_everything_else(monkeypatch):
+    commit = snapshot.Snapshot(ROOT, "c" * 40)
+    monkeypatch.setattr(snapshot, "take", lambda root, dirty: commit)
+    script = dry(*TRAIN, "cluster=slurm", "cluster.gpus_per_node=0")
+    (part,) = jobplan.parse([*TRAIN, "cluster=slurm", "cluster.gpus_per_node=0"])
+    assert f"PYTHONPATH={Path.cwd()}/{part.folder}/code/cccccccccccc" in script
+    assert "export PYTHONSAFEPATH=1" in script
+    assert f"cd {Path.cwd()} ||" in script
+
+
+def test_the_submitters_endpoints_travel_and_secrets_do_not(monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret-value")
+    script = dry(*TRAIN, *SLURM)
+    assert "export MLFLOW_TRACKING_URI=https://mlflow.example.org\n" in script
+    assert "planted-secret-value" not in script
+    told = capsys.readouterr().err
+    assert "AWS_SECRET_ACCESS_KEY" in told and "chmod 600" in told and "planted" not in told
+
+
+def test_a_file_of_secrets_must_be_private(tmp_path):
+    secrets = tmp_path / "config" / "lacuna" / "secrets.env"
+    secrets.parent.mkdir(parents=True)
+    secrets.write_text("AWS_SECRET_ACCESS_KEY=x\n")
+    secrets.chmod(0o644)
+    assert "chmod 600" in refusal(*TRAIN, *SLURM)
+    secrets.chmod(0o600)
+    assert f". {secrets} || exit 78" in dry(*TRAIN, *SLURM)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["trian"], "no verb that can be submitted"),
+        (["status"], "no verb that can be submitted"),
+        ([], "submit what?"),
+        ([*TRAIN, "cluster=slrum"], "did you mean slurm?"),
+        ([*TRAIN, *SLURM, "cluster.partitoin=x"], "did you mean cluster.partition?"),
+        ([*TRAIN, *SLURM, "cluster.queue=x"], "cluster.queue means nothing to slurm"),
+        ([*TRAIN, *KUBERNETES, "cluster.qos=x"], "cluster.qos means nothing to kubernetes"),
+        ([*TRAIN, *SLURM, "cluster.nodes=3"], "batch=16 is not divisible by cluster.nodes=3"),
+        ([*TRAIN, *SLURM, "cluster.tasks=3"], "only `shard` is divided into tasks"),
+        (["masks", "out=m", *SLURM, "cluster.nodes=2"], "masks runs on one machine"),
+        ([*TRAIN, *KUBERNETES], "is a folder of this machine, which pods do not see"),
+        ([*TRAIN, *SLURM, "cluster.sbatch={comment: 'a\nb'}"], "line break"),
+        ([*TRAIN, *SLURM, "cluster.env={HF_TOKEN: x}"], "looks like a secret"),
+        ([*TRAIN, *SLURM, "cluster.env={URL: 'https://u:p@h'}"], "holds a secret"),
+        ([*TRAIN, *SLURM, "cluster.secrets_file=/no/such/file"], "No such file"),
+        ([*TRAIN, "config=/no/such.yaml", *SLURM], "config=/no/such.yaml does not exist"),
+    ],
+)
+def test_what_cannot_be_submitted_is_refused_in_one_line(words, told):
+    assert told in refusal(*words)
+
+
+def test_a_value_of_the_environment_is_no_value_of_the_configuration(monkeypatch):
+    monkeypatch.setenv("MY_API_KEY", "planted-secret-value")
+    with pytest.raises(ConfigError, match="holds a secret"):
+        dry(*TRAIN, *SLURM, "cluster.env={X: planted-secret-value}")
+
+
+def record(folder, **values):
+    made = jobrecord.Record(
+        **{"id": "a", "verb": "train", "run": str(folder), "folder": str(folder), "number": "7",
+           "cluster": {"scheduler": "slurm"}, "submitted": "2026-01-01T00:00:00Z", **values}
+    )  # fmt: skip
+    jobrecord.write(made)
+    return made
+
+
+def test_a_record_is_found_by_id_folder_and_from_elsewhere(tmp_path, monkeypatch):
+    made = record(tmp_path / "runs" / "a")
+    assert jobrecord.find("a", "runs") == made
+    assert jobrecord.find(str(tmp_path / "runs" / "a"), "other") == made
+    monkeypatch.chdir("/")
+    assert jobrecord.find("a", "runs") == made
+    assert [r.id for r in jobrecord.every("runs")] == ["a"]
+
+
+def test_an_unknown_id_is_told_the_known_ones(tmp_path):
+    record(tmp_path / "runs" / "a")
+    with pytest.raises(ValueError, match=r"no job 'b' was submitted .*\(known: a\)"):
+        jobrecord.find("b", "runs")
+
+
+def test_the_points_of_a_sweep_lead_to_the_sweep(tmp_path):
+    made = record(tmp_path / "runs" / "sweep-1", id="sweep-1", points=("runs/p0", "runs/p1"))
+    assert jobrecord.find("p1", "runs") == made
+
+
+@pytest.mark.parametrize(
+    ("found", "state"),
+    [("UNKNOWN", "CANCELLED"), ("INTERRUPTED", "CANCELLED"), ("SUCCEEDED", "SUCCEEDED"),
+     ("RUNNING", "RUNNING")],
+)  # fmt: skip
+def test_a_job_that_ended_after_it_was_cancelled_was_cancelled(tmp_path, monkeypatch, found, state):
+    made = record(tmp_path / "a", cancelled=True)
+    monkeypatch.setattr(scheduler, "status", lambda *_: Status(State(found), "x"))
+    assert made.status().state == state
+
+
+def test_the_record_holds_no_more_of_the_cluster_than_where_it_is(tmp_path):
+    (part,) = jobplan.parse([*TRAIN, *SLURM, "cluster.env={SITE: x}"])
+    kept = jobrecord.where_of(part.cluster)
+    assert set(kept) == {"scheduler", "context", "namespace", "queue", "kind"}
+    assert json.dumps(kept)
