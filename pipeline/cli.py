@@ -75,8 +75,13 @@ def positional(spec: VerbSpec, words: list[str]) -> list[str]:
         start = 1
     else:
         start = 0
-    if spec.positional and len(words) > start and "=" not in words[start].split("/")[0]:
+    bare = start
+    while spec.positional and bare < len(words) and "=" not in words[bare].split("/")[0]:
+        bare += 1
+    if bare - start == 1 and spec.positional != "names":
         words[start] = f"{spec.positional}={words[start]}"
+    elif bare > start:
+        words[start:bare] = [f"{spec.positional}=[{','.join(words[start:bare])}]"]
     return words
 
 

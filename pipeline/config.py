@@ -269,6 +269,7 @@ class EvaluateConfig(Verb):
     out: str | None = key(None, "Parquet of per-image scores; null: in the run's folder")
     processes: str = key("auto", "processes on this machine; auto: one per GPU, else 1")
     pictures: int = key(12, "pairs whose pictures are kept for reports")
+    features: str | None = key(None, "folder for pictures of MSA-Net's inside (figures 3, 5, 7, 9)")
     name: str | None = key(None, "what the result is called in tables")
     tracking: TrackingConfig = section(TrackingConfig)
 
@@ -341,3 +342,19 @@ class RunsConfig(Verb):
     older_than: str | None = key(None, "close: silent for (24h); prune: untouched for (30d)")
     keep: str = key("best,last", "prune: checkpoints that stay")
     delete: bool = key(False, "prune: delete; otherwise only list")
+
+
+@dataclass
+class BenchConfig(Verb):
+    what: str = key(
+        MISSING,
+        "what is measured, as ratios in one run",
+        ("attention", "loader", "metrics", "predict", "shard", "tracking"),
+    )
+
+
+@dataclass
+class FetchConfig(Verb):
+    names: list[str] = key([], "weights; none: all that are known")
+    source: Optional[str] = key(None, "a file, folder or URL instead of the publisher's")
+    sha256: Optional[str] = key(None, "of the file at source=")

@@ -36,6 +36,12 @@ VERBS: dict[str, VerbSpec] = {
         config.DoctorConfig,
         "what this machine can do, and the mend for what it cannot",
     ),
+    "fetch": VerbSpec(
+        "pipeline.fetch",
+        config.FetchConfig,
+        "pretrained weights into the cache, checked: vgg16, densenet121",
+        positional="names",
+    ),
     "shard": VerbSpec(
         "pipeline.shard",
         config.ShardConfig,
@@ -112,5 +118,8 @@ VERBS: dict[str, VerbSpec] = {
     "logs": VerbSpec("pipeline.logs", jobconfig.LogsConfig, "what a job said", "id"),
     "cancel": VerbSpec(
         "pipeline.cancel", jobconfig.CancelConfig, "ask a job to save and leave", "id"
+    ),
+    "bench": VerbSpec(
+        "pipeline.bench", config.BenchConfig, "what this machine does, as ratios", positional="what"
     ),
 }
