@@ -160,6 +160,8 @@ def _work(config: EvaluateConfig, rank: int, world_size: int) -> dict[str, Any]:
 
 def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
     """This rank's share of the work; on rank 0 also the whole result."""
+    if config.features is not None and config.checkpoint is None:
+        raise ValueError("features= looks into a generator: give checkpoint=, not an archive")
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -189,6 +191,8 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
     kept = gallery.save(url, gallery.draw(answer, pairs, gallery.chosen(pairs, config.pictures)))
     store.remove(shares, recursive=True)
     result = {**facts, **results.summarise(table, facts["ssim"]), "parquet": url, "pictures": kept}
+    if config.features is not None:
+        result["features"] = _draw_features(config, pairs)
     if "run" in facts:
         _remember(config, result)
     return result
@@ -206,7 +210,20 @@ def _remember(config: EvaluateConfig, result: dict[str, Any]) -> None:
     values = {f"{prefix}/psnr {name}": row["psnr"] for name, row in rows.items()}
     overall = result["mean6"] or next(iter(rows.values()))
     values |= {f"{prefix}/{name}": overall[name] for name in ("psnr", "ssim", "l1")}
-    record(result["run"], values, result["images_seen"], [result["parquet"], result["pictures"]])
+    files = [result["parquet"], result["pictures"], *result.get("features", [])]
+    record(result["run"], values, result["images_seen"], files)
+
+
+def _draw_features(config: EvaluateConfig, pairs: Pairs) -> list[str]:
+    """Pictures of what the generator sees in three of the pairs."""
+    from pipeline import features
+    from pipeline.checkpoint import load_generator
+
+    generator, _ = load_generator(str(config.checkpoint), weights=config.weights)
+    loaded = [pairs.load(i, i + 1) for i in gallery.chosen(pairs, 6)[1::2]]
+    images = torch.cat([one.images for one in loaded]).permute(0, 3, 1, 2).float() / 255
+    masks = torch.cat([one.masks for one in loaded]).unsqueeze(1).float()
+    return features.draw(generator, images, masks, str(config.features))
 
 
 def show(result: dict[str, Any]) -> str:
