@@ -356,5 +356,5 @@ class BenchConfig(Verb):
 @dataclass
 class FetchConfig(Verb):
     names: list[str] = key([], "weights; none: all that are known")
-    source: Optional[str] = key(None, "a file, folder or URL instead of the publisher's")
-    sha256: Optional[str] = key(None, "of the file at source=")
+    source: str | None = key(None, "a file, folder or URL instead of the publisher's")
+    sha256: str | None = key(None, "of the file at source=")
