@@ -199,15 +199,18 @@ class Postgres:
             cwd=self.folder,
             **self.owner,
         )
+        return self.create(database)
+
+    def create(self, database: str) -> str:
+        """The SQLAlchemy URI of another fresh database."""
+        where = ("-h", "127.0.0.1", "-p", str(self.port), "-U", "mlflow")
         for _ in range(100):
             try:
-                self._run(
-                    "createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "mlflow", database
-                )
-                break
+                self._run("createdb", *where, database)
+                return f"postgresql://mlflow@127.0.0.1:{self.port}/{database}"
             except subprocess.CalledProcessError:
                 time.sleep(0.2)
-        return f"postgresql://mlflow@127.0.0.1:{self.port}/{database}"
+        raise RuntimeError(f"PostgreSQL never answered on port {self.port}")
 
     def stop(self) -> None:
         self.process.kill()

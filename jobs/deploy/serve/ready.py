@@ -10,6 +10,7 @@ import os
 import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageChops
 
@@ -35,7 +36,8 @@ def main() -> str | None:
     expected = Image.open(folder / "filled.png").convert("RGB")
     if filled.size != expected.size:
         return f"a picture of {filled.size} came back"
-    worst = max(high for _, high in ImageChops.difference(filled, expected).getextrema())
+    extrema: Any = ImageChops.difference(filled, expected).getextrema()
+    worst = max(high for _, high in extrema)
     return f"the golden picture differs by {worst} grey levels" if worst > 2 else None
 
 

@@ -28,12 +28,10 @@ def main(words: list[str]) -> None:
     if len(words) < 2 or words[0] not in PERMISSIONS:
         raise SystemExit(__doc__)
     role, name, *resources = words
-    ask(
-        "POST",
-        "2.0/mlflow/users/create",
-        {"username": name, "password": os.environ["ACCOUNT_PASSWORD"]},
-        there="RESOURCE_ALREADY_EXISTS",
-    )
+    account = {"username": name, "password": os.environ["ACCOUNT_PASSWORD"]}
+    query = urllib.parse.urlencode({"username": name})
+    if not ask("GET", f"2.0/mlflow/users/get?{query}", there="RESOURCE_DOES_NOT_EXIST"):
+        ask("POST", "2.0/mlflow/users/create", account)
     for word in resources:
         kind, _, resource = word.partition("=")
         if kind not in ("experiment", "model") or not resource:
@@ -57,17 +55,15 @@ def grant(account: str, kind: str, resource: str, permission: str) -> None:
             there="RESOURCE_ALREADY_EXISTS",
         )
         identity = resource
-    named = {"experiment": "experiment", "model": "registered_model"}[kind]
-    ask(
-        "POST",
-        "3.0/mlflow/users/permissions/grant",
-        {
-            "username": account,
-            "resource_type": named,
-            "resource_id": identity,
-            "permission": permission,
-        },
-    )
+    which = {
+        "username": account,
+        "resource_type": {"experiment": "experiment", "model": "registered_model"}[kind],
+        "resource_id": identity,
+    }
+    query = urllib.parse.urlencode(which)
+    if ask("GET", f"3.0/mlflow/users/permissions/get?{query}").get("permission") != permission:
+        ask("POST", "3.0/mlflow/users/permissions/revoke", which, there="RESOURCE_DOES_NOT_EXIST")
+        ask("POST", "3.0/mlflow/users/permissions/grant", {**which, "permission": permission})
     print(f"{account}: {permission} on {kind} {resource}")
 
 
@@ -106,7 +102,7 @@ def ask(method: str, path: str, body: Any = None, there: str = "") -> dict[str, 
             return json.loads(answer.read() or b"{}")
     except urllib.error.HTTPError as error:
         text = error.read().decode(errors="replace")
-        if there and (there in text or "already exists" in text):
+        if there and there in text:
             return {}
         # Not the text itself: for some errors it holds SQL with password hashes.
         raise SystemExit(f"{method} {path}: the server answered {error.code}") from None
