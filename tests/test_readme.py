@@ -1,0 +1,111 @@
+"""The README's commands run, as they stand, on one quickstart that the whole test run shares."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text()
+LINES = [line for line in TEXT.splitlines() if line.startswith("python -m pipeline ")]
+WORKED = ("(0.1,0.2]", "(0.2,0.3]", "(0.3,0.4]", "(0.4,0.5]", "(0.5,0.6]")
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory):
+    """`quickstart` in a folder of its own that looks like the checkout; its result."""
+    place = tmp_path_factory.mktemp("quickstart")
+    for name in ("pipeline", "models", "shards", "jobs", "conf"):
+        (place / name).symlink_to(ROOT / name)
+    done = run(place, "quickstart", "--json", timeout=1200)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return place, json.loads(done.stdout.splitlines()[-1]), done
+
+
+def run(place, *words, timeout=300):
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LACUNA_CONF")}
+    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{place}/runs/quickstart/mlflow.db"
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *words],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def test_the_trained_network_beats_the_mean_colour_where_it_matters(quickstart):
+    _, result, _ = quickstart
+    mean = result["yardsticks"]["mean_colour"]["buckets"]
+    for bucket in WORKED:
+        ours, theirs = result["buckets"][bucket]["psnr"], mean[bucket]["psnr"]
+        assert ours >= theirs + 1.5, f"{bucket}: {ours:.2f} dB, mean colour {theirs:.2f} dB"
+
+
+def test_quickstart_leaves_a_run_a_model_and_a_picture(quickstart):
+    place, result, _ = quickstart
+    out = place / "runs" / "quickstart"
+    assert Path(
+        result["strip"] if os.path.isabs(result["strip"]) else place / result["strip"]
+    ).exists()
+    assert {"photographs", "shards", "masks", "run", "mlflow.db"} <= set(os.listdir(out))
+    assert re.fullmatch(r"models:/inpaint-msanet/\d+", result["model_uri"])
+    assert result["seconds"]["total"] > 0 and result["peak_rss_mb"] < 4000
+    assert set(result["yardsticks"]) == {"mean_colour", "telea"}
+
+
+def test_known_pixels_of_the_object_removal_are_kept_bit_for_bit(quickstart):
+    import numpy as np
+    from PIL import Image
+
+    out = quickstart[0] / "runs" / "quickstart"
+    original, mask, filled = (
+        np.asarray(Image.open(out / name).convert(mode))
+        for name, mode in (
+            ("rocket.png", "RGB"),
+            ("rocket_mask.png", "L"),
+            ("rocket_filled.png", "RGB"),
+        )
+    )
+    known = mask < 128
+    assert filled.shape == (421, 637, 3)
+    assert (filled[known] == original[known]).all()
+    assert (filled[~known] != original[~known]).any()
+
+
+def test_a_second_quickstart_reuses_every_step(quickstart):
+    place, first, _ = quickstart
+    done = run(place, "quickstart", "--json")
+    second = json.loads(done.stdout.splitlines()[-1])
+    assert second["buckets"] == first["buckets"]
+    assert {"train", "evaluate", "register", "predict"} <= set(second["reused"])
+
+
+def test_a_quickstart_in_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    done = run(ROOT, "quickstart", f"out={tmp_path}")
+    assert done.returncode == 2 and "holds something else" in done.stderr
+    assert os.listdir(tmp_path) == ["letter.txt"]
+
+
+def test_the_readmes_commands_run_as_they_stand(quickstart):
+    place = quickstart[0]
+    shutil.rmtree(place / "runs" / "readme", ignore_errors=True)
+    assert len(LINES) >= 9
+    for line in LINES:
+        words = shlex.split(line, comments=True)[3:]
+        done = run(place, *words)
+        assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}"
+    assert (place / "runs" / "readme" / "rocket.png").exists()
+
+
+def test_files_that_the_readme_names_exist():
+    for path in re.findall(r"\]\(([\w./]+)\)", TEXT):
+        assert (ROOT / path).exists(), path
