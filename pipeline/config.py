@@ -307,9 +307,10 @@ class RollbackConfig(Verb):
 @dataclass
 class PredictConfig(Verb):
     model: str = key(MISSING, "registered model (models:/NAME@champion), checkpoint or archive")
-    image: str = key(MISSING, "picture or folder of pictures")
-    mask: str = key(MISSING, "picture (white: hole), folder, rectangle x,y,w,h, or alpha")
+    image: str = key(MISSING, "picture, folder of pictures, or sharded set")
+    mask: str = key(MISSING, "picture (white: hole), folder, mask set, rectangle x,y,w,h, or alpha")
     out: str = key(MISSING, "picture or folder to write")
+    split: str = key("test", "split of a sharded set")
     strip: bool = key(False, "write original, mask and result side by side")
     tile: int = key(512, "side of the tiles of larger pictures, pixels")
     overlap: int = key(64, "overlap of tiles, pixels")

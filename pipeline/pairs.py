@@ -72,7 +72,7 @@ class Pairs:
         crop, scratch = Crop(self.size, "center", self.resize_short), Scratch()
         for pair, out in zip(chosen, images):
             try:
-                into(_payload(pair.image), crop, 0, out, scratch)
+                into(payload(pair.image), crop, 0, out, scratch)
             except ValueError as error:
                 raise ValueError(f"picture {pair.image.key}: {error}") from error
         masks = np.stack([self._mask(pair) for pair in chosen])
@@ -81,7 +81,7 @@ class Pairs:
     def _mask(self, pair: Pair) -> NDArray[np.uint8]:
         if pair.bucket == CENTER:
             return center(self.size, self.size)
-        with Image.open(io.BytesIO(_payload(pair.mask))) as picture:
+        with Image.open(io.BytesIO(payload(pair.mask))) as picture:
             mask = (np.asarray(picture.convert("L")) > 127).astype(np.uint8)
         if mask.shape != (self.size, self.size):
             raise ValueError(
@@ -106,7 +106,7 @@ def make_pairs(
     Raises ValueError for a split or a bucket without samples, and where masks are needed but
     `masks` is None.
     """
-    pictures = _samples(images, split)[:limit]
+    pictures = samples(images, split)[:limit]
     if not pictures:
         raise ValueError(f"split {split} of {store.display(images.url)} holds no pictures")
     held = _masks_by_bucket(masks, [b for b in buckets if b != CENTER])
@@ -122,7 +122,8 @@ def make_pairs(
     )
 
 
-def _samples(manifest: Manifest, split: str) -> list[Sample]:
+def samples(manifest: Manifest, split: str) -> list[Sample]:
+    """A split's samples in key order. ValueError lists the splits there are."""
     if split not in manifest.splits:
         raise ValueError(
             f"{store.display(manifest.url)} has no split {split!r}: set split= to one of "
@@ -155,7 +156,7 @@ def _masks_by_bucket(masks: Manifest | None, buckets: list[str]) -> dict[str, li
         )
     held: dict[str, list[Sample]] = {bucket: [] for bucket in buckets}
     for split in sorted(masks.splits):
-        for sample in _samples(masks, split):
+        for sample in samples(masks, split):
             held.setdefault(sample.bucket, []).append(sample)
     empty = [bucket for bucket in buckets if not held[bucket]]
     if empty:
@@ -174,7 +175,8 @@ def _digest(pairs: list[Pair], size: int, resize_short: int | None) -> str:
 
 
 @lru_cache(maxsize=64)
-def _payload(sample: Sample) -> bytes:
+def payload(sample: Sample) -> bytes:
+    """The sample's bytes as they are stored, checked; ValueError where they are other bytes."""
     for _ in range(3):
         data = store.read(sample.url, sample.offset, sample.offset + sample.size)
         if zlib.crc32(data) == sample.crc32:

@@ -6,7 +6,7 @@ Transparent pixels can be the mask themselves (`mask=alpha`); the result is then
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,18 +16,22 @@ from numpy.typing import NDArray
 
 from pipeline import inpaint, pictures
 from pipeline.config import PredictConfig
+from pipeline.pairs import Sample, payload, samples
 from pipeline.pictures import SUFFIXES, Picture, suffix
 from pipeline.tiles import fill_any
 from shards import store
+from shards.manifest import FILE as MANIFEST
+from shards.manifest import open_manifest
 
 Bytes = NDArray[np.uint8]
 
 
 class Job(NamedTuple):
-    """One picture to be filled: URLs; `mask` may be a rectangle or `alpha`."""
+    """One picture to be filled. `mask` is what `read_mask` takes, or a sample of a mask set."""
 
-    image: str
-    mask: str
+    name: str  # what errors call it
+    read: Callable[[], Picture]
+    mask: str | Sample
     out: str
 
 
@@ -44,8 +48,8 @@ def main(config: PredictConfig) -> dict[str, Any]:
     failed = []
     for job in jobs:
         try:
-            picture = pictures.read(job.image)
-            mask = read_mask(job.mask, picture, store.display(job.image))
+            picture = job.read()
+            mask = read_mask(job.mask, picture, job.name)
             filled = fill_any(
                 source.fill, picture.pixels, mask, config.tile, config.overlap, device
             )
@@ -81,21 +85,46 @@ def plan(config: PredictConfig) -> list[Job]:
             out = store.join(out, config.image.rsplit("/", 1)[-1])
         if out == config.image:
             raise ValueError(f"out={out} is the picture itself: choose another name")
-        return [Job(config.image, config.mask, out)]
+        return [_job(config.image, config.mask, out)]
+    is_set = store.exists(store.join(config.image, MANIFEST))
     names = [n for n in store.names(config.image) if suffix(n) in SUFFIXES]
-    if not names:
+    if not names and not is_set:
         raise ValueError(
             f"image={store.display(config.image)} is neither a picture ({', '.join(SUFFIXES)}) "
-            "nor a folder that holds some"
+            "nor a folder that holds some, nor a sharded set"
         )
     if suffix(config.out) in SUFFIXES:
-        raise ValueError(f"out={config.out} is one picture, image= holds {len(names)}: a folder")
+        raise ValueError(f"out={config.out} is one picture, image= holds several: give a folder")
     if store.join(config.out) == store.join(config.image):
-        raise ValueError(f"out={config.out} is the folder of the pictures: choose another")
+        raise ValueError(f"out={config.out} is where the pictures are: choose another folder")
+    if is_set:
+        return _pairs(config)
     return [
-        Job(store.join(config.image, name), mask, store.join(config.out, name))
+        _job(store.join(config.image, name), mask, store.join(config.out, name))
         for name, mask in zip(names, _masks(config.mask, names))
     ]
+
+
+def _job(image: str, mask: str, out: str) -> Job:
+    return Job(store.display(image), lambda: pictures.read(image), mask, out)
+
+
+def _pairs(config: PredictConfig) -> list[Job]:
+    """Every picture of a sharded set: with the next mask of a mask set, or with the one mask."""
+    held: list[Sample] = []
+    if store.exists(store.join(config.mask, MANIFEST)):
+        masks = open_manifest(config.mask)
+        held = [sample for split in sorted(masks.splits) for sample in samples(masks, split)]
+    jobs = []
+    for i, sample in enumerate(samples(open_manifest(config.image), config.split)):
+        name = f"picture {sample.key}"
+
+        def read(sample: Sample = sample, name: str = name) -> Picture:
+            return pictures.decode(payload(sample), name)
+
+        mask = held[i % len(held)] if held else config.mask
+        jobs.append(Job(name, read, mask, store.join(config.out, f"{sample.key:09d}.png")))
+    return jobs
 
 
 def _masks(mask: str, names: list[str]) -> Iterator[str]:
@@ -115,8 +144,9 @@ def _masks(mask: str, names: list[str]) -> Iterator[str]:
         yield store.join(mask, found)
 
 
-def read_mask(mask: str, picture: Picture, name: str) -> Bytes:
-    """uint8 H×W, 1 = hole, of a rectangle `x,y,w,h`, of `alpha`, or of a picture (white: hole).
+def read_mask(mask: str | Sample, picture: Picture, name: str) -> Bytes:
+    """uint8 H×W, 1 = hole, of a rectangle `x,y,w,h`, of `alpha`, or of a picture (white: hole),
+    which may be a mask set's sample.
 
     ValueError for another size than the picture's (EXIF orientation applied) and for a mask that
     leaves nothing known.
@@ -126,17 +156,22 @@ def read_mask(mask: str, picture: Picture, name: str) -> Bytes:
         if picture.alpha is None:
             raise ValueError(f"mask=alpha, but {name} has no alpha channel")
         holes = picture.alpha < 128
-    elif box := _rectangle(mask):
+    elif isinstance(mask, str) and (box := _rectangle(mask)):
         x, y, w, h = box
         if x + w > width or y + h > height or not w or not h:
             raise ValueError(f"mask={mask} (x,y,w,h) does not lie inside {name}, {width}×{height}")
         holes = np.zeros((height, width), bool)
         holes[y : y + h, x : x + w] = True
     else:
-        read = pictures.read(mask).pixels
+        if isinstance(mask, Sample):
+            shown = f"{mask.key} of the set"
+            read = pictures.decode(payload(mask), shown).pixels
+        else:
+            shown = store.display(mask)
+            read = pictures.read(mask).pixels
         if read.shape[:2] != (height, width):
             raise ValueError(
-                f"mask {store.display(mask)} is {read.shape[1]}×{read.shape[0]}, {name} "
+                f"mask {shown} is {read.shape[1]}×{read.shape[0]}, {name} "
                 f"{width}×{height}: give a mask of the picture's own size"
             )
         holes = read.max(2) > 127

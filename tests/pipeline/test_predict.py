@@ -12,6 +12,7 @@ from models.inpainter import Inpainter
 from pipeline import archive, pictures, predict, tiles
 from pipeline.compose import compose
 from pipeline.inpaint import Source, load, refuse_a_look_into_the_hole
+from tests.support.pairs import crops, hole, image_set, mask_set
 
 
 class Two(nn.Module):
@@ -172,6 +173,22 @@ def test_each_picture_of_a_folder_finds_the_mask_of_its_name(tmp_path):
     photograph(folder, "c.png")
     with pytest.raises(ValueError, match=r"neither c\.png nor c_mask\.png"):
         run(model="telea", image=folder, mask=masks, out=tmp_path / "out")
+
+
+def test_a_sharded_set_and_a_mask_set_are_a_stream_of_pairs(tmp_path):
+    images = image_set(tmp_path / "images", crops())
+    masks = mask_set(tmp_path / "masks", buckets=["(0.1,0.2]"])
+    words = {"model": "telea", "image": images, "out": tmp_path / "out", "split": "val"}
+    result = run(**words, mask=masks)
+    assert [p.rsplit("/", 1)[-1] for p in result["written"]] == [f"{i:09d}.png" for i in range(5)]
+    for i, (path, crop) in enumerate(zip(result["written"], crops())):
+        mask = hole("(0.1,0.2]", i % 3)
+        after = pixels(path)
+        assert (after[mask == 0] == crop[mask == 0]).all()
+        assert result["holes"][i] == mask.mean()
+    assert len(run(**words, mask="5,5,20,20")["written"]) == 5
+    with pytest.raises(ValueError, match="has no split 'test': set split= to one of val"):
+        run(**{**words, "split": "test"}, mask=masks)
 
 
 @pytest.mark.parametrize(
