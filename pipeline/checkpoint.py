@@ -101,7 +101,7 @@ class Saver:
     def _retain(self, newest: Checkpoint) -> None:
         """Drop old checkpoints once the newest was read back whole."""
         every = checkpoints(self.run.url)
-        named = set(read_run_json(str(self.run.local)).get("pinned", []))
+        named = set(read_run_json(self.run.url).get("pinned", []))
         spare = {c.images_seen for c in every[-max(1, self.keep) :]} | named
         best = max(every, key=_score, default=None)
         drop = [c for c in every if c.images_seen not in spare and c is not best]
@@ -222,8 +222,8 @@ def load_weights(module: nn.Module, checkpoint: Checkpoint, name: str) -> None:
 def pin(run_url: str, images_seen: int) -> None:
     """Keep a checkpoint for good: something names it (an evaluation, the registry)."""
     run = folder_at(run_url)
-    kept = set(read_run_json(str(run.local)).get("pinned", [])) | {images_seen}
-    update_run_json(str(run.local), pinned=sorted(kept))
+    kept = set(read_run_json(run.url).get("pinned", [])) | {images_seen}
+    update_run_json(run.url, pinned=sorted(kept))
 
 
 def files_of(trainees: Sequence[Trainee]) -> Files:

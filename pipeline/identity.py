@@ -47,12 +47,12 @@ class RunFolder:
     local: Path
 
     def publish(self) -> None:
-        """Copy to the URL everything but checkpoints, which are written there directly."""
+        """Copy to the URL everything but checkpoints and run.json, which are written there."""
         if store.is_local(self.url):
             return
         for path in sorted(self.local.rglob("*")):
             name = path.relative_to(self.local).as_posix()
-            if path.is_file() and not name.startswith("."):
+            if path.is_file() and not name.startswith(".") and name != "run.json":
                 store.upload(store.join(self.url, name), path)
 
 

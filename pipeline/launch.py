@@ -85,7 +85,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
         status = 2
     if status:
         raise SystemExit(status)
-    return dict(read_run_json(str(run.local)).get("result", {}), run=run.url)
+    return dict(read_run_json(run.url).get("result", {}), run=run.url)
 
 
 def preflight(config: TrainConfig, world_size: int, locks: bool = True) -> RunFolder:

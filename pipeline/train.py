@@ -270,7 +270,7 @@ def _save(
 def _tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: Manifest) -> Any:
     if engine.is_main:
         write_config(config, run)
-        update_run_json(str(run.local), url=run.url, dataset=manifest.digest, result={})
+        update_run_json(run.url, url=run.url, dataset=manifest.digest, result={})
     if not engine.is_main or not config.tracking.enabled:
         return Muted()
     recipe = config.experiment or "train"
@@ -282,7 +282,7 @@ def _tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: Mani
         required=config.tracking.required,
         drain=config.tracking.drain,
     )
-    dataset = (config.data.name, store.display(manifest.url), manifest.digest[:32])
+    dataset = (config.data.name, store.display(manifest.url), manifest.digest)
     tracker.start(asdict(config), {"recipe": recipe, "weights": _weights(config)}, dataset)
     tracker.artifact(run.local / "config.yaml")
     return tracker
@@ -309,7 +309,7 @@ def _finish(run: RunFolder, tracker: Any, meter: Meter, state: State, status: st
         **state.metrics,
         **meter.values(),
     }
-    update_run_json(str(run.local), result=result)
+    update_run_json(run.url, result=result)
     run.publish()
     tracker.metrics(meter.values(), state.images_seen)
 
