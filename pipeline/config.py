@@ -328,6 +328,14 @@ class CompareConfig(Verb):
 
 
 @dataclass
+class DemoConfig(Verb):
+    model: str = key(MISSING, "registered model, checkpoint or archive")
+    against: str | None = key(None, "a second one, side by side")
+    host: str = key("127.0.0.1", "address to listen on; 0.0.0.0: everybody may use it")
+    port: int = key(7860, "port; 0: a free one")
+
+
+@dataclass
 class SyncConfig(Verb):
     dir: str = key(MISSING, "a run's folder, or a folder of runs")
     watch: bool = key(False, "go on until stopped")

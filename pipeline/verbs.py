@@ -100,6 +100,9 @@ VERBS: dict[str, VerbSpec] = {
     "predict": VerbSpec(
         "pipeline.predict", config.PredictConfig, "inpaint a picture or a folder of any size"
     ),
+    "demo": VerbSpec(
+        "pipeline.demo", config.DemoConfig, "a page to paint over an object and see it removed"
+    ),
     "sync": VerbSpec(
         "pipeline.sync",
         config.SyncConfig,
