@@ -44,7 +44,7 @@ def _block(channels: int, layers: int, growth: int) -> tuple[nn.Sequential, int]
     names = OrderedDict(
         (f"denselayer{i + 1}", DenseLayer(channels + i * growth, growth)) for i in range(layers)
     )
-    return nn.Sequential(names), channels + layers * growth
+    return nn.Sequential(names), channels + layers * growth  # type: ignore[arg-type]
 
 
 def _transition(channels: int) -> nn.Sequential:
@@ -93,7 +93,7 @@ class DenseNetDiscriminator(nn.Module):
     def initialise_head(self) -> None:
         """N(0, 0.02), as released, and nothing below it."""
         nn.init.normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, image: Tensor) -> Tensor:
         check_size(image, self.multiple, self.smallest)

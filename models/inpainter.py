@@ -18,8 +18,8 @@ class Inpainter(nn.Module):
     def __init__(self, generator: nn.Module) -> None:
         super().__init__()
         self.generator = generator
-        self.multiple = int(generator.multiple)
-        self.smallest = int(generator.smallest)
+        self.multiple = int(generator.multiple)  # type: ignore[arg-type]
+        self.smallest = int(generator.smallest)  # type: ignore[arg-type]
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         """Either of

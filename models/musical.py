@@ -104,7 +104,7 @@ class Musical(nn.Module):
         for layer in self.modules():
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, erased: Tensor, mask: Tensor) -> Prediction:
         check_size(erased, self.multiple, self.smallest)

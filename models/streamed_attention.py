@@ -13,14 +13,13 @@ needs; a loop over data-dependent blocks it cannot take.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import tee
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .patch_scores import Order, Scale, box
+from .patch_scores import Order, Scale, box, fork
 
 BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 28}  # of one block; about twenty are alive
 
@@ -122,7 +121,7 @@ class Picture:
         width = self.window.columns.stop - self.window.columns.start
         products = (self.queries(block) @ self.keys for block in self.window.blocks)
         blocks = (p.view(1, -1, width, *self.grid) for p in products)
-        return list(tee(blocks, len(self.scales)))
+        return fork(blocks, len(self.scales))
 
     def terms(self, scale: Scale) -> list[Scale]:
         """The scale's terms for each block, ready to broadcast."""
@@ -164,10 +163,10 @@ class Picture:
         ) -> Iterator[Tensor]:
             patches = box(scores, scale.radius)
             weights = self.order.weigh(patches, self.terms(scale), self.propagation)
-            here, later = tee(weights)
+            here, later = fork(weights)
             pasted = through_paste(box((w.weight for w in here), scale.radius), gradient)
             found = self.order.unweigh(later, box(pasted, scale.radius), self.propagation)
-            kept, spread = tee(found)
+            kept, spread = fork(found)
             for block, g, score in zip(
                 self.window.blocks, kept, box((g.score for g in spread), scale.radius)
             ):
@@ -264,19 +263,19 @@ def _in_one_block(
     torch._check(start >= 0)
     torch._check(count >= least)
     torch._check(start + count <= height)
-    queries = features.narrow(2, start, count).flatten(2).transpose(1, 2)
-    scores = (queries @ keys.flatten(2)).view(n, count, width, *keys.shape[2:])
+    queries = features.narrow(2, start, count).flatten(2).transpose(1, 2)  # type: ignore[arg-type]
+    scores = (queries @ keys.flatten(2)).view(n, count, width, *keys.shape[2:])  # type: ignore[arg-type]
     outputs = []
     for scale in scales:
         terms = scale._replace(
-            query=scale.query.narrow(1, start, count)[..., None, None],
+            query=scale.query.narrow(1, start, count)[..., None, None],  # type: ignore[arg-type]
             key=scale.key[:, None, None],
             closed=scale.closed[:, None, None],
         )
         weights = order.weigh(box([scores], scale.radius), [terms], propagation)
         (block,) = box((w.weight for w in weights), scale.radius)
         pasted = block.flatten(3).flatten(1, 2) @ keys.flatten(2).transpose(1, 2)
-        pasted = pasted.view(n, count, width, channels).permute(0, 3, 1, 2)
+        pasted = pasted.view(n, count, width, channels).permute(0, 3, 1, 2)  # type: ignore[arg-type]
         where = torch.arange(count, device=features.device) + start
         outputs.append(torch.zeros_like(features).index_copy(2, where, pasted))
     return outputs

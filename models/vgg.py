@@ -36,7 +36,7 @@ class VGG16Features(nn.Module):
         for layer in self.features:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         self.requires_grad_(False)
         self.eval()
 
@@ -50,7 +50,7 @@ class VGG16Features(nn.Module):
                 f"the image is {image.shape[2]}×{image.shape[3]}; VGG16 needs at least "
                 f"{SMALLEST}×{SMALLEST} for three poolings: train on larger crops"
             )
-        x = (image - self.mean) / self.std
+        x = (image - self.mean) / self.std  # type: ignore[operator]
         maps = []
         for layer in self.features:
             x = layer(x)

@@ -1,4 +1,19 @@
+"""`python -m pipeline`. Leaves without the interpreter's teardown: native thread pools (OpenCV's,
+Arrow's) race with it, and now and then aborted a command that had done all its work.
+"""
+
+import atexit
+import os
+import sys
+
 from pipeline.cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        status = main()
+    except SystemExit as left:
+        status = left.code if isinstance(left.code, int) else int(left.code is not None)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

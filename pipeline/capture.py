@@ -154,6 +154,7 @@ def system_metrics(node: str = "0", folder: str = ".") -> dict[str, float]:
     }
     nvml, handles = _gpu_handles() or (None, [])
     for index, handle in enumerate(handles):
+        assert nvml is not None
         used = nvml.nvmlDeviceGetMemoryInfo(handle)
         sample[f"gpu{index}_percent"] = nvml.nvmlDeviceGetUtilizationRates(handle).gpu
         sample[f"gpu{index}_memory_gb"] = used.used / 2**30

@@ -250,7 +250,7 @@ def _check(node: Any, origins: dict[str, str], prefix: str = "") -> None:
 
 
 def refuse_secret(name: str, value: str) -> None:
-    """Secrets live in the environment or a mounted file, never in a configuration that is logged."""
+    """Secrets live in the environment or a mounted file, never in what is logged."""
     where = f"{name} holds a secret: keep it in the environment (see `doctor`), not in the config"
     if re.search(r"://[^/@\s]+:[^/@\s]+@", value) or re.search(
         r"[?&](token|sig|key)=", value, re.I

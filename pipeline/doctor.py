@@ -139,7 +139,7 @@ def storage(url: str) -> Check:
     name, data = store.join(url, f"doctor-{uuid.uuid4().hex}"), uuid.uuid4().bytes
     steps: list[tuple[str, Callable[[], Any]]] = [
         ("put", lambda: store.write(name, data)),
-        ("get", lambda: store.read(name) == data or _differs()),
+        ("get", lambda: _must_be(data, store.read(name))),
         ("delete", lambda: store.remove(name)),
     ]
     for step, act in steps:
@@ -151,8 +151,9 @@ def storage(url: str) -> Check:
     return Check("storage", "ok", f"put, get and delete in {store.display(url)}")
 
 
-def _differs() -> None:
-    raise OSError("what came back is not what was put")
+def _must_be(put: bytes, got: bytes) -> None:
+    if put != got:
+        raise OSError("what came back is not what was put")
 
 
 def _writable(name: str, folder: Path, mend: str) -> Check:

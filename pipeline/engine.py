@@ -99,7 +99,7 @@ class Engine:
         if self.config.sync_batchnorm and (self.world_size > 1 or self.device.type == "cpu"):
             module = synchronised(module, self.device.type)
         if self.config.channels_last:
-            module = module.to(memory_format=torch.channels_last)
+            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         ema = copy.deepcopy(module).requires_grad_(False).eval() if average else None
         if self.config.compile:
             module.compile()

@@ -49,6 +49,10 @@ def generator_terms(objective: ObjectiveConfig) -> list[Term]:
     def pixels(c: Computed) -> Tensor:
         return c.composite if objective.loss_on == "composite" else c.prediction
 
+    def judged(c: Computed) -> Tensor:
+        assert c.judged is not None
+        return losses.adversarial_generator(c.judged, objective.gan)
+
     terms = [
         Term("g/l1", objective.l1, lambda c: losses.l1(pixels(c), c.image)),
         Term("g/l1_hole", objective.l1_hole, lambda c: losses.l1(c.prediction, c.image, c.mask)),
@@ -60,9 +64,7 @@ def generator_terms(objective: ObjectiveConfig) -> list[Term]:
         ),
         Term("g/style", objective.style, lambda c: losses.style(c.features, c.targets)),
         Term("g/tv", objective.tv, lambda c: losses.tv(c.prediction)),
-        Term(
-            "g/adv", objective.adv, lambda c: losses.adversarial_generator(c.judged, objective.gan)
-        ),
+        Term("g/adv", objective.adv, judged),
     ]
     return [term for term in terms if term.weight]
 

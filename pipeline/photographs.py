@@ -41,11 +41,15 @@ def crops(picture: Image.Image) -> Iterator[Image.Image]:
     """SIZE x SIZE crops on a grid of half steps, at full size (at most 768) and at 5/4 of SIZE."""
     shrink = min(1.0, 768 / max(picture.size))
     if shrink < 1:
-        picture = picture.resize([round(s * shrink) for s in picture.size], Image.LANCZOS)
+        picture = picture.resize(
+            [round(s * shrink) for s in picture.size], Image.Resampling.LANCZOS
+        )
     small = SIZE * 5 / 4 / min(picture.size)
     scaled = [picture]
     if small < 0.9:
-        scaled.append(picture.resize([round(s * small) for s in picture.size], Image.LANCZOS))
+        scaled.append(
+            picture.resize([round(s * small) for s in picture.size], Image.Resampling.LANCZOS)
+        )
     for one in scaled:
         columns, rows = (_places(side) for side in one.size)
         for top in rows:

@@ -46,8 +46,9 @@ def from_evaluation(tags: dict[str, str], url: str | None) -> dict[str, Any]:
         table, facts = max(found, key=lambda each: each[0].num_rows)
     kept = {key: facts.get(key) for key in (*FACTS, *PLACES)}
     for key in ("data_url", "masks_url"):
-        if kept[key] and store.is_local(kept[key]):
-            kept[key] = os.path.abspath(store.local(kept[key]))
+        place = kept[key]
+        if place and store.is_local(place):
+            kept[key] = os.path.abspath(store.local(place))
     return {**kept, "buckets": list(dict.fromkeys(table["bucket"].to_pylist()))}
 
 

@@ -20,7 +20,15 @@ from pipeline.config import PromoteConfig, RollbackConfig
 from pipeline.sending import say
 from shards import store
 
-COPIED = ("name", "network", "run", "run_id", "images_seen", "weights", "weights_sha256")
+COPIED: tuple[str, ...] = (
+    "name",
+    "network",
+    "run",
+    "run_id",
+    "images_seen",
+    "weights",
+    "weights_sha256",
+)
 COPIED += ("dataset", "commit", "sha256", "registered_by")
 
 

@@ -146,7 +146,7 @@ class Steps:
     ) -> Any:
         known = self._before.get(name)
         same = known is not None and known["identity"] == identity
-        if same and known["done"] and not self._redo:
+        if known is not None and same and known["done"] and not self._redo:
             print("reused", file=sys.stderr, flush=True)
             self.reused.append(name)
             self._now[name] = known

@@ -66,7 +66,7 @@ def usage(root: str) -> list[dict[str, Any]]:
     """Megabytes of each run below `root`, by what they are, largest first."""
     rows = []
     for run in folders(root):
-        row = {"run": str(run)}
+        row: dict[str, Any] = {"run": str(run)}
         for part in ("checkpoints", "samples", "spool", "evaluation", "logs"):
             row[f"{part}_mb"] = round(_bytes(run / part) / 1e6, 1)
         rows.append({**row, "total_mb": round(_bytes(run) / 1e6, 1)})

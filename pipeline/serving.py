@@ -30,7 +30,7 @@ from PIL import Image, ImageOps
 AT_ONCE = 8
 
 
-class Inpaint(mlflow.pyfunc.PythonModel):
+class Inpaint(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
     """The pyfunc: rows of pictures with holes in, filled pictures out."""
 
     def load_context(self, context: Any) -> None:

@@ -96,7 +96,7 @@ class Spool:
         try:
             holder.mkdir()
             if path.is_dir():
-                shutil.copytree(path, holder / path.name, copy_function=_link)
+                shutil.copytree(path, holder / path.name, copy_function=_link)  # type: ignore[arg-type]
             else:
                 _link(path, holder / path.name)
         except OSError:
@@ -127,7 +127,7 @@ class Spool:
         """fsync of what was appended since the last call; for another thread than the loop's."""
         with self._lock:
             retired, self._retired = self._retired, []
-            if self._size != self._synced:
+            if self._size != self._synced:  # type: ignore[has-type]
                 retired.append(os.dup(self._file))
                 self._synced = self._size
         for file in retired:

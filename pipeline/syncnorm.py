@@ -65,6 +65,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         y, mean, var, total = _SyncNorm.apply(input, self.weight, self.bias, self.eps)
         if self.track_running_stats:
+            assert self.num_batches_tracked is not None
+            assert self.running_mean is not None and self.running_var is not None
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)
                 momentum = self.momentum if self.momentum is not None else 0.1

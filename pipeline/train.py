@@ -24,12 +24,12 @@ from pipeline import checkpoint, method
 from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
 from pipeline.engine import Engine
+from pipeline.identity import RunFolder, folder_of, held, write_config
 from pipeline.launch import SAVED
 from pipeline.meter import Meter
 from pipeline.method import Method
 from pipeline.phases import phase_at
 from pipeline.preempt import stop_requests
-from pipeline.identity import RunFolder, folder_of, held, write_config
 from pipeline.runfolder import update_run_json
 from pipeline.tracking import Muted, Tracker
 from pipeline.validate import fixed_pairs, pictures, validate

@@ -168,6 +168,7 @@ def assert_equal(methods: Mapping[str, Method], features: Tensor, mask: Tensor) 
         leaf = features.clone().requires_grad_()
         out = torch.stack(method(leaf, mask))
         (out * weight).sum().backward()
+        assert leaf.grad is not None
         found[name] = out.detach(), leaf.grad
     for name, pair in found.items():
         for mine, reference in zip(pair, found["loop"]):
