@@ -162,6 +162,17 @@ def system_metrics(node: str = "0", folder: str = ".") -> dict[str, float]:
     return {f"system/{node}/{key}": float(value) for key, value in sample.items()}
 
 
+def other_node_metrics() -> dict[str, float]:
+    """`system_metrics` of this node if this is its first process, to be gathered by rank 0.
+
+    Empty on the first node, which its Tracker samples, and in every other process.
+    """
+    node = int(os.environ.get("GROUP_RANK", "0"))
+    if node == 0 or os.environ.get("LOCAL_RANK", "0") != "0":
+        return {}
+    return system_metrics(str(node))
+
+
 def redact(text: str) -> str:
     """`text` with passwords, keys and tokens as `***`; secrets of the environment too."""
     for name, value in os.environ.items():

@@ -121,11 +121,11 @@ def write_config(config: TrainConfig, run: RunFolder) -> None:
 
 @contextmanager
 def held(run: RunFolder) -> Iterator[None]:
-    """Hold the run for writing; a second live writer is refused, naming host and pid of the first."""
+    """Hold the run for writing; a second live writer is refused, naming the first."""
     path = run.local / ".lock"
     try:
         run.local.mkdir(parents=True, exist_ok=True)
-        handle = open(path, "a+")
+        handle = open(path, "a+")  # noqa: SIM115
     except OSError as error:
         raise ConfigError(
             f"run={run.url} cannot be written ({error.strerror}): name another folder"

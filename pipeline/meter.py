@@ -1,4 +1,4 @@
-"""What training says: speed, waiting, losses. Live on a terminal, one plain line every 30 s else."""
+"""What training says: speed, waiting, losses. Live on a terminal, else a line every 30 s."""
 
 from __future__ import annotations
 

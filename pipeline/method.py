@@ -50,12 +50,11 @@ def build(config: TrainConfig, engine: Engine) -> Method:
     torch.manual_seed(config.seed)
     make = optimizer(config.objective)
     generator = build_generator(asdict(config.model))
-    method = Method(
+    return Method(
         config.objective,
         generator_terms(config.objective),
         engine.train("generator", generator, make, average=config.ema > 0),
     )
-    return method
 
 
 def backward(method: Method, engine: Engine, image: Tensor, mask: Tensor, share: float) -> dict:

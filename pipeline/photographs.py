@@ -39,6 +39,7 @@ def photograph(name: str) -> Image.Image:
 
 def crops(picture: Image.Image) -> Iterator[Image.Image]:
     """SIZE x SIZE crops on a grid of half steps, at full size (at most 768) and at 5/4 of SIZE."""
+    smooth = Image.Resampling.LANCZOS
     shrink = min(1.0, 768 / max(picture.size))
     if shrink < 1:
         picture = picture.resize(
@@ -47,9 +48,7 @@ def crops(picture: Image.Image) -> Iterator[Image.Image]:
     small = SIZE * 5 / 4 / min(picture.size)
     scaled = [picture]
     if small < 0.9:
-        scaled.append(
-            picture.resize([round(s * small) for s in picture.size], Image.Resampling.LANCZOS)
-        )
+        scaled.append(picture.resize([round(s * small) for s in picture.size], smooth))
     for one in scaled:
         columns, rows = (_places(side) for side in one.size)
         for top in rows:

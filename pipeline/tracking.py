@@ -122,7 +122,8 @@ class Tracker:
             finite["health/spool_lost"] = float(self._lost)
         finite.update(self._improved(finite, step))
         self._step = int(step)
-        self.spool.append("metrics", values=finite, step=int(step))
+        if finite:
+            self.spool.append("metrics", values=finite, step=int(step))
 
     def image(self, key: str, pixels: np.ndarray, step: int) -> None:
         """A picture, uint8 H×W×3, at `step`; one key is one card with a slider in the UI."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pipeline import checkpoint, method
+from pipeline.capture import other_node_metrics
 from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
 from pipeline.engine import Engine
@@ -127,6 +128,8 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
             began = time.perf_counter()
             _save(config, networks, engine, saver, manifest, state)
             meter.elsewhere(time.perf_counter() - began, stall=True)
+            for machine in engine.gather(other_node_metrics()):
+                tracker.metrics(machine, state.images_seen)
             tracker.publish()
 
     saver.wait()
