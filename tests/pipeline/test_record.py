@@ -19,6 +19,8 @@ from pipeline.spool import Unsent
 from pipeline.tracking import Tracker
 from tests.support.pairs import SIZE, crops, image_set, mask_set
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def words(tmp_path, monkeypatch):
