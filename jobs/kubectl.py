@@ -24,14 +24,13 @@ HOPELESS = {
     "CreateContainerError": "the container cannot be made",
 }
 HINTS = {
-    r"no matches for kind .?\"?JobSet": "JobSet is not installed in this cluster: ask its "
-    "administrator, or set cluster.kind=job",
     r"forbidden": "you have no rights for that in this namespace: check cluster.namespace, or ask "
     "for create, get, list and delete on jobs, services and pods",
     r"namespaces? \S+ not found": "check cluster.namespace",
     r"(refused|no such host|timeout|was refused|Unable to connect)": "the cluster does not answer: "
     "check `kubectl cluster-info` and cluster.context",
-    r"context .* does not exist|no context exists": "see `kubectl config get-contexts`",
+    r"context .* does not exist|no context exists|context was not found": "see `kubectl config "
+    "get-contexts`",
 }  # fmt: skip
 
 
@@ -61,6 +60,7 @@ def submit(objects: Sequence[Object], cluster: Cluster) -> str:
 
     A finished one of the same name makes room; a live one is refused.
     """
+    _require_jobset(objects, cluster)
     main = objects[-1]
     number = f"{main['kind'].lower()}/{main['metadata']['name']}"
     found = status(number, cluster)
@@ -91,6 +91,7 @@ def _make_room(number: str, cluster: Cluster) -> None:
 def ask(objects: Sequence[Object], clusters: Sequence[Cluster]) -> list[str]:
     """Lets the API server judge without keeping anything, and looks for Secrets and claims."""
     cluster = clusters[-1]
+    _require_jobset(objects, cluster)
     told = []
     for made in objects:
         text = kubernetes.dumped([made])
@@ -110,6 +111,17 @@ def ask(objects: Sequence[Object], clusters: Sequence[Cluster]) -> list[str]:
         else:
             told.append(f"{kind} {name} was not verified: {_reason(answer.stderr)}")
     return told
+
+
+def _require_jobset(objects: Sequence[Object], cluster: Cluster) -> None:
+    if not any(made["kind"] == "JobSet" for made in objects):
+        return
+    known = kubectl(cluster, "api-resources", "--api-group=jobset.x-k8s.io", "-o", "name")
+    if "jobsets" not in known:
+        raise SubmitError(
+            "JobSet is not installed in this cluster: ask its administrator, or set "
+            "cluster.kind=job and submit the stages one after the other"
+        )
 
 
 def status(number: str, cluster: Cluster) -> Status:
@@ -232,6 +244,5 @@ def _reason(stderr: str) -> str:
     told = re.sub(
         r"^(error|Error from server \(\w+\)|Error from server): ?", "", last_line("\n".join(lines))
     )
-    full = stderr if "JobSet" in stderr else told
-    hints = [hint for pattern, hint in HINTS.items() if re.search(pattern, full, re.I)]
+    hints = [hint for pattern, hint in HINTS.items() if re.search(pattern, told, re.I)]
     return f"kubectl: {told}" + (f" ({hints[0]})" if hints else "")

@@ -53,6 +53,7 @@ def main() -> int:
     if node == 0:
         state.with_suffix(".tmp").write_text(json.dumps({"step": step}))
         state.with_suffix(".tmp").rename(state)
+    print(f"the end of {node} at {step}", flush=True)
     return 0 if step >= int(words["steps"]) else 75
 
 

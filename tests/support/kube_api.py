@@ -75,9 +75,9 @@ class Api(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         place, query, api, rest = self._place()
-        if place in (["api"], ["apis"]) or place[0] == "openapi":
+        if place in (["api"], ["apis"]) or place[:2] == ["openapi", "v3"]:
             return self._send(self._described(place))
-        if api not in self.store.apis:
+        if api not in self.store.apis or (rest and len(rest) < 3):
             return self._fail(404, "NotFound", "the server could not find the requested resource")
         if not rest:
             listed = [{"name": p, "kind": k, "namespaced": True, "verbs": ["create", "get", "list"]}
@@ -145,9 +145,10 @@ class Api(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        path, data = self.store.root / "logs" / pod["metadata"]["name"], b"-"
+        path, over = self.store.root / "logs" / pod["metadata"]["name"], False
         with open(path if path.exists() else "/dev/null", "rb") as file:
-            while data or (follow and pod["status"].get("phase") == "Running"):
+            while not over:
+                over = not follow or pod["status"].get("phase") != "Running"  # before the last read
                 if data := file.read():
                     self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
                 time.sleep(0.05)

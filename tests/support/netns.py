@@ -86,8 +86,9 @@ def contained(
     Its root is this machine's, with what it writes kept apart in `folder`; only /scratch, /dev/shm
     and the `binds` (path there: file or folder here) can be written by anybody.
     """
-    needed = (Path(sys.executable), Path(sys.base_prefix) / "bin", workdir / "any")
-    closed = {str(p) for place in needed for p in place.parents if not p.stat().st_mode & 1}
+    needed = (sys.executable, f"{sys.base_prefix}/bin", f"{workdir}/any", *binds)
+    above = {p for place in needed for p in Path(place).parents if p.exists()}
+    closed = sorted(str(p) for p in above if not p.stat().st_mode & 1)
     mounts = [
         f"{'mkdir -p' if here.is_dir() else 'touch'} $R{there} && mount --bind {here} $R{there}"
         for there, here in binds.items()
@@ -98,6 +99,6 @@ def contained(
         workdir=workdir,
         command=shlex.join(command),
         binds="\n".join(mounts),
-        closed=" ".join(sorted(closed)),
+        closed=" ".join(closed),
         user=user,
     )

@@ -1,0 +1,260 @@
+"""Rendered manifests through real kubectl; their pods are real processes of a stand-in cluster."""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs import kubectl, kubernetes
+from jobs.spec import Cluster, Job, State, SubmitError
+from tests.conftest import TINY
+from tests.support import kube as stand_in
+
+reason = stand_in.missing()
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.dist,
+    pytest.mark.skipif(reason is not None, reason=f"no stand-in: {reason}"),
+]
+IMAGE = "registry.example.org/lacuna@sha256:" + "0" * 64
+SMALL = Cluster(scheduler="kubernetes", image=IMAGE, code="image", retries=1, lead_seconds=20,
+                volumes={"runs": "/runs"}, secrets=["credentials"])  # fmt: skip
+TWO = Cluster(**{**SMALL.__dict__, "nodes": 2})
+SECRET = {"AWS_SECRET_ACCESS_KEY": "planted-secret-value"}
+
+
+@pytest.fixture(scope="module")
+def claim(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("claim")
+    folder.chmod(0o777)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kube(tmp_path_factory, contract_code, claim):
+    root = tmp_path_factory.mktemp("kube")
+    claims, secrets = {"runs": claim}, {"credentials": SECRET}
+    with (
+        stand_in.Kube(root, contract_code, claims, secrets, jobsets=False) as cluster,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("KUBECONFIG", str(cluster.config))
+        yield cluster
+    assert "overlay" not in Path("/proc/mounts").read_text().replace("overlay / ", "")
+
+
+def job(name, *words, cluster=TWO):
+    """Submits the quick stand-in for training; what `status` wants."""
+    run = f"/runs/{name}"
+    made = Job(id=name, verb="train", arguments=(f"run={run}", *words), run=run, folder=run)
+    return kubectl.submit(kubernetes.manifest(made, cluster), cluster)
+
+
+def ended(number, cluster=TWO, seconds=60):
+    end = time.monotonic() + seconds
+    while (found := kubectl.status(number, cluster)).state.live:
+        assert time.monotonic() < end, found
+        time.sleep(0.2)
+    return found
+
+
+def running(number, claim, name, lines=3):
+    path, end = claim / name / "steps.jsonl", time.monotonic() + 60
+    while not path.exists() or len(path.read_text().splitlines()) < lines:
+        assert time.monotonic() < end, kubectl.status(number, TWO)
+        time.sleep(0.1)
+
+
+def starts(claim, name):
+    return (claim / name / "starts").read_text().splitlines()
+
+
+def pod_of(kube, start):
+    """The one pod whose name starts so."""
+    (name,) = [n for kind, n in kube.store.objects if kind == "Pod" and n.startswith(start)]
+    return name
+
+
+def said(number, cluster=TWO):
+    done = subprocess.run(kubectl.logs(number, cluster, False), capture_output=True, text=True)
+    return done.stdout
+
+
+def test_two_pods_meet_by_name_and_finish_as_a_user_without_a_home(kube, claim):
+    number = job("meet", "steps=3")
+    assert ended(number).state is State.SUCCEEDED
+    assert starts(claim, "meet") == ["0 on meet-0"]
+    assert (claim / "meet" / "steps.jsonl").stat().st_uid == 12345
+
+
+def test_an_evicted_pod_saves_and_the_job_goes_on_without_counting_it(kube, claim):
+    number = job("evicted", "steps=25")
+    running(number, claim, "evicted")
+    kube.evict(pod_of(kube, "evicted-1"))
+    found = ended(number)
+    assert (found.state, found.restarts) == (State.SUCCEEDED, 1)
+    first, second = starts(claim, "evicted")
+    assert first == "0 on evicted-0" and second != "0 on evicted-0"
+    assert len((claim / "evicted" / "steps.jsonl").read_text().splitlines()) == 25
+
+
+def test_a_configuration_error_ends_the_job_at_once_with_its_line(kube):
+    number = job("wrong", "exit=78")
+    found = ended(number)
+    assert (found.state, found.restarts) == (State.FAILED, 0)
+    assert "PodFailurePolicy" in found.reason and "leaving with 78" in found.reason
+    assert "leaving with 78" in said(number)
+
+
+def test_a_crash_is_tried_again_as_often_as_is_allowed(kube, claim):
+    saved = job("crash", "steps=4", "crash=2", "crashes=1")
+    lost = job("lost", "steps=4", "crash=2", "crashes=9")
+    assert ended(saved).state is State.SUCCEEDED
+    found = ended(lost)
+    assert (found.state, found.restarts) == (State.FAILED, 1)
+    assert "MaxFailedIndexesExceeded" in found.reason
+
+
+def test_a_cancelled_job_saves_in_its_grace_period_and_leaves_nothing(kube, claim):
+    number = job("cancelled", "steps=400")
+    running(number, claim, "cancelled")
+    kubectl.cancel(number, TWO)
+    end = time.monotonic() + 30
+    while kubectl.status(number, TWO).state is not State.UNKNOWN:
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    lines = len((claim / "cancelled" / "steps.jsonl").read_text().splitlines())
+    assert json.loads((claim / "cancelled" / "state.json").read_text()) == {"step": lines}
+    left = [
+        o["metadata"]["name"] for kind in ("Job", "Pod", "Service") for o in kube.store.of(kind)
+    ]
+    assert not [name for name in left if name.startswith("cancelled")]
+
+
+def test_logs_follow_every_pod_until_the_end(kube, claim):
+    number = job("told", "steps=20")
+    running(number, claim, "told")
+    follow = kubectl.logs(number, TWO, True)
+    done = subprocess.run(follow, capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("the end of") == 2
+    assert ended(number).state is State.SUCCEEDED
+
+
+def test_an_array_of_pods_runs_each_element(kube, claim):
+    elements = tuple((f"run=/runs/array/{i}", "steps=1") for i in range(3))
+    made = Job(id="array", verb="train", arguments=(), run="/runs/array", folder="/runs/array",
+               elements=elements)  # fmt: skip
+    cluster = Cluster(**{**SMALL.__dict__, "throttle": 2})
+    number = kubectl.submit(kubernetes.manifest(made, cluster), cluster)
+    assert ended(number, cluster).state is State.SUCCEEDED
+    assert all((claim / "array" / str(i) / "state.json").exists() for i in range(3))
+
+
+def test_a_finished_job_makes_room_and_a_live_one_does_not(kube, claim):
+    assert ended(job("again", "steps=2")).state is State.SUCCEEDED
+    number = job("again", "steps=60")
+    with pytest.raises(SubmitError, match="is there already: "):
+        job("again", "steps=60")
+    kubectl.cancel(number, TWO)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"secrets": ["forgotten"]}, "a Secret or ConfigMap is missing (CreateContainerConfig"),
+        ({"image": "registry.example.org/unpullable@sha256:0"}, "the image cannot be pulled"),
+    ],
+)  # fmt: skip
+def test_a_job_that_waits_for_ever_says_for_what(kube, change, told):
+    cluster = Cluster(**{**SMALL.__dict__, **change})
+    number = job("waits", "steps=1", cluster=cluster)
+    end = time.monotonic() + 30
+    while told not in (found := kubectl.status(number, cluster)).reason:
+        assert time.monotonic() < end, found
+        time.sleep(0.2)
+    assert found.state is State.QUEUED
+    kubectl.cancel(number, cluster)
+    while kubectl.status(number, cluster).state is not State.UNKNOWN:
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"namespace": "closed"}, "you have no rights for that in this namespace"),
+        ({"context": "nowhere"}, "see `kubectl config get-contexts`"),
+        ({"kind": "jobset"}, "JobSet is not installed in this cluster"),
+        ({"patch": {"spec": {"contaners": []}}}, "contaners"),
+    ],
+)
+def test_what_the_cluster_would_refuse_is_one_line(kube, change, told):
+    cluster = Cluster(**{**TWO.__dict__, **change})
+    made = Job(id="refused", verb="train", arguments=(), run="/runs/r", folder="/runs/r")
+    objects = kubernetes.manifest(made, cluster)
+    for attempt, where in ((kubectl.ask, [cluster]), (kubectl.submit, cluster)):
+        with pytest.raises(SubmitError) as refused:
+            attempt(objects, where)
+        assert told in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_asking_names_a_secret_and_a_claim_that_are_missing(kube):
+    for change in ({"secrets": ["forgotten"]}, {"volumes": {"lost": "/runs"}}):
+        cluster = Cluster(**{**SMALL.__dict__, **change})
+        made = Job(id="asked", verb="train", arguments=(), run="/runs/r", folder="/runs/r")
+        with pytest.raises(SubmitError, match="does not exist in this namespace"):
+            kubectl.ask(kubernetes.manifest(made, cluster), [cluster])
+    assert not kube.store.objects.get(("Job", "asked"))
+
+
+def test_without_kubectl_the_mend_is_told(kube, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(SubmitError, match="kubectl is not on the PATH: install kubectl 1.31"):
+        kubectl.status("job/x", TWO)
+
+
+def test_no_object_holds_the_value_of_a_secret(kube, claim):
+    number = job("secret", "steps=1")
+    ended(number)
+    assert SECRET["AWS_SECRET_ACCESS_KEY"] not in json.dumps(list(kube.store.objects.values()))
+    grep = subprocess.run(["grep", "-rl", SECRET["AWS_SECRET_ACCESS_KEY"], claim])
+    assert grep.returncode == 1
+
+
+@pytest.fixture
+def pods(cli, small_set, tmp_path, monkeypatch):
+    """A cluster whose claims are folders of this machine at their own paths, for any user."""
+    cli.cwd.chmod(0o777)
+    claims = {"work": cli.cwd, "set": Path(small_set)}
+    before = os.umask(0)
+    with stand_in.Kube(tmp_path / "kube", cli.code, claims, {}) as kube:
+        monkeypatch.setenv("KUBECONFIG", str(kube.config))
+        yield kube
+    os.umask(before)
+
+
+def test_the_real_training_in_two_pods_goes_on_to_the_bit_after_an_eviction(cli, small_set, pods):
+    """From the command line, with the commit unpacked in the pods."""
+    words = [*TINY, f"data.url={small_set}", "max_images=160", "checkpoint.every_images=4000"]
+    on = ["cluster=kubernetes", "cluster.nodes=2", "cluster.gpus_per_node=0",
+          "cluster.code=snapshot", f"cluster.image={IMAGE}",
+          f"cluster.volumes={{work: '{cli.cwd}', set: '{small_set}'}}"]  # fmt: skip
+    cli("submit", "train", *words, f"run={cli.cwd}/runs/pods", *on)
+    steps = cli.cwd / "runs" / "pods" / "steps.jsonl"
+
+    def stepped():
+        assert kubectl.status("job/pods", SMALL).state.live, said("job/pods", SMALL)
+        return steps.exists() and len(steps.read_text().splitlines()) >= 4
+
+    cli.until(stepped, "steps")
+    pods.evict(pod_of(pods, "pods-0"))
+    cli.until(lambda: not kubectl.status("job/pods", SMALL).state.live, "the job")
+    told = cli.status("pods")
+    logs = cli("logs", "pods").stdout
+    assert (told["state"], told["restarts"]) == ("SUCCEEDED", 1), logs
+    assert "goes on at" in logs
+    cli("train", *words, "run=runs/reference", "processes=2")
+    reference = cli.cwd / "runs" / "reference" / "steps.jsonl"
+    assert steps.read_text() == reference.read_text()
