@@ -167,10 +167,9 @@ def other_node_metrics() -> dict[str, float]:
 
     Empty on the first node, which its Tracker samples, and in every other process.
     """
-    node = int(os.environ.get("GROUP_RANK", "0"))
-    if node == 0 or os.environ.get("LOCAL_RANK", "0") != "0":
-        return {}
-    return system_metrics(str(node))
+    rank, here = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    node = rank // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return {} if node == 0 or here else system_metrics(str(node))
 
 
 def redact(text: str) -> str:

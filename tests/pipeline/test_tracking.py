@@ -113,6 +113,17 @@ def test_the_machine_is_sampled_while_training_runs(recorded):
     assert sampled["system/0/process_rss_gb"] > 0.01
 
 
+@pytest.mark.parametrize(
+    ("rank", "local", "keys"),
+    [("0", "0", set()), ("3", "3", set()), ("4", "0", {"system/1/"}), ("5", "1", set())],
+)
+def test_the_first_process_of_every_other_node_samples_its_machine(monkeypatch, rank, local, keys):
+    for name, value in (("RANK", rank), ("LOCAL_RANK", local), ("LOCAL_WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+    found = capture.other_node_metrics()
+    assert {key[: len("system/1/")] for key in found} == keys
+
+
 def test_pictures_are_recorded_by_step_with_a_thumbnail(recorded, root):
     from PIL import Image
 

@@ -30,6 +30,7 @@ def finished_run(
     facts = {"model": model, "dataset": "ab" * 32, "metrics": {}}
     saver.save(1000, {"generator": dict(generator.state_dict())}, facts)
     saver.close()
+    update_run_json(str(folder), url=str(folder), dataset=facts["dataset"])
     if uri:
         client = server.connect(uri)
         experiment = server.experiment_id(client, uri, "me/recipe")

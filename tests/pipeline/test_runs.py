@@ -1,0 +1,159 @@
+"""`runs`: what there is, what is dead, what takes space, and what may be deleted."""
+
+import os
+import shutil
+import time
+
+import pytest
+
+from pipeline import checkpoint, runs, server
+from pipeline.config import RunsConfig
+from pipeline.delivery import HEARTBEAT
+from pipeline.runfolder import read_run_json
+from tests.support.trained import finished_run
+
+DAY = 86400
+
+
+@pytest.fixture(scope="module")
+def blank(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("blank")
+    server.connect(server.tracking_uri(str(folder)))
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def root(blank, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    shutil.copy(blank, folder / "mlflow.db")
+    return folder
+
+
+def uri(root):
+    return server.tracking_uri(str(root))
+
+
+def logged(root, name, status="FINISHED", heartbeat_age=0.0, **metrics):
+    client = server.connect(uri(root))
+    experiment = server.experiment_id(client, uri(root), "me/recipe")
+    run = client.create_run(experiment, run_name=name).info.run_id
+    for key, value in metrics.items():
+        client.log_metric(run, key.replace("__", "/"), value)
+    client.set_tag(run, HEARTBEAT, str(int((time.time() - heartbeat_age) * 1000)))
+    if status != "RUNNING":
+        client.set_terminated(run, status)
+    return run
+
+
+def do(root, action="list", **options):
+    return runs.main(RunsConfig(action=action, root=str(root), **options))
+
+
+def test_runs_are_listed_best_first_in_the_metric_s_own_direction(root):
+    for name, psnr, loss in (("low", 20.0, 3.0), ("high", 24.0, 1.0), ("middle", 22.0, 2.0)):
+        logged(root, name, val__psnr=psnr, val__l1=loss)
+    logged(root, "without")
+
+    assert [r["name"] for r in do(root, best="val/psnr")["runs"]] == ["high", "middle", "low"]
+    assert [r["name"] for r in do(root, best="val/l1")["runs"]] == ["high", "middle", "low"]
+    assert len(do(root)["runs"]) == 4
+    found = do(root, filter="metrics.`val/psnr` > 21", best="val/psnr", limit=1)["runs"]
+    assert [r["name"] for r in found] == ["high"]
+    assert f"/runs/{found[0]['run_id']}?workflowType=machine_learning" in found[0]["link"]
+
+
+def test_a_metric_that_no_run_has_is_answered_with_the_nearest(root):
+    logged(root, "one", val__psnr=20.0)
+    with pytest.raises(ValueError, match="no run has logged the metric 'val/pnsr'.*val/psnr"):
+        do(root, best="val/pnsr")
+    with pytest.raises(ValueError, match="filter"):
+        do(root, filter="psnr is large")
+
+
+def test_the_state_of_a_silent_run_is_not_called_running(root):
+    logged(root, "alive", "RUNNING")
+    logged(root, "silent", "RUNNING", heartbeat_age=7200)
+    waiting = logged(root, "waiting", "RUNNING", heartbeat_age=7200)
+    server.connect(uri(root)).set_tag(waiting, "job.state", "requeued")
+    states = {r["name"]: r["state"] for r in do(root)["runs"]}
+    assert states == {"alive": "running", "silent": "silent 2.0 h", "waiting": "requeued"}
+
+
+def test_close_ends_dead_runs_and_no_living_one(root):
+    alive = logged(root, "alive", "RUNNING")
+    dead = logged(root, "dead", "RUNNING", heartbeat_age=2 * DAY)
+    assert [r["run_id"] for r in do(root, "close")["closed"]] == [dead]
+    client = server.connect(uri(root))
+    assert client.get_run(dead).info.status == "KILLED"
+    assert client.get_run(alive).info.status == "RUNNING"
+
+
+def several(root, name="run", pinned=()):
+    """A run with checkpoints at 1000, 2000, 3000 and 4000 images; 2000 is the best."""
+    run = finished_run(root / name)
+    first = checkpoint.find(run)
+    saver = checkpoint.Saver(checkpoint.folder_at(run), 10)
+    for images, psnr in ((2000, 25.0), (3000, 22.0), (4000, 23.0)):
+        facts = {"model": first.state["model"], "dataset": "ab" * 32, "metrics": {"val/psnr": psnr}}
+        saver.save(images, {"generator": first.read("generator")}, facts)
+    saver.close()
+    for images in pinned:
+        checkpoint.pin(run, images)
+    return run
+
+
+def age(run, seconds):
+    then = time.time() - seconds
+    for folder, _, names in os.walk(run):
+        for name in (*names, "."):
+            os.utime(os.path.join(folder, name), (then, then))
+
+
+def left(run):
+    return [c.images_seen for c in checkpoint.checkpoints(run)]
+
+
+def test_prune_says_what_it_would_delete_and_deletes_only_when_told(root):
+    run = several(root)
+    age(run, 40 * DAY)
+    told = do(root, "prune")
+    assert [r["checkpoint"][-4:] for r in told["would_delete"]] == ["1000", "3000"]
+    assert left(run) == [1000, 2000, 3000, 4000]
+
+    assert len(do(root, "prune", delete=True)["deleted"]) == 2
+    assert left(run) == [2000, 4000], "the best and the last stay"
+
+
+def test_prune_refuses_what_the_registry_or_an_evaluation_names(root):
+    run = several(root, pinned=(1000,))
+    assert read_run_json(run)["pinned"] == [1000]
+    age(run, 40 * DAY)
+    told = do(root, "prune", delete=True)
+    assert [r["checkpoint"][-4:] for r in told["refused"]] == ["1000"]
+    assert left(run) == [1000, 2000, 4000]
+
+
+def test_prune_leaves_young_runs_alone_and_refuses_to_be_hasty(root):
+    run = several(root)
+    assert do(root, "prune", delete=True) == {"deleted": [], "refused": []}
+    with pytest.raises(ValueError, match="less than 24h"):
+        do(root, "prune", older_than="1h")
+    with pytest.raises(ValueError, match="keep=none is not allowed"):
+        do(root, "prune", keep="none")
+    assert len(left(run)) == 4
+
+
+def test_du_lists_the_largest_run_first(root):
+    several(root, "large")
+    finished_run(root / "small")
+    rows = do(root, "du")["runs"]
+    assert [os.path.basename(r["run"]) for r in rows] == ["large", "small"]
+    assert rows[0]["checkpoints_mb"] > rows[1]["checkpoints_mb"] > 0
+
+
+def test_a_root_that_is_no_folder_is_named(tmp_path):
+    for action in ("du", "prune"):
+        with pytest.raises(ValueError, match="is no folder: give root="):
+            do(tmp_path / "nowhere", action)
