@@ -6,12 +6,15 @@ that a few blocks are alive at a time and every value is computed once. Gradient
 way through the transposed stages; `box` is its own transpose.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, tee
-from typing import NamedTuple
+from itertools import chain
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class Scale(NamedTuple):
@@ -45,6 +48,30 @@ class Gradient(NamedTuple):
     key: Tensor
 
 
+def fork(items: Iterable[T], count: int = 2) -> list[Iterator[T]]:
+    """`count` iterators over the same items, each let go once all have passed it.
+
+    `itertools.tee` frees its items 57 at a time: here that would be whole maps.
+    """
+    source = iter(items)
+    waiting: list[deque[T]] = [deque() for _ in range(count)]
+
+    def branch(mine: deque[T]) -> Iterator[T]:
+        while mine or _advance(source, waiting):
+            yield mine.popleft()
+
+    return [branch(mine) for mine in waiting]
+
+
+def _advance(source: Iterator[T], waiting: Sequence[deque[T]]) -> bool:
+    """Hands the next item to every branch; False at the end."""
+    for item in source:
+        for queue in waiting:
+            queue.append(item)
+        return True
+    return False
+
+
 def box(blocks: Iterable[Tensor], radius: int, coupled: bool = True) -> Iterator[Tensor]:
     """Σ_{|i|,|j| ≤ radius} M[q + (i, j), t + (i, j)], zero outside; with t fixed unless coupled.
 
@@ -58,7 +85,7 @@ def box(blocks: Iterable[Tensor], radius: int, coupled: bool = True) -> Iterator
     here = next(wide)
     for after in chain(wide, (None,)):
         yield _box_rows(before, here, after, radius, coupled)
-        before, here = here, after
+        before, here = here, after  # type: ignore[assignment]
 
 
 def _box_columns(x: Tensor, radius: int, coupled: bool) -> Tensor:
@@ -117,16 +144,17 @@ def _weigh_paper(
             cosine = torch.addcmul(t.closed, score, t.key).mul_(t.query)
             yield score, _softmax(cosine), t
 
-    kept, spread = tee(probabilities())
+    kept, spread = fork(probabilities())
     for (score, softmax, t), summed in zip(kept, box((a for _, a, _ in spread), propagation)):
         mass = summed.sum((3, 4), keepdim=True).reciprocal_()
-        yield Weights(summed * mass, score, softmax, mass, t)
+        weight = summed * mass if summed is softmax else summed.mul_(mass)
+        yield Weights(weight, score, softmax, mass, t)
 
 
 def _unweigh_paper(
     weights: Iterable[Weights], gradients: Iterable[Tensor], propagation: int
 ) -> Iterator[Gradient]:
-    before, after = tee(weights)
+    before, after = fork(weights)
 
     def of_sums() -> Iterator[Tensor]:
         for w, g in zip(before, gradients):
@@ -159,7 +187,7 @@ def _unweigh_released(
             scored = (g * w.score).sum((1, 2))
             yield Gradient(g.mul_(w.terms.key), None, pasted + scored)
 
-    kept, spread = tee(of_scores())
+    kept, spread = fork(of_scores())
     for g, score in zip(kept, box((g.score for g in spread), propagation, coupled=False)):
         yield g._replace(score=score)
 

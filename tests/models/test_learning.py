@@ -42,7 +42,7 @@ def holes(n, size):
 
 
 def objective(generator, image, mask):
-    """MSA-Net eq. 16 with the printed weights where there are features; else MUSICAL's L1 and TV."""
+    """MSA-Net eq. 16 with its weights where there are features; else MUSICAL's L1 and TV."""
     prediction = generator(erase(image, mask), mask)
     if not prediction.features:
         return 100 * losses.l1(prediction.image, image) + 0.001 * losses.tv(prediction.image)
