@@ -213,7 +213,8 @@ def _merge(verb: str, spec: VerbSpec, layers: list[tuple[str, Any, str]]) -> Res
         if name not in allowed:
             raise ConfigError(f"{_told(origin)}unknown key {name}{_near(name, allowed)}")
         _set(base, name, value, origin)
-    for name in sorted(OmegaConf.missing_keys(base)):
+    missing = OmegaConf.missing_keys(base)
+    for name in (key for key in allowed if key in missing):
         raise ConfigError(f"{name}= is missing: {_help(spec.schema, name)}")
     resolved = OmegaConf.to_object(base)
     _check(resolved, {name: origin for name, (_, origin) in given.items()})

@@ -48,7 +48,7 @@ def main(config: QuickstartConfig) -> dict[str, Any]:
         makes=out / "run",
         resumes=True,
     )
-    pairs = (f"data.url={said}/shards", f"masks.url={said}/masks", "split=test", "limit=42")
+    pairs = (f"data.url={said}/shards", f"masks.url={said}/masks", "split=test")
     result = steps.verb("evaluate", f"checkpoint={said}/run", *pairs)
     yardsticks = {
         name: steps.verb(
@@ -56,15 +56,15 @@ def main(config: QuickstartConfig) -> dict[str, Any]:
         )
         for name in ("mean_colour", "telea")
     }
-    registered = steps.verb("register", f"run={said}/run")
+    registered = steps.verb("register", f"run={said}/run", "checkpoint=last")
     steps.verb("promote", registered["name"], f"run={said}/run")
-    steps.local("photograph", lambda: _object_to_remove(out), out / "rocket.png")
+    steps.local("photograph", lambda: _object_to_remove(out), out / "coffee.png")
     steps.verb(
         "predict",
         f"model=models:/{registered['name']}@champion",
-        f"image={said}/rocket.png",
-        f"mask={said}/rocket_mask.png",
-        f"out={said}/rocket_filled.png",
+        f"image={said}/coffee.png",
+        f"mask={said}/coffee_mask.png",
+        f"out={said}/coffee_filled.png",
         "strip=true",
     )
     return {
@@ -221,14 +221,16 @@ def _photographs(folder: Path) -> dict[str, int]:
 
 
 def _object_to_remove(out: Path) -> str:
-    """The held-out rocket at an odd size, and a mask over one of the lattice towers beside it."""
+    """The held-out cup of coffee at an odd size, and a mask over the spoon on its saucer."""
     from PIL import Image, ImageDraw
 
     from pipeline.photographs import photograph
 
-    picture = photograph("rocket.jpg").crop((0, 0, 637, 421))
+    picture = photograph("coffee.png").crop((0, 0, 597, 389))
     mask = Image.new("L", picture.size)
-    ImageDraw.Draw(mask).polygon([(192, 112), (210, 112), (216, 372), (160, 372)], fill=255)
-    picture.save(out / "rocket.png")
-    mask.save(out / "rocket_mask.png")
-    return str(out / "rocket.png")
+    draw = ImageDraw.Draw(mask)
+    draw.ellipse((316, 236, 416, 336), fill=255)
+    draw.polygon([(362, 250), (398, 60), (434, 64), (398, 252)], fill=255)
+    picture.save(out / "coffee.png")
+    mask.save(out / "coffee_mask.png")
+    return str(out / "coffee.png")

@@ -213,16 +213,15 @@ class Maker:
         seed = self.order.seed
         epochs = {pick.epoch for pick in ticket.picks[low:high]}
         crops = {epoch: mix(seed, epoch, _CROP) for epoch in epochs}
-        for place in range(low, high):
-            held, nth, epoch = ticket.picks[place]
-            sample = held.take(nth)
+        picks = ticket.picks[low:high]
+        samples = [pick.held.take(pick.turn) for pick in picks]  # first, so that caches stay warm
+        for place, pick, sample in zip(range(low, high), picks, samples):
             ticket.keys[place] = sample.key
-            word = mix(sample.key, state=crops[epoch])
             try:
                 decode.into(
                     sample.data,
                     self.crop,
-                    word,
+                    mix(sample.key, state=crops[pick.epoch]),
                     ticket.images[place],
                     scratch,
                     sample.plain,
@@ -232,7 +231,7 @@ class Maker:
                 where = self.reader.indexes.where(sample.shard, sample.row)
                 raise ValueError(f"{where}: {error}") from error
             if ticket.masks is not None and self.holes is not None:
-                ticket.masks[place] = self.holes(seed, epoch, sample.key)
+                ticket.masks[place] = self.holes(seed, pick.epoch, sample.key)
 
 
 def _finish(ticket: _Ticket) -> Batch:

@@ -69,13 +69,13 @@ def test_known_pixels_of_the_object_removal_are_kept_bit_for_bit(quickstart):
     original, mask, filled = (
         np.asarray(Image.open(out / name).convert(mode))
         for name, mode in (
-            ("rocket.png", "RGB"),
-            ("rocket_mask.png", "L"),
-            ("rocket_filled.png", "RGB"),
+            ("coffee.png", "RGB"),
+            ("coffee_mask.png", "L"),
+            ("coffee_filled.png", "RGB"),
         )
     )
     known = mask < 128
-    assert filled.shape == (421, 637, 3)
+    assert filled.shape == (389, 597, 3)
     assert (filled[known] == original[known]).all()
     assert (filled[~known] != original[~known]).any()
 
@@ -103,7 +103,7 @@ def test_the_readmes_commands_run_as_they_stand(quickstart):
         words = shlex.split(line, comments=True)[3:]
         done = run(place, *words)
         assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}"
-    assert (place / "runs" / "readme" / "rocket.png").exists()
+    assert (place / "runs" / "readme" / "coffee.png").exists()
 
 
 def test_files_that_the_readme_names_exist():

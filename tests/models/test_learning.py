@@ -8,7 +8,6 @@ from skimage import data
 
 from models import GENERATORS, losses
 from models.densenet import DenseNetDiscriminator
-from models.layers import frozen_statistics
 from models.masking import composite, erase
 
 pytestmark = pytest.mark.slow
@@ -42,17 +41,14 @@ def holes(n, size):
 
 
 def objective(generator, image, mask):
-    """MSA-Net eq. 16 with its weights where there are features; else MUSICAL's L1 and TV."""
+    """The pixel term of each paper alone: L2 for MSA-Net (eq. 11), L1 for MUSICAL.
+
+    At a quarter of the width 250 x style, which does not shrink with it, would drown the L2.
+    """
     prediction = generator(erase(image, mask), mask)
-    if not prediction.features:
-        return 100 * losses.l1(prediction.image, image) + 0.001 * losses.tv(prediction.image)
-    with torch.no_grad(), frozen_statistics(generator):
-        targets = generator(image, torch.zeros_like(mask)).features
-    return (
-        losses.l2(prediction.image, image)
-        + 0.001 * losses.perceptual(prediction.features, targets)
-        + 250 * losses.style(prediction.features, targets)
-    )
+    if prediction.features:
+        return losses.l2(prediction.image, image)
+    return 100 * losses.l1(prediction.image, image)
 
 
 def hole_psnr(picture, image, mask):
