@@ -98,8 +98,7 @@ def show(result: dict[str, Any]) -> str:
     reused = f", {len(result['reused'])} steps reused" if result["reused"] else ""
     lines += [
         "",
-        f"{minutes:.1f} minutes{reused}, at most {result['peak_rss_mb']} MB; registered as "
-        f"{result['model_uri']}, promoted to champion",
+        f"{minutes:.1f} minutes{reused}; {result['model_uri']} is registered and promoted",
         f"original, mask, result:  {result['strip']}",
         f"the run in MLflow:       {ui_command(result['tracking_uri'])}",
         f"to go on by hand:        export MLFLOW_TRACKING_URI={result['tracking_uri']}",
@@ -119,7 +118,8 @@ class Steps:
         self._before = self._open(said)
         self._now: dict[str, Any] = {}
         self._redo = False
-        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{out}/mlflow.db")
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{out}/mlflow.db"
 
     def verb(
         self,
@@ -230,7 +230,7 @@ def _object_to_remove(out: Path) -> str:
     mask = Image.new("L", picture.size)
     draw = ImageDraw.Draw(mask)
     draw.ellipse((316, 236, 416, 336), fill=255)
-    draw.polygon([(362, 250), (398, 60), (434, 64), (398, 252)], fill=255)
+    draw.polygon([(368, 250), (402, 64), (428, 64), (394, 250)], fill=255)
     picture.save(out / "coffee.png")
     mask.save(out / "coffee_mask.png")
     return str(out / "coffee.png")

@@ -70,6 +70,9 @@ TINY = (
     "validate.every_images=0",
     "checkpoint.every_images=80",
     "threads=1",
+    "objective.style=25",
+    "objective.perceptual=0.001",
+    "objective.phases=[{until: null, lr: 1.0e-3}]",
     "tracking.enabled=false",
 )
 

@@ -15,7 +15,7 @@ import simplejpeg
 import torch
 from skimage import data
 
-from pipeline.bench.timing import alternate, faster, report, target
+from pipeline.bench.timing import alternate, faster, report, target, whole
 from shards import store
 from shards.hygiene import Policy, examine
 from shards.pack import Sample, pack
@@ -36,14 +36,14 @@ def run(images: int = 5_000, repetitions: int = 5) -> dict[str, Any]:
         rows = _pictures(folder / "loose", images)
         table = alternate(
             {
-                "part: list and plan": _planning(folder / "loose"),  # type: ignore[dict-item]
-                "part: read": _reading(folder / "loose", rows),  # type: ignore[dict-item]
-                "part: check": _checking(folder / "loose", rows),  # type: ignore[dict-item]
-                "part: pack": _packing(folder / "loose", rows),  # type: ignore[dict-item]
-                "part: publish": _publishing(folder / "loose", rows, folder / "published"),  # type: ignore[dict-item]
-                "ours": _ours(folder / "loose", folder / "ours"),  # type: ignore[dict-item]
-                "webdataset": _webdataset(folder / "loose", rows, folder / "webdataset"),  # type: ignore[dict-item]
-                "loose files": _copying(folder / "loose", rows, folder / "copy"),  # type: ignore[dict-item]
+                "part: list and plan": whole(_planning(folder / "loose")),
+                "part: read": whole(_reading(folder / "loose", rows)),
+                "part: check": whole(_checking(folder / "loose", rows)),
+                "part: pack": whole(_packing(folder / "loose", rows)),
+                "part: publish": whole(_publishing(folder / "loose", rows, folder / "published")),
+                "ours": whole(_ours(folder / "loose", folder / "ours")),
+                "webdataset": whole(_webdataset(folder / "loose", rows, folder / "webdataset")),
+                "loose files": whole(_copying(folder / "loose", rows, folder / "copy")),
             },
             repetitions,
         )

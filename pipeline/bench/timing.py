@@ -52,6 +52,15 @@ def alternate(
     return list(table.values())
 
 
+def whole(work: Callable[[], int]) -> Callable[[], Iterator[int]]:
+    """Work that is done in one step, as `alternate` takes it."""
+
+    def steps() -> Iterator[int]:
+        yield work()
+
+    return steps
+
+
 def _together(running: dict[str, Iterator[int]]) -> dict[str, tuple[int, float, float]]:
     """(items, seconds, CPU seconds) of each, a step of each in turn until all have ended."""
     spent = {name: (0, 0.0, 0.0) for name in running}
