@@ -7,11 +7,13 @@ Exit status: 0 done, 1 failed, 2 the user's input (78 inside a job, so that it i
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,7 @@ EPILOG = "Every argument is key=value; `VERB --help` lists the keys. README.md h
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser()
-    known, words = parser.parse_known_args(argv)
+    known, words = _parse(argv)
     spec = VERBS[known.verb]
     if known.help:
         print(_verb_help(known.verb, spec))
@@ -107,8 +108,6 @@ def inside_job() -> bool:
 
 def _check_layout() -> None:
     here = Path(__file__).resolve().parent.parent
-    import importlib.util
-
     for package in ("models", "shards", "jobs"):
         found = importlib.util.find_spec(package)
         place = Path(found.origin).resolve().parent if found and found.origin else None
@@ -119,7 +118,8 @@ def _check_layout() -> None:
             )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Options and the verb's words; SystemExit after help, or without a verb that there is."""
     width = max(map(len, VERBS)) + 2
     table = "\n".join(f"  {name:<{width}}{spec.help}" for name, spec in VERBS.items())
     parser = argparse.ArgumentParser(
@@ -136,24 +136,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="result as one JSON object, last line")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     parser.add_argument("--help", "-h", action="store_true", help="this, or the keys of a verb")
-    original = parser.parse_known_args
-
-    def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-        known, words = original(argv)
-        if known.verb is None:
-            parser.print_help(sys.stdout if known.help else sys.stderr)
-            raise SystemExit(0 if known.help else 2)
-        if known.verb not in VERBS:
-            from difflib import get_close_matches
-
-            close = get_close_matches(known.verb, VERBS, 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            print(f"pipeline: no verb {known.verb!r}{hint} ({', '.join(VERBS)})", file=sys.stderr)
-            raise SystemExit(2)
-        return known, words
-
-    parser.parse_known_args = parse  # type: ignore[method-assign,assignment]
-    return parser
+    known, words = parser.parse_known_args(argv)
+    if known.verb is None:
+        parser.print_help(sys.stdout if known.help else sys.stderr)
+        raise SystemExit(0 if known.help else 2)
+    if known.verb not in VERBS:
+        close = get_close_matches(known.verb, VERBS, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        print(f"pipeline: no verb {known.verb!r}{hint} ({', '.join(VERBS)})", file=sys.stderr)
+        raise SystemExit(2)
+    return known, words
 
 
 def _verb_help(name: str, spec: VerbSpec) -> str:

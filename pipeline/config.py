@@ -102,7 +102,6 @@ class Phase:
     until: int | None = key(None, "images_seen at which the phase ends; null: never")
     lr: float = key(3e-4, "generator's learning rate")
     d_lr: float | None = key(None, "discriminator's learning rate; null: the generator's")
-    freeze_norm: bool = key(False, "encoder's BatchNorm statistics are kept")
 
 
 @dataclass
@@ -240,7 +239,6 @@ class TrainConfig(Verb):
     clip: float | None = key(None, "largest gradient norm; null: no clipping")
     ema: float = key(0.0, "decay of averaged weights, per step; 0: none (the papers)")
     max_skipped: int = key(10, "non-finite steps in a row before the run ends")
-    smoke: bool = key(False, "two steps of every phase at the real batch, then leave nothing")
     model: ModelConfig = section(ModelConfig)
     data: DataConfig = section(DataConfig)
     masks: MasksConfig = section(MasksConfig)

@@ -33,7 +33,6 @@ MUTABLE = (
     "checkpoint.",
     "cluster.",
     "tracking.",
-    "smoke",
 )
 # No part of what names a run either, but its bits depend on them: fixed once it has started.
 FIXED = ("threads", "loader_threads", "log.")

@@ -44,8 +44,8 @@ class Part:
 
     @property
     def is_run(self) -> bool:
-        """One training run, which names the job; no sweep, no rehearsal that leaves nothing."""
-        return self.verb == "train" and len(self.points) == 1 and not self.points[0].config.smoke
+        """One training run, which names the job; no sweep."""
+        return self.verb == "train" and len(self.points) == 1
 
     @property
     def runs(self) -> list[str]:

@@ -14,9 +14,12 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from models import losses
+from models.densenet import DenseNetDiscriminator
 from models.layers import frozen_statistics
+from models.losses import adversarial_discriminator
 from models.masking import composite, erase
+from models.vgg import VGG16Features
+from pipeline import weights
 from pipeline.checkpoint import build_generator
 from pipeline.config import ObjectiveConfig, Phase, TrainConfig
 from pipeline.engine import Engine, Trainee
@@ -46,32 +49,75 @@ class Method:
 
 
 def build(config: TrainConfig, engine: Engine) -> Method:
-    """Networks with fresh weights drawn from `seed`, on the device, wrapped for the strategy."""
+    """Networks with fresh weights drawn from `seed`, on the device, wrapped for the strategy.
+
+    VGG16 and the discriminator's backbone take their published weights from the cache. With an
+    adversarial weight of 0 no discriminator is built.
+    """
     torch.manual_seed(config.seed)
-    make = optimizer(config.objective)
+    objective = config.objective
+    make = optimizer(objective)
     generator = build_generator(asdict(config.model))
-    return Method(
-        config.objective,
-        generator_terms(config.objective),
+    method = Method(
+        objective,
+        generator_terms(objective),
         engine.train("generator", generator, make, average=config.ema > 0),
     )
+    if needs_features(objective) and objective.features == "vgg16":
+        method.features = VGG16Features(normalise=objective.vgg_normalise)
+        weights.load("vgg16", method.features)
+        method.features.to(engine.device)
+    if objective.adv:
+        discriminator = DenseNetDiscriminator()
+        if objective.d_pretrained:
+            weights.load("densenet121", discriminator)
+        method.discriminator = engine.train("discriminator", discriminator, make)
+    return method
 
 
-def backward(method: Method, engine: Engine, image: Tensor, mask: Tensor, share: float) -> dict:
+def backward(
+    method: Method, engine: Engine, image: Tensor, mask: Tensor, share: float
+) -> dict[str, Tensor]:
     """Forward and backward of one micro-batch of all networks; its terms, detached.
 
     image: N x 3 x H x W in [0, 1]; mask: N x 1 x H x W, 1 = hole; share: 1 / micro-batches.
     """
+    judge = method.discriminator
     with engine.autocast():
         prediction = method.generator.wrapped(erase(image, mask), mask)
         filled = composite(prediction.image, image, mask)
-        computed = Computed(image, mask, prediction.image, filled)
-        if needs_features(method.objective):
-            targets = own_features(method.generator.module, image)
-            computed = computed._replace(features=prediction.features, targets=targets)
-        loss, values = total(method.terms, computed)
+        features, targets = _features(method, prediction.features, prediction.image, filled, image)
+        computed = Computed(image, mask, prediction.image, filled, features, targets)
+        if judge is None:
+            loss, values = total(method.terms, computed)
+        else:
+            with frozen(judge.module):
+                computed = computed._replace(judged=judge.module(prediction.image))
+                loss, values = total(method.terms, computed)
     engine.backward(loss * share, method.generator)
+    if judge is not None:
+        with engine.autocast():
+            real, fake = judge.wrapped(image), judge.wrapped(prediction.image.detach())
+            loss = adversarial_discriminator(real, fake, method.objective.gan)
+        engine.backward(loss * share, judge)
+        values["d/loss"] = loss.detach()
     return values
+
+
+def _features(
+    method: Method, own: Sequence[Tensor], raw: Tensor, filled: Tensor, image: Tensor
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """What perceptual and style losses compare: the generator's own maps, or VGG16's."""
+    if not needs_features(method.objective):
+        return (), ()
+    if method.features is None:
+        return own, own_features(method.generator.module, image)
+    with torch.no_grad():
+        targets = method.features(image)
+    features = method.features(raw)
+    if method.objective.feature_images == "raw+composite":
+        return (*features, *method.features(filled)), (*targets, *targets)
+    return features, targets
 
 
 @torch.no_grad()
@@ -87,7 +133,7 @@ def own_features(generator: nn.Module, image: Tensor) -> Sequence[Tensor]:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Parameters of `module` take no gradient inside."""
+    """Parameters of `module` take no gradient inside; gradients go through it."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     try:
         for parameter in parameters:
@@ -96,6 +142,3 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-__all__ = ["Method", "backward", "build", "frozen", "losses", "own_features"]

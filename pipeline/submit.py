@@ -98,7 +98,7 @@ def _preflight(part: Part, first: bool) -> None:
 def _write_configs(part: Part, mlflow_runs: Sequence[str | None]) -> None:
     from pipeline.runfolder import update_run_json
 
-    if part.verb != "train" or part.points[0].config.smoke:
+    if part.verb != "train":
         text = part.points[0].yaml()
         store.write(store.join(part.folder, "config.yaml"), text.encode())
         return
@@ -125,7 +125,7 @@ def _write_code(part: Part, stage: Stage) -> None:
 def _announce(part: Part) -> list[str | None]:
     """MLflow runs with status SCHEDULED, the points of a sweep under one parent."""
     config = part.points[0].config
-    if part.verb != "train" or config.smoke or not config.tracking.enabled:
+    if part.verb != "train" or not config.tracking.enabled:
         return [None] * len(part.points)
     from pipeline.announce import announce
 

@@ -7,10 +7,6 @@ stopped run to the sample and, with the same processes and threads, to the bit.
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
@@ -25,14 +21,15 @@ from pipeline.capture import other_node_metrics
 from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
 from pipeline.engine import Engine
-from pipeline.identity import RunFolder, folder_of, held, write_config
+from pipeline.identity import RunFolder, folder_of, held
 from pipeline.launch import SAVED
 from pipeline.meter import Meter
 from pipeline.method import Method
 from pipeline.phases import phase_at
 from pipeline.preempt import stop_requests
+from pipeline.recording import open_tracker, show
 from pipeline.runfolder import update_run_json
-from pipeline.tracking import Muted, Tracker
+from pipeline.steplog import StepLog
 from pipeline.validate import fixed_pairs, pictures, validate
 from shards import store
 from shards.decode import Crop
@@ -73,7 +70,7 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
     check_guards(state.data or stream.guards(), stream.guards())
     state.data = stream.guards()
     pairs = fixed_pairs(config, manifest)
-    tracker = stack.enter_context(_tracker(config, run, engine, manifest))
+    tracker = stack.enter_context(open_tracker(config, run, engine, manifest))
     saver = checkpoint.Saver(run, config.checkpoint.keep)
     stack.callback(saver.close)
     stop = stack.enter_context(stop_requests())
@@ -103,7 +100,7 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
         done = state.images_seen >= config.max_images
         due = partial(_crossed, before, state.images_seen)
         save = done or stopping or due(config.checkpoint.every_images)
-        logged = log.add(losses, state, phase.lr, flush=save)
+        logged = log.add(losses, state.images_seen, phase.lr, state.skipped, flush=save)
         meter.step(config.batch, time.perf_counter() - began, waited, logged)
         if logged:
             tracker.metrics({**logged, "g/lr": phase.lr, **meter.values()}, state.images_seen)
@@ -122,7 +119,7 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
             meter.say(f"{state.images_seen} images: " + _described(state.metrics))
             if engine.is_main:
                 shown = pictures(inpaint, pairs, config.validate.samples, engine.device)
-                _show(run, tracker, shown, state.images_seen)
+                show(run, tracker, shown, state.images_seen)
             meter.elsewhere(time.perf_counter() - began)
         if save:
             began = time.perf_counter()
@@ -174,46 +171,6 @@ def inpainter(generator: torch.nn.Module, engine: Engine) -> Any:
             generator.train(before)
 
     return inpaint
-
-
-class StepLog:
-    """steps.jsonl: one object a line, means over ranks and over the steps since the last line."""
-
-    def __init__(self, run: RunFolder, engine: Engine, every: int) -> None:
-        self.path, self.engine, self.every = run.local / "steps.jsonl", engine, every
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
-
-    def cut(self, images_seen: int) -> None:
-        """Drop lines after the checkpoint that the run goes on from, and a torn last line."""
-        if not self.engine.is_main or not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text().splitlines():
-            try:
-                if json.loads(line)["images_seen"] <= images_seen:
-                    kept.append(line + "\n")
-            except ValueError:
-                break
-        store.write(str(self.path), "".join(kept).encode())
-
-    def add(
-        self, losses: dict[str, Tensor], state: State, lr: float, flush: bool
-    ) -> dict[str, float]:
-        """Count a step; at a line's end write it on rank 0 and return it on every rank."""
-        for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0) + value
-        self._count += 1
-        if self._count < self.every and not flush:
-            return {}
-        values = self.engine.means({k: v / self._count for k, v in self._sums.items()})
-        self._sums, self._count = {}, 0
-        if self.engine.is_main:
-            finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-            line = {"images_seen": state.images_seen, **finite, "lr": lr, "skipped": state.skipped}
-            with open(self.path, "a") as out:
-                out.write(json.dumps(line) + "\n")
-        return values
 
 
 def _resume(config: TrainConfig, run: RunFolder, networks: Method, manifest: Manifest) -> State:
@@ -270,40 +227,6 @@ def _save(
         saver.save(state.images_seen, checkpoint.files_of(networks.trainees), facts)
 
 
-def _tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: Manifest) -> Any:
-    if engine.is_main:
-        write_config(config, run)
-        update_run_json(run.url, url=run.url, dataset=manifest.digest, result={})
-    if not engine.is_main or not config.tracking.enabled:
-        return Muted()
-    recipe = config.experiment or "train"
-    tracker = Tracker(
-        run.url,
-        root=config.root if config.run is None else None,
-        experiment=config.tracking.experiment or f"{os.environ.get('USER', 'user')}/{recipe}",
-        run_name=run.url.rstrip("/").rpartition("/")[2],
-        required=config.tracking.required,
-        drain=config.tracking.drain,
-    )
-    dataset = (config.data.name, store.display(manifest.url), manifest.digest)
-    tracker.start(asdict(config), {"recipe": recipe, "weights": _weights(config)}, dataset)
-    tracker.artifact(run.local / "config.yaml")
-    return tracker
-
-
-def _show(run: RunFolder, tracker: Any, shown: list[dict[str, Any]], images_seen: int) -> None:
-    from PIL import Image
-
-    folder = run.local / "samples"
-    folder.mkdir(exist_ok=True)
-    for i, sample in enumerate(shown):
-        for what, pixels in sample.items():
-            name = f"{i:02d}-{what}" + (f"-{images_seen:012d}" if what == "filled" else "")
-            if what == "filled" or not (folder / f"{name}.png").exists():
-                tracker.image(f"samples/{i:02d}/{what}", pixels, images_seen)
-                Image.fromarray(pixels).save(folder / f"{name}.png")
-
-
 def _finish(run: RunFolder, tracker: Any, meter: Meter, state: State, status: str) -> None:
     result = {
         "status": status,
@@ -335,11 +258,3 @@ def _crossed(before: int, after: int, every: int) -> bool:
 
 def _described(values: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-
-
-def _weights(config: TrainConfig) -> str:
-    return "ema" if config.ema else "raw"
-
-
-if __name__ == "__main__":
-    sys.exit("run python -m pipeline train")

@@ -153,12 +153,6 @@ def test_a_sweep_is_one_array_with_a_run_for_each_point():
     assert all(f"element=(run={run})" in script for run in part.runs)
 
 
-def test_a_rehearsal_does_not_take_the_runs_place():
-    (part,) = jobplan.parse([*TRAIN, "smoke=true", *SLURM])
-    (real,) = jobplan.parse([*TRAIN, *SLURM])
-    assert part.folder != real.folder and part.id != real.id
-
-
 def test_code_is_a_commit_with_its_path_before_everything_else(monkeypatch):
     commit = snapshot.Snapshot(ROOT, "c" * 40)
     monkeypatch.setattr(snapshot, "take", lambda root, dirty: commit)

@@ -1,0 +1,52 @@
+"""steps.jsonl: the curve of a run, one object a line, cut back to the checkpoint on resume."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from torch import Tensor
+
+from pipeline.engine import Engine
+from pipeline.identity import RunFolder
+from shards import store
+
+
+class StepLog:
+    """steps.jsonl: one object a line, means over ranks and over the steps since the last line."""
+
+    def __init__(self, run: RunFolder, engine: Engine, every: int) -> None:
+        self.path, self.engine, self.every = run.local / "steps.jsonl", engine, every
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def cut(self, images_seen: int) -> None:
+        """Drop lines after the checkpoint that the run goes on from, and a torn last line."""
+        if not self.engine.is_main or not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                if json.loads(line)["images_seen"] <= images_seen:
+                    kept.append(line + "\n")
+            except ValueError:
+                break
+        store.write(str(self.path), "".join(kept).encode())
+
+    def add(
+        self, losses: dict[str, Tensor], images_seen: int, lr: float, skipped: int, flush: bool
+    ) -> dict[str, float]:
+        """Count a step; at a line's end write it on rank 0 and return its losses on every rank."""
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0) + value
+        self._count += 1
+        if self._count < self.every and not flush:
+            return {}
+        values = self.engine.means({k: v / self._count for k, v in self._sums.items()})
+        self._sums, self._count = {}, 0
+        if self.engine.is_main:
+            finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+            line = {"images_seen": images_seen, **finite, "lr": lr, "skipped": skipped}
+            with open(self.path, "a") as out:
+                out.write(json.dumps(line) + "\n")
+        return values
