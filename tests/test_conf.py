@@ -35,3 +35,33 @@ def test_a_recipe_opens_with_what_it_is(path):
 
 def test_conf_holds_nothing_but_yaml():
     assert {p.suffix for p in (ROOT / "conf").rglob("*") if p.is_file()} == {".yaml"}
+
+
+def printed_experiments(node):
+    """Every `experiment:` that the printed tables name."""
+    if isinstance(node, dict):
+        found = [node["experiment"]] if isinstance(node.get("experiment"), str) else []
+        return found + [name for value in node.values() for name in printed_experiments(value)]
+    if isinstance(node, list):
+        return [name for value in node for name in printed_experiments(value)]
+    return []
+
+
+def test_every_row_of_the_papers_tables_that_is_theirs_has_its_recipe():
+    named = printed_experiments(yaml.safe_load((ROOT / "conf" / "paper_tables.yaml").read_text()))
+    assert len(set(named)) == 21
+    assert set(named) <= set(options("experiment"))
+
+
+@pytest.mark.parametrize("name", [o for o in options("experiment") if o != "quickstart"])
+def test_a_recipes_network_can_be_built_as_it_is_written(name):
+    from dataclasses import asdict
+
+    import torch
+
+    from pipeline.checkpoint import build_generator
+
+    config = compose("train", [f"experiment={name}"]).config
+    with torch.device("meta"):
+        network = build_generator(asdict(config.model))
+    assert sum(p.numel() for p in network.parameters()) > 1_000_000

@@ -212,3 +212,38 @@ def test_errors_inside_a_worker_are_one_line_too(train, tmp_path):
         done = train(tmp_path / "run", *words, "processes=1")
         assert done.returncode == 2, done.stderr
         assert told in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weight", [0.06, 0.0])
+def test_musical_trains_with_its_discriminator_or_builds_none(verb, small_set, tmp_path, weight):
+    done = verb(
+        "train",
+        "model=musical",
+        "model.ngf=8",
+        "objective=musical_released",
+        f"objective.adv={weight}",
+        "masks=center",
+        "data.crop=96",
+        f"data.url={small_set}",
+        f"run={tmp_path}/run",
+        "batch=4",
+        "accumulate=2",
+        "processes=2",
+        "threads=1",
+        "max_images=8",
+        "validate.size=96",
+        "validate.pairs=2",
+        "tracking.enabled=false",
+    )
+    assert done.returncode == 0, done.stderr
+    assert (
+        "densenet121 has no ImageNet weights" not in done.stderr
+    )  # the released one starts afresh
+    adversarial = {"g/adv", "d/loss"}
+    for line in steps(tmp_path / "run"):
+        found = adversarial & set(line)
+        assert found == (adversarial if weight else set())
+        assert all(line[name] is not None for name in line)
+    names = {n.partition("_")[0].partition(".")[0] for n in files(tmp_path / "run", 8)}
+    assert names == ({"generator", "discriminator"} if weight else {"generator"})
