@@ -35,7 +35,9 @@ clean:
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
 	  { echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1); give one of 3.11 to 3.13: make install PYTHON=python3.12"; exit 1; }
-	@$(PY) -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@$(PY) -m pip --version >/dev/null 2>&1 && [ "$$($(PY) -V)" = "$$($(PYTHON) -V)" ] || \
+	  $(PYTHON) -m venv --clear $(VENV)
+	@{ echo "$(TORCH)"; grep -v '^torch==' constraints.txt; } > $(VENV)/constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
-	DS_BUILD_OPS=0 $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[deepspeed,dev]"
+	DS_BUILD_OPS=0 $(PY) -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e ".[deepspeed,dev]"
 	@touch $(READY)

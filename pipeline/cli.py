@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -60,6 +60,9 @@ def _run(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int:
     words = positional(spec, words)
     resolved = compose(known.verb, words)
     if known.dry_run:
+        if known.json:
+            told = {"config": asdict(resolved.config), "origins": resolved.origins}
+            return _print(told, True, None)
         print(resolved.described())
         if spec.plans:
             print(import_module(spec.module).dry_run(resolved.config))

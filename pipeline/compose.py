@@ -293,6 +293,8 @@ def _near(name: str, allowed: Sequence[str] | dict[str, Any]) -> str:
     ]
     hint = f"; did you mean {close[0]}?" if close else ""
     listed = section if "." in name and section else names
+    if len(listed) > 30:
+        listed = [*get_close_matches(name, names, 6, 0.3), "…; --help lists all"]
     return f"{hint} (allowed: {', '.join(listed)})"
 
 

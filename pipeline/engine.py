@@ -203,11 +203,18 @@ def choose_precision(wanted: str, on_gpu: bool) -> str:
     return wanted
 
 
+def core_count() -> int:
+    """CPU cores that this process may use; macOS does not say, and has them all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def thread_count(wanted: str, processes: int) -> int:
     """`threads=`: a number, or this machine's cores shared by its processes."""
     if wanted == "auto":
         local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-        return max(1, len(os.sched_getaffinity(0)) // local)
+        return max(1, core_count() // local)
     if not wanted.isdigit() or int(wanted) < 1:
         raise ConfigError(f"threads={wanted} is no count; give 1, 2, … or auto")
     return int(wanted)

@@ -150,7 +150,9 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
 
 def _work(config: EvaluateConfig, rank: int, world_size: int) -> dict[str, Any]:
     """A worker's part; rank 0 hands the result to its launcher."""
-    threads = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    from pipeline.engine import core_count
+
+    threads = core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(max(1, threads))
     result = evaluate(config, rank, world_size)
     if rank == 0 and RESULT in os.environ:

@@ -93,6 +93,8 @@ def saved_config(url: str) -> Any:
 
 def check_same(config: TrainConfig, run: RunFolder) -> None:
     """Refuse, by name, to resume a run as another, or to take a folder that is no run's."""
+    if store.is_local(run.url) and run.local.exists() and not run.local.is_dir():
+        raise ConfigError(f"run={run.url} is a file: name a folder")
     saved = saved_config(run.url)
     if saved is None:
         strangers = [n for n in store.names(run.url) if not n.startswith(".")]

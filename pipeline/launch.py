@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.compose import ConfigError
-from pipeline.config import TrainConfig
+from pipeline.config import DataConfig, TrainConfig
 from pipeline.identity import RunFolder, check_same, folder_of, held
 from pipeline.phases import check_phases
+from shards.manifest import Manifest
 
 SAVED, CONFIGURATION = 75, 78
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -96,6 +97,9 @@ def preflight(config: TrainConfig, world_size: int, locks: bool = True) -> RunFo
     from shards.manifest import open_manifest
 
     check_phases(config.objective.phases)
+    for name, least in (("seed", 0), ("batch", 1), ("accumulate", 1), ("max_images", 1)):
+        if getattr(config, name) < least:
+            raise ConfigError(f"{name}={getattr(config, name)} is too small: at least {least}")
     if config.batch % (world_size * config.accumulate):
         raise ConfigError(
             f"batch={config.batch} is not divisible by {world_size} processes x "
@@ -108,12 +112,33 @@ def preflight(config: TrainConfig, world_size: int, locks: bool = True) -> RunFo
         if not manifest.splits.get(split):
             there = ", ".join(sorted(manifest.splits))
             raise ConfigError(f"data.{key}={split} is no split of {manifest.url} (it has {there})")
+    check_crop(config.data, manifest)
     run = folder_of(config)
     check_same(config, run)
     if locks:
         with held(run):
             return run  # rank 0 holds it from now on
     return run
+
+
+def check_crop(data: DataConfig, manifest: Manifest) -> None:
+    """Refuse a crop that the pictures do not hold, by the first shard's index."""
+    from shards.manifest import read_index
+
+    if data.crop_mode == "resized" or (data.resize_short or 0) >= data.crop:
+        return
+    if data.resize_short is not None:
+        raise ConfigError(
+            f"data.crop={data.crop} is larger than data.resize_short={data.resize_short}: "
+            f"resize to at least the crop"
+        )
+    index = read_index(manifest, data.train, manifest.splits[data.train].shards[0])
+    sides = [min(s) for s in zip(index["width"].to_pylist(), index["height"].to_pylist())]
+    if sides and min(sides) < data.crop:
+        raise ConfigError(
+            f"data.crop={data.crop} is larger than pictures of {manifest.url}: the smallest side "
+            f"in its first shard is {min(sides)}; lower it, or set data.resize_short="
+        )
 
 
 def process_count(config: TrainConfig) -> int:
@@ -201,4 +226,5 @@ def _pass_on(workers: list[subprocess.Popen[bytes]], number: int, grace: float) 
 
 
 def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

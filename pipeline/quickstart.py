@@ -94,6 +94,7 @@ def show(result: dict[str, Any]) -> str:
         ]
         cells = "".join(f"{v:>13.2f}{'*' if v == max(found) else ' '}" for v in found)
         lines.append(f"{bucket:<12}{row['n']:>6}" + cells)
+    lines += ["", _verdict(network, rows)]
     minutes = result["seconds"]["total"] / 60
     reused = f", {len(result['reused'])} steps reused" if result["reused"] else ""
     lines += [
@@ -104,6 +105,16 @@ def show(result: dict[str, Any]) -> str:
         f"to go on by hand:        export MLFLOW_TRACKING_URI={result['tracking_uri']}",
     ]
     return "\n".join(lines)
+
+
+def _verdict(network: dict[str, Any], rows: dict[str, Any]) -> str:
+    """In words, how many buckets the network wins against each yardstick."""
+    said = []
+    for key, name in (("mean_colour", "the mean colour"), ("telea", "Telea")):
+        theirs = rows[key]["buckets"]
+        won = sum(row["psnr"] > theirs[bucket]["psnr"] for bucket, row in network.items())
+        said.append(f"better than {name} in {won} of {len(network)} rows")
+    return "The trained network is " + ", ".join(said) + "."
 
 
 class Steps:

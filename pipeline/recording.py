@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import asdict
 from typing import Any
 
@@ -20,7 +21,10 @@ from shards.manifest import Manifest
 def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: Manifest) -> Any:
     if engine.is_main:
         write_config(config, run)
-        update_run_json(run.url, url=run.url, dataset=manifest.digest, result={})
+        name = run.url.rstrip("/").rpartition("/")[2]
+        here = {"host": socket.gethostname(), "pid": os.getppid()}
+        facts = {"id": name, "url": run.url, "dataset": manifest.digest, "launcher": here}
+        update_run_json(run.url, **facts, result={})
     if not engine.is_main or not config.tracking.enabled:
         return Muted()
     recipe = config.experiment or "train"

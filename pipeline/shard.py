@@ -54,6 +54,23 @@ def _write(config: ShardConfig) -> dict[str, Any]:
         )
         return _result(finished, time.monotonic() - begun)
     planned, root = _plan(config)
+    try:
+        return _fill(config, planned, root, task, begun)
+    except writer.TooManyRejects:
+        if task[1] == 1:  # nothing half-made stays, and a mended source is listed anew
+            for name in (
+                "plan.json",
+                "plan.parquet",
+                *dict.fromkeys(s for s, *_ in planned.shards()),
+            ):
+                store.remove(store.join(config.out, name), recursive=True)
+        raise
+
+
+def _fill(
+    config: ShardConfig, planned: plan.Plan, root: Path, task: tuple[int, int], begun: float
+) -> dict[str, Any]:
+    assert config.out is not None
     loader = Loader(root, _policy(config))
     for progress in writer.write(
         config.out,

@@ -32,6 +32,7 @@ __all__ = [
     "Reject",
     "Row",
     "Sample",
+    "TooManyRejects",
     "finalise",
     "make_plan",
     "missing",
@@ -223,13 +224,17 @@ def finish(
     return Finished(manifests.decode(encoded, out), dict(reasons), duplicates)
 
 
-def _too_many(out: str, rejects: list[Reject], total: int, rate: float) -> ValueError:
+class TooManyRejects(ValueError):
+    """More of the source was refused than `max_reject_rate` allows."""
+
+
+def _too_many(out: str, rejects: list[Reject], total: int, rate: float) -> TooManyRejects:
     first = {reject.reason: reject for reject in reversed(rejects)}
     counted = "; ".join(
         f"{count} {reason}, such as {first[reason].src!r}: {first[reason].detail}"
         for reason, count in Counter(reject.reason for reject in rejects).most_common()
     )
-    return ValueError(
+    return TooManyRejects(
         f"{store.display(out)}: {len(rejects)} of {total} files rejected ({counted}), more than "
         f"max_reject_rate={rate:g}; mend the source or allow more"
     )
