@@ -24,6 +24,7 @@ from pipeline.runfolder import read_run_json
 from tests.support.trained import finished_run
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow  # exports a network, and loads it in a fresh interpreter
 
 
 @pytest.fixture(scope="module")

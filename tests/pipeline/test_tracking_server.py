@@ -13,7 +13,7 @@ from pipeline.spool import Unsent
 from pipeline.tracking import Tracker
 from tests.support.mlflow_server import FaultProxy, MlflowServer
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
