@@ -128,7 +128,6 @@ class Steps:
         self.peak_mb = 0.0
         self._before = self._open(said)
         self._now: dict[str, Any] = {}
-        self._redo = False
         if not os.environ.get("MLFLOW_TRACKING_URI"):
             os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{out}/mlflow.db"
 
@@ -157,14 +156,14 @@ class Steps:
     ) -> Any:
         known = self._before.get(name)
         same = known is not None and known["identity"] == identity
-        if known is not None and same and known["done"] and not self._redo:
+        if known is not None and same and known["done"]:
             print("reused", file=sys.stderr, flush=True)
             self.reused.append(name)
             self._now[name] = known
         else:
-            if makes is not None and makes.exists() and not (resumes and same and not self._redo):
+            self._before = {}  # what follows was made from something else
+            if makes is not None and makes.exists() and not (resumes and same):
                 shutil.rmtree(makes) if makes.is_dir() else makes.unlink()
-            self._redo = self._redo or (known is not None and known["done"])
             self._now[name] = {"identity": identity, "done": False}
             self._write()
             began = time.monotonic()
