@@ -33,6 +33,7 @@ from shards import store
 
 SCHEMA = 1
 METRIC = "val/psnr"
+NAME = re.compile(r"\d{12}")
 Files = dict[str, dict[str, Tensor]]
 
 
@@ -46,6 +47,10 @@ class Checkpoint:
     @property
     def images_seen(self) -> int:
         return int(self.state["images_seen"])
+
+    @property
+    def name(self) -> str:
+        return f"{self.images_seen:012d}"
 
     def read(self, name: str) -> dict[str, Tensor]:
         """Tensors of one file, on the CPU; ValueError where its bytes are not those written."""
@@ -99,27 +104,26 @@ class Saver:
         self._retain(Checkpoint(url, state))
 
     def _retain(self, newest: Checkpoint) -> None:
-        """Drop old checkpoints once the newest was read back whole."""
+        """Drop old checkpoints, and what a killed writer left, once the newest is read back."""
         every = checkpoints(self.run.url)
         named = set(read_run_json(self.run.url).get("pinned", []))
         spare = {c.images_seen for c in every[-max(1, self.keep) :]} | named
         best = max(every, key=_score, default=None)
-        drop = [c for c in every if c.images_seen not in spare and c is not best]
+        kept = {c.name for c in every if c.images_seen in spare or c is best}
+        base = store.join(self.run.url, "checkpoints")
+        drop = [name for name in store.names(base) if NAME.fullmatch(name) and name not in kept]
         if not drop or not is_whole(newest):
             return
-        for checkpoint in drop:
-            store.remove(store.join(checkpoint.url, "state.json"))
-            for name in store.names(checkpoint.url):
-                store.remove(store.join(checkpoint.url, name))
-            if store.is_local(checkpoint.url):
-                store.local(checkpoint.url).rmdir()
+        for name in drop:
+            store.remove(store.join(base, name, "state.json"))
+            store.remove(store.join(base, name), recursive=True)
 
 
 def checkpoints(run_url: str) -> list[Checkpoint]:
     """Those that exist, oldest first; their tensors are not read."""
     base = store.join(run_url, "checkpoints")
     found = []
-    for name in sorted(n for n in store.names(base) if re.fullmatch(r"\d{12}", n)):
+    for name in filter(NAME.fullmatch, store.names(base)):
         url = store.join(base, name)
         try:
             state = json.loads(store.read(store.join(url, "state.json")))
@@ -161,7 +165,7 @@ def latest(run_url: str) -> Checkpoint | None:
 def find(url: str, which: str = "last") -> Checkpoint:
     """A checkpoint by the URL of its run (`which`: last, best or images_seen) or its own URL."""
     run_url, _, name = url.rstrip("/").rpartition("/")
-    if re.fullmatch(r"\d{12}", name) and run_url.endswith("/checkpoints"):
+    if NAME.fullmatch(name) and run_url.endswith("/checkpoints"):
         url, which = run_url.removesuffix("/checkpoints"), name
     every = checkpoints(url)
     if not every:

@@ -31,14 +31,14 @@ def source(tmp_path_factory):
 
 
 def tasks():
-    """Process ids of the array's `shard` processes."""
+    """Process ids of the tasks' `shard` processes, one for each attempt; srun is none."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             words = (path / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"shard" in words and any(w.startswith(b"task=") for w in words):
+        if words[1:4] == [b"-m", b"pipeline", b"shard"]:
             found.append(int(path.name))
     return found
 

@@ -81,6 +81,16 @@ def test_the_newest_the_best_and_the_named_are_kept(run):
     assert find(run.url, "last").images_seen == 5
 
 
+def test_what_a_killed_writer_left_goes_with_the_next_checkpoint(run):
+    save(run, 7, keep=1)
+    base = run.local / "checkpoints"
+    (base / "000000000007" / ".state.json.0123456789abcdef.lacuna-tmp").write_text("{")
+    (base / "000000000008").mkdir()
+    (base / "000000000008" / "generator.safetensors").write_bytes(b"no state was written")
+    save(run, 9, keep=1)
+    assert [p.name for p in base.iterdir()] == ["000000000009"]
+
+
 def test_nothing_is_dropped_where_the_newest_cannot_be_read_back(run, monkeypatch):
     for n in (1, 2):
         save(run, n, keep=1)
