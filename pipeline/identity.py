@@ -12,10 +12,10 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from omegaconf import OmegaConf
 
@@ -83,6 +83,15 @@ def folder_at(url: str) -> RunFolder:
     return RunFolder(url, cache / hashlib.sha256(url.encode()).hexdigest()[:16])
 
 
+def images_saved(url: str) -> int:
+    """`images_seen` of a run's newest checkpoint by its name alone; 0 where there is none."""
+    base = store.join(url, "checkpoints")
+    for name in reversed(store.names(base)):
+        if name.isdigit() and store.exists(store.join(base, name, "state.json")):
+            return int(name)
+    return 0
+
+
 def saved_config(url: str) -> Any:
     """What a run's config.yaml says, or None where there is none."""
     try:
@@ -122,29 +131,46 @@ def write_config(config: TrainConfig, run: RunFolder) -> None:
 
 @contextmanager
 def held(run: RunFolder) -> Iterator[None]:
-    """Hold the run for writing; a second live writer is refused, naming the first."""
+    """Hold the run for writing; a second live writer is refused, naming the first.
+
+    A folder that holds nothing else in the end is removed.
+    """
     path = run.local / ".lock"
-    try:
-        run.local.mkdir(parents=True, exist_ok=True)
-        handle = open(path, "a+")  # noqa: SIM115
-    except OSError as error:
-        raise ConfigError(
-            f"run={run.url} cannot be written ({error.strerror}): name another folder"
-        ) from None
-    with handle:
+    with _locked(run, path) as handle:
+        handle.truncate(0)
+        handle.write(f"{socket.gethostname()} pid {os.getpid()}")
+        handle.flush()
+        try:
+            yield
+        finally:
+            if os.listdir(run.local) == [path.name]:
+                path.unlink()
+                with suppress(OSError):
+                    run.local.rmdir()
+
+
+def _locked(run: RunFolder, path: Path) -> TextIO:
+    """The open lock file; ConfigError where another holds it."""
+    while True:
+        try:
+            run.local.mkdir(parents=True, exist_ok=True)
+            handle = open(path, "a+")  # noqa: SIM115
+        except OSError as error:
+            raise ConfigError(
+                f"run={run.url} cannot be written ({error.strerror}): name another folder"
+            ) from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.seek(0)
             owner = handle.read().strip() or "another process"
+            handle.close()
             raise ConfigError(
                 f"{run.url} is being trained by {owner}: wait, stop that one, or name another run="
             ) from None
-        handle.seek(0)
-        handle.truncate()
-        handle.write(f"{socket.gethostname()} pid {os.getpid()}")
-        handle.flush()
-        yield
+        if path.exists() and os.path.samestat(os.stat(path), os.fstat(handle.fileno())):
+            return handle
+        handle.close()  # its holder has just removed it with the folder
 
 
 def _plain(value: Any) -> Any:

@@ -22,7 +22,6 @@ from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
 from pipeline.engine import Engine
 from pipeline.identity import RunFolder, folder_of, held
-from pipeline.launch import SAVED
 from pipeline.meter import Meter
 from pipeline.method import Method
 from pipeline.phases import phase_at
@@ -30,6 +29,7 @@ from pipeline.preempt import stop_requests
 from pipeline.recording import open_tracker, show
 from pipeline.runfolder import update_run_json
 from pipeline.steplog import StepLog
+from pipeline.supervise import SAVED
 from pipeline.validate import fixed_pairs, pictures, validate
 from shards import store
 from shards.decode import Crop

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.compose import ConfigError
-from pipeline.launch import Place, outcome, place, supervise
+from pipeline.launch import Place, place
+from pipeline.supervise import outcome, supervise
 
 ROOT = Path(__file__).resolve().parents[2]
 PET = {
@@ -64,7 +65,8 @@ def python(code):
 def test_a_worker_that_fails_ends_the_others():
     code = "import os, time, sys; sys.exit(3) if os.environ['RANK'] == '1' else time.sleep(60)"
     began = time.monotonic()
-    assert supervise(python(code), place({}, 2)) == 1
+    ended = supervise(python(code), place({}, 2).workers)
+    assert ended.status == 1 and "rank 1" in ended.error and "exit status 3" in ended.error
     assert time.monotonic() - began < 30
 
 
@@ -78,8 +80,9 @@ def launcher(tmp_path, workers, code):
         f"{code}\n"
     )
     start = (
-        f"from pipeline.launch import place, supervise; import sys; "
-        f"sys.exit(supervise([sys.executable, {str(script)!r}], place({{}}, {workers})))"
+        f"from pipeline.launch import place; from pipeline.supervise import supervise; import sys; "
+        f"command = [sys.executable, {str(script)!r}]; "
+        f"sys.exit(supervise(command, place({{}}, {workers}).workers).status)"
     )
     process = subprocess.Popen(python(start), cwd=ROOT)
     pids = [tmp_path / f"pid{rank}" for rank in range(workers)]
