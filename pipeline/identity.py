@@ -61,8 +61,8 @@ def science(config: TrainConfig) -> dict[str, Any]:
 
 
 def fixed(config: TrainConfig) -> dict[str, Any]:
-    """What may not change when a run is resumed."""
-    return {k: _plain(v) for k, v in leaves(config) if not k.startswith(MUTABLE)}
+    """What may not change when a run is resumed; of `data.url` only the digest of what is there."""
+    return {k: _plain(k, v) for k, v in leaves(config) if not k.startswith(MUTABLE)}
 
 
 def folder_of(config: TrainConfig) -> RunFolder:
@@ -114,8 +114,10 @@ def check_same(config: TrainConfig, run: RunFolder) -> None:
             )
         return
     for name, value in fixed(config).items():
+        if name == "data.url":
+            continue
         old = OmegaConf.select(saved, name)
-        old = OmegaConf.to_container(old) if OmegaConf.is_config(old) else old
+        old = _plain(name, OmegaConf.to_container(old) if OmegaConf.is_config(old) else old)
         if old != value:
             raise ConfigError(
                 f"{store.display(run.url)} was started with {name}={old}, now it is {value}: "
@@ -173,9 +175,11 @@ def _locked(run: RunFolder, path: Path) -> TextIO:
         handle.close()  # its holder has just removed it with the folder
 
 
-def _plain(value: Any) -> Any:
+def _plain(name: str, value: Any) -> Any:
     if isinstance(value, list):
-        return [_plain(v) for v in value]
+        return [_plain(name, v) for v in value]
     if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: _plain(f.name, getattr(value, f.name)) for f in fields(value)}
+    if name.endswith("url") and isinstance(value, str) and store.is_local(value):
+        return os.path.normpath(store.local(value))
     return value

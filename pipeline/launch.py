@@ -134,6 +134,13 @@ def preflight(config: TrainConfig, world_size: int, locks: bool = True) -> RunFo
     check_crop(config.data, manifest)
     run = folder_of(config)
     check_same(config, run)
+    trained_on = read_run_json(run.url).get("dataset", manifest.digest)
+    if trained_on != manifest.digest:
+        now = f"{store.display(manifest.url)} is {manifest.digest[:12]}"
+        raise ConfigError(
+            f"{store.display(run.url)} was trained on {trained_on[:12]}, {now}: give the same set, "
+            f"or start another run with run="
+        )
     if locks:
         with held(run):
             return run  # rank 0 holds it from now on

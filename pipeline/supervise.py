@@ -82,8 +82,10 @@ def supervise(
         statuses = [w.wait() for w in started]
         status = outcome(statuses)
         error = None if status in (0, SAVED) else _cause(first, statuses, workers, errors)
-    if error is not None:
-        print(error, file=sys.stderr, flush=True)
+        if error is not None and status != CONFIGURATION and output is not None:
+            os.write(output, f"{error}\n".encode())
+        elif error is not None:
+            print(error, file=sys.stderr, flush=True)
     return Ended(status, error)
 
 
@@ -152,7 +154,6 @@ def _output(log: str | None) -> Iterator[int | None]:
         return
     with tempfile.TemporaryDirectory() as scratch:
         path = store.local(log) if store.is_local(log) else Path(scratch, "log")
-        path.parent.mkdir(parents=True, exist_ok=True)
         reading, writing = os.pipe()
         copying = threading.Thread(target=_copy, args=(reading, path), daemon=True)
         copying.start()
@@ -171,12 +172,14 @@ def _output(log: str | None) -> Iterator[int | None]:
 
 
 def _copy(reading: int, path: Path) -> None:
-    with open(path, "ab", buffering=0) as file:
-        while chunk := os.read(reading, 1 << 16):
-            with suppress(OSError):  # a full disk or a closed stderr must not block the workers
-                sys.stderr.buffer.write(chunk)
-                sys.stderr.buffer.flush()
-            with suppress(OSError):
+    """Until every writer has closed the pipe. A full disk or a closed stderr blocks nobody."""
+    while chunk := os.read(reading, 1 << 16):
+        with suppress(OSError):
+            sys.stderr.buffer.write(chunk)
+            sys.stderr.buffer.flush()
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "ab") as file:
                 file.write(chunk)
 
 
