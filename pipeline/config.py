@@ -127,7 +127,9 @@ class ObjectiveConfig:
 
 @dataclass
 class ParallelConfig:
-    strategy: str = key("ddp", "how processes share work", ("single", "ddp"))
+    strategy: str = key(
+        "ddp", "how processes share work", ("single", "ddp", "zero1", "zero2", "zero3")
+    )
     sync_batchnorm: bool = key(True, "batch statistics over all processes")
     channels_last: bool = key(True, "memory format of the generator")
     compile: bool = key(False, "torch.compile the networks in place")

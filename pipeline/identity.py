@@ -30,6 +30,8 @@ MUTABLE = (
     "max_images",
     "processes",
     "accumulate",
+    "parallel.strategy",
+    "parallel.hang_timeout",
     "checkpoint.",
     "cluster.",
     "tracking.",

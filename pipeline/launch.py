@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from pipeline.compose import ConfigError
@@ -116,6 +117,11 @@ def preflight(config: TrainConfig, world_size: int, locks: bool = True) -> RunFo
     from shards.manifest import open_manifest
 
     check_phases(config.objective.phases)
+    if config.parallel.strategy.startswith("zero") and find_spec("deepspeed") is None:
+        raise ConfigError(
+            f"parallel={config.parallel.strategy} needs DeepSpeed, which is not installed: "
+            f"DS_BUILD_OPS=0 pip install -e .[deepspeed], or parallel=ddp"
+        )
     for name, least in (("seed", 0), ("batch", 1), ("accumulate", 1), ("max_images", 1)):
         if getattr(config, name) < least:
             raise ConfigError(f"{name}={getattr(config, name)} is too small: at least {least}")
