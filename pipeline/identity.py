@@ -19,8 +19,9 @@ from typing import Any, TextIO
 
 from omegaconf import OmegaConf
 
-from pipeline.compose import ConfigError, leaves
+from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
+from pipeline.groups import leaves
 from shards import store
 
 # No part of what a run computes, and may change when it is resumed.

@@ -21,7 +21,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from pipeline.compose import ConfigError
-from pipeline.config import DataConfig, TrainConfig
+from pipeline.config import TrainConfig
+from pipeline.groups import DataConfig
 from pipeline.identity import RunFolder, check_same, folder_of, held, images_saved
 from pipeline.phases import check_phases
 from pipeline.runfolder import read_run_json, update_run_json
