@@ -12,7 +12,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
 from pipeline.groups import leaves
+from pipeline.lease import leased
 from shards import store
 
 # No part of what a run computes, and may change when it is resumed.
@@ -141,7 +142,10 @@ def held(run: RunFolder) -> Iterator[None]:
     A folder that holds nothing else in the end is removed.
     """
     path = run.local / ".lock"
-    with _locked(run, path) as handle:
+    with ExitStack() as stack:
+        handle = stack.enter_context(_locked(run, path))
+        if not store.is_local(run.url):
+            stack.enter_context(leased(run.url))
         handle.truncate(0)
         handle.write(f"{socket.gethostname()} pid {os.getpid()}")
         handle.flush()
