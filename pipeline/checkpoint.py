@@ -209,7 +209,12 @@ def load_generator(
 
 def load_weights(module: nn.Module, checkpoint: Checkpoint, name: str) -> None:
     """Copy one file's tensors into a network; ValueError where it is another network's."""
-    tensors, own = checkpoint.read(name), module.state_dict()
+    put(checkpoint.read(name), module, store.display(checkpoint.url))
+
+
+def put(tensors: Mapping[str, Tensor], module: nn.Module, source: str) -> None:
+    """Copy tensors by name into a network; ValueError, naming `source`, where they do not fit."""
+    own = module.state_dict()
     wrong = sorted(
         k
         for k in tensors.keys() | own.keys()
@@ -217,7 +222,7 @@ def load_weights(module: nn.Module, checkpoint: Checkpoint, name: str) -> None:
     )
     if wrong:
         raise ValueError(
-            f"{store.display(checkpoint.url)} holds another architecture: {len(wrong)} tensors "
+            f"{source} holds another architecture: {len(wrong)} tensors "
             f"differ, first {wrong[0]}; use the model= and widths that it was trained with"
         )
     module.load_state_dict(tensors)

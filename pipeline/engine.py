@@ -44,6 +44,7 @@ class Trainee:
     scaler: torch.amp.GradScaler | None = None
     sharded: Sharded | None = None
     whole: nn.Module | None = None  # of a network whose own weights are split: ZeRO-3
+    size: int = 0  # weights
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -136,7 +137,8 @@ class Engine:
         whole = copy.deepcopy(module).eval() if self.stage == 3 and ema is None else None
         scaler = torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
         made = optimizer([p for p in module.parameters() if p.requires_grad])
-        return Trainee(name, module, module, made, ema, scaler, whole=whole)
+        size = sum(p.numel() for p in module.parameters())
+        return Trainee(name, module, module, made, ema, scaler, whole=whole, size=size)
 
     def start(self, trainees: Sequence[Trainee]) -> None:
         """Wrap for the strategy; what was restored into networks and optimisers is taken over."""

@@ -8,11 +8,15 @@ per instance and needs a further package. What it does unasked is switched off h
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+# DeepSpeed still calls collectives by the names they had before torch 2.13.
+warnings.filterwarnings("ignore", message=r"`torch\.distributed\.", category=FutureWarning)
 
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 
@@ -82,7 +86,7 @@ class Sharded:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         mine = next(iter(self.optimizer.state.values()), {})
-        keys = [key for key in mine if key != "step"]
+        keys = sorted(key for key in mine if key != "step")  # one order on every rank
         return {
             name: {
                 **{key: safe_get_full_optimizer_state(parameter, key) for key in keys},
