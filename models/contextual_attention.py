@@ -87,9 +87,8 @@ def contextual_attention(
         else:
             known = F.pad(known, (max(radii),) * 4) + FLOOR
             scales = [_released_scale(f, known, r, max(radii)) for r in radii]
-        pasted = attend(ORDERS[order], propagation, f, known, wanted, scales)
-        filled = [total / p**2 for total, p in zip(pasted, patches)]
-    return [torch.where(wanted[:, None], x.to(features.dtype), features) for x in filled]
+        filled = attend(ORDERS[order], propagation, f, known, wanted, scales)
+    return [x.to(features.dtype) for x in filled]
 
 
 def window_sum(x: Tensor, radius: int) -> Tensor:

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from .patch_scores import Order, Scale, box, fork
 
-BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 28}  # of one block; about twenty are alive
+BLOCK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 28}  # of one block; about twenty are alive
 
 
 def attend(
@@ -32,9 +32,9 @@ def attend(
     wanted: Tensor,
     scales: Sequence[Scale],
 ) -> list[Tensor]:
-    """Per scale the sums of pasted patches, n×C×H×W, right where `wanted` (n×H×W bool).
+    """Per scale `features` (n×C×H×W) with the means of pasted patches where `wanted` (n×H×W bool).
 
-    features: n×C×H×W. keys: n×C×h×v, on a grid of their own. Gradients of every float tensor.
+    keys: n×C×h×v, on a grid of their own. Gradients of every float tensor.
     """
     if torch.compiler.is_exporting():
         return _in_one_block(order, propagation, features, keys, wanted, scales)
@@ -56,8 +56,7 @@ def _streamed(
     queries = BLOCK_BYTES.get(keys.device.type, BLOCK_BYTES["cuda"]) // row_bytes
     windows = [window_of(w, reach, queries, least) for w in wanted]
     terms = [term for scale in scales for term in scale[1:]]
-    rows = _Streamed.apply(order, propagation, radii, windows, features, keys, *terms)
-    return [x.unflatten(1, features.shape[2:]).permute(0, 3, 1, 2) for x in rows]
+    return list(_Streamed.apply(order, propagation, radii, windows, features, keys, *terms))
 
 
 class Window(NamedTuple):
@@ -136,25 +135,29 @@ class Picture:
         ]
 
     def paste(self, outputs: Sequence[Tensor]) -> None:
-        """Writes each scale's pasted patches to the hole's cells of its (H·W)×C output."""
+        """Writes each scale's pasted patches to the hole's cells of its C×(H·W) output."""
         streams = []
         for scale, scores in zip(self.scales, self.scores()):
             patches = box(scores, scale.radius)
             weights = self.order.weigh(patches, self.terms(scale), self.propagation)
             streams.append(box((w.weight for w in weights), scale.radius))
         for pick, cells, *blocks in zip(self.window.picks, self.window.cells, *streams):
-            for block, output in zip(blocks, outputs):
-                output[cells] = _matrix(block)[pick] @ self.keys.t()
+            for block, output, scale in zip(blocks, outputs, self.scales):
+                pasted = _matrix(block)[pick] @ self.keys.t()
+                output.index_copy_(1, cells, pasted.div_(_area(scale)).t())
 
     def paste_backward(
         self, gradients: Sequence[Tensor], features: Tensor, keys: Tensor, terms: Sequence[Scale]
     ) -> None:
-        """Adds to the gradients of features (H×W×C), keys (C×h·v) and terms, given the outputs'."""
+        """Adds to the gradients of features (H×W×C), keys (C×h·v) and terms.
+
+        gradients: of each scale's sums of pasted patches, C×(H·W).
+        """
         columns = self.window.columns
 
         def through_paste(blocks: Iterable[Tensor], gradient: Tensor) -> Iterator[Tensor]:
             for block, pick, cells in zip(blocks, self.window.picks, self.window.cells):
-                pasted, rows = _matrix(block), gradient[cells]
+                pasted, rows = _matrix(block), gradient.index_select(1, cells).t()
                 keys.addmm_(rows.t(), pasted[pick])
                 yield torch.zeros_like(pasted).index_copy_(0, pick, rows @ self.keys).view_as(block)
 
@@ -188,6 +191,11 @@ def _matrix(block: Tensor) -> Tensor:
     return block.flatten(3).flatten(0, 2)
 
 
+def _area(scale: Scale) -> int:
+    """Cells of a patch: as many patches paste onto one cell."""
+    return (2 * scale.radius + 1) ** 2
+
+
 class _Streamed(torch.autograd.Function):
     """Pictures one after the other. Keeps its inputs only."""
 
@@ -204,13 +212,12 @@ class _Streamed(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(features, keys, *terms)
         ctx.plan = order, propagation, radii, windows
-        n, channels, height, width = features.shape
-        outputs = tuple(features.new_zeros(n, height * width, channels) for _ in radii)
+        outputs = tuple(features.clone(memory_format=torch.contiguous_format) for _ in radii)
         for i, window in enumerate(windows):
             if window is not None:
                 scales = _scales(radii, terms, i)
                 picture = Picture(window, order, propagation, features[i], keys[i], scales)
-                picture.paste([output[i] for output in outputs])
+                picture.paste([output[i].flatten(1) for output in outputs])
         return outputs
 
     @staticmethod
@@ -218,6 +225,8 @@ class _Streamed(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         order, propagation, radii, windows = ctx.plan
         features, keys, *terms = ctx.saved_tensors
+        # known cells are handed through
+        of_blend = torch.stack(gradients).sum(0).contiguous()
         of_features = torch.zeros_like(features.permute(0, 2, 3, 1)).contiguous()
         of_keys = torch.zeros_like(keys.flatten(2), memory_format=torch.contiguous_format)
         of_terms = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in terms]
@@ -225,14 +234,16 @@ class _Streamed(torch.autograd.Function):
             if window is not None:
                 scales = _scales(radii, terms, i)
                 picture = Picture(window, order, propagation, features[i], keys[i], scales)
+                for cells in window.cells:
+                    of_blend[i].flatten(1).index_fill_(1, cells, 0)
                 picture.paste_backward(
-                    [g[i] for g in gradients],
+                    [g[i].flatten(1) / _area(scale) for g, scale in zip(gradients, scales)],
                     of_features[i],
                     of_keys[i],
                     _scales(radii, of_terms, i),
                 )
-        of_features, of_keys = of_features.permute(0, 3, 1, 2), of_keys.view(keys.shape)
-        return (None, None, None, None, of_features, of_keys, *of_terms)
+        of_features = of_blend.add_(of_features.permute(0, 3, 1, 2))
+        return (None, None, None, None, of_features, of_keys.view(keys.shape), *of_terms)
 
 
 def _scales(radii: Sequence[int], terms: Sequence[Tensor], i: int) -> list[Scale]:
@@ -277,5 +288,6 @@ def _in_one_block(
         pasted = block.flatten(3).flatten(1, 2) @ keys.flatten(2).transpose(1, 2)
         pasted = pasted.view(n, count, width, channels).permute(0, 3, 1, 2)  # type: ignore[arg-type]
         where = torch.arange(count, device=features.device) + start
-        outputs.append(torch.zeros_like(features).index_copy(2, where, pasted))
+        filled = torch.zeros_like(features).index_copy(2, where, pasted / _area(scale))
+        outputs.append(torch.where(wanted[:, None], filled, features))
     return outputs

@@ -20,7 +20,6 @@ from pipeline.capture import other_node_metrics
 from pipeline.config import TrainConfig
 from pipeline.engine import Engine
 from pipeline.identity import RunFolder, folder_of, held
-from pipeline.launch import SAVED
 from pipeline.meter import Meter
 from pipeline.method import Method
 from pipeline.phases import phase_at
@@ -28,6 +27,7 @@ from pipeline.preempt import stop_requests
 from pipeline.recording import described, finish, headline, open_tracker, show
 from pipeline.resume import resume, save
 from pipeline.steplog import StepLog
+from pipeline.supervise import SAVED
 from pipeline.validate import fixed_pairs, pictures, validate
 from shards.decode import Crop
 from shards.manifest import Manifest, open_manifest

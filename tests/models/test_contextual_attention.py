@@ -139,7 +139,7 @@ def test_without_blending_every_cell_is_replaced():
 @pytest.mark.parametrize("kind", ["centre", "irregular", "each its own"])
 def test_gradients_equal_those_of_the_oracle(order, kind, blocks):
     mask = holes(kind, 3, 9, 10)
-    weight = features(6, 4, 9, 10, seed=1)
+    weight = features(6, 4, 9, 10, seed=1).to(memory_format=torch.channels_last)
     ours, theirs = (features(3, 4, 9, 10).requires_grad_() for _ in range(2))
     torch.cat(contextual_attention(ours, mask, (1, 3), order=order)).mul(weight).sum().backward()
     expected = [
