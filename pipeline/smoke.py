@@ -7,7 +7,6 @@ restores it and goes on; the export. It happens in `<run>.smoke`, which is gone 
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -97,4 +96,3 @@ def _remove(run: RunFolder) -> None:
     if not store.is_local(run.url):
         store.remove(run.url, recursive=True)
     shutil.rmtree(run.local, ignore_errors=True)
-    print(f"smoke: {store.display(run.url)} is empty", file=sys.stderr)

@@ -20,6 +20,7 @@ from pipeline.capture import other_node_metrics
 from pipeline.config import TrainConfig
 from pipeline.engine import Engine
 from pipeline.identity import RunFolder, folder_of, held
+from pipeline.memory import explained
 from pipeline.meter import Meter
 from pipeline.method import Method
 from pipeline.phases import phase_at
@@ -29,6 +30,7 @@ from pipeline.resume import resume, save
 from pipeline.steplog import StepLog
 from pipeline.supervise import SAVED
 from pipeline.validate import fixed_pairs, pictures, validate
+from pipeline.watch import Watch, straggler
 from shards.decode import Crop
 from shards.manifest import Manifest, open_manifest
 from shards.masks import MaskPolicy
@@ -65,13 +67,18 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
     stack.callback(meter.close)
     log = StepLog(run, engine, config.log.every or (20 if engine.device.type == "cuda" else 1))
     log.cut(state.images_seen)
+    watch = Watch(engine.rank, engine.world_size, config.parallel.hang_timeout)
+    stack.callback(watch.close)
     meter.say(headline(config, run, engine, state.images_seen, networks.generator.size))
 
     stopping = False
     while state.images_seen < config.max_images and not stopping:
         began = time.perf_counter()
+        number = state.images_seen // config.batch + 1
+        watch.mark(number, "waiting for data")
         batch = next(stream)
         waited = time.perf_counter() - began
+        watch.mark(number, "computing")
         phase = phase_at(config.objective.phases, state.images_seen)
         networks.set_rates(phase)
         losses = step(networks, engine, batch.images, batch.masks, config)
@@ -80,6 +87,7 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
         else:
             state.skipped += 1
             state.skipped_in_a_row += 1
+        watch.mark(number, "voting")
         before, state.images_seen = state.images_seen, batch.position
         stopping = engine.any(bool(stop))
         done = state.images_seen >= config.max_images
@@ -98,6 +106,7 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
 
         if not stopping and (done or due(config.validate.every_images)):
             began = time.perf_counter()
+            watch.mark(number, "validating")
             inpaint = inpainter(networks.generator.evaluated(), engine)
             state.metrics = validate(inpaint, pairs, engine)
             tracker.metrics(state.metrics, state.images_seen)
@@ -108,12 +117,18 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
             meter.elsewhere(time.perf_counter() - began)
         if saving:
             began = time.perf_counter()
+            watch.mark(number, "saving")
             save(config, networks, engine, saver, manifest, state)
             meter.elsewhere(time.perf_counter() - began, stall=True)
             for machine in engine.gather(other_node_metrics()):
                 tracker.metrics(machine, state.images_seen)
+            ratio, line = straggler(engine.gather(meter.pace()))
+            tracker.metrics({"perf/straggler": ratio}, state.images_seen)
+            if line:
+                meter.say(line)
             tracker.publish()
 
+    watch.close()
     saver.wait()
     if engine.is_main:
         finish(run, tracker, meter, state, "stopped" if stopping else "finished")
@@ -136,7 +151,10 @@ def step(
     ):
         image = pixels.to(engine.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
         mask = holes.to(engine.device, non_blocking=True).unsqueeze(1).float()
-        with engine.micro_batch(networks.trainees, last=i == config.accumulate - 1):
+        with (
+            explained(networks, engine, image, mask, config.accumulate),
+            engine.micro_batch(networks.trainees, last=i == config.accumulate - 1),
+        ):
             values = method.backward(networks, engine, image, mask, share)
         for name, value in values.items():
             sums[name] = sums.get(name, 0) + value * share

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from pipeline.supervise import leave_word
+
 TALE = 3  # looks in a row at which a silent rank is silent
 
 
@@ -147,5 +149,7 @@ def _told(found: dict[str, Any] | None) -> str:
 
 
 def _leave(line: str) -> None:
-    print(f"pipeline train: {line}", file=sys.stderr, flush=True)
+    line = f"pipeline train: {line}"
+    leave_word(line)
+    print(line, file=sys.stderr, flush=True)
     os._exit(1)  # the main thread is in a collective that does not return
