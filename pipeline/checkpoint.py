@@ -3,6 +3,7 @@
     <run>/checkpoints/<images_seen:012d>/generator.safetensors            weights and buffers
                                          generator_ema.safetensors        averaged weights, if any
                                          generator_optimizer.safetensors  "<parameter>/exp_avg", ...
+                                         generator_scaler.safetensors     fp16's loss scale
                                          state.json                       hashes, data position
 
 One format for every strategy and world size, on a folder or a bucket. Without `state.json` a
@@ -33,6 +34,7 @@ from shards import store
 
 SCHEMA = 1
 METRIC = "val/psnr"
+SCALER = ("scale", "_growth_tracker")  # of fp16's loss scaler: what changes
 NAME = re.compile(r"\d{12}")
 Files = dict[str, dict[str, Tensor]]
 
@@ -247,6 +249,9 @@ def files_of(trainees: Sequence[Trainee]) -> Files:
             for name, state in trainee.moments().items()
             for key, value in state.items()
         }
+        if trainee.scaler is not None:
+            told = trainee.scaler.state_dict()
+            files[f"{trainee.name}_scaler"] = {k: torch.tensor(told[k]) for k in SCALER}
     return files
 
 
@@ -267,6 +272,9 @@ def restore(checkpoint: Checkpoint, trainees: Sequence[Trainee]) -> None:
             else:
                 tensor = torch.empty_like(parameter).copy_(tensor)
             trainee.optimizer.state[parameter][key] = tensor
+        if trainee.scaler is not None and f"{trainee.name}_scaler" in checkpoint.state["files"]:
+            told = {k: t.item() for k, t in checkpoint.read(f"{trainee.name}_scaler").items()}
+            trainee.scaler.load_state_dict({**trainee.scaler.state_dict(), **told})
 
 
 def _score(checkpoint: Checkpoint) -> tuple[float, int]:

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from support.strategies import engine_of, networks_of
 
 from pipeline.compose import ConfigError
-from pipeline.memory import explained, too_large
+from pipeline.config import TrainConfig
+from pipeline.memory import too_large
+from pipeline.train import step
 
 
 def device_of(room):
@@ -43,18 +46,10 @@ def test_where_not_one_image_fits_accumulation_is_not_advised():
     assert tried == [2, 1] and "lower data.crop=" in told and "accumulate" not in told
 
 
-def test_a_training_step_that_does_not_fit_is_tried_smaller_and_explained():
+def test_a_training_step_that_does_not_fit_is_tried_smaller_and_explained(monkeypatch):
     """Through the real backward of a real network whose forward holds two images at most."""
-    from support.strategies import networks_of
-
-    from pipeline.config import TrainConfig
-    from pipeline.engine import Engine
-    from pipeline.train import step
-
     config = TrainConfig(batch=4, threads="1", precision="fp32")
-    engine = Engine(config)
-    networks = networks_of({"method": "msanet"}, engine)
-    engine.start(networks.trainees)
+    images, masks = torch.zeros(4, 40, 40, 3, dtype=torch.uint8), torch.ones(4, 40, 40)
     seen = []
 
     def holds_two(module, given):
@@ -62,12 +57,12 @@ def test_a_training_step_that_does_not_fit_is_tried_smaller_and_explained():
         if len(given[0]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    networks.generator.module.register_forward_pre_hook(holds_two)
-    images, masks = torch.zeros(4, 40, 40, 3, dtype=torch.uint8), torch.ones(4, 40, 40)
-    with pytest.raises(ConfigError, match="2 fit: set accumulate=2,"):
-        step(networks, engine, images, masks, config)
-    assert seen[:2] == [(4, True), (2, False)]  # no statistics of a trial are kept
-    assert networks.generator.module.training
-    assert all(p.grad is None for p in networks.generator.module.parameters())
-    with explained(networks, engine, images, masks, 1):
-        pass
+    with engine_of(config, monkeypatch) as engine:
+        networks = networks_of({"method": "msanet"}, engine)
+        engine.start(networks.trainees)
+        network = networks.generator.module
+        network.register_forward_pre_hook(holds_two)
+        with pytest.raises(ConfigError, match="2 fit: set accumulate=2,"):
+            step(networks, engine, images, masks, config)
+    assert seen[:2] == [(4, True), (2, False)]  # a trial leaves statistics alone
+    assert network.training and all(p.grad is None for p in network.parameters())

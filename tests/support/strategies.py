@@ -7,6 +7,7 @@ network is not a number}}. Rank 0 leaves a checkpoint in OUT/<case>/ and the los
 OUT/<case>.json. Networks are tiny; pictures are noise, the same in every case.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -50,6 +51,23 @@ def trained(out, plan, processes=2):
     finally:
         for worker in workers:
             worker.kill()
+
+
+@contextlib.contextmanager
+def engine_of(config, monkeypatch):
+    """The engine of a group of one, in this process."""
+    here = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    here |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with monkeypatch.context() as patch:
+        for name, value in here.items():
+            patch.setenv(name, value)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        engine = Engine(config)
+        try:
+            yield engine
+        finally:
+            engine.close()
+            AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def networks_of(plan, engine):
