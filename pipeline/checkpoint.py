@@ -70,15 +70,27 @@ class Saver:
         self.run, self.keep = run, keep
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
+        self._held: dict[str, Tensor] = {}
 
     def save(self, images_seen: int, files: Files, state: Mapping[str, Any]) -> None:
         """Publish a checkpoint in the background; the one before it is finished first."""
         self.wait()
         copies = {
-            name: {k: t.detach().to("cpu", copy=True).contiguous() for k, t in tensors.items()}
+            name: {k: self._stage(f"{name}/{k}", t.detach()) for k, t in tensors.items()}
             for name, tensors in files.items()
         }
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self._pending = self._thread.submit(self._write, images_seen, copies, dict(state))
+
+    def _stage(self, name: str, tensor: Tensor) -> Tensor:
+        """A copy in host memory that the next save uses again: fresh pages cost more than bytes."""
+        held = self._held.get(name)
+        if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
+            pinned = tensor.is_cuda
+            held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+            self._held[name] = held
+        return held.copy_(tensor, non_blocking=True)
 
     def wait(self) -> None:
         """Return once everything handed over is published; raise what went wrong."""

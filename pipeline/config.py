@@ -205,7 +205,7 @@ class BenchConfig(Verb):
     what: str = key(
         MISSING,
         "what is measured, as ratios in one run",
-        ("attention", "loader", "metrics", "predict", "shard", "tracking"),
+        ("attention", "checkpoint", "loader", "metrics", "predict", "shard", "tracking", "train"),
     )
 
 

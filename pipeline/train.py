@@ -55,7 +55,7 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
     networks = method.build(config, engine)
     state = resume(config, run, networks, manifest, engine.is_main)
     engine.start(networks.trainees)
-    stream = stack.enter_context(_stream(config, engine, manifest, state.images_seen))
+    stream = stack.enter_context(open_stream(config, engine, manifest, state.images_seen))
     check_guards(state.data or stream.guards(), stream.guards())
     state.data = stream.guards()
     pairs = fixed_pairs(config, manifest)
@@ -176,7 +176,7 @@ def inpainter(generator: torch.nn.Module, engine: Engine) -> Any:
     return inpaint
 
 
-def _stream(config: TrainConfig, engine: Engine, manifest: Manifest, position: int) -> Stream:
+def open_stream(config: TrainConfig, engine: Engine, manifest: Manifest, position: int) -> Stream:
     data, holes = config.data, config.masks
     crop = Crop(data.crop, data.crop_mode, data.resize_short, data.flip)  # type: ignore[arg-type]
     policy = MaskPolicy(holes.kind, holes.low, holes.high, holes.border, holes.url)  # type: ignore[arg-type]

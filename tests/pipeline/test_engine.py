@@ -99,6 +99,21 @@ def test_a_gradient_that_is_no_number_on_one_rank_stops_every_optimiser_on_all(t
             assert still[file] == 0 and 0 < moved[file] < float("inf"), (name, file)
 
 
+@pytest.mark.dist
+def test_a_step_exchanges_each_networks_gradients_once_and_nothing_else(tmp_path):
+    """Though the discriminator is called three times in each of two micro-batches."""
+    same = {"method": "musical", "strategy": "ddp", "accumulate": 2, "sync_batchnorm": False}
+    trained(tmp_path, {"case": {**same, "steps": 3, "wire": True}})
+    told = json.loads((tmp_path / "case.json").read_text())
+    sent = told[2]["wire"][len(told[1]["wire"]) :]  # before, DDP arranges its buckets
+    found = latest(str(tmp_path / "case"))
+    weights = [found.read(f"{name}_optimizer") for name in ("generator", "discriminator")]
+    bytes_of = [sum(4 * t.numel() for k, t in w.items() if k.endswith("/exp_avg")) for w in weights]
+    losses = 4 * len(set(told[2]) - {"stepped", "wire"})
+    expected = [losses, *bytes_of]  # the means of the step before are logged after its record
+    assert sent == [["gloo:all_reduce", count] for count in expected]
+
+
 def test_without_deepspeed_zero_is_refused_before_a_worker_starts(monkeypatch, small_set, tmp_path):
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     words = ["experiment=quickstart", f"data.url={small_set}", f"run={tmp_path}/run"]

@@ -3,12 +3,14 @@
 OUT/plan.json: {case: {"method": "msanet" or "musical", "strategy": ..., "steps": N, and optionally
 "start": the case whose checkpoint is gone on from, "accumulate", "clip", "precision", "nudge":
 relative change of the initial weights, "poison": step at which rank 1's gradient of the last
-network is not a number}}. Rank 0 leaves a checkpoint in OUT/<case>/ and the losses of each step in
-OUT/<case>.json. Networks are tiny; pictures are noise, the same in every case.
+network is not a number, "sync_batchnorm", "wire": whether to tell what was exchanged}}. Rank 0
+leaves a checkpoint in OUT/<case>/ and the losses of each step in OUT/<case>.json. Networks are
+tiny; pictures are noise, the same in every case.
 """
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -37,6 +39,7 @@ def trained(out, plan, processes=2):
     Path(out, "plan.json").write_text(json.dumps(plan))
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     environment = {**os.environ, **shared, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment["TORCH_FR_BUFFER_SIZE"] = "4000"
     workers = [
         subprocess.Popen(
             [sys.executable, __file__, str(out)],
@@ -91,10 +94,21 @@ def networks_of(plan, engine):
     return method.Method(objective, generator_terms(objective), *made)
 
 
+def wire():
+    """[collective, bytes of its input] of all that this process exchanged so far, from torch's
+    flight recorder."""
+    found = json.loads(torch._C._distributed_c10d._dump_fr_trace_json())
+    return [
+        [entry["profiling_name"], sum(4 * math.prod(size) for size in entry["input_sizes"])]
+        for entry in found["entries"]
+    ]
+
+
 def run(out, case, plan):
     config = TrainConfig(batch=BATCH, threads="1", ema=0.9, clip=plan.get("clip"))
     config.precision, config.accumulate = plan.get("precision", "fp32"), plan.get("accumulate", 1)
     config.parallel.strategy, config.parallel.channels_last = plan["strategy"], False
+    config.parallel.sync_batchnorm = plan.get("sync_batchnorm", True)
     AcceleratorState._reset_state()
     engine = Engine(config)
     networks, first = networks_of(plan, engine), 0
@@ -116,7 +130,8 @@ def run(out, case, plan):
         masks = (torch.rand(BATCH, side, side, generator=drawn) < 0.2).to(torch.uint8)
         losses = step(networks, engine, images[mine], masks[mine], config)
         stepped = engine.step(networks.trainees, config.ema)
-        told.append({**engine.means(losses), "stepped": stepped})
+        sent = wire() if "wire" in plan else []
+        told.append({**engine.means(losses), "stepped": stepped, "wire": sent})
     files = checkpoint.files_of(networks.trainees)
     if engine.is_main:
         saver = checkpoint.Saver(checkpoint.folder_at(str(out / case)), 1)
