@@ -3,6 +3,7 @@
     <run>/checkpoints/<images_seen:012d>/generator.safetensors            weights and buffers
                                          generator_ema.safetensors        averaged weights, if any
                                          generator_optimizer.safetensors  "<parameter>/exp_avg", ...
+                                         generator_scaler.safetensors     fp16's loss scale
                                          state.json                       hashes, data position
 
 One format for every strategy and world size, on a folder or a bucket. Without `state.json` a
@@ -33,6 +34,7 @@ from shards import store
 
 SCHEMA = 1
 METRIC = "val/psnr"
+SCALER = ("scale", "_growth_tracker")  # of fp16's loss scaler: what changes
 NAME = re.compile(r"\d{12}")
 Files = dict[str, dict[str, Tensor]]
 
@@ -68,15 +70,27 @@ class Saver:
         self.run, self.keep = run, keep
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
+        self._held: dict[str, Tensor] = {}
 
     def save(self, images_seen: int, files: Files, state: Mapping[str, Any]) -> None:
         """Publish a checkpoint in the background; the one before it is finished first."""
         self.wait()
         copies = {
-            name: {k: t.detach().to("cpu", copy=True).contiguous() for k, t in tensors.items()}
+            name: {k: self._stage(f"{name}/{k}", t.detach()) for k, t in tensors.items()}
             for name, tensors in files.items()
         }
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self._pending = self._thread.submit(self._write, images_seen, copies, dict(state))
+
+    def _stage(self, name: str, tensor: Tensor) -> Tensor:
+        """A copy in host memory that the next save uses again: fresh pages cost more than bytes."""
+        held = self._held.get(name)
+        if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
+            pinned = tensor.is_cuda
+            held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+            self._held[name] = held
+        return held.copy_(tensor, non_blocking=True)
 
     def wait(self) -> None:
         """Return once everything handed over is published; raise what went wrong."""
@@ -209,7 +223,12 @@ def load_generator(
 
 def load_weights(module: nn.Module, checkpoint: Checkpoint, name: str) -> None:
     """Copy one file's tensors into a network; ValueError where it is another network's."""
-    tensors, own = checkpoint.read(name), module.state_dict()
+    put(checkpoint.read(name), module, store.display(checkpoint.url))
+
+
+def put(tensors: Mapping[str, Tensor], module: nn.Module, source: str) -> None:
+    """Copy tensors by name into a network; ValueError, naming `source`, where they do not fit."""
+    own = module.state_dict()
     wrong = sorted(
         k
         for k in tensors.keys() | own.keys()
@@ -217,7 +236,7 @@ def load_weights(module: nn.Module, checkpoint: Checkpoint, name: str) -> None:
     )
     if wrong:
         raise ValueError(
-            f"{store.display(checkpoint.url)} holds another architecture: {len(wrong)} tensors "
+            f"{source} holds another architecture: {len(wrong)} tensors "
             f"differ, first {wrong[0]}; use the model= and widths that it was trained with"
         )
     module.load_state_dict(tensors)
@@ -242,6 +261,9 @@ def files_of(trainees: Sequence[Trainee]) -> Files:
             for name, state in trainee.moments().items()
             for key, value in state.items()
         }
+        if trainee.scaler is not None:
+            told = trainee.scaler.state_dict()
+            files[f"{trainee.name}_scaler"] = {k: torch.tensor(told[k]) for k in SCALER}
     return files
 
 
@@ -262,6 +284,9 @@ def restore(checkpoint: Checkpoint, trainees: Sequence[Trainee]) -> None:
             else:
                 tensor = torch.empty_like(parameter).copy_(tensor)
             trainee.optimizer.state[parameter][key] = tensor
+        if trainee.scaler is not None and f"{trainee.name}_scaler" in checkpoint.state["files"]:
+            told = {k: t.item() for k, t in checkpoint.read(f"{trainee.name}_scaler").items()}
+            trainee.scaler.load_state_dict({**trainee.scaler.state_dict(), **told})
 
 
 def _score(checkpoint: Checkpoint) -> tuple[float, int]:

@@ -76,6 +76,7 @@ class TrainConfig(Verb):
     run: str | None = key(None, "the run's folder or URL; null: <root>/<experiment>-<hash>")
     root: str = key("runs", "where runs without a name of their own go")
     init: str | None = key(None, "weights to start from: a run, a checkpoint or models:/…")
+    smoke: bool = key(False, "two steps of each phase, validate, save, restore, export, leave none")
     seed: int = key(0, "of weights, order, crops and masks")
     batch: int = key(16, "global batch: images a step over all processes")
     max_images: int = key(1_000_000, "length of training, images seen")
@@ -204,7 +205,7 @@ class BenchConfig(Verb):
     what: str = key(
         MISSING,
         "what is measured, as ratios in one run",
-        ("attention", "loader", "metrics", "predict", "shard", "tracking"),
+        ("attention", "checkpoint", "loader", "metrics", "predict", "shard", "tracking", "train"),
     )
 
 

@@ -94,7 +94,7 @@ def devices() -> Check:
 def precision() -> Check:
     import torch
 
-    from pipeline.engine import choose_precision
+    from pipeline.device import choose_precision
 
     chosen = choose_precision("auto", torch.cuda.is_available())
     why = "native on this device" if chosen == "bf16" else "bf16 is not native on this device"

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
+from pipeline.device import choose_precision, thread_count
 from pipeline.syncnorm import synchronised
 from pipeline.zero import STAGES, Sharded
 
@@ -44,6 +45,7 @@ class Trainee:
     scaler: torch.amp.GradScaler | None = None
     sharded: Sharded | None = None
     whole: nn.Module | None = None  # of a network whose own weights are split: ZeRO-3
+    size: int = 0  # weights
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -84,7 +86,7 @@ class Engine:
         self.precision = choose_precision(config.precision, on_gpu)
         threads = thread_count(config.threads, world)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or Accelerate sets 1, and warns
-        timeout = timedelta(seconds=config.parallel.hang_timeout)
+        timeout = timedelta(seconds=config.parallel.hang_timeout + 120)  # `Watch` names, and first
         self.accelerator = Accelerator(
             cpu=not on_gpu,
             mixed_precision="no" if self.precision == "fp32" else self.precision,
@@ -136,7 +138,8 @@ class Engine:
         whole = copy.deepcopy(module).eval() if self.stage == 3 and ema is None else None
         scaler = torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
         made = optimizer([p for p in module.parameters() if p.requires_grad])
-        return Trainee(name, module, module, made, ema, scaler, whole=whole)
+        size = sum(p.numel() for p in module.parameters())
+        return Trainee(name, module, module, made, ema, scaler, whole=whole, size=size)
 
     def start(self, trainees: Sequence[Trainee]) -> None:
         """Wrap for the strategy; what was restored into networks and optimisers is taken over."""
@@ -164,6 +167,23 @@ class Engine:
                 elif not last:
                     stack.enter_context(self.accelerator.no_sync(trainee.wrapped))
             yield
+
+    @contextmanager
+    def alone(self, trainees: Sequence[Trainee]) -> Iterator[None]:
+        """Forward and backward that exchange nothing with other ranks, to see what fits.
+
+        Not with ZeRO. Norms are in evaluation mode, and gradients are dropped.
+        """
+        wrapped = [trainee.wrapped for trainee in trainees]
+        for trainee in trainees:
+            trainee.module.eval().zero_grad(set_to_none=True)
+            trainee.wrapped = trainee.module
+        try:
+            yield
+        finally:
+            for trainee, before in zip(trainees, wrapped, strict=True):
+                trainee.wrapped = before
+                trainee.module.train().zero_grad(set_to_none=True)
 
     def backward(self, loss: Tensor, trainee: Trainee) -> None:
         if trainee.sharded is not None:
@@ -247,36 +267,6 @@ class Engine:
     def close(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def choose_precision(wanted: str, on_gpu: bool) -> str:
-    """`auto` is bf16 where the device has it natively: CUDA from sm_80, CPUs with AMX."""
-    if wanted == "auto":
-        if on_gpu:
-            return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp32"
-        return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
-    if wanted == "fp16" and not on_gpu:
-        raise ConfigError("precision=fp16 needs a GPU; on this CPU use fp32, bf16 or auto")
-    if wanted == "bf16" and on_gpu and torch.cuda.get_device_capability()[0] < 8:
-        raise ConfigError("precision=bf16: this GPU has no bf16; use precision=fp16 or fp32")
-    return wanted
-
-
-def core_count() -> int:
-    """CPU cores that this process may use; macOS does not say, and has them all."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def thread_count(wanted: str, processes: int) -> int:
-    """`threads=`: a number, or this machine's cores shared by its processes."""
-    if wanted == "auto":
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-        return max(1, core_count() // local)
-    if not wanted.isdigit() or int(wanted) < 1:
-        raise ConfigError(f"threads={wanted} is no count; give 1, 2, … or auto")
-    return int(wanted)
 
 
 @torch.no_grad()

@@ -152,7 +152,7 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
 
 def _work(config: EvaluateConfig, rank: int, world_size: int) -> dict[str, Any]:
     """A worker's part; rank 0 hands the result to its launcher."""
-    from pipeline.engine import core_count
+    from pipeline.device import core_count
 
     threads = core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(max(1, threads))

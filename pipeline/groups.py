@@ -132,7 +132,7 @@ class ParallelConfig:
     sync_batchnorm: bool = key(True, "batch statistics over all processes")
     channels_last: bool = key(True, "memory format of the generator")
     compile: bool = key(False, "torch.compile the networks in place")
-    hang_timeout: int = key(600, "seconds before a missing rank is named")
+    hang_timeout: int = key(300, "seconds without a step before a hung rank is named")
 
 
 @dataclass

@@ -29,6 +29,7 @@ from shards import store
 MUTABLE = (
     "run",
     "root",
+    "smoke",
     "max_images",
     "processes",
     "accumulate",

@@ -84,6 +84,8 @@ def main(config: TrainConfig) -> dict[str, Any]:
         return {}
     here = place(os.environ, process_count(config))
     run = preflight(config, here.nodes * here.processes, locks=here.node_rank == 0)
+    if config.smoke:
+        return _smoke(config, here)
     log = store.join(run.url, "logs", f"node-{here.node_rank}.log")
     command = [sys.executable, "-m", "pipeline", *sys.argv[1:]]
     ended = supervise(command, here.workers, log, here.grace)
@@ -91,12 +93,28 @@ def main(config: TrainConfig) -> dict[str, Any]:
         signal.signal(number, signal.SIG_IGN)  # too late: what there was to save is saved
     if here.node_rank == 0 and read_run_json(run.url):
         update_run_json(run.url, error=ended.error)
-    status = ended.status
+    _leave(ended.status)
+    return dict(read_run_json(run.url).get("result", {}), run=run.url)
+
+
+def _smoke(config: TrainConfig, here: Place) -> dict[str, Any]:
+    from pipeline.smoke import smoke
+
+    def start(words: list[str]) -> int:
+        command = [sys.executable, "-m", "pipeline", *words]
+        return supervise(command, here.workers, grace=here.grace).status
+
+    status, found = smoke(config, start, is_first=here.node_rank == 0)
+    _leave(status)
+    return found
+
+
+def _leave(status: int) -> None:
+    """SystemExit unless all went well; the user's own command line gets 2 for what it said."""
     if status == CONFIGURATION and "PET_NNODES" not in os.environ:
         status = 2
     if status:
         raise SystemExit(status)
-    return dict(read_run_json(run.url).get("result", {}), run=run.url)
 
 
 def dry_run(config: TrainConfig) -> str:

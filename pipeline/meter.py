@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import resource
+import socket
 import statistics
 import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -24,6 +26,8 @@ class Meter:
         self._began, self._images = time.monotonic(), 0
         self._steps: deque[float] = deque(maxlen=WINDOW)
         self._waits: deque[float] = deque(maxlen=WINDOW)
+        self._cpu: deque[float] = deque(maxlen=WINDOW)
+        self._thread, self._fastest = time.thread_time(), float("inf")
         self._sizes: deque[int] = deque(maxlen=WINDOW)
         self._warm, self._trained, self._other, self._stall = 0, 0.0, 0.0, 0.0
         self._line = _Live(max_images) if shown and sys.stderr.isatty() else _Plain(shown)
@@ -33,7 +37,10 @@ class Meter:
         self.images_seen += images
         self._images += images
         self._warm += 1
+        before, self._thread = self._thread, time.thread_time()
+        self._fastest = min(self._fastest, seconds)
         if self._warm > WARM_UP:
+            self._cpu.append(self._thread - before)
             self._steps.append(seconds)
             self._waits.append(wait)
             self._sizes.append(images)
@@ -42,8 +49,15 @@ class Meter:
     def elsewhere(self, seconds: float, stall: bool = False) -> None:
         """Time between steps: validation, or a checkpoint's stall."""
         self._other += seconds
+        self._thread = time.thread_time()
         if stall:
             self._stall = max(self._stall, seconds)
+
+    def pace(self) -> dict[str, Any]:
+        """What this rank itself spends on a step, for `watch.straggler`; medians, milliseconds."""
+        found = {"wait": self._waits, "cpu": self._cpu}
+        medians = {k: 1e3 * statistics.median(v) if v else 0.0 for k, v in found.items()}
+        return {"host": socket.gethostname(), **medians}
 
     @property
     def rate(self) -> float:
@@ -60,6 +74,8 @@ class Meter:
             "perf/checkpoint_stall_ms": 1e3 * self._stall,
             "perf/peak_memory_mb": peak_memory_mb(),
         }
+        if self._warm:
+            found["perf/step_ms_min"] = 1e3 * self._fastest
         if len(self._steps) > 1:
             cuts = statistics.quantiles(self._steps, n=20, method="inclusive")
             found["perf/step_ms_p50"] = 1e3 * statistics.median(self._steps)

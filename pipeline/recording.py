@@ -7,12 +7,15 @@ import socket
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from PIL import Image
 
 from pipeline.capture import commit
 from pipeline.config import TrainConfig
 from pipeline.engine import Engine
 from pipeline.identity import RunFolder, write_config
+from pipeline.meter import Meter
+from pipeline.resume import State
 from pipeline.runfolder import update_run_json
 from pipeline.tracking import Muted, Tracker
 from shards import store
@@ -53,3 +56,32 @@ def show(run: RunFolder, tracker: Any, shown: list[dict[str, Any]], images_seen:
             if what == "filled" or not (folder / f"{name}.png").exists():
                 tracker.image(f"samples/{i:02d}/{what}", pixels, images_seen)
                 Image.fromarray(pixels).save(folder / f"{name}.png")
+
+
+def finish(run: RunFolder, tracker: Any, meter: Meter, state: State, status: str) -> None:
+    result = {
+        "status": status,
+        "images_seen": state.images_seen,
+        "skipped": state.skipped,
+        **state.metrics,
+        **meter.values(),
+    }
+    update_run_json(run.url, result=result)
+    run.publish()
+    tracker.metrics(meter.values(), state.images_seen)
+
+
+def headline(
+    config: TrainConfig, run: RunFolder, engine: Engine, images_seen: int, size: int
+) -> str:
+    start = f"goes on at {images_seen}" if images_seen else "starts"
+    return (
+        f"{store.display(run.url)} {start} of {config.max_images} images: {config.model.name} "
+        f"{size / 1e6:.2f} M weights, {engine.world_size} x {engine.device.type}, "
+        f"{config.parallel.strategy}, {engine.precision}, batch {config.batch}, "
+        f"{torch.get_num_threads()} threads each"
+    )
+
+
+def described(values: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())

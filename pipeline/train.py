@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -18,35 +17,24 @@ from torch import Tensor
 
 from pipeline import checkpoint, method
 from pipeline.capture import other_node_metrics
-from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
 from pipeline.engine import Engine
 from pipeline.identity import RunFolder, folder_of, held
+from pipeline.memory import explained
 from pipeline.meter import Meter
 from pipeline.method import Method
 from pipeline.phases import phase_at
 from pipeline.preempt import stop_requests
-from pipeline.recording import open_tracker, show
-from pipeline.runfolder import update_run_json
+from pipeline.recording import described, finish, headline, open_tracker, show
+from pipeline.resume import resume, save
 from pipeline.steplog import StepLog
 from pipeline.supervise import SAVED
 from pipeline.validate import fixed_pairs, pictures, validate
-from shards import store
+from pipeline.watch import Watch, straggler
 from shards.decode import Crop
 from shards.manifest import Manifest, open_manifest
 from shards.masks import MaskPolicy
 from shards.stream import Stream, check_guards
-
-
-@dataclass
-class State:
-    """Where the run stands: with the networks, all that a resume needs."""
-
-    images_seen: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)  # what the data position belongs to
 
 
 def train(config: TrainConfig) -> None:
@@ -65,9 +53,9 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
     assert config.data.url is not None
     manifest = open_manifest(config.data.url)
     networks = method.build(config, engine)
-    state = _resume(config, run, networks, manifest)
+    state = resume(config, run, networks, manifest, engine.is_main)
     engine.start(networks.trainees)
-    stream = stack.enter_context(_stream(config, engine, manifest, state.images_seen))
+    stream = stack.enter_context(open_stream(config, engine, manifest, state.images_seen))
     check_guards(state.data or stream.guards(), stream.guards())
     state.data = stream.guards()
     pairs = fixed_pairs(config, manifest)
@@ -79,13 +67,18 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
     stack.callback(meter.close)
     log = StepLog(run, engine, config.log.every or (20 if engine.device.type == "cuda" else 1))
     log.cut(state.images_seen)
-    meter.say(_headline(config, run, engine, state, networks))
+    watch = Watch(engine.rank, engine.world_size, config.parallel.hang_timeout)
+    stack.callback(watch.close)
+    meter.say(headline(config, run, engine, state.images_seen, networks.generator.size))
 
     stopping = False
     while state.images_seen < config.max_images and not stopping:
         began = time.perf_counter()
+        number = state.images_seen // config.batch + 1
+        watch.mark(number, "waiting for data")
         batch = next(stream)
         waited = time.perf_counter() - began
+        watch.mark(number, "computing")
         phase = phase_at(config.objective.phases, state.images_seen)
         networks.set_rates(phase)
         losses = step(networks, engine, batch.images, batch.masks, config)
@@ -94,12 +87,13 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
         else:
             state.skipped += 1
             state.skipped_in_a_row += 1
+        watch.mark(number, "voting")
         before, state.images_seen = state.images_seen, batch.position
         stopping = engine.any(bool(stop))
         done = state.images_seen >= config.max_images
         due = partial(_crossed, before, state.images_seen)
-        save = done or stopping or due(config.checkpoint.every_images)
-        logged = log.add(losses, state.images_seen, phase.lr, state.skipped, flush=save)
+        saving = done or stopping or due(config.checkpoint.every_images)
+        logged = log.add(losses, state.images_seen, phase.lr, state.skipped, flush=saving)
         meter.step(config.batch, time.perf_counter() - began, waited, logged)
         if logged:
             tracker.metrics({**logged, "g/lr": phase.lr, **meter.values()}, state.images_seen)
@@ -112,25 +106,32 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
 
         if not stopping and (done or due(config.validate.every_images)):
             began = time.perf_counter()
+            watch.mark(number, "validating")
             inpaint = inpainter(networks.generator.evaluated(), engine)
             state.metrics = validate(inpaint, pairs, engine)
             tracker.metrics(state.metrics, state.images_seen)
-            meter.say(f"{state.images_seen} images: " + _described(state.metrics))
+            meter.say(f"{state.images_seen} images: " + described(state.metrics))
             if engine.is_main:
                 shown = pictures(inpaint, pairs, config.validate.samples, engine.device)
                 show(run, tracker, shown, state.images_seen)
             meter.elsewhere(time.perf_counter() - began)
-        if save:
+        if saving:
             began = time.perf_counter()
-            _save(config, networks, engine, saver, manifest, state)
+            watch.mark(number, "saving")
+            save(config, networks, engine, saver, manifest, state)
             meter.elsewhere(time.perf_counter() - began, stall=True)
             for machine in engine.gather(other_node_metrics()):
                 tracker.metrics(machine, state.images_seen)
+            ratio, line = straggler(engine.gather(meter.pace()))
+            tracker.metrics({"perf/straggler": ratio}, state.images_seen)
+            if line:
+                meter.say(line)
             tracker.publish()
 
+    watch.close()
     saver.wait()
     if engine.is_main:
-        _finish(run, tracker, meter, state, "stopped" if stopping else "finished")
+        finish(run, tracker, meter, state, "stopped" if stopping else "finished")
     if stopping:
         meter.say(f"stopped ({stop.reason or 'another rank'}): saved at {state.images_seen} images")
         raise SystemExit(SAVED)
@@ -150,7 +151,10 @@ def step(
     ):
         image = pixels.to(engine.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
         mask = holes.to(engine.device, non_blocking=True).unsqueeze(1).float()
-        with engine.micro_batch(networks.trainees, last=i == config.accumulate - 1):
+        with (
+            explained(networks, engine, image, mask, config.accumulate),
+            engine.micro_batch(networks.trainees, last=i == config.accumulate - 1),
+        ):
             values = method.backward(networks, engine, image, mask, share)
         for name, value in values.items():
             sums[name] = sums.get(name, 0) + value * share
@@ -172,23 +176,7 @@ def inpainter(generator: torch.nn.Module, engine: Engine) -> Any:
     return inpaint
 
 
-def _resume(config: TrainConfig, run: RunFolder, networks: Method, manifest: Manifest) -> State:
-    found = checkpoint.latest(run.url)
-    if found is None:
-        if config.init is not None:
-            which = checkpoint.find(config.init)
-            checkpoint.load_weights(networks.generator.module, which, "generator")
-        return State()
-    if found.state["dataset"] != manifest.digest:
-        raise ConfigError(
-            f"{store.display(run.url)} was trained on {found.state['dataset'][:12]}, "
-            f"{store.display(manifest.url)} is {manifest.digest[:12]}: give the same data.url="
-        )
-    checkpoint.restore(found, networks.trainees)
-    return State(**{f.name: found.state[f.name] for f in fields(State)})
-
-
-def _stream(config: TrainConfig, engine: Engine, manifest: Manifest, position: int) -> Stream:
+def open_stream(config: TrainConfig, engine: Engine, manifest: Manifest, position: int) -> Stream:
     data, holes = config.data, config.masks
     crop = Crop(data.crop, data.crop_mode, data.resize_short, data.flip)  # type: ignore[arg-type]
     policy = MaskPolicy(holes.kind, holes.low, holes.high, holes.border, holes.url)  # type: ignore[arg-type]
@@ -206,55 +194,5 @@ def _stream(config: TrainConfig, engine: Engine, manifest: Manifest, position: i
     )
 
 
-def _save(
-    config: TrainConfig,
-    networks: Method,
-    engine: Engine,
-    saver: checkpoint.Saver,
-    manifest: Manifest,
-    state: State,
-) -> None:
-    for trainee in networks.trainees:
-        engine.average_buffers(trainee)
-    files = checkpoint.files_of(networks.trainees)
-    if engine.is_main:
-        facts = {
-            **asdict(state),
-            "model": asdict(config.model),
-            "dataset": manifest.digest,
-            "world_size": engine.world_size,
-        }
-        saver.save(state.images_seen, files, facts)
-
-
-def _finish(run: RunFolder, tracker: Any, meter: Meter, state: State, status: str) -> None:
-    result = {
-        "status": status,
-        "images_seen": state.images_seen,
-        "skipped": state.skipped,
-        **state.metrics,
-        **meter.values(),
-    }
-    update_run_json(run.url, result=result)
-    run.publish()
-    tracker.metrics(meter.values(), state.images_seen)
-
-
-def _headline(
-    config: TrainConfig, run: RunFolder, engine: Engine, state: State, networks: Method
-) -> str:
-    size = sum(p.numel() for p in networks.generator.module.parameters())
-    start = f"goes on at {state.images_seen}" if state.images_seen else "starts"
-    return (
-        f"{store.display(run.url)} {start} of {config.max_images} images: {config.model.name} "
-        f"{size / 1e6:.2f} M weights, {engine.world_size} x {engine.device.type}, "
-        f"{engine.precision}, batch {config.batch}, {torch.get_num_threads()} threads each"
-    )
-
-
 def _crossed(before: int, after: int, every: int) -> bool:
     return every > 0 and before // every < after // every
-
-
-def _described(values: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -8,11 +8,15 @@ per instance and needs a further package. What it does unasked is switched off h
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+# DeepSpeed still calls collectives by the names they had before torch 2.13.
+warnings.filterwarnings("ignore", message=r"`torch\.distributed\.", category=FutureWarning)
 
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 
@@ -34,8 +38,8 @@ class Sharded:
 
         logger.setLevel("ERROR")  # it writes to stdout, where results go
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # built by g++ at run time
-        names = {parameter: name for name, parameter in module.named_parameters()}
-        before = {names[p]: state for p, state in optimizer.state.items()}
+        named, state = module.named_parameters(), optimizer.state
+        before = {name: state[p] for name, p in named if p in state}
         optimizer.state.clear()
         self.module, self.optimizer, self.stage = module, optimizer, stage
         self.engine, *_ = deepspeed.initialize(
@@ -81,8 +85,8 @@ class Sharded:
         """The optimiser's full state by parameter."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        mine = next(iter(self.optimizer.state.values()), {})
-        keys = [key for key in mine if key != "step"]
+        mine: dict[str, Any] = next(iter(self.optimizer.state.values()), {})
+        keys = sorted(key for key in mine if key != "step")  # one order on every rank
         return {
             name: {
                 **{key: safe_get_full_optimizer_state(parameter, key) for key in keys},
@@ -117,7 +121,7 @@ class Sharded:
                     safe_set_full_optimizer_state(parameter, value, key)
                     continue
                 # safe_set_full_* does not know that the last rank's share is padded.
-                size = parameter.ds_tensor.numel()
+                size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
                 whole = value.new_zeros(size * dist.get_world_size())
                 whole[: value.numel()] = value.flatten()
                 mine = whole.narrow(0, size * dist.get_rank(), size)

@@ -1,0 +1,228 @@
+"""`bench train`: what the loop costs beside the arithmetic, the loader beside both, two processes.
+
+Rows, each a step of MSA-Net as `train` takes it: `bare` is forward, losses, backward and Adam in
+the shortest loop that does them, on one batch that lies ready; `loop` is our `step` and engine on
+it; `loader` the same on batches of a real sharded set. On two processes `weak` gives each the same
+batch as before, so that a perfect machine takes the same time; what is above is communication, and
+on shared cores contention. With a GPU: fp32, contiguous memory and `compile` beside the default.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.masking import composite, erase
+from pipeline import method
+from pipeline.bench.timing import report, target
+from pipeline.compose import compose
+from pipeline.config import TrainConfig
+from pipeline.engine import Engine
+from pipeline.launch import Place, free_port
+from pipeline.meter import peak_memory_mb
+from pipeline.method import Method, own_features
+from pipeline.objectives import Computed, total
+from pipeline.train import open_stream, step
+from shards.manifest import open_manifest
+
+WAIT, OVERHEAD = 0.02, 0.03
+Rows = dict[str, list[float]]
+
+
+def run(
+    repetitions: int = 5, width: float | None = None, side: int | None = None
+) -> dict[str, Any]:
+    """Rows, ratios and targets; defaults: the whole MSA-Net at 256 with a GPU, else a small one."""
+    on_gpu = torch.cuda.is_available()
+    work: dict[str, Any] = {
+        "model": "msanet",
+        "width": width or (1.0 if on_gpu else 0.25),
+        "side": side or (256 if on_gpu else 96),
+        "batch": 16 if on_gpu else 4,
+        "steps": 10 if on_gpu else 3,
+        "repetitions": repetitions,
+    }
+    alone = ["bare", "loop", "loader"]
+    variants = ["contiguous", "compile", "fp32"] if on_gpu else []
+    with tempfile.TemporaryDirectory() as scratch:
+        _write_set(Path(scratch, "set"), int(work["side"]))
+        found = _workers(scratch, work, 1, [*alone, *variants[:2]])
+        if on_gpu:  # a process has one precision
+            found["rows"] |= _workers(scratch, work, 1, variants[2:])["rows"]
+        if not on_gpu or torch.cuda.device_count() > 1:
+            found["rows"] |= _workers(scratch, work, 2, ["weak"])["rows"]
+    rows = [{"name": name, **told} for name, told in found["rows"].items()]
+    middle = {row["name"]: statistics.median(row["seconds"]) for row in rows}
+    ours = found["rows"]
+    overhead = _paired(ours["loop"]["seconds"], ours["bare"]["seconds"]) - 1
+    ratios = {
+        "loop / bare - 1": overhead,
+        "loader / loop": _paired(ours["loader"]["seconds"], ours["loop"]["seconds"]),
+        "data wait": found["wait"],
+        **{f"{name} / loop": middle[name] / middle["loop"] for name in variants},
+    }
+    if "weak" in middle:
+        ratios["weak scaling, 1 -> 2"] = middle["loop"] / middle["weak"]
+        ratios["share of communication and contention"] = 1 - middle["loop"] / middle["weak"]
+    targets = {
+        "loop's overhead": target(overhead, OVERHEAD, at_least=False),
+        "data wait": target(found["wait"], WAIT, at_least=False),
+    }
+    return report("train", work, rows, ratios, targets)
+
+
+def _paired(ours: list[float], theirs: list[float]) -> float:
+    return float(statistics.median(a / b for a, b in zip(ours, theirs)))
+
+
+def _write_set(folder: Path, side: int) -> None:
+    """A sharded set of 256 smooth pictures a little larger than the crop, by the real writer."""
+    import cv2
+    import simplejpeg
+
+    from shards.pack import Sample
+    from shards.writer import write_set
+
+    def samples() -> Any:
+        for number in range(256):
+            noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+            size = side * 5 // 4
+            pixels = np.ascontiguousarray(cv2.resize(noise, (size, size)))
+            data = simplejpeg.encode_jpeg(pixels, 90, colorsubsampling="420")
+            columns = {"width": size, "height": size, "mode": "RGB", "orientation": 1, "label": 0}
+            yield Sample(f"{number}.jpg", data, "jpg", columns)
+
+    write_set(str(folder), "bench", "images", {"train": samples()}, options={}, per_shard=64)
+
+
+def _workers(scratch: str, work: dict[str, Any], processes: int, rows: list[str]) -> dict[str, Any]:
+    """Measure `rows` in a group of processes of their own, as the launcher starts them."""
+    place = Place(1, 0, processes, "127.0.0.1", free_port())
+    out = Path(scratch, f"{processes}.json")
+    given = json.dumps({**work, "rows": rows, "set": f"{scratch}/set", "out": str(out)})
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
+    command = [sys.executable, "-m", "pipeline.bench.train", given]
+    started = [
+        subprocess.Popen(command, env={**os.environ, **threads, **environment}, stdout=sys.stderr)
+        for environment in place.workers
+    ]
+    try:
+        if any(worker.wait() for worker in started):
+            raise RuntimeError(f"bench train: a process of {processes} failed, see above")
+    finally:
+        for worker in started:
+            worker.kill()
+    return dict(json.loads(out.read_text()))
+
+
+def _measure(given: dict[str, Any]) -> None:
+    """One process of a group: every row in turn, round after round; rank 0 writes what it saw."""
+    waits: list[float] = []
+    prepared = {name: _row(name, given, waits) for name in given["rows"]}
+    times: Rows = {name: [] for name in prepared}
+    peaks: dict[str, int] = {}
+    for turn in range(given["repetitions"] + 1):
+        for name, (work, _) in prepared.items():
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+            began = _now()
+            for _ in range(given["steps"]):
+                work()
+            spent = (_now() - began) / given["steps"]
+            if turn:
+                times[name].append(spent)
+                peaks[name] = int(1e6 * peak_memory_mb())
+        if not turn:
+            waits.clear()  # the first round warms up
+    engine = next(iter(prepared.values()))[1]
+    if engine.is_main:
+        rows = {name: {"seconds": t, "peak_bytes": peaks[name]} for name, t in times.items()}
+        wait = sum(waits) / max(1e-9, given["steps"] * sum(times.get("loader", [])))
+        Path(given["out"]).write_text(json.dumps({"rows": rows, "wait": wait}))
+    engine.close()
+
+
+def _row(name: str, given: dict[str, Any], waits: list[float]) -> tuple[Callable[[], None], Engine]:
+    """A function that takes one training step in the way that `name` says."""
+    config: TrainConfig = compose(
+        "train",
+        [
+            "experiment=quickstart",
+            "objective.perceptual=0.001",
+            "objective.style=1",
+            "ema=0",
+            "loader_threads=1",
+            f"model.width={given['width']}",
+            f"data.crop={given['side']}",
+            f"data.url={given['set']}",
+        ],
+    ).config
+    world = int(os.environ["WORLD_SIZE"])
+    config = replace(config, batch=given["batch"] * world, threads=os.environ["OMP_NUM_THREADS"])
+    config.precision = "fp32" if name == "fp32" else "auto"
+    config.parallel.channels_last = name != "contiguous"
+    config.parallel.compile = name == "compile"
+    engine = Engine(config)
+    networks = method.build(config, engine)
+    engine.start(networks.trainees)
+    networks.set_rates(config.objective.phases[0])
+    drawn = torch.Generator().manual_seed(engine.rank)
+    shape = (given["batch"], given["side"], given["side"])
+    images = torch.randint(0, 256, (*shape, 3), generator=drawn).to(torch.uint8)
+    masks = (torch.rand(shape, generator=drawn) < 0.3).to(torch.uint8)
+    if name == "bare":
+        return lambda: _bare(networks, engine, images, masks), engine
+    stream = None
+    if name == "loader":
+        stream = open_stream(config, engine, open_manifest(given["set"]), 0)
+
+    def take() -> None:
+        nonlocal images, masks
+        if stream is not None:
+            began = time.perf_counter()
+            batch = next(stream)
+            waits.append(time.perf_counter() - began)
+            images, masks = batch.images, batch.masks
+        step(networks, engine, images, masks, config)
+        engine.step(networks.trainees, 0.0)
+        engine.any(False)
+
+    return take, engine
+
+
+def _bare(networks: Method, engine: Engine, images: Tensor, masks: Tensor) -> None:
+    """The same forward passes, losses, backward and Adam, and nothing else."""
+    generator = networks.generator
+    image = images.to(engine.device).permute(0, 3, 1, 2).float() / 255
+    mask = masks.to(engine.device).unsqueeze(1).float()
+    with engine.autocast():
+        prediction = generator.wrapped(erase(image, mask), mask)
+        filled = composite(prediction.image, image, mask)
+        targets = own_features(generator.module, image)
+        features = prediction.features
+        computed = Computed(image, mask, prediction.image, filled, features, targets)
+        loss, _ = total(networks.terms, computed)
+    loss.backward()
+    generator.optimizer.step()
+    generator.optimizer.zero_grad(set_to_none=True)
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    _measure(json.loads(sys.argv[1]))

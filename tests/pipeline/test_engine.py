@@ -1,0 +1,123 @@
+"""Every strategy trains alike, on two real processes over gloo; ZeRO by DeepSpeed itself."""
+
+import json
+import sys
+from importlib.util import find_spec
+
+import pytest
+from support.strategies import trained
+
+from pipeline.checkpoint import latest
+from pipeline.compose import ConfigError, compose
+from pipeline.launch import preflight
+
+needs_deepspeed = pytest.mark.skipif(
+    find_spec("deepspeed") is None,
+    reason="DeepSpeed is not installed (pip install -e .[deepspeed])",
+)
+ZERO = ("zero1", "zero2", "zero3")
+
+
+def drift(out, a, b):
+    """Root of the sum of squared differences of two cases, file by file."""
+    a, b = latest(str(out / a)), latest(str(out / b))
+    assert a.state["files"].keys() == b.state["files"].keys()
+    found = {}
+    for name in a.state["files"]:
+        ours, theirs = a.read(name), b.read(name)
+        assert ours.keys() == theirs.keys() and len(ours) > 50
+        squares = ((ours[k] - theirs[k]).double().square().sum() for k in ours)
+        found[name] = float(sum(squares)) ** 0.5
+    return found
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.parametrize("method", ["msanet", "musical"])
+def test_after_twenty_steps_zero_is_no_farther_from_ddp_than_rounding(method, tmp_path):
+    """In fp32: at most three times the drift that a change of 1e-7 in the weights causes."""
+    same = {"method": method, "steps": 20, "accumulate": 2}
+    plan = {name: {**same, "strategy": name} for name in ("ddp", *ZERO)}
+    plan["nudged"] = {**same, "strategy": "ddp", "nudge": 1e-7}
+    trained(tmp_path, plan)
+    allowed = drift(tmp_path, "ddp", "nudged")
+    files = {"generator", "generator_ema", "generator_optimizer"}
+    if method == "musical":
+        files |= {"discriminator", "discriminator_optimizer"}
+    assert allowed.keys() == files and all(allowed.values())
+    for name in ZERO:
+        for file, found in drift(tmp_path, "ddp", name).items():
+            assert found <= 3 * allowed[file], (name, file)
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.dist
+def test_checkpoints_go_from_any_strategy_to_any_other(tmp_path):
+    """Two steps under one and two under another equal four; optimisers and averages with them."""
+    same = {"method": "musical", "steps": 4, "clip": 0.05}
+    plan = {"ddp": {**same, "strategy": "ddp"}}
+    plan["nudged"] = {**same, "strategy": "ddp", "nudge": 1e-7}
+    for before, after in (("ddp", "zero1"), ("zero2", "zero3"), ("zero3", "ddp")):
+        plan[f"half-{before}"] = {**same, "steps": 2, "strategy": before}
+        start = {"start": f"half-{before}"}
+        plan[f"{before}-{after}"] = {**same, "strategy": after, **start}
+    trained(tmp_path, plan)
+    allowed = drift(tmp_path, "ddp", "nudged")
+    for name in ("ddp-zero1", "zero2-zero3", "zero3-ddp"):
+        for file, found in drift(tmp_path, "ddp", name).items():
+            assert found <= 3 * allowed[file], (name, file)
+    # Moments that were lost, or gradients that were not clipped, would show.
+    fresh = {**same, "strategy": "zero1", "clip": None}
+    trained(tmp_path, {"unclipped": fresh})
+    assert drift(tmp_path, "ddp", "unclipped")["generator_optimizer"] > 0.01
+    # One process goes on from two.
+    alone = {"one-zero1": {**same, "strategy": "zero1", "start": "half-zero3"}}
+    trained(tmp_path, alone, processes=1)
+    for file, found in drift(tmp_path, "ddp", "one-zero1").items():
+        assert found <= 3 * allowed[file], file
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.dist
+def test_a_gradient_that_is_no_number_on_one_rank_stops_every_optimiser_on_all(tmp_path):
+    """The discriminator's, on rank 1, in the second step: neither network steps, and both go on."""
+    plan = {}
+    for name in ("ddp", *ZERO):
+        same = {"method": "musical", "strategy": name, "poison": 1}
+        plan |= {f"{name}-{n}": {**same, "steps": n} for n in (1, 2)}
+        plan[f"{name}-3"] = {**same, "steps": 3}
+    trained(tmp_path, plan)
+    for name in ("ddp", *ZERO):
+        told = json.loads((tmp_path / f"{name}-3.json").read_text())
+        assert [step["stepped"] for step in told] == [True, False, True], name
+        still = drift(tmp_path, f"{name}-1", f"{name}-2")
+        moved = drift(tmp_path, f"{name}-1", f"{name}-3")
+        for file in ("generator_optimizer", "discriminator_optimizer"):
+            assert still[file] == 0 and 0 < moved[file] < float("inf"), (name, file)
+
+
+@pytest.mark.dist
+def test_a_step_exchanges_each_networks_gradients_once_and_nothing_else(tmp_path):
+    """Though the discriminator is called three times in each of two micro-batches."""
+    same = {"method": "musical", "strategy": "ddp", "accumulate": 2, "sync_batchnorm": False}
+    trained(tmp_path, {"case": {**same, "steps": 3, "wire": True}})
+    told = json.loads((tmp_path / "case.json").read_text())
+    sent = told[2]["wire"][len(told[1]["wire"]) :]  # before, DDP arranges its buckets
+    found = latest(str(tmp_path / "case"))
+    weights = [found.read(f"{name}_optimizer") for name in ("generator", "discriminator")]
+    bytes_of = [sum(4 * t.numel() for k, t in w.items() if k.endswith("/exp_avg")) for w in weights]
+    losses = 4 * len(set(told[2]) - {"stepped", "wire"})
+    expected = [losses, *bytes_of]  # the means of the step before are logged after its record
+    assert sent == [["gloo:all_reduce", count] for count in expected]
+
+
+def test_without_deepspeed_zero_is_refused_before_a_worker_starts(monkeypatch, small_set, tmp_path):
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    words = ["experiment=quickstart", f"data.url={small_set}", f"run={tmp_path}/run"]
+    config = compose("train", [*words, "parallel=zero1"]).config
+    with pytest.raises(ConfigError, match=r"parallel=zero1 needs DeepSpeed, .*\[deepspeed\]"):
+        preflight(config, 2)
+    assert not (tmp_path / "run").exists()

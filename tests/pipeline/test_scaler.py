@@ -1,0 +1,82 @@
+"""fp16's loss scaling, emulated on the CPU: a scaler for each optimiser, none shared.
+
+A CPU run with fp16 is refused; here networks compute in fp32 while scalers do all that they do.
+"""
+
+import contextlib
+
+import pytest
+import torch
+from support.strategies import engine_of, networks_of
+
+from pipeline import checkpoint
+from pipeline.config import TrainConfig
+from pipeline.train import step
+
+SIDE = 96
+
+
+@contextlib.contextmanager
+def half(monkeypatch, scaled=True, accumulate=1):
+    config = TrainConfig(batch=4, threads="1", precision="fp32", accumulate=accumulate)
+    with engine_of(config, monkeypatch) as engine:
+        engine.precision = "fp16" if scaled else "fp32"
+        networks = networks_of({"method": "musical"}, engine)
+        engine.start(networks.trainees)
+        yield config, engine, networks
+
+
+def batch(number):
+    drawn = torch.Generator().manual_seed(number)
+    images = torch.randint(0, 256, (4, SIDE, SIDE, 3), generator=drawn).to(torch.uint8)
+    return images, (torch.rand(4, SIDE, SIDE, generator=drawn) < 0.2).to(torch.uint8)
+
+
+def test_scaled_and_accumulated_gradients_give_the_unscaled_weights(monkeypatch):
+    """One scaler for both would have unscaled the generator before its last micro-batch."""
+    found = []
+    for scaled in (False, True):
+        with half(monkeypatch, scaled, accumulate=2) as (config, engine, networks):
+            for number in range(2):
+                step(networks, engine, *batch(number), config)
+                assert engine.step(networks.trainees, 0.0)
+            found.append(checkpoint.files_of(networks.trainees))
+    unscaled, scaled = found
+    for name in ("generator", "discriminator"):
+        for key, tensor in unscaled[name].items():
+            torch.testing.assert_close(scaled[name][key], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_an_overflow_in_one_network_halves_its_scale_alone_and_steps_neither(monkeypatch):
+    with half(monkeypatch) as (config, engine, networks):
+        before = checkpoint.files_of(networks.trainees)
+        before = {key: tensor.clone() for key, tensor in before["generator"].items()}
+        bias = networks.discriminator.module.head.bias
+        handle = bias.register_hook(lambda gradient: gradient * float("inf"))
+        step(networks, engine, *batch(0), config)
+        assert not engine.step(networks.trainees, 0.0)
+        handle.remove()
+        scales = [trainee.scaler.get_scale() for trainee in networks.trainees]
+        assert scales == [65536.0, 32768.0]
+        after = networks.generator.module.state_dict()
+        for name, _ in networks.generator.module.named_parameters():
+            assert torch.equal(after[name], before[name])
+        step(networks, engine, *batch(0), config)
+        assert engine.step(networks.trainees, 0.0)
+
+
+def test_scales_are_in_the_checkpoint(monkeypatch, tmp_path):
+    run = checkpoint.folder_at(str(tmp_path / "run"))
+    with half(monkeypatch) as (config, engine, networks):
+        scaler = networks.discriminator.scaler
+        scaler.load_state_dict({**scaler.state_dict(), "scale": 1024.0})
+        step(networks, engine, *batch(0), config)
+        assert engine.step(networks.trainees, 0.0)
+        saver = checkpoint.Saver(run, 1)
+        saver.save(4, checkpoint.files_of(networks.trainees), {})
+        saver.close()
+        expected = [trainee.scaler.state_dict() for trainee in networks.trainees]
+    with half(monkeypatch) as (_, _, networks):
+        checkpoint.restore(checkpoint.latest(run.url), networks.trainees)
+        assert [t.scaler.state_dict() for t in networks.trainees] == expected
+        assert expected[1]["scale"] == pytest.approx(1024) and expected[0]["_growth_tracker"] == 1

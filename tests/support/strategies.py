@@ -1,0 +1,149 @@
+"""One rank of small runs under one strategy after another: `python strategies.py OUT`.
+
+OUT/plan.json: {case: {"method": "msanet" or "musical", "strategy": ..., "steps": N, and optionally
+"start": the case whose checkpoint is gone on from, "accumulate", "clip", "precision", "nudge":
+relative change of the initial weights, "poison": step at which rank 1's gradient of the last
+network is not a number, "sync_batchnorm", "wire": whether to tell what was exchanged}}. Rank 0
+leaves a checkpoint in OUT/<case>/ and the losses of each step in OUT/<case>.json. Networks are
+tiny; pictures are noise, the same in every case.
+"""
+
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from accelerate.state import AcceleratorState
+
+from models.densenet import DenseNetDiscriminator
+from models.msanet import MSANet
+from models.musical import Musical
+from pipeline import checkpoint, method
+from pipeline.config import ObjectiveConfig, TrainConfig
+from pipeline.engine import Engine
+from pipeline.launch import free_port
+from pipeline.objectives import generator_terms
+from pipeline.train import step
+
+ROOT = Path(__file__).resolve().parents[2]
+BATCH = 4  # over all ranks
+SIDES = {"msanet": 40, "musical": 96}
+
+
+def trained(out, plan, processes=2):
+    """Every case of `plan`, in order, on `processes` ranks."""
+    Path(out, "plan.json").write_text(json.dumps(plan))
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment = {**os.environ, **shared, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment["TORCH_FR_BUFFER_SIZE"] = "4000"
+    workers = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(out)],
+            cwd=ROOT,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            | {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)},
+        )
+        for rank in range(processes)
+    ]
+    try:
+        assert [worker.wait(300) for worker in workers] == [0] * processes
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+@contextlib.contextmanager
+def engine_of(config, monkeypatch):
+    """The engine of a group of one, in this process."""
+    here = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    here |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with monkeypatch.context() as patch:
+        for name, value in here.items():
+            patch.setenv(name, value)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        engine = Engine(config)
+        try:
+            yield engine
+        finally:
+            engine.close()
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def networks_of(plan, engine):
+    """As `method.build` makes them, smaller; Adam's epsilon keeps it from steps by sign alone."""
+    torch.manual_seed(0)
+    networks = {"generator": MSANet(width=0.1)}
+    objective = ObjectiveConfig(l2=1.0, perceptual=0.01)
+    if plan["method"] == "musical":
+        discriminator = DenseNetDiscriminator(growth=4, blocks=(1, 1, 1, 1))
+        networks = {"generator": Musical(ngf=4), "discriminator": discriminator}
+        objective = ObjectiveConfig(l1=1.0, adv=0.1)
+
+    def adam(parameters):
+        return torch.optim.Adam(parameters, lr=1e-3, betas=(0.5, 0.9), eps=1e-3)
+
+    made = []
+    for name, network in networks.items():
+        for parameter in network.parameters():
+            parameter.data.mul_(1 + plan.get("nudge", 0.0) * torch.randn_like(parameter).sign())
+        made.append(engine.train(name, network, adam, average=name == "generator"))
+    return method.Method(objective, generator_terms(objective), *made)
+
+
+def wire():
+    """[collective, bytes of its input] of all that this process exchanged so far, from torch's
+    flight recorder."""
+    found = json.loads(torch._C._distributed_c10d._dump_fr_trace_json())
+    return [
+        [entry["profiling_name"], sum(4 * math.prod(size) for size in entry["input_sizes"])]
+        for entry in found["entries"]
+    ]
+
+
+def run(out, case, plan):
+    config = TrainConfig(batch=BATCH, threads="1", ema=0.9, clip=plan.get("clip"))
+    config.precision, config.accumulate = plan.get("precision", "fp32"), plan.get("accumulate", 1)
+    config.parallel.strategy, config.parallel.channels_last = plan["strategy"], False
+    config.parallel.sync_batchnorm = plan.get("sync_batchnorm", True)
+    AcceleratorState._reset_state()
+    engine = Engine(config)
+    networks, first = networks_of(plan, engine), 0
+    if "start" in plan:
+        found = checkpoint.latest(str(out / plan["start"]))
+        checkpoint.restore(found, networks.trainees)
+        first = found.images_seen // BATCH
+    number = first
+    if "poison" in plan and engine.rank == 1:
+        victim = list(networks.trainees[-1].module.parameters())[-1]
+        victim.register_hook(lambda g: g * float("nan") if number == plan["poison"] else g)
+    engine.start(networks.trainees)
+    side, share = SIDES[plan["method"]], BATCH // engine.world_size
+    mine = slice(engine.rank * share, (engine.rank + 1) * share)
+    told = []
+    for number in range(first, plan["steps"]):
+        drawn = torch.Generator().manual_seed(number)
+        images = torch.randint(0, 256, (BATCH, side, side, 3), generator=drawn).to(torch.uint8)
+        masks = (torch.rand(BATCH, side, side, generator=drawn) < 0.2).to(torch.uint8)
+        losses = step(networks, engine, images[mine], masks[mine], config)
+        stepped = engine.step(networks.trainees, config.ema)
+        sent = wire() if "wire" in plan else []
+        told.append({**engine.means(losses), "stepped": stepped, "wire": sent})
+    files = checkpoint.files_of(networks.trainees)
+    if engine.is_main:
+        saver = checkpoint.Saver(checkpoint.folder_at(str(out / case)), 1)
+        saver.save(plan["steps"] * BATCH, files, {"dataset": "noise"})
+        saver.close()
+        (out / f"{case}.json").write_text(json.dumps(told))
+    engine.any(False)  # the next case may read what rank 0 wrote
+    return engine
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    for name, given in json.loads((folder / "plan.json").read_text()).items():
+        last = run(folder, name, given)
+    last.close()
