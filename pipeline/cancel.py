@@ -26,6 +26,14 @@ def main(config: CancelConfig) -> dict[str, Any]:
     return {"id": record.id, "number": record.number, "was": found.state.value}
 
 
+def dry_run(config: CancelConfig) -> str:
+    record = jobrecord.find(config.id, config.root)
+    found = record.status()
+    if not found.state.live:
+        return f"{record.id} does not run any more: it is {found.line()}"
+    return f"would ask {record.id} ({found.line()}) to save and leave"
+
+
 def _mark(run: str) -> None:
     mlflow_run = read_run_json(run).get("mlflow_run_id")
     if not mlflow_run:

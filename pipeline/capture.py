@@ -50,7 +50,7 @@ SECRET_TEXT = [
 
 def environment(checkout: Path = CHECKOUT) -> tuple[dict[str, str], dict[str, str]]:
     """Tags that say where a run comes from, and texts by artifact path with the details."""
-    commit, diff = git(checkout)
+    head, diff = git(checkout)
     installed = packages()
     machine = hardware()
     lock = checkout / "constraints.txt"
@@ -65,8 +65,8 @@ def environment(checkout: Path = CHECKOUT) -> tuple[dict[str, str], dict[str, st
         **{name: os.environ[key] for key, name in JOB.items() if os.environ.get(key)},
         **{f"hardware.{key}": str(value) for key, value in machine.items()},
     }
-    if commit:
-        tags["mlflow.source.git.commit"] = commit
+    if head:
+        tags["mlflow.source.git.commit"] = head
     if lock.exists():
         tags["lock.sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest()
     files = {
@@ -84,20 +84,32 @@ def git(checkout: Path = CHECKOUT) -> tuple[str | None, str]:
     A job's snapshot has no `.git`: its commit comes in `LACUNA_COMMIT`.
     """
 
-    def ask(*words: str) -> str:
-        # Nothing of a repository's own configuration (hooks, external diffs) may run here.
-        command = ["git", "-C", str(checkout), "-c", "core.fsmonitor=false", *words]
-        done = subprocess.run(command, capture_output=True, timeout=20, check=True)
-        return done.stdout.decode(errors="replace")
-
+    if "LACUNA_COMMIT" in os.environ:  # git would find a checkout that lies around the snapshot
+        return commit(checkout), ""
     try:
-        commit = ask("rev-parse", "HEAD").strip()
-        diff = ask("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv")
-        new = ask("ls-files", "--others", "--exclude-standard").splitlines()
+        diff = _ask(checkout, "diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv")
+        new = _ask(checkout, "ls-files", "--others", "--exclude-standard").splitlines()
     except (OSError, subprocess.SubprocessError):
-        return os.environ.get("LACUNA_COMMIT"), ""
+        return commit(checkout), ""
     untracked = "".join(f"# untracked: {name}\n" for name in new[:200])
-    return commit, redact(diff[:MAX_DIFF] + untracked)
+    return commit(checkout), redact(diff[:MAX_DIFF] + untracked)
+
+
+def commit(checkout: Path = CHECKOUT) -> str | None:
+    """The commit of the code that runs."""
+    if told := os.environ.get("LACUNA_COMMIT"):
+        return told
+    try:
+        return _ask(checkout, "rev-parse", "HEAD").strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _ask(checkout: Path, *words: str) -> str:
+    # Nothing of a repository's own configuration (hooks, external diffs) may run here.
+    command = ["git", "-C", str(checkout), "-c", "core.fsmonitor=false", *words]
+    done = subprocess.run(command, capture_output=True, timeout=20, check=True)
+    return done.stdout.decode(errors="replace")
 
 
 def packages() -> str:

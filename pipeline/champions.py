@@ -77,6 +77,26 @@ def append(client: Any, name: str, source: Any, tags: dict[str, str], baseline: 
     )
 
 
+def target(name: str, history: History, version: int | None) -> Any:
+    """The promotion that a rollback goes back to; ValueError where there is none."""
+    if not history.line:
+        raise ValueError(f"{name} never had a champion: promote a version first")
+    if version is not None:
+        return promoted(name, history.line[:-1], version)
+    if len(history.stack) < 2:
+        raise ValueError(f"{name} has no champion before {history.line[-1].version}")
+    return history.stack[-2]
+
+
+def promoted(name: str, among: list[Any], version: int) -> Any:
+    """The version of that number `among` those that were champions; ValueError lists them."""
+    past = {int(each.version): each for each in among if "gate.digest" in each.tags}
+    if version not in past:
+        known = ", ".join(map(str, past)) or "none"
+        raise ValueError(f"version {version} of {name} was no champion; those were: {known}")
+    return past[version]
+
+
 def settle(client: Any, name: str) -> History:
     """Makes the alias say what the history says; by any number of processes at once.
 

@@ -231,21 +231,25 @@ def pin(run_url: str, images_seen: int) -> None:
 
 
 def files_of(trainees: Sequence[Trainee]) -> Files:
-    """Everything of the networks in training that a bit-exact resume needs."""
+    """Everything of the networks in training that a bit-exact resume needs; all ranks call it."""
     files: Files = {}
     for trainee in trainees:
-        for name, module in trainee.networks.items():
-            files[name] = dict(module.state_dict())
+        files[trainee.name] = trainee.weights()
+        if trainee.ema is not None:
+            files[f"{trainee.name}_ema"] = dict(trainee.ema.state_dict())
         files[f"{trainee.name}_optimizer"] = {
             f"{name}/{key}": torch.as_tensor(value)
-            for name, parameter in trainee.module.named_parameters()
-            for key, value in trainee.optimizer.state.get(parameter, {}).items()
+            for name, state in trainee.moments().items()
+            for key, value in state.items()
         }
     return files
 
 
 def restore(checkpoint: Checkpoint, trainees: Sequence[Trainee]) -> None:
-    """Put a checkpoint back into networks and optimisers, whatever the world size was."""
+    """Put a checkpoint back into networks and optimisers, whatever processes and strategy wrote it.
+
+    Before `Engine.start`, which hands them over to the strategy.
+    """
     for trainee in trainees:
         for name, module in trainee.networks.items():
             load_weights(module, checkpoint, name)
@@ -253,9 +257,10 @@ def restore(checkpoint: Checkpoint, trainees: Sequence[Trainee]) -> None:
         for full, tensor in checkpoint.read(f"{trainee.name}_optimizer").items():
             name, _, key = full.rpartition("/")
             parameter = parameters[name]
-            if key != "step":
-                like = torch.empty_like(parameter)
-                tensor = like.copy_(tensor)
+            if key == "step":
+                tensor = tensor.to(parameter.device)  # where a fused optimiser wants it
+            else:
+                tensor = torch.empty_like(parameter).copy_(tensor)
             trainee.optimizer.state[parameter][key] = tensor
 
 

@@ -10,7 +10,9 @@ import argparse
 import importlib.util
 import json
 import os
+import platform
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
@@ -18,6 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pipeline.supervise import leave_word
 from pipeline.verbs import VERBS, VerbSpec
 
 SHORT = {("submit", "--check"): "check=true", ("logs", "-f"): "follow=true"}
@@ -36,14 +39,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_layout()
         return _run(known, words, spec)
     except ValueError as error:
-        print(f"pipeline {known.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(f"pipeline {known.verb}: {' '.join(str(error).split())}")
         return 78 if inside_job() else 2
-    except (OSError, MemoryError) as error:
-        print(f"pipeline {known.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+    except Exception as error:
+        if not isinstance(error, (OSError, MemoryError)):
+            traceback.print_exc()
+        place = f"rank {os.environ['RANK']} on {platform.node()}: " if "RANK" in os.environ else ""
+        told = " ".join(str(error).split()) or type(error).__name__
+        _complain(f"pipeline {known.verb}: {place}{told}")
         return 1
     except KeyboardInterrupt:
         print(f"pipeline {known.verb}: interrupted", file=sys.stderr)
         return 130
+
+
+def _complain(line: str) -> None:
+    if not leave_word(line):
+        print(line, file=sys.stderr)
 
 
 def _run(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int:
@@ -59,16 +71,14 @@ def _run(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int:
         return _print(submit.main(words, known.dry_run), known.json, submit)
     words = positional(spec, words)
     resolved = compose(known.verb, words)
+    module = import_module(spec.module)
     if known.dry_run:
-        if known.json:
-            told = {"config": asdict(resolved.config), "origins": resolved.origins}
-            return _print(told, True, None)
-        print(resolved.described())
-        if spec.plans:
-            print(import_module(spec.module).dry_run(resolved.config))
-        return 0
-    result = spec.main(resolved.config)
-    return _print(result, known.json, import_module(spec.module))
+        if not known.json:
+            print(resolved.described(), end="\n\n", flush=True)
+        would = module.dry_run(resolved.config) if hasattr(module, "dry_run") else "changes nothing"
+        told = {"config": asdict(resolved.config), "origins": resolved.origins, "would": would}
+        return _print(told if known.json else would, known.json, None)
+    return _print(spec.main(resolved.config), known.json, module)
 
 
 def positional(spec: VerbSpec, words: list[str]) -> list[str]:

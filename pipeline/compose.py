@@ -27,12 +27,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline import config as schema
+from pipeline.groups import MODELS, known_keys, leaves, meaning
 from pipeline.saved import saved_start
 from pipeline.verbs import VERBS, VerbSpec
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-MODELS = {"msanet": schema.MsanetModel, "musical": schema.MusicalModel}
 SECRET_NAME = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|ACCESS_KEY|API_KEY|PRIVATE_KEY)", re.I)
 
 
@@ -180,21 +179,6 @@ def _flatten(values: Any, known: set[str], prefix: str = "") -> Iterator[tuple[s
             yield dotted, value
 
 
-def known_keys(kind: type, prefix: str = "") -> list[str]:
-    """Dotted names of all values of a schema, a model's options of every model included."""
-    found = []
-    for f in fields(kind):
-        default = f.default_factory() if callable(f.default_factory) else f.default
-        if f.name == "model" and is_dataclass(default):
-            for model in MODELS.values():
-                found += known_keys(model, f"{prefix}model.")
-        elif is_dataclass(default):
-            found += known_keys(type(default), f"{prefix}{f.name}.")
-        else:
-            found.append(f"{prefix}{f.name}")
-    return list(dict.fromkeys(found))
-
-
 def _merge(verb: str, spec: VerbSpec, layers: list[tuple[str, Any, str]]) -> Resolved:
     base = OmegaConf.structured(spec.schema)
     given: dict[str, tuple[Any, str]] = {}
@@ -215,7 +199,7 @@ def _merge(verb: str, spec: VerbSpec, layers: list[tuple[str, Any, str]]) -> Res
         _set(base, name, value, origin)
     missing = OmegaConf.missing_keys(base)
     for name in (key for key in allowed if key in missing):
-        raise ConfigError(f"{name}= is missing: {_help(spec.schema, name)}")
+        raise ConfigError(f"{name}= is missing: {meaning(spec.schema, name)}")
     resolved = OmegaConf.to_object(base)
     _check(resolved, {name: origin for name, (_, origin) in given.items()})
     return Resolved(resolved, {name: origin for name, (_, origin) in given.items()})
@@ -260,24 +244,6 @@ def refuse_secret(name: str, value: str) -> None:
     for variable, secret in os.environ.items():
         if SECRET_NAME.search(variable) and len(secret) >= 8 and secret in value:
             raise ConfigError(where)
-
-
-def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of everything in a resolved configuration."""
-    for f in fields(node):
-        value = getattr(node, f.name)
-        if is_dataclass(value):
-            yield from leaves(value, f"{prefix}{f.name}.")
-        else:
-            yield f"{prefix}{f.name}", value
-
-
-def _help(kind: type, dotted: str) -> str:
-    for part in dotted.split("."):
-        found = next(f for f in fields(kind) if f.name == part)
-        default = found.default_factory() if callable(found.default_factory) else found.default
-        kind = type(default) if is_dataclass(default) else kind
-    return str(found.metadata.get("help", ""))
 
 
 def _told(origin: str) -> str:

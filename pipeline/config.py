@@ -1,182 +1,30 @@
 """The closed schema: every key of every verb, its type, default, choices and meaning.
 
 A key that is not here is refused (`pipeline.compose`). Nothing heavy is imported, so that `--help`
-and `--dry-run` answer at once on a login node.
+and `--dry-run` answer at once on a login node. What groups hold is in `groups`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from omegaconf import MISSING
 
 from jobs.spec import Cluster
-
-STRUCTURES = ("msau", "single", "inception_v1", "inception_v3")
-CHANNEL = ("augmented", "none", "se", "cbam", "sca")
-SPATIAL = ("fusing", "none", "cbam", "sca")
-
-
-def key(default: Any, help: str, choices: tuple[Any, ...] = ()) -> Any:
-    """A field with its meaning and, where they are few, its allowed values."""
-    metadata = {"help": help, "choices": choices}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def section(kind: type) -> Any:
-    return field(default_factory=kind)
-
-
-# --- groups: model ------------------------------------------------------------------------------
-
-
-@dataclass
-class ModelConfig:
-    name: str = key("msanet", "the generator", ("msanet", "musical"))
-
-
-@dataclass
-class MsanetModel(ModelConfig):
-    name: str = "msanet"
-    fe: list[int] = key([64, 64], "widths of feature extraction; the last convolution halves")
-    msau: list[list[int]] = key([[128, 48], [256, 96]], "per MSAU: width of F_D, of each scale")
-    iru: list[int] = key([192, 96, 64], "widths of the restoration units")
-    width: float = key(1.0, "multiplies every width")
-    structure: str = key("msau", "multi-scale structure (tables 1, 2)", STRUCTURES)
-    mask_update: bool = key(True, "max-pooling mask update (table 3)")
-    channel: str = key("augmented", "channel attention in the MSAUs", CHANNEL)
-    spatial: str = key("fusing", "spatial attention in the MSAUs", SPATIAL)
-    restore_channel: str = key("augmented", "channel attention in restoration", CHANNEL)
-    restore_spatial: str = key("fusing", "spatial attention in restoration", SPATIAL)
-    norm: str = key("batch", "normalisation; the paper does not say", ("batch", "instance", "none"))
-    squeeze: str = key("full", "n of eq. 7; the paper does not say", ("full", "half", "quarter"))
-    gate: str = key("sigmoid", "of the attention weights; not printed", ("sigmoid", "none"))
-    taps: int = key(3, "feature maps of the internal losses")
-
-
-@dataclass
-class MusicalModel(ModelConfig):
-    name: str = "musical"
-    ngf: int = key(64, "width of the first layer")
-    attention: str = key("multi", "contextual attention", ("multi", "single", "none"))
-    order: str = key("paper", "order of the attention's steps", ("paper", "released"))
-    temperature: float = key(10.0, "scale of the cosine before the softmax; the paper: none")
-    propagation: int = key(1, "k of eq. 2; the paper does not say")
-
-
-# --- groups: data, masks, objective, parallel, cluster, protocol ---------------------------------
-
-
-@dataclass
-class DataConfig:
-    name: str = key("folder", "the dataset's name, in records and tables")
-    url: str | None = key(None, "the sharded set: a folder or s3:// URL")
-    layout: str = key("folder", "how the publisher lays it out (see `shard`)")
-    holdout: float = key(0.05, "share held out by content hash where the source has no splits")
-    train: str = key("train", "split that training reads")
-    validate: str = key("val", "split that validation during training reads; never test")
-    crop: int = key(256, "side of the square training crop, pixels")
-    crop_mode: str = key("random", "where the crop is taken", ("random", "center", "resized"))
-    resize_short: int | None = key(None, "short side before the crop, pixels; null keeps it")
-    flip: bool = key(True, "mirror half of the crops")
-    shard_mb: int = key(64, "size of a shard, MB")
-    min_side: int = key(0, "images with a shorter side are rejected, pixels")
-    store_short: int | None = key(None, "short side at which `shard` stores images; null: as is")
-    quality: int = key(95, "JPEG quality where `shard` re-encodes")
-
-
-@dataclass
-class MasksConfig:
-    kind: str = key("irregular", "holes", ("irregular", "center", "square", "external", "none"))
-    low: float = key(0.01, "smallest hole ratio of training masks")
-    high: float = key(0.6, "largest hole ratio of training masks")
-    border: float = key(0.5, "share of masks whose holes keep off the border")
-    url: str | None = key(None, "a materialised mask set (`masks`)")
-
-
-@dataclass
-class Phase:
-    until: int | None = key(None, "images_seen at which the phase ends; null: never")
-    lr: float = key(3e-4, "generator's learning rate")
-    d_lr: float | None = key(None, "discriminator's learning rate; null: the generator's")
-
-
-@dataclass
-class ObjectiveConfig:
-    name: str = key("msanet", "which losses are whose", ("msanet", "musical"))
-    l1: float = key(0.0, "weight of g/l1")
-    l1_hole: float = key(0.0, "weight of the hole's own L1")
-    l2: float = key(0.0, "weight of g/l2")
-    perceptual: float = key(0.0, "weight of g/perceptual")
-    style: float = key(0.0, "weight of g/style")
-    tv: float = key(0.0, "weight of g/tv")
-    adv: float = key(0.0, "weight of g/adv; 0 builds no discriminator")
-    features: str = key("internal", "perceptual and style features", ("internal", "vgg16"))
-    loss_on: str = key("raw", "picture that the pixel losses see", ("raw", "composite"))
-    feature_images: str = key("raw", "pictures VGG16 sees", ("raw", "raw+composite"))
-    vgg_normalise: bool = key(True, "ImageNet normalisation before VGG16")
-    gan: str = key("vanilla", "adversarial loss", ("vanilla", "lsgan"))
-    d_pretrained: bool = key(True, "discriminator starts from ImageNet weights")
-    optimizer: str = key("adam", "the papers: Adam", ("adam", "adamw"))
-    betas: list[float] = key([0.9, 0.999], "Adam's decay rates")
-    phases: list[Phase] = key([], "learning rates by images_seen")
-
-
-@dataclass
-class ParallelConfig:
-    strategy: str = key("ddp", "how processes share work", ("single", "ddp"))
-    sync_batchnorm: bool = key(True, "batch statistics over all processes")
-    channels_last: bool = key(True, "memory format of the generator")
-    compile: bool = key(False, "torch.compile the networks in place")
-    hang_timeout: int = key(600, "seconds before a missing rank is named")
-
-
-@dataclass
-class ProtocolConfig:
-    name: str = key("msanet", "the evaluation protocol")
-    buckets: list[str] = key([], "hole-ratio buckets, as the mask set names them")
-    ssim: str = key(
-        "gauss11_rgb",
-        "convention of the SSIM column",
-        ("gauss11_rgb", "uniform7_rgb", "uniform7_gray", "uniform51_gray"),
-    )
-    size: int = key(256, "side of the evaluated crop, pixels")
-
-
-# --- plain sections -----------------------------------------------------------------------------
-
-
-@dataclass
-class CheckpointConfig:
-    every_images: int = key(20_000, "images between checkpoints")
-    keep: int = key(3, "newest checkpoints kept, beside the best")
-
-
-@dataclass
-class LogConfig:
-    every: int | None = key(None, "steps between lines of steps.jsonl; null: 1 on CPU, 20 on GPU")
-
-
-@dataclass
-class ValidateConfig:
-    every_images: int = key(20_000, "images between validations; 0: only at the end")
-    pairs: int = key(64, "fixed image-mask pairs")
-    size: int = key(256, "side of the validated crop, pixels")
-    samples: int = key(6, "pictures logged at each validation")
-
-
-@dataclass
-class TrackingConfig:
-    enabled: bool = key(True, "record the run in MLflow")
-    experiment: str | None = key(None, "MLflow experiment; null: $USER/<experiment>")
-    required: bool = key(False, "a tracking server that does not answer at start is fatal")
-    drain: bool = key(True, "send while training; false: only spool, `sync` sends")
-
-
-# --- verbs --------------------------------------------------------------------------------------
+from pipeline.groups import (
+    CheckpointConfig,
+    DataConfig,
+    LogConfig,
+    MasksConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    ParallelConfig,
+    ProtocolConfig,
+    TrackingConfig,
+    ValidateConfig,
+    key,
+    section,
+)
 
 
 @dataclass

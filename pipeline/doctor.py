@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
+import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -27,17 +30,32 @@ class Check(NamedTuple):
 
 
 def main(config: DoctorConfig) -> dict[str, Any]:
-    """Every check on this machine; SystemExit(1) where one is bad, after all were printed."""
-    checks = [check() for check in (python, torch_build, devices, precision, packages, disk, cache)]
-    checks += [tracking(), secrets()]
+    """Every check on this machine; SystemExit(1) where one is bad, after all were printed.
+
+    In a job each node's launcher does so, and its workers exchange numbers with all others.
+    """
+    if "RANK" in os.environ:
+        _say(exchanged())
+        return {}
+    todo = [python, torch_build, devices, precision, packages, disk, cache, weights]
+    todo += [tracking, scheduler, secrets]
     if config.url is not None:
-        checks.append(storage(config.url))
-    for check in checks:
-        mend = f"  -> {check.mend}" if check.mend else ""
-        print(f"{check.state:<5} {check.name:<12} {check.found}{mend}", file=sys.stderr)
+        todo.append(lambda: storage(str(config.url)))
+    if "PET_NNODES" in os.environ:
+        todo.append(all_reduce)
+    checks = []
+    for check in todo:
+        checks.append(check())
+        _say(checks[-1])
     if any(check.state == "bad" for check in checks):
         raise SystemExit(1)
     return {"checks": [check._asdict() for check in checks]}
+
+
+def _say(check: Check) -> None:
+    mend = f"  -> {check.mend}" if check.mend else ""
+    line = f"{check.state:<5} {check.name:<12} {check.found}{mend}"
+    print(line, file=sys.stderr, flush=True)
 
 
 def show(result: dict[str, Any]) -> str:
@@ -107,19 +125,44 @@ def cache() -> Check:
     return _writable("cache", home, "set XDG_CACHE_HOME to a folder that can be written")
 
 
+def weights() -> Check:
+    from pipeline.weights import PUBLISHED, cached
+
+    lacking = [name for name in PUBLISHED if not cached(name).exists()]
+    if not lacking:
+        return Check("weights", "ok", f"{', '.join(PUBLISHED)} are cached")
+    mend = f"python -m pipeline fetch {' '.join(lacking)}, where there is a network"
+    return Check("weights", "note", f"{', '.join(lacking)} not cached (MUSICAL wants them)", mend)
+
+
 def tracking() -> Check:
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if uri is None:
+    """A run is made and deleted: reading alone would not show a right that is missing."""
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
         return Check("mlflow", "ok", "sqlite beside the runs (MLFLOW_TRACKING_URI is not set)")
     from pipeline import server
-    from shards import store
+    from pipeline.capture import user
 
-    server.telemetry_off()
     try:
-        server.ping(server.connect(uri), uri)
+        uri = server.tracking_uri()
+        client = server.connect(uri)
+        with server.explained(uri):
+            experiment = server.experiment_id(client, uri, f"{user()}/doctor")
+            client.delete_run(client.create_run(experiment).info.run_id)
     except server.ServerError as error:
         return Check("mlflow", "bad", str(error), "check MLFLOW_TRACKING_URI and its account")
-    return Check("mlflow", "ok", f"{store.display(uri)} answers")
+    return Check("mlflow", "ok", f"{server.shown(uri)} takes a run")
+
+
+def scheduler() -> Check:
+    found, state = [], "note"
+    for command, words in (("sbatch", ("--version",)), ("kubectl", ("version", "--client"))):
+        if shutil.which(command):
+            done = subprocess.run([command, *words], capture_output=True, text=True, timeout=30)
+            said = (done.stderr if done.returncode else done.stdout).strip().splitlines() or [""]
+            state = state if done.returncode else "ok"
+            found.append(f"{command} fails: {said[-1]}" if done.returncode else said[0])
+    mend = "" if state == "ok" else "submit knows cluster=local here"
+    return Check("scheduler", state, ", ".join(found) or "neither sbatch nor kubectl", mend)
 
 
 def secrets() -> Check:
@@ -149,6 +192,47 @@ def storage(url: str) -> Check:
             said = " ".join(str(error).split())
             return Check("storage", "bad", f"{step} in {store.display(url)}: {said}", "see README")
     return Check("storage", "ok", f"put, get and delete in {store.display(url)}")
+
+
+def all_reduce() -> Check:
+    """The exchange that training depends on, between the workers of all nodes of this job."""
+    from pipeline.launch import place, visible_gpus
+    from pipeline.supervise import supervise
+
+    here = place(os.environ, max(1, visible_gpus()))
+    command = [sys.executable, "-m", "pipeline", "doctor"]
+    ended = supervise(command, here.workers, grace=here.grace)
+    if ended.status:
+        mend = "nodes must reach each other: see cluster.env for NCCL_SOCKET_IFNAME and the like"
+        return Check("all-reduce", "bad", ended.error or f"exit status {ended.status}", mend)
+    return Check("all-reduce", "ok", f"{here.nodes} nodes x {here.processes} processes agree")
+
+
+def exchanged(megabytes: int = 64) -> Check:
+    """This worker's part in it: every rank's number is summed, then a large tensor, timed."""
+    from datetime import timedelta
+
+    import torch
+    import torch.distributed as dist
+
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=60))
+    rank, count = dist.get_rank(), dist.get_world_size()
+    try:
+        number = torch.tensor([float(rank + 1)], device=device)
+        dist.all_reduce(number)
+        if number.item() != count * (count + 1) / 2:
+            raise RuntimeError(f"the ranks of {count} sum to {number.item()}")
+        large = torch.ones(megabytes * 2**18, device=device)
+        began = time.perf_counter()
+        dist.all_reduce(large)
+        large[0].item()  # a GPU answers once it is done
+        rate = megabytes / 1024 / (time.perf_counter() - began)
+    finally:
+        dist.destroy_process_group()
+    where = f"rank {rank} of {count} on {platform.node()} ({device.type})"
+    return Check("exchange", "ok", f"{where}: {megabytes} MB at {rate:.2f} GB/s")
 
 
 def _must_be(put: bytes, got: bytes) -> None:

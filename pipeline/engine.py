@@ -1,7 +1,7 @@
 """Processes, devices, precision, gradients: the only file that knows Accelerate.
 
 Everything above it speaks of networks and losses. Collectives are few and named here: gradients
-(DDP), synchronised statistics, one vote a step, and means of losses at log time.
+(DDP, or ZeRO in `zero.py`), synchronised statistics, one vote a step, means of losses at log time.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ from torch import Tensor, nn
 from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
 from pipeline.syncnorm import synchronised
+from pipeline.zero import STAGES, Sharded
 
 warnings.filterwarnings("ignore", message=r".*broadcast_buffers.*", category=FutureWarning)
 
 
 @dataclass
 class Trainee:
-    """A network in training: raw, as wrapped for its strategy, its optimiser, its average."""
+    """A network in training: raw, as wrapped for its strategy, its optimiser, its average.
+
+    Until `Engine.start`, `wrapped` is `module` itself, and weights and optimiser may be restored.
+    """
 
     name: str
     module: nn.Module
@@ -38,12 +42,32 @@ class Trainee:
     optimizer: torch.optim.Optimizer
     ema: nn.Module | None = None
     scaler: torch.amp.GradScaler | None = None
+    sharded: Sharded | None = None
+    whole: nn.Module | None = None  # of a network whose own weights are split: ZeRO-3
 
     @property
     def networks(self) -> dict[str, nn.Module]:
         """What a checkpoint names: the network and, where there is one, its average."""
         named = {self.name: self.module}
         return named if self.ema is None else {**named, f"{self.name}_ema": self.ema}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Full weights and buffers by name. Every rank must call this, and `moments`."""
+        return dict(self.module.state_dict()) if self.sharded is None else self.sharded.weights()
+
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """The optimiser's state by parameter; empty before its first step."""
+        if self.sharded is not None:
+            return self.sharded.moments()
+        named, state = self.module.named_parameters(), self.optimizer.state
+        return {name: state[p] for name, p in named if p in state}
+
+    def evaluated(self) -> nn.Module:
+        """The network to judge: averaged where there is an average, whole on every rank."""
+        if self.ema is not None or self.whole is None:
+            return self.module if self.ema is None else self.ema
+        self.whole.load_state_dict(self.weights())
+        return self.whole
 
 
 class Engine:
@@ -81,6 +105,14 @@ class Engine:
                 f"WORLD_SIZE={world} processes were started but {self.world_size} found each "
                 f"other: they would train {world} separate runs"
             )
+        self.stage = STAGES.get(self.config.strategy, 0)
+        self.clip = config.clip
+        if self.stage and self.precision == "fp16":
+            raise ConfigError("precision=fp16 is for parallel=ddp and single; ZeRO: bf16 or fp32")
+        if self.stage and not dist.is_initialized():  # one process
+            os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+            store = dist.HashStore()
+            dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=0, world_size=1)
         self._votes = dist.new_group(backend="gloo") if world > 1 and on_gpu else None
 
     @property
@@ -94,19 +126,29 @@ class Engine:
         optimizer: Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer],
         average: bool = False,
     ) -> Trainee:
-        """Put a network on the device, synchronise its norms, wrap it for the strategy."""
+        """Put a network on the device and synchronise its norms; `start` wraps it."""
         module = module.to(self.device)
         if self.config.sync_batchnorm and (self.world_size > 1 or self.device.type == "cpu"):
             module = synchronised(module, self.device.type)
-        if self.config.channels_last:
+        if self.config.channels_last and not self.stage:  # ZeRO flattens weights its own way
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         ema = copy.deepcopy(module).requires_grad_(False).eval() if average else None
-        if self.config.compile:
-            module.compile()
-        wrapped = self.accelerator.prepare_model(module)
+        whole = copy.deepcopy(module).eval() if self.stage == 3 and ema is None else None
         scaler = torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
         made = optimizer([p for p in module.parameters() if p.requires_grad])
-        return Trainee(name, module, wrapped, made, ema, scaler)
+        return Trainee(name, module, module, made, ema, scaler, whole=whole)
+
+    def start(self, trainees: Sequence[Trainee]) -> None:
+        """Wrap for the strategy; what was restored into networks and optimisers is taken over."""
+        for trainee in trainees:
+            if self.config.compile:
+                trainee.module.compile()
+            # ZeRO gets the autocast that DDP's forward has, and nothing else of Accelerate's.
+            wrapped = self.accelerator.prepare_model(trainee.module, evaluation_mode=self.stage > 0)
+            if self.stage:
+                sharded = Sharded(trainee.module, trainee.optimizer, self.stage, self.clip)
+                trainee.sharded, wrapped = sharded, sharded.engine
+            trainee.wrapped = wrapped
 
     def autocast(self) -> Any:
         """The context of forward passes and losses."""
@@ -116,19 +158,27 @@ class Engine:
     def micro_batch(self, trainees: Sequence[Trainee], last: bool) -> Iterator[None]:
         """Forward and backward of one micro-batch: gradients are exchanged at the last only."""
         with ExitStack() as stack:
-            if not last:
-                for trainee in trainees:
+            for trainee in trainees:
+                if trainee.sharded is not None:
+                    trainee.sharded.engine.set_gradient_accumulation_boundary(last)
+                elif not last:
                     stack.enter_context(self.accelerator.no_sync(trainee.wrapped))
             yield
 
     def backward(self, loss: Tensor, trainee: Trainee) -> None:
-        (loss if trainee.scaler is None else trainee.scaler.scale(loss)).backward()
+        if trainee.sharded is not None:
+            trainee.sharded.backward(loss)
+        else:
+            (loss if trainee.scaler is None else trainee.scaler.scale(loss)).backward()
 
-    def step(self, trainees: Sequence[Trainee], clip: float | None, decay: float) -> bool:
+    def step(self, trainees: Sequence[Trainee], decay: float) -> bool:
         """Step every optimiser, or none where a gradient is not finite; True where they stepped.
 
-        After the exchange the norm is the same number on every rank, so that ranks agree.
+        With DDP the norm is the same number on every rank after the exchange, so that ranks agree;
+        with ZeRO each has a share of the gradient, and they vote.
         """
+        if self.stage:
+            return self._step_sharded(trainees, decay)
         norms = []
         for trainee in trainees:
             if trainee.scaler is not None:
@@ -138,15 +188,24 @@ class Engine:
         finite = bool(torch.isfinite(torch.stack(norms)).all())
         for trainee, norm in zip(trainees, norms, strict=True):
             if finite:
-                if clip is not None:
+                if self.clip is not None:
                     parameters = list(trainee.module.parameters())
-                    nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+                    nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
                 trainee.optimizer.step()
                 if trainee.ema is not None:
-                    _average(trainee.ema, trainee.module, decay)
+                    _average(trainee.ema, trainee.weights(), decay)
             if trainee.scaler is not None:
                 trainee.scaler.update()
             trainee.optimizer.zero_grad(set_to_none=True)
+        return finite
+
+    def _step_sharded(self, trainees: Sequence[Trainee], decay: float) -> bool:
+        shares = [t.sharded for t in trainees if t.sharded is not None]
+        finite = not self.any(not torch.isfinite(torch.stack([s.norm() for s in shares])).all())
+        for trainee, share in zip(trainees, shares, strict=True):
+            share.step(finite)
+            if finite and trainee.ema is not None:
+                _average(trainee.ema, trainee.weights(), decay)
         return finite
 
     def means(self, values: dict[str, Tensor]) -> dict[str, float]:
@@ -221,7 +280,9 @@ def thread_count(wanted: str, processes: int) -> int:
 
 
 @torch.no_grad()
-def _average(ema: nn.Module, module: nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(list(ema.parameters()), list(module.parameters()), 1 - decay)
-    for mine, theirs in zip(ema.buffers(), module.buffers(), strict=True):
-        mine.copy_(theirs)
+def _average(ema: nn.Module, weights: dict[str, Tensor], decay: float) -> None:
+    own = dict(ema.named_parameters())
+    torch._foreach_lerp_(list(own.values()), [weights[name] for name in own], 1 - decay)
+    for name, mine in ema.named_buffers():
+        if name in weights:
+            mine.copy_(weights[name])

@@ -132,7 +132,8 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
     """
     if "RANK" in os.environ:
         return _work(config, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    from pipeline.launch import place, supervise, visible_gpus
+    from pipeline.launch import place, visible_gpus
+    from pipeline.supervise import supervise
 
     count = visible_gpus() if config.processes == "auto" else config.processes
     if not str(count).isdigit():
@@ -142,7 +143,8 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
         return evaluate(config)
     with tempfile.TemporaryDirectory() as scratch:
         os.environ[RESULT] = result = os.path.join(scratch, "result.json")
-        status = supervise([sys.executable, "-m", "pipeline", *sys.argv[1:]], here)
+        command = [sys.executable, "-m", "pipeline", *sys.argv[1:]]
+        status = supervise(command, here.workers, grace=here.grace).status
         if status:
             raise SystemExit(status)
         return json.loads(store.read(result)) if store.exists(result) else None
@@ -198,6 +200,17 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
     if "run" in facts:
         _remember(config, result)
     return result
+
+
+def dry_run(config: EvaluateConfig) -> str:
+    pairs, facts = pair_up(config)
+    what = config.predictions or config.model or config.checkpoint
+    lines = [f"would write {len(pairs)} pairs into {config.export}"] if config.export else []
+    if what is not None or not lines:
+        facts |= _answer(config, pairs, torch.device("cpu"))[1]
+        where = config.out or place_of(facts)
+        lines.append(f"would score {what} on {len(pairs)} pairs and write {where}")
+    return "\n".join(lines)
 
 
 def _remember(config: EvaluateConfig, result: dict[str, Any]) -> None:

@@ -5,9 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.config import FetchConfig
+from shards import store
 
 
 def main(config: FetchConfig) -> dict[str, Any]:
     from pipeline.weights import fetch_all
 
     return fetch_all(config.names, config.source, config.sha256)
+
+
+def dry_run(config: FetchConfig) -> str:
+    from pipeline.weights import PUBLISHED, cached, origin
+
+    return "\n".join(
+        f"would read {store.display(origin(name, config.source))}, check its sha256 and write "
+        f"{cached(name)}"
+        for name in config.names or PUBLISHED
+    )

@@ -12,15 +12,17 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from omegaconf import OmegaConf
 
-from pipeline.compose import ConfigError, leaves
+from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
+from pipeline.groups import leaves
+from pipeline.lease import leased
 from shards import store
 
 # No part of what a run computes, and may change when it is resumed.
@@ -30,6 +32,8 @@ MUTABLE = (
     "max_images",
     "processes",
     "accumulate",
+    "parallel.strategy",
+    "parallel.hang_timeout",
     "checkpoint.",
     "cluster.",
     "tracking.",
@@ -61,8 +65,8 @@ def science(config: TrainConfig) -> dict[str, Any]:
 
 
 def fixed(config: TrainConfig) -> dict[str, Any]:
-    """What may not change when a run is resumed."""
-    return {k: _plain(v) for k, v in leaves(config) if not k.startswith(MUTABLE)}
+    """What may not change when a run is resumed; of `data.url` only the digest of what is there."""
+    return {k: _plain(k, v) for k, v in leaves(config) if not k.startswith(MUTABLE)}
 
 
 def folder_of(config: TrainConfig) -> RunFolder:
@@ -81,6 +85,15 @@ def folder_at(url: str) -> RunFolder:
         return RunFolder(url, store.local(url).absolute())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lacuna" / "runs"
     return RunFolder(url, cache / hashlib.sha256(url.encode()).hexdigest()[:16])
+
+
+def images_saved(url: str) -> int:
+    """`images_seen` of a run's newest checkpoint by its name alone; 0 where there is none."""
+    base = store.join(url, "checkpoints")
+    for name in reversed(store.names(base)):
+        if name.isdigit() and store.exists(store.join(base, name, "state.json")):
+            return int(name)
+    return 0
 
 
 def saved_config(url: str) -> Any:
@@ -105,8 +118,10 @@ def check_same(config: TrainConfig, run: RunFolder) -> None:
             )
         return
     for name, value in fixed(config).items():
+        if name == "data.url":
+            continue
         old = OmegaConf.select(saved, name)
-        old = OmegaConf.to_container(old) if OmegaConf.is_config(old) else old
+        old = _plain(name, OmegaConf.to_container(old) if OmegaConf.is_config(old) else old)
         if old != value:
             raise ConfigError(
                 f"{store.display(run.url)} was started with {name}={old}, now it is {value}: "
@@ -122,34 +137,56 @@ def write_config(config: TrainConfig, run: RunFolder) -> None:
 
 @contextmanager
 def held(run: RunFolder) -> Iterator[None]:
-    """Hold the run for writing; a second live writer is refused, naming the first."""
+    """Hold the run for writing; a second live writer is refused, naming the first.
+
+    A folder that holds nothing else in the end is removed.
+    """
     path = run.local / ".lock"
-    try:
-        run.local.mkdir(parents=True, exist_ok=True)
-        handle = open(path, "a+")  # noqa: SIM115
-    except OSError as error:
-        raise ConfigError(
-            f"run={run.url} cannot be written ({error.strerror}): name another folder"
-        ) from None
-    with handle:
+    with ExitStack() as stack:
+        handle = stack.enter_context(_locked(run, path))
+        if not store.is_local(run.url):
+            stack.enter_context(leased(run.url))
+        handle.truncate(0)
+        handle.write(f"{socket.gethostname()} pid {os.getpid()}")
+        handle.flush()
+        try:
+            yield
+        finally:
+            if os.listdir(run.local) == [path.name]:
+                path.unlink()
+                with suppress(OSError):
+                    run.local.rmdir()
+
+
+def _locked(run: RunFolder, path: Path) -> TextIO:
+    """The open lock file; ConfigError where another holds it."""
+    while True:
+        try:
+            run.local.mkdir(parents=True, exist_ok=True)
+            handle = open(path, "a+")  # noqa: SIM115
+        except OSError as error:
+            raise ConfigError(
+                f"run={run.url} cannot be written ({error.strerror}): name another folder"
+            ) from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.seek(0)
             owner = handle.read().strip() or "another process"
+            handle.close()
             raise ConfigError(
                 f"{run.url} is being trained by {owner}: wait, stop that one, or name another run="
             ) from None
-        handle.seek(0)
-        handle.truncate()
-        handle.write(f"{socket.gethostname()} pid {os.getpid()}")
-        handle.flush()
-        yield
+        if path.exists() and os.path.samestat(os.stat(path), os.fstat(handle.fileno())):
+            return handle
+        handle.close()  # its holder has just removed it with the folder
 
 
-def _plain(value: Any) -> Any:
+def _plain(name: str, value: Any) -> Any:
     if isinstance(value, list):
-        return [_plain(v) for v in value]
+        return [_plain(name, v) for v in value]
     if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: _plain(f.name, getattr(value, f.name)) for f in fields(value)}
+    if name.endswith("url") and isinstance(value, str) and store.is_local(value):
+        return os.path.normpath(store.local(value))
     return value

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from jobs.spec import Cluster
-from pipeline.config import Verb, key, section
+from pipeline.config import Verb
+from pipeline.groups import key, section
 
 
 @dataclass

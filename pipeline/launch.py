@@ -10,26 +10,25 @@ Exit status: 0 done, 75 stopped on request with everything saved, 78 configurati
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from pipeline.compose import ConfigError
-from pipeline.config import DataConfig, TrainConfig
-from pipeline.identity import RunFolder, check_same, folder_of, held
+from pipeline.config import TrainConfig
+from pipeline.groups import DataConfig
+from pipeline.identity import RunFolder, check_same, folder_of, held, images_saved
 from pipeline.phases import check_phases
+from pipeline.runfolder import read_run_json, update_run_json
+from pipeline.supervise import CONFIGURATION, supervise
+from shards import store
 from shards.manifest import Manifest
-
-SAVED, CONFIGURATION = 75, 78
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,11 @@ class Place:
     processes: int
     master_addr: str
     master_port: int
+    grace: float = 120.0  # seconds that workers get to save
+
+    @property
+    def workers(self) -> list[dict[str, str]]:
+        return [self.worker(local_rank) for local_rank in range(self.processes)]
 
     def worker(self, local_rank: int) -> dict[str, str]:
         """Environment of one worker: torch's names."""
@@ -65,6 +69,7 @@ def place(environment: Mapping[str, str], processes: int) -> Place:
             int(environment.get("PET_NPROC_PER_NODE", processes)),
             environment.get("PET_MASTER_ADDR", "127.0.0.1"),
             int(environment.get("PET_MASTER_PORT", "29400")),
+            float(environment.get("PET_SHUTDOWN_TIMEOUT", "120")),
         )
     except ValueError as error:
         raise ConfigError(f"PET_* must be numbers as torchrun reads them: {error}") from None
@@ -77,16 +82,32 @@ def main(config: TrainConfig) -> dict[str, Any]:
 
         train(config)
         return {}
-    from pipeline.runfolder import read_run_json
-
     here = place(os.environ, process_count(config))
     run = preflight(config, here.nodes * here.processes, locks=here.node_rank == 0)
-    status = supervise([sys.executable, "-m", "pipeline", *sys.argv[1:]], here)
+    log = store.join(run.url, "logs", f"node-{here.node_rank}.log")
+    command = [sys.executable, "-m", "pipeline", *sys.argv[1:]]
+    ended = supervise(command, here.workers, log, here.grace)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # too late: what there was to save is saved
+    if here.node_rank == 0 and read_run_json(run.url):
+        update_run_json(run.url, error=ended.error)
+    status = ended.status
     if status == CONFIGURATION and "PET_NNODES" not in os.environ:
         status = 2
     if status:
         raise SystemExit(status)
     return dict(read_run_json(run.url).get("result", {}), run=run.url)
+
+
+def dry_run(config: TrainConfig) -> str:
+    here = place(os.environ, process_count(config))
+    run = preflight(config, here.nodes * here.processes, locks=False)
+    seen = images_saved(run.url)
+    start = f"go on at {seen} of" if seen else "start"
+    return (
+        f"would {start} {config.max_images} images in {store.display(run.url)}, "
+        f"{here.nodes * here.processes} processes"
+    )
 
 
 def preflight(config: TrainConfig, world_size: int, locks: bool = True) -> RunFolder:
@@ -97,6 +118,11 @@ def preflight(config: TrainConfig, world_size: int, locks: bool = True) -> RunFo
     from shards.manifest import open_manifest
 
     check_phases(config.objective.phases)
+    if config.parallel.strategy.startswith("zero") and find_spec("deepspeed") is None:
+        raise ConfigError(
+            f"parallel={config.parallel.strategy} needs DeepSpeed, which is not installed: "
+            f"DS_BUILD_OPS=0 pip install -e .[deepspeed], or parallel=ddp"
+        )
     for name, least in (("seed", 0), ("batch", 1), ("accumulate", 1), ("max_images", 1)):
         if getattr(config, name) < least:
             raise ConfigError(f"{name}={getattr(config, name)} is too small: at least {least}")
@@ -115,6 +141,13 @@ def preflight(config: TrainConfig, world_size: int, locks: bool = True) -> RunFo
     check_crop(config.data, manifest)
     run = folder_of(config)
     check_same(config, run)
+    trained_on = read_run_json(run.url).get("dataset", manifest.digest)
+    if trained_on != manifest.digest:
+        now = f"{store.display(manifest.url)} is {manifest.digest[:12]}"
+        raise ConfigError(
+            f"{store.display(run.url)} was trained on {trained_on[:12]}, {now}: give the same set, "
+            f"or start another run with run="
+        )
     if locks:
         with held(run):
             return run  # rank 0 holds it from now on
@@ -168,63 +201,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def supervise(command: list[str], here: Place, grace: float = 120.0) -> int:
-    """Start one worker a process, pass signals on, end all when one fails.
-
-    Workers are killed by the kernel when this launcher dies. When a worker ends badly the others
-    get `grace` seconds after SIGTERM: those that can, save.
-    """
-    stop: list[int] = []
-    before = {s: signal.signal(s, lambda number, _: stop.append(number)) for s in STOP_SIGNALS}
-    workers = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **here.worker(local_rank)},
-            preexec_fn=_die_with_parent,
-            stdout=None if local_rank == 0 else sys.stderr,
-        )
-        for local_rank in range(here.processes)
-    ]
-    deadline = None
-    try:
-        while any(w.poll() is None for w in workers):
-            if stop and deadline is None:
-                deadline = _pass_on(workers, signal.SIGTERM, grace)
-            if deadline is None and any(w.poll() not in (None, 0) for w in workers):
-                deadline = _pass_on(workers, signal.SIGTERM, grace)
-            if deadline is not None and time.monotonic() > deadline:
-                _pass_on(workers, signal.SIGKILL, 0)
-            time.sleep(0.05)
-    finally:
-        _pass_on(workers, signal.SIGKILL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return outcome([w.wait() for w in workers])
-
-
-def outcome(statuses: list[int]) -> int:
-    """The node's exit status from its workers': the first of 78, 75 that any had, else 0 or 1.
-
-    A worker killed while the others saved and left with 75 was lost, not saved: that is 1.
-    """
-    if CONFIGURATION in statuses:
-        return CONFIGURATION
-    if all(status == 0 for status in statuses):
-        return 0
-    if all(status in (0, SAVED) for status in statuses):
-        return SAVED
-    return 1
-
-
-def _pass_on(workers: list[subprocess.Popen[bytes]], number: int, grace: float) -> float:
-    for worker in workers:
-        if worker.poll() is None:
-            worker.send_signal(number)
-    return time.monotonic() + grace
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from pipeline.config import MakeMasksConfig
-from shards import mask_import, mask_sets, store
+from shards import manifest, mask_import, mask_sets, store
 from shards.masks import FIXED, NAMES
 
 
@@ -49,6 +49,18 @@ def main(config: MakeMasksConfig) -> dict[str, Any]:
     for line in _table(result):
         _say(line)
     return result
+
+
+def dry_run(config: MakeMasksConfig) -> str:
+    where = store.display(config.out)
+    if store.exists(store.join(config.out, manifest.FILE)):
+        return f"would check that {where} is this set, and leave it as it is"
+    if config.source is not None:
+        source = mask_import.open_source(config.source)
+        polarity = mask_import.judge(source, config.polarity)
+        return f"would import {len(source.files)} masks, {polarity} by their ratios, into {where}"
+    count = config.per_bucket * (len(NAMES) + config.fixed)
+    return f"would draw {count} masks of {config.size}x{config.size} into {where}"
 
 
 def _table(result: dict[str, Any]) -> Iterator[str]:

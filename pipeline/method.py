@@ -21,8 +21,9 @@ from models.masking import composite, erase
 from models.vgg import VGG16Features
 from pipeline import weights
 from pipeline.checkpoint import build_generator
-from pipeline.config import ObjectiveConfig, Phase, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.engine import Engine, Trainee
+from pipeline.groups import ObjectiveConfig, Phase
 from pipeline.objectives import Computed, Term, generator_terms, needs_features, optimizer, total
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models import losses
-from pipeline.config import ObjectiveConfig
+from pipeline.groups import ObjectiveConfig
 
 
 class Computed(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.config import Phase
+from pipeline.groups import Phase
 
 
 def phase_at(phases: Sequence[Phase], images_seen: int) -> Phase:

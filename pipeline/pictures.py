@@ -58,7 +58,9 @@ def decode(data: bytes, name: str = "picture") -> Picture:
                 )
             image = ImageOps.exif_transpose(file)
             return _rgb(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name} cannot be read as a picture: give a PNG, JPEG or WebP") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name} cannot be read as a picture ({error})") from error
 
 

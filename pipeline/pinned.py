@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import registry, results
-from pipeline.config import DataConfig, EvaluateConfig, MasksConfig, ProtocolConfig, TrackingConfig
+from pipeline.config import EvaluateConfig
+from pipeline.groups import DataConfig, MasksConfig, ProtocolConfig, TrackingConfig
 from shards import store
 
 TAG = "gate.pinned"

@@ -73,6 +73,12 @@ def main(config: PredictConfig) -> dict[str, Any]:
     return result
 
 
+def dry_run(config: PredictConfig) -> str:
+    jobs = plan(config)
+    more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+    return f"would fill {jobs[0].name} by {config.model} and write {jobs[0].out}{more}"
+
+
 def show(result: dict[str, Any]) -> str:
     return "\n".join([*result["written"], *result["strips"]])
 

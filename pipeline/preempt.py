@@ -34,5 +34,5 @@ def stop_requests() -> Iterator[StopRequest]:
     try:
         yield request
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler in before.items():  # too late: what there was to save is saved
+            signal.signal(number, handler if number == signal.SIGINT else signal.SIG_IGN)

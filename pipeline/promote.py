@@ -44,6 +44,30 @@ def main(config: PromoteConfig | RollbackConfig) -> dict[str, Any]:
     return promote(config)
 
 
+def dry_run(config: PromoteConfig | RollbackConfig) -> str:
+    """What the gate would be asked; nothing is evaluated."""
+    run = getattr(config, "run", None)
+    uri = server.uri_for(run if run and store.exists(run) else None, config.root)
+    client = server.connect(uri)
+    with server.explained(uri):
+        if isinstance(config, RollbackConfig):
+            history = champions.fold(registry.versions(client, config.model))
+            target = champions.target(config.model, history, config.version)
+            now = history.line[-1].version
+            return f"would make {config.model}/{target.version} champion again, in place of {now}"
+        if config.verify:
+            return "changes nothing: verify=true only reads"
+        found = _candidate(client, config)
+        name = config.into or found.name
+        before = champions.fold(registry.versions(client, name)).champion
+        against = (
+            f"champion {name}/{before.version}" if before else "the absolute floors (no champion)"
+        )
+        return (
+            f"would hold {found.name}/{found.version} against {against}, and promote it if better"
+        )
+
+
 def promote(config: PromoteConfig) -> dict[str, Any]:
     """Makes a registered version the champion of `into` (its own model by default).
 
@@ -92,11 +116,11 @@ def rollback(name: str, version: int | None = None, root: str = "runs") -> dict[
         every = registry.versions(client, name)
         history = champions.fold(every)
         if version and champions.deleted(client.get_registered_model(name), every):
-            target = _promoted(name, every, version)
+            target = champions.promoted(name, every, version)
             champions.mend(client, name, every, history.champion or target)
         else:
             history = champions.settle(client, name)
-            target = _target(name, history, version)
+            target = champions.target(name, history, version)
         tags = {k: v for k, v in target.tags.items() if not k.startswith("gate.")}
         for key in ("gate.figures", "gate.pairs_digest"):
             tags[key] = target.tags[key]
@@ -232,24 +256,6 @@ def _must_count(client: Any, name: str, made: Any, before: Any | None) -> None:
             f"champion of {name} moved from {before.version if before else 'none'} to "
             f"{line[-1].version} while this was being evaluated; run it again"
         )
-
-
-def _target(name: str, history: champions.History, version: int | None) -> Any:
-    if not history.line:
-        raise ValueError(f"{name} never had a champion: promote a version first")
-    if version is not None:
-        return _promoted(name, history.line[:-1], version)
-    if len(history.stack) < 2:
-        raise ValueError(f"{name} has no champion before {history.line[-1].version}")
-    return history.stack[-2]
-
-
-def _promoted(name: str, among: list[Any], version: int) -> Any:
-    past = {int(each.version): each for each in among if "gate.digest" in each.tags}
-    if version not in past:
-        known = ", ".join(map(str, past)) or "none"
-        raise ValueError(f"version {version} of {name} was no champion; those were: {known}")
-    return past[version]
 
 
 def _told(

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,59 +25,114 @@ from pipeline.compose import ConfigError, compose
 from pipeline.config import QuickstartConfig
 
 MARK = "quickstart.json"
+MODEL = "inpaint-msanet"
+YARDSTICKS = ("mean_colour", "telea")
 PYTHON = (sys.executable, "-m", "pipeline")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A verb with its words, or what no verb does: making photographs."""
+
+    name: str
+    words: tuple[str, ...] = ()
+    act: Callable[[], Any] | None = None
+    makes: Path | None = None  # removed before the step is done anew
+    resumes: bool = False  # the same command continues what it made
+
+    @property
+    def shown(self) -> str:
+        return f"python -m pipeline {shlex.join(self.words)}" if self.words else self.name
+
+    @property
+    def identity(self) -> str:
+        """What the result depends on, beside the steps before."""
+        if self.words:
+            return " ".join(self.words) + (_recipe(self.words) if self.resumes else "")
+        return self.name + hashlib.sha256(_source().encode()).hexdigest()
 
 
 def main(config: QuickstartConfig) -> dict[str, Any]:
     """Do, or reuse, every step in `out`; the evaluation's result beside its yardsticks."""
-    steps = Steps(Path(config.out).absolute(), config.out)
-    out, said = steps.out, config.out
-    steps.local("photographs", lambda: _photographs(out / "photographs"), out / "photographs")
-    steps.verb(
-        "shard",
-        f"source={said}/photographs",
-        f"out={said}/shards",
-        "data.name=skimage",
-        makes=out / "shards",
-    )
-    steps.verb("masks", f"out={said}/masks", "size=256", "per_bucket=16", makes=out / "masks")
-    steps.verb(
-        "train",
-        "experiment=quickstart",
-        f"run={said}/run",
-        f"data.url={said}/shards",
-        makes=out / "run",
-        resumes=True,
-    )
-    pairs = (f"data.url={said}/shards", f"masks.url={said}/masks", "split=test")
-    result = steps.verb("evaluate", f"checkpoint={said}/run", *pairs)
-    yardsticks = {
-        name: steps.verb(
-            "evaluate", f"model={name}", *pairs, f"out={said}/{name}.parquet", label=name
-        )
-        for name in ("mean_colour", "telea")
-    }
-    registered = steps.verb("register", f"run={said}/run", "checkpoint=last")
-    steps.verb("promote", registered["name"], f"run={said}/run")
-    steps.local("photograph", lambda: _object_to_remove(out), out / "coffee.png")
-    steps.verb(
-        "predict",
-        f"model=models:/{registered['name']}@champion",
-        f"image={said}/coffee.png",
-        f"mask={said}/coffee_mask.png",
-        f"out={said}/coffee_filled.png",
-        "strip=true",
-    )
+    out = Path(config.out).absolute()
+    record = Record(out, config.out)
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{out}/mlflow.db"
+    for step in steps(out, config.out):
+        record.do(step)
+    done = record.results
     return {
-        **{k: result[k] for k in ("protocol", "weights", "pairs", "buckets", "mean6")},
-        "yardsticks": {name: {"buckets": y["buckets"]} for name, y in yardsticks.items()},
-        "strip": steps.results["predict"]["strips"][0],
-        "seconds": {**steps.seconds, "total": round(sum(steps.seconds.values()), 1)},
-        "peak_rss_mb": round(steps.peak_mb),
-        "model_uri": registered["model_uri"],
+        **{k: done["evaluate"][k] for k in ("protocol", "weights", "pairs", "buckets", "mean6")},
+        "yardsticks": {
+            name: {"buckets": done[f"evaluate {name}"]["buckets"]} for name in YARDSTICKS
+        },
+        "strip": done["predict"]["strips"][0],
+        "seconds": {**record.seconds, "total": round(sum(record.seconds.values()), 1)},
+        "peak_rss_mb": round(record.peak_mb),
+        "model_uri": done["register"]["model_uri"],
         "tracking_uri": os.environ["MLFLOW_TRACKING_URI"],
-        "reused": steps.reused,
+        "reused": record.reused,
     }
+
+
+def dry_run(config: QuickstartConfig) -> str:
+    """Each step's command, and whether it would be done or reused."""
+    out = Path(config.out).absolute()
+    before = remembered(out, config.out)
+    lines = []
+    for step in steps(out, config.out):
+        known = before.get(step.name)
+        reused = known is not None and known["done"] and known["identity"] == step.identity
+        before = before if reused else {}
+        lines.append(f"would {'reuse' if reused else 'do   '}  {step.shown}")
+    return "\n".join(lines)
+
+
+def steps(out: Path, said: str) -> list[Step]:
+    """The path, in order. `said` is `out` as the user wrote it."""
+    pairs = (f"data.url={said}/shards", f"masks.url={said}/masks", "split=test")
+    folder = out / "photographs"
+    return [
+        Step("photographs", act=lambda: _photographs(folder), makes=folder),
+        Step(
+            "shard",
+            ("shard", f"source={said}/photographs", f"out={said}/shards", "data.name=skimage"),
+            makes=out / "shards",
+        ),
+        Step(
+            "masks",
+            ("masks", f"out={said}/masks", "size=256", "per_bucket=16"),
+            makes=out / "masks",
+        ),
+        Step(
+            "train",
+            ("train", "experiment=quickstart", f"run={said}/run", f"data.url={said}/shards"),
+            makes=out / "run",
+            resumes=True,
+        ),
+        Step("evaluate", ("evaluate", f"checkpoint={said}/run", *pairs)),
+        *(
+            Step(
+                f"evaluate {name}",
+                ("evaluate", f"model={name}", *pairs, f"out={said}/{name}.parquet"),
+            )
+            for name in YARDSTICKS
+        ),
+        Step("register", ("register", f"run={said}/run", "checkpoint=last")),
+        Step("promote", ("promote", MODEL, f"run={said}/run")),
+        Step("photograph", act=lambda: _object_to_remove(out), makes=out / "coffee.png"),
+        Step(
+            "predict",
+            (
+                "predict",
+                f"model=models:/{MODEL}@champion",
+                f"image={said}/coffee.png",
+                f"mask={said}/coffee_mask.png",
+                f"out={said}/coffee_filled.png",
+                "strip=true",
+            ),
+        ),
+    ]
 
 
 def show(result: dict[str, Any]) -> str:
@@ -117,85 +173,46 @@ def _verdict(network: dict[str, Any], rows: dict[str, Any]) -> str:
     return "The trained network is " + ", ".join(said) + "."
 
 
-class Steps:
-    """The steps done in one folder, as `quickstart.json` remembers them."""
+class Record:
+    """What was done in one folder, as `quickstart.json` remembers it."""
 
     def __init__(self, out: Path, said: str) -> None:
-        self.out, self.mark = out, out / MARK
+        self.mark = out / MARK
         self.results: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
         self.reused: list[str] = []
         self.peak_mb = 0.0
-        self._before = self._open(said)
+        self._before = remembered(out, said)
         self._now: dict[str, Any] = {}
-        if not os.environ.get("MLFLOW_TRACKING_URI"):
-            os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{out}/mlflow.db"
+        _writable(out, said)
+        if self._before:
+            done = [name for name, step in self._before.items() if step["done"]]
+            print(f"{said} holds {', '.join(done) or 'nothing finished'}", file=sys.stderr)
 
-    def verb(
-        self,
-        verb: str,
-        *words: str,
-        label: str | None = None,
-        makes: Path | None = None,
-        resumes: bool = False,
-    ) -> dict[str, Any]:
-        """Run `python -m pipeline VERB words --json`; its result."""
-        name = verb if label is None else f"{verb} {label}"
-        command = [verb, *words]
-        print(f"\n$ python -m pipeline {shlex.join(command)}", file=sys.stderr, flush=True)
-        identity = " ".join(command) + (_recipe(words) if verb == "train" else "")
-        return self._do(name, identity, lambda: _call(command), makes, resumes)
-
-    def local(self, name: str, act: Callable[[], Any], makes: Path) -> None:
-        """A step that no verb does: making photographs."""
-        print(f"\n# {name}", file=sys.stderr, flush=True)
-        self._do(name, name + hashlib.sha256(_source().encode()).hexdigest(), act, makes, False)
-
-    def _do(
-        self, name: str, identity: str, act: Callable[[], Any], makes: Path | None, resumes: bool
-    ) -> Any:
-        known = self._before.get(name)
+    def do(self, step: Step) -> None:
+        """Do a step, or take over its result where it and all before it stand."""
+        print(f"\n{'$' if step.words else '#'} {step.shown}", file=sys.stderr, flush=True)
+        known, identity = self._before.get(step.name), step.identity
         same = known is not None and known["identity"] == identity
         if known is not None and same and known["done"]:
             print("reused", file=sys.stderr, flush=True)
-            self.reused.append(name)
-            self._now[name] = known
+            self.reused.append(step.name)
+            self._now[step.name] = known
         else:
             self._before = {}  # what follows was made from something else
-            if makes is not None and makes.exists() and not (resumes and same):
-                shutil.rmtree(makes) if makes.is_dir() else makes.unlink()
-            self._now[name] = {"identity": identity, "done": False}
+            made = step.makes
+            if made is not None and made.exists() and not (step.resumes and same):
+                shutil.rmtree(made) if made.is_dir() else made.unlink()
+            self._now[step.name] = {"identity": identity, "done": False}
             self._write()
             began = time.monotonic()
-            result = act()
-            self.seconds[name] = round(time.monotonic() - began, 1)
-            self._now[name] = {"identity": identity, "done": True, "result": result}
+            result = step.act() if step.act else _call(step.words)
+            self.seconds[step.name] = round(time.monotonic() - began, 1)
+            self._now[step.name] = {"identity": identity, "done": True, "result": result}
         self._write()
         children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         self.peak_mb = max(self.peak_mb, children / 1e6)
-        self.results[name] = self._now[name]["result"]
-        return self.results[name]
-
-    def _open(self, said: str) -> dict[str, Any]:
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            probe = self.out / f".{MARK}.probe"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise ConfigError(
-                f"out={said} cannot be written ({error.strerror}): name another"
-            ) from None
-        if self.mark.is_file():
-            steps = json.loads(self.mark.read_text())
-            done = [name for name, step in steps.items() if step["done"]]
-            print(f"{said} holds {', '.join(done) or 'nothing finished'}", file=sys.stderr)
-            return steps
-        if any(self.out.iterdir()):
-            raise ConfigError(
-                f"out={said} holds something else (no {MARK}): name an empty or a new folder"
-            )
-        return {}
+        self.results[step.name] = self._now[step.name]["result"]
 
     def _write(self) -> None:
         temporary = self.mark.with_suffix(".tmp")
@@ -203,15 +220,38 @@ class Steps:
         os.replace(temporary, self.mark)
 
 
-def _call(command: list[str]) -> Any:
-    done = subprocess.run([*PYTHON, *command, "--json"], stdout=subprocess.PIPE, text=True)
+def remembered(out: Path, said: str) -> dict[str, Any]:
+    """The steps of `out`; ConfigError where it is no quickstart's folder."""
+    if (out / MARK).is_file():
+        return json.loads((out / MARK).read_text())
+    if out.is_dir() and any(out.iterdir()) or out.is_file():
+        raise ConfigError(
+            f"out={said} holds something else (no {MARK}): name an empty or a new folder"
+        )
+    return {}
+
+
+def _writable(out: Path, said: str) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".{MARK}.probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"out={said} cannot be written ({error.strerror}): name another"
+        ) from None
+
+
+def _call(words: tuple[str, ...]) -> Any:
+    done = subprocess.run([*PYTHON, *words, "--json"], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(done.returncode)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def _recipe(words: tuple[str, ...]) -> str:
-    text = compose("train", words).yaml()
+    text = compose("train", words[1:]).yaml()
     return " " + hashlib.sha256(text.encode()).hexdigest()
 
 

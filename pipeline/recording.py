@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from pipeline.capture import commit
 from pipeline.config import TrainConfig
 from pipeline.engine import Engine
 from pipeline.identity import RunFolder, write_config
@@ -24,7 +25,7 @@ def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: 
         name = run.url.rstrip("/").rpartition("/")[2]
         here = {"host": socket.gethostname(), "pid": os.getppid()}
         facts = {"id": name, "url": run.url, "dataset": manifest.digest, "launcher": here}
-        update_run_json(run.url, **facts, result={})
+        update_run_json(run.url, **facts, commit=commit(), error=None, result={})
     if not engine.is_main or not config.tracking.enabled:
         return Muted()
     recipe = config.experiment or "train"

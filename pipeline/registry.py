@@ -27,6 +27,15 @@ def main(config: RegisterConfig) -> dict[str, Any]:
     return register(config.run, config.checkpoint, config.name, config.weights)
 
 
+def dry_run(config: RegisterConfig) -> str:
+    from pipeline.checkpoint import find
+
+    found = find(config.run, config.checkpoint)
+    name = checked_name(config.name or f"inpaint-{found.state['model']['name']}")
+    where = server.shown(server.uri_for(config.run))
+    return f"would export {store.display(found.url)} and register it as {name} at {where}"
+
+
 def register(
     run: str,
     checkpoint: str = "best",

@@ -2,6 +2,7 @@
 
 import difflib
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,22 @@ def main(config: RunsConfig) -> dict[str, Any]:
         return {"uri": server.shown(uri), "runs": listed(client, uri, config)}
 
 
+def dry_run(config: RunsConfig) -> str:
+    if config.action == "prune":
+        doomed = prune(replace(config, delete=False))["would_delete"]
+        would = "delete" if config.delete else "list, and with delete=true delete,"
+        return f"would {would} {len(doomed)} checkpoints: " + " ".join(
+            d["checkpoint"] for d in doomed
+        )
+    if config.action != "close":
+        return "changes nothing"
+    uri = server.tracking_uri(config.root)
+    client = server.connect(uri)
+    with server.explained(uri):
+        found = [run.info.run_name for run in _silent(client, config)]
+    return f"would close {len(found)} runs: {' '.join(found)}"
+
+
 def listed(client: Any, uri: str, config: RunsConfig) -> list[dict[str, Any]]:
     """The newest runs that match `filter`, or the best by the metric `best`."""
     experiments = {e.experiment_id: e.name for e in client.search_experiments(max_results=1000)}
@@ -45,15 +62,19 @@ def listed(client: Any, uri: str, config: RunsConfig) -> list[dict[str, Any]]:
 
 def close(client: Any, config: RunsConfig) -> list[dict[str, Any]]:
     """Ends, as KILLED, runs that say RUNNING and have sent nothing for `older_than`."""
-    limit = seconds(config.older_than or "24h")
-    experiments = {e.experiment_id: e.name for e in client.search_experiments(max_results=1000)}
     closed = []
-    for run in _every(client, list(experiments), "attributes.status = 'RUNNING'"):
-        if silence(run) > limit:
-            client.set_tag(run.info.run_id, "job.state", "closed")
-            client.set_terminated(run.info.run_id, "KILLED")
-            closed.append({"run_id": run.info.run_id, "name": run.info.run_name})
+    for run in _silent(client, config):
+        client.set_tag(run.info.run_id, "job.state", "closed")
+        client.set_terminated(run.info.run_id, "KILLED")
+        closed.append({"run_id": run.info.run_id, "name": run.info.run_name})
     return closed
+
+
+def _silent(client: Any, config: RunsConfig) -> list[Any]:
+    limit = seconds(config.older_than or "24h")
+    experiments = [e.experiment_id for e in client.search_experiments(max_results=1000)]
+    running = list(_every(client, experiments, "attributes.status = 'RUNNING'"))
+    return [run for run in running if silence(run) > limit]
 
 
 def silence(run: Any) -> float:

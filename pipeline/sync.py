@@ -44,6 +44,17 @@ def main(config: SyncConfig) -> dict[str, Any]:
     return _told(list(senders.values()))
 
 
+def dry_run(config: SyncConfig) -> str:
+    found = _senders(config.dir, {})
+    if not found:
+        raise ValueError(f"{store.display(config.dir)} holds no run: name a run's folder")
+    return "\n".join(
+        f"would send {Unsent(s.folder).count()} events of {store.display(s.run)} to "
+        f"{server.shown(s.uri)}"
+        for s in found
+    )
+
+
 def _senders(where: str, known: dict[str, Sender]) -> list[Sender]:
     """A Sender for each spool below `where`; those of an earlier round are kept."""
     if not store.is_local(where):

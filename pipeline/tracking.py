@@ -282,7 +282,7 @@ def flatten(params: dict[str, Any], prefix: str = "") -> dict[str, str]:
         name = f"{prefix}{key}"
         if isinstance(value, dict):
             flat |= flatten(value, f"{name}.")
-        elif capture.SECRET_NAME.search(str(key)):
+        elif value and capture.SECRET_NAME.search(str(key)):
             flat[clean(name)] = "***"
         else:
             text = value if isinstance(value, str) else json.dumps(value, default=str)

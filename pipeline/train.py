@@ -22,7 +22,6 @@ from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
 from pipeline.engine import Engine
 from pipeline.identity import RunFolder, folder_of, held
-from pipeline.launch import SAVED
 from pipeline.meter import Meter
 from pipeline.method import Method
 from pipeline.phases import phase_at
@@ -30,6 +29,7 @@ from pipeline.preempt import stop_requests
 from pipeline.recording import open_tracker, show
 from pipeline.runfolder import update_run_json
 from pipeline.steplog import StepLog
+from pipeline.supervise import SAVED
 from pipeline.validate import fixed_pairs, pictures, validate
 from shards import store
 from shards.decode import Crop
@@ -66,6 +66,7 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
     manifest = open_manifest(config.data.url)
     networks = method.build(config, engine)
     state = _resume(config, run, networks, manifest)
+    engine.start(networks.trainees)
     stream = stack.enter_context(_stream(config, engine, manifest, state.images_seen))
     check_guards(state.data or stream.guards(), stream.guards())
     state.data = stream.guards()
@@ -82,8 +83,6 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
     log.cut(state.images_seen)
     meter.say(_headline(config, run, engine, state, networks))
 
-    generator = networks.generator
-    evaluated = generator.ema if generator.ema is not None else generator.module
     stopping = False
     while state.images_seen < config.max_images and not stopping:
         began = time.perf_counter()
@@ -92,7 +91,7 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
         phase = phase_at(config.objective.phases, state.images_seen)
         networks.set_rates(phase)
         losses = step(networks, engine, batch.images, batch.masks, config)
-        if engine.step(networks.trainees, config.clip, config.ema):
+        if engine.step(networks.trainees, config.ema):
             state.skipped_in_a_row = 0
         else:
             state.skipped += 1
@@ -115,7 +114,7 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
 
         if not stopping and (done or due(config.validate.every_images)):
             began = time.perf_counter()
-            inpaint = inpainter(evaluated, engine)
+            inpaint = inpainter(networks.generator.evaluated(), engine)
             state.metrics = validate(inpaint, pairs, engine)
             tracker.metrics(state.metrics, state.images_seen)
             meter.say(f"{state.images_seen} images: " + _described(state.metrics))
@@ -219,6 +218,7 @@ def _save(
 ) -> None:
     for trainee in networks.trainees:
         engine.average_buffers(trainee)
+    files = checkpoint.files_of(networks.trainees)
     if engine.is_main:
         facts = {
             **asdict(state),
@@ -226,7 +226,7 @@ def _save(
             "dataset": manifest.digest,
             "world_size": engine.world_size,
         }
-        saver.save(state.images_seen, checkpoint.files_of(networks.trainees), facts)
+        saver.save(state.images_seen, files, facts)
 
 
 def _finish(run: RunFolder, tracker: Any, meter: Meter, state: State, status: str) -> None:

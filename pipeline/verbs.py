@@ -11,7 +11,10 @@ from pipeline import config, jobconfig
 
 @dataclass(frozen=True)
 class VerbSpec:
-    """One verb: `module.main(config) -> dict` does it; `dict` is what --json prints."""
+    """One verb: `module.main(config) -> dict` does it; the dict is what --json prints.
+
+    A module whose verb changes something has `dry_run(config) -> str`, which says what.
+    """
 
     module: str
     schema: type
@@ -19,7 +22,6 @@ class VerbSpec:
     positional: str | None = None
     actions: tuple[str, ...] = ()
     groups: dict[str, str | None] = field(default_factory=dict)
-    plans: bool = False  # the module's dry_run(config) -> str says what would be done
 
     def main(self, configuration: Any) -> dict[str, Any]:
         return import_module(self.module).main(configuration)
@@ -49,7 +51,6 @@ VERBS: dict[str, VerbSpec] = {
         positional="url",
         actions=("verify", "info", "gc"),
         groups={"data": "folder"},
-        plans=True,
     ),
     "masks": VerbSpec(
         "pipeline.masks", config.MakeMasksConfig, "a set of evaluation masks, six buckets and fixed"

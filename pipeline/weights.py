@@ -59,11 +59,7 @@ def fetch(name: str, source: str | None = None, sha256: str | None = None) -> di
     publisher's. sha256: (the beginning of) the expected hash, where the file is your own.
     Raises ValueError for a file of another hash or network, or one that cannot be read as weights.
     """
-    published = PUBLISHED[_known(name)]
-    url = source or published.url
-    file = published.url.rsplit("/", 1)[-1]
-    if source and not source.endswith((".pth", ".pt")):
-        url = store.join(source, file)
+    published, url = PUBLISHED[_known(name)], origin(name, source)
     shown = store.display(url)
     data = store.read(url)
     found, wanted = hashlib.sha256(data).hexdigest(), (sha256 or published.sha256).lower()
@@ -76,6 +72,14 @@ def fetch(name: str, source: str | None = None, sha256: str | None = None) -> di
     kept = _fitting(torchvision_names(state), published.network, f"{shown} for {name}")
     store.write(str(cached(name)), save(kept, metadata={"sha256": found}))
     return {"name": name, "path": str(cached(name)), "sha256": found, "tensors": len(kept)}
+
+
+def origin(name: str, source: str | None = None) -> str:
+    """URL of the file: the publisher's, `source` itself, or the publisher's name below it."""
+    url = PUBLISHED[_known(name)].url
+    if source is None or source.endswith((".pth", ".pt")):
+        return source or url
+    return store.join(source, url.rsplit("/", 1)[-1])
 
 
 def load(name: str, network: nn.Module) -> str | None:

@@ -180,8 +180,17 @@ def _digest(name: str, kind: str, options: Mapping[str, Any], rows: pa.Table) ->
                 digest.update(chunk.to_numpy().tobytes())
             else:
                 digest.update(pc.binary_length(chunk).to_numpy().astype("<i8").tobytes())
-                digest.update(b"".join(value.as_buffer() for value in chunk))
+                digest.update(_payload(chunk))
     return digest.hexdigest()
+
+
+def _payload(chunk: pa.Array) -> memoryview:
+    """The bytes of all strings of an array, one after the other, as they lie in memory."""
+    _, offsets, data = chunk.buffers()
+    if offsets is None or data is None:
+        return memoryview(b"")
+    ends = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+    return memoryview(data)[int(ends[0]) : int(ends[-1])]
 
 
 # --- at the output --------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ asked for. `objects` has the retries and the one-line errors of remote storage.
 """
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -188,7 +189,14 @@ def _publish(target: Path, fill: Callable[[Any], Any], exclusive: bool) -> None:
     except OSError as error:
         if exclusive and isinstance(error, FileExistsError) and target.exists():
             raise
-        raise StoreError(f"{target}: cannot be written ({error.strerror or error})") from error
+        mend = (
+            "free some space and run it again"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            else "name another place, or make this one writable"
+        )
+        raise StoreError(
+            f"{target}: cannot be written ({error.strerror or error}): {mend}"
+        ) from error
     finally:
         with contextlib.suppress(OSError):  # renamed already, or its folder never came to be
             temporary.unlink()

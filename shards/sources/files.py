@@ -50,7 +50,7 @@ def files(place: Path) -> Iterator[File]:
                 "read; decompress it to .tar first)"
             )
         else:
-            raise ValueError(f"{place}: no such folder or archive")
+            raise ValueError(f"{place}: no such folder or archive; check source=")
     except OSError as error:
         raise ValueError(f"{place}: cannot be read ({error.strerror or error})") from error
 

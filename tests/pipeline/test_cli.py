@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import key
+from pipeline.groups import key
 from pipeline.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.compose import ConfigError, compose
-from pipeline.config import MsanetModel, Phase
+from pipeline.groups import MsanetModel, Phase
 
 
 def refusal(verb, *words):

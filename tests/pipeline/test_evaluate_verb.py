@@ -14,7 +14,7 @@ from models import GENERATORS
 from pipeline import evaluate, gallery, parts, results
 from pipeline.checkpoint import Saver
 from pipeline.compose import compose
-from pipeline.config import MsanetModel
+from pipeline.groups import MsanetModel
 from pipeline.identity import folder_at
 from pipeline.inpaint import telea
 from pipeline.runfolder import read_run_json

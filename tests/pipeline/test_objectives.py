@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.compose import compose
-from pipeline.config import Phase
+from pipeline.groups import Phase
 from pipeline.objectives import Computed, generator_terms, total
 from pipeline.phases import check_phases, phase_at
 

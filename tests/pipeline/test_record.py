@@ -11,7 +11,7 @@ from models import GENERATORS
 from pipeline import compare, evaluate, gather, server
 from pipeline.checkpoint import Saver
 from pipeline.compose import compose
-from pipeline.config import MsanetModel
+from pipeline.groups import MsanetModel
 from pipeline.identity import folder_at
 from pipeline.record import send
 from pipeline.runfolder import read_run_json

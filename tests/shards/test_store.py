@@ -177,7 +177,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_bytes_and_no_temporary_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(store.StoreError, match="cannot be written .No space left on device.$"):
+    with pytest.raises(store.StoreError, match="written .No space left on device.: free some"):
         store.write(target, b"new")
     assert target.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["x"]
@@ -192,7 +192,8 @@ def test_a_disk_that_takes_no_more_ends_in_one_line_and_leaves_nothing(tmp_path)
     )
     command = [sys.executable, "-c", code, str(tmp_path / "x")]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert shown == f"{tmp_path / 'x'}: cannot be written (File too large)\n"
+    advice = "free some space and run it again"
+    assert shown == f"{tmp_path / 'x'}: cannot be written (File too large): {advice}\n"
     assert os.listdir(tmp_path) == []
 
 

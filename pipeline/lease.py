@@ -1,0 +1,109 @@
+"""The lock of a run in a bucket: numbered attempts, and a heartbeat.
+
+`.lock/000007.json` is created with If-None-Match: of two starters one wins. Its owner writes
+`.lock/heartbeat.json` every `BEAT` seconds. A starter refuses where the heartbeat moves, and
+supersedes one that has stood still for `STALE` seconds; no clocks are compared. An owner that finds
+itself superseded ends at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from pipeline.compose import ConfigError
+from shards import store
+
+BEAT, STALE = 10.0, 60.0
+
+
+@contextmanager
+def leased(url: str) -> Iterator[None]:
+    """Hold the run at `url`. ConfigError where another process writes it, naming host and pid."""
+    base = store.join(url, ".lock")
+    number = _newest(base)
+    if number:
+        _wait(base, number, url)
+    mine = {"attempt": number + 1, "host": socket.gethostname(), "pid": os.getpid()}
+    mine["id"] = secrets.token_hex(8)
+    try:
+        store.write(_attempt(base, number + 1), json.dumps(mine).encode(), exclusive=True)
+    except FileExistsError:
+        raise _taken(url, _read(_attempt(base, number + 1))) from None
+    over = threading.Event()
+    beating = threading.Thread(target=_beat, args=(base, mine, over), daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beating.join()
+
+
+def _beat(base: str, mine: dict[str, Any], over: threading.Event) -> None:
+    count, heartbeat = 0, store.join(base, "heartbeat.json")
+    while not over.is_set():
+        with suppress(OSError, ValueError):  # an outage; another may take over, which then shows
+            if _newest(base) > mine["attempt"]:
+                told = _read(_attempt(base, _newest(base)))
+                print(f"superseded by {_owner(told)}: this process ends", file=sys.stderr)
+                sys.stderr.flush()
+                os._exit(1)
+            store.write(heartbeat, json.dumps({**mine, "beat": count}).encode())
+            count += 1
+        over.wait(BEAT)
+    with suppress(OSError, ValueError):
+        store.write(heartbeat, json.dumps({**mine, "released": True}).encode())
+
+
+def _wait(base: str, number: int, url: str) -> None:
+    """Return once attempt `number` is over: released, or silent for `STALE` seconds."""
+    heartbeat = store.join(base, "heartbeat.json")
+    first, told, until = _read(heartbeat), False, time.monotonic() + STALE
+    while time.monotonic() < until:
+        now = _read(heartbeat)
+        if now.get("attempt") == number and now.get("released"):
+            return
+        if now != first:
+            raise _taken(url, now)
+        if not told:
+            shown = _owner(_read(_attempt(base, number)))
+            print(f"{store.display(url)}: is {shown} alive? up to {STALE:.0f} s", file=sys.stderr)
+            told = True
+        time.sleep(min(1.0, BEAT / 2))
+
+
+def _newest(base: str) -> int:
+    """The number of the last attempt, 0 before the first."""
+    found = [n.removesuffix(".json") for n in store.names(base)]
+    return max((int(n) for n in found if n.isdigit()), default=0)
+
+
+def _attempt(base: str, number: int) -> str:
+    return store.join(base, f"{number:06d}.json")
+
+
+def _read(url: str) -> dict[str, Any]:
+    try:
+        return json.loads(store.read(url))
+    except FileNotFoundError:
+        return {}
+
+
+def _owner(told: dict[str, Any]) -> str:
+    return f"{told.get('host', 'another machine')} pid {told.get('pid', '?')}"
+
+
+def _taken(url: str, told: dict[str, Any]) -> ConfigError:
+    return ConfigError(
+        f"{store.display(url)} is being trained by {_owner(told)}: wait, stop that one, or name "
+        f"another run="
+    )

@@ -1,0 +1,201 @@
+"""One node's workers: started together, stopped together, their end explained in one line.
+
+Workers are killed by the kernel when this process dies. Where stderr is no terminal their output
+also goes to a log in the run's folder.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from shards import store
+
+SAVED, CONFIGURATION = 75, 78
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+PR_SET_PDEATHSIG = 1
+ERROR_FILE = "LACUNA_ERROR_FILE"  # where a worker leaves the line that its launcher reports
+TERMINATION = Path("/dev/termination-log")  # what Kubernetes shows of a container that failed
+PUBLISH_EVERY = 60.0  # seconds between copies of a log into a bucket
+
+
+class Ended(NamedTuple):
+    """How a node's workers ended: an exit status and, after a failure, what came first."""
+
+    status: int
+    error: str | None = None
+
+
+def supervise(
+    command: list[str],
+    workers: Sequence[Mapping[str, str]],
+    log: str | None = None,
+    grace: float = 120.0,
+) -> Ended:
+    """Run `command` once for each environment in `workers`, in order of local rank.
+
+    Signals are passed on. When a worker ends badly the others get `grace` seconds after SIGTERM:
+    those that can, save. `log`: URL of the node's log.
+    """
+    stop: list[int] = []
+    before = {s: signal.signal(s, lambda number, _: stop.append(number)) for s in STOP_SIGNALS}
+    started: list[subprocess.Popen[bytes]] = []
+    first, deadline = None, None
+    with tempfile.TemporaryDirectory() as scratch, _output(log) as output:
+        errors = [Path(scratch, str(i)) for i in range(len(workers))]
+        try:
+            for i, worker in enumerate(workers):
+                environment = {**os.environ, **worker, ERROR_FILE: str(errors[i])}
+                stdout = None if i == 0 else output or sys.stderr
+                started.append(
+                    subprocess.Popen(
+                        command,
+                        env=environment,
+                        preexec_fn=_die_with_parent,
+                        stdout=stdout,
+                        stderr=output,
+                    )
+                )
+            while any(w.poll() is None for w in started):
+                bad = [i for i, w in enumerate(started) if w.poll() not in (None, 0, SAVED)]
+                first = bad[0] if first is None and bad else first
+                if deadline is None and (stop or any(w.poll() for w in started)):
+                    deadline = _pass_on(started, signal.SIGTERM, grace)
+                if deadline is not None and time.monotonic() > deadline:
+                    _pass_on(started, signal.SIGKILL, 0)
+                time.sleep(0.05)
+        finally:
+            _pass_on(started, signal.SIGKILL, 0)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        statuses = [w.wait() for w in started]
+        status = outcome(statuses)
+        error = None if status in (0, SAVED) else _cause(first, statuses, workers, errors)
+        if error is not None and status != CONFIGURATION and output is not None:
+            os.write(output, f"{error}\n".encode())
+        elif error is not None:
+            print(error, file=sys.stderr, flush=True)
+    return Ended(status, error)
+
+
+def outcome(statuses: list[int]) -> int:
+    """The node's exit status from its workers': the first of 78, 75 that any had, else 0 or 1.
+
+    A worker killed while the others saved and left with 75 was lost, not saved: that is 1.
+    """
+    if CONFIGURATION in statuses:
+        return CONFIGURATION
+    if all(status == 0 for status in statuses):
+        return 0
+    if all(status in (0, SAVED) for status in statuses):
+        return SAVED
+    return 1
+
+
+def leave_word(line: str) -> bool:
+    """Leave the error of this process where its launcher, or Kubernetes, looks for it.
+
+    True in a worker: its launcher then says it, once for all of them.
+    """
+    mine = os.environ.get(ERROR_FILE)
+    if mine is not None or "PET_NNODES" in os.environ and TERMINATION.exists():
+        with suppress(OSError):
+            Path(mine or TERMINATION).write_text(line + "\n")
+    return mine is not None
+
+
+def _cause(
+    first: int | None, statuses: list[int], workers: Sequence[Mapping[str, str]], errors: list[Path]
+) -> str:
+    """The line of the worker that failed first; what the others said follows from its death."""
+    bad = [i for i, status in enumerate(statuses) if status not in (0, SAVED)]
+    i = bad[0] if first is None else first
+    if errors[i].exists():
+        return errors[i].read_text().strip()
+    where = f"rank {workers[i]['RANK']} on {socket.gethostname()}"
+    if statuses[i] >= 0:
+        return f"{where} ended with exit status {statuses[i]}"
+    name = signal.Signals(-statuses[i]).name
+    hint = " (by hand, or for want of memory)" if name == "SIGKILL" else ""
+    return f"{where} was killed by {name}{hint}"
+
+
+def _pass_on(workers: list[subprocess.Popen[bytes]], number: int, grace: float) -> float:
+    for worker in workers:
+        if worker.poll() is None:
+            worker.send_signal(number)
+    return time.monotonic() + grace
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+# --- what the workers say -------------------------------------------------------------------------
+
+
+@contextmanager
+def _output(log: str | None) -> Iterator[int | None]:
+    """The file descriptor that workers write to; None where that is our own stderr."""
+    if log is None or sys.stderr.isatty():
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        path = store.local(log) if store.is_local(log) else Path(scratch, "log")
+        reading, writing = os.pipe()
+        copying = threading.Thread(target=_copy, args=(reading, path), daemon=True)
+        copying.start()
+        over = threading.Event()
+        publishing = threading.Thread(target=_publish, args=(path, log, over), daemon=True)
+        if not store.is_local(log):
+            publishing.start()
+        try:
+            yield writing
+        finally:
+            os.close(writing)
+            copying.join(5)  # a process that a worker left behind may hold the pipe
+            over.set()
+            if publishing.is_alive():
+                publishing.join(30)
+
+
+def _copy(reading: int, path: Path) -> None:
+    """Until every writer has closed the pipe. A full disk or a closed stderr blocks nobody."""
+    while chunk := os.read(reading, 1 << 16):
+        with suppress(OSError):
+            sys.stderr.buffer.write(chunk)
+            sys.stderr.buffer.flush()
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "ab") as file:
+                file.write(chunk)
+
+
+def _publish(path: Path, url: str, over: threading.Event) -> None:
+    """Copy the log to its URL now and then and at the end, behind what is there already."""
+    try:
+        before = store.read(url)
+    except (OSError, ValueError):
+        before = b""
+    sent = 0
+    while True:
+        last = over.wait(PUBLISH_EVERY)
+        data = path.read_bytes() if path.exists() else b""
+        if len(data) > sent:
+            with suppress(OSError, ValueError):
+                store.write(url, before + data)
+                sent = len(data)
+        if last:
+            return

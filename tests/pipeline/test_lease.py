@@ -1,0 +1,89 @@
+"""The lock of a run in a bucket, on a real S3 server."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline import lease
+from pipeline.compose import ConfigError
+from pipeline.lease import leased
+from shards import store
+
+pytestmark = pytest.mark.s3
+ROOT = Path(__file__).resolve().parents[2]
+HOLD = (
+    "import sys, time; from pipeline import lease; lease.BEAT, lease.STALE = 0.1, 1.0\n"
+    "with lease.leased(sys.argv[1]):\n"
+    "    print('held', flush=True)\n"
+    "    time.sleep(60)\n"
+)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 0.1)
+    monkeypatch.setattr(lease, "STALE", 1.0)
+
+
+@pytest.fixture
+def run(bucket):
+    return store.join(bucket, "run")
+
+
+@pytest.fixture
+def holder(run):
+    """Another process that holds the run."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, run], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_live_writer_is_refused_naming_the_first(run, holder):
+    with pytest.raises(ConfigError, match=rf"is being trained by \S+ pid {holder.pid}:"):
+        leased(run).__enter__()
+
+
+def test_a_dead_writer_is_superseded_once_its_heartbeat_stands_still(run, holder):
+    holder.kill()
+    holder.wait()
+    began = time.monotonic()
+    with leased(run):
+        assert time.monotonic() - began >= lease.STALE
+
+
+def test_a_writer_that_left_in_order_is_followed_at_once(run, monkeypatch):
+    monkeypatch.setattr(lease, "STALE", 3600.0)
+    for _ in range(3):
+        with leased(run):
+            pass
+
+
+def test_of_starters_that_race_exactly_one_wins(run):
+    def start(_):
+        try:
+            with leased(run):
+                time.sleep(2)
+                return True
+        except ConfigError:
+            return False
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(start, range(4))) == [False, False, False, True]
+
+
+def test_a_writer_that_was_asleep_and_superseded_ends_itself(run, holder):
+    os.kill(holder.pid, signal.SIGSTOP)
+    with leased(run):
+        os.kill(holder.pid, signal.SIGCONT)
+        assert holder.wait(20) == 1
+        assert b"superseded by" in holder.stderr.read()

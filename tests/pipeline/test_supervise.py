@@ -1,0 +1,161 @@
+"""The launcher's side of its workers, with real processes: signals, deaths, exit classes, words."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.launch import place
+from pipeline.supervise import outcome, supervise
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status"),
+    [
+        ([0, 0], 0),
+        ([75, 75], 75),
+        ([0, 75], 75),
+        ([1, -15], 1),
+        ([75, -9], 1),
+        ([78, -15], 78),
+        ([1, 75], 1),
+    ],
+)
+def test_the_nodes_status_says_saved_only_where_all_saved(statuses, status):
+    assert outcome(statuses) == status
+
+
+def python(code):
+    return [sys.executable, "-c", code]
+
+
+def test_a_worker_that_fails_ends_the_others():
+    code = "import os, time, sys; sys.exit(3) if os.environ['RANK'] == '1' else time.sleep(60)"
+    began = time.monotonic()
+    ended = supervise(python(code), place({}, 2).workers)
+    assert ended.status == 1 and "rank 1" in ended.error and "exit status 3" in ended.error
+    assert time.monotonic() - began < 30
+
+
+def launcher(tmp_path, workers, code):
+    """A launcher of `workers` in a process of its own; each worker leaves its pid in a file."""
+    script = tmp_path / "worker.py"
+    script.write_text(
+        f"import os, pathlib, signal, sys, time\n"
+        f"mark = pathlib.Path({str(tmp_path)!r}, 'pid' + os.environ['RANK'])\n"
+        f"mark.write_text(str(os.getpid()))\n"
+        f"{code}\n"
+    )
+    start = (
+        f"from pipeline.launch import place; from pipeline.supervise import supervise; import sys; "
+        f"command = [sys.executable, {str(script)!r}]; "
+        f"sys.exit(supervise(command, place({{}}, {workers}).workers).status)"
+    )
+    process = subprocess.Popen(python(start), cwd=ROOT)
+    pids = [tmp_path / f"pid{rank}" for rank in range(workers)]
+    deadline = time.monotonic() + 30
+    while not all(p.exists() and p.read_text() for p in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process, [int(p.read_text()) for p in pids]
+
+
+SAVES = (
+    "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+    "pathlib.Path(__file__).with_name('ready' + os.environ['RANK']).touch()\n"
+    "time.sleep(60)"
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_to_the_launcher_lets_every_worker_save(tmp_path, number):
+    process, _ = launcher(tmp_path, 2, SAVES)
+    while not all((tmp_path / f"ready{rank}").exists() for rank in range(2)):
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(30) == 75
+
+
+def test_workers_die_with_their_launcher(tmp_path):
+    process, pids = launcher(tmp_path, 2, "time.sleep(60)")
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a worker outlived its launcher"
+        time.sleep(0.05)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_what_every_worker_says_is_kept_in_the_runs_log_and_still_shown(tmp_path, capfd):
+    code = "import os, sys; print('out', os.environ['RANK']); sys.stderr.write('err\\n')"
+    log = tmp_path / "run" / "logs" / "node-0.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("an attempt before\n")
+    assert supervise(python(code), place({}, 2).workers, str(log)).status == 0
+    lines = log.read_text().splitlines()
+    assert lines[0] == "an attempt before"
+    assert sorted(lines[1:]) == ["err", "err", "out 1"]
+    shown = capfd.readouterr()
+    assert shown.out.splitlines() == ["out 0"]
+    assert sorted(shown.err.splitlines()) == ["err", "err", "out 1"]
+
+
+def test_the_error_that_came_first_is_reported_not_what_followed_from_it(tmp_path, capfd):
+    code = (
+        "import os, pathlib, signal, sys, time\n"
+        "from pipeline.supervise import leave_word\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    leave_word('rank 1: the disk is full')\n"
+        "    sys.exit(1)\n"
+        "signal.signal(signal.SIGTERM, lambda *_: None)\n"
+        "signal.pause()\n"
+        "leave_word('rank 0: connection closed by peer')\n"
+        "sys.exit(1)\n"
+    )
+    log = tmp_path / "node-0.log"
+    ended = supervise(python(code), place({}, 2).workers, str(log))
+    assert ended == (1, "rank 1: the disk is full")
+    assert log.read_text() == capfd.readouterr().err == "rank 1: the disk is full\n"
+
+
+def test_a_worker_that_is_killed_is_named_with_its_signal():
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    ended = supervise(python(code), place({}, 1).workers)
+    assert ended.status == 1 and "rank 0 on " in ended.error and "SIGKILL" in ended.error
+
+
+@pytest.mark.slow
+def test_a_failed_run_keeps_its_error_until_it_succeeds(train, tmp_path):
+    run = tmp_path / "run"
+    wrong = run / "checkpoints" / "000000000008"
+    wrong.parent.mkdir(parents=True)
+    wrong.write_text("a file where a folder goes")
+    (run / "run.json").write_text('{"id": "announced"}')
+    words = ("max_images=8", "processes=2")
+    done = train(run, *words)
+    line = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "rank " in line and "000000000008" in line, done.stderr
+    assert json.loads((run / "run.json").read_text())["error"] == line
+    assert line in (run / "logs" / "node-0.log").read_text().splitlines()
+    wrong.unlink()
+    done = train(run, *words)
+    assert done.returncode == 0, done.stderr
+    told = json.loads((run / "run.json").read_text())
+    assert "error" not in told and re.fullmatch(r"[0-9a-f]{40}", told["commit"])
+    assert "8 images: val/psnr" in (run / "logs" / "node-0.log").read_text()
