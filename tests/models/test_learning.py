@@ -57,8 +57,8 @@ def recipe(name, *words):
     return {k: v for k, v in asdict(config.model).items() if k != "name"}, loss
 
 
-# What follows weighs g/style 25, not 250: see conf/objective/msanet.yaml on narrow networks.
-MSANET = "msanet/table6/places2", "objective.style=25"
+# At these widths 250 x g/style would flatten the features: see conf/objective/msanet.yaml.
+MSANET = "msanet/table6/places2", "objective.style=10"
 MUSICAL = "musical/paris", *(f"objective.{term}=0" for term in ("perceptual", "style", "adv"))
 
 
@@ -69,22 +69,22 @@ def hole_psnr(picture, image, mask):
 
 
 @pytest.mark.parametrize(
-    ("words", "small", "steps", "rate"),
+    ("words", "small", "size", "steps"),
     [
-        (MSANET, {"width": 0.25}, 400, 1e-3),
-        (MUSICAL, {"ngf": 16, "order": "paper"}, 200, 1e-3),
-        (MUSICAL, {"ngf": 16, "order": "released"}, 200, 1e-3),
+        (MSANET, {"width": 0.25}, 48, 400),
+        (MUSICAL, {"ngf": 16, "order": "paper"}, 64, 200),
+        (MUSICAL, {"ngf": 16, "order": "released"}, 64, 200),
     ],
 )
-def test_eight_photographs_are_learnt_6_db_better_than_their_mean_colour(words, small, steps, rate):
+def test_eight_photographs_are_learnt_6_db_better_than_their_mean_colour(words, small, size, steps):
     torch.manual_seed(0)
-    image, mask = photographs(64), holes(8, 64)
+    image, mask = photographs(size), holes(8, size)
     known = 1 - mask
     mean = (image * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True)
     yardstick = hole_psnr(composite(mean.expand_as(image), image, mask), image, mask)
     wide, loss = recipe(*words)
     generator = GENERATORS[words[0].split("/")[0]](**wide | small)
-    optimiser = torch.optim.Adam(generator.parameters(), rate)
+    optimiser = torch.optim.Adam(generator.parameters(), 1e-3)
     for _ in range(steps):
         optimiser.zero_grad()
         loss(generator, image, mask).backward()
