@@ -28,12 +28,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from jobs.spec import SECRET_NAME
 from pipeline.groups import MODELS, known_keys, leaves, meaning
 from pipeline.saved import saved_start
 from pipeline.verbs import VERBS, VerbSpec
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-SECRET_NAME = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|ACCESS_KEY|API_KEY|PRIVATE_KEY)", re.I)
 
 
 class ConfigError(ValueError):
@@ -123,7 +123,7 @@ def _split(spec: VerbSpec, words: Sequence[str]) -> tuple[list[Any], list[tuple[
                 raise ConfigError(f"{name}={text} is no choice{_near(text, known)}")
         # A bare value is taken as it stands: paths and URLs hold signs that mean something
         # in Hydra's grammar. Lists, mappings, numbers and quoted text go through its parser.
-        box = re.fullmatch(r"\d+(,\d+)+", text)  # mask=x,y,w,h, to Hydra four values
+        box = re.fullmatch(r"\d+(,\d+){2,4}", text)  # mask=x,y,w,h, to Hydra four values
         plain = re.match(r"^\s*([\[{'\"]|[-+\d.]|true$|false$|null$)", text, re.I)
         if name in spec.groups or plain and not box:
             try:
@@ -268,9 +268,7 @@ def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
 def refuse_secret(name: str, value: str) -> None:
     """Secrets live in the environment or a mounted file, never in what is logged."""
     where = f"{name} holds a secret: keep it in the environment (see `doctor`), not in the config"
-    if re.search(r"://[^/@\s]+:[^/@\s]+@", value) or re.search(
-        r"[?&](token|sig|key)=", value, re.I
-    ):
+    if re.search(r"://[^/@\s]+:[^/@\s]+@|[?&](?i:token|sig|key)=", value):
         raise ConfigError(where)
     for variable, secret in os.environ.items():
         if SECRET_NAME.search(variable) and len(secret) >= 8 and secret in value:
@@ -296,6 +294,6 @@ def _near(name: str, allowed: Sequence[str] | dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    return (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
