@@ -27,8 +27,11 @@ class Inpainter(nn.Module):
         - image N×3×H×W float in [0, 1], mask N×1×H×W (1 = hole) → N×3×H×W float in [0, 1];
         - image uint8 N×H×W×3, mask uint8 N×H×W (0 = known, else hole) → uint8 N×H×W×3.
 
-        Known pixels come out bit for bit.
+        Known pixels come out bit for bit. Raises ValueError for shapes, devices and values other
+        than these (compiled and exported, it does not look).
         """
+        if not torch.compiler.is_compiling():
+            (masking.check_bytes if image.dtype == torch.uint8 else masking.check)(image, mask)
         if image.dtype == torch.uint8:
             floats = image.permute(0, 3, 1, 2).to(torch.float32) / 255
             holes = mask.ne(0).unsqueeze(1)

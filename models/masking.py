@@ -64,8 +64,36 @@ def check(image: Tensor, mask: Tensor) -> None:
         )
 
 
+def check_bytes(image: Tensor, mask: Tensor) -> None:
+    """`check` for uint8: image N×H×W×3, mask N×H×W on the same device, any value but 0 a hole."""
+    if image.ndim != 4 or image.shape[3] != 3:
+        raise ValueError(f"image is uint8 of shape {tuple(image.shape)}; give N×H×W×3, RGB")
+    if mask.shape != image.shape[:3] or mask.device != image.device:
+        raise ValueError(
+            f"mask of shape {tuple(mask.shape)} on {mask.device} beside an image of shape "
+            f"{tuple(image.shape)} on {image.device}; give {tuple(image.shape[:3])}, one mask an "
+            "image, on the same device"
+        )
+
+
+def check_pair(erased: Tensor, mask: Tensor, multiple: int, smallest: int) -> None:
+    """What a generator can tell without looking at values: the mask's shape and device, the size.
+
+    Raises ValueError naming the first thing that is wrong.
+    """
+    if torch.compiler.is_exporting():
+        return
+    expected = (erased.shape[0], 1, *erased.shape[2:])
+    if tuple(mask.shape) != expected or mask.device != erased.device:
+        raise ValueError(
+            f"mask of shape {tuple(mask.shape)} on {mask.device} beside an image of shape "
+            f"{tuple(erased.shape)} on {erased.device}; give {expected}, on the same device"
+        )
+    check_size(erased, multiple, smallest)
+
+
 def check_size(x: Tensor, multiple: int, smallest: int) -> None:
-    """Refuse maps that a generator cannot take; skipped while exporting, where sizes are symbols.
+    """Refuse maps that a network cannot take; skipped while exporting, where sizes are symbols.
 
     Raises ValueError unless height and width are multiples of `multiple`, at least `smallest`.
     """
@@ -74,7 +102,7 @@ def check_size(x: Tensor, multiple: int, smallest: int) -> None:
     height, width = x.shape[2:]
     if height % multiple or width % multiple or height < smallest or width < smallest:
         raise ValueError(
-            f"the image is {height}×{width}; this generator takes multiples of {multiple} from "
+            f"the image is {height}×{width}; this network takes multiples of {multiple} from "
             f"{smallest}×{smallest} on (below, its dilated convolutions see only padding); "
             "crop or pad it, or call models.inpainter.Inpainter, which takes any size"
         )

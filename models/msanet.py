@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .attention import CHANNEL, GATES, SPATIAL, SQUEEZES, channel_attention, spatial_attention
 from .layers import ConvUnit, DeconvUnit, Prediction, initialise_for_relu, one_of, scaled
-from .masking import check_size, erase, update_known
+from .masking import check_pair, erase, update_known
 from .multiscale import DILATIONS, STRUCTURES, MultiScale
 
 
@@ -147,7 +147,7 @@ class MSANet(nn.Module):
         initialise_for_relu(self)
 
     def forward(self, erased: Tensor, mask: Tensor) -> Prediction:
-        check_size(erased, self.multiple, self.smallest)
+        check_pair(erased, mask, self.multiple, self.smallest)
         known = 1 - mask.to(erased.dtype)  # the paper's masks are 1 where the image is known
         x = self.stem(torch.cat((erase(erased * 2 - 1, mask), known), 1))
         for down in (*self.extract, *self.group):

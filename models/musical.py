@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .contextual_attention import MultiScaleAttention
 from .layers import Prediction, one_of
-from .masking import check_size, erase
+from .masking import check_pair, erase
 
 ATTENTION: dict[str, tuple[int, ...]] = {"multi": (1, 3), "single": (3,), "none": ()}
 DILATION = 2
@@ -107,7 +107,7 @@ class Musical(nn.Module):
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, erased: Tensor, mask: Tensor) -> Prediction:
-        check_size(erased, self.multiple, self.smallest)
+        check_pair(erased, mask, self.multiple, self.smallest)
         known = 1 - mask.to(erased.dtype)
         x = self.first(torch.cat((erase(erased * 2 - 1, mask), known), 1))
         # The released blocks activate in place, so that skips carry LeakyReLU(x). All that reads a

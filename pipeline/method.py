@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class Method:
     generator: Trainee
     discriminator: Trainee | None = None
     features: nn.Module | None = None
+    pretrained: dict[str, str] = field(default_factory=dict)  # sha256 of the file, or "random"
 
     @property
     def trainees(self) -> list[Trainee]:
@@ -66,12 +67,12 @@ def build(config: TrainConfig, engine: Engine) -> Method:
     )
     if needs_features(objective) and objective.features == "vgg16":
         method.features = VGG16Features(normalise=objective.vgg_normalise)
-        weights.load("vgg16", method.features)
+        method.pretrained["vgg16"] = weights.load("vgg16", method.features) or "random"
         method.features.to(engine.device)
     if objective.adv:
         discriminator = DenseNetDiscriminator()
-        if objective.d_pretrained:
-            weights.load("densenet121", discriminator)
+        loaded = weights.load("densenet121", discriminator) if objective.d_pretrained else None
+        method.pretrained["densenet121"] = loaded or "random"
         method.discriminator = engine.train("discriminator", discriminator, make)
     return method
 

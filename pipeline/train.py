@@ -60,6 +60,8 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
     state.data = stream.guards()
     pairs = fixed_pairs(config, manifest)
     tracker = stack.enter_context(open_tracker(config, run, engine, manifest))
+    for name, source in networks.pretrained.items():
+        tracker.tag(f"weights.{name}", source)
     saver = checkpoint.Saver(run, config.checkpoint.keep)
     stack.callback(saver.close)
     stop = stack.enter_context(stop_requests())

@@ -29,7 +29,7 @@ def chain(cli, photograph_folder):
     secrets.chmod(0o600)
     words = ["shard", f"source={photograph_folder}", "out=sets/a", "data.min_side=64", "then",
              "train", *RECIPE, "max_images=48", "run=runs/chained", "then",
-             "evaluate", "limit=2", "masks.kind=center"]  # fmt: skip
+             "evaluate", "limit=2", "protocol=musical", "protocol.size=64"]  # fmt: skip
     jobs = json.loads(cli("submit", *words, "cluster=local", "--json").stdout)["jobs"]
     before = mlflow_runs(cli)
     cli.until(lambda: cli.status(jobs[-1]["id"])["state"] not in ("QUEUED", "RUNNING"), "the chain")
@@ -42,7 +42,7 @@ def test_a_chain_makes_a_set_a_run_and_its_scores(cli, chain):
     assert {s["state"] for s in states.values()} == {"SUCCEEDED"}, states
     assert (cli.cwd / "sets" / "a" / "manifest.json").exists()
     assert list((cli.cwd / "runs" / "chained" / "checkpoints").glob("*48/state.json"))
-    assert "psnr" in cli("logs", jobs[-1]["id"]).stdout
+    assert "PSNR dB" in cli("logs", jobs[-1]["id"]).stdout
 
 
 def test_the_mlflow_run_is_made_at_submit_and_is_the_one_that_finishes(cli, chain):

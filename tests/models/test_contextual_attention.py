@@ -1,6 +1,7 @@
 """The oracle is a loop over pictures that cuts patches out and follows the papers to the letter."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 
 from models import streamed_attention
 from models.contextual_attention import MultiScaleAttention, contextual_attention
+from models.patch_scores import fork
 
 ORDERS = ["paper", "released"]
 
@@ -202,6 +204,22 @@ def test_the_mask_may_have_the_pictures_size():
     large = mask.repeat_interleave(4, 2).repeat_interleave(4, 3)
     for a, b in zip(contextual_attention(f, large), contextual_attention(f, mask)):
         assert torch.equal(a, b)
+
+
+def test_forked_blocks_are_let_go_once_every_branch_has_passed_them():
+    alive = []
+
+    def blocks():
+        for _ in range(100):
+            block = torch.ones(1)
+            alive.append(weakref.ref(block))
+            yield block
+            del block
+
+    most = 0
+    for _ in zip(*fork(blocks(), 3)):
+        most = max(most, sum(reference() is not None for reference in alive))
+    assert len(alive) == 100 and most <= 3
 
 
 def test_little_is_kept_for_the_backward_pass():

@@ -38,13 +38,14 @@ def test_the_exported_program_equals_eager_at_any_batch_and_size(name, dtype):
     inpainter = build(name)
     program = export(inpainter, dtype).module()
     for shape in SIZES:
-        image, mask = picture(*shape, dtype)
-        with torch.no_grad():
-            eager, exported = inpainter(image, mask), program(image, mask)
-        assert eager.shape == image.shape and eager.dtype == dtype
-        torch.testing.assert_close(
-            exported, eager, rtol=0, atol=1e-5 if dtype.is_floating_point else 1
-        )
+        image, some = picture(*shape, dtype)
+        for mask in (some, torch.ones_like(some), torch.zeros_like(some)):
+            with torch.no_grad():
+                eager, exported = inpainter(image, mask), program(image, mask)
+            assert eager.shape == image.shape and eager.dtype == dtype
+            torch.testing.assert_close(
+                exported, eager, rtol=0, atol=1e-5 if dtype.is_floating_point else 1
+            )
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -82,3 +83,23 @@ def test_each_picture_of_a_batch_is_filled_as_it_would_be_alone(name):
         together = inpainter(image, mask)
         alone = [inpainter(image[i : i + 1], mask[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda i, m: (i, m * 0.5), "0 to 0.5 other than 0 and 1"),
+        (lambda i, m: (i, m[..., 1:]), "mask has shape"),
+        (lambda i, m: (i, m[:1]), "one mask an image"),
+        (lambda i, m: (i, m.to("meta")), "mask is on meta, image on cpu"),
+        (lambda i, m: (i.index_fill(3, torch.tensor([1]), float("nan")), m), "NaN or infinite"),
+        (lambda i, m: (i * 255, m), "divide uint8 by 255"),
+        (lambda i, m: ((i * 255).to(torch.uint8), m), "give N×H×W×3"),
+        (lambda i, m: ((i * 255).to(torch.uint8).movedim(1, 3), m), "one mask an image"),
+    ],
+)
+def test_it_refuses_in_one_line_what_it_would_turn_into_rubbish(spoil, message):
+    inpainter = build("msanet")
+    with pytest.raises(ValueError, match=message) as error, torch.no_grad():
+        inpainter(*spoil(*picture(2, 48, 56, torch.float32)))
+    assert "\n" not in str(error.value)

@@ -135,3 +135,12 @@ def test_options_that_do_not_fit_are_refused(options, message):
 def test_a_map_too_small_for_the_dilation_or_off_the_grid_is_refused(size):
     with pytest.raises(ValueError, match="multiples of 8 from 40×40"):
         small()(torch.rand(1, 3, size, size), torch.zeros(1, 1, size, size))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [torch.zeros(1, 1, 32, 32), torch.zeros(2, 1, 64, 64), torch.zeros(1, 1, 64, 64).to("meta")],
+)
+def test_a_mask_of_another_size_batch_or_device_is_refused(mask):
+    with pytest.raises(ValueError, match=r"give \(1, 1, 64, 64\), on the same device"):
+        small()(torch.rand(1, 3, 64, 64), mask)

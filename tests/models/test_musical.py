@@ -112,3 +112,12 @@ def test_a_map_too_small_for_the_dilation_or_off_the_grid_is_refused(size):
 def test_unknown_options_are_refused(options):
     with pytest.raises(ValueError, match="choose one of"):
         small(**options)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [torch.zeros(1, 1, 32, 32), torch.zeros(2, 1, 64, 64), torch.zeros(1, 1, 64, 64).to("meta")],
+)
+def test_a_mask_of_another_size_batch_or_device_is_refused(mask):
+    with pytest.raises(ValueError, match=r"give \(1, 1, 64, 64\), on the same device"):
+        small()(torch.rand(1, 3, 64, 64), mask)

@@ -234,9 +234,12 @@ def test_musical_trains_with_its_discriminator_or_builds_none(verb, small_set, t
         "max_images=8",
         "validate.size=96",
         "validate.pairs=2",
-        "tracking.enabled=false",
+        "tracking.drain=false",
     )
     assert done.returncode == 0, done.stderr
+    spool = "".join(p.read_text() for p in (tmp_path / "run" / "spool").glob("*.jsonl"))
+    assert '"weights.vgg16": "random"' in spool
+    assert ('"weights.densenet121": "random"' in spool) == (weight > 0)
     assert (
         "densenet121 has no ImageNet weights" not in done.stderr
     )  # the released one starts afresh
