@@ -87,19 +87,13 @@ def test_a_gradient_that_is_no_number_on_one_rank_stops_every_optimiser_on_all(t
     plan = {}
     for name in ("ddp", *ZERO):
         same = {"method": "musical", "strategy": name, "poison": 1}
-        plan[f"{name}-1"] = {**same, "steps": 1}
-        plan[f"{name}-2"] = {**same, "steps": 2, "start": f"{name}-1"}
-        plan[f"{name}-4"] = {**same, "steps": 4, "start": f"{name}-2"}
+        plan |= {f"{name}-{n}": {**same, "steps": n} for n in (1, 2, 3)}
     trained(tmp_path, plan)
     for name in ("ddp", *ZERO):
-        told = [json.loads((tmp_path / f"{name}-{n}.json").read_text()) for n in (1, 2, 4)]
-        assert [[step["stepped"] for step in case] for case in told] == [
-            [True],
-            [False],
-            [True, True],
-        ], name
+        told = json.loads((tmp_path / f"{name}-3.json").read_text())
+        assert [step["stepped"] for step in told] == [True, False, True], name
         still = drift(tmp_path, f"{name}-1", f"{name}-2")
-        moved = drift(tmp_path, f"{name}-1", f"{name}-4")
+        moved = drift(tmp_path, f"{name}-1", f"{name}-3")
         for file in ("generator_optimizer", "discriminator_optimizer"):
             assert still[file] == 0 and 0 < moved[file] < float("inf"), (name, file)
 
