@@ -155,8 +155,6 @@ def _policy(config: ShardConfig) -> Policy:
 
 def _options(config: ShardConfig) -> dict[str, Any]:
     data = config.data
-    if not 1 <= data.shard_mb <= 1024:
-        raise ValueError(f"data.shard_mb={data.shard_mb} must be 1 to 1024")
     return {
         "format": FORMAT,
         "layout": data.layout,

@@ -98,6 +98,7 @@ def test_a_gradient_that_is_no_number_on_one_rank_stops_every_optimiser_on_all(t
             assert still[file] == 0 and 0 < moved[file] < float("inf"), (name, file)
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_a_step_exchanges_each_networks_gradients_once_and_nothing_else(tmp_path):
     """Though the discriminator is called three times in each of two micro-batches."""
