@@ -135,6 +135,7 @@ def _pass_on(workers: list[subprocess.Popen[bytes]], number: int, grace: float) 
     for worker in workers:
         if worker.poll() is None:
             worker.send_signal(number)
+            worker.send_signal(signal.SIGCONT)  # one that is stopped would not hear it
     return time.monotonic() + grace
 
 
