@@ -113,8 +113,8 @@ class Saver:
             listed[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         state = {**state, "schema": SCHEMA, "images_seen": images_seen, "files": listed}
         text = json.dumps(state, indent=1, sort_keys=True) + "\n"
+        self.run.publish()  # before it exists: who goes on from it needs the steps that led there
         store.write(store.join(url, "state.json"), text.encode())
-        self.run.publish()
         self._retain(Checkpoint(url, state))
 
     def _retain(self, newest: Checkpoint) -> None:

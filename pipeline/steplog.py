@@ -16,22 +16,32 @@ class StepLog:
     """steps.jsonl: one object a line, means over ranks and over the steps since the last line."""
 
     def __init__(self, run: RunFolder, engine: Engine, every: int) -> None:
+        self.url = store.join(run.url, "steps.jsonl")
         self.path, self.engine, self.every = run.local / "steps.jsonl", engine, every
         self._sums: dict[str, Tensor] = {}
         self._count = 0
 
     def cut(self, images_seen: int) -> None:
-        """Drop lines after the checkpoint that the run goes on from, and a torn last line."""
-        if not self.engine.is_main or not self.path.exists():
+        """Drop lines after the checkpoint that the run goes on from, and a torn last line.
+
+        In a bucket lie at least the lines before each checkpoint; what this machine may still have
+        of an earlier attempt does not count.
+        """
+        if not self.engine.is_main:
             return
+        try:
+            lines = store.read(self.url).decode().splitlines()
+        except FileNotFoundError:
+            lines = []
         kept = []
-        for line in self.path.read_text().splitlines():
+        for line in lines:
             try:
                 if json.loads(line)["images_seen"] <= images_seen:
                     kept.append(line + "\n")
             except ValueError:
                 break
-        store.write(str(self.path), "".join(kept).encode())
+        if kept or self.path.exists():
+            store.write(str(self.path), "".join(kept).encode())
 
     def add(
         self, losses: dict[str, Tensor], images_seen: int, lr: float, skipped: int, flush: bool

@@ -1,3 +1,3 @@
 """Servers for the tests of this folder."""
 
-from tests.support.s3 import bucket, moto  # noqa: F401
+from tests.support.s3 import _proxy, bucket, faults, moto  # noqa: F401

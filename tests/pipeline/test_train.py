@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from pipeline.checkpoint import Saver, build_generator, checkpoints
 from pipeline.identity import folder_at
+from shards import store
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, BATCH = 20, 8
@@ -30,8 +32,9 @@ def tensors(run, images_seen, name="generator"):
 
 
 def files(run, images_seen):
-    folder = Path(run) / "checkpoints" / f"{images_seen:012d}"
-    return {p.name: p.read_bytes() for p in folder.glob("*.safetensors")}
+    url = store.join(str(run), "checkpoints", f"{images_seen:012d}")
+    names = [n for n in store.names(url) if n.endswith(".safetensors")]
+    return {name: store.read(store.join(url, name)) for name in names}
 
 
 def trained(train, run, *words, status=0):
@@ -119,7 +122,7 @@ def test_two_ranks_of_half_the_batch_drift_no_more_than_rounding(two_ranks, trai
     assert 0 < drift(two_ranks[0], runs[0]) <= allowed
 
 
-def start(small_set, run, *words):
+def start(small_set, run, *words, env=None):
     """A training process in the background, its messages readable."""
     from conftest import TINY
 
@@ -130,7 +133,7 @@ def start(small_set, run, *words):
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
     )
 
 
@@ -163,23 +166,54 @@ def test_a_stop_saves_and_the_same_command_goes_on_to_the_bit(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["rank 0", "rank 1", "launcher"])
-def test_a_kill_at_any_point_costs_no_bit(two_ranks, small_set, train, tmp_path, victim):
+@pytest.mark.s3
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_ten_kills_at_random_points_cost_no_bit(
+    two_ranks, small_set, train, tmp_path, request, place
+):
+    """Rank 0, rank 1 and the launcher in turn; on a bucket that fails, each time as a new pod."""
     import psutil
 
-    run = tmp_path / "run"
-    words = (f"max_images={STEPS * BATCH}", "checkpoint.every_images=24")
-    for kill_at in (2, 5, 9):
-        process = start(small_set, run, *words)
-        wait_for_steps(run, kill_at, process)
-        workers = sorted(psutil.Process(process.pid).children(), key=lambda p: int(rank_of(p)))
-        (process if victim == "launcher" else workers[int(victim[-1])]).kill()
+    run, draw, words = str(tmp_path / "run"), random.Random(5), ["checkpoint.every_images=8"]
+    if place == "bucket":
+        faults = request.getfixturevalue("faults")
+        run = f"{faults.server.bucket()}/run"
+        faults.set(
+            {"act": "status", "status": 503, "code": "SlowDown", "rate": 0.1},
+            {"act": "reset", "rate": 0.05},
+        )
+    words += [f"max_images={STEPS * BATCH}"]
+    for kill in range(10):
+        cache = {"XDG_CACHE_HOME": str(tmp_path / f"cache{kill}")}
+        process = start(small_set, run, *words, env=cache)
+        if kill % 2:  # in the middle of training; else at any moment from the start on
+            wait_for_more(run, saved(run), process)
+        time.sleep(draw.uniform(0, 1 if kill % 2 else 12))
+        assert process.poll() is None, process.stderr.read()
+        workers = psutil.Process(process.pid).children()
+        victims = [process, *sorted(workers, key=lambda p: int(rank_of(p)))]
+        victims[kill % 3 if len(victims) == 3 else 0].kill()
         assert process.wait(180) != 0
         psutil.wait_procs(workers, timeout=30)
         assert not [w for w in workers if w.is_running()], "a worker trains on"
+    assert 0 < saved(run) < STEPS * BATCH
     trained(train, run, *words, "processes=2")
     assert files(run, STEPS * BATCH) == files(two_ranks[0], STEPS * BATCH)
-    assert (run / "steps.jsonl").read_bytes() == (two_ranks[0] / "steps.jsonl").read_bytes()
+    kept = store.read(store.join(run, "steps.jsonl"))
+    assert kept == (two_ranks[0] / "steps.jsonl").read_bytes()
+
+
+def saved(run):
+    """images_seen of the newest checkpoint; 0 where there is none."""
+    return max((c.images_seen for c in checkpoints(run)), default=0)
+
+
+def wait_for_more(run, before, process):
+    deadline = time.monotonic() + 120
+    while saved(run) <= before:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def rank_of(process):
