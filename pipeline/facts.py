@@ -45,6 +45,7 @@ def pair_up(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
         "ssim": protocol.ssim,
         "size": protocol.size,
         "pairs": len(pairs),
+        "images": len(pairs) // len(protocol.buckets),
         "pairs_digest": pairs.digest,
         "masks_reused": pairs.reused,
         "dataset": images.digest,

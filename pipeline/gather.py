@@ -3,8 +3,9 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,10 @@ def _from_mlflow(root: str) -> Iterator[Evaluation]:
     try:
         client = server.connect(uri)
         with server.explained(uri):
-            experiments = [e.experiment_id for e in client.search_experiments()]
-            runs = client.search_runs(experiments, max_results=1000) if experiments else []
-            for run in runs:
+            experiments = [e.experiment_id for e in _pages(client.search_experiments)]
+            if not experiments:
+                return
+            for run in _pages(partial(client.search_runs, experiments)):
                 if not any(name.startswith("eval/") for name in run.data.metrics):
                     continue
                 for artifact in client.list_artifacts(run.info.run_id, FOLDER):
@@ -86,6 +88,17 @@ def _from_mlflow(root: str) -> Iterator[Evaluation]:
                         yield _read(url, run.info.run_id)
     except server.ServerError as error:
         say(f"{error}; only evaluations below {root} are compared")
+
+
+def _pages(search: Callable[..., Any]) -> Iterator[Any]:
+    """Everything that a search of MLflow finds, a page at a time."""
+    token: str | None = None
+    while True:
+        page = search(max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _fetched(client: Any, run_id: str, path: str) -> str:
