@@ -57,6 +57,7 @@ def pair_up(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
         "masks_url": store.display(masks.url) if masks else None,
         "masks": masks.digest if masks else None,
         "masks_name": masks.name if masks else None,
+        "masks_count": sum(s.samples for s in masks.splits.values()) if masks else 0,
     }
     return pairs, facts
 

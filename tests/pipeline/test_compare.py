@@ -27,6 +27,7 @@ FACTS = {
     "pairs_digest": "a" * 64,
     "dataset_name": "places365_standard",
     "masks_name": "imported",
+    "masks_count": 14_000,
     "data_url": "s3://sets/places",
 }
 
@@ -161,6 +162,12 @@ def test_the_derived_mean_of_six_is_the_one_of_tables_4_and_5():
             "MSA-Net",
             "psnr",
             "differs in masks (Liu et al.'s test set, ours drawn)",
+        ),
+        (
+            {"masks_count": 300},
+            "MSA-Net",
+            "psnr",
+            "differs in masks (Liu et al.'s 12000, ours 300 imported)",
         ),
         ({"size": 512}, "MSA-Net", "psnr", "differs in size (256, ours 512)"),
         ({"split": "train"}, "MSA-Net", "psnr", "differs in split (test, ours train)"),

@@ -1,4 +1,5 @@
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -297,6 +298,21 @@ def test_no_crop_that_is_mostly_hole_is_trusted(holes):
     model = Remembering()
     tiles.fill_any(model, constant(), holes)
     assert max(model.ratios) <= 0.6
+
+
+def test_a_4k_picture_takes_memory_by_its_pixels_and_tiles_of_the_network():
+    image = constant(2160, 3840)
+    mask = np.zeros((2160, 3840), np.uint8)
+    mask[100::200] = 1  # scratches all over it, joined by one: every tile is asked
+    mask[:, 1900:1910] = 1
+    model = Remembering()
+    tracemalloc.start()  # NumPy's and OpenCV's arrays
+    result = tiles.fill_any(model, image, mask)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert max(model.sizes) <= 512 and len(model.sizes) > 30
+    assert abs(result.astype(int) - 140).max() <= 1
+    assert peak < 100 * mask.size  # bytes
 
 
 def test_a_picture_that_fits_the_tile_goes_through_whole():
