@@ -85,7 +85,7 @@ def _from_mlflow(root: str) -> Iterator[Evaluation]:
                 for artifact in client.list_artifacts(run.info.run_id, FOLDER):
                     if artifact.path.endswith(".parquet"):
                         url = _fetched(client, run.info.run_id, artifact.path)
-                        yield _read(url, run.info.run_id)
+                        yield from _ours(url, run.info.run_id)
     except server.ServerError as error:
         say(f"{error}; only evaluations below {root} are compared")
 
@@ -126,7 +126,15 @@ def _below(root: str) -> Iterator[Evaluation]:
 def _tables(folder: str) -> Iterator[Evaluation]:
     for name in store.names(folder):
         if name.endswith(".parquet"):
-            yield _read(store.join(folder, name))
+            yield from _ours(store.join(folder, name))
+
+
+def _ours(url: str, mlflow_run: str | None = None) -> Iterator[Evaluation]:
+    """The evaluation at `url`; nothing but a line where somebody else's file lies there."""
+    try:
+        yield _read(url, mlflow_run)
+    except ValueError as error:
+        say(f"{error}; it is left out")
 
 
 def _read(url: str, mlflow_run: str | None = None) -> Evaluation:

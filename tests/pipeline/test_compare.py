@@ -4,9 +4,10 @@ import re
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from pipeline import compare, gallery, metrics, papers, report, results
+from pipeline import compare, gallery, gather, metrics, papers, report, results
 from pipeline.compose import compose
 from pipeline.gather import Evaluation
 from pipeline.sheet import as_csv, as_markdown, as_text
@@ -319,6 +320,36 @@ def test_named_runs_alone_are_compared_and_unknown_ones_refused(root):
     assert [r["label"] for r in result["rows"] if r["kind"] == "ours"] == ["plain"]
     with pytest.raises(ValueError, match="runs=none: no evaluation of it was found"):
         compare.main(compose("compare", [f"root={root}", "runs=[none]"]).config)
+
+
+def test_somebody_else_s_files_among_the_evaluations_are_named_and_left_out(root, capsys):
+    folder = f"{root}/evaluation"
+    pq.write_table(pa.table({"a": [1]}), f"{folder}/other.parquet")
+    with open(f"{folder}/torn.parquet", "wb") as file:
+        file.write(b"PAR1")
+    result = compare.main(compose("compare", [f"root={root}"]).config)
+    assert len([r for r in result["rows"] if r["kind"] == "ours"]) == 2
+    told = capsys.readouterr().err
+    assert "other.parquet is no table that `evaluate` wrote" in told and "torn.parquet" in told
+    with pytest.raises(ValueError, match=r"other\.parquet is no table"):
+        compare.main(compose("compare", [f"root={root}", f"runs=[{folder}/other.parquet]"]).config)
+
+
+def test_more_runs_than_a_page_of_the_server_holds_are_all_found():
+    class Page(list):
+        token = None
+
+    asked = []
+
+    def search(max_results, page_token):
+        asked.append(page_token)
+        start = int(page_token or 0)
+        page = Page(range(start, min(start + max_results, 2500)))
+        page.token = str(start + max_results) if start + max_results < 2500 else None
+        return page
+
+    assert list(gather._pages(search)) == list(range(2500))
+    assert asked == [None, "1000", "2000"]
 
 
 @pytest.mark.skipif(installed() is None, reason="no Chromium here: apt-get install chromium")
