@@ -24,6 +24,7 @@ from .patch_scores import Order, Scale, box, fork
 BLOCK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 28}  # of one block; about twenty are alive
 
 
+@torch.compiler.disable  # a compiled network calls it as it stands, between its graphs
 def attend(
     order: Order,
     propagation: int,
@@ -41,7 +42,6 @@ def attend(
     return _streamed(order, propagation, features, keys, wanted, scales)
 
 
-@torch.compiler.disable  # a compiled network calls it as it stands, between its graphs
 def _streamed(
     order: Order,
     propagation: int,

@@ -10,7 +10,7 @@ from pipeline import champions, registry, server
 def verify(name: str, root: str = "runs") -> dict[str, Any]:
     """Checks the record and every promoted file. Raises ValueError that names what is wrong."""
     uri = server.tracking_uri(root)
-    client = server.connect(uri)
+    client = server.connect(uri, make=False)
     with server.explained(uri):
         registry.find_version(client, f"models:/{name}")
         every = registry.versions(client, name)

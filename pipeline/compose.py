@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import yaml
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
@@ -27,12 +28,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from jobs.spec import SECRET_NAME
 from pipeline.groups import MODELS, known_keys, leaves, meaning
 from pipeline.saved import saved_start
 from pipeline.verbs import VERBS, VerbSpec
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-SECRET_NAME = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|ACCESS_KEY|API_KEY|PRIVATE_KEY)", re.I)
 
 
 class ConfigError(ValueError):
@@ -79,10 +80,22 @@ def compose(verb: str, words: Sequence[str]) -> Resolved:
     layers = _leaves_of(verb, *saved) if saved else list(_composed(verb, spec, choices, folders))
     for name, folder in folders:
         if (folder / "defaults.yaml").is_file():
-            site = OmegaConf.load(folder / "defaults.yaml")
+            site = _loaded(folder / "defaults.yaml")
             layers += _leaves_of(verb, site, f"{name}: {folder / 'defaults.yaml'}", lenient=True)
     layers += [(k, v, "command line") for k, v in values]
     return _merge(verb, spec, layers)
+
+
+def _loaded(path: Path) -> DictConfig:
+    try:
+        found = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read as YAML: {' '.join(str(error).split())}"
+        ) from None
+    if not isinstance(found, DictConfig):
+        raise ConfigError(f"{path} holds a list: write `key: value` lines")
+    return found
 
 
 def options(group: str) -> list[str]:
@@ -102,13 +115,15 @@ def _split(spec: VerbSpec, words: Sequence[str]) -> tuple[list[Any], list[tuple[
         name, _, text = word.partition("=")
         if name.startswith(("+", "~")):
             raise ConfigError(f"{word!r}: keys are neither added nor removed; write key=value")
+        if not text:
+            raise ConfigError(f"{name}= is empty: give a value, or {name}=null")
         if name in spec.groups:
             known = options(name)
             if text not in known and text != "null":
                 raise ConfigError(f"{name}={text} is no choice{_near(text, known)}")
         # A bare value is taken as it stands: paths and URLs hold signs that mean something
         # in Hydra's grammar. Lists, mappings, numbers and quoted text go through its parser.
-        box = re.fullmatch(r"\d+(,\d+){3}", text)  # mask=x,y,w,h, to Hydra four values
+        box = re.fullmatch(r"\d+(,\d+){2,4}", text)  # mask=x,y,w,h, to Hydra four values
         plain = re.match(r"^\s*([\[{'\"]|[-+\d.]|true$|false$|null$)", text, re.I)
         if name in spec.groups or plain and not box:
             try:
@@ -232,14 +247,28 @@ def _check(node: Any, origins: dict[str, str], prefix: str = "") -> None:
             raise ConfigError(f"{told}{name}={value} is no choice{_near(str(value), choices)}")
         elif isinstance(value, str):
             refuse_secret(name, value)
+        else:
+            _check_range(name, value, f.metadata)
+            if isinstance(value, list) and value and is_dataclass(value[0]):
+                for i, item in enumerate(value):
+                    _check(item, origins, f"{name}.{i}.")
+
+
+def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    least, most = metadata.get("least"), metadata.get("most")
+    for number in value if isinstance(value, list) else [value]:
+        if not isinstance(number, (int, float)):
+            continue
+        if number != number or least is not None and number < least:
+            raise ConfigError(f"{name}={_plain(value)} is too small: at least {least}")
+        if most is not None and number > most:
+            raise ConfigError(f"{name}={_plain(value)} is too large: at most {most}")
 
 
 def refuse_secret(name: str, value: str) -> None:
     """Secrets live in the environment or a mounted file, never in what is logged."""
     where = f"{name} holds a secret: keep it in the environment (see `doctor`), not in the config"
-    if re.search(r"://[^/@\s]+:[^/@\s]+@", value) or re.search(
-        r"[?&](token|sig|key)=", value, re.I
-    ):
+    if re.search(r"://[^/@\s]+:[^/@\s]+@|[?&](?i:token|sig|key)=", value):
         raise ConfigError(where)
     for variable, secret in os.environ.items():
         if SECRET_NAME.search(variable) and len(secret) >= 8 and secret in value:
@@ -265,6 +294,6 @@ def _near(name: str, allowed: Sequence[str] | dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    return (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -41,6 +41,7 @@ MUTABLE = (
 )
 # No part of what names a run either, but its bits depend on them: fixed once it has started.
 FIXED = ("threads", "loader_threads", "log.")
+AUTO = ("threads", "precision")
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,10 @@ def saved_config(url: str) -> Any:
 
 
 def check_same(config: TrainConfig, run: RunFolder) -> None:
-    """Refuse, by name, to resume a run as another, or to take a folder that is no run's."""
+    """Refuse, by name, to resume a run as another, or to take a folder that is no run's.
+
+    Before its first checkpoint a run may still become another: there is nothing to go on from.
+    """
     if store.is_local(run.url) and run.local.exists() and not run.local.is_dir():
         raise ConfigError(f"run={run.url} is a file: name a folder")
     saved = saved_config(run.url)
@@ -118,16 +122,34 @@ def check_same(config: TrainConfig, run: RunFolder) -> None:
                 f"{' and more' if len(strangers) > 1 else ''}: name an empty or a new folder"
             )
         return
+    if images_saved(run.url) and (other := difference(config, saved)):
+        name, old, value = other
+        raise ConfigError(
+            f"{store.display(run.url)} was started with {name}={old}, now it is {value}: "
+            f"resume it with the same, or start another with run="
+        )
+
+
+def difference(config: TrainConfig, saved: Any) -> tuple[str, Any, Any] | None:
+    """The first key, with its old and its new value, in which `config` is another run than `saved`.
+
+    `data.url` may change (its digest may not), and `auto` means what it meant at the first start.
+    """
     for name, value in fixed(config).items():
-        if name == "data.url":
-            continue
         old = OmegaConf.select(saved, name)
         old = _plain(name, OmegaConf.to_container(old) if OmegaConf.is_config(old) else old)
-        if old != value:
-            raise ConfigError(
-                f"{store.display(run.url)} was started with {name}={old}, now it is {value}: "
-                f"resume it with the same, or start another with run="
-            )
+        if old != value and name != "data.url" and "auto" not in (old, value):
+            return name, old, value
+    return None
+
+
+def settled(config: TrainConfig, run: RunFolder) -> TrainConfig:
+    """`config` with what `auto` came to when the run was first started."""
+    saved = saved_config(run.url)
+    if saved is None or not images_saved(run.url):
+        return config
+    known = {n: saved[n] for n in AUTO if getattr(config, n) == "auto" and n in saved}
+    return replace(config, **known)
 
 
 def write_config(config: TrainConfig, run: RunFolder) -> None:

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -93,6 +94,9 @@ def main(config: TrainConfig) -> dict[str, Any]:
         signal.signal(number, signal.SIG_IGN)  # too late: what there was to save is saved
     if here.node_rank == 0 and read_run_json(run.url):
         update_run_json(run.url, error=ended.error)
+    if ended.status and here.node_rank == 0:
+        with suppress(ConfigError), held(run):
+            pass  # what never began leaves no folder
     _leave(ended.status)
     return dict(read_run_json(run.url).get("result", {}), run=run.url)
 
@@ -121,6 +125,8 @@ def dry_run(config: TrainConfig) -> str:
     here = place(os.environ, process_count(config))
     run = preflight(config, here.nodes * here.processes, locks=False)
     seen = images_saved(run.url)
+    if seen >= config.max_images:
+        return f"would do nothing: {store.display(run.url)} has seen {seen} images already"
     start = f"go on at {seen} of" if seen else "start"
     return (
         f"would {start} {config.max_images} images in {store.display(run.url)}, "
@@ -141,9 +147,10 @@ def preflight(config: TrainConfig, world_size: int, locks: bool = True) -> RunFo
             f"parallel={config.parallel.strategy} needs DeepSpeed, which is not installed: "
             f"DS_BUILD_OPS=0 pip install -e .[deepspeed], or parallel=ddp"
         )
-    for name, least in (("seed", 0), ("batch", 1), ("accumulate", 1), ("max_images", 1)):
-        if getattr(config, name) < least:
-            raise ConfigError(f"{name}={getattr(config, name)} is too small: at least {least}")
+    if len(config.objective.betas) != 2:
+        raise ConfigError(
+            f"objective.betas={config.objective.betas} must be two numbers, b1 and b2"
+        )
     if config.batch % (world_size * config.accumulate):
         raise ConfigError(
             f"batch={config.batch} is not divisible by {world_size} processes x "

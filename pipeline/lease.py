@@ -65,8 +65,10 @@ def _beat(base: str, mine: dict[str, Any], over: threading.Event) -> None:
 
 
 def _wait(base: str, number: int, url: str) -> None:
-    """Return once attempt `number` is over: released, or silent for `STALE` seconds."""
-    heartbeat = store.join(base, "heartbeat.json")
+    """Return once attempt `number` is over: released, dead, or silent for `STALE` seconds."""
+    heartbeat, owner = store.join(base, "heartbeat.json"), _read(_attempt(base, number))
+    if owner.get("host") == socket.gethostname() and not _alive(int(owner.get("pid", 0))):
+        return
     first, told, until = _read(heartbeat), False, time.monotonic() + STALE
     while time.monotonic() < until:
         now = _read(heartbeat)
@@ -75,10 +77,20 @@ def _wait(base: str, number: int, url: str) -> None:
         if now != first:
             raise _taken(url, now)
         if not told:
-            shown = _owner(_read(_attempt(base, number)))
-            print(f"{store.display(url)}: is {shown} alive? up to {STALE:.0f} s", file=sys.stderr)
+            where = store.display(url)
+            print(f"{where}: is {_owner(owner)} alive? up to {STALE:.0f} s", file=sys.stderr)
             told = True
         time.sleep(min(1.0, BEAT / 2))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def _newest(base: str) -> int:

@@ -99,9 +99,10 @@ def peak_memory_mb() -> float:
 
 def described(meter: Meter, losses: Mapping[str, float]) -> str:
     """One line: progress, speed, time left, losses."""
-    left = (meter.max_images - meter.images_seen) / meter.rate if meter.rate else 0.0
-    words = [f"{meter.images_seen}/{meter.max_images} images", f"{meter.rate:.1f}/s"]
-    words.append(f"{int(left // 60)}:{int(left % 60):02d} left")
+    words = [f"{meter.images_seen}/{meter.max_images} images"]
+    if meter.rate:  # not before the first steps are over, which are slower
+        left = (meter.max_images - meter.images_seen) / meter.rate
+        words += [f"{meter.rate:.1f}/s", f"{int(left // 60)}:{int(left % 60):02d} left"]
     return "  ".join(words + [f"{name} {value:.4g}" for name, value in losses.items()])
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from models.masking import composite, erase
 from models.vgg import VGG16Features
 from pipeline import weights
 from pipeline.checkpoint import build_generator
+from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
 from pipeline.engine import Engine, Trainee
 from pipeline.groups import ObjectiveConfig, Phase
@@ -59,7 +61,13 @@ def build(config: TrainConfig, engine: Engine) -> Method:
     torch.manual_seed(config.seed)
     objective = config.objective
     make = optimizer(objective)
-    generator = build_generator(asdict(config.model))
+    generator: Any = build_generator(asdict(config.model))
+    for name, side in (("data.crop", config.data.crop), ("validate.size", config.validate.size)):
+        if side % generator.multiple or side < generator.smallest:
+            raise ConfigError(
+                f"{name}={side}: this {config.model.name} takes multiples of {generator.multiple} "
+                f"from {generator.smallest} on"
+            )
     method = Method(
         objective,
         generator_terms(objective),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 SIZE = 256
 SPLITS: dict[str, tuple[str, ...]] = {
@@ -69,6 +69,16 @@ def write_crops(folder: Path) -> dict[str, int]:
                 crop.save(folder / split / f"{stem}-{i:03d}.jpg", quality=95, subsampling=0)
                 counts[split] += 1
     return counts
+
+
+def spoon() -> tuple[Image.Image, Image.Image]:
+    """The held-out cup of coffee at an odd size, and a mask over the spoon on its saucer."""
+    picture = photograph("coffee.png").crop((0, 0, 597, 389))
+    mask = Image.new("L", picture.size)
+    draw = ImageDraw.Draw(mask)
+    draw.ellipse((316, 236, 416, 336), fill=255)
+    draw.polygon([(368, 250), (402, 64), (428, 64), (394, 250)], fill=255)
+    return picture, mask
 
 
 def _places(side: int) -> list[int]:

@@ -48,7 +48,7 @@ def dry_run(config: PromoteConfig | RollbackConfig) -> str:
     """What the gate would be asked; nothing is evaluated."""
     run = getattr(config, "run", None)
     uri = server.uri_for(run if run and store.exists(run) else None, config.root)
-    client = server.connect(uri)
+    client = server.connect(uri, make=False)
     with server.explained(uri):
         if isinstance(config, RollbackConfig):
             history = champions.fold(registry.versions(client, config.model))
@@ -76,7 +76,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
     """
     run = config.run if config.run and store.exists(config.run) else None
     uri = server.uri_for(run, config.root if run is None else None)
-    client = server.connect(uri)
+    client = server.connect(uri, make=False)
     with server.explained(uri):
         candidate = _candidate(client, config)
         name = registry.checked_name(config.into or candidate.name)
@@ -110,7 +110,7 @@ def rollback(name: str, version: int | None = None, root: str = "runs") -> dict[
     With `version`, also the way out after a promoted version was deleted.
     """
     uri = server.tracking_uri(root)
-    client = server.connect(uri)
+    client = server.connect(uri, make=False)
     with server.explained(uri):
         registry.find_version(client, f"models:/{name}")
         every = registry.versions(client, name)

@@ -7,59 +7,63 @@ recipe has changed is done anew with all that follow it.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-import resource
 import shlex
 import shutil
-import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import photographs
+from pipeline.attend import attended
 from pipeline.compose import ConfigError, compose
 from pipeline.config import QuickstartConfig
+from shards import store
 
 MARK = "quickstart.json"
 MODEL = "inpaint-msanet"
 YARDSTICKS = ("mean_colour", "telea")
-PYTHON = (sys.executable, "-m", "pipeline")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A verb with its words, or what no verb does: making photographs."""
+    """A verb with its words, or what no verb does: making photographs.
+
+    `identity`: what its result depends on, beside the steps before. `makes` is removed before it
+    is done anew, unless `resumes`: the same command then continues what it made.
+    """
 
     name: str
+    identity: str
+    makes: tuple[Path, ...]
     words: tuple[str, ...] = ()
     act: Callable[[], Any] | None = None
-    makes: Path | None = None  # removed before the step is done anew
-    resumes: bool = False  # the same command continues what it made
+    resumes: bool = False
 
     @property
     def shown(self) -> str:
         return f"python -m pipeline {shlex.join(self.words)}" if self.words else self.name
 
-    @property
-    def identity(self) -> str:
-        """What the result depends on, beside the steps before."""
-        if self.words:
-            return " ".join(self.words) + (_recipe(self.words) if self.resumes else "")
-        return self.name + hashlib.sha256(_source().encode()).hexdigest()
+    def stands(self, known: dict[str, Any] | None) -> bool:
+        """True where it was done as it would be now, and what it made is there."""
+        same = known is not None and known["done"] and known["identity"] == self.identity
+        return same and all(path.exists() for path in self.makes)
 
 
 def main(config: QuickstartConfig) -> dict[str, Any]:
     """Do, or reuse, every step in `out`; the evaluation's result beside its yardsticks."""
-    out = Path(config.out).absolute()
-    record = Record(out, config.out)
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{out}/mlflow.db"
-    for step in steps(out, config.out):
-        record.do(step)
+    out = folder(config.out)
+    with record_of(out, config.out) as record:
+        for step in steps(out, config.out):
+            record.do(step)
     done = record.results
     return {
         **{k: done["evaluate"][k] for k in ("protocol", "weights", "pairs", "buckets", "mean6")},
@@ -70,19 +74,19 @@ def main(config: QuickstartConfig) -> dict[str, Any]:
         "seconds": {**record.seconds, "total": round(sum(record.seconds.values()), 1)},
         "peak_rss_mb": round(record.peak_mb),
         "model_uri": done["register"]["model_uri"],
-        "tracking_uri": os.environ["MLFLOW_TRACKING_URI"],
+        "promoted": done["promote"]["version"],
+        "tracking_uri": tracking_uri(out),
         "reused": record.reused,
     }
 
 
 def dry_run(config: QuickstartConfig) -> str:
     """Each step's command, and whether it would be done or reused."""
-    out = Path(config.out).absolute()
+    out = folder(config.out)
     before = remembered(out, config.out)
     lines = []
     for step in steps(out, config.out):
-        known = before.get(step.name)
-        reused = known is not None and known["done"] and known["identity"] == step.identity
+        reused = step.stands(before.get(step.name))
         before = before if reused else {}
         lines.append(f"would {'reuse' if reused else 'do   '}  {step.shown}")
     return "\n".join(lines)
@@ -90,47 +94,42 @@ def dry_run(config: QuickstartConfig) -> str:
 
 def steps(out: Path, said: str) -> list[Step]:
     """The path, in order. `said` is `out` as the user wrote it."""
-    pairs = (f"data.url={said}/shards", f"masks.url={said}/masks", "split=test")
-    folder = out / "photographs"
+
+    def verb(name: str, words: str, *makes: str, resumes: bool = False) -> Step:
+        identity = words + (_recipe() if resumes else "")
+        given = tuple(word.format(out=said) for word in words.split())
+        return Step(name, identity, tuple(out / m for m in makes), given, resumes=resumes)
+
+    def local(name: str, act: Callable[[Path], Any], *makes: str) -> Step:
+        source = hashlib.sha256(Path(photographs.__file__).read_bytes()).hexdigest()
+        return Step(name, source, tuple(out / m for m in makes), act=lambda: act(out))
+
+    shard = "shard source={out}/photographs out={out}/shards data.name=skimage"
+    pairs = "data.url={out}/shards masks.url={out}/masks split=test"
+    run = "train experiment=quickstart run={out}/run data.url={out}/shards"
+    picture = "image={out}/coffee.png mask={out}/coffee_mask.png out={out}/coffee_filled.png"
     return [
-        Step("photographs", act=lambda: _photographs(folder), makes=folder),
-        Step(
-            "shard",
-            ("shard", f"source={said}/photographs", f"out={said}/shards", "data.name=skimage"),
-            makes=out / "shards",
-        ),
-        Step(
-            "masks",
-            ("masks", f"out={said}/masks", "size=256", "per_bucket=16"),
-            makes=out / "masks",
-        ),
-        Step(
-            "train",
-            ("train", "experiment=quickstart", f"run={said}/run", f"data.url={said}/shards"),
-            makes=out / "run",
-            resumes=True,
-        ),
-        Step("evaluate", ("evaluate", f"checkpoint={said}/run", *pairs)),
+        local("photographs", _photographs, "photographs"),
+        verb("shard", shard, "shards"),
+        verb("masks", "masks out={out}/masks size=256 per_bucket=24", "masks"),
+        verb("train", run, "run", "mlflow.db", "mlartifacts", resumes=True),
+        verb("evaluate", f"evaluate checkpoint={{out}}/run {pairs}"),
         *(
-            Step(
+            verb(
                 f"evaluate {name}",
-                ("evaluate", f"model={name}", *pairs, f"out={said}/{name}.parquet"),
+                f"evaluate model={name} {pairs} out={{out}}/{name}.parquet",
+                f"{name}.parquet",
             )
             for name in YARDSTICKS
         ),
-        Step("register", ("register", f"run={said}/run", "checkpoint=last")),
-        Step("promote", ("promote", MODEL, f"run={said}/run")),
-        Step("photograph", act=lambda: _object_to_remove(out), makes=out / "coffee.png"),
-        Step(
+        verb("register", "register run={out}/run checkpoint=last"),
+        verb("promote", f"promote {MODEL} run={{out}}/run"),
+        local("photograph", _object_to_remove, "coffee.png", "coffee_mask.png"),
+        verb(
             "predict",
-            (
-                "predict",
-                f"model=models:/{MODEL}@champion",
-                f"image={said}/coffee.png",
-                f"mask={said}/coffee_mask.png",
-                f"out={said}/coffee_filled.png",
-                "strip=true",
-            ),
+            f"predict model=models:/{MODEL}@champion {picture} strip=true",
+            "coffee_filled.png",
+            "coffee_filled_strip.png",
         ),
     ]
 
@@ -155,7 +154,8 @@ def show(result: dict[str, Any]) -> str:
     reused = f", {len(result['reused'])} steps reused" if result["reused"] else ""
     lines += [
         "",
-        f"{minutes:.1f} minutes{reused}; {result['model_uri']} is registered and promoted",
+        f"{minutes:.1f} minutes{reused}; {result['model_uri']} is registered, and promoted as "
+        f"champion {MODEL}/{result['promoted']}",
         f"original, mask, result:  {result['strip']}",
         f"the run in MLflow:       {ui_command(result['tracking_uri'])}",
         f"to go on by hand:        export MLFLOW_TRACKING_URI={result['tracking_uri']}",
@@ -177,14 +177,13 @@ class Record:
     """What was done in one folder, as `quickstart.json` remembers it."""
 
     def __init__(self, out: Path, said: str) -> None:
-        self.mark = out / MARK
+        self.out = out
         self.results: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
         self.reused: list[str] = []
         self.peak_mb = 0.0
         self._before = remembered(out, said)
         self._now: dict[str, Any] = {}
-        _writable(out, said)
         if self._before:
             done = [name for name, step in self._before.items() if step["done"]]
             print(f"{said} holds {', '.join(done) or 'nothing finished'}", file=sys.stderr)
@@ -192,95 +191,111 @@ class Record:
     def do(self, step: Step) -> None:
         """Do a step, or take over its result where it and all before it stand."""
         print(f"\n{'$' if step.words else '#'} {step.shown}", file=sys.stderr, flush=True)
-        known, identity = self._before.get(step.name), step.identity
-        same = known is not None and known["identity"] == identity
-        if known is not None and same and known["done"]:
+        known = self._before.get(step.name)
+        if known is not None and step.stands(known):
             print("reused", file=sys.stderr, flush=True)
             self.reused.append(step.name)
             self._now[step.name] = known
         else:
+            if not (step.resumes and known is not None and known["identity"] == step.identity):
+                _remove(step.makes)
             self._before = {}  # what follows was made from something else
-            made = step.makes
-            if made is not None and made.exists() and not (step.resumes and same):
-                shutil.rmtree(made) if made.is_dir() else made.unlink()
-            self._now[step.name] = {"identity": identity, "done": False}
+            self._now[step.name] = {"identity": step.identity, "done": False}
             self._write()
             began = time.monotonic()
-            result = step.act() if step.act else _call(step.words)
+            result = step.act() if step.act else self._call(step.words)
             self.seconds[step.name] = round(time.monotonic() - began, 1)
-            self._now[step.name] = {"identity": identity, "done": True, "result": result}
+            self._now[step.name] = {"identity": step.identity, "done": True, "result": result}
         self._write()
-        children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-        self.peak_mb = max(self.peak_mb, children / 1e6)
         self.results[step.name] = self._now[step.name]["result"]
 
+    def _call(self, words: tuple[str, ...]) -> Any:
+        """Run a verb as a user would; SystemExit with its status where it does not end well."""
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri(self.out)}
+        command = [sys.executable, "-m", "pipeline", *words, "--json"]
+        with tempfile.TemporaryFile("w+") as answer:
+            status, peak = attended(command, environment, answer)
+            self.peak_mb = max(self.peak_mb, peak)
+            if status:
+                raise SystemExit(status)
+            answer.seek(0)
+            return json.loads(answer.read().splitlines()[-1])
+
     def _write(self) -> None:
-        temporary = self.mark.with_suffix(".tmp")
-        temporary.write_text(json.dumps({**self._before, **self._now}, indent=1) + "\n")
-        os.replace(temporary, self.mark)
+        text = json.dumps({**self._before, **self._now}, indent=1) + "\n"
+        store.write(self.out / MARK, text.encode())
+
+
+@contextmanager
+def record_of(out: Path, said: str) -> Iterator[Record]:
+    """The folder's record, held: a second quickstart there is refused."""
+    remembered(out, said)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = open(out / ".quickstart.lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise ConfigError(
+            f"out={said} cannot be written ({error.strerror}): name another"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another quickstart works in out={said}: wait for it, or name another"
+            ) from None
+        yield Record(out, said)
+
+
+def folder(said: str) -> Path:
+    """`out=` as an absolute path; ConfigError for a URL."""
+    if "://" in said or not said:
+        raise ConfigError(f"out={said} is no folder: quickstart works in a folder of this machine")
+    return Path(said).absolute()
+
+
+def tracking_uri(out: Path) -> str:
+    """Quickstart's own record, whatever server the environment names."""
+    return f"sqlite:///{out}/mlflow.db"
 
 
 def remembered(out: Path, said: str) -> dict[str, Any]:
     """The steps of `out`; ConfigError where it is no quickstart's folder."""
     if (out / MARK).is_file():
-        return json.loads((out / MARK).read_text())
-    if out.is_dir() and any(out.iterdir()) or out.is_file():
+        try:
+            found = json.loads((out / MARK).read_text())
+            if all({"identity", "done"} <= set(step) for step in found.values()):
+                return found
+        except (ValueError, AttributeError, TypeError):
+            pass
+        raise ConfigError(f"out={said} holds a {MARK} that cannot be read: remove the folder")
+    if out.is_file() or out.is_dir() and [n for n in os.listdir(out) if n != ".quickstart.lock"]:
         raise ConfigError(
             f"out={said} holds something else (no {MARK}): name an empty or a new folder"
         )
     return {}
 
 
-def _writable(out: Path, said: str) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".{MARK}.probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"out={said} cannot be written ({error.strerror}): name another"
-        ) from None
+def _remove(made: tuple[Path, ...]) -> None:
+    for path in made:
+        if path.exists():
+            print(f"removes {path}, made by another command", file=sys.stderr, flush=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _call(words: tuple[str, ...]) -> Any:
-    done = subprocess.run([*PYTHON, *words, "--json"], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(done.returncode)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _recipe(words: tuple[str, ...]) -> str:
-    text = compose("train", words[1:]).yaml()
+def _recipe() -> str:
+    text = compose("train", ["experiment=quickstart"]).yaml()
     return " " + hashlib.sha256(text.encode()).hexdigest()
 
 
-def _source() -> str:
-    from pipeline import photographs
-
-    return Path(photographs.__file__).read_text()
-
-
-def _photographs(folder: Path) -> dict[str, int]:
-    from pipeline.photographs import SPLITS, write_crops
-
-    counts = write_crops(folder)
-    for split, names in SPLITS.items():
+def _photographs(out: Path) -> dict[str, int]:
+    counts = photographs.write_crops(out / "photographs")
+    for split, names in photographs.SPLITS.items():
         print(f"{split}: {counts[split]} crops of {', '.join(names)}", file=sys.stderr)
     return counts
 
 
-def _object_to_remove(out: Path) -> str:
-    """The held-out cup of coffee at an odd size, and a mask over the spoon on its saucer."""
-    from PIL import Image, ImageDraw
-
-    from pipeline.photographs import photograph
-
-    picture = photograph("coffee.png").crop((0, 0, 597, 389))
-    mask = Image.new("L", picture.size)
-    draw = ImageDraw.Draw(mask)
-    draw.ellipse((316, 236, 416, 336), fill=255)
-    draw.polygon([(368, 250), (402, 64), (428, 64), (394, 250)], fill=255)
+def _object_to_remove(out: Path) -> None:
+    picture, mask = photographs.spoon()
     picture.save(out / "coffee.png")
     mask.save(out / "coffee_mask.png")
-    return str(out / "coffee.png")

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from PIL import Image
 
-from pipeline.capture import commit
+from pipeline.capture import commit, hardware
 from pipeline.config import TrainConfig
 from pipeline.engine import Engine
-from pipeline.identity import RunFolder, write_config
+from pipeline.identity import RunFolder, difference, images_saved, saved_config, write_config
 from pipeline.meter import Meter
 from pipeline.resume import State
-from pipeline.runfolder import update_run_json
+from pipeline.runfolder import read_run_json, update_run_json
 from pipeline.tracking import Muted, Tracker
 from shards import store
 from shards.manifest import Manifest
 
 
 def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: Manifest) -> Any:
+    config = replace(config, threads=str(torch.get_num_threads()), precision=engine.precision)
     if engine.is_main:
-        write_config(config, run)
-        name = run.url.rstrip("/").rpartition("/")[2]
-        here = {"host": socket.gethostname(), "pid": os.getppid()}
-        facts = {"id": name, "url": run.url, "dataset": manifest.digest, "launcher": here}
-        update_run_json(run.url, **facts, commit=commit(), error=None, result={})
+        _describe(config, run, manifest)
     if not engine.is_main or not config.tracking.enabled:
         return Muted()
     recipe = config.experiment or "train"
@@ -36,7 +34,7 @@ def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: 
         run.url,
         root=config.root if config.run is None else None,
         experiment=config.tracking.experiment or f"{os.environ.get('USER', 'user')}/{recipe}",
-        run_name=run.url.rstrip("/").rpartition("/")[2],
+        run_name=_name(run),
         required=config.tracking.required,
         drain=config.tracking.drain,
     )
@@ -45,6 +43,24 @@ def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: 
     tracker.start(asdict(config), tags, dataset)
     tracker.artifact(run.local / "config.yaml")
     return tracker
+
+
+def _describe(config: TrainConfig, run: RunFolder, manifest: Manifest) -> None:
+    """config.yaml and run.json, on the first node; a refused start leaves no MLflow run to this."""
+    saved, known = saved_config(run.url), read_run_json(run.url)
+    fresh = saved is not None and not images_saved(run.url) and difference(config, saved)
+    facts: dict[str, Any] = {"mlflow_run_id": None} if fresh else {}
+    cpu = str(hardware()["cpu"])
+    if known.get("cpu", cpu) != cpu:
+        print(f"bits may differ from here on: {known['cpu']} before, {cpu} now", file=sys.stderr)
+    facts |= {"id": _name(run), "url": run.url, "dataset": manifest.digest, "cpu": cpu}
+    facts |= {"launcher": {"host": socket.gethostname(), "pid": os.getppid()}, "commit": commit()}
+    write_config(config, run)
+    update_run_json(run.url, **facts, error=None, result={})
+
+
+def _name(run: RunFolder) -> str:
+    return run.url.rstrip("/").rpartition("/")[2]
 
 
 def show(run: RunFolder, tracker: Any, shown: list[dict[str, Any]], images_seen: int) -> None:

@@ -89,7 +89,7 @@ def load_archive(
         loaded = archive.load(uri, device=device)
         return loaded, {"sha256": loaded.sha256, "model_uri": uri}
     where = server.tracking_uri(root)
-    client = server.connect(where)
+    client = server.connect(where, make=False)
     with server.explained(where):
         version = find_version(client, uri)
         tags = {k[7:]: v for k, v in version.tags.items() if k.startswith("lacuna.")}

@@ -165,7 +165,7 @@ def _curve(
 def _history(run_id: str, metric: str, root: str) -> list[tuple[float, float]]:
     uri = server.tracking_uri(root)
     try:
-        client = server.connect(uri)
+        client = server.connect(uri, make=False)
         with server.explained(uri):
             found = client.get_metric_history(run_id, metric)
     except server.ServerError as error:

@@ -23,7 +23,7 @@ def main(config: RunsConfig) -> dict[str, Any]:
     if config.action == "prune":
         return prune(config)
     uri = server.tracking_uri(config.root)
-    client = server.connect(uri)
+    client = server.connect(uri, make=False)
     with server.explained(uri):
         if config.action == "close":
             return {"closed": close(client, config)}
@@ -40,7 +40,7 @@ def dry_run(config: RunsConfig) -> str:
     if config.action != "close":
         return "changes nothing"
     uri = server.tracking_uri(config.root)
-    client = server.connect(uri)
+    client = server.connect(uri, make=False)
     with server.explained(uri):
         found = [run.info.run_name for run in _silent(client, config)]
     return f"would close {len(found)} runs: {' '.join(found)}"

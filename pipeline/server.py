@@ -9,6 +9,8 @@ import fcntl
 import logging
 import os
 import re
+import shutil
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -104,14 +106,20 @@ def shown(uri: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def connect(uri: str) -> Any:
-    """An MlflowClient for `uri` (as `tracking_uri` gave it); a new sqlite file is made whole first.
+def connect(uri: str, make: bool = True) -> Any:
+    """An MlflowClient for `uri` (as `tracking_uri` gave it).
 
-    Raises ServerError, in one line, if a local database cannot be used. A server is not asked
-    anything yet: `ping` does that.
+    A sqlite file that is not there is made whole first or, without `make`, refused. Raises
+    ServerError, in one line, if a local database cannot be used. A server is not asked anything
+    yet: `ping` does that.
     """
     telemetry_off()
     if path := sqlite_path(uri):
+        if not make and not path.exists():
+            raise ServerError(
+                f"there is no record at {uri}: nothing was trained or registered from here; set "
+                "MLFLOW_TRACKING_URI to the record that is meant"
+            )
         _create_database(path)
     import mlflow
 
@@ -173,7 +181,10 @@ def run_link(uri: str, experiment: str, run: str | None = None) -> str:
 def ui_command(uri: str) -> str:
     """How to look at it: a command for the embedded store, the address for a server."""
     if uri.startswith("sqlite"):
-        return f"MLFLOW_DISABLE_TELEMETRY=true mlflow server --backend-store-uri {uri} --port 5000"
+        command = shutil.which("mlflow") and "mlflow" or str(Path(sys.executable).parent / "mlflow")
+        return (
+            f"MLFLOW_DISABLE_TELEMETRY=true {command} server --backend-store-uri {uri} --port 5000"
+        )
     return shown(uri)
 
 

@@ -53,7 +53,7 @@ def _write(config: ShardConfig) -> dict[str, Any]:
             config.out, config.data.name, config.source, _say, config.max_reject_rate
         )
         return _result(finished, time.monotonic() - begun)
-    planned, root = _plan(config)
+    planned, root = _plan(config, listed_anew=task[1] == 1)
     try:
         return _fill(config, planned, root, task, begun)
     except writer.TooManyRejects:
@@ -89,18 +89,21 @@ def _fill(
     return _result(finished, time.monotonic() - begun)
 
 
-def _plan(config: ShardConfig) -> tuple[plan.Plan, Path]:
-    """The plan at `out`, or a new one; and the folder that its names are relative to."""
+def _plan(config: ShardConfig, listed_anew: bool) -> tuple[plan.Plan, Path]:
+    """The plan at `out`, or a new one; and the folder that its names are relative to.
+
+    One of several tasks trusts the plan that is there; else the source must still be what it says.
+    """
     assert config.source is not None and config.out is not None
     given = Path(config.source).expanduser().resolve()
     root = given if given.is_dir() else given.parent
     data, options = config.data, _options(config)
     saved = plan.load(config.out, data.name, "images", options)
     if saved is not None:
-        _say(
-            f"going on with the plan of {saved.rows.num_rows} images at {store.display(config.out)}"
-        )
-        return saved, root
+        count = saved.rows.num_rows
+        _say(f"going on with the plan of {count} images at {store.display(config.out)}")
+        if not listed_anew:
+            return saved, root
     _say(f"listing {given}")
     layout = source(data.layout)
     try:
@@ -115,6 +118,13 @@ def _plan(config: ShardConfig) -> tuple[plan.Plan, Path]:
     except ValueError:
         print(layout.offer.text(), file=sys.stderr)
         raise
+    if saved is not None:
+        if made.sha256 != saved.sha256:
+            raise ValueError(
+                f"{store.display(config.out)} was begun from {count} images, {given} holds "
+                f"{made.rows.num_rows} and not the same: give another out="
+            )
+        return saved, root
     _say(f"{made.rows.num_rows} images in {len(made.shards())} shards")
     _compare(made, layout.offer)
     return made, root
@@ -145,8 +155,6 @@ def _policy(config: ShardConfig) -> Policy:
 
 def _options(config: ShardConfig) -> dict[str, Any]:
     data = config.data
-    if not 1 <= data.shard_mb <= 1024:
-        raise ValueError(f"data.shard_mb={data.shard_mb} must be 1 to 1024")
     return {
         "format": FORMAT,
         "layout": data.layout,

@@ -62,7 +62,7 @@ def supervise(
                     subprocess.Popen(
                         command,
                         env=environment,
-                        preexec_fn=_die_with_parent,
+                        preexec_fn=die_with_parent,
                         stdout=stdout,
                         stderr=output,
                     )
@@ -135,10 +135,12 @@ def _pass_on(workers: list[subprocess.Popen[bytes]], number: int, grace: float) 
     for worker in workers:
         if worker.poll() is None:
             worker.send_signal(number)
+            worker.send_signal(signal.SIGCONT)  # one that is stopped would not hear it
     return time.monotonic() + grace
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Run in a child before its program: the kernel then kills it when its parent dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

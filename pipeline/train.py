@@ -19,7 +19,7 @@ from pipeline import checkpoint, method
 from pipeline.capture import other_node_metrics
 from pipeline.config import TrainConfig
 from pipeline.engine import Engine
-from pipeline.identity import RunFolder, folder_of, held
+from pipeline.identity import RunFolder, folder_of, held, settled
 from pipeline.memory import explained
 from pipeline.meter import Meter
 from pipeline.method import Method
@@ -39,7 +39,9 @@ from shards.stream import Stream, check_guards
 
 def train(config: TrainConfig) -> None:
     """Train as one of the run's processes. SystemExit(75) after a stop that was asked for."""
-    run, engine = folder_of(config), Engine(config)
+    run = folder_of(config)
+    config = settled(config, run)
+    engine = Engine(config)
     try:
         with ExitStack() as stack:
             if engine.is_main:

@@ -77,8 +77,10 @@ def fetch(name: str, source: str | None = None, sha256: str | None = None) -> di
 def origin(name: str, source: str | None = None) -> str:
     """URL of the file: the publisher's, `source` itself, or the publisher's name below it."""
     url = PUBLISHED[_known(name)].url
-    if source is None or source.endswith((".pth", ".pt")):
-        return source or url
+    if source is None:
+        return url
+    if source.endswith((".pth", ".pt")) or store.is_local(source) and store.local(source).is_file():
+        return source
     return store.join(source, url.rsplit("/", 1)[-1])
 
 

@@ -66,10 +66,12 @@ class Sharded:
 
     def step(self, finite: bool) -> None:
         """Clip and step; where not `finite`, on whichever network and rank, only drop gradients."""
-        if not finite:
-            for gradient in self._gradients():
-                gradient.fill_(float("nan"))  # DeepSpeed has no call that drops them, but skips
+        poisoned = [] if finite else self._gradients()
+        for gradient in poisoned:
+            gradient.fill_(float("nan"))  # DeepSpeed has no call that drops them, but skips
         self.engine.step()
+        for gradient in poisoned:
+            gradient.zero_()  # stage 3 keeps its buffer, and never writes where it is padded
 
     def weights(self) -> dict[str, Tensor]:
         """Full weights and buffers by name, as `state_dict` has them without ZeRO."""

@@ -95,6 +95,34 @@ def test_a_quickstart_in_a_folder_of_something_else_is_refused(tmp_path):
     assert os.listdir(tmp_path) == ["letter.txt"]
 
 
+def test_a_step_is_done_again_where_what_it_made_is_gone(quickstart):
+    place, first, _ = quickstart
+    (place / "runs" / "quickstart" / "coffee_filled_strip.png").unlink()
+    told = run(place, "quickstart", "out=runs/../runs/quickstart", "--dry-run").stdout
+    would = [line.split()[1] for line in told.splitlines() if line.startswith("would")]
+    assert would == ["reuse"] * 10 + ["do"]
+    done = run(place, "quickstart", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "predict" not in json.loads(done.stdout.splitlines()[-1])["reused"]
+    assert (place / first["strip"]).exists()
+
+
+def test_the_readmes_picture_is_the_one_that_quickstart_made(quickstart):
+    """Original and mask to the byte, the result to what another machine's training may change."""
+    import numpy as np
+    from PIL import Image
+
+    place, result, _ = quickstart
+    ours, made = (
+        np.asarray(Image.open(path).convert("RGB")).astype(int)
+        for path in (ROOT / "README.png", place / result["strip"])
+    )
+    assert ours.shape == made.shape
+    rest = made.shape[1] * 2 // 3
+    assert (ours[:, :rest] == made[:, :rest]).all()
+    assert abs(ours[:, rest:] - made[:, rest:]).mean() < 2
+
+
 def test_the_readmes_commands_run_as_they_stand(quickstart):
     place = quickstart[0]
     shutil.rmtree(place / "runs" / "readme", ignore_errors=True)

@@ -272,6 +272,7 @@ def test_the_module_drops_into_any_network(order):
     assert all(p.grad.abs().sum() > 0 for p in before.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_exported_module_equals_eager_for_any_batch_size_and_hole(order):
     torch.manual_seed(0)
@@ -289,6 +290,7 @@ def test_the_exported_module_equals_eager_for_any_batch_size_and_hole(order):
                 torch.testing.assert_close(program(x, mask), module(x, mask), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_compiled_module_equals_eager_at_several_sizes_with_gradients(order):
     torch.manual_seed(0)

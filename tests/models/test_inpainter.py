@@ -32,6 +32,7 @@ def picture(n, height, width, dtype):
     return (image * 255).to(dtype).permute(0, 2, 3, 1).contiguous(), mask[:, 0].to(dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 def test_the_exported_program_equals_eager_at_any_batch_and_size(name, dtype):

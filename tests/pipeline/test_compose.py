@@ -48,6 +48,11 @@ def test_every_value_says_where_it_is_from():
         (["~batch"], ["~batch"]),
         (["seed=0,1"], ["seed=0,1", "several values"]),
         (["batch"], ["'batch'", "key=value"]),
+        (["data.url="], ["data.url= is empty"]),
+        (["ema=2"], ["ema=2", "too large", "at most 1"]),
+        (["model.width=-1"], ["model.width=-1", "too small"]),
+        (["objective.betas=[0.5,1.5]"], ["objective.betas", "at most 1"]),
+        (["objective.phases=[{until: 3, lr: -1}]"], ["objective.phases.0.lr", "too small"]),
         (["objective.phases=[{until: 3, lr: fast}]"], ["objective.phases", "fast"]),
         (["objective.phases=[{untl: 3}]"], ["objective.phases", "untl"]),
     ],
@@ -55,6 +60,16 @@ def test_every_value_says_where_it_is_from():
 def test_a_wrong_word_is_named_with_what_is_allowed(words, told):
     text = refusal("train", *words)
     assert all(part in text for part in told), text
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("a: [", "cannot be read as YAML"), ("- 1", "holds a list")]
+)
+def test_a_site_file_that_is_none_is_named(tmp_path, monkeypatch, text, told):
+    (tmp_path / "defaults.yaml").write_text(text)
+    monkeypatch.setenv("LACUNA_CONF", str(tmp_path))
+    line = refusal("train")
+    assert told in line and str(tmp_path / "defaults.yaml") in line
 
 
 def test_a_missing_value_is_named_with_its_meaning():

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.compose import ConfigError, compose
-from pipeline.identity import check_same, folder_at, folder_of, held, science, write_config
+from pipeline.identity import (
+    check_same,
+    folder_at,
+    folder_of,
+    held,
+    science,
+    settled,
+    write_config,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,11 +38,30 @@ def test_a_changed_run_is_refused_by_name(tmp_path):
     config = configured(f"run={tmp_path}")
     run = folder_of(config)
     write_config(config, run)
+    check_same(replace(config, seed=5), run)  # nothing was trained yet: it may still become another
+    saved = tmp_path / "checkpoints" / "000000000016"
+    saved.mkdir(parents=True)
+    (saved / "state.json").write_text("{}")
     check_same(replace(config, max_images=9, processes="1"), run)
     with pytest.raises(ConfigError, match="was started with seed=0, now it is 5"):
         check_same(replace(config, seed=5), run)
     with pytest.raises(ConfigError, match="model.width=0.25"):
         check_same(replace(config, model=replace(config.model, width=0.5)), run)
+
+
+def test_what_auto_came_to_at_the_first_start_stays(tmp_path):
+    config = configured(f"run={tmp_path}")
+    run = folder_of(config)
+    write_config(replace(config, threads="3", precision="fp32"), run)
+    assert settled(config, run) == config
+    saved = tmp_path / "checkpoints" / "000000000016"
+    saved.mkdir(parents=True)
+    (saved / "state.json").write_text("{}")
+    assert (settled(config, run).threads, settled(config, run).precision) == ("3", "fp32")
+    check_same(config, run)
+    check_same(replace(config, threads="3"), run)
+    with pytest.raises(ConfigError, match="was started with threads=3, now it is 2"):
+        check_same(replace(config, threads="2"), run)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

@@ -53,12 +53,21 @@ def test_a_second_live_writer_is_refused_naming_the_first(run, holder):
         leased(run).__enter__()
 
 
-def test_a_dead_writer_is_superseded_once_its_heartbeat_stands_still(run, holder):
+def test_a_silent_writer_is_superseded_once_its_heartbeat_stands_still(run, holder, monkeypatch):
+    monkeypatch.setattr(lease.socket, "gethostname", lambda: "another machine")
     holder.kill()
     holder.wait()
     began = time.monotonic()
     with leased(run):
         assert time.monotonic() - began >= lease.STALE
+
+
+def test_a_dead_writer_of_this_machine_is_superseded_at_once(run, holder, monkeypatch):
+    monkeypatch.setattr(lease, "STALE", 3600.0)
+    holder.kill()
+    holder.wait()
+    with leased(run):
+        pass
 
 
 def test_a_writer_that_left_in_order_is_followed_at_once(run, monkeypatch):

@@ -88,7 +88,9 @@ def test_the_gradient_of_two_half_batches_is_that_of_the_whole(train, tmp_path):
     largest = max(float(whole[name].abs().max()) for name in names)
     assert len(names) > 50 and largest > 0
     for name in names:
-        assert float((whole[name] - halves[name]).abs().max()) <= 1e-5 * largest, name
+        apart = float((whole[name] - halves[name]).abs().max())
+        assert apart <= 1e-5 * largest, name
+        assert apart <= 1e-3 * float(whole[name].abs().max()), name  # small ones are not lost
 
 
 def test_two_ranks_of_half_the_batch_drift_no_more_than_rounding(two_ranks, train, tmp_path):

@@ -107,6 +107,7 @@ def kill_after_lines(process: subprocess.Popen, count: int, pause: float) -> int
     return process.wait()
 
 
+@pytest.mark.slow
 def test_a_local_run_that_is_killed_ends_in_the_same_bytes(
     script: Path, photos: Path, tmp_path: Path
 ) -> None:

@@ -2,7 +2,7 @@
 
 OUT/plan.json: {case: {"method": "msanet" or "musical", "strategy": ..., "steps": N, and optionally
 "start": the case whose checkpoint is gone on from, "accumulate", "clip", "precision", "nudge":
-relative change of the initial weights, "poison": step at which rank 1's gradient of the last
+change of the initial weights, "poison": step at which rank 1's gradient of the last
 network is not a number, "sync_batchnorm", "wire": whether to tell what was exchanged}}. Rank 0
 leaves a checkpoint in OUT/<case>/ and the losses of each step in OUT/<case>.json. Networks are
 tiny; pictures are noise, the same in every case.
@@ -89,7 +89,7 @@ def networks_of(plan, engine):
     made = []
     for name, network in networks.items():
         for parameter in network.parameters():
-            parameter.data.mul_(1 + plan.get("nudge", 0.0) * torch.randn_like(parameter).sign())
+            parameter.data.add_(plan.get("nudge", 0.0) * torch.randn_like(parameter).sign())
         made.append(engine.train(name, network, adam, average=name == "generator"))
     return method.Method(objective, generator_terms(objective), *made)
 
