@@ -157,14 +157,20 @@ def _blocks(
 
 
 def _reference(ours: list[Group], against: str | None) -> Group | None:
-    """The row the others are set against: the named one, else the best."""
+    """The row the others are set against: the named one, else the best on the pairs that most of
+    them share (of several such, the most pairs)."""
     if against is not None:
         for candidate in ours:
             if against in (candidate.label, candidate.facts["name"]):
                 return candidate
         there = ", ".join(g.label for g in ours) or "none"
         raise ValueError(f"against={against} is no row of ours here: {there}")
-    return max(ours, key=lambda g: float(overall(g).mean())) if ours else None
+    if not ours:
+        return None
+    digests = [g.facts["pairs_digest"] for g in ours]
+    shared = max(ours, key=lambda g: (digests.count(g.facts["pairs_digest"]), g.facts["pairs"]))
+    alike = [g for g in ours if g.facts["pairs_digest"] == shared.facts["pairs_digest"]]
+    return max(alike, key=lambda g: float(overall(g).mean()))
 
 
 def _notes(printed: Mapping[str, Any] | None, groups: list[Group]) -> list[str]:

@@ -105,7 +105,8 @@ class Handler(BaseHTTPRequestHandler):
         if not self._is_ours() or self.headers.get("X-Lacuna") != "demo":
             self.close_connection = True
             return self._answer(HTTPStatus.FORBIDDEN, b"use the page that this server serves")
-        length = int(self.headers.get("Content-Length") or 0)
+        told = self.headers.get("Content-Length") or ""
+        length = int(told) if told.isdecimal() else 0
         if not 0 < length <= LIMIT:
             self.close_connection = True
             text = f"a picture and its mask may have {LIMIT >> 20} MB together"
@@ -119,6 +120,10 @@ class Handler(BaseHTTPRequestHandler):
             result = self.server.fill(int(number), parts["image"], parts["mask"])
         except (ValueError, KeyError) as error:
             return self._answer(HTTPStatus.BAD_REQUEST, str(error).encode())
+        except Exception as error:  # out of memory, say: the page tells it and the server stays
+            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            print(f"demo: {text}", file=sys.stderr)
+            return self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, text.encode())
         return self._answer(HTTPStatus.OK, result, "image/png")
 
     def log_message(self, format: str, *args: Any) -> None:

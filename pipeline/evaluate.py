@@ -169,6 +169,7 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        exactly()
     pairs, facts = pair_up(config)
     if config.export is not None:
         if rank == 0:
@@ -178,7 +179,11 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
     answer, told = _answer(config, pairs, device)
     facts = {**facts, **told, "name": config.name or told["name"]}
     url = config.out or place_of(facts)
-    same = {k: v for k, v in facts.items() if k != "name"} | {"batch": config.batch}
+    same = {
+        **facts,
+        "name": told["name"],
+        "batch": config.batch,
+    }  # not what it is called by `name=`
     shares = parts.folder(url, same)
     starts = range(0, len(pairs), config.batch)
     groups = [starts[i : i + PART] for i in range(0, len(starts), PART)]
@@ -200,6 +205,15 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
     if "run" in facts:
         _remember(config, result)
     return result
+
+
+def exactly() -> None:
+    """Convolutions on CUDA in float32 proper and by one algorithm, so that the same weights score
+    the same again, on whichever process, and as on a CPU but for rounding."""
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def dry_run(config: EvaluateConfig) -> str:

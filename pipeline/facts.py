@@ -45,6 +45,7 @@ def pair_up(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
         "ssim": protocol.ssim,
         "size": protocol.size,
         "pairs": len(pairs),
+        "images": len(pairs) // len(protocol.buckets),
         "pairs_digest": pairs.digest,
         "masks_reused": pairs.reused,
         "dataset": images.digest,
@@ -56,6 +57,7 @@ def pair_up(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
         "masks_url": store.display(masks.url) if masks else None,
         "masks": masks.digest if masks else None,
         "masks_name": masks.name if masks else None,
+        "masks_count": sum(s.samples for s in masks.splits.values()) if masks else 0,
     }
     return pairs, facts
 

@@ -181,9 +181,9 @@ def _told(panel: Bytes, text: str, colour: tuple[int, int, int] = (255, 255, 255
 
 
 def _page(heads: Sequence[str], rows: Sequence[Sequence[Bytes]]) -> Bytes:
-    """Panels in rows below their heads, on white."""
+    """Panels in rows below their heads, on light grey: masks have white at their rims."""
     height = HEAD + len(rows) * (SIDE + GAP)
-    page = np.full((height, len(heads) * (SIDE + GAP), 3), 255, np.uint8)
+    page = np.full((height, len(heads) * (SIDE + GAP), 3), 225, np.uint8)
     for column, head in enumerate(heads):
         at = (column * (SIDE + GAP) + 2, HEAD - 5)
         cv2.putText(page, head, at, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (40, 40, 40), 1, cv2.LINE_AA)

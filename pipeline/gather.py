@@ -3,8 +3,9 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +76,29 @@ def _from_mlflow(root: str) -> Iterator[Evaluation]:
     try:
         client = server.connect(uri)
         with server.explained(uri):
-            experiments = [e.experiment_id for e in client.search_experiments()]
-            runs = client.search_runs(experiments, max_results=1000) if experiments else []
-            for run in runs:
+            experiments = [e.experiment_id for e in _pages(client.search_experiments)]
+            if not experiments:
+                return
+            for run in _pages(partial(client.search_runs, experiments)):
                 if not any(name.startswith("eval/") for name in run.data.metrics):
                     continue
                 for artifact in client.list_artifacts(run.info.run_id, FOLDER):
                     if artifact.path.endswith(".parquet"):
                         url = _fetched(client, run.info.run_id, artifact.path)
-                        yield _read(url, run.info.run_id)
+                        yield from _ours(url, run.info.run_id)
     except server.ServerError as error:
         say(f"{error}; only evaluations below {root} are compared")
+
+
+def _pages(search: Callable[..., Any]) -> Iterator[Any]:
+    """Everything that a search of MLflow finds, a page at a time."""
+    token: str | None = None
+    while True:
+        page = search(max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _fetched(client: Any, run_id: str, path: str) -> str:
@@ -113,7 +126,15 @@ def _below(root: str) -> Iterator[Evaluation]:
 def _tables(folder: str) -> Iterator[Evaluation]:
     for name in store.names(folder):
         if name.endswith(".parquet"):
-            yield _read(store.join(folder, name))
+            yield from _ours(store.join(folder, name))
+
+
+def _ours(url: str, mlflow_run: str | None = None) -> Iterator[Evaluation]:
+    """The evaluation at `url`; nothing but a line where somebody else's file lies there."""
+    try:
+        yield _read(url, mlflow_run)
+    except ValueError as error:
+        say(f"{error}; it is left out")
 
 
 def _read(url: str, mlflow_run: str | None = None) -> Evaluation:

@@ -15,6 +15,7 @@ from pipeline.compose import CONF
 FILE = CONF / "paper_tables.yaml"
 WANG = "gauss11_rgb"  # Wang et al. 2004, which MSA-Net cites for SSIM
 MAIN = {"msanet": "6", "musical": "musical/1"}  # the table a protocol is known by
+LIU = 12_000  # masks of Liu et al.'s test set
 UNPUBLISHED = "same protocol, but its pairs are unpublished"
 
 
@@ -34,8 +35,18 @@ def table(name: str) -> dict[str, Any]:
 
 
 def dataset(name: str) -> dict[str, Any]:
-    """Title of a printed dataset and the names of sharded sets that hold the same pictures."""
+    """A printed dataset: `title`, `names` of sharded sets that hold the same pictures, the `split`
+    that is tested and how many `images` it has, and the `data` group of its recipe."""
     found: dict[str, Any] = load()["datasets"][name]
+    return found
+
+
+@lru_cache
+def short_side(data: str) -> int | None:
+    """What a group under `conf/data/` scales the short side to; None: left as stored."""
+    found: int | None = yaml.safe_load((CONF / "data" / f"{data}.yaml").read_bytes())[
+        "resize_short"
+    ]
     return found
 
 
@@ -69,10 +80,16 @@ def status(
     known = dataset(block["dataset"])
     if ours["dataset_name"] not in known["names"]:
         differs.append(f"pictures ({known['title']}, ours {ours['dataset_name']})")
+    else:
+        differs += _of_the_set(known, ours)
     if ours["protocol"] != printed["protocol"]:
         differs.append(f"protocol ({printed['protocol']}, ours {ours['protocol']})")
-    if printed["masks"] == "nvidia" and ours.get("masks_name") != "imported":
-        differs.append("masks (Liu et al.'s test set, ours drawn)")
+    if printed["masks"] == "nvidia":
+        count = ours.get("masks_count", LIU)  # tables of earlier versions do not say
+        if ours.get("masks_name") != "imported":
+            differs.append("masks (Liu et al.'s test set, ours drawn)")
+        elif count < 0.9 * LIU:  # an import leaves out what no bucket holds
+            differs.append(f"masks (Liu et al.'s {LIU}, ours {count} imported)")
     if row.get("size", 256) != ours["size"]:
         differs.append(f"size ({row.get('size', 256)}, ours {ours['size']})")
     if metric == "ssim":
@@ -80,6 +97,20 @@ def status(
         if window != ours["ssim"]:
             differs.append(f"SSIM window ({window}, ours {ours['ssim']})")
     return f"differs in {', '.join(differs)}" if differs else UNPUBLISHED
+
+
+def _of_the_set(known: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """How what we took of the right pictures differs from what the paper tests on."""
+    differs = []
+    if ours["split"] != known["split"]:
+        differs.append(f"split ({known['split']}, ours {ours['split']})")
+    images = ours.get("images") or known["images"]  # tables of earlier versions do not say
+    if images < known["images"]:
+        differs.append(f"number of pictures ({known['images']}, ours {images})")
+    if (short := short_side(known["data"])) != ours["resize_short"]:
+        told = ours["resize_short"] or "as stored"
+        differs.append(f"scale (short side {short}, ours {told})")
+    return differs
 
 
 def _cited(printed: Mapping[str, Any]) -> str:

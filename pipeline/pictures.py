@@ -72,7 +72,7 @@ def _rgb(image: Image.Image) -> Picture:
         alpha = np.asarray(image.getchannel("A"))
     elif image.mode.startswith("I") or image.mode == "F":
         grey = np.asarray(image).astype(np.int64)
-        if grey.max(initial=0) > 255:
+        if image.mode.startswith("I;16") or grey.max(initial=0) > 255:
             grey >>= 8
         image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
     elif image.mode == "CMYK":

@@ -59,6 +59,8 @@ def main(config: PredictConfig) -> dict[str, Any]:
             print(f"predict: {error}", file=sys.stderr)
             failed.append(str(error))
             continue
+        if not mask.any():
+            print(f"predict: the mask of {job.name} hides nothing: it stays", file=sys.stderr)
         alpha = None if job.mask == "alpha" else picture.alpha
         pictures.write(job.out, replace(picture, pixels=filled, alpha=alpha))
         result["written"].append(job.out)
@@ -154,8 +156,9 @@ def read_mask(mask: str | Sample, picture: Picture, name: str) -> Bytes:
     """uint8 H×W, 1 = hole, of a rectangle `x,y,w,h`, of `alpha`, or of a picture (white: hole),
     which may be a mask set's sample.
 
-    ValueError for another size than the picture's (EXIF orientation applied) and for a mask that
-    leaves nothing known.
+    ValueError for another size than the picture's (EXIF orientation applied), for a mask that
+    leaves nothing known, and for one with grey and no white in it (0 and 1, say). A black one is
+    taken: it hides nothing.
     """
     height, width = picture.pixels.shape[:2]
     if mask == "alpha":
@@ -181,6 +184,11 @@ def read_mask(mask: str | Sample, picture: Picture, name: str) -> Bytes:
                 f"{width}×{height}: give a mask of the picture's own size"
             )
         holes = read.max(2) > 127
+        if not holes.any() and (brightest := int(read.max())):
+            raise ValueError(
+                f"mask {shown} hides nothing: its brightest pixel is {brightest}, and white (above "
+                "127 of 255) is the hole"
+            )
     if holes.all():
         raise ValueError(f"the mask covers all of {name}: nothing is left to fill it from")
     return holes.astype(np.uint8)

@@ -51,7 +51,8 @@ def answers(
         return torch.stack([_read(folder, pair.name, pairs.size) for pair in loaded.pairs])
 
     name = folder.rstrip("/").rsplit("/", 1)[-1]
-    return answer, {"name": name, "weights": "unknown", "sha256": sha.hexdigest()}
+    facts = {"name": name, "weights": "unknown", "sha256": sha.hexdigest()}
+    return answer, facts | {"predictions": store.display(folder)}
 
 
 def _read(folder: str, name: str, size: int) -> torch.Tensor:

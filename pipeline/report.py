@@ -77,7 +77,7 @@ def _grids(sheet: Sheet) -> Iterable[tuple[str, str, list[dict[str, Any]]]]:
                 if cell is None or cell.value is None:
                     cells.append({"text": "-", "mark": "", "best": False, "title": ""})
                     continue
-                best = row.kind == "ours" and cell.value == sheet.best(column, metric)
+                best = sheet.is_best(row, column, metric)
                 between = f"95 %: {cell.low:.3f} to {cell.high:.3f}; " if cell.low else ""
                 mark, title = marks.get(cell.status, ""), f"{between}{cell.status}"
                 text = shown(cell, metric)

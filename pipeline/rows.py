@@ -72,18 +72,19 @@ def block_rows(
             left = [g for g in left if g not in mine]
             rows += [our_row(g, title, columns, measured, reference) for g in mine]
             if complete and not mine:
-                command = _command(row["experiment"], printed)
+                command = _command(row["experiment"], printed, block["dataset"])
                 rows.append(Row(row["experiment"], "missing", {}, block=title, missing=command))
     return rows + [our_row(g, title, columns, measured, reference) for g in left]
 
 
-def _command(experiment: str, printed: Mapping[str, Any]) -> str:
-    """What trains and measures the run that a printed row asks for."""
+def _command(experiment: str, printed: Mapping[str, Any], name: str) -> str:
+    """What trains and measures the run that a printed row asks for, on the pictures it is of."""
     masks = "masks.url=MASKS " if printed["masks"] != "none" else ""
+    pictures = papers.dataset(name)
     return (
-        f"python -m pipeline train experiment={experiment} data.url=SET && "
-        f"python -m pipeline evaluate checkpoint=RUN data.url=SET {masks}"
-        f"protocol={printed['protocol']} split=test"
+        f"python -m pipeline train experiment={experiment} data.url=SET run=RUN && "
+        f"python -m pipeline evaluate checkpoint=RUN data={pictures['data']} data.url=SET {masks}"
+        f"protocol={printed['protocol']} split={pictures['split']}"
     )
 
 
@@ -117,10 +118,7 @@ def our_row(
                 cells[column, metric] = Cell(values[0], status, low, high, n=measures[0]["n"])
     told = group.facts
     seeds = f", seeds {', '.join(str(e.facts.get('seed')) for e in group.members)}"
-    provenance = f"ours: {told['weights']} weights" + (
-        f" after {told['images_seen']} images" if "images_seen" in told else ""
-    )
-    provenance += f" on {told['dataset_name']} {told['split']}, {told['pairs']} pairs"
+    provenance = f"{_origin(told)} on {told['dataset_name']} {told['split']}, {told['pairs']} pairs"
     provenance += seeds if len(group.members) > 1 else ""
     row = Row(group.label, "ours", cells, provenance, block, _against(group, reference))
     if empty and told.get("run"):
@@ -130,6 +128,17 @@ def our_row(
             f"split={told['split']}"
         )
     return row
+
+
+def _origin(told: Mapping[str, Any]) -> str:
+    """What was measured: a run's weights, a model's, a yardstick, or somebody's pictures."""
+    if "predictions" in told:
+        return f"measured here: the pictures in {told['predictions']}"
+    if told["weights"] == "none":
+        return "ours: nothing trained"
+    if "images_seen" in told:
+        return f"ours: {told['weights']} weights after {told['images_seen']} images"
+    return f"ours: {told['weights']} weights"
 
 
 def overall(group: Group) -> NDArray[np.float64]:

@@ -54,11 +54,18 @@ class Sheet:
         return [r for r in self.rows if not r.cells or any(m == metric for _, m in r.cells)]
 
     def best(self, column: str, metric: str) -> float | None:
-        """The best of our values."""
+        """The best of our values that are of the same pairs: of others it would mean nothing."""
         cells = [row.cells.get((column, metric)) for row in self.rows if row.kind == "ours"]
-        values = [c.value for c in cells if c is not None and c.value is not None]
+        same = [c for c in cells if c is not None and c.status == SAME]
+        values = [c.value for c in same if c.value is not None]
         sign = BETTER[metric]
         return sign * max(sign * v for v in values) if values and sign else None
+
+    def is_best(self, row: Row, column: str, metric: str) -> bool:
+        cell = row.cells.get((column, metric))
+        if row.kind != "ours" or cell is None or cell.value is None or cell.status != SAME:
+            return False
+        return cell.value == self.best(column, metric)
 
 
 def letter(number: int) -> str:
@@ -129,8 +136,7 @@ def _grids(sheet: Sheet, star: str) -> Iterator[tuple[str, list[list[str]]]]:
                 cell = row.cells.get((column, metric))
                 text = shown(cell, metric)
                 if cell is not None and cell.value is not None:
-                    best = row.kind == "ours" and cell.value == sheet.best(column, metric)
-                    if best:
+                    if sheet.is_best(row, column, metric):
                         text = f"{star}{text}{star}" if star == "**" else f"{star}{text}"
                     text += f" {marks[cell.status]}" if cell.status in marks else ""
                 line.append(text)

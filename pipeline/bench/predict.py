@@ -6,7 +6,7 @@ no ratio to another machine's number is a target.
 """
 
 import time
-from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import torch
@@ -24,7 +24,8 @@ PRINTED = {"seconds an image": 0.026, "device": "Titan XP", "source": "MSA-Net, 
 def run(
     images: int = 8, repetitions: int = 5, width: float = 1.0, name: str = "msanet"
 ) -> dict[str, Any]:
-    """Rows `batch 1` and `batch N` (seconds hold the time of one image), the printed time beside.
+    """Rows `batch 1` and `batch N` (seconds are of one image, ratios of their median), the printed
+    time beside.
 
     images: pictures a repetition and the larger batch. width: of the generator, MSA-Net's only.
     """
@@ -35,19 +36,18 @@ def run(
     image = torch.rand(images, 3, SIDE, SIDE, device=device)
     holes = [irregular(SIDE, SIDE, 0.2, 0.4, 0, (0, i)) for i in range(images)]
     mask = torch.stack([torch.from_numpy(hole) for hole in holes]).unsqueeze(1).float().to(device)
-    rows = {
-        "batch 1": lambda: _each(inpainter, image, mask, 1),
-        f"batch {images}": lambda: _each(inpainter, image, mask, images),
-    }
-    timed = [_timed(label, work, images, repetitions, device) for label, work in rows.items()]
-    best = {row["name"]: min(row["seconds"]) for row in timed}
+    timed = _timed(inpainter, image, mask, (1, images), repetitions)
     ratios = {
-        f"{label}, of the printed {PRINTED['seconds an image']} s": seconds / 0.026
-        for label, seconds in best.items()
+        f"{row['name']}, of the printed 0.026 s": median(row["seconds"]) / 0.026 for row in timed
     }
     parameters = sum(p.numel() for p in inpainter.parameters())
     work = {"side": SIDE, "generator": name, "width": width, "parameters": parameters}
-    work |= {"precision": "fp32", "threads": torch.get_num_threads(), "printed": PRINTED}
+    short = device.type == "cuda" and torch.backends.cudnn.allow_tf32  # torch's default there
+    work |= {
+        "precision": "tf32" if short else "fp32",
+        "threads": torch.get_num_threads(),
+        "printed": PRINTED,
+    }
     return report("predict", work, timed, ratios, {})
 
 
@@ -58,22 +58,25 @@ def _each(inpainter: nn.Module, image: Tensor, mask: Tensor, batch: int) -> None
 
 
 def _timed(
-    label: str, work: Callable[[], None], images: int, repetitions: int, device: torch.device
-) -> dict[str, Any]:
-    seconds = []
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    inpainter: nn.Module, image: Tensor, mask: Tensor, batches: tuple[int, ...], repetitions: int
+) -> list[dict[str, Any]]:
+    """A row for each batch, in turn; two rounds before choose algorithms and fill caches."""
+    rows: list[dict[str, Any]] = [
+        {"name": f"batch {batch}", "items": len(image), "seconds": []} for batch in batches
+    ]
     for turn in range(repetitions + 2):
-        _settle(device)
-        began = time.perf_counter()
-        work()
-        _settle(device)
-        if turn >= 2:  # the first ones choose algorithms and fill caches
-            seconds.append((time.perf_counter() - began) / images)
-    row: dict[str, Any] = {"name": label, "items": images, "seconds": seconds}
-    if device.type == "cuda":
-        row["peak_bytes"] = torch.cuda.max_memory_allocated()
-    return row
+        for row, batch in zip(rows, batches):
+            if image.is_cuda:
+                torch.cuda.reset_peak_memory_stats()
+            _settle(image.device)
+            began = time.perf_counter()
+            _each(inpainter, image, mask, batch)
+            _settle(image.device)
+            if turn >= 2:
+                row["seconds"].append((time.perf_counter() - began) / len(image))
+            if image.is_cuda:
+                row["peak_bytes"] = torch.cuda.max_memory_allocated()
+    return rows
 
 
 def _settle(device: torch.device) -> None:

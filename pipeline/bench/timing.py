@@ -4,8 +4,6 @@ A machine's speed drifts; ratios of rows that took turns do not. CPU seconds, ch
 drift least, so loaders are compared by them.
 """
 
-import os
-import platform
 import resource
 import statistics
 import sys
@@ -14,6 +12,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
+
+from pipeline.capture import cpu_name
+from pipeline.device import core_count
 
 REPETITIONS = 5
 
@@ -112,8 +113,8 @@ def report(
     return {
         "bench": bench,
         "device": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
+            "cpu": cpu_name(),
+            "cores": core_count(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
         "work": dict(work),

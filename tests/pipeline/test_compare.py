@@ -4,9 +4,10 @@ import re
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from pipeline import compare, gallery, metrics, papers, report, results
+from pipeline import compare, gallery, gather, metrics, papers, report, results
 from pipeline.compose import compose
 from pipeline.gather import Evaluation
 from pipeline.sheet import as_csv, as_markdown, as_text
@@ -20,11 +21,14 @@ FACTS = {
     "ssim": "gauss11_rgb",
     "size": 256,
     "split": "test",
+    "images": 2000,
+    "resize_short": 256,
     "weights": "raw",
     "pairs": PICTURES * len(BUCKETS),
     "pairs_digest": "a" * 64,
     "dataset_name": "places365_standard",
     "masks_name": "imported",
+    "masks_count": 14_000,
     "data_url": "s3://sets/places",
 }
 
@@ -95,6 +99,35 @@ def test_a_printed_table_shows_what_we_have_and_the_command_for_what_we_lack():
     assert "protocol=msanet split=test" in command
 
 
+@pytest.mark.parametrize("name", [t for t in papers.load()["tables"] if t != "1"])
+def test_the_command_for_an_empty_cell_makes_what_counts_as_the_papers_protocol(name):
+    for line in sheet(table=name).rows:
+        if not line.missing:
+            continue
+        train, evaluate = line.missing.split(" && ")
+        trained = compose("train", train.split()[4:]).config
+        config = compose("evaluate", evaluate.split()[4:]).config
+        assert config.checkpoint == trained.run
+        assert config.data.resize_short == trained.data.resize_short
+        ours = {"dataset_name": trained.data.name, "masks_name": "imported"}
+        ours |= {"protocol": config.protocol.name, "ssim": config.protocol.ssim}
+        ours |= {"size": config.protocol.size, "split": config.split}
+        ours |= {"resize_short": config.data.resize_short}
+        printed = papers.table(name)
+        block = next(
+            b for b in printed["blocks"] if papers.dataset(b["dataset"])["title"] == line.block
+        )
+        row = next(r for r in block["rows"] if r.get("experiment") == line.label)
+        for metric in ("psnr", "ssim"):
+            assert papers.status(printed, block, row, metric, ours) == papers.UNPUBLISHED
+        assert (config.masks.url is None) == (config.protocol.buckets == ["center"])
+
+
+def test_canyon_scenes_are_tested_on_val_since_nobody_has_the_labels_of_test():
+    command = row(sheet(table="musical/2"), "musical/places").missing
+    assert "data=places365_canyon" in command and command.endswith("split=val")
+
+
 def test_the_same_network_under_its_name_of_another_table_counts():
     made = sheet(run("msanet/table2/msag", 0, 36), table="3")
     labels = [r.label for r in made.rows]
@@ -131,7 +164,21 @@ def test_the_derived_mean_of_six_is_the_one_of_tables_4_and_5():
             "psnr",
             "differs in masks (Liu et al.'s test set, ours drawn)",
         ),
+        (
+            {"masks_count": 300},
+            "MSA-Net",
+            "psnr",
+            "differs in masks (Liu et al.'s 12000, ours 300 imported)",
+        ),
         ({"size": 512}, "MSA-Net", "psnr", "differs in size (256, ours 512)"),
+        ({"split": "train"}, "MSA-Net", "psnr", "differs in split (test, ours train)"),
+        ({"images": 2}, "MSA-Net", "psnr", "differs in number of pictures (2000, ours 2)"),
+        (
+            {"resize_short": None},
+            "MSA-Net",
+            "psnr",
+            "differs in scale (short side 256, ours as stored)",
+        ),
     ],
 )
 def test_each_printed_cell_says_what_it_may_be_compared_with(facts, label, metric, status):
@@ -141,7 +188,9 @@ def test_each_printed_cell_says_what_it_may_be_compared_with(facts, label, metri
 
 
 def test_a_context_encoder_of_128_pixels_is_no_like_of_ours():
-    ours = evaluation("ours", 24, protocol="musical", ssim="uniform7_rgb", dataset_name="celeba")
+    ours = evaluation(
+        "ours", 24, protocol="musical", ssim="uniform7_rgb", dataset_name="celeba", images=19_962
+    )
     ours = Evaluation(ours.url, ours.facts, ours.table.slice(0, PICTURES))
     made = sheet(ours, table="musical/3")
     assert "size (128, ours 256)" in row(made, "CE").cells["center", "l1"].status
@@ -163,8 +212,27 @@ def test_rows_on_the_same_pairs_are_set_against_the_best_by_pairs():
     made = sheet(evaluation("good", 30), other, against="good")
     assert row(made, "elsewhere").against == "other pairs"
     assert "other pairs" in row(made, "elsewhere").cells["(0.1,0.2]", "psnr"].status
+    assert not made.is_best(row(made, "elsewhere"), "(0.1,0.2]", "psnr")
+    assert made.is_best(row(made, "good"), "(0.1,0.2]", "psnr")
     with pytest.raises(ValueError, match="against=best is no row of ours here: good"):
         sheet(evaluation("good", 30), against="best")
+
+
+def test_easier_pairs_that_one_row_has_alone_are_not_what_the_others_are_set_against():
+    easy = evaluation("easy", 40, pairs_digest="b" * 64, pairs=7)
+    made = sheet(evaluation("good", 30), easy, evaluation("worse", 29, 1))
+    assert made.reference == "good"
+    stars = re.findall(r"^(\w+) .*\*", as_text(made), re.MULTILINE)
+    assert set(stars) == {"good", "worse"}  # worse only where all are equal: SSIM, L1
+
+
+def test_a_row_says_whether_weights_a_yardstick_or_somebody_s_pictures_were_measured():
+    theirs = evaluation("theirs", 30, weights="unknown", predictions="answers/theirs")
+    made = sheet(theirs, evaluation("telea", 29, weights="none"), run("quickstart", 0, 28))
+    told = {r.label: r.provenance for r in made.rows if r.kind == "ours"}
+    assert told["theirs"].startswith("measured here: the pictures in answers/theirs on places365")
+    assert told["telea"].startswith("ours: nothing trained on places365_standard test")
+    assert told["quickstart-0@9600000"].startswith("ours: raw weights after 9600000 images")
 
 
 def test_two_results_of_one_name_keep_apart():
@@ -252,6 +320,36 @@ def test_named_runs_alone_are_compared_and_unknown_ones_refused(root):
     assert [r["label"] for r in result["rows"] if r["kind"] == "ours"] == ["plain"]
     with pytest.raises(ValueError, match="runs=none: no evaluation of it was found"):
         compare.main(compose("compare", [f"root={root}", "runs=[none]"]).config)
+
+
+def test_somebody_else_s_files_among_the_evaluations_are_named_and_left_out(root, capsys):
+    folder = f"{root}/evaluation"
+    pq.write_table(pa.table({"a": [1]}), f"{folder}/other.parquet")
+    with open(f"{folder}/torn.parquet", "wb") as file:
+        file.write(b"PAR1")
+    result = compare.main(compose("compare", [f"root={root}"]).config)
+    assert len([r for r in result["rows"] if r["kind"] == "ours"]) == 2
+    told = capsys.readouterr().err
+    assert "other.parquet is no table that `evaluate` wrote" in told and "torn.parquet" in told
+    with pytest.raises(ValueError, match=r"other\.parquet is no table"):
+        compare.main(compose("compare", [f"root={root}", f"runs=[{folder}/other.parquet]"]).config)
+
+
+def test_more_runs_than_a_page_of_the_server_holds_are_all_found():
+    class Page(list):
+        token = None
+
+    asked = []
+
+    def search(max_results, page_token):
+        asked.append(page_token)
+        start = int(page_token or 0)
+        page = Page(range(start, min(start + max_results, 2500)))
+        page.token = str(start + max_results) if start + max_results < 2500 else None
+        return page
+
+    assert list(gather._pages(search)) == list(range(2500))
+    assert asked == [None, "1000", "2000"]
 
 
 @pytest.mark.skipif(installed() is None, reason="no Chromium here: apt-get install chromium")

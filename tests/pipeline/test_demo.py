@@ -10,6 +10,7 @@ from skimage import data
 
 from pipeline import demo
 from pipeline.compose import compose
+from pipeline.inpaint import Source
 from tests.support.browser import Page, installed
 
 browser = pytest.mark.skipif(installed() is None, reason="no Chromium: apt-get install chromium")
@@ -101,8 +102,26 @@ def test_other_pages_can_neither_read_nor_use_it(address):
     assert ask(address, "GET", "/../pipeline/demo.py")[0] == 404
     too_much = {"Content_Length": str(demo.LIMIT + 1), "X_Lacuna": "demo"}
     assert ask(address, "POST", "/fill/0", b"", **too_much)[0] == 413
+    for length in ("abc", "-1", ""):
+        nonsense = {"Content_Length": length, "X_Lacuna": "demo"}
+        assert ask(address, "POST", "/fill/0", b"", **nonsense)[0] == 413
     told = {"Content_Type": "multipart/form-data; boundary=xx", "X_Lacuna": "demo"}
     assert ask(address, "POST", "/fill/7", multipart(picture, mask), **told)[0] == 404
+
+
+def test_a_model_that_fails_is_told_to_the_page_and_does_not_end_the_server():
+    def full(image, mask):
+        raise RuntimeError("out of memory\nand a long trace")
+
+    source = Source(full, "large", {})
+    server = demo.Server(compose("demo", ["model=large", "port=0"]).config, [source], "cpu")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    here = "127.0.0.1", server.server_address[1]
+    for _ in range(2):
+        answer = fill(here, png(photograph()), png(hole()))
+        assert answer == (500, b"RuntimeError: out of memory")
+    server.shutdown()
+    server.server_close()
 
 
 def test_it_listens_on_this_machine_only_unless_asked():

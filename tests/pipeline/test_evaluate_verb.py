@@ -152,6 +152,20 @@ def test_some_pictures_of_every_bucket_are_kept_beside_the_table(words, tmp_path
         assert (abs(sample.result[hole].astype(int) - colour) <= 1).all()
 
 
+def test_another_yardstick_never_goes_on_from_the_parts_of_one(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "PART", 1)
+    whole = verb(*words, "model=telea", "batch=5", f"out={tmp_path}/whole.parquet")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
+        def breaks(*given):
+            raise KeyboardInterrupt
+
+        patch.setattr(evaluate.results, "merge", breaks)
+        verb(*words, "model=mean_colour", "batch=5", f"out={tmp_path}/b.parquet")
+    found = verb(*words, "model=telea", "batch=5", f"out={tmp_path}/b.parquet")
+    assert found["buckets"] == whole["buckets"]
+
+
 def test_other_weights_never_go_on_from_these_parts():
     same = {"sha256": "a", "pairs_digest": "b", "batch": 8}
     assert parts.folder("x.parquet", same) != parts.folder("x.parquet", {**same, "sha256": "c"})

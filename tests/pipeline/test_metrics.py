@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -162,5 +164,8 @@ def test_the_benchmark_of_prediction_stands_beside_the_printed_time():
     result = bench.run(images=2, repetitions=1, width=1 / 16)
     assert [row["name"] for row in result["rows"]] == ["batch 1", "batch 2"]
     assert result["work"]["printed"]["seconds an image"] == 0.026
+    known = Path("/proc/cpuinfo")
+    if known.exists() and "model name" in known.read_text():
+        assert f": {result['device']['cpu']}\n" in known.read_text()
     batch_1 = result["rows"][0]["seconds"][0]
     assert result["ratios"]["batch 1, of the printed 0.026 s"] == pytest.approx(batch_1 / 0.026)

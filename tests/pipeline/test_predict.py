@@ -1,4 +1,5 @@
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -140,6 +141,8 @@ def test_sixteen_bits_grey_palette_and_cmyk_become_the_rgb_that_is_documented():
     assert (grey == ramp[..., None]).all()
     deep = through(Image.fromarray(ramp * 257)).pixels  # the same greys at 16 bits
     assert (deep == ramp[..., None]).all()
+    night = through(Image.fromarray(ramp)).pixels  # 16 bits, all of them below 1/256 of the range
+    assert (night == 0).all()
     two = Image.fromarray(ramp.astype(np.uint8) % 2).convert("P")
     two.putpalette([10, 20, 30, 200, 100, 50] + [0] * 762)
     assert set(map(tuple, through(two).pixels.reshape(-1, 3))) == {(10, 20, 30), (200, 100, 50)}
@@ -198,6 +201,7 @@ def test_a_sharded_set_and_a_mask_set_are_a_stream_of_pairs(tmp_path):
         ({"mask": "0,0,211,197"}, "covers all of .*nothing is left"),
         ({"mask": "small.png"}, r"small\.png is 50×40, .*cat\.png 211×197: give a mask"),
         ({"mask": "none.png"}, r"none\.png: no such picture"),
+        ({"mask": "ones.png"}, r"ones\.png hides nothing: its brightest pixel is 1, and white"),
         ({"image": "none.png"}, r"none\.png: no such picture"),
         ({"image": "torn.png"}, r"torn\.png cannot be read as a picture"),
         ({"image": "empty"}, "neither a picture .* nor a folder that holds some"),
@@ -214,6 +218,7 @@ def test_what_a_user_gets_wrong_is_one_clear_line(tmp_path, monkeypatch, words, 
     (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty").mkdir()
     Image.new("L", (50, 40), 255).save("small.png")
+    Image.new("L", (211, 197), 1).save("ones.png")
     given = {"model": "telea", "image": "cat.png", "mask": "5,5,9,9", "out": "out.png", **words}
     if words.get("out") == "out.gif":  # no picture's name: a folder
         assert run(**given)["written"] == ["out.gif/cat.png"]
@@ -293,6 +298,21 @@ def test_no_crop_that_is_mostly_hole_is_trusted(holes):
     model = Remembering()
     tiles.fill_any(model, constant(), holes)
     assert max(model.ratios) <= 0.6
+
+
+def test_a_4k_picture_takes_memory_by_its_pixels_and_tiles_of_the_network():
+    image = constant(2160, 3840)
+    mask = np.zeros((2160, 3840), np.uint8)
+    mask[100::200] = 1  # scratches all over it, joined by one: every tile is asked
+    mask[:, 1900:1910] = 1
+    model = Remembering()
+    tracemalloc.start()  # NumPy's and OpenCV's arrays
+    result = tiles.fill_any(model, image, mask)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert max(model.sizes) <= 512 and len(model.sizes) > 30
+    assert abs(result.astype(int) - 140).max() <= 1
+    assert peak < 100 * mask.size  # bytes
 
 
 def test_a_picture_that_fits_the_tile_goes_through_whole():
