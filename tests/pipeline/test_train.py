@@ -20,6 +20,7 @@ from shards import store
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, BATCH = 20, 8
+LONG = 48 * BATCH
 MODEL = {"name": "msanet", "width": 0.1}
 
 
@@ -165,11 +166,19 @@ def test_a_stop_saves_and_the_same_command_goes_on_to_the_bit(
     assert (run / "steps.jsonl").read_bytes() == (two_ranks[0] / "steps.jsonl").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def undisturbed(train, tmp_path_factory):
+    """Long enough that ten kills come before its end."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    trained(train, run, f"max_images={LONG}", "processes=2")
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.s3
 @pytest.mark.parametrize("place", ["folder", "bucket"])
 def test_ten_kills_at_random_points_cost_no_bit(
-    two_ranks, small_set, train, tmp_path, request, place
+    undisturbed, small_set, train, tmp_path, request, place
 ):
     """Rank 0, rank 1 and the launcher in turn; on a bucket that fails, each time as a new pod."""
     import psutil
@@ -182,13 +191,13 @@ def test_ten_kills_at_random_points_cost_no_bit(
             {"act": "status", "status": 503, "code": "SlowDown", "rate": 0.1},
             {"act": "reset", "rate": 0.05},
         )
-    words += [f"max_images={STEPS * BATCH}"]
+    words += [f"max_images={LONG}"]
     for kill in range(10):
         cache = {"XDG_CACHE_HOME": str(tmp_path / f"cache{kill}")}
         process = start(small_set, run, *words, env=cache)
         if kill % 2:  # in the middle of training; else at any moment from the start on
             wait_for_more(run, saved(run), process)
-        time.sleep(draw.uniform(0, 1 if kill % 2 else 12))
+        time.sleep(draw.uniform(0, 0.3 if kill % 2 else 6))
         assert process.poll() is None, process.stderr.read()
         workers = psutil.Process(process.pid).children()
         victims = [process, *sorted(workers, key=lambda p: int(rank_of(p)))]
@@ -196,11 +205,11 @@ def test_ten_kills_at_random_points_cost_no_bit(
         assert process.wait(180) != 0
         psutil.wait_procs(workers, timeout=30)
         assert not [w for w in workers if w.is_running()], "a worker trains on"
-    assert 0 < saved(run) < STEPS * BATCH
+    assert 0 < saved(run) < LONG
     trained(train, run, *words, "processes=2")
-    assert files(run, STEPS * BATCH) == files(two_ranks[0], STEPS * BATCH)
+    assert files(run, LONG) == files(undisturbed, LONG)
     kept = store.read(store.join(run, "steps.jsonl"))
-    assert kept == (two_ranks[0] / "steps.jsonl").read_bytes()
+    assert kept == (undisturbed / "steps.jsonl").read_bytes()
 
 
 def saved(run):
