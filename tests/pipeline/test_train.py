@@ -150,13 +150,18 @@ def wait_for_steps(run, count, process):
 def test_a_stop_saves_and_the_same_command_goes_on_to_the_bit(
     two_ranks, small_set, train, tmp_path
 ):
+    import psutil
+
     run = tmp_path / "run"
     process = start(small_set, run, f"max_images={STEPS * BATCH}")
     wait_for_steps(run, 3, process)
+    workers = psutil.Process(process.pid).children()
+    for worker in workers:  # or it would be over before the other has started
+        worker.suspend()
     refused = trained(train, run, f"max_images={STEPS * BATCH}", "processes=2", status=2)
     assert re.search(r"is being trained by \S+ pid \d+", refused.stderr), refused.stderr
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 75
+    process.send_signal(signal.SIGTERM)  # which wakes them too
+    assert process.wait(180) == 75
     said = process.stderr.read()
     stopped = checkpoints(str(run))[-1].images_seen
     assert stopped < STEPS * BATCH and f"saved at {stopped} images" in said
