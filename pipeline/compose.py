@@ -28,16 +28,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from jobs.spec import SECRET_NAME
 from pipeline.groups import MODELS, known_keys, leaves, meaning
+from pipeline.refusal import ConfigError, refuse_secret
 from pipeline.saved import saved_start
 from pipeline.verbs import VERBS, VerbSpec
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-
-
-class ConfigError(ValueError):
-    """Something the user wrote cannot be: one line that says what to write instead."""
 
 
 @dataclass(frozen=True)
@@ -245,12 +241,11 @@ def _check(node: Any, origins: dict[str, str], prefix: str = "") -> None:
         elif choices and value not in choices:
             told = _told(origins.get(name, ""))
             raise ConfigError(f"{told}{name}={value} is no choice{_near(str(value), choices)}")
-        elif isinstance(value, str):
-            refuse_secret(name, value)
         else:
+            refuse_secret(name, value)
             _check_range(name, value, f.metadata)
-            if isinstance(value, list) and value and is_dataclass(value[0]):
-                for i, item in enumerate(value):
+            for i, item in enumerate(value if isinstance(value, list) else ()):
+                if is_dataclass(item):
                     _check(item, origins, f"{name}.{i}.")
 
 
@@ -263,16 +258,6 @@ def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name}={_plain(value)} is too small: at least {least}")
         if most is not None and number > most:
             raise ConfigError(f"{name}={_plain(value)} is too large: at most {most}")
-
-
-def refuse_secret(name: str, value: str) -> None:
-    """Secrets live in the environment or a mounted file, never in what is logged."""
-    where = f"{name} holds a secret: keep it in the environment (see `doctor`), not in the config"
-    if re.search(r"://[^/@\s]+:[^/@\s]+@|[?&](?i:token|sig|key)=", value):
-        raise ConfigError(where)
-    for variable, secret in os.environ.items():
-        if SECRET_NAME.search(variable) and len(secret) >= 8 and secret in value:
-            raise ConfigError(where)
 
 
 def _told(origin: str) -> str:

@@ -26,8 +26,9 @@ from shards import store
 ALONE = ("submit", "status", "logs", "cancel")
 ROOT = Path(__file__).resolve().parent.parent
 # Not secret, and as true in the job as here.
-FORWARDED = ("AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE",
-             "AWS_REGION", "MLFLOW_S3_ENDPOINT_URL", "MLFLOW_TRACKING_URI")  # fmt: skip
+FORWARDED = ("AWS_CA_BUNDLE", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
+             "AWS_PROFILE", "AWS_REGION", "FSSPEC_S3_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL",
+             "MLFLOW_TRACKING_URI")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,6 @@ def _refuse_foreign(settings: Resolved) -> None:
             raise ConfigError(
                 f"cluster.{f.name} means nothing to {cluster.scheduler}, only to {', '.join(only)}"
             )
-    for name, value in cluster.env.items():
-        refuse_secret(f"cluster.env.{name}", value)
 
 
 def _with_secrets(settings: SubmitConfig) -> SubmitConfig:

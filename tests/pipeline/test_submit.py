@@ -208,10 +208,19 @@ def test_what_cannot_be_submitted_is_refused_in_one_line(words, told):
     assert told in refusal(*words)
 
 
-def test_a_value_of_the_environment_is_no_value_of_the_configuration(monkeypatch):
+@pytest.mark.parametrize(
+    "word",
+    [
+        "cluster.env={X: planted-secret-value}",
+        "cluster.setup=['export X=planted-secret-value']",
+        "cluster.sbatch={comment: planted-secret-value}",
+        "cluster.name=planted-secret-value",
+    ],
+)
+def test_a_value_of_the_environment_is_no_value_of_the_configuration(monkeypatch, word):
     monkeypatch.setenv("MY_API_KEY", "planted-secret-value")
     with pytest.raises(ConfigError, match="holds a secret"):
-        dry(*TRAIN, *SLURM, "cluster.env={X: planted-secret-value}")
+        dry(*TRAIN, *SLURM, word)
 
 
 def record(folder, **values):
