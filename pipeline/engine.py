@@ -265,6 +265,12 @@ class Engine:
                 buffer /= self.world_size
 
     def close(self) -> None:
+        """Leave the group; networks must be let go of before, but for those that Accelerate keeps.
+
+        DDP's reducer, destroyed after the group, holds the GIL while it waits for a thread of gloo
+        that may want it.
+        """
+        self.accelerator.free_memory()
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -146,6 +146,7 @@ def _measure(given: dict[str, Any]) -> None:
         if not turn:
             waits.clear()  # the first round warms up
     engine = next(iter(prepared.values()))[1]
+    del prepared, work  # the networks, before the group that they speak in
     if engine.is_main:
         rows = {name: {"seconds": t, "peak_bytes": peaks[name]} for name, t in times.items()}
         wait = sum(waits) / max(1e-9, given["steps"] * sum(times.get("loader", [])))
