@@ -78,7 +78,7 @@ def test_a_stopped_rank_is_named_with_its_host_and_last_step(small_set, tmp_path
     try:
         log = tmp_path / "run" / "steps.jsonl"
         end = time.monotonic() + 120
-        while not log.exists() or log.read_text().count("\n") < 3:
+        while not log.exists() or log.read_text().count("\n") < 20:
             assert process.poll() is None and time.monotonic() < end
             time.sleep(0.1)
         workers = psutil.Process(process.pid).children()
@@ -94,4 +94,5 @@ def test_a_stopped_rank_is_named_with_its_host_and_last_step(small_set, tmp_path
         process.kill()
     found = re.search(r"for 6 s: rank 1 on (\S+) \(last step (\d+), \w+.*\) is silent", told)
     assert found and found[1] == socket.gethostname(), told
-    assert steps <= int(found[2]) <= steps + 2
+    # A rank says where it stands each 0.6 s: by then it may be some steps further.
+    assert steps - 15 <= int(found[2]) <= steps + 2
