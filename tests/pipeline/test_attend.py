@@ -60,6 +60,7 @@ def test_the_child_dies_with_its_parent(attend):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_the_memory_of_all_its_processes_is_counted_together(attend):
     hold = "block = bytearray(200_000_000)\n"
     fork = "pid = os.fork()\n" + hold + "READY if pid else None\ntime.sleep(3)\n"

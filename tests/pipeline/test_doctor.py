@@ -35,6 +35,7 @@ def test_a_bad_check_ends_with_status_1_after_all_were_printed(verb, tmp_path):
     assert "AWS_SECRET_ACCESS_KEY" in line and "only-one" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_a_bucket_is_tried_and_left_as_it_was(verb, bucket, tmp_path):
     from shards import store
@@ -45,6 +46,7 @@ def test_a_bucket_is_tried_and_left_as_it_was(verb, bucket, tmp_path):
     assert done.returncode == 1 and "bad   storage" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_two_nodes_of_a_job_exchange_numbers(tmp_path):
     port = str(free_port())

@@ -481,6 +481,7 @@ def test_keys_become_what_mlflow_allows_and_stay_apart():
     assert cleaned == ["val/psnr 0.1_0.2", "val/psnr 0.2_0.3", "g/l1", "a_b_c"]
 
 
+@pytest.mark.slow
 def test_nothing_is_reached_but_the_server(tmp_path):
     """Every connection and every name that is looked up, from import to finish."""
     code = f"""

@@ -253,6 +253,7 @@ def test_what_cannot_be_trained_is_refused_before_a_worker_starts(
     assert not fresh.exists()
 
 
+@pytest.mark.slow
 def test_errors_inside_a_worker_are_one_line_too(train, tmp_path):
     for words, told in (
         (("precision=fp16",), "precision=fp16 needs a GPU"),
