@@ -83,6 +83,24 @@ def test_an_archive_fills_the_hole_alone_and_never_sees_what_it_showed(model):
     assert (result == tiles.fill_any(model.fill, scribbled, mask)).all()
 
 
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda image, mask: (image, 0.5 * mask), "threshold it"),
+        (lambda image, mask: (image, mask[..., :-8]), "one mask an image"),
+        (lambda image, mask: (image * float("nan"), mask), "NaN"),
+        (lambda image, mask: (image * 255, mask), r"scale its pixels to \[0, 1\]"),
+    ],
+)
+def test_an_archive_says_what_its_graph_would_not(tmp_path, change, said):
+    archive.save(Inpainter(Two().eval()), tmp_path / "small.pt2")
+    loaded = archive.load(str(tmp_path / "small.pt2"))
+    image, mask = torch.full((1, 3, 40, 48), 0.5), torch.ones(1, 1, 40, 48)
+    assert loaded(image, mask).shape == image.shape
+    with pytest.raises(ValueError, match=said):
+        loaded(*change(image, mask))
+
+
 def test_a_mask_picture_and_the_same_rectangle_give_the_same_result(tmp_path):
     source = photograph(tmp_path)
     mask = np.zeros((197, 211), np.uint8)
