@@ -25,6 +25,7 @@ from pipeline.verbs import VERBS, VerbSpec
 
 SHORT = {("submit", "--check"): "check=true", ("logs", "-f"): "follow=true"}
 EPILOG = "Every argument is key=value; `VERB --help` lists the keys. README.md has the path."
+LONGEST = 1000  # of a line that says what went wrong
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(line: str) -> None:
+    if len(line) > LONGEST:  # a compiler's whole output, say; the log has it
+        line = f"{line[:LONGEST]} …"
     if not leave_word(line):
         print(line, file=sys.stderr)
 
