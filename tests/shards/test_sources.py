@@ -314,6 +314,18 @@ def test_canyon_is_that_category_of_train_and_val(places: tuple[Path, str], tmp_
         }
 
 
+def test_canyon_of_a_flat_data_256_is_told_by_the_training_list(tmp_path: Path) -> None:
+    touch(tmp_path, "data_256/one.jpg", "data_256/two.jpg", "val_256/v.jpg", "val_256/w.jpg")
+    touch(tmp_path, "places365_val.txt", text="v.jpg 81\nw.jpg 7\n")
+    with pytest.raises(ValueError, match=r"places365_train_standard\.txt"):
+        listed("places365_canyon", tmp_path)
+    touch(tmp_path, "places365_train_standard.txt", text="one.jpg 5\ntwo.jpg 81\n")
+    assert said(listed("places365_canyon", tmp_path)) == {
+        ("train", "data_256/two.jpg", 81),
+        ("val", "val_256/v.jpg", 81),
+    }
+
+
 def test_canyon_without_the_list_that_tells_val_apart_is_refused(
     places: tuple[Path, str],
 ) -> None:
