@@ -49,9 +49,13 @@ def _write(config: ShardConfig) -> dict[str, Any]:
     begun = time.monotonic()
     signal.signal(signal.SIGTERM, _stop)
     if config.data.layout == "wds":
-        finished = external.write(
-            config.out, config.data.name, config.source, _say, config.max_reject_rate
-        )
+        try:
+            finished = external.write(
+                config.out, config.data.name, config.source, _say, config.max_reject_rate
+            )
+        except external.SourceError:
+            print(layout.offer.text(), file=sys.stderr)
+            raise
         return _result(finished, time.monotonic() - begun)
     planned, root = _plan(config, listed_anew=task[1] == 1)
     try:
