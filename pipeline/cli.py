@@ -73,7 +73,7 @@ def _run(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int:
         from pipeline import submit
 
         return _print(submit.main(words, known.dry_run), known.json, submit)
-    words = positional(spec, sorted(words, key=SHORT.values().__contains__))
+    words = positional(spec, sorted(words, key=lambda word: word in SHORT.values()))
     resolved = compose(known.verb, words)
     module = import_module(spec.module)
     if known.dry_run:

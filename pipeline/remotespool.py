@@ -36,11 +36,29 @@ def read_state(folder: str | Path) -> dict[str, Any]:
         return {}
 
 
+def waits(run: str) -> bool:
+    """Whether the copy of a remote run's spool holds anything behind its cursor."""
+    url = store.join(run, "spool")
+    cursor = {"segment": 1, "offset": 0}
+    with contextlib.suppress(FileNotFoundError):
+        cursor = json.loads(store.read(store.join(url, CURSOR)))
+    sent = f"events-{cursor['segment']:06d}.jsonl"
+    segments = [name for name in store.names(url) if name.startswith("events-") and name >= sent]
+    return any(name > sent or _size(store.join(url, name)) > cursor["offset"] for name in segments)
+
+
+def _size(url: str) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return store.size(url)
+    return 0
+
+
 def fetch_spool(run: str, folder: Path) -> None:
     """Makes `folder` what a remote run's spool is, unless this machine wrote that spool."""
     url = store.join(run, "spool")
     there, here = read_state(url), read_state(folder)
-    if not there or _wrote(here, there):
+    ours = here.get("at") == place(folder) and here["uid"] == there.get("uid")
+    if not there or ours and here["attempt"] >= there["attempt"]:
         return
     remote = _tree(url)
     anew = (here.get("uid"), here.get("attempt")) != (there["uid"], there["attempt"])
@@ -55,9 +73,9 @@ def fetch_spool(run: str, folder: Path) -> None:
         path.write_bytes(store.read(store.join(url, name)))
 
 
-def _wrote(here: dict[str, Any], there: dict[str, Any]) -> bool:
-    ours = here.get("host") == socket.gethostname() and here["uid"] == there["uid"]
-    return ours and here["attempt"] >= there["attempt"]
+def place(folder: Path) -> str:
+    """Where a spool is written, for its state: a copy of it lies elsewhere."""
+    return f"{socket.gethostname()}:{folder.absolute()}"
 
 
 def push_spool(run: str, folder: Path, drains: bool = True) -> None:
@@ -102,6 +120,8 @@ def _tree(url: str) -> list[str]:
     """Files below a spool's URL, relative: those at its top and those in `files/`."""
     found = [name for name in store.names(url) if name != "files" and not name.startswith(".")]
     for name in store.names(store.join(url, "files")):
-        inner = store.names(store.join(url, "files", name))
-        found += [f"files/{name}/{leaf}" for leaf in inner] or [f"files/{name}"]
+        if "." in name:  # a picture; asked for what is below it, a bucket would name it again
+            found.append(f"files/{name}")
+        else:
+            found += [f"files/{name}/{n}" for n in store.names(store.join(url, "files", name))]
     return found

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline import server
 from pipeline.config import SyncConfig
 from pipeline.lease import Taken, leased
-from pipeline.remotespool import fetch_spool, push_sent, read_state, spool_folder, tree
+from pipeline.remotespool import fetch_spool, push_sent, read_state, spool_folder, tree, waits
 from pipeline.sending import Sender
 from pipeline.spool import Unsent
 from shards import store
@@ -110,6 +110,8 @@ def _send(sender: Sender) -> bool:
     if store.is_local(sender.run) or sender.folder != spool_folder(sender.run):
         return not Unsent(sender.folder).count() or sender.once()
     spool = store.join(sender.run, "spool")
+    if not (waits(sender.run) or Unsent(sender.folder).count()):
+        return True
     # A trainer that sends holds its run; of several `sync`s beside one that only spools, one sends.
     with leased(sender.run if read_state(spool).get("drains", True) else spool, "synced"):
         fetch_spool(sender.run, sender.folder)

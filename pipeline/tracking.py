@@ -8,7 +8,6 @@ not take it: an outage neither slows training nor loses a point. What is left at
 
 import math
 import os
-import socket
 import threading
 import time
 import uuid
@@ -20,7 +19,7 @@ import numpy as np
 
 from pipeline import capture, server
 from pipeline.keys import clean, flatten, lower_is_better
-from pipeline.remotespool import STATE, fetch_spool, push_spool, read_state, spool_folder
+from pipeline.remotespool import STATE, fetch_spool, place, push_spool, read_state, spool_folder
 from pipeline.sending import Sender, say
 from pipeline.spool import Spool, Unsent, write_json
 from shards import store
@@ -60,6 +59,7 @@ class Tracker:
         self._identity = {"experiment": experiment, "run_name": run_name, "parent": parent}
         self._given_id, self._required, self._drains = run_id, required, drain
         self._sample_every = sample_every
+        self._state: dict[str, Any] = {}
         self._threads: list[threading.Thread] = []
         self._stop, self._wake, self._due = (threading.Event() for _ in range(3))
         self._pushing = threading.Lock()
@@ -186,6 +186,8 @@ class Tracker:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         """FINISHED; FAILED after an exception; KILLED on Ctrl-C; REQUEUED on exit status 75."""
+        if not self._state:
+            return  # it never began
         if kind is None or isinstance(error, SystemExit) and not error.code:
             self.finish("FINISHED")
         elif isinstance(error, SystemExit) and error.code == 75:
@@ -199,7 +201,7 @@ class Tracker:
     def _read_state(self) -> dict[str, Any]:
         state = read_state(self.folder) or {"uid": uuid.uuid4().hex, "attempt": 0, "best": {}}
         state |= {"attempt": state["attempt"] + 1, "ended": None}
-        state |= {"host": socket.gethostname(), "drains": self._drains}
+        state |= {"at": place(self.folder), "drains": self._drains}
         write_json(self.folder / STATE, state)
         return state
 
