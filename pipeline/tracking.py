@@ -266,11 +266,13 @@ class Tracker:
                 say(f"the spool could not be copied to {store.display(self.run)}: {told}")
 
     def _watch_machine(self) -> None:
-        while not self._stop.wait(self._sample_every):
+        while True:
             sample = capture.system_metrics(folder=str(self.folder))
             self.spool.append("metrics", values=sample, step=self._step)
             if not self._drains:
                 self.spool.sync()
+            if self._stop.wait(self._sample_every):
+                return
 
 
 class Muted:

@@ -17,6 +17,7 @@ from tests.support.records import Database, logged_steps, until
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = [word for word in TINY if not word.startswith(("tracking.", "validate.every"))]
+RECIPE.append("validate.every_images=32")
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
 
 
@@ -51,7 +52,7 @@ def ended(launchers):
 def trained(small_set, tmp_path_factory):
     """64 images on two nodes, validated and saved at 32 and 64; the folder of runs."""
     root = tmp_path_factory.mktemp("runs")
-    words = ("max_images=64", "validate.every_images=32", "checkpoint.every_images=32")
+    words = ("max_images=64", "checkpoint.every_images=32")
     launchers = launch(small_set, root, *words, nodes=2, env={"MY_TOKEN": "planted-secret"})
     statuses, said = ended(launchers)
     assert statuses == [0, 0], said
@@ -119,7 +120,8 @@ def test_the_record_names_code_data_and_checkpoint_by_hash(trained, database, sm
 def test_a_killed_rank_0_has_failed_and_the_same_run_goes_on(trained, database, small_set):
     ((run, _),) = database.runs("run")
     (launcher,) = launch(small_set, trained, "max_images=800")
-    until(lambda: max(database.steps("run", "g/l2")) > 64, 120)
+    until(lambda: launcher.poll() is not None or max(database.steps("run", "g/l2")) > 64, 100)
+    assert launcher.poll() is None, launcher.stderr.read()
     assert database.runs("run") == [(run, "RUNNING")]
     (rank_0,) = psutil.Process(launcher.pid).children()
     rank_0.send_signal(signal.SIGKILL)
