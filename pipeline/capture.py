@@ -129,9 +129,7 @@ def hardware() -> dict[str, Any]:
 
     found: dict[str, Any] = {
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": _cores(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "none",

@@ -71,6 +71,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         self._held: dict[str, Tensor] = {}
+        self.published: Checkpoint | None = None  # the last one that exists
 
     def save(self, images_seen: int, files: Files, state: Mapping[str, Any]) -> None:
         """Publish a checkpoint in the background; the one before it is finished first."""
@@ -115,7 +116,8 @@ class Saver:
         text = json.dumps(state, indent=1, sort_keys=True) + "\n"
         self.run.publish()  # before it exists: who goes on from it needs the steps that led there
         store.write(store.join(url, "state.json"), text.encode())
-        self._retain(Checkpoint(url, state))
+        self.published = Checkpoint(url, state)
+        self._retain(self.published)
 
     def _retain(self, newest: Checkpoint) -> None:
         """Drop old checkpoints, and what a killed writer left, once the newest is read back."""

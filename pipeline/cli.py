@@ -23,7 +23,11 @@ from typing import Any
 from pipeline.supervise import leave_word
 from pipeline.verbs import VERBS, VerbSpec
 
-SHORT = {("submit", "--check"): "check=true", ("logs", "-f"): "follow=true"}
+SHORT = {
+    ("submit", "--check"): "check=true",
+    ("logs", "-f"): "follow=true",
+    ("sync", "--watch"): "watch=true",
+}
 EPILOG = "Every argument is key=value; `VERB --help` lists the keys. README.md has the path."
 LONGEST = 1000  # of a line that says what went wrong
 
@@ -72,7 +76,7 @@ def _run(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int:
         from pipeline import submit
 
         return _print(submit.main(words, known.dry_run), known.json, submit)
-    words = positional(spec, words)
+    words = positional(spec, sorted(words, key=lambda word: word in SHORT.values()))
     resolved = compose(known.verb, words)
     module = import_module(spec.module)
     if known.dry_run:

@@ -136,7 +136,10 @@ class Delivery:
             mlflow_uri=server.shown(self.uri),
         )
         self.client.update_run(self.run_id, status="RUNNING")
-        known = self.client.get_run(self.run_id).data.params
+        there = self.client.get_run(self.run_id).data
+        if "job.error" in there.tags:  # of an attempt that failed
+            self.client.delete_tag(self.run_id, "job.error")
+        known = there.params
         wanted = {k[: LIMIT["key"]]: v[: LIMIT["param"]] for k, v in fields["params"].items()}
         changed = {k: v for k, v in wanted.items() if known.get(k, v) != v}
         tags = dict(fields["tags"])

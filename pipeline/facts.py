@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 from pipeline.config import EvaluateConfig
 from pipeline.identity import FIXED, MUTABLE, saved_config
+from pipeline.keys import flatten
 from pipeline.pairs import Pairs, make_pairs
-from pipeline.tracking import flatten
 from shards import store
 from shards.manifest import open_manifest
 

@@ -95,8 +95,11 @@ def main(config: TrainConfig) -> dict[str, Any]:
     if here.node_rank == 0 and read_run_json(run.url):
         update_run_json(run.url, error=ended.error)
     if ended.status and here.node_rank == 0:
-        with suppress(ConfigError), held(run):
-            pass  # what never began leaves no folder
+        with suppress(ConfigError), held(run):  # what never began leaves no folder
+            if ended.error and config.tracking.enabled:
+                from pipeline import record
+
+                record.ended(run.url, ended.error, config.tracking.drain)
     _leave(ended.status)
     return dict(read_run_json(run.url).get("result", {}), run=run.url)
 

@@ -25,19 +25,36 @@ from shards import store
 BEAT, STALE = 10.0, 60.0
 
 
+class Taken(ConfigError):
+    """Another process holds the run; `owner` is its host and pid."""
+
+    def __init__(self, url: str, told: dict[str, Any]) -> None:
+        self.owner = _owner(told)
+        super().__init__(
+            f"{store.display(url)} is being {told.get('work', 'trained')} by {self.owner}: wait, "
+            "stop that one, or name another run="
+        )
+
+
 @contextmanager
-def leased(url: str) -> Iterator[None]:
-    """Hold the run at `url`. ConfigError where another process writes it, naming host and pid."""
+def leased(url: str, work: str = "trained") -> Iterator[None]:
+    """Hold the run at `url` while it is `work`. Raises Taken where another process writes it; one
+    that only sends its events (`work` is "synced") is waited for."""
     base = store.join(url, ".lock")
-    number = _newest(base)
-    if number:
-        _wait(base, number, url)
-    mine = {"attempt": number + 1, "host": socket.gethostname(), "pid": os.getpid()}
+    mine: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "work": work}
     mine["id"] = secrets.token_hex(8)
-    try:
-        store.write(_attempt(base, number + 1), json.dumps(mine).encode(), exclusive=True)
-    except FileExistsError:
-        raise _taken(url, _read(_attempt(base, number + 1))) from None
+    while "attempt" not in mine:
+        number = _newest(base)
+        if number:
+            _wait(base, number, url, aloud=work == "trained")
+        told = json.dumps({**mine, "attempt": number + 1}).encode()
+        try:
+            store.write(_attempt(base, number + 1), told, exclusive=True)
+            mine["attempt"] = number + 1
+        except FileExistsError:
+            first = _read(_attempt(base, number + 1))
+            if first.get("work") != "synced":
+                raise Taken(url, first) from None
     over = threading.Event()
     beating = threading.Thread(target=_beat, args=(base, mine, over), daemon=True)
     beating.start()
@@ -64,22 +81,24 @@ def _beat(base: str, mine: dict[str, Any], over: threading.Event) -> None:
         store.write(heartbeat, json.dumps({**mine, "released": True}).encode())
 
 
-def _wait(base: str, number: int, url: str) -> None:
+def _wait(base: str, number: int, url: str, aloud: bool) -> None:
     """Return once attempt `number` is over: released, dead, or silent for `STALE` seconds."""
     heartbeat, owner = store.join(base, "heartbeat.json"), _read(_attempt(base, number))
     if owner.get("host") == socket.gethostname() and not _alive(int(owner.get("pid", 0))):
         return
-    first, told, until = _read(heartbeat), False, time.monotonic() + STALE
+    first, until = _read(heartbeat), time.monotonic() + STALE
     while time.monotonic() < until:
         now = _read(heartbeat)
         if now.get("attempt") == number and now.get("released"):
             return
+        if now != first and owner.get("work") != "synced":
+            raise Taken(url, now)
         if now != first:
-            raise _taken(url, now)
-        if not told:
+            first, until = now, time.monotonic() + STALE
+        if aloud:
             where = store.display(url)
             print(f"{where}: is {_owner(owner)} alive? up to {STALE:.0f} s", file=sys.stderr)
-            told = True
+            aloud = False
         time.sleep(min(1.0, BEAT / 2))
 
 
@@ -112,10 +131,3 @@ def _read(url: str) -> dict[str, Any]:
 
 def _owner(told: dict[str, Any]) -> str:
     return f"{told.get('host', 'another machine')} pid {told.get('pid', '?')}"
-
-
-def _taken(url: str, told: dict[str, Any]) -> ConfigError:
-    return ConfigError(
-        f"{store.display(url)} is being trained by {_owner(told)}: wait, stop that one, or name "
-        f"another run="
-    )

@@ -5,6 +5,7 @@ import json
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,16 @@ from pipeline import archive, card, server
 PINNED = ("mlflow", "torch", "numpy", "Pillow")
 
 
-def write(generator: torch.nn.Module, facts: dict[str, str], folder: Path) -> None:
-    """Writes the logged model's files to `folder/model`; adds the archive's hash to `facts`."""
+def write(
+    generator: torch.nn.Module,
+    facts: dict[str, str],
+    evaluation: dict[str, Any] | None,
+    folder: Path,
+) -> None:
+    """Writes the logged model's files to `folder/model`; adds the archive's hash to `facts`.
+
+    evaluation: what the card says was measured, as `card.text` takes it.
+    """
     server.telemetry_off()
     import mlflow.pyfunc
     import pandas
@@ -39,7 +48,7 @@ def write(generator: torch.nn.Module, facts: dict[str, str], folder: Path) -> No
     for name, pixels in (("image", picture), ("mask", mask), ("filled", filled)):
         Image.fromarray(pixels).save(golden / f"{name}.png")
     pair = {name: (golden / f"{name}.png").read_bytes() for name in ("image", "mask")}
-    (folder / "README.md").write_text(card.text(facts))
+    (folder / "README.md").write_text(card.text(facts, evaluation))
     (folder / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
     signature = ModelSignature(
         inputs=Schema([ColSpec("binary", "image"), ColSpec("binary", "mask")]),

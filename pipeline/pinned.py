@@ -83,18 +83,8 @@ def _evaluations(
     tags: dict[str, str], pairs_digest: str | None
 ) -> list[tuple[pa.Table, dict[str, Any]]]:
     """The tables in the version's run that were made with exactly its weights."""
-    if "run" not in tags:
-        return []
-    folder = store.join(tags["run"], "evaluation")
-    found = []
-    for name in store.names(folder):
-        if not name.endswith(".parquet"):
-            continue
-        table, facts = results.load(store.join(folder, name))
-        ours = facts.get("sha256") in (tags["weights_sha256"], tags["sha256"])
-        if ours and pairs_digest in (None, facts["pairs_digest"]):
-            found.append((table, facts))
-    return found
+    found = results.of_weights(tags["run"], tags["weights_sha256"], tags["sha256"])
+    return [each for each in found if pairs_digest in (None, each[1]["pairs_digest"])]
 
 
 def _evaluate(model: str, uri: str, tags: dict[str, str], pairs: dict[str, Any]) -> pa.Table:

@@ -148,7 +148,8 @@ def _candidate(client: Any, config: PromoteConfig) -> Any:
         if not wanted or version.tags.get("lacuna.run") == wanted or version.run_id == config.run:
             return version
     raise ValueError(
-        f"{name} has no version of {config.run or 'any run'}: python -m pipeline register "
+        f"{name} has no version of {config.run or 'any run'} at "
+        f"{server.shown(client.tracking_uri)}: python -m pipeline register "
         f"run={config.run or 'RUN'}"
     )
 

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pipeline import server
+from pipeline.capture import redact
 from pipeline.delivery import Delivery
-from pipeline.remotespool import spool_folder
+from pipeline.keys import clean
+from pipeline.remotespool import STATE, push_spool, read_state, spool_folder
 from pipeline.runfolder import read_run_json
-from pipeline.sending import say
+from pipeline.sending import Sender, say
 from pipeline.server import default_root
-from pipeline.spool import Spool, Unsent, draining
-from pipeline.tracking import clean
+from pipeline.spool import Spool, Unsent, draining, write_json
 from shards import store
 
 
@@ -37,6 +38,32 @@ def record(run: str, values: Mapping[str, float], step: int, files: Iterable[str
     spool.close()
     if trouble := send(run, folder):
         say(f"{trouble}; the evaluation's numbers wait in {folder}")
+
+
+def ended(run: str, error: str, drains: bool) -> None:
+    """What a killed process could not say of its run: that it FAILED, and why.
+
+    For the launcher, once its workers are gone; a record that says so already stays as it is.
+    """
+    folder = spool_folder(run)
+    state = read_state(folder)
+    if not state or state.get("ended") in ("FAILED", "KILLED"):
+        return
+    spool = Spool(folder)
+    spool.append("tags", values={"job.error": redact(error)})
+    spool.append("finish", status="FAILED", uid=state["uid"])
+    write_json(folder / STATE, {**state, "ended": "FAILED"})
+    spool.close()
+    server.ask_once()
+    uri = server.uri_for(run)
+    try:
+        if drains:
+            Sender(run, uri, folder).once()
+        if not store.is_local(run):
+            push_spool(run, folder, drains)
+    except Exception as trouble:  # the run has failed for another reason, which is told
+        told = server.explain(trouble, uri) or f"{type(trouble).__name__}: {trouble}"
+        say(f"{told}; to send the run's end: python -m pipeline sync {store.display(run)}")
 
 
 def send(run: str, folder: Path) -> str | None:

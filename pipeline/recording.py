@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pipeline.capture import commit, hardware
+from pipeline.capture import commit, hardware, user
+from pipeline.checkpoint import Checkpoint
 from pipeline.config import TrainConfig
 from pipeline.engine import Engine
 from pipeline.identity import RunFolder, difference, images_saved, saved_config, write_config
@@ -33,7 +35,7 @@ def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: 
     tracker = Tracker(
         run.url,
         root=config.root if config.run is None else None,
-        experiment=config.tracking.experiment or f"{os.environ.get('USER', 'user')}/{recipe}",
+        experiment=config.tracking.experiment or f"{user()}/{recipe}",
         run_name=_name(run),
         required=config.tracking.required,
         drain=config.tracking.drain,
@@ -72,6 +74,16 @@ def show(run: RunFolder, tracker: Any, shown: list[dict[str, Any]], images_seen:
             if what == "filled" or not (folder / f"{name}.png").exists():
                 tracker.image(f"samples/{i:02d}/{what}", pixels, images_seen)
                 Image.fromarray(pixels).save(folder / f"{name}.png")
+
+
+def note_checkpoint(tracker: Any, newest: Checkpoint | None) -> None:
+    """Where the newest checkpoint lies, and the sha256 of each of its files."""
+    if newest is None:
+        return
+    hashes = {f"{n}.safetensors": f["sha256"] for n, f in newest.state["files"].items()}
+    tracker.tag("checkpoint.url", store.display(newest.url))
+    tracker.tag("checkpoint.images_seen", str(newest.images_seen))
+    tracker.tag("checkpoint.sha256", json.dumps(hashes))
 
 
 def finish(run: RunFolder, tracker: Any, meter: Meter, state: State, status: str) -> None:

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline import archive, package, server
+from pipeline import archive, package, results, server
 from pipeline.archive import Archive
 from pipeline.capture import user
 from pipeline.config import RegisterConfig
@@ -63,7 +63,7 @@ def register(
         if found is None:
             with tempfile.TemporaryDirectory() as folder:
                 facts = _facts(info, recorded, name, network, digest)
-                package.write(generator, facts, Path(folder))
+                package.write(generator, facts, _measured(info["run"], digest), Path(folder))
                 found = _publish(client, uri, recorded, facts, Path(folder))
     pin(info["run"], info["images_seen"])
     return {
@@ -73,6 +73,7 @@ def register(
         "sha256": found.tags["lacuna.sha256"],
         "model_id": found.tags["lacuna.model_id"],
         "images_seen": info["images_seen"],
+        "link": server.model_link(uri, name, found.version),
     }
 
 
@@ -114,12 +115,14 @@ def find_version(client: Any, uri: str) -> Any:
     every = versions(client, name)
     if not every:
         known = ", ".join(m.name for m in client.search_registered_models(max_results=20))
-        raise ValueError(f"no registered model {name!r}; there are: {known or 'none'}")
+        where = server.shown(client.tracking_uri)
+        raise ValueError(f"no registered model {name!r} at {where}; there are: {known or 'none'}")
     if alias:
         aliases = client.get_registered_model(name).aliases
         if alias not in aliases:
             known = ", ".join(aliases) or "none: promote a version first"
-            raise ValueError(f"{name} has no alias {alias!r}; it has {known}")
+            where = server.shown(client.tracking_uri)
+            raise ValueError(f"{name} has no alias {alias!r} at {where}; it has {known}")
         number = aliases[alias]
     if number in (None, "latest"):
         return every[-1]
@@ -127,7 +130,8 @@ def find_version(client: Any, uri: str) -> Any:
         if int(version.version) == int(number):
             return version
     known = ", ".join(str(v.version) for v in every)
-    raise ValueError(f"{name} has no version {number}; it has {known}")
+    where = server.shown(client.tracking_uri)
+    raise ValueError(f"{name} has no version {number} at {where}; it has {known}")
 
 
 def versions(client: Any, name: str) -> list[Any]:
@@ -232,6 +236,15 @@ def _facts(
         "registered_by": user(),
     }
     return {k: str(v) for k, v in facts.items() if v is not None}
+
+
+def _measured(run: str, digest: str) -> dict[str, Any] | None:
+    """The run's largest evaluation of these weights, for the card; None before the first."""
+    found = results.of_weights(run, digest)
+    if not found:
+        return None
+    table, facts = max(found, key=lambda each: each[0].num_rows)
+    return {**facts, **results.summarise(table, facts["ssim"])}
 
 
 def _publish(

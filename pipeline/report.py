@@ -1,7 +1,6 @@
 """The comparison as one HTML file that needs nothing else: table, curves, pictures to flip."""
 
 import base64
-import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -47,9 +46,10 @@ def render(sheet: Sheet, evaluations: Sequence[tuple[str, Evaluation]], root: st
 
 def log(config: CompareConfig, word: str, urls: Iterable[str]) -> None:
     """The report as an MLflow run of its own, under `report/`; one run for each `out=`."""
+    from pipeline.capture import user
     from pipeline.tracking import Tracker
 
-    experiment = config.tracking.experiment or f"{os.environ.get('USER', 'user')}/compare"
+    experiment = config.tracking.experiment or f"{user()}/compare"
     tracker = Tracker(
         str(config.out), root=config.root, experiment=experiment, run_name=f"compare-{word}"
     )

@@ -60,6 +60,14 @@ def load(url: str) -> tuple[pa.Table, dict[str, Any]]:
     return table, json.loads(found)
 
 
+def of_weights(run: str, *hashes: str) -> list[tuple[pa.Table, dict[str, Any]]]:
+    """The evaluations in a run's folder of weights, or of an archive, with one of these sha256."""
+    folder = store.join(run, "evaluation")
+    names = [name for name in store.names(folder) if name.endswith(".parquet")]
+    every = [load(store.join(folder, name)) for name in names]
+    return [(table, facts) for table, facts in every if facts.get("sha256") in hashes]
+
+
 def summarise(table: pa.Table, convention: str = "gauss11_rgb") -> dict[str, Any]:
     """`{"buckets": {name: row}, "mean6": row or None}` of a scored table.
 

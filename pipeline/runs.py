@@ -9,8 +9,8 @@ from typing import Any
 from pipeline import server
 from pipeline.config import RunsConfig
 from pipeline.delivery import HEARTBEAT
+from pipeline.keys import lower_is_better
 from pipeline.runfolder import read_run_json
-from pipeline.tracking import lower_is_better
 from shards import store
 from shards.upkeep import seconds
 
@@ -162,13 +162,15 @@ def _row(run: Any, experiments: dict[str, str], uri: str, best: str | None) -> d
 
 def _logged(client: Any, experiments: list[str], metric: str) -> None:
     """ValueError, with the nearest names, where no run has logged the metric."""
+    if client.search_runs(experiments, f"metrics.`{metric}` > -1e300", max_results=1):
+        return
     known: set[str] = set()
     for run in client.search_runs(experiments, max_results=200):
         known |= set(run.data.metrics)
-    if metric not in known:
-        near = difflib.get_close_matches(metric, sorted(known), 3, 0.4)
-        hint = f"did you mean {', '.join(near)}?" if near else "`runs` shows what there is"
-        raise ValueError(f"no run has logged the metric {metric!r}; {hint}")
+    near = difflib.get_close_matches(metric, sorted(known), 3, 0.4)
+    hint = f"did you mean {', '.join(near)}?" if near else "`runs` shows what there is"
+    where = server.shown(client.tracking_uri)
+    raise ValueError(f"no run at {where} has logged the metric {metric!r}; {hint}")
 
 
 def _every(client: Any, experiments: list[str], text: str) -> list[Any]:
@@ -213,14 +215,14 @@ def show(result: dict[str, Any]) -> str:
     rows = result["runs"]
     if not rows:
         return "no runs"
-    columns = [c for c in rows[0] if c not in ("link", "total_mb")] + (
-        ["total_mb"] if "total_mb" in rows[0] else []
-    )
+    last = [c for c in ("total_mb", "link") if c in rows[0]]  # the link ends with the run's id
+    columns = [c for c in rows[0] if c not in (*last, "run_id")] + last
     table = [columns, *([_cell(row[c]) for c in columns] for row in rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in table
-    )
+    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in table]
+    if result.get("uri", "").startswith("sqlite"):
+        lines.append(f"to follow the links: {server.ui_command(result['uri'])}")
+    return "\n".join(lines)
 
 
 def _cell(value: Any) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+from pipeline.disks import warn_of_network
 from pipeline.runfolder import read_run_json
 from shards import store
 
@@ -30,7 +31,6 @@ QUIET = {
     "GRADIO_ANALYTICS_ENABLED": "False",
 }
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
-NETWORK_DISKS = ("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "ceph", "fuse.sshfs")
 
 
 class ServerError(ValueError):
@@ -43,6 +43,14 @@ def telemetry_off() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+
+def ask_once() -> None:
+    """Requests are not repeated by MLflow's client: a creation that is leaves a second run behind.
+    For callers that look whether it is there, and then try again themselves."""
+    telemetry_off()
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "10"
 
 
 def tracking_uri(root: str = "runs", uri: str | None = None) -> str:
@@ -115,6 +123,7 @@ def connect(uri: str, make: bool = True) -> Any:
     """
     telemetry_off()
     if path := sqlite_path(uri):
+        warn_of_network(path)
         if not make and not path.exists():
             raise ServerError(
                 f"there is no record at {uri}: nothing was trained or registered from here; set "
@@ -171,11 +180,19 @@ def sqlite_path(uri: str) -> Path | None:
     return Path(uri.partition(":///")[2]).absolute()
 
 
-def run_link(uri: str, experiment: str, run: str | None = None) -> str:
+def run_link(uri: str, experiment: str, run: str) -> str:
     """The UI page of a run; its plain address would open the page for language models."""
-    base = "http://127.0.0.1:5000" if uri.startswith("sqlite") else shown(uri).rstrip("/")
-    page = f"{base}/#/experiments/{quote(experiment)}"
-    return f"{page}/runs/{run}?workflowType=machine_learning" if run else page
+    page = f"experiments/{quote(experiment)}/runs/{run}"
+    return f"{_ui(uri)}/#/{page}?workflowType=machine_learning"
+
+
+def model_link(uri: str, name: str, version: str) -> str:
+    """The UI page of a registered version."""
+    return f"{_ui(uri)}/#/models/{quote(name)}/versions/{version}?workflowType=machine_learning"
+
+
+def _ui(uri: str) -> str:
+    return "http://127.0.0.1:5000" if uri.startswith("sqlite") else shown(uri).rstrip("/")
 
 
 def ui_command(uri: str) -> str:
@@ -219,13 +236,13 @@ def explain(error: BaseException, uri: str) -> str | None:
             f"{where} refuses to be called by this name: start the server with "
             f"--allowed-hosts '{urlsplit(uri).hostname}:*', or use a name that it knows"
         )
-    if "error code 401" in text or code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
+    if re.search("error code 401|401 Client", text) or code in (
+        "UNAUTHENTICATED",
+        "CUSTOMER_UNAUTHORIZED",
+    ):
         return f"{where} refused {user}: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-    if "error code 403" in text or code == "PERMISSION_DENIED":
-        return (
-            f"{where} does not let {user} do this: an administrator grants EDIT on the experiment "
-            "for training, MANAGE on the registered model for promotion"
-        )
+    if re.search("error code 403|403 Client", text) or code == "PERMISSION_DENIED":
+        return f"{where} does not let {user} do this: an administrator grants {_missing(text)}"
     if "failed with exception" in text or "timeout exception" in text:
         return f"{where} does not answer: start it, or check MLFLOW_TRACKING_URI and the network"
     if "error code 404" in text or "not in a valid JSON format" in text:
@@ -235,6 +252,17 @@ def explain(error: BaseException, uri: str) -> str | None:
     if "file is not a database" in text or "already exists" in text and "table" in text:
         return f"{where} is damaged: move it away; `sync` sends what the runs still hold"
     return f"{where}: {' '.join(text.split())[:300]}"
+
+
+def _missing(text: str) -> str:
+    """The permission that a refused request lacked, by the endpoint that MLflow's error names."""
+    asked = re.search(r"(?:endpoint |https?://)\S*?api/\d\.0/(?:mlflow/)?([^\s?]+)", text)
+    what = asked[1] if asked else ""
+    if what.startswith(("registered-models", "model-versions", "registry")):
+        return f"MANAGE on the registered model ({what}), which is a promoter's"
+    if what:
+        return f"EDIT on the experiment ({what})"
+    return "EDIT on the experiment for training, MANAGE on the registered model for promotion"
 
 
 def _foreign(error: BaseException) -> bool:

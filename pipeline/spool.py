@@ -19,13 +19,14 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 SEGMENT_BYTES = 8 << 20
+CURSOR = "cursor.json"
 END = b'{"kind": "end", "t": 0}\n'
 
 
@@ -55,8 +56,12 @@ class Spool:
         self._lock = threading.Lock()
         self._retired: list[int] = []
         (folder / "files").mkdir(parents=True, exist_ok=True)
-        last = last_segment(folder)
-        self._open(max(last, 1))
+        last, sent = max(last_segment(folder), 1), read_cursor(folder)
+        path = segment_path(folder, last)
+        if sent.segment == last and sent.offset > (path.stat().st_size if path.exists() else 0):
+            path.unlink(missing_ok=True)  # a copy older than its cursor: its bytes were sent
+            last += 1
+        self._open(last)
         if self._size:  # what a killed process left, perhaps with half a line at its end
             if not segment_path(folder, last).read_bytes().endswith(b"\n"):
                 self._write(b"\n")
@@ -90,32 +95,13 @@ class Spool:
         return name
 
     def keep(self, path: Path) -> str | None:
-        """Keeps a file or folder as it is now (by hard link where the disk allows), under a folder
-        of its own; that folder's name, None if the disk is full or nothing lies at `path`."""
-        holder = self.folder / "files" / f"{time.time_ns()}"
-        try:
-            holder.mkdir()
-            if path.is_dir():
-                shutil.copytree(path, holder / path.name, copy_function=_link)  # type: ignore[arg-type]
-            else:
-                _link(path, holder / path.name)
-        except OSError:
-            self.lost += 1
-            discard(self.folder, holder.name)
-            return None
-        return holder.name
+        """Keeps a file as it is now (by hard link where the disk allows), in a folder of its own;
+        that folder's name, None if the disk is full or nothing lies at `path`."""
+        return self._held(path.name, lambda target: _link(path, target))
 
     def text(self, name: str, text: str) -> str | None:
         """Keeps `text` as a file `name`, as `keep` does."""
-        holder = self.folder / "files" / f"{time.time_ns()}"
-        try:
-            holder.mkdir()
-            (holder / name).write_text(text)
-        except OSError:
-            self.lost += 1
-            discard(self.folder, holder.name)
-            return None
-        return holder.name
+        return self._held(name, lambda target: target.write_text(text))
 
     def rotate(self) -> None:
         """Ends the current segment, so that it is never written again."""
@@ -139,6 +125,17 @@ class Spool:
         self.sync()
         with self._lock:
             os.close(self._file)
+
+    def _held(self, name: str, fill: Callable[[Path], Any]) -> str | None:
+        holder = self.folder / "files" / f"{time.time_ns()}"
+        try:
+            holder.mkdir()
+            fill(holder / name)
+        except OSError:
+            self.lost += 1
+            discard(self.folder, holder.name)
+            return None
+        return holder.name
 
     def _write(self, data: bytes) -> None:
         written = os.write(self._file, data)
@@ -166,12 +163,7 @@ class Unsent:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.position = Position(1, 0)
-        try:
-            saved = json.loads((folder / "cursor.json").read_bytes())
-            self.position = Position(saved["segment"], saved["offset"])
-        except (FileNotFoundError, ValueError, KeyError):
-            pass  # from the beginning: what was sent before is sent again, and adds nothing
+        self.position = read_cursor(folder)
 
     def read(self, limit: int = 1000, max_bytes: int = 1 << 20) -> list[Event]:
         """Up to `limit` events after the cursor; fewer once their lines pass `max_bytes`."""
@@ -196,7 +188,7 @@ class Unsent:
     def advance(self, position: Position) -> None:
         """All before `position` was sent or set aside; segments wholly before it are removed."""
         done, self.position = self.position.segment, position
-        write_json(self.folder / "cursor.json", position._asdict())
+        write_json(self.folder / CURSOR, position._asdict())
         for number in range(done, position.segment):
             segment_path(self.folder, number).unlink(missing_ok=True)
 
@@ -238,9 +230,30 @@ def segment_path(folder: Path, number: int) -> Path:
 def last_segment(folder: Path) -> int:
     """The highest segment number in use or sent already; 0 for a fresh folder."""
     numbers = [int(p.stem.partition("-")[2]) for p in folder.glob("events-*.jsonl")]
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-        numbers.append(json.loads((folder / "cursor.json").read_bytes())["segment"])
+    if (folder / CURSOR).exists():
+        numbers.append(read_cursor(folder).segment)
     return max(numbers, default=0)
+
+
+def read_cursor(folder: Path) -> Position:
+    """How far sending has come. Without a cursor the beginning: sending again adds nothing."""
+    try:
+        saved = json.loads((folder / CURSOR).read_bytes())
+        return Position(saved["segment"], saved["offset"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return Position(1, 0)
+
+
+def drop_sent(folder: Path) -> None:
+    """Removes whole segments before the cursor with their files: another process has sent them."""
+    sent = read_cursor(folder).segment
+    for path in sorted(folder.glob("events-*.jsonl")):
+        if path >= segment_path(folder, sent):
+            return
+        for line in _lines(path, 0):
+            for name in _event(line, Position(0, 0), Position(0, 0)).fields.get("files", ()):
+                discard(folder, name)
+        path.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -6,29 +6,25 @@ not take it: an outage neither slows training nor loses a point. What is left at
 `python -m pipeline sync RUN`.
 """
 
-import functools
-import json
 import math
 import os
-import re
 import threading
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from pipeline import capture, server
-from pipeline.remotespool import STATE, fetch_spool, push_spool, spool_folder
+from pipeline.keys import clean, flatten, lower_is_better
+from pipeline.remotespool import STATE, fetch_spool, place, push_spool, read_state, spool_folder
 from pipeline.sending import Sender, say
-from pipeline.server import default_root as default_root  # noqa: PLC0414 - for record
 from pipeline.spool import Spool, Unsent, write_json
 from shards import store
 
 STATUSES = ("FINISHED", "FAILED", "KILLED", "REQUEUED")
-LOWER_IS_BETTER = ("l1", "l2", "mae", "loss", "lpips", "fid")
 
 
 class Tracker:
@@ -56,18 +52,17 @@ class Tracker:
         drain: bool = True,
         sample_every: float = 15.0,
     ) -> None:
-        server.telemetry_off()
-        # A creation that MLflow's client retries by itself leaves a second run behind.
-        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "10"
+        server.ask_once()
         self.run = str(run_dir)
         self.uri = server.uri_for(self.run, root, uri)
         self.folder = spool_folder(self.run)
         self._identity = {"experiment": experiment, "run_name": run_name, "parent": parent}
         self._given_id, self._required, self._drains = run_id, required, drain
         self._sample_every = sample_every
+        self._state: dict[str, Any] = {}
         self._threads: list[threading.Thread] = []
-        self._stop, self._wake = threading.Event(), threading.Event()
+        self._stop, self._wake, self._due = (threading.Event() for _ in range(3))
+        self._pushing = threading.Lock()
         self._sender = Sender(self.run, self.uri, self.folder)
         self._step = self._nonfinite = self._lost = 0
 
@@ -106,6 +101,9 @@ class Tracker:
         if self._drains:
             self._prepare()
             self._begin(self._send)
+        if not store.is_local(self.run):
+            self.publish()  # the next node must know this run's uid, however early this one dies
+            self._begin(self._publish_when_due)
         self._begin(self._watch_machine)
 
     def metrics(self, values: dict[str, float], step: int) -> None:
@@ -135,8 +133,12 @@ class Tracker:
 
     def artifact(self, local_path: str | os.PathLike, folder: str = "") -> None:
         """A file or folder as it is now, under `folder` among the run's artifacts."""
-        if name := self.spool.keep(Path(local_path)):
-            self.spool.append("artifact", folder=folder, files=[name])
+        top = Path(local_path)
+        files = sorted(p for p in top.rglob("*") if p.is_file()) if top.is_dir() else [top]
+        for file in files:
+            within = PurePosixPath(folder, *file.parent.relative_to(top.parent).parts)
+            if name := self.spool.keep(file):
+                self.spool.append("artifact", folder=str(within).strip("."), files=[name])
 
     def text(self, path: str, text: str) -> None:
         """`text` as the artifact `path`."""
@@ -148,10 +150,9 @@ class Tracker:
         self.spool.append("tags", values={clean(key): str(value)})
 
     def publish(self) -> None:
-        """Copies the unsent spool of a remote run to the run's URL; with every checkpoint."""
-        if not store.is_local(self.run):
-            self.spool.rotate()
-            push_spool(self.run, self.folder)
+        """Has the unsent spool of a remote run copied to the run's URL; with every checkpoint."""
+        self.spool.rotate()
+        self._due.set()
 
     def finish(self, status: str, wait: float = 60.0) -> None:
         """Ends the record: FINISHED, FAILED, KILLED, or REQUEUED, which leaves the run open.
@@ -161,14 +162,15 @@ class Tracker:
         if status not in STATUSES:
             raise ValueError(f"status {status!r} is not one of {', '.join(STATUSES)}")
         self.spool.append("finish", status=status, uid=self._state["uid"])
-        self._stop.set()
-        self._wake.set()
+        self._keep_state(ended=status)
+        for event in (self._stop, self._wake, self._due):
+            event.set()
         deadline = time.monotonic() + wait
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         self._sender.give_up.set()
         self.spool.close()
-        self.publish()
+        self._push()
         left = Unsent(self.folder).count()
         if left:
             say(f"{left} events wait; to send them: python -m pipeline sync {self.run}")
@@ -184,23 +186,31 @@ class Tracker:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         """FINISHED; FAILED after an exception; KILLED on Ctrl-C; REQUEUED on exit status 75."""
+        if not self._state:
+            return  # it never began
         if kind is None or isinstance(error, SystemExit) and not error.code:
             self.finish("FINISHED")
         elif isinstance(error, SystemExit) and error.code == 75:
             self.finish("REQUEUED", wait=10)
         else:
+            self.tag("job.error", capture.redact(" ".join(str(error).split()) or kind.__name__))
             self.finish("KILLED" if kind is KeyboardInterrupt else "FAILED", wait=10)
 
     # --- state -----------------------------------------------------------------------------------
 
     def _read_state(self) -> dict[str, Any]:
-        try:
-            state = json.loads((self.folder / STATE).read_bytes())
-        except (FileNotFoundError, ValueError):
-            state = {"uid": uuid.uuid4().hex, "attempt": 0, "best": {}}
-        state["attempt"] += 1
+        state = read_state(self.folder) or {"uid": uuid.uuid4().hex, "attempt": 0, "best": {}}
+        state |= {"attempt": state["attempt"] + 1, "ended": None}
+        state |= {"at": place(self.folder), "drains": self._drains}
         write_json(self.folder / STATE, state)
         return state
+
+    def _keep_state(self, **changed: Any) -> None:
+        self._state |= changed
+        try:
+            write_json(self.folder / STATE, self._state)
+        except OSError:
+            self.spool.lost += 1
 
     def _improved(self, values: dict[str, float], step: int) -> dict[str, float]:
         better: dict[str, float] = {}
@@ -215,11 +225,7 @@ class Tracker:
                 if key == "val/psnr":
                     better["best/step"] = float(step)
         if better:
-            self._state["best"].update(better)
-            try:
-                write_json(self.folder / STATE, self._state)
-            except OSError:
-                self.spool.lost += 1
+            self._keep_state(best=self._state["best"] | better)
         return better
 
     # --- threads ---------------------------------------------------------------------------------
@@ -244,12 +250,29 @@ class Tracker:
     def _send(self) -> None:
         self._sender.until(self._stop, self._wake, self.spool.sync)
 
+    def _publish_when_due(self) -> None:
+        while self._due.wait() and not self._stop.is_set():
+            self._due.clear()
+            self._push()
+
+    def _push(self) -> None:
+        if store.is_local(self.run):
+            return
+        with self._pushing:
+            try:
+                push_spool(self.run, self.folder, self._drains)
+            except Exception as error:  # the next checkpoint tries again; training goes on
+                told = " ".join(str(error).split())
+                say(f"the spool could not be copied to {store.display(self.run)}: {told}")
+
     def _watch_machine(self) -> None:
-        while not self._stop.wait(self._sample_every):
+        while True:
             sample = capture.system_metrics(folder=str(self.folder))
             self.spool.append("metrics", values=sample, step=self._step)
             if not self._drains:
                 self.spool.sync()
+            if self._stop.wait(self._sample_every):
+                return
 
 
 class Muted:
@@ -263,28 +286,3 @@ class Muted:
         return self
 
     def __exit__(self, *args: Any) -> None: ...
-
-
-def lower_is_better(metric: str) -> bool:
-    return any(word in metric for word in LOWER_IS_BETTER)
-
-
-@functools.lru_cache(4096)
-def clean(key: str) -> str:
-    """A key with only what MLflow allows: `val/psnr (0.1,0.2]` becomes `val/psnr 0.1_0.2`."""
-    return re.sub(r"_*([/ ])_*", r"\1", re.sub(r"[^\w\-./ ]+", "_", key)).strip("_")[:250]
-
-
-def flatten(params: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested dictionaries as dotted keys; lists as JSON; secrets as `***`."""
-    flat: dict[str, str] = {}
-    for key, value in params.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{name}.")
-        elif value and capture.SECRET_NAME.search(str(key)):
-            flat[clean(name)] = "***"
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, default=str)
-            flat[clean(name)] = capture.redact(text)
-    return flat

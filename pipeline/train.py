@@ -25,7 +25,7 @@ from pipeline.meter import Meter
 from pipeline.method import Method
 from pipeline.phases import phase_at
 from pipeline.preempt import stop_requests
-from pipeline.recording import described, finish, headline, open_tracker, show
+from pipeline.recording import described, finish, headline, note_checkpoint, open_tracker, show
 from pipeline.resume import resume, save
 from pipeline.steplog import StepLog
 from pipeline.supervise import SAVED
@@ -124,6 +124,7 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
             began = time.perf_counter()
             watch.mark(number, "saving")
             save(config, networks, engine, saver, manifest, state)
+            note_checkpoint(tracker, saver.published)
             meter.elsewhere(time.perf_counter() - began, stall=True)
             for machine in engine.gather(other_node_metrics()):
                 tracker.metrics(machine, state.images_seen)
@@ -135,6 +136,7 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
 
     watch.close()
     saver.wait()
+    note_checkpoint(tracker, saver.published)
     if engine.is_main:
         finish(run, tracker, meter, state, "stopped" if stopping else "finished")
     if stopping:

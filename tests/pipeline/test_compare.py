@@ -1,59 +1,17 @@
+"""Runs side by side with the papers' rows: which cell may be set against which."""
+
 import csv
 import io
 import re
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from pipeline import compare, gallery, gather, metrics, papers, report, results
+from pipeline import compare, papers, results
 from pipeline.compose import compose
 from pipeline.gather import Evaluation
 from pipeline.sheet import as_csv, as_markdown, as_text
-from shards.masks import FIXED, NAMES
-from tests.support.browser import Page, installed
-
-BUCKETS = [*NAMES, FIXED]
-PICTURES = 40
-FACTS = {
-    "protocol": "msanet",
-    "ssim": "gauss11_rgb",
-    "size": 256,
-    "split": "test",
-    "images": 2000,
-    "resize_short": 256,
-    "weights": "raw",
-    "pairs": PICTURES * len(BUCKETS),
-    "pairs_digest": "a" * 64,
-    "dataset_name": "places365_standard",
-    "masks_name": "imported",
-    "masks_count": 14_000,
-    "data_url": "s3://sets/places",
-}
-
-
-def table(psnr, seed=0):
-    """Scores around `psnr` dB whose errors the seed decides; the pictures' share is the same."""
-    pictures = np.random.default_rng(99).normal(0, 3, PICTURES)
-    noise = np.random.default_rng(seed).normal(0, 0.05, (PICTURES, len(BUCKETS)))
-    values = psnr + pictures[:, None] + noise - 2 * np.arange(len(BUCKETS))
-    rows = {name: [0.5] * values.size for name in metrics.METRICS}
-    rows |= {
-        "pair": range(values.size),
-        "name": [f"{i:09d}-b{j}" for i in range(PICTURES) for j in range(len(BUCKETS))],
-        "key": [i for i in range(PICTURES) for _ in BUCKETS],
-        "mask_key": [i for i in range(PICTURES) for _ in BUCKETS],
-        "bucket": BUCKETS * PICTURES,
-        "ratio": [0.3] * values.size,
-        "psnr": values.ravel(),
-    }
-    return pa.table(rows, schema=results.SCHEMA)
-
-
-def evaluation(name, psnr, noise=0, **facts):
-    told = {**FACTS, "name": name, **facts}
-    return Evaluation(f"{name}.parquet", told, table(psnr, noise))
+from tests.support.scores import PICTURES, evaluation, table
 
 
 def run(experiment, seed, psnr, recipe=None):
@@ -278,115 +236,3 @@ def test_table_1_counts_the_weights_of_the_network_that_we_build():
     assert ours["msau"] == [221_184, 221_184]
     assert ours["inception_v1"] == [240_128, 338_432]
     assert ours["inception_v3"] == [268_032, 326_400]
-
-
-# --- from files and into a report -----------------------------------------------------------------
-
-
-@pytest.fixture
-def root(tmp_path):
-    """A folder with two evaluations, one of an unpleasant name, each with two pictures."""
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    mask = np.zeros((2, 32, 32), np.uint8)
-    mask[:, 8:24, 8:24] = 1
-    for name, psnr, level in (("plain", 30, 90), ("<script>alert(1)</script>", 29, 200)):
-        made = evaluation(name, psnr, int(psnr))
-        url = str(tmp_path / "runs" / "evaluation" / f"{len(name)}.parquet")
-        results.save(url, made.table, made.facts)
-        result = np.where(mask[..., None] == 1, np.uint8(level), image)
-        names = ("000000000-b0", "000000001-b1")
-        gallery.save(url, [gallery.Sample(*s) for s in zip(names, image, mask, result)])
-    return str(tmp_path / "runs")
-
-
-def written(root, out):
-    words = [f"root={root}", f"out={out}", "tracking.enabled=false"]
-    return compare.main(compose("compare", words).config)
-
-
-def test_the_report_is_one_file_that_escapes_names_and_asks_for_nothing(root, tmp_path):
-    result = written(root, tmp_path / "out")
-    assert [u.rsplit(".")[-1] for u in result["written"]] == ["md", "csv", "html"]
-    page = (tmp_path / "out" / "compare.html").read_text()
-    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
-    assert not re.search(r"(src|href)=[\"']?(https?:|//)", page)
-    assert "<script>alert" not in (tmp_path / "out" / "compare.md").read_text()
-
-
-def test_named_runs_alone_are_compared_and_unknown_ones_refused(root):
-    words = [f"root={root}", "runs=[plain]"]
-    result = compare.main(compose("compare", words).config)
-    assert [r["label"] for r in result["rows"] if r["kind"] == "ours"] == ["plain"]
-    with pytest.raises(ValueError, match="runs=none: no evaluation of it was found"):
-        compare.main(compose("compare", [f"root={root}", "runs=[none]"]).config)
-
-
-def test_somebody_else_s_files_among_the_evaluations_are_named_and_left_out(root, capsys):
-    folder = f"{root}/evaluation"
-    pq.write_table(pa.table({"a": [1]}), f"{folder}/other.parquet")
-    with open(f"{folder}/torn.parquet", "wb") as file:
-        file.write(b"PAR1")
-    result = compare.main(compose("compare", [f"root={root}"]).config)
-    assert len([r for r in result["rows"] if r["kind"] == "ours"]) == 2
-    told = capsys.readouterr().err
-    assert "other.parquet is no table that `evaluate` wrote" in told and "torn.parquet" in told
-    with pytest.raises(ValueError, match=r"other\.parquet is no table"):
-        compare.main(compose("compare", [f"root={root}", f"runs=[{folder}/other.parquet]"]).config)
-
-
-def test_more_runs_than_a_page_of_the_server_holds_are_all_found():
-    class Page(list):
-        token = None
-
-    asked = []
-
-    def search(max_results, page_token):
-        asked.append(page_token)
-        start = int(page_token or 0)
-        page = Page(range(start, min(start + max_results, 2500)))
-        page.token = str(start + max_results) if start + max_results < 2500 else None
-        return page
-
-    assert list(gather._pages(search)) == list(range(2500))
-    assert asked == [None, "1000", "2000"]
-
-
-@pytest.mark.skipif(installed() is None, reason="no Chromium here: apt-get install chromium")
-def test_in_a_browser_pictures_flip_and_the_slider_wipes(root, tmp_path):
-    written(root, tmp_path / "out")
-    with Page((tmp_path / "out" / "compare.html").as_uri()) as page:
-        assert page.run("document.querySelectorAll('#pictures tbody tr').length") == 2
-        heads = page.run("[...document.querySelectorAll('#pictures th')].map(e => e.textContent)")
-        assert heads == ["sample", "original", "mask", "<script>alert(1)</script>", "plain"]
-        page.until("[...document.images].every(i => i.naturalWidth === 32)")
-        cell = "document.querySelectorAll('#pictures tbody tr')[1].children[4].querySelector('img')"
-        first = (
-            "document.querySelectorAll('#pictures tbody tr')[1].children[1].querySelector('img')"
-        )
-        own = page.run(f"{cell}.src")
-        page.run(f"{cell}.click()")
-        assert page.run(f"{cell}.src === {first}.src")
-        page.run(f"{cell}.click()")
-        assert page.run(f"{cell}.src") == own
-        page.run("wipe.value = 20; wipe.dispatchEvent(new Event('input'))")
-        assert (
-            page.run("document.getElementById('over').style.clipPath") == "inset(0px 80% 0px 0px)"
-        )
-        page.run("document.querySelectorAll('#pictures tbody a')[1].click()")
-        assert page.run("document.getElementById('which').textContent") == "000000001-b1"
-        page.run("right.value = 3; right.dispatchEvent(new Event('input'))")
-        assert page.run("document.getElementById('under').src") == own
-        assert page.errors == []
-        assert [url for url in page.requests if not url.startswith("file:")] == []
-
-
-def test_curves_of_all_runs_share_one_chart_and_span_it(monkeypatch):
-    histories = {"1": [(0.0, 20.0), (100.0, 24.0)], "2": [(50.0, 22.0), (200.0, 21.0)], "3": []}
-    monkeypatch.setattr(report, "_history", lambda run, metric, root: histories[run])
-    named = [(f"run {i}", Evaluation("", {}, table(30), str(i))) for i in (1, 2, 3)]
-    chart = report._curve("val/psnr", named, "runs")
-    assert [line["label"] for line in chart["lines"]] == ["run 1", "run 2"]
-    assert chart["lines"][0]["points"] == "60.0,220.0 385.0,10.0"
-    assert chart["lines"][1]["points"].endswith("710.0,167.5")
-    assert report._curve("val/psnr", named[2:], "runs") is None

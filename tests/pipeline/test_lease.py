@@ -77,6 +77,15 @@ def test_a_writer_that_left_in_order_is_followed_at_once(run, monkeypatch):
             pass
 
 
+def test_a_holder_that_only_sends_events_is_waited_for(run):
+    code = HOLD.replace("leased(sys.argv[1])", "leased(sys.argv[1], 'synced')")
+    code = code.replace("time.sleep(60)", "time.sleep(2)")  # twenty heartbeats
+    sending = subprocess.Popen([sys.executable, "-c", code, run], cwd=ROOT, stdout=-1)
+    assert sending.stdout.readline() == b"held\n"
+    with leased(run):
+        assert sending.wait(20) == 0, "it was superseded"
+
+
 def test_of_starters_that_race_exactly_one_wins(run):
     def start(_):
         try:

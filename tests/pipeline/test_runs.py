@@ -1,7 +1,6 @@
 """`runs`: what there is, what is dead, what takes space, and what may be deleted."""
 
 import os
-import shutil
 import time
 
 import pytest
@@ -13,22 +12,6 @@ from pipeline.runfolder import read_run_json
 from tests.support.trained import finished_run
 
 DAY = 86400
-
-
-@pytest.fixture(scope="module")
-def blank(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("blank")
-    server.connect(server.tracking_uri(str(folder)))
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def root(blank, tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    folder = tmp_path / "runs"
-    folder.mkdir()
-    shutil.copy(blank, folder / "mlflow.db")
-    return folder
 
 
 def uri(root):
@@ -62,11 +45,14 @@ def test_runs_are_listed_best_first_in_the_metric_s_own_direction(root):
     found = do(root, filter="metrics.`val/psnr` > 21", best="val/psnr", limit=1)["runs"]
     assert [r["name"] for r in found] == ["high"]
     assert f"/runs/{found[0]['run_id']}?workflowType=machine_learning" in found[0]["link"]
+    told = runs.show(do(root, best="val/psnr")).splitlines()
+    assert [line.split()[0] for line in told[1:4]] == ["high", "middle", "low"]
+    assert told[1].endswith(found[0]["link"]) and "mlflow server --backend" in told[-1]
 
 
 def test_a_metric_that_no_run_has_is_answered_with_the_nearest(root):
     logged(root, "one", val__psnr=20.0)
-    with pytest.raises(ValueError, match="no run has logged the metric 'val/pnsr'.*val/psnr"):
+    with pytest.raises(ValueError, match="no run at sqlite:.* the metric 'val/pnsr'.*val/psnr"):
         do(root, best="val/pnsr")
     with pytest.raises(ValueError, match="filter"):
         do(root, filter="psnr is large")

@@ -1,17 +1,22 @@
-"""A real MLflow server behind a proxy that fails: no point is lost, no second run appears."""
+"""A real MLflow server that is killed, or fails behind a proxy: no point is lost, no second run
+appears, and of a trainer and `sync` one sends."""
 
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline import server, sync
+from pipeline.announce import announce
+from pipeline.capture import user
+from pipeline.compose import compose
 from pipeline.config import SyncConfig
 from pipeline.runfolder import read_run_json
 from pipeline.spool import Unsent
 from pipeline.tracking import Tracker
+from shards import store
 from tests.support.mlflow_server import FaultProxy, MlflowServer
+from tests.support.records import Database, until
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
@@ -40,14 +45,6 @@ def named(real, name):
     client = server.connect(real.url)
     experiments = [e.experiment_id for e in client.search_experiments()]
     return client.search_runs(experiments, f"attributes.run_name = '{name}'")
-
-
-def until(condition, seconds=60):
-    for _ in range(int(seconds * 20)):
-        if condition():
-            return
-        threading.Event().wait(0.05)
-    raise AssertionError("it never came true")
 
 
 def begin(proxy, folder, name):
@@ -80,6 +77,29 @@ def test_600_points_arrive_although_the_server_fails_in_the_middle(real, proxy, 
     assert not (run.folder / "rejected.jsonl").exists(), "no event is poison because of an outage"
     images = server.connect(real.url).list_artifacts(recorded.info.run_id, "images")
     assert len(images) == 8, "four pictures with their thumbnails"
+
+
+def test_a_server_killed_twice_while_a_run_logs_costs_no_point_and_makes_no_second_run(
+    real, tmp_path
+):
+    """kill -9 as soon as the run is in its tables, and again among the points."""
+    database = Database(real.folder / "server.db")
+    run = Tracker(tmp_path / "killed", uri=real.url, experiment="me/faults", run_name="killed")
+    run.start({"a": 1}, {})
+    for first, reached in ((0, database.runs), (2000, database.steps)):
+        until(lambda reached=reached: reached("killed"))
+        real.kill()
+        for step in range(first, first + 2000):
+            run.metrics({"g/l1": step / 7, "g/tv": 1.0}, step)
+        run.image("samples/00/filled", np.zeros((16, 16, 3), np.uint8), first)
+        real.start()
+    run.finish("FINISHED")
+
+    assert [status for _, status in database.runs("killed")] == ["FINISHED"]
+    assert database.steps("killed") == database.steps("killed", "g/tv") == list(range(4000))
+    assert not (run.folder / "rejected.jsonl").exists()
+    images = (real.folder / "artifacts").glob("*/*/artifacts/images/samples*filled+step*.png")
+    assert len(list(images)) == 2
 
 
 def test_a_server_that_never_answers_leaves_everything_to_sync(real, proxy, tmp_path, capfd):
@@ -121,6 +141,30 @@ def test_a_creation_whose_answer_is_lost_makes_no_second_run(real, proxy, tmp_pa
     (recorded,) = named(real, "ghost")
     assert recorded.info.run_id == read_run_json(run.run)["mlflow_run_id"]
     assert recorded.info.status == "FINISHED"
+
+
+def test_an_announcement_whose_answer_is_lost_is_found_by_the_next_submit(
+    real, proxy, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
+    database, run = Database(real.folder / "server.db"), str(tmp_path / "announced")
+    config = compose("train", ["experiment=quickstart", f"run={run}"]).config
+    server.experiment_id(server.connect(proxy.url), proxy.url, f"{user()}/quickstart")
+    proxy.mode, proxy.only = "lost", "runs/create"
+    with pytest.raises(server.ServerError):
+        announce([config], [run], "job")
+    proxy.mode = "ok"
+
+    (made,) = announce([config], [run], "job")
+    assert announce([config], [run], "job") == [made]
+    assert database.runs("announced") == [(made, "SCHEDULED")]
+
+    with Tracker(run, uri=proxy.url, experiment="x", run_name="announced", run_id=made) as tracker:
+        tracker.start({}, {})
+    assert database.runs("announced") == [(made, "FINISHED")]
+    store.remove(f"{run}/run.json")
+    (other,) = announce([config], [run], "job")
+    assert other != made, "a new run in a folder of the same name"
 
 
 def test_a_twin_that_appears_late_is_removed_when_the_run_ends(real, proxy, tmp_path):

@@ -101,6 +101,21 @@ def test_a_lost_cursor_sends_again_from_the_beginning(tmp_path):
     assert steps(Unsent(tmp_path).read()) == [1]
 
 
+def test_a_copy_that_is_older_than_its_cursor_hides_nothing_that_comes_later(tmp_path):
+    """A node died while its spool was copied: the cursor is newer than the segment beside it."""
+    writing = Spool(tmp_path)
+    for step in range(3):
+        writing.append("metrics", step=step)
+    unsent = Unsent(tmp_path)
+    unsent.advance(unsent.read()[-1].after)
+    (tmp_path / "events-000001.jsonl").write_bytes(b"")
+
+    later = Spool(tmp_path)
+    later.append("metrics", step=3)
+
+    assert steps(read_all(Unsent(tmp_path))) == [3]
+
+
 def test_threads_do_not_tear_each_others_lines(tmp_path, small_segments):
     writing = Spool(tmp_path)
 

@@ -1,0 +1,87 @@
+"""What was promoted stays as it was, or it shows: files, record, alias."""
+
+import shutil
+
+import pytest
+
+from pipeline import promote, registry, results
+from pipeline.config import RollbackConfig
+from pipeline.runfolder import read_run_json
+from tests.support.promotion import (
+    NAME,
+    candidate,
+    champion,
+    client,
+    do,
+    uri,
+    verify,
+)
+
+
+def test_production_survives_the_deletion_of_what_it_came_from(root):
+    run = candidate(root, "first", 20.0, 1)
+    do(run)
+    version = client(root).get_model_version(NAME, "1")
+    client(root).delete_logged_model(version.tags["lacuna.model_id"])
+    client(root).delete_run(read_run_json(run)["mlflow_run_id"])
+    shutil.rmtree(run)
+
+    assert verify()["faults"] == []
+    folder = root / "check"
+    registry.download(uri(root), champion(root).tags["lacuna.model_id"], "", folder)
+    assert (folder / "artifacts" / "inpainter.pt2").read_text() == run
+    assert results.load(str(folder / "gate" / "evaluation.parquet"))[0].num_rows == 360
+
+
+def artifacts(root, version):
+    model_id = version.tags["lacuna.model_id"]
+    return root / "mlartifacts" / "models" / model_id / "artifacts"
+
+
+def test_files_that_changed_after_registration_are_not_promoted(root):
+    run = candidate(root, "first", 20.0, 1)
+    version = client(root).get_model_version(NAME, "1")
+    (artifacts(root, version) / "artifacts" / "inpainter.pt2").write_text("something else")
+    with pytest.raises(ValueError, match="not those that were registered"):
+        do(run)
+
+
+def test_verify_finds_changed_and_missing_files(root):
+    do(candidate(root, "first", 20.0, 1))
+    file = artifacts(root, champion(root)) / "artifacts" / "inpainter.pt2"
+    file.write_text("something else")
+    with pytest.raises(ValueError, match="files of version 2 were changed"):
+        verify()
+    shutil.rmtree(artifacts(root, champion(root)))
+    with pytest.raises(ValueError, match="files of version 2 are gone|were changed"):
+        verify()
+
+
+def test_an_alias_moved_by_hand_is_found_and_set_right(root):
+    run = candidate(root, "first", 20.0, 1)
+    do(run)
+    client(root).set_registered_model_alias(NAME, "champion", "1")
+    with pytest.raises(ValueError, match="alias champion says 1, the history 2"):
+        verify()
+    do(run)
+    assert champion(root).version in (2, "2")
+    assert verify()["faults"] == []
+
+
+def test_a_deleted_promotion_stops_everything_until_a_person_chooses(root):
+    for number, psnr in enumerate((20.0, 21.0, 22.0)):
+        do(candidate(root, f"run{number}", psnr, number))
+    client(root).delete_model_version(NAME, "4")
+    with pytest.raises(ValueError, match="promoted version 4 was deleted"):
+        verify()
+    for attempt in (
+        lambda: do(candidate(root, "later", 23.0, 9)),
+        lambda: promote.main(RollbackConfig(model=NAME)),
+    ):
+        with pytest.raises(ValueError, match="lost its promoted version 4: .*version=N"):
+            attempt()
+    assert champion(root).version in (6, "6"), "the alias was not moved back in silence"
+
+    assert promote.main(RollbackConfig(model=NAME, version=6))["version"] == 8
+    assert champion(root).tags["gate.content"] == "6"
+    assert verify()["faults"] == []

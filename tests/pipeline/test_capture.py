@@ -1,0 +1,64 @@
+"""What a run was made of, and nothing secret among it."""
+
+import subprocess
+
+import pytest
+
+from pipeline import capture
+from pipeline.keys import flatten
+
+
+@pytest.mark.parametrize(
+    ("rank", "local", "keys"),
+    [("0", "0", set()), ("3", "3", set()), ("4", "0", {"system/1/"}), ("5", "1", set())],
+)
+def test_the_first_process_of_every_other_node_samples_its_machine(monkeypatch, rank, local, keys):
+    for name, value in (("RANK", rank), ("LOCAL_RANK", local), ("LOCAL_WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+    found = capture.other_node_metrics()
+    assert {key[: len("system/1/")] for key in found} == keys
+
+
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        ("+aws_secret_access_key = wJalrXUtnFEMIK7MDENGbPxRfiCY", "wJalrXUtnFEMIK7MDENGbPxRfiCY"),
+        ("id: AKIAIOSFODNN7EXAMPLE", "AKIAIOSFODNN7EXAMPLE"),
+        ('-    "api_key": "f00dcafe12345678",', "f00dcafe12345678"),
+        ("remote https://ann:hunter22@git.example/x.git", "hunter22"),
+        ("export HF_TOKEN=hf_abcdefghijklmnopqrstuv", "hf_abcdefghijklmnopqrstuv"),
+        ("Authorization: Bearer eyJhbGciOiJIUzI1NiJ9.e30", "eyJhbGciOiJIUzI1NiJ9.e30"),
+        ("-----BEGIN RSA PRIVATE KEY-----\nMIIEow\n-----END RSA PRIVATE KEY-----", "MIIEow"),
+    ],
+)
+def test_secrets_are_taken_out_of_a_diff(text, secret):
+    assert secret in text
+    assert secret not in capture.redact(f"before\n{text}\nafter")
+
+
+def test_secrets_of_the_environment_are_taken_out_wherever_they_stand(monkeypatch):
+    monkeypatch.setenv("SITE_DB_PASSWORD", "correct-horse")
+    assert capture.redact("psql 'x correct-horse y'") == "psql 'x *** y'"
+    assert flatten({"data": {"url": "correct-horse"}, "s3_secret": "abc"}) == {
+        "data.url": "***",
+        "s3_secret": "***",
+    }
+
+
+def test_an_uncommitted_change_is_captured_and_scanned(tmp_path):
+    def git(*words):
+        name = ["-c", "user.name=t", "-c", "user.email=t@t"]
+        subprocess.run(["git", *name, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init", "-q")
+    (tmp_path / "a.py").write_text("x = 1\n")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    assert capture.git(tmp_path)[1] == ""
+    (tmp_path / "a.py").write_text("x = 2\npassword = 'hunter2hunter2'\n")
+    (tmp_path / "new.py").write_text("")
+
+    commit, diff = capture.git(tmp_path)
+
+    assert len(commit) == 40
+    assert "+x = 2" in diff and "# untracked: new.py" in diff and "hunter2" not in diff

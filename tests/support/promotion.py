@@ -1,0 +1,36 @@
+"""Promotion in an embedded registry, of runs that are registered and scored in no time."""
+
+from pipeline import promote, registry, server
+from pipeline.config import PromoteConfig
+from tests.support.trained import finished_run, registered, scored
+
+NAME = "inpaint-msanet"
+
+
+def uri(root):
+    return f"sqlite:///{root}/mlflow.db"
+
+
+def client(root):
+    return server.connect(uri(root))
+
+
+def candidate(root, name, psnr, seed, **options):
+    """A registered and evaluated run."""
+    run = finished_run(root / name, seed=seed, uri=uri(root))
+    registered(run, uri(root))
+    if psnr is not None:
+        scored(run, psnr, **options)
+    return run
+
+
+def do(run, **options):
+    return promote.main(PromoteConfig(model=options.pop("model", NAME), run=run, **options))
+
+
+def champion(root, name=NAME):
+    return registry.find_version(client(root), f"models:/{name}@champion")
+
+
+def verify(name=NAME):
+    return promote.main(PromoteConfig(model=name, verify=True))
