@@ -60,7 +60,6 @@ def submit(objects: Sequence[Object], cluster: Cluster) -> str:
 
     A finished one of the same name makes room; a live one is refused.
     """
-    _require_jobset(objects, cluster)
     main = objects[-1]
     number = f"{main['kind'].lower()}/{main['metadata']['name']}"
     found = status(number, cluster)
@@ -91,15 +90,7 @@ def _make_room(number: str, cluster: Cluster) -> None:
 def ask(objects: Sequence[Object], clusters: Sequence[Cluster]) -> list[str]:
     """Lets the API server judge without keeping anything, and looks for Secrets and claims."""
     cluster = clusters[-1]
-    _require_jobset(objects, cluster)
-    told = []
-    for made in objects:
-        text = kubernetes.dumped([made])
-        answer = _call(cluster, "create", "--dry-run=server", "-f", "-", stdin=text)
-        name = f"{made['kind']} {made['metadata']['name']}"
-        if answer.returncode and "AlreadyExists" not in answer.stderr:
-            raise SubmitError(f"{name}: {_reason(answer.stderr)}")
-        told.append(f"{name}: the cluster would take it")
+    told = judge(objects, cluster)
     wanted = {("secret", s) for c in clusters for s in (*c.secrets, *c.pull_secrets)}
     wanted |= {("persistentvolumeclaim", claim) for c in clusters for claim in c.volumes}
     for kind, name in sorted(wanted):
@@ -110,6 +101,20 @@ def ask(objects: Sequence[Object], clusters: Sequence[Cluster]) -> list[str]:
             raise SubmitError(f"{kind} {name} does not exist in this namespace: create it first")
         else:
             told.append(f"{kind} {name} was not verified: {_reason(answer.stderr)}")
+    return told
+
+
+def judge(objects: Sequence[Object], cluster: Cluster) -> list[str]:
+    """What the API server says to each object without keeping it; `SubmitError` if it refuses."""
+    _require_jobset(objects, cluster)
+    told = []
+    for made in objects:
+        text = kubernetes.dumped([made])
+        answer = _call(cluster, "create", "--dry-run=server", "-f", "-", stdin=text)
+        name = f"{made['kind']} {made['metadata']['name']}"
+        if answer.returncode and "AlreadyExists" not in answer.stderr:
+            raise SubmitError(f"{name}: {_reason(answer.stderr)}")
+        told.append(f"{name}: the cluster would take it")
     return told
 
 

@@ -43,16 +43,24 @@ def ask(stages: Sequence[Stage]) -> list[str]:
     return [line for stage in stages for line in ask_one(*stage)]
 
 
+def judge(stages: Sequence[Stage]) -> None:
+    """Raises `SubmitError` for what the scheduler would refuse; nothing is kept."""
+    scheduler = _scheduler(stages)
+    render(stages)
+    if scheduler == "kubernetes":
+        kubectl.judge(_objects(stages), stages[-1].cluster)
+    elif scheduler == "slurm":
+        for stage in stages:
+            slurm.judge(*stage)
+
+
 def submit(stages: Sequence[Stage]) -> list[str]:
     """Submits in order; the id of each. What was submitted before a refusal is undone."""
     scheduler = _scheduler(stages)
+    judge(stages)
     if scheduler == "kubernetes":
         number = kubectl.submit(_objects(stages), stages[-1].cluster)
         return [number] * len(stages)
-    render(stages)
-    if scheduler == "slurm":
-        for stage in stages:
-            slurm.judge(*stage)
     numbers: list[str] = []
     for place, (job, cluster) in enumerate(stages):
         try:

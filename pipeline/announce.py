@@ -4,47 +4,83 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import server
 from pipeline.config import TrainConfig
-from pipeline.runfolder import read_run_json
+from pipeline.runfolder import read_run_json, update_run_json
 
 PARENT = "mlflow.parentRunId"
 
 
-def announce(configs: Sequence[TrainConfig], runs: Sequence[str], name: str) -> list[str | None]:
-    """MLflow ids for the runs; one that has an id keeps it. Several get a parent called `name`.
+class Announced(NamedTuple):
+    """An MLflow run that waits for its job. run: its folder or URL, None for a sweep's parent.
+    before: the status that it had, None if it was made now."""
 
-    Raises ServerError where the server does not answer.
+    run: str | None
+    mlflow_run: str
+    before: str | None
+
+
+def announce(configs: Sequence[TrainConfig], runs: Sequence[str], name: str) -> list[Announced]:
+    """MLflow runs for the runs; one that has an id keeps it. Several get a parent called `name`.
+
+    Raises ServerError where the server does not answer, or knows a run as deleted.
     """
     server.telemetry_off()
-    uri = server.uri_for(runs[0], configs[0].root if configs[0].run is None else None)
+    uri = _uri(configs[0], runs[0])
     client = server.connect(uri)
     with server.explained(uri):
         recipe = configs[0].experiment or "train"
         wanted = configs[0].tracking.experiment or f"{os.environ.get('USER', 'user')}/{recipe}"
         experiment = server.experiment_id(client, uri, wanted)
-        parent = None
-        if len(runs) > 1:
-            parent = _parent(client, experiment, name)
-        return [_one(client, experiment, run, parent) for run in runs]
+        made = [_parent(client, experiment, name)] if len(runs) > 1 else []
+        parent = made[0].mlflow_run if made else None
+        return [*made, *(_one(client, experiment, run, parent) for run in runs)]
 
 
-def _one(client: Any, experiment: str, run: str, parent: str | None) -> str:
-    if known := read_run_json(run).get("mlflow_run_id"):
-        return str(known)
+def withdraw(config: TrainConfig, announced: Sequence[Announced]) -> None:
+    """The scheduler refused: what was made is deleted, what was there is as it was."""
+    uri = _uri(config, next(each.run for each in announced if each.run))
+    client = server.connect(uri)
+    with server.explained(uri):
+        for run, mlflow_run, before in announced:
+            if before:
+                client.update_run(mlflow_run, status=before)
+                continue
+            client.delete_run(mlflow_run)
+            if run and read_run_json(run):
+                update_run_json(run, mlflow_run_id=None)
+
+
+def _uri(config: TrainConfig, run: str) -> str:
+    return server.uri_for(run, config.root if config.run is None else None)
+
+
+def _one(client: Any, experiment: str, run: str, parent: str | None) -> Announced:
     tags = {"mlflow.runName": run.rstrip("/").rpartition("/")[2], "job.state": "queued"}
-    made = client.create_run(experiment, tags={**tags, **({PARENT: parent} if parent else {})})
-    client.update_run(made.info.run_id, status="SCHEDULED")
-    return str(made.info.run_id)
+    before = None
+    if known := read_run_json(run).get("mlflow_run_id"):
+        info = client.get_run(known).info
+        if info.lifecycle_stage == "deleted":
+            raise server.ServerError(
+                f"MLflow run {known} was deleted: restore it there, or remove mlflow_run_id from "
+                f"run.json in {run} to record a new one"
+            )
+        before = info.status
+        client.set_tag(known, "job.state", "queued")
+    else:
+        tags |= {PARENT: parent} if parent else {}
+        known = client.create_run(experiment, tags=tags).info.run_id
+    client.update_run(known, status="SCHEDULED")
+    return Announced(run, str(known), before)
 
 
-def _parent(client: Any, experiment: str, name: str) -> str:
+def _parent(client: Any, experiment: str, name: str) -> Announced:
     found = client.search_runs([experiment], f"tags.`lacuna.sweep` = '{name}'", max_results=1)
     if found:
-        return str(found[0].info.run_id)
+        return Announced(None, str(found[0].info.run_id), found[0].info.status)
     tags = {"mlflow.runName": name, "lacuna.sweep": name}
-    made = client.create_run(experiment, tags=tags)
-    client.set_terminated(made.info.run_id)
-    return str(made.info.run_id)
+    made = client.create_run(experiment, tags=tags).info.run_id
+    client.set_terminated(made)
+    return Announced(None, str(made), None)

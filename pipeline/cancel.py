@@ -21,7 +21,7 @@ def main(config: CancelConfig) -> dict[str, Any]:
         raise SubmitError(f"{record.id} does not run any more: it is {found.line()}")
     scheduler.cancel(record.number, record.where)
     jobrecord.write(replace(record, cancelled=True))
-    for run in record.points or (record.run,) * (record.verb == "train"):
+    for run in record.trained:
         _mark(run)
     return {"id": record.id, "number": record.number, "was": found.state.value}
 

@@ -44,15 +44,22 @@ class Part:
         return self.settings.cluster
 
     @property
+    def trains(self) -> bool:
+        """Its points are runs that last; a smoke test leaves none."""
+        return self.verb == "train" and not self.points[0].config.smoke
+
+    @property
     def is_run(self) -> bool:
         """One training run, which names the job; no sweep."""
-        return self.verb == "train" and len(self.points) == 1
+        return self.trains and len(self.points) == 1
 
     @property
     def runs(self) -> list[str]:
         """Where the results of each point go; for verbs other than `train` what they are about."""
-        if self.verb == "train":
+        if self.trains:
             return [folder_of(point.config).url for point in self.points]
+        if self.verb == "train":
+            return [self.folder]
         config = self.points[0].config
         given = (getattr(config, name, None) for name in ("out", "run", "checkpoint", "url"))
         return [next((value for value in given if isinstance(value, str)), None) or self.folder]
@@ -64,6 +71,7 @@ class Part:
             return self.runs[0].rstrip("/").rpartition("/")[2]
         text = "\n".join(point.yaml() for point in self.points)
         kind = "sweep" if len(self.points) > 1 else self.verb
+        kind = "smoke" if self.verb == "train" and not self.trains else kind
         return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     @property
@@ -100,6 +108,8 @@ def parse(words: Sequence[str]) -> list[Part]:
         cluster = settings.config.cluster
         if verb == "train":
             points = [_placed(point, cluster) for point in points]
+            if len(points) > 1 and any(point.config.smoke for point in points):
+                raise ConfigError("smoke=true of several points: try one of them")
         parts.append(Part(verb, _with_secrets(settings.config), tuple(points)))
         _learn(parts[-1], known)
     if not parts:

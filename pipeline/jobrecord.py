@@ -37,6 +37,11 @@ class Record:
     before: tuple[str, ...] = ()  # earlier submissions' numbers
 
     @property
+    def trained(self) -> tuple[str, ...]:
+        """The runs whose record this is: none of a verb that only looks at one."""
+        return self.points or (self.run,) * (self.verb == "train")
+
+    @property
     def where(self) -> Cluster:
         return Cluster(**self.cluster)
 
@@ -54,9 +59,10 @@ def where_of(cluster: Cluster) -> dict[str, Any]:
 
 
 def write(record: Record) -> None:
-    """Publishes the record and leaves a pointer to it, and to it from each point of a sweep."""
-    url = store.join(record.folder, NAME)
-    store.write(url, (json.dumps(asdict(record), indent=1, sort_keys=True) + "\n").encode())
+    """Publishes the record in the job's folder and in each run that it trains, with pointers."""
+    text = (json.dumps(asdict(record), indent=1, sort_keys=True) + "\n").encode()
+    for place in {record.folder, *record.trained}:
+        store.write(store.join(place, NAME), text)
     pointers().mkdir(parents=True, exist_ok=True)
     for name in (record.id, *(point.rstrip("/").rpartition("/")[2] for point in record.points)):
         place = (
@@ -97,13 +103,11 @@ def every(root: str) -> Iterator[Record]:
         places = [str(p.parent) for p in sorted(store.local(root).glob(f"*/{NAME}"))]
     if pointers().is_dir():
         places += [p.read_text().strip() for p in sorted(pointers().iterdir())]
-    seen: set[str] = set()
-    for place in places:
-        name = place if not store.is_local(place) else os.path.abspath(place)
-        if name in seen:
-            continue
-        seen.add(name)
-        if (record := read(place)) is not None:
+    seen: set[tuple[str, str]] = set()
+    for place in dict.fromkeys(places):
+        record = read(place)
+        if record is not None and (record.folder, record.number) not in seen:
+            seen.add((record.folder, record.number))
             yield record
 
 

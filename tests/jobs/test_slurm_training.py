@@ -166,6 +166,37 @@ def test_a_run_that_is_live_is_not_submitted_twice(cli, submit, small_set):
     cli("cancel", "twice")
 
 
+def test_a_point_of_a_live_sweep_is_not_submitted_again_and_leads_to_the_sweep(
+    cli, slurm, small_set
+):
+    sweep = [
+        *RECIPE,
+        f"data.url={small_set}",
+        "max_images=8",
+        *CLUSTER,
+        "cluster.sbatch={hold: null}",
+    ]
+    made = json.loads(cli("submit", "train", *sweep, "seed=1,2", "--json").stdout)["jobs"][0]
+    again = cli("submit", "train", *sweep, "seed=2", ok=False)
+    other = cli("submit", "train", *sweep, "seed=2,3", ok=False)
+    for refused in (again, other):
+        assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+        assert f"{made['id']} is QUEUED" in refused.stderr
+    points = cli.status(made["id"])["points"]
+    # A colleague's machine knows the point by its folder alone.
+    home = {"XDG_CACHE_HOME": f"{cli.cwd}/colleague"}
+    told = cli("status", f"{cli.cwd}/{points[1]}", "--json", env=home).stdout
+    assert [job["id"] for job in json.loads(told)["jobs"]] == [made["id"]]
+    cli("cancel", made["id"])
+
+
+def test_a_job_that_slurm_refuses_leaves_nothing(cli, slurm, small_set):
+    words = [*RECIPE, f"data.url={small_set}", "run=runs/refused", *CLUSTER]
+    told = cli("submit", "train", *words, "cluster.partition=nowhere", ok=False)
+    assert told.returncode == 2 and "invalid partition" in told.stderr
+    assert not (cli.cwd / "runs" / "refused").exists()
+
+
 def test_a_configuration_error_in_the_job_is_not_retried_and_its_line_is_shown(cli, submit, slurm):
     number = submit("wrong", "max_images=8", "cluster.sbatch={hold: null}")
     config = cli.cwd / "runs" / "wrong" / "config.yaml"

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def test_a_submitted_run_is_the_run_that_the_same_words_train_here():
 
 def test_the_resolved_configuration_is_what_runs_whatever_conf_says_later(tmp_path, monkeypatch):
     (part,) = jobplan.parse([*TRAIN, "seed=5", *SLURM])
-    submit._write_configs(part, [None])
+    submit._write_configs(part, {})
     home = tmp_path / "config" / "lacuna"
     home.mkdir(parents=True)
     (home / "defaults.yaml").write_text("seed: 77\nbatch: 32\n")
@@ -91,7 +92,7 @@ def test_the_resolved_configuration_is_what_runs_whatever_conf_says_later(tmp_pa
 def test_other_verbs_read_their_resolved_configuration_from_the_jobs_folder():
     words = ["evaluate", "checkpoint=runs/a", "data.url=sets/photos", "weights=raw"]
     (part,) = jobplan.parse([*words, *SLURM])
-    submit._write_configs(part, [None])
+    submit._write_configs(part, {})
     again = compose("evaluate", [f"config={part.folder}/config.yaml"])
     assert again.config == part.points[0].config
     assert f"config={Path.cwd()}/{part.folder}/config.yaml" in dry(*words, *SLURM)
@@ -196,6 +197,7 @@ def test_a_file_of_secrets_must_be_private(tmp_path):
         ([*TRAIN, *SLURM, "cluster.nodes=3"], "batch=16 is not divisible by cluster.nodes=3"),
         ([*TRAIN, *SLURM, "cluster.tasks=3"], "only `shard` is divided into tasks"),
         (["masks", "out=m", *SLURM, "cluster.nodes=2"], "masks runs on one machine"),
+        ([*TRAIN, *SLURM, "smoke=true", "seed=1,2"], "smoke=true of several points"),
         ([*TRAIN, *KUBERNETES], "is a folder of this machine, which pods do not see"),
         ([*TRAIN, *SLURM, "cluster.sbatch={comment: 'a\nb'}"], "line break"),
         ([*TRAIN, *SLURM, "cluster.env={HF_TOKEN: x}"], "looks like a secret"),
@@ -268,3 +270,59 @@ def test_the_record_holds_no_more_of_the_cluster_than_where_it_is(tmp_path):
     kept = jobrecord.where_of(part.cluster)
     assert set(kept) == {"scheduler", "context", "namespace", "queue", "kind"}
     assert json.dumps(kept)
+
+
+@pytest.fixture
+def sbatch(tmp_path, monkeypatch):
+    """A login node whose sbatch would take a job, until it is asked to."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "sbatch").write_text(
+        '#!/bin/bash\n[ "$1" = --test-only ] && exit\necho "sbatch: error: shut" >&2; exit 1\n'
+    )
+    (programs / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize("points", [["seed=1"], ["seed=1,2"]])
+def test_a_job_that_is_refused_leaves_no_run_behind(sbatch, tmp_path, small_set, points):
+    from mlflow.tracking import MlflowClient
+
+    with pytest.raises(ValueError, match="shut"):
+        submit.main([*TRAIN, f"data.url={small_set}", "data.crop=64", *points, *SLURM])
+    assert [p.name for p in (tmp_path / "runs").iterdir() if p.is_dir()] == []
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    ids = [e.experiment_id for e in client.search_experiments()]
+    assert len(ids) == 2 and client.search_runs(ids) == []
+
+
+def test_a_refusal_gives_a_run_that_was_there_its_status_back(sbatch, tmp_path, small_set):
+    from mlflow.tracking import MlflowClient
+
+    words = [*TRAIN, f"data.url={small_set}", "data.crop=64", *SLURM]
+    (part,) = jobplan.parse(words)
+    run = tmp_path / part.runs[0]
+    with ExitStack() as undo:
+        submit._write_configs(part, submit._announce(part, undo))
+        undo.pop_all()
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    known = json.loads((run / "run.json").read_text())["mlflow_run_id"]
+    client.set_terminated(known, "KILLED")
+    with pytest.raises(ValueError, match="shut"):
+        submit.main(words)
+    assert client.get_run(known).info.status == "KILLED"
+    assert json.loads((run / "run.json").read_text())["mlflow_run_id"] == known
+
+
+def test_a_smoke_test_is_a_job_of_its_own_that_leaves_the_run_alone(tmp_path):
+    (part,) = jobplan.parse([*TRAIN, "smoke=true", *SLURM])
+    with ExitStack() as undo:
+        submit._write_configs(part, submit._announce(part, undo))
+        undo.pop_all()
+    assert part.id.startswith("smoke-")
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == [part.id]
+    script = dry(*TRAIN, "smoke=true", *SLURM)
+    assert f"train config={tmp_path}/runs/{part.id}/config.yaml" in script
+    again = compose("train", [f"config=runs/{part.id}/config.yaml"]).config
+    here = compose("train", TRAIN[1:]).config
+    assert again.smoke and folder_of(again).url == folder_of(here).url
