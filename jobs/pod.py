@@ -68,6 +68,11 @@ def template(job: Job, cluster: Cluster, master: str, subdomain: str | None) -> 
 
 def _container(job: Job, cluster: Cluster, master: str) -> Object:
     check(job, cluster)
+    if cluster.memory_gb and cluster.shm_gb >= cluster.memory_gb:
+        raise SubmitError(
+            f"cluster.shm_gb={cluster.shm_gb} counts against cluster.memory_gb={cluster.memory_gb}:"
+            " lower it, or raise that"
+        )
     image = one_line("cluster.image", cluster.image or "")
     if not image:
         raise SubmitError("cluster.image= is missing: the container image, NAME@sha256:DIGEST")
@@ -83,6 +88,7 @@ def _container(job: Job, cluster: Cluster, master: str) -> Object:
         "PET_MASTER_ADDR": master,
         "PET_MASTER_PORT": str(cluster.port),
         "PET_SHUTDOWN_TIMEOUT": str(max(1, cluster.lead_seconds - 10)),
+        "LACUNA_PODS": f"{job.folder}/logs/pod-{job.part}",
         **cluster.env,
         **job.env,
     }

@@ -60,7 +60,9 @@ def submit(stages: Sequence[Stage]) -> list[str]:
     judge(stages)
     if scheduler == "kubernetes":
         number = kubectl.submit(_objects(stages), stages[-1].cluster)
-        return [number] * len(stages)
+        if len(stages) == 1:
+            return [number]
+        return [f"{number}#{name}" for name in kubernetes.stages([s.job for s in stages])]
     numbers: list[str] = []
     for place, (job, cluster) in enumerate(stages):
         try:
@@ -75,6 +77,12 @@ def submit(stages: Sequence[Stage]) -> list[str]:
                     cancel(number, stage.cluster)
             raise
     return numbers
+
+
+def pods(stage: Stage) -> tuple[str, ...]:
+    """Names under which its pods leave logs and last words; none where the scheduler keeps both."""
+    known = stage.cluster.scheduler == "kubernetes"
+    return tuple(kubernetes.parts(*stage)) if known else ()
 
 
 def status(number: str, folder: str, cluster: Cluster) -> Status:

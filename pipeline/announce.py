@@ -22,13 +22,17 @@ class Announced(NamedTuple):
     before: str | None
 
 
-def announce(configs: Sequence[TrainConfig], runs: Sequence[str], name: str) -> list[Announced]:
+def announce(
+    configs: Sequence[TrainConfig], runs: Sequence[str], name: str, given: str | None = None
+) -> list[Announced]:
     """MLflow runs for the runs; one that has an id keeps it. Several get a parent called `name`.
+
+    given: the tracking URI of the job's environment, where that is not this process's.
 
     Raises ServerError where the server does not answer, or knows a run as deleted.
     """
     server.telemetry_off()
-    uri = _uri(configs[0], runs[0])
+    uri = _uri(configs[0], runs[0], given)
     client = server.connect(uri)
     with server.explained(uri):
         recipe = configs[0].experiment or "train"
@@ -39,9 +43,9 @@ def announce(configs: Sequence[TrainConfig], runs: Sequence[str], name: str) -> 
         return [*made, *(_one(client, experiment, run, parent) for run in runs)]
 
 
-def withdraw(config: TrainConfig, announced: Sequence[Announced]) -> None:
+def withdraw(config: TrainConfig, announced: Sequence[Announced], given: str | None = None) -> None:
     """The scheduler refused: what was made is deleted, what was there is as it was."""
-    uri = _uri(config, next(each.run for each in announced if each.run))
+    uri = _uri(config, next(each.run for each in announced if each.run), given)
     client = server.connect(uri)
     with server.explained(uri):
         for run, mlflow_run, before in announced:
@@ -53,8 +57,8 @@ def withdraw(config: TrainConfig, announced: Sequence[Announced]) -> None:
                 update_run_json(run, mlflow_run_id=None)
 
 
-def _uri(config: TrainConfig, run: str) -> str:
-    return server.uri_for(run, config.root if config.run is None else None)
+def _uri(config: TrainConfig, run: str, given: str | None) -> str:
+    return server.uri_for(run, config.root if config.run is None else None, given)
 
 
 def _one(client: Any, experiment: str, run: str, parent: str | None) -> Announced:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from jobs import snapshot
 from jobs.spec import SECRET_NAME, Cluster, Job, SubmitError, private_file
+from pipeline import jobplaces
 from pipeline.cli import positional
 from pipeline.compose import ConfigError, Resolved, compose, refuse_secret
 from pipeline.identity import folder_of
@@ -195,8 +196,15 @@ def job_of(part: Part, dry_run: bool) -> tuple[Job, Cluster]:
     cluster, name, code, sha256 = part.cluster, None, None, ""
     kubernetes = cluster.scheduler == "kubernetes"
     folder = part.folder if kubernetes else os.path.abspath(part.folder)
+    places = jobplaces.places(part.verb, [p.config for p in part.points], part.runs)
     if kubernetes:
-        _refuse_local(part)
+        jobplaces.refuse_local(places, "run" if part.trains else "root", part.folder, cluster)
+        jobplaces.refuse_hidden_record(part.verb, part.points[0].config, cluster)
+    elif cluster.container != "none" and cluster.code == "image":
+        jobplaces.refuse_relative(places)
+    if cluster.image and cluster.code == "snapshot" and jobplaces.is_tag(cluster.image):
+        say(f"cluster.image={cluster.image} is a tag, which may be another environment tomorrow: "
+            "NAME@sha256:DIGEST is one for ever")  # fmt: skip
     if cluster.code == "snapshot":
         taken = _taken(part, dry_run)
         name = taken.name
@@ -205,7 +213,8 @@ def job_of(part: Part, dry_run: bool) -> tuple[Job, Cluster]:
             sha256 = hashlib.sha256(snapshot.archive(taken)).hexdigest()
     job = Job(
         id=part.id, verb=part.verb, arguments=(), run=part.runs[0], folder=folder, cwd=os.getcwd(),
-        code=code, code_sha256=sha256, commit=name, env=_forwarded())  # fmt: skip
+        code=code, code_sha256=sha256, commit=name, env=_forwarded(), reads=places.reads,
+        writes=places.writes)  # fmt: skip
     if part.is_run:
         job = replace(job, arguments=(f"run={part.runs[0]}",))
     elif len(part.points) > 1:
@@ -229,25 +238,6 @@ def _taken(part: Part, dry_run: bool) -> snapshot.Snapshot:
             raise
         say(f"to be mended before it is submitted: {error}")
         return snapshot.take(ROOT, allow_dirty=True)
-
-
-def _refuse_local(part: Part) -> None:
-    """A pod sees buckets and mounted claims, and nothing of this machine."""
-    config = part.points[0].config
-    places: list[tuple[str, str | None]] = [
-        ("run" if part.verb == "train" else "root", part.folder)
-    ]
-    places += [(n, getattr(config, n, None)) for n in ("out", "source")]
-    places += [
-        (f"{n}.url", getattr(getattr(config, n, None), "url", None)) for n in ("data", "masks")
-    ]
-    for name, place in places:
-        mounted = [p for p in part.cluster.volumes.values() if str(place).startswith(p)]
-        if place and store.is_local(place) and not mounted:
-            raise ConfigError(
-                f"{name}={place} is a folder of this machine, which pods do not see: give an "
-                "s3:// URL, or a path on one of cluster.volumes"
-            )
 
 
 def _forwarded() -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import scheduler
+from jobs.slurm_status import from_notes
 from jobs.spec import Cluster, State, Status, SubmitError
 from shards import store
 
@@ -35,6 +36,7 @@ class Record:
     points: tuple[str, ...] = ()
     cancelled: bool = False
     before: tuple[str, ...] = ()  # earlier submissions' numbers
+    pods: tuple[str, ...] = ()  # what its pods call themselves in `<folder>/logs`
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -48,10 +50,25 @@ class Record:
     def status(self) -> Status:
         """The scheduler's word; a job that is gone after it was cancelled was cancelled."""
         found = scheduler.status(self.number, self.folder, self.where)
+        if found.state is State.UNKNOWN and self.pods:
+            found = self._left()
         stopped = (State.UNKNOWN, State.FAILED, State.INTERRUPTED, State.CANCELLED)
         if self.cancelled and found.state in stopped:
             return replace(found, state=State.CANCELLED, reason="by `cancel`")
         return found
+
+    def _left(self) -> Status:
+        """The last words of its pods, once the cluster has forgotten the job."""
+        logs, notes = store.join(self.folder, "logs"), {}
+        for pod in self.pods:
+            try:
+                text = store.read(store.join(logs, f"{pod}.state")).decode()
+            except FileNotFoundError:
+                text = "QUEUED"
+            notes[pod.removeprefix("pod-").replace("-", ".")] = text.strip()
+        found = from_notes(notes, "Kubernetes")
+        gang = self.verb in ("train", "doctor") and not self.points
+        return replace(found, elements={}) if gang else found
 
 
 def where_of(cluster: Cluster) -> dict[str, Any]:
@@ -80,6 +97,15 @@ def read(folder: str) -> Record | None:
     known = {f.name for f in fields(Record)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
     return Record(**values)
+
+
+def cancelled(run: str) -> bool:
+    """Whether the job that trains the run was told to stop for good."""
+    try:
+        record = read(run)
+    except (OSError, ValueError, TypeError):
+        return False
+    return record is not None and record.cancelled
 
 
 def find(name: str, root: str) -> Record:

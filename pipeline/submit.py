@@ -40,6 +40,7 @@ def main(words: Sequence[str], dry_run: bool = False) -> Any:
             _new_places(part, undo)
             _write_configs(part, _announce(part, undo))
             _write_code(part, stage)
+            _forget_pods(stage)
         numbers = scheduler.submit(stages)
         undo.pop_all()
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -48,7 +49,7 @@ def main(words: Sequence[str], dry_run: bool = False) -> Any:
         record = jobrecord.Record(
             id=part.id, verb=part.verb, run=stage.job.run, folder=stage.job.folder, number=number,
             cluster=jobrecord.where_of(part.cluster), submitted=now, commit=stage.job.commit,
-            points=tuple(part.runs) if len(part.points) > 1 else (),
+            points=tuple(part.runs) if len(part.points) > 1 else (), pods=scheduler.pods(stage),
             before=(*before.before, before.number) if before else ())  # fmt: skip
         jobrecord.write(record)
     return {"jobs": [_told(*each) for each in zip(parts, stages, numbers)]}
@@ -137,6 +138,14 @@ def _write_code(part: Part, stage: Stage) -> None:
         store.write(store.join(stage.job.folder, "code", f"{taken.name}.diff"), taken.recorded)
 
 
+def _forget_pods(stage: Stage) -> None:
+    """The last words of an earlier submission's pods are not this one's."""
+    logs = store.join(stage.job.folder, "logs")
+    for name in store.names(logs) if scheduler.pods(stage) else []:
+        if name.endswith(".state"):
+            store.remove(store.join(logs, name))
+
+
 def _announce(part: Part, undo: ExitStack) -> dict[str, str]:
     """MLflow runs with status SCHEDULED, the points of a sweep under one parent: ids by run."""
     config = part.points[0].config
@@ -145,20 +154,21 @@ def _announce(part: Part, undo: ExitStack) -> dict[str, str]:
     from pipeline.announce import announce
 
     try:
-        made = announce([p.config for p in part.points], part.runs, part.id)
+        uri = part.cluster.env.get("MLFLOW_TRACKING_URI")
+        made = announce([p.config for p in part.points], part.runs, part.id, uri)
     except (ValueError, OSError) as error:
         if config.tracking.required:
             raise
         say(f"no MLflow run was made, it will be when the job starts: {error}")
         return {}
-    undo.callback(_withdraw, config, made)
+    undo.callback(_withdraw, config, made, uri)
     return {each.run: each.mlflow_run for each in made if each.run}
 
 
-def _withdraw(config: Any, made: Any) -> None:
+def _withdraw(config: Any, made: Any, uri: str | None) -> None:
     from pipeline.announce import withdraw
 
     try:
-        withdraw(config, made)
+        withdraw(config, made, uri)
     except ValueError as error:
         say(f"its MLflow run could not be taken back: {error}")

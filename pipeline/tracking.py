@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import capture, server
+from pipeline.jobrecord import cancelled
 from pipeline.remotespool import STATE, fetch_spool, push_spool, spool_folder
 from pipeline.sending import Sender, say
 from pipeline.server import default_root as default_root  # noqa: PLC0414 - for record
@@ -183,11 +184,12 @@ class Tracker:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        """FINISHED; FAILED after an exception; KILLED on Ctrl-C; REQUEUED on exit status 75."""
+        """FINISHED; FAILED after an exception; KILLED on Ctrl-C and after `cancel`; REQUEUED on
+        exit status 75."""
         if kind is None or isinstance(error, SystemExit) and not error.code:
             self.finish("FINISHED")
         elif isinstance(error, SystemExit) and error.code == 75:
-            self.finish("REQUEUED", wait=10)
+            self.finish("KILLED" if cancelled(self.run) else "REQUEUED", wait=10)
         else:
             self.finish("KILLED" if kind is KeyboardInterrupt else "FAILED", wait=10)
 

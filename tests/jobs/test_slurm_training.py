@@ -166,6 +166,71 @@ def test_a_run_that_is_live_is_not_submitted_twice(cli, submit, small_set):
     cli("cancel", "twice")
 
 
+def advance(cli, run, images):
+    goal = seen(cli, run) + images
+    cli.until(lambda: seen(cli, run) >= goal, f"{run} to get on")
+
+
+def test_retries_exhausted_end_in_the_line_of_the_rank_that_was_killed(cli, submit):
+    submit("exhausted", f"max_images={FAR}", f"checkpoint.every_images={FAR}")
+    advance(cli, "exhausted", 8)
+    os.kill(worker(rank=1, run="exhausted"), signal.SIGKILL)
+    cli.until(lambda: cli.status("exhausted")["restarts"] == 1, "the restart")
+    (cli.cwd / "runs" / "exhausted" / "steps.jsonl").unlink()  # nothing had been saved
+    advance(cli, "exhausted", 8)
+    os.kill(worker(rank=1, run="exhausted"), signal.SIGKILL)
+    cli.until(lambda: cli.status("exhausted")["state"] == "FAILED", "the end")
+    told = cli.status("exhausted")
+    assert (told["restarts"], told["reason"]) == (1, "crashed 2 times, last exit 1")
+    assert told["error"].startswith("rank 1 on n2 was killed by SIGKILL")
+    assert "closed by peer" in cli("logs", "exhausted").stdout  # what rank 0 had to say
+
+
+def test_one_mlflow_run_tells_the_truth_through_a_requeue_and_a_cancel(cli, submit, slurm):
+    from mlflow.tracking import MlflowClient
+
+    number = submit("tracked", "tracking.enabled=true", f"max_images={FAR}",
+                    f"checkpoint.every_images={FAR}", "cluster.sbatch={hold: null}")  # fmt: skip
+    client = MlflowClient(f"sqlite:///{cli.cwd}/runs/mlflow.db")
+    ids = [e.experiment_id for e in client.search_experiments()]
+
+    def status():
+        (run,) = client.search_runs(ids)
+        return run.info.status
+
+    def until(wanted):
+        cli.until(lambda: status() == wanted, f"MLflow to say {wanted}")
+
+    assert status() == "SCHEDULED"
+    slurm.run("scontrol", "release", number)
+    until("RUNNING")
+    advance(cli, "tracked", 16)
+    slurm.run("scancel", "--batch", "--signal=USR1", number)
+    until("SCHEDULED")
+    saved_at = seen(cli, "tracked")
+    until("RUNNING")
+    advance(cli, "tracked", 16)
+    cli("cancel", "tracked")
+    cli.until(lambda: not slurm_status.status(number, cli.cwd / "runs/tracked").state.live, "end")
+    assert cli.status("tracked")["state"] == "CANCELLED"
+    until("KILLED")
+    (run,) = client.search_runs(ids)
+    steps = [m.step for m in client.get_metric_history(run.info.run_id, "g/l2")]
+    assert min(steps) == 8 and saved_at < max(steps) == seen(cli, "tracked")
+
+
+def test_doctor_and_a_smoke_test_run_as_jobs_on_two_nodes(cli, small_set):
+    doctor = json.loads(cli("submit", "doctor", *CLUSTER, "--json").stdout)["jobs"][0]["id"]
+    words = [*RECIPE, f"data.url={small_set}", "run=runs/smoked", "smoke=true", *CLUSTER]
+    smoke = json.loads(cli("submit", "train", *words, "--json").stdout)["jobs"][0]["id"]
+    for job in (doctor, smoke):
+        cli.until(lambda j=job: cli.status(j)["state"] not in ("QUEUED", "RUNNING"), job)
+        assert cli.status(job)["state"] == "SUCCEEDED", cli("logs", job).stdout
+    assert "2 nodes x 1 processes agree" in cli("logs", doctor).stdout
+    assert "projected_hours: " in cli("logs", smoke).stdout
+    assert not list((cli.cwd / "runs").glob("smoked*"))
+
+
 def test_a_point_of_a_live_sweep_is_not_submitted_again_and_leads_to_the_sweep(
     cli, slurm, small_set
 ):
