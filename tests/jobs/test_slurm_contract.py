@@ -44,10 +44,11 @@ def limited(slurm, tmp_path_factory):
     )
     deaf.chmod(0o755)
     numbers = {}
+    far = {"nodelist": "n2"}  # another test loses n1
     for name, code in (("unsaved", "1"), ("saved", "75")):
         run = str(folder / name)
         made = Job(id=name, verb="train", arguments=(), run=run, folder=run, env={"CODE": code})
-        number = backend.submit(made, replace(SMALL, time="30", python=str(deaf)))
+        number = backend.submit(made, replace(SMALL, time="30", python=str(deaf), sbatch=far))
         slurm.run("scontrol", "update", f"jobid={number}", "timelimit=1")  # after it was rendered
         numbers[name] = number, made
     return numbers
@@ -250,7 +251,7 @@ def test_a_task_that_was_killed_is_named_and_not_what_its_peer_says(slurm, job):
     found = ended(number, made)
     assert found.state is State.FAILED
     assert found.reason == "crashed 1 times, last exit 137, n2: task 1: Killed"
-    assert "a node is gone" in output(made)
+    assert "srun: error: n1: task 0: Exited with exit code 1" in output(made)
 
 
 def test_a_job_whose_batch_host_is_lost_goes_on_from_what_was_saved(slurm, job):

@@ -171,63 +171,80 @@ def advance(cli, run, images):
     cli.until(lambda: seen(cli, run) >= goal, f"{run} to get on")
 
 
-def test_retries_exhausted_end_in_the_line_of_the_rank_that_was_killed(cli, submit):
-    submit("exhausted", f"max_images={FAR}", f"checkpoint.every_images={FAR}")
-    advance(cli, "exhausted", 8)
-    os.kill(worker(rank=1, run="exhausted"), signal.SIGKILL)
-    cli.until(lambda: cli.status("exhausted")["restarts"] == 1, "the restart")
-    (cli.cwd / "runs" / "exhausted" / "steps.jsonl").unlink()  # nothing had been saved
-    advance(cli, "exhausted", 8)
-    os.kill(worker(rank=1, run="exhausted"), signal.SIGKILL)
-    cli.until(lambda: cli.status("exhausted")["state"] == "FAILED", "the end")
-    told = cli.status("exhausted")
-    assert (told["restarts"], told["reason"]) == (1, "crashed 2 times, last exit 1")
-    assert told["error"].startswith("rank 1 on n2 was killed by SIGKILL")
-    assert "closed by peer" in cli("logs", "exhausted").stdout  # what rank 0 had to say
+@pytest.fixture(scope="module")
+def ends(cli, submit, slurm, small_set):
+    """Jobs that share the nodes to their ends, and what MLflow said of `tracked` on the way.
 
-
-def test_one_mlflow_run_tells_the_truth_through_a_requeue_and_a_cancel(cli, submit, slurm):
+    A worker of `exhausted` is killed once more than is retried. `tracked` is warned by USR1, goes
+    on, and is cancelled. Beside them run `doctor` and a smoke test, whose ids are returned.
+    """
     from mlflow.tracking import MlflowClient
 
-    number = submit("tracked", "tracking.enabled=true", f"max_images={FAR}",
-                    f"checkpoint.every_images={FAR}", "cluster.sbatch={hold: null}")  # fmt: skip
+    doctor = json.loads(cli("submit", "doctor", *CLUSTER, "--json").stdout)["jobs"][0]["id"]
+    words = [*RECIPE, f"data.url={small_set}", "run=runs/smoked", "smoke=true", *CLUSTER,
+             "cluster.nodes=1"]  # fmt: skip
+    smoke = json.loads(cli("submit", "train", *words, "--json").stdout)["jobs"][0]["id"]
+    far = [f"max_images={FAR}", f"checkpoint.every_images={FAR}"]
+    number = submit("tracked", *far, "tracking.enabled=true", "cluster.nodes=1",
+                    "cluster.sbatch={hold: null}")  # fmt: skip
+    submit("exhausted", *far)
     client = MlflowClient(f"sqlite:///{cli.cwd}/runs/mlflow.db")
     ids = [e.experiment_id for e in client.search_experiments()]
 
-    def status():
-        (run,) = client.search_runs(ids)
-        return run.info.status
+    def run():
+        (found,) = client.search_runs(ids)
+        return found.info
 
     def until(wanted):
-        cli.until(lambda: status() == wanted, f"MLflow to say {wanted}")
+        cli.until(lambda: run().status == wanted, f"MLflow to say {wanted}")
 
-    assert status() == "SCHEDULED"
+    assert run().status == "SCHEDULED"
     slurm.run("scontrol", "release", number)
     until("RUNNING")
     advance(cli, "tracked", 16)
     slurm.run("scancel", "--batch", "--signal=USR1", number)
     until("SCHEDULED")
     saved_at = seen(cli, "tracked")
+    advance(cli, "exhausted", 8)
+    os.kill(worker(rank=1, run="exhausted"), signal.SIGKILL)
+    cli.until(lambda: cli.status("exhausted")["restarts"] == 1, "the restart")
+    (cli.cwd / "runs" / "exhausted" / "steps.jsonl").unlink()  # nothing had been saved
     until("RUNNING")
     advance(cli, "tracked", 16)
     cli("cancel", "tracked")
-    cli.until(lambda: not slurm_status.status(number, cli.cwd / "runs/tracked").state.live, "end")
-    assert cli.status("tracked")["state"] == "CANCELLED"
+    advance(cli, "exhausted", 8)
+    os.kill(worker(rank=1, run="exhausted"), signal.SIGKILL)
+    folder = cli.cwd / "runs" / "tracked"
+    cli.until(lambda: not slurm_status.status(number, folder).state.live, "the end of tracked")
     until("KILLED")
-    (run,) = client.search_runs(ids)
-    steps = [m.step for m in client.get_metric_history(run.info.run_id, "g/l2")]
-    assert min(steps) == 8 and saved_at < max(steps) == seen(cli, "tracked")
-
-
-def test_doctor_and_a_smoke_test_run_as_jobs_on_two_nodes(cli, small_set):
-    doctor = json.loads(cli("submit", "doctor", *CLUSTER, "--json").stdout)["jobs"][0]["id"]
-    words = [*RECIPE, f"data.url={small_set}", "run=runs/smoked", "smoke=true", *CLUSTER]
-    smoke = json.loads(cli("submit", "train", *words, "--json").stdout)["jobs"][0]["id"]
-    for job in (doctor, smoke):
+    steps = [m.step for m in client.get_metric_history(run().run_id, "g/l2")]
+    for job in ("exhausted", doctor, smoke):
         cli.until(lambda j=job: cli.status(j)["state"] not in ("QUEUED", "RUNNING"), job)
-        assert cli.status(job)["state"] == "SUCCEEDED", cli("logs", job).stdout
-    assert "2 nodes x 1 processes agree" in cli("logs", doctor).stdout
-    assert "projected_hours: " in cli("logs", smoke).stdout
+    return {"doctor": doctor, "smoke": smoke, "saved_at": saved_at, "steps": steps}
+
+
+def test_retries_exhausted_end_in_the_line_of_the_rank_that_was_killed(cli, ends):
+    told = cli.status("exhausted")
+    assert (told["state"], told["restarts"]) == ("FAILED", 1)
+    assert told["reason"] == "crashed 2 times, last exit 1"
+    assert told["error"].startswith("rank 1 on n2 was killed by SIGKILL")
+    assert "rank 0 on n1: " in cli("logs", "exhausted").stdout  # it had something to say too
+
+
+def test_one_mlflow_run_told_the_truth_through_a_requeue_and_a_cancel(cli, ends):
+    assert cli.status("tracked")["state"] == "CANCELLED"
+    assert min(ends["steps"]) == 8
+    assert ends["saved_at"] < max(ends["steps"]) == seen(cli, "tracked")
+
+
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [("doctor", "2 nodes x 1 processes agree"), ("smoke", "projected_hours: ")],
+)  # fmt: skip
+def test_doctor_and_a_smoke_test_run_as_jobs(cli, ends, job, said):
+    logs = cli("logs", ends[job]).stdout
+    assert cli.status(ends[job])["state"] == "SUCCEEDED", logs
+    assert said in logs
     assert not list((cli.cwd / "runs").glob("smoked*"))
 
 
