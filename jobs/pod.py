@@ -14,6 +14,7 @@ from jobs.spec import Cluster, Job, SubmitError, check, one_line
 
 Object = dict[str, Any]
 INDEX = "batch.kubernetes.io/job-completion-index"
+LONGEST = 128 * 1024 - 1  # of one argument of a Linux process
 INSTANCE = "app.kubernetes.io/instance"
 ENVIRONMENT = {
     "HOME": "/scratch",  # any user id: the image's own home may not be writable
@@ -129,7 +130,13 @@ def _command(job: Job, cluster: Cluster) -> tuple[str, ...]:
     if job.code and cluster.code == "snapshot":
         words = (python, "-m", "pipeline.unpack", job.code, job.code_sha256, *words[3:])
     if job.elements:
-        words = (python, "-m", "jobs.element", json.dumps([list(e) for e in job.elements]), *words)
+        listed = json.dumps([list(e) for e in job.elements])
+        if len(listed) > LONGEST:
+            raise SubmitError(
+                f"{len(job.elements)} elements take {len(listed)} characters of one argument, "
+                f"{LONGEST} fit: submit them in parts"
+            )
+        words = (python, "-m", "jobs.element", listed, *words)
     return tuple(plain(w) for w in words)
 
 
