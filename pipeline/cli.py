@@ -20,6 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pipeline.podlog import kept
 from pipeline.supervise import leave_word
 from pipeline.verbs import VERBS, VerbSpec
 
@@ -40,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if known.help:
         print(_verb_help(known.verb, spec))
         return 0
+    return kept(lambda: _guarded(known, words, spec))
+
+
+def _guarded(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int:
     try:
         _check_layout()
         return _run(known, words, spec)
