@@ -49,8 +49,7 @@ class Ranges:
         """None for any answer but the bytes."""
         asked = {"Range": f"bytes={start}-{end - 1}"}
         signed = self._sign(url)
-        if _proxied(signed):
-            self._failed = TRUST
+        if self._failed >= TRUST:
             return None
         try:
             answer = self._pool.request(
@@ -73,6 +72,8 @@ class Ranges:
         signed, until = self._signed.get(url, ("", 0.0))
         if time.monotonic() >= until:
             signed = objects.persist(url, lambda system, path: system.url(path, expires=LASTS))
+            if _proxied(signed):
+                self._failed = TRUST
             with self._lock:
                 self._signed[url] = signed, time.monotonic() + LASTS / 2
         return signed
