@@ -1,6 +1,7 @@
 """Ranges by signed URLs, on two S3 servers and behind one that misbehaves."""
 
 import contextlib
+import logging
 import os
 import socket
 import threading
@@ -93,6 +94,15 @@ def test_an_object_sent_whole_in_place_of_its_range_is_not_read(bucket, ranges, 
         assert ranges.read(f"{bucket}/x", 7, 70_000) == BYTES[7:70_000]
         thread.join()
     assert sent < 64 << 20
+
+
+def test_no_log_shows_a_signed_url(bucket, ranges, caplog):
+    caplog.set_level(logging.DEBUG)
+    store.write(f"{bucket}/x", BYTES)
+    caplog.clear()
+    assert ranges.read(f"{bucket}/x", 7, 70_000) == BYTES[7:70_000]
+    assert "urllib3.connectionpool" in {line.name for line in caplog.records}
+    assert "X-Amz-Signature" not in caplog.text
 
 
 def test_one_connection_serves_one_range_after_another(moto, faults, ranges):
