@@ -99,7 +99,7 @@ def _plan(config: ShardConfig, listed_anew: bool) -> tuple[plan.Plan, Path]:
     One of several tasks trusts the plan that is there; else the source must still be what it says.
     """
     assert config.source is not None and config.out is not None
-    given = Path(config.source).expanduser().resolve()
+    given = store.local(config.source).expanduser().resolve()
     root = given if given.is_dir() else given.parent
     data, options = config.data, _options(config)
     saved = plan.load(config.out, data.name, "images", options)
