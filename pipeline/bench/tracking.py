@@ -4,6 +4,7 @@ A loop of short steps logs 20 metrics a step through a Tracker whose server is w
 an answer), answering 500, refusing (401), or whose disk is full. The baseline is MLflow's own
 client as its documentation has it, one synchronous `log_batch` a step into the same embedded store.
 `no record` is the same loop with 50 µs of arithmetic instead: what this machine does to any call.
+`queued` is the part of a worst call in which the kernel had no core for the loop (Linux tells).
 """
 
 import contextlib
@@ -41,20 +42,27 @@ def run(steps: int = 200, repetitions: int = 5) -> dict[str, Any]:
             for name, logging in _loops(Path(scratch, str(turn)), urls).items():
                 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
                 with logging as log:
-                    calls = _loop(log, steps)
+                    calls, queued = _loop(log, steps)
                 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-                row = rows.setdefault(name, {"name": name, "seconds": [], "median_seconds": []})
+                empty: dict[str, Any] = {"seconds": [], "median_seconds": [], "queued_seconds": []}
+                row = rows.setdefault(name, {"name": name, **empty})
                 if turn:  # the first round imports and makes the store
                     row["seconds"].append(max(calls))
                     row["median_seconds"].append(statistics.median(calls))
+                    row["queued_seconds"].append(queued[calls.index(max(calls))])
                     row["peak_bytes"] = max(row.get("peak_bytes", 0), grown * 1024)
             print(f"round {turn} of {repetitions}", file=sys.stderr)
     ours = [name for name in rows if name not in ("no record", "MLflow alone")]
     typical = {name: statistics.median(row["median_seconds"]) for name, row in rows.items()}
     worst = {name: max(row["seconds"]) * 1000 for name, row in rows.items()}
+    queued = {
+        name: row["queued_seconds"][row["seconds"].index(max(row["seconds"]))] * 1000
+        for name, row in rows.items()
+    }
     ratios = {
         "a call's time, MLflow alone / ours": typical["MLflow alone"] / typical["embedded"],
         **{f"worst call, ms: {name}": value for name, value in worst.items()},
+        **{f"queued of it, ms: {name}": value for name, value in queued.items()},
         **{f"a call, µs: {name}": typical[name] * 1e6 for name in ours},
     }
     targets = {f"stall, {name}": target(worst[name], STALL_MS, at_least=False) for name in ours}
@@ -80,19 +88,29 @@ def _nothing(values: dict[str, float], step: int) -> None:
         pass
 
 
-def _loop(log: Log, steps: int) -> list[float]:
-    """Seconds that each call of `log` took, between steps of about 4 ms of arithmetic."""
+def _loop(log: Log, steps: int) -> tuple[list[float], list[float]]:
+    """Seconds that each call of `log` took, between steps of about 4 ms of arithmetic, and seconds
+    of it that this thread waited for a core."""
     work = np.random.default_rng(0).random((256, 256), np.float32)
-    spent = []
+    spent, queued = [], []
     for step in range(steps):
         until = time.perf_counter() + 0.004
         while time.perf_counter() < until:
             work @ work
         values = {key: step + 0.5 for key in KEYS}
-        start = time.perf_counter()
+        before, start = _queued(), time.perf_counter()
         log(values, step)
         spent.append(time.perf_counter() - start)
-    return spent
+        queued.append(_queued() - before)
+    return spent, queued
+
+
+def _queued() -> float:
+    """Seconds that this thread has been ready to run while no core was free; 0 if unknown."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        return 0.0
 
 
 @contextlib.contextmanager

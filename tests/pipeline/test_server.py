@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -100,9 +101,11 @@ def test_a_server_of_something_else_is_told_apart():
 
 
 @pytest.mark.parametrize("revision", ["cfd24bdc0731", "ffffffffffff"])
-def test_a_store_of_an_older_or_newer_mlflow_is_named_with_the_command(verb, tmp_path, revision):
+def test_a_store_of_an_older_or_newer_mlflow_is_named_with_the_command(
+    blank_store, verb, tmp_path, revision
+):
     """An early revision of MLflow's own, and one that this MLflow does not know."""
-    server.connect(server.tracking_uri(str(tmp_path)))
+    shutil.copy(blank_store, tmp_path / "mlflow.db")
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
         database.execute("update alembic_version set version_num = ?", (revision,))
     done = verb("runs", f"root={tmp_path}", env={"MLFLOW_TRACKING_URI": ""})
