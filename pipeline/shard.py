@@ -49,6 +49,11 @@ def _write(config: ShardConfig) -> dict[str, Any]:
     begun = time.monotonic()
     signal.signal(signal.SIGTERM, _stop)
     if config.data.layout == "wds":
+        if task[1] > 1 or config.workers > 1:
+            raise ValueError(
+                f"data=wds with task={config.task} workers={config.workers}: tars that are there "
+                "are indexed by one process; leave both out"
+            )
         try:
             finished = external.write(
                 config.out, config.data.name, config.source, _say, config.max_reject_rate

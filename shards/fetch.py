@@ -192,18 +192,21 @@ class Remote:
                 if self._closed:
                     return
                 held = self._queue.popleft()
-            try:
-                pieces = [self._piece(piece) for piece in held.window.pieces]
-                samples = [sample for piece in pieces for sample in piece]
-                answer = [samples[place] for place in held.window.order]
-                with contextlib.suppress(InvalidStateError):  # closed meanwhile
-                    held.samples.set_result(answer)
-            except BaseException as error:
-                with contextlib.suppress(InvalidStateError):
-                    held.samples.set_exception(error)
+            self._fetch(held)
             with self._wake:
                 self._open.discard(held.samples)
             del held
+
+    def _fetch(self, held: "_RemoteWindow") -> None:
+        try:
+            pieces = [self._piece(piece) for piece in held.window.pieces]
+            samples = [sample for piece in pieces for sample in piece]
+            answer = [samples[place] for place in held.window.order]
+            with contextlib.suppress(InvalidStateError):  # closed meanwhile
+                held.samples.set_result(answer)
+        except BaseException as error:
+            with contextlib.suppress(InvalidStateError):
+                held.samples.set_exception(error)
 
     def _piece(self, piece: Piece) -> list[Sample]:
         """The samples of a piece, copied out one by one so that each is freed when it is used."""

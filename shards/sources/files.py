@@ -19,6 +19,9 @@ from shards.plan import Row
 IMAGES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
 
 
+MAX_BYTES = 512 * 2**20  # of one file; no picture of 64 megapixels comes near
+
+
 class File(NamedTuple):
     path: bytes  # inside the folder or archive that was listed, "/" between names
     size: int
@@ -173,6 +176,8 @@ class Loader:
 
     def __call__(self, row: Row) -> Sample | Reject:
         src = row.src.decode("utf-8", "backslashreplace")
+        if row.size > MAX_BYTES:
+            return Reject(src, "too_large", f"{row.size} bytes, above {MAX_BYTES}")
         try:
             data = read_file(self.root, row)
         except OSError as error:

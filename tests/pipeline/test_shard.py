@@ -231,6 +231,7 @@ def test_tars_that_are_not_there_end_with_one_line_and_what_wds_takes(
         ("source=s3://bucket/photos out={tmp}/set", "s3://bucket/photos is no local path"),
         ("source={tmp} out=nosuch://bucket/set", "no storage is known as nosuch://"),
         ("source={tmp} out={tmp}/other", "plan.json is not ours"),
+        ("data=wds source={tmp} out={tmp}/set task=1/4", "indexed by one process"),
     ],
 )
 def test_a_place_that_cannot_serve_is_named_for_what_it_is(

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from shards.hygiene import Policy
+from shards.pack import Reject
 from shards.plan import Entry, Row, make_plan
 from shards.sources import SOURCES, source
-from shards.sources.files import files, read_file
+from shards.sources.files import Loader, files, read_file
 from shards.sources.published import hold_out
 
 
@@ -91,6 +93,16 @@ def test_a_zip_member_that_inflates_beyond_its_promise_is_refused_before_it_fill
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2_000_000
+
+
+def test_a_file_larger_than_any_picture_is_rejected_unread(tmp_path: Path) -> None:
+    with open(tmp_path / "film.jpg", "wb") as file:
+        file.truncate(50 << 30)  # sparse
+    (found,) = files(tmp_path)
+    row = Row(0, found.path, found.size, -1, "", found.offset)
+    rejected = Loader(tmp_path, Policy())(row)
+    assert isinstance(rejected, Reject)
+    assert rejected.reason == "too_large" and f"{50 << 30} bytes" in rejected.detail
 
 
 def test_a_zip_written_as_a_stream_is_read_though_its_local_headers_hold_no_sizes(
