@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from jobs.cause import follows
 from jobs.pod import INDEX, Object
-from jobs.spec import State, Status, explained, last_line
+from jobs.spec import State, Status, explained, last_line, numbers
 
 KILLED = (135, 137, 139)  # SIGBUS, SIGKILL, SIGSEGV
 # A pod that waits for one of these waits for ever, and only its own state says so.
@@ -24,7 +25,23 @@ HOPELESS = {
 
 
 def judged(job: Object, pods: Sequence[Object]) -> Status:
-    """State of a Job or JobSet from its object and its pods."""
+    """State of a Job or JobSet from its object and its pods, of an array each element's too."""
+    return replace(_judged(job, pods), elements=_elements(job, pods))
+
+
+def _elements(job: Object, pods: Sequence[Object]) -> dict[str, State]:
+    """By the controller's own lists; only of an array do elements fail alone."""
+    spec, said = job.get("spec", {}), job.get("status", {})
+    if spec.get("completions", 1) == 1 or "maxFailedIndexes" in spec:
+        return {}
+    running = {_place(p)[1] for p in pods if p["status"].get("phase") == "Running"}
+    known = dict.fromkeys(running, State.RUNNING)
+    known |= dict.fromkeys(numbers(said.get("completedIndexes", "")), State.SUCCEEDED)
+    known |= dict.fromkeys(numbers(said.get("failedIndexes", "")), State.FAILED)
+    return {str(i): known.get(str(i), State.QUEUED) for i in range(spec["completions"])}
+
+
+def _judged(job: Object, pods: Sequence[Object]) -> Status:
     conditions = {c["type"]: c for c in job.get("status", {}).get("conditions", [])
                   if c["status"] == "True"}  # fmt: skip
     ended = [p for p in pods if p["status"].get("phase") == "Failed"]

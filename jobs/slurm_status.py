@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from jobs.spec import State, Status, SubmitError, call, explained, last_line
+from jobs.spec import State, Status, SubmitError, call, explained, last_line, numbers
 from jobs.spec import summary as summed
 
 ENDED = {
@@ -115,7 +115,7 @@ def from_scontrol(text: str, notes: dict[str, str] | None = None) -> Status:
         elif state is State.CANCELLED and found.get("Reason", "None") not in ("None", ""):
             reason = f"{reason}, {found['Reason']}".strip(", ")
         restarts += int(found.get("Restarts", 0))
-        for element in _elements(task or number):
+        for element in numbers(task or number):
             states[element] = state
         reasons.setdefault(state, reason)
     whole = summed(states)
@@ -130,7 +130,7 @@ def from_sacct(text: str, notes: dict[str, str] | None = None) -> Status:
         number, word, code = line.split("|")[:3]
         state, reason = _state(word.split()[0], _code(code), (notes or {}).get(number, ""))
         who = re.search(r"by (\d+)", word)
-        for element in _elements(number.partition("_")[2].strip("[]") or number):
+        for element in numbers(number.partition("_")[2].strip("[]") or number):
             states[element] = state
         reasons.setdefault(state, f"by user {who[1]}" if who else reason)
     whole = summed(states)
@@ -150,12 +150,3 @@ def _state(word: str, code: int, note: str) -> tuple[State, str]:
         told = "" if last in ("RUNNING", "QUEUED") else told  # it did not come to its last word
         return (State.INTERRUPTED if saved else State.FAILED), told or explained(code)
     return ENDED.get(word, State.FAILED if word in MEANT else State.UNKNOWN), MEANT.get(word, "")
-
-
-def _elements(text: str) -> list[str]:
-    """`3`, `0-2`, `4,6-7%2` (what is pending together is one line) as single element numbers."""
-    found: list[str] = []
-    for part in text.split("%")[0].split(","):
-        first, _, last = part.partition("-")
-        found += [str(n) for n in range(int(first), int(last or first) + 1)]
-    return found

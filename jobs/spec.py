@@ -168,6 +168,15 @@ def summary(elements: Mapping[str, State]) -> State:
     return next((s for s in order if s in elements.values()), State.UNKNOWN)
 
 
+def numbers(text: str) -> list[str]:
+    """`3`, `0-2`, `4,6-7%2`: how schedulers write several elements, as single numbers."""
+    found: list[str] = []
+    for part in filter(None, text.split("%")[0].split(",")):
+        first, _, last = part.partition("-")
+        found += [str(n) for n in range(int(first), int(last or first) + 1)]
+    return found
+
+
 def explained(code: int) -> str:
     """What an exit status of the launcher, or of a shell, means."""
     if code > 128:

@@ -1,7 +1,6 @@
 """Rendered manifests through real kubectl; their pods are real processes of a stand-in cluster."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -11,7 +10,6 @@ import pytest
 
 from jobs import kubectl, kubernetes
 from jobs.spec import Cluster, Job, State, SubmitError
-from tests.conftest import TINY
 from tests.support import kube as stand_in
 
 reason = stand_in.missing()
@@ -248,73 +246,3 @@ def test_no_object_holds_the_value_of_a_secret(kube, claim):
     assert SECRET["AWS_SECRET_ACCESS_KEY"] not in json.dumps(list(kube.store.objects.values()))
     grep = subprocess.run(["grep", "-rl", SECRET["AWS_SECRET_ACCESS_KEY"], claim])
     assert grep.returncode == 1
-
-
-@pytest.fixture
-def pods(cli, small_set, photograph_folder, tmp_path, monkeypatch):
-    """A cluster whose claims are folders of this machine at their own paths, for any user."""
-    cli.cwd.chmod(0o777)
-    cli.code.chmod(0o755)  # else its packages are not found, and others' are
-    photograph_folder.chmod(0o755)
-    claims = {"work": cli.cwd, "set": Path(small_set), "photos": photograph_folder}
-    before = os.umask(0)
-    with stand_in.Kube(tmp_path / "kube", cli.code, claims, {}) as kube:
-        monkeypatch.setenv("KUBECONFIG", str(kube.config))
-        yield kube
-    os.umask(before)
-
-
-def test_the_real_training_in_two_pods_goes_on_to_the_bit_after_an_eviction(cli, small_set, pods):
-    """From the command line, with the commit unpacked in the pods."""
-    words = [*TINY, f"data.url={small_set}", "max_images=160", "checkpoint.every_images=4000"]
-    on = ["cluster=kubernetes", "cluster.nodes=2", "cluster.gpus_per_node=0",
-          "cluster.code=snapshot", f"cluster.image={IMAGE}",
-          f"cluster.volumes={{work: '{cli.cwd}', set: '{small_set}'}}"]  # fmt: skip
-    cli("submit", "train", *words, f"run={cli.cwd}/runs/pods", *on)
-    steps = cli.cwd / "runs" / "pods" / "steps.jsonl"
-
-    def stepped():
-        assert kubectl.status("job/pods", SMALL).state.live, said("job/pods", SMALL)
-        return steps.exists() and len(steps.read_text().splitlines()) >= 4
-
-    cli.until(stepped, "steps")
-    pods.evict(pod_of(pods, "pods-0"))
-    cli.until(lambda: not kubectl.status("job/pods", SMALL).state.live, "the job")
-    told = cli.status("pods")
-    logs = cli("logs", "pods").stdout
-    assert (told["state"], told["restarts"]) == ("SUCCEEDED", 1), logs
-    assert "goes on at" in logs
-    cli("train", *words, "run=runs/reference", "processes=2")
-    reference = cli.cwd / "runs" / "reference" / "steps.jsonl"
-    assert steps.read_text() == reference.read_text()
-    forget(cli, "job/pods")
-    assert cli.status("pods")["state"] == "SUCCEEDED"
-    kept = cli("logs", "pods").stdout
-    assert "goes on at" in kept and "[pod-1]" in kept
-
-
-def forget(cli, number):
-    """What happens when a Job's TTL is over: it and its pods are gone."""
-    kubectl.cancel(number, SMALL)
-    cli.until(lambda: kubectl.status(number, SMALL).state is State.UNKNOWN, f"{number} to be gone")
-
-
-def test_logs_and_states_of_other_verbs_outlast_their_pods(cli, small_set, photograph_folder, pods):
-    on = ["cluster=kubernetes", "cluster.gpus_per_node=0", f"cluster.image={IMAGE}",
-          f"root={cli.cwd}/jobs",
-          f"cluster.volumes={{work: '{cli.cwd}', set: '{small_set}', photos: "
-          f"'{photograph_folder}'}}"]  # fmt: skip
-    evaluate = ["evaluate", "model=mean_colour", f"data.url={small_set}", "limit=1", "batch=4",
-                "protocol=musical", "protocol.size=64",
-                f"out={cli.cwd}/scores.parquet"]  # fmt: skip
-    shard = ["shard", f"source={photograph_folder}", f"out={cli.cwd}/pod-set", "data.min_side=64",
-             "cluster.tasks=2"]  # fmt: skip
-    made = [json.loads(cli("submit", *words, *on, "--json").stdout)["jobs"][0]
-            for words in (evaluate, shard)]  # fmt: skip
-    for job, words in zip(made, ("PSNR dB", "[pod-1]")):
-        cli.until(lambda n=job["number"]: not kubectl.status(n, SMALL).state.live, job["id"])
-        forget(cli, job["number"])
-        told = cli.status(job["id"])
-        assert told["state"] == "SUCCEEDED", (told["reason"], cli("logs", job["id"]).stdout)
-        assert words in cli("logs", job["id"]).stdout
-    assert told["elements"] == {"0": "SUCCEEDED", "1": "SUCCEEDED"}

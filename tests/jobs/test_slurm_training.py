@@ -180,14 +180,16 @@ def ends(cli, submit, slurm, small_set):
     """
     from mlflow.tracking import MlflowClient
 
-    doctor = json.loads(cli("submit", "doctor", *CLUSTER, "--json").stdout)["jobs"][0]["id"]
     words = [*RECIPE, f"data.url={small_set}", "run=runs/smoked", "smoke=true", *CLUSTER,
              "cluster.nodes=1"]  # fmt: skip
-    smoke = json.loads(cli("submit", "train", *words, "--json").stdout)["jobs"][0]["id"]
+    doctor, smoke = (
+        json.loads(cli("submit", verb, *more, "--json").stdout)["jobs"][0]
+        for verb, more in (("doctor", CLUSTER), ("train", words))
+    )
     far = [f"max_images={FAR}", f"checkpoint.every_images={FAR}"]
     number = submit("tracked", *far, "tracking.enabled=true", "cluster.nodes=1",
                     "cluster.sbatch={hold: null}")  # fmt: skip
-    submit("exhausted", *far, "cluster.retries=0")
+    lost = submit("exhausted", *far, "cluster.retries=0")
     client = MlflowClient(f"sqlite:///{cli.cwd}/runs/mlflow.db")
     ids = [e.experiment_id for e in client.search_experiments()]
 
@@ -210,13 +212,14 @@ def ends(cli, submit, slurm, small_set):
     until("RUNNING")
     advance(cli, "tracked", 16)
     cli("cancel", "tracked")
-    folder = cli.cwd / "runs" / "tracked"
-    cli.until(lambda: not slurm_status.status(number, folder).state.live, "the end of tracked")
+    jobs = [(number, "runs/tracked"), (lost, "runs/exhausted"),
+            *((job["number"], job["folder"]) for job in (doctor, smoke))]  # fmt: skip
+    for each, folder in jobs:
+        cli.until(lambda n=each, f=cli.cwd / folder: not slurm_status.status(n, f).state.live,
+                  f"the end of {folder}")  # fmt: skip
     until("KILLED")
     steps = [m.step for m in client.get_metric_history(run().run_id, "g/l2")]
-    for job in ("exhausted", doctor, smoke):
-        cli.until(lambda j=job: cli.status(j)["state"] not in ("QUEUED", "RUNNING"), job)
-    return {"doctor": doctor, "smoke": smoke, "saved_at": saved_at, "steps": steps}
+    return {"doctor": doctor["id"], "smoke": smoke["id"], "saved_at": saved_at, "steps": steps}
 
 
 def test_retries_exhausted_end_in_the_line_of_the_rank_that_was_killed(cli, ends):

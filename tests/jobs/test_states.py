@@ -206,6 +206,16 @@ def test_a_failed_gang_tells_the_cause_and_not_what_followed_from_it(pods, told)
     assert "closed by peer" not in found.reason
 
 
+def test_each_element_of_an_array_of_pods_has_its_state():
+    """completedIndexes and failedIndexes as batch/v1 writes them."""
+    array = job(active=1, completedIndexes="0,2-3", failedIndexes="5")
+    array["spec"] = {"completions": 6, "backoffLimitPerIndex": 3}
+    found = judged(array, [pod("Running", "a-1-x", "1")])
+    assert found.line() == "RUNNING · 1 queued, 1 running, 3 succeeded, 1 failed · on node-3"
+    array["spec"]["maxFailedIndexes"] = 0  # the nodes of one training are no array
+    assert not judged(array, []).elements
+
+
 def jobset(said, *conditions):
     """The fields of jobset.x-k8s.io/v1alpha2 that say how its parts are."""
     listed = [{"type": t, "status": "True", "reason": r} for t, r in conditions]

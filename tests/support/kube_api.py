@@ -96,16 +96,15 @@ class Api(BaseHTTPRequestHandler):
         _, query, _, rest = self._place()
         made = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         kind, name = made["kind"], made["metadata"]["name"]
-        if rest[1] == "closed":
-            return self._fail(403, "Forbidden", f'{rest[2]} is forbidden: User "u" cannot make it')
+        full = "exceeded quota" if kind == self.store.quota and "dryRun" not in query else ""
+        if rest[1] == "closed" or full:
+            return self._fail(403, "Forbidden", f"{rest[2]} is forbidden: {full or 'for user u'}")
         try:
             for each in made["spec"].get("replicatedJobs", [{"template": made}]):
                 whole = {"apiVersion": "batch/v1", "kind": "Job", **each["template"]}
                 kubernetes_validate.validate(whole, VERSION, strict=True)
         except kubernetes_validate.ValidationError as error:
             return self._fail(422, "Invalid", f'{kind} "{name}" is invalid: {error.message}')
-        if kind == self.store.quota and "dryRun" not in query:
-            return self._fail(403, "Forbidden", f'{rest[2]} "{name}" is forbidden: exceeded quota')
         if (kind, name) in self.store.objects:
             return self._fail(409, "AlreadyExists", f'{rest[2]} "{name}" already exists')
         return self._send(made if "dryRun" in query else self.store.create(kind, made), 201)

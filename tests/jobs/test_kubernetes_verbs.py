@@ -1,0 +1,92 @@
+"""Verbs submitted to Kubernetes from the command line; their pods run the code of this tree."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from jobs import kubectl
+from jobs.spec import Cluster, State
+from tests.conftest import TINY
+from tests.support import kube as stand_in
+
+reason = stand_in.missing()
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.dist,
+    pytest.mark.skipif(reason is not None, reason=f"no stand-in: {reason}"),
+]
+IMAGE = "registry.example.org/lacuna@sha256:" + "0" * 64
+HERE = Cluster(scheduler="kubernetes")
+
+
+@pytest.fixture
+def pods(cli, small_set, photograph_folder, tmp_path, monkeypatch):
+    """A cluster whose claims are folders of this machine at their own paths, for any user."""
+    cli.cwd.chmod(0o777)
+    cli.code.chmod(0o755)  # else its packages are not found, and others' are
+    photograph_folder.chmod(0o755)
+    claims = {"work": cli.cwd, "set": Path(small_set), "photos": photograph_folder}
+    before = os.umask(0)
+    with stand_in.Kube(tmp_path / "kube", cli.code, claims, {}) as kube:
+        monkeypatch.setenv("KUBECONFIG", str(kube.config))
+        yield kube
+    os.umask(before)
+
+
+def test_the_real_training_in_two_pods_goes_on_to_the_bit_after_an_eviction(cli, small_set, pods):
+    """From the command line, with the commit unpacked in the pods."""
+    words = [*TINY, f"data.url={small_set}", "max_images=160", "checkpoint.every_images=4000"]
+    on = ["cluster=kubernetes", "cluster.nodes=2", "cluster.gpus_per_node=0",
+          "cluster.code=snapshot", f"cluster.image={IMAGE}",
+          f"cluster.volumes={{work: '{cli.cwd}', set: '{small_set}'}}"]  # fmt: skip
+    cli("submit", "train", *words, f"run={cli.cwd}/runs/pods", *on)
+    steps = cli.cwd / "runs" / "pods" / "steps.jsonl"
+
+    def stepped():
+        assert kubectl.status("job/pods", HERE).state.live, cli("logs", "pods").stdout
+        return steps.exists() and len(steps.read_text().splitlines()) >= 4
+
+    cli.until(stepped, "steps")
+    (first,) = [n for kind, n in pods.store.objects if kind == "Pod" and n.startswith("pods-0")]
+    pods.evict(first)
+    cli.until(lambda: not kubectl.status("job/pods", HERE).state.live, "the job")
+    told = cli.status("pods")
+    logs = cli("logs", "pods").stdout
+    assert (told["state"], told["restarts"]) == ("SUCCEEDED", 1), logs
+    assert "goes on at" in logs
+    cli("train", *words, "run=runs/reference", "processes=2")
+    reference = cli.cwd / "runs" / "reference" / "steps.jsonl"
+    assert steps.read_text() == reference.read_text()
+    forget(cli, "job/pods")
+    assert cli.status("pods")["state"] == "SUCCEEDED"
+    kept = cli("logs", "pods").stdout
+    assert "goes on at" in kept and "[pod-1]" in kept
+
+
+def forget(cli, number):
+    """What happens when a Job's TTL is over: it and its pods are gone."""
+    kubectl.cancel(number, HERE)
+    cli.until(lambda: kubectl.status(number, HERE).state is State.UNKNOWN, f"{number} to be gone")
+
+
+def test_logs_and_states_of_other_verbs_outlast_their_pods(cli, small_set, photograph_folder, pods):
+    on = ["cluster=kubernetes", "cluster.gpus_per_node=0", f"cluster.image={IMAGE}",
+          f"root={cli.cwd}/jobs",
+          f"cluster.volumes={{work: '{cli.cwd}', set: '{small_set}', photos: "
+          f"'{photograph_folder}'}}"]  # fmt: skip
+    evaluate = ["evaluate", "model=mean_colour", f"data.url={small_set}", "limit=1", "batch=4",
+                "protocol=musical", "protocol.size=64",
+                f"out={cli.cwd}/scores.parquet"]  # fmt: skip
+    shard = ["shard", f"source={photograph_folder}", f"out={cli.cwd}/pod-set", "data.min_side=64",
+             "cluster.tasks=2"]  # fmt: skip
+    made = [json.loads(cli("submit", *words, *on, "--json").stdout)["jobs"][0]
+            for words in (evaluate, shard)]  # fmt: skip
+    for job, words in zip(made, ("PSNR dB", "[pod-1]")):
+        cli.until(lambda n=job["number"]: not kubectl.status(n, HERE).state.live, job["id"])
+        forget(cli, job["number"])
+        told = cli.status(job["id"])
+        assert told["state"] == "SUCCEEDED", (told["reason"], cli("logs", job["id"]).stdout)
+        assert words in cli("logs", job["id"]).stdout
+    assert told["elements"] == {"0": "SUCCEEDED", "1": "SUCCEEDED"}
