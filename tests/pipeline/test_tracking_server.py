@@ -15,8 +15,10 @@ from pipeline.runfolder import read_run_json
 from pipeline.spool import Unsent
 from pipeline.tracking import Tracker
 from shards import store
+from tests.support.browser import Page, installed
 from tests.support.mlflow_server import FaultProxy, MlflowServer
 from tests.support.records import Database, until
+from tests.support.trained import finished_run, registered
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
@@ -215,4 +217,18 @@ def test_the_dataset_and_the_artifacts_pass_through_the_server(real, tmp_path):
     assert Path(where).read_text() == "a,b\n"
     (used,) = recorded.inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.source_type) == ("celeba", "s3")
-    assert server.run_link(real.url, "1", recorded.info.run_id).startswith(f"{real.url}/#/experi")
+
+
+@pytest.mark.skipif(installed() is None, reason="no Chromium here: apt-get install chromium")
+def test_links_open_the_page_of_the_run_and_of_the_version(real, tmp_path):
+    run = finished_run(tmp_path / "linked", uri=real.url)
+    version = registered(run, real.url)
+    told = read_run_json(run)
+    link = server.run_link(real.url, told["mlflow_experiment_id"], told["mlflow_run_id"])
+    with Page(link) as page:
+        page.until("document.body.innerText.includes('About this run')")
+        shown = page.run("document.body.innerText")
+        assert told["mlflow_run_id"] in shown and "System metrics" in shown
+    with Page(server.model_link(real.url, version.name, version.version)) as page:
+        page.until("document.body.innerText.includes('Registered At')")
+        assert "Version 1" in page.run("document.body.innerText")
