@@ -55,14 +55,14 @@ def run(steps: int = 200, repetitions: int = 5) -> dict[str, Any]:
     ours = [name for name in rows if name not in ("no record", "MLflow alone")]
     typical = {name: statistics.median(row["median_seconds"]) for name, row in rows.items()}
     worst = {name: max(row["seconds"]) * 1000 for name, row in rows.items()}
-    waited = {
+    without_core = {
         name: row["queued_seconds"][row["seconds"].index(max(row["seconds"]))] * 1000
         for name, row in rows.items()
     }
     ratios = {
         "a call's time, MLflow alone / ours": typical["MLflow alone"] / typical["embedded"],
         **{f"worst call, ms: {name}": value for name, value in worst.items()},
-        **{f"queued of it, ms: {name}": value for name, value in waited.items()},
+        **{f"queued of it, ms: {name}": value for name, value in without_core.items()},
         **{f"a call, µs: {name}": typical[name] * 1e6 for name in ours},
     }
     targets = {f"stall, {name}": target(worst[name], STALL_MS, at_least=False) for name in ours}
