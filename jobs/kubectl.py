@@ -1,28 +1,19 @@
-"""What kubectl does for a job, and what became of it, in our states, with the reason."""
+"""What kubectl does for a job: judge it, take it, show it, delete it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from jobs import kubernetes
-from jobs.pod import INDEX, Object
-from jobs.spec import Cluster, State, Status, SubmitError, call, explained, last_line
+from jobs.kube_status import judged, judged_stage, queued
+from jobs.pod import Object
+from jobs.spec import Cluster, State, Status, SubmitError, call, last_line
 
-# A pod that waits for one of these waits for ever, and only its own state says so.
-HOPELESS = {
-    "CreateContainerConfigError": "a Secret or ConfigMap is missing",
-    "ErrImagePull": "the image cannot be pulled",
-    "ImagePullBackOff": "the image cannot be pulled",
-    "InvalidImageName": "cluster.image is no image name",
-    "RunContainerError": "the command cannot be started",
-    "CreateContainerError": "the container cannot be made",
-}
 HINTS = {
     r"forbidden": "you have no rights for that in this namespace: check cluster.namespace, or ask "
     "for create, get, list and delete on jobs, services and pods",
@@ -32,6 +23,7 @@ HINTS = {
     r"context .* does not exist|no context exists|context was not found": "see `kubectl config "
     "get-contexts`",
 }  # fmt: skip
+GONE = "it is not in the cluster any more"
 
 
 def kubectl(cluster: Cluster, *words: str, stdin: str | None = None) -> str:
@@ -58,31 +50,46 @@ def _call(
 def submit(objects: Sequence[Object], cluster: Cluster) -> str:
     """Creates the Job or JobSet, then its Service, which it owns. Returns `KIND/NAME`.
 
-    A finished one of the same name makes room; a live one is refused.
+    A finished one of the same run makes room; a live one, or another run's, is refused. Whatever
+    the API server refuses of it, nothing of it stays.
     """
-    _require_jobset(objects, cluster)
+    judge(objects, cluster)
     main = objects[-1]
     number = f"{main['kind'].lower()}/{main['metadata']['name']}"
-    found = status(number, cluster)
-    if found.state.live:
-        raise SubmitError(f"{number} is there already: {found.line()}")
-    if found.state is not State.UNKNOWN:
+    if there := _get(number, cluster):
+        _refuse_others(main, there, number)
+        found = status(number, cluster)
+        if found.state.live:
+            raise SubmitError(f"{number} is there already: {found.line()}")
         _make_room(number, cluster)
     made = json.loads(
         kubectl(cluster, "create", "-o", "json", "-f", "-", stdin=kubernetes.dumped([main]))
     )
     owner = {"apiVersion": main["apiVersion"], "kind": main["kind"],
              "name": main["metadata"]["name"], "uid": made["metadata"]["uid"]}  # fmt: skip
-    for other in objects[:-1]:
-        owned = {**other, "metadata": {**other["metadata"], "ownerReferences": [owner]}}
-        kubectl(cluster, "create", "-f", "-", stdin=kubernetes.dumped([owned]))
+    try:
+        for other in objects[:-1]:
+            owned = {**other, "metadata": {**other["metadata"], "ownerReferences": [owner]}}
+            kubectl(cluster, "create", "-f", "-", stdin=kubernetes.dumped([owned]))
+    except SubmitError:
+        with contextlib.suppress(SubmitError):
+            cancel(number, cluster)
+        raise
     return number
+
+
+def _refuse_others(main: Object, there: Object, number: str) -> None:
+    mine, theirs = (o["metadata"].get("annotations", {}).get(kubernetes.RUN) for o in (main, there))
+    if mine != theirs:
+        raise SubmitError(
+            f"{number} is there and belongs to {theirs or 'somebody else'}: give cluster.name="
+        )
 
 
 def _make_room(number: str, cluster: Cluster) -> None:
     kubectl(cluster, "delete", number, "--cascade=foreground", "--wait=false")
     end = time.monotonic() + 120
-    while kubectl(cluster, "get", number, "-o", "name", "--ignore-not-found").strip():
+    while _get(number, cluster):
         if time.monotonic() > end:
             raise SubmitError(f"the finished {number} is not gone after 120 s: look at its pods")
         time.sleep(0.5)
@@ -91,15 +98,7 @@ def _make_room(number: str, cluster: Cluster) -> None:
 def ask(objects: Sequence[Object], clusters: Sequence[Cluster]) -> list[str]:
     """Lets the API server judge without keeping anything, and looks for Secrets and claims."""
     cluster = clusters[-1]
-    _require_jobset(objects, cluster)
-    told = []
-    for made in objects:
-        text = kubernetes.dumped([made])
-        answer = _call(cluster, "create", "--dry-run=server", "-f", "-", stdin=text)
-        name = f"{made['kind']} {made['metadata']['name']}"
-        if answer.returncode and "AlreadyExists" not in answer.stderr:
-            raise SubmitError(f"{name}: {_reason(answer.stderr)}")
-        told.append(f"{name}: the cluster would take it")
+    told = judge(objects, cluster)
     wanted = {("secret", s) for c in clusters for s in (*c.secrets, *c.pull_secrets)}
     wanted |= {("persistentvolumeclaim", claim) for c in clusters for claim in c.volumes}
     for kind, name in sorted(wanted):
@@ -113,9 +112,22 @@ def ask(objects: Sequence[Object], clusters: Sequence[Cluster]) -> list[str]:
     return told
 
 
-def _require_jobset(objects: Sequence[Object], cluster: Cluster) -> None:
-    if not any(made["kind"] == "JobSet" for made in objects):
-        return
+def judge(objects: Sequence[Object], cluster: Cluster) -> list[str]:
+    """What the API server says to each object without keeping it; `SubmitError` if it refuses."""
+    if any(made["kind"] == "JobSet" for made in objects):
+        _require_jobset(cluster)
+    told = []
+    for made in objects:
+        text = kubernetes.dumped([made])
+        answer = _call(cluster, "create", "--dry-run=server", "-f", "-", stdin=text)
+        name = f"{made['kind']} {made['metadata']['name']}"
+        if answer.returncode and "AlreadyExists" not in answer.stderr:
+            raise SubmitError(f"{name}: {_reason(answer.stderr)}")
+        told.append(f"{name}: the cluster would take it")
+    return told
+
+
+def _require_jobset(cluster: Cluster) -> None:
     known = kubectl(cluster, "api-resources", "--api-group=jobset.x-k8s.io", "-o", "name")
     if "jobsets" not in known:
         raise SubmitError(
@@ -125,115 +137,66 @@ def _require_jobset(objects: Sequence[Object], cluster: Cluster) -> None:
 
 
 def status(number: str, cluster: Cluster) -> Status:
-    """Conditions of the Job or JobSet, then what its pods wait for."""
-    kind, _, name = number.partition("/")
-    text = kubectl(cluster, "get", kind, name, "-o", "json", "--ignore-not-found")
-    if not text.strip():
-        return Status(State.UNKNOWN, "it is not in the cluster any more; see the run's logs")
-    label = "jobset.sigs.k8s.io/jobset-name" if kind == "jobset" else "batch.kubernetes.io/job-name"
-    pods = json.loads(kubectl(cluster, "get", "pods", "-l", f"{label}={name}", "-o", "json"))
-    found = judged(json.loads(text), pods["items"])
+    """Conditions of the Job or JobSet, then what its pods wait for. `jobset/NAME#STAGE`: of one
+    stage of a chain."""
+    whole, _, stage = number.partition("#")
+    job = _get(whole, cluster)
+    if not job:
+        return Status(State.UNKNOWN, GONE)
+    pods = _pods(number, cluster)
+    found = judged_stage(job, pods, stage) if stage else judged(job, pods)
     if found.state is State.QUEUED and cluster.queue:
         answer = _call(cluster, "get", "workloads.kueue.x-k8s.io", "-o", "json")
         if answer.returncode == 0:
-            waiting = queued(json.loads(answer.stdout)["items"], name)
+            waiting = queued(json.loads(answer.stdout)["items"], job["metadata"]["name"])
             return Status(State.QUEUED, waiting or found.reason, found.restarts)
     return found
 
 
-def judged(job: Object, pods: Sequence[Object]) -> Status:
-    """State of a Job or JobSet from its object and its pods."""
-    conditions = {c["type"]: c for c in job.get("status", {}).get("conditions", [])
-                  if c["status"] == "True"}  # fmt: skip
-    ended = [p for p in pods if p["status"].get("phase") == "Failed"]
-    again = Counter(p["metadata"].get("annotations", {}).get(INDEX, "") for p in ended)
-    restarts = max(again.values(), default=0) + job.get("status", {}).get("restarts", 0)
-    if job["metadata"].get("deletionTimestamp"):
-        return Status(State.CANCELLED, "being deleted", restarts)
-    if {"Complete", "Completed", "SuccessCriteriaMet"} & set(conditions):
-        return Status(State.SUCCEEDED, "", restarts)
-    for name in ("Failed", "FailureTarget"):
-        if name in conditions:
-            why = conditions[name].get("reason", "")
-            told = [_ending(p) for p in sorted(ended, key=_finished)]
-            reason = "; ".join(filter(None, [why, *told[-1:]]))
-            return Status(State.FAILED, reason, max(0, restarts - 1))
-    waits = [reason for pod in pods if (reason := _waiting(pod))]
-    running = [p for p in pods if p["status"].get("phase") == "Running" and not _waiting(p)]
-    if running and not waits:
-        nodes = sorted({p["spec"].get("nodeName", "?") for p in running})
-        return Status(State.RUNNING, f"on {','.join(nodes)}", restarts)
-    if "Suspended" in conditions:
-        return Status(State.QUEUED, conditions["Suspended"].get("message", "suspended"), restarts)
-    return Status(State.QUEUED, waits[0] if waits else "its pods are being made", restarts)
+def _get(number: str, cluster: Cluster) -> Object:
+    """The Job or JobSet; empty where it is gone."""
+    words = [*number.split("/"), "-o", "json", "--ignore-not-found"]
+    text = kubectl(cluster, "get", *words)
+    return json.loads(text) if text.strip() else {}
 
 
-def queued(workloads: Sequence[Object], name: str) -> str:
-    """Why Kueue holds the job back: the message of the first condition that is not met."""
-    for workload in workloads:
-        owners = [o.get("name") for o in workload["metadata"].get("ownerReferences", [])]
-        if name not in owners:
-            continue
-        for condition in workload.get("status", {}).get("conditions", []):
-            unmet = condition["type"] in ("QuotaReserved", "Admitted", "PodsReady")
-            if condition["status"] == "False" and unmet or condition["type"] == "Evicted":
-                return f"Kueue: {condition.get('message') or condition.get('reason', '')}"
-    return ""
-
-
-def _waiting(pod: Object) -> str:
-    status = pod.get("status", {})
-    for container in status.get("containerStatuses", []):
-        waiting = container.get("state", {}).get("waiting") or {}
-        reason = waiting.get("reason", "")
-        if reason in HOPELESS:
-            told = waiting.get("message", "")
-            return (
-                f"{pod['metadata']['name']}: {HOPELESS[reason]} ({reason}{': ' * bool(told)}{told})"
-            )
-        if reason:
-            return f"{pod['metadata']['name']}: {reason}"
-    if status.get("phase") == "Pending":
-        for condition in status.get("conditions", []):
-            if condition["type"] == "PodScheduled" and condition["status"] == "False":
-                return f"{pod['metadata']['name']}: {condition.get('message', 'not scheduled')}"
-        return f"{pod['metadata']['name']}: pending"
-    return ""
-
-
-def _ended(pod: Object) -> dict[str, Any]:
-    for container in pod["status"].get("containerStatuses", []):
-        if done := container.get("state", {}).get("terminated"):
-            return dict(done)
-    return {}
-
-
-def _finished(pod: Object) -> str:
-    return str(_ended(pod).get("finishedAt", ""))
-
-
-def _ending(pod: Object) -> str:
-    done = _ended(pod)
-    if not done:
-        return f"{pod['metadata']['name']}: {pod['status'].get('reason', 'failed')}"
-    how = "out of memory: raise cluster.memory_gb" if done.get("reason") == "OOMKilled" else ""
-    told = last_line(done["message"]) if done.get("message", "").strip() else ""
-    parts = [how or explained(int(done.get("exitCode", 1))), told]
-    return f"{pod['metadata']['name']}: {', '.join(filter(None, parts))}"
-
-
-def logs(number: str, cluster: Cluster, follow: bool) -> list[str]:
-    """The command that shows every pod's log, each line with its pod."""
-    kind, _, name = number.partition("/")
+def _pods(number: str, cluster: Cluster) -> list[Object]:
+    whole, _, stage = number.partition("#")
+    kind, _, name = whole.partition("/")
     label = "jobset.sigs.k8s.io/jobset-name" if kind == "jobset" else "batch.kubernetes.io/job-name"
-    words = ["logs", "-l", f"{label}={name}", "-c", "main", "--prefix", "--tail=-1",
-             "--max-log-requests=512", *(["-f"] if follow else [])]  # fmt: skip
-    return command(cluster, *words)
+    text = kubectl(cluster, "get", "pods", "-l", f"{label}={name}", "-o", "json")
+    found: list[Object] = json.loads(text)["items"]
+    part = re.compile(rf"{stage}(-\d+)?" if stage else ".*")
+    named = "jobset.sigs.k8s.io/replicatedjob-name"
+    return [p for p in found if part.fullmatch(p["metadata"].get("labels", {}).get(named, stage))]
+
+
+def logs(number: str, cluster: Cluster, follow: bool) -> int:
+    """Shows every pod's log, each line with its pod; how many there were.
+
+    With `follow` until the job has ended, and of the pods that replace others too.
+    """
+    shown: dict[str, subprocess.Popen[bytes]] = {}
+    while True:
+        live = follow and status(number, cluster).state.live  # first: the last look misses no pod
+        for pod in _pods(number, cluster):
+            name = pod["metadata"]["name"]
+            if name not in shown and pod["status"].get("phase") != "Pending":
+                words = ["logs", name, "-c", "main", "--prefix", "--tail=-1"]
+                shown[name] = subprocess.Popen(command(cluster, *words, *(["-f"] * follow)))
+                if not follow:
+                    shown[name].wait()
+        if not live:
+            break
+        time.sleep(0.5)
+    for process in shown.values():
+        process.wait()
+    return len(shown)
 
 
 def cancel(number: str, cluster: Cluster) -> None:
-    """Deletes it; its pods get SIGTERM and their grace period to save."""
-    kind, _, name = number.partition("/")
+    """Deletes it, a stage with its whole chain; pods get SIGTERM and their grace to save."""
+    kind, _, name = number.partition("#")[0].partition("/")
     kubectl(cluster, "delete", kind, name, "--cascade=foreground", "--wait=false")
 
 

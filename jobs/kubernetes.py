@@ -62,15 +62,17 @@ def chain(jobs: Sequence[Job], clusters: Sequence[Cluster]) -> list[Object]:
 
 def jobset(jobs: Sequence[Job], clusters: Sequence[Cluster], name: str) -> Object:
     """One replicatedJob a stage, or one for each element of an array of several nodes each."""
-    parts: list[Object] = []
+    made: list[Object] = []
     before: list[str] = []
-    verbs = [job.verb for job in jobs]
-    for place, (job, cluster) in enumerate(zip(jobs, clusters)):
-        again = verbs[:place].count(job.verb)
-        label = f"{job.verb}-again{again}" if again else job.verb
+    for label, job, cluster in zip(stages(jobs), jobs, clusters):
         stage = [job]
         if job.elements and cluster.nodes > 1:
             stage = [_element(job, i) for i in range(len(job.elements))]
+            if cluster.throttle:
+                raise SubmitError(
+                    f"cluster.throttle={cluster.throttle}: elements of several nodes each start "
+                    "together; leave it out, or submit them one after the other"
+                )
         names = [f"{label}-{i}" if len(stage) > 1 else label for i in range(len(stage))]
         for part, member in zip(names, stage):
             short(f"{name}-{part}-0-{max(cluster.nodes, len(member.elements)) - 1}")
@@ -84,22 +86,39 @@ def jobset(jobs: Sequence[Job], clusters: Sequence[Cluster], name: str) -> Objec
             part_spec: Object = {"name": part, "replicas": 1, "template": {"spec": spec}}
             if before:
                 part_spec["dependsOn"] = [{"name": b, "status": "Complete"} for b in before]
-            parts.append(part_spec)
+            made.append(part_spec)
         before = names
     last = clusters[-1]
     return _object("jobset.x-k8s.io/v1alpha2", "JobSet", name, jobs[-1], last, {
         "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
         "failurePolicy": {
             "maxRestarts": max(c.retries for c in clusters),
-            "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+            # Of an array each element has had its own retries when its Job fails.
+            "rules": [{"action": "FailJobSet",
+                       "onJobFailureReasons": ["PodFailurePolicy", "FailedIndexes"]}],
         },
         "ttlSecondsAfterFinished": last.ttl_hours * 3600,
-        "replicatedJobs": parts,
+        "replicatedJobs": made,
     })  # fmt: skip
 
 
+def stages(jobs: Sequence[Job]) -> list[str]:
+    """What the stages of a chain are called: by their verbs, a second of the same with a number."""
+    verbs = [job.verb for job in jobs]
+    again = [verbs[:place].count(verb) for place, verb in enumerate(verbs)]
+    return [f"{verb}-again{n}" if n else verb for verb, n in zip(verbs, again)]
+
+
+def parts(job: Job, cluster: Cluster) -> list[str]:
+    """The names under which the pods of a job leave logs and last words in its folder."""
+    members = [f"{i}-" for i in range(len(job.elements))] if cluster.nodes > 1 else []
+    count = cluster.nodes if members or not job.elements else len(job.elements)
+    return [f"pod-{member}{i}" for member in members or [""] for i in range(count)]
+
+
 def _element(job: Job, index: int) -> Job:
-    return replace(job, arguments=(*job.arguments, *job.elements[index]), elements=())
+    arguments = (*job.arguments, *job.elements[index])
+    return replace(job, arguments=arguments, elements=(), part=f"{index}-")
 
 
 def job_name(job: Job, cluster: Cluster) -> str:

@@ -14,6 +14,7 @@ from jobs.spec import Cluster, Job, SubmitError, check, one_line
 
 Object = dict[str, Any]
 INDEX = "batch.kubernetes.io/job-completion-index"
+LONGEST = 128 * 1024 - 1  # of one argument of a Linux process
 INSTANCE = "app.kubernetes.io/instance"
 ENVIRONMENT = {
     "HOME": "/scratch",  # any user id: the image's own home may not be writable
@@ -68,6 +69,11 @@ def template(job: Job, cluster: Cluster, master: str, subdomain: str | None) -> 
 
 def _container(job: Job, cluster: Cluster, master: str) -> Object:
     check(job, cluster)
+    if cluster.memory_gb and cluster.shm_gb >= cluster.memory_gb:
+        raise SubmitError(
+            f"cluster.shm_gb={cluster.shm_gb} counts against cluster.memory_gb={cluster.memory_gb}:"
+            " lower it, or raise that"
+        )
     image = one_line("cluster.image", cluster.image or "")
     if not image:
         raise SubmitError("cluster.image= is missing: the container image, NAME@sha256:DIGEST")
@@ -83,6 +89,7 @@ def _container(job: Job, cluster: Cluster, master: str) -> Object:
         "PET_MASTER_ADDR": master,
         "PET_MASTER_PORT": str(cluster.port),
         "PET_SHUTDOWN_TIMEOUT": str(max(1, cluster.lead_seconds - 10)),
+        "LACUNA_PODS": f"{job.folder}/logs/pod-{job.part}",
         **cluster.env,
         **job.env,
     }
@@ -123,7 +130,13 @@ def _command(job: Job, cluster: Cluster) -> tuple[str, ...]:
     if job.code and cluster.code == "snapshot":
         words = (python, "-m", "pipeline.unpack", job.code, job.code_sha256, *words[3:])
     if job.elements:
-        words = (python, "-m", "jobs.element", json.dumps([list(e) for e in job.elements]), *words)
+        listed = json.dumps([list(e) for e in job.elements])
+        if len(listed) > LONGEST:
+            raise SubmitError(
+                f"{len(job.elements)} elements take {len(listed)} characters of one argument, "
+                f"{LONGEST} fit: submit them in parts"
+            )
+        words = (python, "-m", "jobs.element", listed, *words)
     return tuple(plain(w) for w in words)
 
 

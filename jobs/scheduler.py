@@ -43,16 +43,26 @@ def ask(stages: Sequence[Stage]) -> list[str]:
     return [line for stage in stages for line in ask_one(*stage)]
 
 
+def judge(stages: Sequence[Stage]) -> None:
+    """Raises `SubmitError` for what the scheduler would refuse; nothing is kept."""
+    scheduler = _scheduler(stages)
+    render(stages)
+    if scheduler == "kubernetes":
+        kubectl.judge(_objects(stages), stages[-1].cluster)
+    elif scheduler == "slurm":
+        for stage in stages:
+            slurm.judge(*stage)
+
+
 def submit(stages: Sequence[Stage]) -> list[str]:
     """Submits in order; the id of each. What was submitted before a refusal is undone."""
     scheduler = _scheduler(stages)
+    judge(stages)
     if scheduler == "kubernetes":
         number = kubectl.submit(_objects(stages), stages[-1].cluster)
-        return [number] * len(stages)
-    render(stages)
-    if scheduler == "slurm":
-        for stage in stages:
-            slurm.judge(*stage)
+        if len(stages) == 1:
+            return [number]
+        return [f"{number}#{name}" for name in kubernetes.stages([s.job for s in stages])]
     numbers: list[str] = []
     for place, (job, cluster) in enumerate(stages):
         try:
@@ -67,6 +77,12 @@ def submit(stages: Sequence[Stage]) -> list[str]:
                     cancel(number, stage.cluster)
             raise
     return numbers
+
+
+def pods(stage: Stage) -> tuple[str, ...]:
+    """Names under which its pods leave logs and last words; none where the scheduler keeps both."""
+    known = stage.cluster.scheduler == "kubernetes"
+    return tuple(kubernetes.parts(*stage)) if known else ()
 
 
 def status(number: str, folder: str, cluster: Cluster) -> Status:

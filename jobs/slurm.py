@@ -5,6 +5,7 @@ Rendering is pure. What became of a job is `slurm_status`.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from collections.abc import Sequence
@@ -47,6 +48,14 @@ def render(job: Job, cluster: Cluster) -> str:
         raise SubmitError(f"cluster.container={cluster.container} needs cluster.image=")
     if cluster.image and cluster.container == "none":
         raise SubmitError("cluster.image needs cluster.container=pyxis or apptainer")
+    if cluster.mounts and cluster.container == "none":
+        raise SubmitError("cluster.mounts mean nothing without cluster.container=")
+    if (cluster.container == "pyxis" and cluster.code == "image" and not cluster.allow_dirty
+            and "@sha256:" not in str(cluster.image) and str(cluster.image)[0] != "/"):  # fmt: skip
+        raise SubmitError(
+            f"cluster.image={cluster.image} is a tag, which may be another image tomorrow: give "
+            "NAME@sha256:DIGEST, or accept it with cluster.allow_dirty=true"
+        )
     if cluster.container == "apptainer" and cluster.code == "image":
         raise SubmitError(
             "apptainer does not enter an image's own folder: set cluster.code=snapshot"
@@ -155,8 +164,13 @@ def _container(job: Job, cluster: Cluster) -> list[str]:
 
 
 def _mounts(job: Job, cluster: Cluster) -> list[str]:
-    ours = dict.fromkeys([job.folder, *([job.cwd] if cluster.code == "snapshot" else [])])
-    return [one_line("cluster.mounts", m) for m in (*(f"{p}:{p}" for p in ours), *cluster.mounts)]
+    """Every folder that the job reads or writes, at its own path, and the site's own."""
+    ours = {job.folder, *job.writes, *job.reads, *([job.cwd] if cluster.code == "snapshot" else [])}
+    outer = sorted(p for p in ours if not any(p.startswith(f"{q.rstrip('/')}/") for q in ours))
+    for path in outer:
+        if re.search("[:,]", path):
+            raise SubmitError(f"{path} holds a colon or a comma, which no container can mount")
+    return [one_line("cluster.mounts", m) for m in (*(f"{p}:{p}" for p in outer), *cluster.mounts)]
 
 
 def submit(job: Job, cluster: Cluster) -> str:
@@ -165,10 +179,19 @@ def submit(job: Job, cluster: Cluster) -> str:
     folder = Path(job.folder)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     (folder / "job.sbatch").write_text(script)
+    for place in job.writes if cluster.container != "none" else ():
+        Path(place).mkdir(parents=True, exist_ok=True)  # a container is given folders that exist
     answer = call(["sbatch", "--parsable"], stdin=script)
     if answer.returncode:
         raise SubmitError(f"sbatch refuses: {_reason(answer.stderr)}")
-    return answer.stdout.strip().split(";")[0]
+    number = answer.stdout.strip().split(";")[0]
+    for name in [f"{number}_{i}" for i in range(len(job.elements))] or [number]:
+        with (
+            contextlib.suppress(FileExistsError),
+            open(folder / "logs" / f"state-{name}", "x") as f,
+        ):
+            f.write("QUEUED\n")  # until its script says more; what never ran is not forgotten
+    return number
 
 
 def judge(job: Job, cluster: Cluster) -> str:

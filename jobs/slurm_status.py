@@ -66,16 +66,30 @@ def status(number: str, folder: str | Path) -> Status:
     listed = call(["sacct", "-XPn", "-j", number, "-o", "JobID,State,ExitCode"])
     if listed.returncode == 0 and listed.stdout.strip():
         return from_sacct(listed.stdout, notes(folder))
-    left = {k: v for k, v in notes(folder).items() if k == number or not k.isdigit()}
-    word, _, reason = left.get(number, "UNKNOWN SLURM has forgotten it").partition(" ")
-    state = State(word) if word in State.__members__ else State.UNKNOWN
-    if state is State.RUNNING:  # a note that nobody replaced: it died with its node
-        return Status(State.UNKNOWN, "SLURM has forgotten it; it was running")
-    return Status(state, reason)
+    return from_notes(
+        {k: v for k, v in notes(folder).items() if k.partition("_")[0] == number}, "SLURM"
+    )
+
+
+def from_notes(left: dict[str, str], who: str) -> Status:
+    """What the last words of a job's parts come to once the scheduler has forgotten it."""
+    states: dict[str, State] = {}
+    reasons: dict[State, str] = {}
+    for name, note in left.items():
+        word, _, reason = note.partition(" ")
+        state = State(word) if word in State.__members__ else State.UNKNOWN
+        if state.live:  # a note that nobody replaced
+            reason = f"{who} has forgotten it; it was {word.lower()}"
+            state = State.UNKNOWN
+        states[name.rpartition("_")[2]] = state
+        reasons.setdefault(state, reason)
+    whole = summed(states)
+    reason = reasons.get(whole, f"{who} has forgotten it")
+    return Status(whole, reason, 0, states if len(states) > 1 else {})
 
 
 def notes(folder: str | Path) -> dict[str, str]:
-    """The line that each job's script last wrote, by SLURM job id."""
+    """The line that each job's script last wrote, by job id, or `ARRAY_TASK` of an array."""
     found = Path(folder, "logs").glob("state-*")
     return {
         p.name.removeprefix("state-"): p.read_text().strip() for p in found if "." not in p.name
@@ -88,10 +102,11 @@ def from_scontrol(text: str, notes: dict[str, str] | None = None) -> Status:
     reasons: dict[State, str] = {}
     restarts = 0
     for line in text.strip().splitlines():
-        found = dict(re.findall(r"(?:^|\s)(\w[\w/:]*)=(\S*)", line))
-        code = int(found.get("ExitCode", "0:0").partition(":")[0])
-        number = found["JobId"]
-        state, reason = _state(found["JobState"], code, (notes or {}).get(number, ""))
+        found: dict[str, str] = dict(re.findall(r"(?:^|\s)(\w[\w/:]*)=(\S*)", line))
+        number = found.get("ArrayJobId", found["JobId"])
+        task = found.get("ArrayTaskId")
+        note = (notes or {}).get(f"{number}_{task}" if task else number, "")
+        state, reason = _state(found["JobState"], _code(found.get("ExitCode", "0:0")), note)
         if state is State.QUEUED:
             word = found.get("Reason", "None")
             reason = "" if word == "None" else ": ".join(filter(None, [word, WAITS.get(word, "")]))
@@ -100,7 +115,7 @@ def from_scontrol(text: str, notes: dict[str, str] | None = None) -> Status:
         elif state is State.CANCELLED and found.get("Reason", "None") not in ("None", ""):
             reason = f"{reason}, {found['Reason']}".strip(", ")
         restarts += int(found.get("Restarts", 0))
-        for element in _elements(str(found.get("ArrayTaskId", number))):
+        for element in _elements(task or number):
             states[element] = state
         reasons.setdefault(state, reason)
     whole = summed(states)
@@ -113,20 +128,26 @@ def from_sacct(text: str, notes: dict[str, str] | None = None) -> Status:
     reasons: dict[State, str] = {}
     for line in text.strip().splitlines():
         number, word, code = line.split("|")[:3]
-        state, reason = _state(
-            word.split()[0], int(code.partition(":")[0]), (notes or {}).get(number, "")
-        )
+        state, reason = _state(word.split()[0], _code(code), (notes or {}).get(number, ""))
         who = re.search(r"by (\d+)", word)
-        states[number] = state
+        for element in _elements(number.partition("_")[2].strip("[]") or number):
+            states[element] = state
         reasons.setdefault(state, f"by user {who[1]}" if who else reason)
     whole = summed(states)
     return Status(whole, reasons.get(whole, ""), 0, states if len(states) > 1 else {})
 
 
+def _code(text: str) -> int:
+    """`ExitCode=STATUS:SIGNAL` as a shell's one number."""
+    status, _, signal = text.partition(":")
+    return 128 + int(signal) if int(signal or 0) else int(status)
+
+
 def _state(word: str, code: int, note: str) -> tuple[State, str]:
     if word == "FAILED":
         saved = code == 75
-        told = note.partition(" ")[2]
+        last, _, told = note.partition(" ")
+        told = "" if last in ("RUNNING", "QUEUED") else told  # it did not come to its last word
         return (State.INTERRUPTED if saved else State.FAILED), told or explained(code)
     return ENDED.get(word, State.FAILED if word in MEANT else State.UNKNOWN), MEANT.get(word, "")
 

@@ -1,7 +1,8 @@
 """The code a job runs: the commit as `git archive` has it, never the live checkout.
 
-Uncommitted changes are refused, or taken along as a commit of their own (`git stash create`, which
-touches neither tree nor index) with the diff kept beside it.
+Uncommitted changes and files that git does not know are refused, or taken along as a commit of
+their own, made through an index of its own (tree, index and branches stay as they are), with the
+diff kept beside it.
 """
 
 from __future__ import annotations
@@ -18,19 +19,30 @@ from pathlib import Path
 
 from jobs.spec import SECRET_NAME, SubmitError
 
+NEW_MB = 20  # of files that git does not know: more is no code
+# Its time and author are fixed: the same changes are the same bytes.
+WHO = {"NAME": "lacuna", "EMAIL": "lacuna", "DATE": "@1000000000 +0000"}
+AS = {f"GIT_{who}_{what}": WHO[what] for who in ("AUTHOR", "COMMITTER") for what in WHO}
+
 
 @dataclass(frozen=True)
 class Snapshot:
-    """`commit` is HEAD, `diff` what was changed since and travels along."""
+    """`commit` is HEAD, `diff` what was changed since and travels along, `tree` both in one."""
 
     root: Path
     commit: str
     diff: str = ""
+    tree: str = ""
+
+    @property
+    def recorded(self) -> bytes:
+        """The diff as git wrote it, whatever the encoding of the files."""
+        return self.diff.encode(errors="surrogateescape")
 
     @property
     def name(self) -> str:
         """12 hex digits of the commit; with changes, `-` and 8 of the diff's sha256."""
-        changed = f"-{hashlib.sha256(self.diff.encode()).hexdigest()[:8]}" if self.diff else ""
+        changed = f"-{hashlib.sha256(self.recorded).hexdigest()[:8]}" if self.diff else ""
         return self.commit[:12] + changed
 
 
@@ -42,7 +54,7 @@ def take(root: Path, allow_dirty: bool = False) -> Snapshot:
         raise SubmitError(
             f"{root} is no git checkout, so there is no commit to submit: set cluster.code=image"
         ) from None
-    changed = _git(root, "status", "--porcelain").splitlines()
+    changed = _git(root, "status", "--porcelain", "--untracked-files=all").splitlines()
     if not changed:
         return Snapshot(root, commit)
     if not allow_dirty:
@@ -51,9 +63,27 @@ def take(root: Path, allow_dirty: bool = False) -> Snapshot:
             f"uncommitted changes ({names}): commit them, or take them along as a recorded diff "
             "with cluster.allow_dirty=true"
         )
-    diff = _git(root, "diff", "--binary", "HEAD")
+    _refuse_large(root)
+    with tempfile.TemporaryDirectory() as scratch:
+        index = {"GIT_INDEX_FILE": f"{scratch}/index"}
+        _git(root, "read-tree", "HEAD", **index)
+        _git(root, "add", "--all", **index)
+        tree = _git(root, "write-tree", **index).strip()
+    diff = _git(root, "diff", "--binary", commit, tree)
     refuse_secrets(diff)
-    return Snapshot(root, commit, diff)
+    made = _git(root, "commit-tree", tree, "-p", commit, "-m", "uncommitted changes", **AS).strip()
+    return Snapshot(root, commit, diff, made)
+
+
+def _refuse_large(root: Path) -> None:
+    listed = _git(root, "ls-files", "--others", "--exclude-standard", "-z").split("\0")
+    sizes = {name: os.lstat(root / name).st_size for name in filter(None, listed)}
+    if sum(sizes.values()) > NEW_MB * 1e6:
+        worst = max(sizes, key=lambda name: sizes[name])
+        raise SubmitError(
+            f"files that git does not know hold {sum(sizes.values()) / 1e6:.0f} MB, the largest "
+            f"{worst}: add them to .gitignore or commit them ({NEW_MB} MB travel along)"
+        )
 
 
 def refuse_secrets(diff: str) -> None:
@@ -63,10 +93,10 @@ def refuse_secrets(diff: str) -> None:
 
 
 def archive(snapshot: Snapshot) -> bytes:
-    """HEAD and the diff as .tar.gz, the same bytes for the same tree; unknown files stay behind."""
-    tree = _git(snapshot.root, "stash", "create").strip() if snapshot.diff else ""
+    """The commit, or commit and changes, as .tar.gz: the same bytes for the same tree."""
+    what = snapshot.tree or snapshot.commit
     tar = subprocess.run(
-        ["git", "-C", str(snapshot.root), "archive", "--format=tar", tree or snapshot.commit],
+        ["git", "-C", str(snapshot.root), "archive", "--format=tar", what],
         check=True,
         capture_output=True,
     ).stdout
@@ -90,7 +120,12 @@ def unpack(data: bytes, folder: Path) -> Path:
     return folder
 
 
-def _git(root: Path, *words: str) -> str:
+def _git(root: Path, *words: str, **environment: str) -> str:
     return subprocess.run(
-        ["git", "-C", str(root), *words], check=True, capture_output=True, text=True
+        ["git", "-C", str(root), *words],
+        check=True,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        env={**os.environ, **environment},
     ).stdout

@@ -27,6 +27,9 @@ def key(default: Any, help: str, choices: tuple[Any, ...] = (), only: tuple[str,
     return field(default=default, metadata=metadata)
 
 
+LEAST = {"nodes": 1, "gpus_per_node": 0, "processes_per_node": 1, "cpus_per_node": 1,
+         "memory_gb": 1, "tasks": 1, "throttle": 1, "retries": 0, "lead_seconds": 1, "port": 1024,
+         "shm_gb": 1, "ttl_hours": 0}  # fmt: skip
 SLURM, KUBERNETES, BOTH = ("slurm",), ("kubernetes",), ("slurm", "kubernetes")
 
 
@@ -38,13 +41,13 @@ class Cluster:
     nodes: int = key(1, "machines")
     gpus_per_node: int = key(0, "accelerators on each")
     processes_per_node: int | None = key(None, "workers on each; null: one per GPU, else 1")
-    cpus_per_node: int | None = key(None, "CPU cores on each; null: the site's default")
-    memory_gb: int | None = key(None, "memory on each, GiB; null: the site's default")
-    name: str | None = key(None, "the job's name; null: the run's")
+    cpus_per_node: int | None = key(None, "CPU cores on each; null: the site's default", (), BOTH)
+    memory_gb: int | None = key(None, "memory on each, GiB; null: the site's default", (), BOTH)
+    name: str | None = key(None, "the job's name; null: the run's", (), BOTH)
     tasks: int | None = key(None, "elements of an array (`shard`)")
-    throttle: int | None = key(None, "elements of an array that run at a time; null: all")
+    throttle: int | None = key(None, "elements of an array that run at a time; null: all", (), BOTH)
     retries: int = key(3, "restarts after a crash; stops that saved everything are not counted")
-    lead_seconds: int = key(180, "time to save between the warning and the end")
+    lead_seconds: int = key(180, "time to save between the warning and the end", (), BOTH)
     env: dict[str, str] = key({}, "environment of the job; secrets do not belong here")
     python: str | None = key(None, "interpreter; null: the submitter's, or the image's")
     code: str = key("snapshot", "`git archive` of the commit, or what the image holds",
@@ -97,6 +100,8 @@ class Job:
     bucket). cwd: what relative paths are relative to, where machines share a disk.
     code: folder of the unpacked commit; on Kubernetes URL and sha256 of its archive.
     after: scheduler's ids of the jobs that must have succeeded before.
+    reads, writes: folders on a disk, absolute, which a container must be given.
+    part: of an element that has become a job of its own, what its pods' names begin with.
     """
 
     id: str
@@ -111,6 +116,9 @@ class Job:
     elements: tuple[tuple[str, ...], ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     after: tuple[str, ...] = ()
+    part: str = ""
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
 
     def command(self, python: str) -> tuple[str, ...]:
         return (python, "-m", "pipeline", self.verb, *self.arguments)
@@ -178,11 +186,15 @@ class SubmitError(ValueError):
 
 def check(job: Job, cluster: Cluster) -> None:
     """Refuses what no scheduler could run; called before anything is rendered."""
-    for label in ("nodes", "retries", "lead_seconds", "tasks", "throttle", "gpus_per_node"):
+    for label, least in LEAST.items():
         value = getattr(cluster, label)
-        least = 0 if label in ("retries", "gpus_per_node") else 1
         if value is not None and value < least:
             raise SubmitError(f"cluster.{label}={value}: at least {least} is needed")
+    if cluster.throttle and not job.elements:
+        raise SubmitError(
+            f"cluster.throttle={cluster.throttle} means nothing without an array: give "
+            "cluster.tasks= (`shard`), several values (a sweep), or leave it out"
+        )
     for name, value in {**cluster.env, **job.env}.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise SubmitError(f"cluster.env: {name!r} is no name of an environment variable")

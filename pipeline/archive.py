@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from models import masking
 from models.inpainter import Inpainter, export
 from shards import store
 
@@ -37,7 +38,10 @@ TREE = re.compile(r'"type": "(?!builtins\.(?:tuple|list|dict)")')
 
 
 class Archive(nn.Module):
-    """A loaded archive: `(image, mask) → image` as `Inpainter.forward` says, floats in [0, 1]."""
+    """A loaded archive: `(image, mask) → image` as `Inpainter.forward` says, floats in [0, 1].
+
+    Raises ValueError as `models.masking.check` does: the graph itself would compute rubbish.
+    """
 
     def __init__(self, program: ExportedProgram, device: torch.device | str, sha256: str) -> None:
         super().__init__()
@@ -46,6 +50,7 @@ class Archive(nn.Module):
 
     @torch.inference_mode()
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        masking.check(image, mask)
         return self._module(image, mask)
 
     def on(self, device: torch.device | str) -> "Archive":

@@ -19,9 +19,13 @@ def main(config: CancelConfig) -> dict[str, Any]:
     found = record.status()
     if not found.state.live:
         raise SubmitError(f"{record.id} does not run any more: it is {found.line()}")
-    scheduler.cancel(record.number, record.where)
-    jobrecord.write(replace(record, cancelled=True))
-    for run in record.points or (record.run,) * (record.verb == "train"):
+    jobrecord.write(replace(record, cancelled=True))  # first: what it stops asks for it
+    try:
+        scheduler.cancel(record.number, record.where)
+    except SubmitError:
+        jobrecord.write(record)
+        raise
+    for run in record.trained:
         _mark(run)
     return {"id": record.id, "number": record.number, "was": found.state.value}
 

@@ -20,6 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pipeline.podlog import kept
 from pipeline.supervise import leave_word
 from pipeline.verbs import VERBS, VerbSpec
 
@@ -29,6 +30,7 @@ SHORT = {
     ("sync", "--watch"): "watch=true",
 }
 EPILOG = "Every argument is key=value; `VERB --help` lists the keys. README.md has the path."
+LONGEST = 1000  # of a line that says what went wrong
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if known.help:
         print(_verb_help(known.verb, spec))
         return 0
+    return kept(lambda: _guarded(known, words, spec))
+
+
+def _guarded(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int:
     try:
         _check_layout()
         return _run(known, words, spec)
@@ -58,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(line: str) -> None:
+    if len(line) > LONGEST:  # a compiler's whole output, say; the log has it
+        line = f"{line[:LONGEST]} …"
     if not leave_word(line):
         print(line, file=sys.stderr)
 

@@ -229,6 +229,7 @@ class Delivery:
                 self.client.delete_run(twin.info.run_id)
         if status == "REQUEUED":
             self._log_dicts({}, {"job.state": "requeued"})
+            self.client.update_run(self.run_id, status="SCHEDULED")
             return
         self._log_dicts({}, {"job.state": status.lower()})
         self.client.set_terminated(self.run_id, status, event.time_ms)

@@ -30,6 +30,11 @@ from pipeline.zero import STAGES, Sharded
 warnings.filterwarnings("ignore", message=r".*broadcast_buffers.*", category=FutureWarning)
 
 
+# Until every process is there: images are pulled, and modules read from cold disks, meanwhile.
+RENDEZVOUS = timedelta(seconds=1800)
+AFTER_WATCH = timedelta(seconds=120)  # `Watch` names who hangs; then a collective may give up
+
+
 @dataclass
 class Trainee:
     """A network in training: raw, as wrapped for its strategy, its optimiser, its average.
@@ -86,7 +91,7 @@ class Engine:
         self.precision = choose_precision(config.precision, on_gpu)
         threads = thread_count(config.threads, world)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or Accelerate sets 1, and warns
-        timeout = timedelta(seconds=config.parallel.hang_timeout + 120)  # `Watch` names, and first
+        hang = timedelta(seconds=config.parallel.hang_timeout) + AFTER_WATCH
         self.accelerator = Accelerator(
             cpu=not on_gpu,
             mixed_precision="no" if self.precision == "fp32" else self.precision,
@@ -94,10 +99,14 @@ class Engine:
                 DistributedDataParallelKwargs(
                     broadcast_buffers=False, gradient_as_bucket_view=True
                 ),
-                InitProcessGroupKwargs(backend="nccl" if on_gpu else "gloo", timeout=timeout),
+                InitProcessGroupKwargs(
+                    backend="nccl" if on_gpu else "gloo", timeout=max(RENDEZVOUS, hang)
+                ),
             ],
         )
         torch.set_num_threads(threads)
+        if dist.is_initialized():  # torch has one time-out for both, and no public way to change it
+            dist.distributed_c10d._set_pg_timeout(hang)
         self.rank = self.accelerator.process_index
         self.world_size = self.accelerator.num_processes
         self.device = self.accelerator.device

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from jobs import snapshot
 from jobs.spec import SECRET_NAME, Cluster, Job, SubmitError, private_file
+from pipeline import jobplaces
 from pipeline.cli import positional
 from pipeline.compose import ConfigError, Resolved, compose, refuse_secret
 from pipeline.identity import folder_of
@@ -44,15 +45,22 @@ class Part:
         return self.settings.cluster
 
     @property
+    def trains(self) -> bool:
+        """Its points are runs that last; a smoke test leaves none."""
+        return self.verb == "train" and not self.points[0].config.smoke
+
+    @property
     def is_run(self) -> bool:
         """One training run, which names the job; no sweep."""
-        return self.verb == "train" and len(self.points) == 1
+        return self.trains and len(self.points) == 1
 
     @property
     def runs(self) -> list[str]:
         """Where the results of each point go; for verbs other than `train` what they are about."""
-        if self.verb == "train":
+        if self.trains:
             return [folder_of(point.config).url for point in self.points]
+        if self.verb == "train":
+            return [self.folder]
         config = self.points[0].config
         given = (getattr(config, name, None) for name in ("out", "run", "checkpoint", "url"))
         return [next((value for value in given if isinstance(value, str)), None) or self.folder]
@@ -64,6 +72,7 @@ class Part:
             return self.runs[0].rstrip("/").rpartition("/")[2]
         text = "\n".join(point.yaml() for point in self.points)
         kind = "sweep" if len(self.points) > 1 else self.verb
+        kind = "smoke" if self.verb == "train" and not self.trains else kind
         return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     @property
@@ -100,6 +109,8 @@ def parse(words: Sequence[str]) -> list[Part]:
         cluster = settings.config.cluster
         if verb == "train":
             points = [_placed(point, cluster) for point in points]
+            if len(points) > 1 and any(point.config.smoke for point in points):
+                raise ConfigError("smoke=true of several points: try one of them")
         parts.append(Part(verb, _with_secrets(settings.config), tuple(points)))
         _learn(parts[-1], known)
     if not parts:
@@ -185,8 +196,15 @@ def job_of(part: Part, dry_run: bool) -> tuple[Job, Cluster]:
     cluster, name, code, sha256 = part.cluster, None, None, ""
     kubernetes = cluster.scheduler == "kubernetes"
     folder = part.folder if kubernetes else os.path.abspath(part.folder)
+    places = jobplaces.places(part.verb, [p.config for p in part.points], part.runs)
     if kubernetes:
-        _refuse_local(part)
+        jobplaces.refuse_local(places, "run" if part.trains else "root", part.folder, cluster)
+        jobplaces.refuse_hidden_record(part.verb, part.points[0].config, cluster)
+    elif cluster.container != "none" and cluster.code == "image":
+        jobplaces.refuse_relative(places)
+    if cluster.image and cluster.code == "snapshot" and jobplaces.is_tag(cluster.image):
+        say(f"cluster.image={cluster.image} is a tag, which may be another environment tomorrow: "
+            "NAME@sha256:DIGEST is one for ever")  # fmt: skip
     if cluster.code == "snapshot":
         taken = _taken(part, dry_run)
         name = taken.name
@@ -195,7 +213,8 @@ def job_of(part: Part, dry_run: bool) -> tuple[Job, Cluster]:
             sha256 = hashlib.sha256(snapshot.archive(taken)).hexdigest()
     job = Job(
         id=part.id, verb=part.verb, arguments=(), run=part.runs[0], folder=folder, cwd=os.getcwd(),
-        code=code, code_sha256=sha256, commit=name, env=_forwarded())  # fmt: skip
+        code=code, code_sha256=sha256, commit=name, env=_forwarded(), reads=places.reads,
+        writes=places.writes)  # fmt: skip
     if part.is_run:
         job = replace(job, arguments=(f"run={part.runs[0]}",))
     elif len(part.points) > 1:
@@ -219,25 +238,6 @@ def _taken(part: Part, dry_run: bool) -> snapshot.Snapshot:
             raise
         say(f"to be mended before it is submitted: {error}")
         return snapshot.take(ROOT, allow_dirty=True)
-
-
-def _refuse_local(part: Part) -> None:
-    """A pod sees buckets and mounted claims, and nothing of this machine."""
-    config = part.points[0].config
-    places: list[tuple[str, str | None]] = [
-        ("run" if part.verb == "train" else "root", part.folder)
-    ]
-    places += [(n, getattr(config, n, None)) for n in ("out", "source")]
-    places += [
-        (f"{n}.url", getattr(getattr(config, n, None), "url", None)) for n in ("data", "masks")
-    ]
-    for name, place in places:
-        mounted = [p for p in part.cluster.volumes.values() if str(place).startswith(p)]
-        if place and store.is_local(place) and not mounted:
-            raise ConfigError(
-                f"{name}={place} is a folder of this machine, which pods do not see: give an "
-                "s3:// URL, or a path on one of cluster.volumes"
-            )
 
 
 def _forwarded() -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import scheduler
+from jobs.slurm_status import from_notes
 from jobs.spec import Cluster, State, Status, SubmitError
 from shards import store
 
@@ -35,6 +36,12 @@ class Record:
     points: tuple[str, ...] = ()
     cancelled: bool = False
     before: tuple[str, ...] = ()  # earlier submissions' numbers
+    pods: tuple[str, ...] = ()  # what its pods call themselves in `<folder>/logs`
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The runs whose record this is: none of a verb that only looks at one."""
+        return self.points or (self.run,) * (self.verb == "train")
 
     @property
     def where(self) -> Cluster:
@@ -43,10 +50,25 @@ class Record:
     def status(self) -> Status:
         """The scheduler's word; a job that is gone after it was cancelled was cancelled."""
         found = scheduler.status(self.number, self.folder, self.where)
+        if found.state is State.UNKNOWN and self.pods:
+            found = self._left()
         stopped = (State.UNKNOWN, State.FAILED, State.INTERRUPTED, State.CANCELLED)
         if self.cancelled and found.state in stopped:
             return replace(found, state=State.CANCELLED, reason="by `cancel`")
         return found
+
+    def _left(self) -> Status:
+        """The last words of its pods, once the cluster has forgotten the job."""
+        logs, notes = store.join(self.folder, "logs"), {}
+        for pod in self.pods:
+            try:
+                text = store.read(store.join(logs, f"{pod}.state")).decode()
+            except FileNotFoundError:
+                text = "QUEUED"
+            notes[pod.removeprefix("pod-").replace("-", ".")] = text.strip()
+        found = from_notes(notes, "Kubernetes")
+        gang = self.verb in ("train", "doctor") and not self.points
+        return replace(found, elements={}) if gang else found
 
 
 def where_of(cluster: Cluster) -> dict[str, Any]:
@@ -54,9 +76,10 @@ def where_of(cluster: Cluster) -> dict[str, Any]:
 
 
 def write(record: Record) -> None:
-    """Publishes the record and leaves a pointer to it, and to it from each point of a sweep."""
-    url = store.join(record.folder, NAME)
-    store.write(url, (json.dumps(asdict(record), indent=1, sort_keys=True) + "\n").encode())
+    """Publishes the record in the job's folder and in each run that it trains, with pointers."""
+    text = (json.dumps(asdict(record), indent=1, sort_keys=True) + "\n").encode()
+    for place in {record.folder, *record.trained}:
+        store.write(store.join(place, NAME), text)
     pointers().mkdir(parents=True, exist_ok=True)
     for name in (record.id, *(point.rstrip("/").rpartition("/")[2] for point in record.points)):
         place = (
@@ -74,6 +97,15 @@ def read(folder: str) -> Record | None:
     known = {f.name for f in fields(Record)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
     return Record(**values)
+
+
+def cancelled(run: str) -> bool:
+    """Whether the job that trains the run was told to stop for good."""
+    try:
+        record = read(run)
+    except (OSError, ValueError, TypeError):
+        return False
+    return record is not None and record.cancelled
 
 
 def find(name: str, root: str) -> Record:
@@ -97,13 +129,11 @@ def every(root: str) -> Iterator[Record]:
         places = [str(p.parent) for p in sorted(store.local(root).glob(f"*/{NAME}"))]
     if pointers().is_dir():
         places += [p.read_text().strip() for p in sorted(pointers().iterdir())]
-    seen: set[str] = set()
-    for place in places:
-        name = place if not store.is_local(place) else os.path.abspath(place)
-        if name in seen:
-            continue
-        seen.add(name)
-        if (record := read(place)) is not None:
+    seen: set[tuple[str, str]] = set()
+    for place in dict.fromkeys(places):
+        record = read(place)
+        if record is not None and (record.folder, record.number) not in seen:
+            seen.add((record.folder, record.number))
             yield record
 
 

@@ -26,6 +26,7 @@ from pipeline.config import TrainConfig
 from pipeline.groups import DataConfig
 from pipeline.identity import RunFolder, check_same, folder_of, held, images_saved
 from pipeline.phases import check_phases
+from pipeline.podlog import PODS
 from pipeline.runfolder import read_run_json, update_run_json
 from pipeline.supervise import CONFIGURATION, supervise
 from shards import store
@@ -84,10 +85,16 @@ def main(config: TrainConfig) -> dict[str, Any]:
         train(config)
         return {}
     here = place(os.environ, process_count(config))
-    run = preflight(config, here.nodes * here.processes, locks=here.node_rank == 0)
+    try:
+        run = preflight(config, here.nodes * here.processes, locks=here.node_rank == 0)
+    except ValueError as error:
+        _remember(config, here, " ".join(str(error).split()))
+        raise
     if config.smoke:
         return _smoke(config, here)
-    log = store.join(run.url, "logs", f"node-{here.node_rank}.log")
+    log = None  # of a pod's first process its own output is kept, and theirs with it
+    if PODS not in os.environ:
+        log = store.join(run.url, "logs", f"node-{here.node_rank}.log")
     command = [sys.executable, "-m", "pipeline", *sys.argv[1:]]
     ended = supervise(command, here.workers, log, here.grace)
     for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -102,6 +109,14 @@ def main(config: TrainConfig) -> dict[str, Any]:
                 record.ended(run.url, ended.error, config.tracking.drain)
     _leave(ended.status)
     return dict(read_run_json(run.url).get("result", {}), run=run.url)
+
+
+def _remember(config: TrainConfig, here: Place, error: str) -> None:
+    """A job that was refused where it runs: whoever looks at the run is told why."""
+    run = folder_of(config).url
+    submitted = "PET_NNODES" in os.environ and store.exists(store.join(run, "config.yaml"))
+    if submitted and here.node_rank == 0:
+        update_run_json(run, error=error)
 
 
 def _smoke(config: TrainConfig, here: Place) -> dict[str, Any]:

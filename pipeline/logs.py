@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 from jobs import kubectl
-from jobs.spec import State, SubmitError
+from jobs.spec import SubmitError
 from pipeline import jobrecord
 from pipeline.jobconfig import LogsConfig
 from pipeline.jobrecord import Record
@@ -28,20 +27,15 @@ def main(config: LogsConfig) -> None:
 
 
 def _pods(record: Record, follow: bool) -> None:
-    state = record.status().state
-    while follow and state is State.QUEUED:
-        time.sleep(1)
-        state = record.status().state
-    if state is not State.UNKNOWN:
-        subprocess.run(
-            kubectl.logs(record.number, record.where, follow and state.live), check=False
-        )
+    if kubectl.logs(record.number, record.where, follow):
         return
-    names = store.names(store.join(record.run, "logs"))
+    logs = store.join(record.folder, "logs")
+    names = [n for n in store.names(logs) if n.endswith(".log")]
     if not names:
-        raise SubmitError(f"the pods of {record.id} are gone and {record.run}/logs has nothing")
+        raise SubmitError(f"{record.id} has no pods, and {store.display(logs)} holds no log")
     for name in names:
-        sys.stdout.write(store.read(store.join(record.run, "logs", name)).decode(errors="replace"))
+        for line in store.read(store.join(logs, name)).decode(errors="replace").splitlines():
+            print(f"[{name.removesuffix('.log')}] {line}")
 
 
 def _files(record: Record, follow: bool) -> None:
@@ -71,6 +65,17 @@ def outputs(record: Record) -> list[Path]:
         *folder.glob(f"slurm-{record.number}_*.out"),
     ]
     return sorted(found)
+
+
+def errors(record: Record) -> list[tuple[float, str]]:
+    """When and why each node of the last attempt failed, as its launcher said."""
+    if not store.is_local(record.folder):
+        return []
+    found = []
+    for path in Path(record.folder, "logs").glob(f"error-{record.number}[-_]*"):
+        when, _, line = path.read_text().strip().partition(" ")
+        found.append((float(when), line))
+    return found
 
 
 def last_words(record: Record) -> str | None:

@@ -19,10 +19,17 @@ WARM_UP = 3
 
 
 class Meter:
-    """Times of one process's steps; `shown` on rank 0 only."""
+    """Times of one process's steps; `shown` on rank 0 only.
 
-    def __init__(self, images_seen: int, max_images: int, shown: bool) -> None:
+    image_seconds: what a picture takes where all devices do as much as they can (`flops`); 0 where
+    that is not known.
+    """
+
+    def __init__(
+        self, images_seen: int, max_images: int, shown: bool, image_seconds: float = 0.0
+    ) -> None:
         self.images_seen, self.max_images = images_seen, max_images
+        self.image_seconds = image_seconds
         self._began, self._images = time.monotonic(), 0
         self._steps: deque[float] = deque(maxlen=WINDOW)
         self._waits: deque[float] = deque(maxlen=WINDOW)
@@ -74,6 +81,8 @@ class Meter:
             "perf/checkpoint_stall_ms": 1e3 * self._stall,
             "perf/peak_memory_mb": peak_memory_mb(),
         }
+        if self.image_seconds:
+            found["perf/mfu"] = self.rate * self.image_seconds
         if self._warm:
             found["perf/step_ms_min"] = 1e3 * self._fastest
         if len(self._steps) > 1:

@@ -49,9 +49,18 @@ def _write(config: ShardConfig) -> dict[str, Any]:
     begun = time.monotonic()
     signal.signal(signal.SIGTERM, _stop)
     if config.data.layout == "wds":
-        finished = external.write(
-            config.out, config.data.name, config.source, _say, config.max_reject_rate
-        )
+        if task[1] > 1 or config.workers > 1:
+            raise ValueError(
+                f"data=wds with task={config.task} workers={config.workers}: tars that are there "
+                "are indexed by one process; leave both out"
+            )
+        try:
+            finished = external.write(
+                config.out, config.data.name, config.source, _say, config.max_reject_rate
+            )
+        except external.SourceError:
+            print(layout.offer.text(), file=sys.stderr)
+            raise
         return _result(finished, time.monotonic() - begun)
     planned, root = _plan(config, listed_anew=task[1] == 1)
     try:
@@ -95,7 +104,7 @@ def _plan(config: ShardConfig, listed_anew: bool) -> tuple[plan.Plan, Path]:
     One of several tasks trusts the plan that is there; else the source must still be what it says.
     """
     assert config.source is not None and config.out is not None
-    given = Path(config.source).expanduser().resolve()
+    given = store.local(config.source).expanduser().resolve()
     root = given if given.is_dir() else given.parent
     data, options = config.data, _options(config)
     saved = plan.load(config.out, data.name, "images", options)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from jobs.cause import cause, follows
 from jobs.spec import State, SubmitError
 from pipeline import jobrecord
 from pipeline.jobconfig import StatusConfig
 from pipeline.jobrecord import Record
-from pipeline.logs import last_words
+from pipeline.logs import errors, last_words
 from pipeline.runfolder import read_run_json
 
 
@@ -40,14 +41,17 @@ def described(record: Record) -> dict[str, Any]:
     if record.points:
         told["points"] = list(record.points)
     if found.state is State.FAILED:
-        told["error"] = _error(record)
+        said = _error(record)
+        # A task that was killed is named already; what its peers say of it is no news.
+        peers = said is not None and ": task" in found.reason and follows(said)
+        told["error"] = None if peers else said
     return told
 
 
 def _error(record: Record) -> str | None:
-    """What the launcher wrote into `run.json`, else the last thing that the job said."""
-    error = None
-    if record.verb == "train" and not record.points:
+    """What the launchers left, else what `run.json` holds, else the last thing the job said."""
+    error = cause(errors(record))
+    if error is None and record.verb == "train" and not record.points:
         error = read_run_json(record.run).get("error")
     return str(error) if error else last_words(record)
 

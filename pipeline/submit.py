@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,19 +31,25 @@ def main(words: Sequence[str], dry_run: bool = False) -> Any:
     if parts[0].settings.check:
         return {"check": scheduler.ask(stages)}
     _refuse_live(parts)
-    scheduler.render(stages)  # whatever it refuses, before anything is written
+    scheduler.render(stages)
     for place, part in enumerate(parts):
         _preflight(part, first=place == 0)
-        _write_configs(part, _announce(part))
-        _write_code(part, stages[place])
-    numbers = scheduler.submit(stages)
+    scheduler.judge(stages)  # whatever it refuses, before anything is written
+    with ExitStack() as undo:
+        for part, stage in zip(parts, stages):
+            _new_places(part, undo)
+            _write_configs(part, _announce(part, undo))
+            _write_code(part, stage)
+            _forget_pods(stage)
+        numbers = scheduler.submit(stages)
+        undo.pop_all()
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     for part, stage, number in zip(parts, stages, numbers):
         before = jobrecord.read(part.folder)
         record = jobrecord.Record(
             id=part.id, verb=part.verb, run=stage.job.run, folder=stage.job.folder, number=number,
             cluster=jobrecord.where_of(part.cluster), submitted=now, commit=stage.job.commit,
-            points=tuple(part.runs) if len(part.points) > 1 else (),
+            points=tuple(part.runs) if len(part.points) > 1 else (), pods=scheduler.pods(stage),
             before=(*before.before, before.number) if before else ())  # fmt: skip
         jobrecord.write(record)
     return {"jobs": [_told(*each) for each in zip(parts, stages, numbers)]}
@@ -70,7 +77,7 @@ def show(result: Any) -> str:
 
 def _refuse_live(parts: Sequence[Part]) -> None:
     for part in parts:
-        for place in {part.folder, *(part.runs if len(part.points) > 1 else ())}:
+        for place in {part.folder, *(part.runs if part.trains else ())}:
             record = jobrecord.read(place)
             if record and (found := record.status()).state.live:
                 raise SubmitError(
@@ -95,44 +102,73 @@ def _preflight(part: Part, first: bool) -> None:
             check_same(point.config, folder_of(point.config))
 
 
-def _write_configs(part: Part, mlflow_runs: Sequence[str | None]) -> None:
+def _new_places(part: Part, undo: ExitStack) -> None:
+    """What nothing was in before is gone again if the job is refused after all."""
+    for place in {part.folder, *(part.runs if part.trains else ())}:
+        if not store.names(place):
+            undo.callback(store.remove, place, recursive=True)
+
+
+def _write_configs(part: Part, mlflow_runs: dict[str, str]) -> None:
     from pipeline.runfolder import update_run_json
 
-    if part.verb != "train":
+    if not part.trains:
         text = part.points[0].yaml()
         store.write(store.join(part.folder, "config.yaml"), text.encode())
         return
-    for point, run, mlflow_run in zip(part.points, part.runs, mlflow_runs):
+    for point, run in zip(part.points, part.runs):
         named = replace(point, config=replace(point.config, run=run))
         store.write(store.join(run, "config.yaml"), named.yaml().encode())
-        if mlflow_run:
-            update_run_json(run, mlflow_run_id=mlflow_run)
+        if run in mlflow_runs:
+            update_run_json(run, mlflow_run_id=mlflow_runs[run])
 
 
 def _write_code(part: Part, stage: Stage) -> None:
     if stage.job.code is None:
         return
     taken = snapshot.take(ROOT, part.cluster.allow_dirty)
+    if taken.name != stage.job.commit:
+        raise SubmitError(f"{ROOT} was changed while it was submitted: submit again")
     data = snapshot.archive(taken)
     if part.cluster.scheduler == "kubernetes":
         store.write(stage.job.code, data)
     else:
         snapshot.unpack(data, Path(stage.job.code))
     if taken.diff:
-        store.write(store.join(stage.job.folder, "code", f"{taken.name}.diff"), taken.diff.encode())
+        store.write(store.join(stage.job.folder, "code", f"{taken.name}.diff"), taken.recorded)
 
 
-def _announce(part: Part) -> list[str | None]:
-    """MLflow runs with status SCHEDULED, the points of a sweep under one parent."""
+def _forget_pods(stage: Stage) -> None:
+    """The last words of an earlier submission's pods are not this one's."""
+    logs = store.join(stage.job.folder, "logs")
+    for name in store.names(logs) if scheduler.pods(stage) else []:
+        if name.endswith(".state"):
+            store.remove(store.join(logs, name))
+
+
+def _announce(part: Part, undo: ExitStack) -> dict[str, str]:
+    """MLflow runs with status SCHEDULED, the points of a sweep under one parent: ids by run."""
     config = part.points[0].config
-    if part.verb != "train" or not config.tracking.enabled:
-        return [None] * len(part.points)
+    if not part.trains or not config.tracking.enabled:
+        return {}
     from pipeline.announce import announce
 
     try:
-        return announce([p.config for p in part.points], part.runs, part.id)
+        uri = part.cluster.env.get("MLFLOW_TRACKING_URI")
+        made = announce([p.config for p in part.points], part.runs, part.id, uri)
     except (ValueError, OSError) as error:
         if config.tracking.required:
             raise
-        say(f"MLflow does not answer, the run will be made when it starts: {error}")
-        return [None] * len(part.points)
+        say(f"no MLflow run was made, it will be when the job starts: {error}")
+        return {}
+    undo.callback(_withdraw, config, made, uri)
+    return {each.run: each.mlflow_run for each in made if each.run}
+
+
+def _withdraw(config: Any, made: Any, uri: str | None) -> None:
+    from pipeline.announce import withdraw
+
+    try:
+        withdraw(config, made, uri)
+    except ValueError as error:
+        say(f"its MLflow run could not be taken back: {error}")

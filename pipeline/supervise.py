@@ -20,12 +20,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from jobs.cause import cause
 from shards import store
 
 SAVED, CONFIGURATION = 75, 78
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 PR_SET_PDEATHSIG = 1
 ERROR_FILE = "LACUNA_ERROR_FILE"  # where a worker leaves the line that its launcher reports
+NODE_ERRORS = "LACUNA_ERRORS"  # where each node's launcher leaves its line: this, `-` and its rank
 TERMINATION = Path("/dev/termination-log")  # what Kubernetes shows of a container that failed
 PUBLISH_EVERY = 60.0  # seconds between copies of a log into a bucket
 
@@ -51,25 +53,26 @@ def supervise(
     stop: list[int] = []
     before = {s: signal.signal(s, lambda number, _: stop.append(number)) for s in STOP_SIGNALS}
     started: list[subprocess.Popen[bytes]] = []
-    first, deadline = None, None
-    with tempfile.TemporaryDirectory() as scratch, _output(log) as output:
+    first: list[int] = []
+    deadline = None
+    with tempfile.TemporaryDirectory() as scratch, output(log) as writing:
         errors = [Path(scratch, str(i)) for i in range(len(workers))]
         try:
             for i, worker in enumerate(workers):
                 environment = {**os.environ, **worker, ERROR_FILE: str(errors[i])}
-                stdout = None if i == 0 else output or sys.stderr
+                stdout = None if i == 0 else writing or sys.stderr
                 started.append(
                     subprocess.Popen(
                         command,
                         env=environment,
                         preexec_fn=die_with_parent,
                         stdout=stdout,
-                        stderr=output,
+                        stderr=writing,
                     )
                 )
             while any(w.poll() is None for w in started):
                 bad = [i for i, w in enumerate(started) if w.poll() not in (None, 0, SAVED)]
-                first = bad[0] if first is None and bad else first
+                first = first or bad
                 if deadline is None and (stop or any(w.poll() for w in started)):
                     deadline = _pass_on(started, signal.SIGTERM, grace)
                 if deadline is not None and time.monotonic() > deadline:
@@ -82,8 +85,9 @@ def supervise(
         statuses = [w.wait() for w in started]
         status = outcome(statuses)
         error = None if status in (0, SAVED) else _cause(first, statuses, workers, errors)
-        if error is not None and status != CONFIGURATION and output is not None:
-            os.write(output, f"{error}\n".encode())
+        leave_word(error or "")
+        if error is not None and status != CONFIGURATION and writing is not None:
+            os.write(writing, f"{error}\n".encode())
         elif error is not None:
             print(error, file=sys.stderr, flush=True)
     return Ended(status, error)
@@ -103,30 +107,49 @@ def outcome(statuses: list[int]) -> int:
     return 1
 
 
+_words: list[str] = []
+
+
+def last_word() -> str | None:
+    """The error that this process left last."""
+    return _words[-1] if _words else None
+
+
 def leave_word(line: str) -> bool:
-    """Leave the error of this process where its launcher, or Kubernetes, looks for it.
+    """Leave the error of this process where its launcher, Kubernetes or `status` looks for it.
 
     True in a worker: its launcher then says it, once for all of them.
     """
     mine = os.environ.get(ERROR_FILE)
-    if mine is not None or "PET_NNODES" in os.environ and TERMINATION.exists():
-        with suppress(OSError):
-            Path(mine or TERMINATION).write_text(line + "\n")
+    _words.extend([line] if line else [])
+    with suppress(OSError):
+        if mine is not None:
+            Path(mine).write_text(line + "\n")
+        elif line and "PET_NNODES" in os.environ:
+            if TERMINATION.exists():
+                TERMINATION.write_text(line + "\n")
+            if kept := os.environ.get(NODE_ERRORS):
+                name = f"{kept}-{os.environ.get('PET_NODE_RANK', '0')}"
+                Path(name).write_text(f"{time.time():.3f} {line}\n")
     return mine is not None
 
 
 def _cause(
-    first: int | None, statuses: list[int], workers: Sequence[Mapping[str, str]], errors: list[Path]
+    first: list[int], statuses: list[int], workers: Sequence[Mapping[str, str]], errors: list[Path]
 ) -> str:
-    """The line of the worker that failed first; what the others said follows from its death."""
-    bad = [i for i, status in enumerate(statuses) if status not in (0, SAVED)]
-    i = bad[0] if first is None else first
-    if errors[i].exists():
-        return errors[i].read_text().strip()
-    where = f"rank {workers[i]['RANK']} on {socket.gethostname()}"
-    if statuses[i] >= 0:
-        return f"{where} ended with exit status {statuses[i]}"
-    name = signal.Signals(-statuses[i]).name
+    """The line of a worker that failed first; what the others said follows from its death."""
+    bad = first or [i for i, status in enumerate(statuses) if status not in (0, SAVED)]
+    said = [_said(statuses[i], workers[i], errors[i]) for i in bad]
+    return cause(enumerate(said)) or said[0]
+
+
+def _said(status: int, worker: Mapping[str, str], error: Path) -> str:
+    if error.exists():
+        return error.read_text().strip()
+    where = f"rank {worker['RANK']} on {socket.gethostname()}"
+    if status >= 0:
+        return f"{where} ended with exit status {status}"
+    name = signal.Signals(-status).name
     hint = " (by hand, or for want of memory)" if name == "SIGKILL" else ""
     return f"{where} was killed by {name}{hint}"
 
@@ -149,7 +172,7 @@ def die_with_parent() -> None:
 
 
 @contextmanager
-def _output(log: str | None) -> Iterator[int | None]:
+def output(log: str | None) -> Iterator[int | None]:
     """The file descriptor that workers write to; None where that is our own stderr."""
     if log is None or sys.stderr.isatty():
         yield None
@@ -157,7 +180,8 @@ def _output(log: str | None) -> Iterator[int | None]:
     with tempfile.TemporaryDirectory() as scratch:
         path = store.local(log) if store.is_local(log) else Path(scratch, "log")
         reading, writing = os.pipe()
-        copying = threading.Thread(target=_copy, args=(reading, path), daemon=True)
+        ours = os.dup(2)  # whatever our own stderr becomes
+        copying = threading.Thread(target=_copy, args=(reading, path, ours), daemon=True)
         copying.start()
         over = threading.Event()
         publishing = threading.Thread(target=_publish, args=(path, log, over), daemon=True)
@@ -168,17 +192,20 @@ def _output(log: str | None) -> Iterator[int | None]:
         finally:
             os.close(writing)
             copying.join(5)  # a process that a worker left behind may hold the pipe
+            if not copying.is_alive():
+                os.close(ours)
             over.set()
             if publishing.is_alive():
                 publishing.join(30)
 
 
-def _copy(reading: int, path: Path) -> None:
+def _copy(reading: int, path: Path, ours: int) -> None:
     """Until every writer has closed the pipe. A full disk or a closed stderr blocks nobody."""
     while chunk := os.read(reading, 1 << 16):
         with suppress(OSError):
-            sys.stderr.buffer.write(chunk)
-            sys.stderr.buffer.flush()
+            rest = chunk
+            while rest:
+                rest = rest[os.write(ours, rest) :]
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "ab") as file:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import capture, server
+from pipeline.jobrecord import cancelled
 from pipeline.keys import clean, flatten, lower_is_better
 from pipeline.remotespool import STATE, fetch_spool, place, push_spool, read_state, spool_folder
 from pipeline.sending import Sender, say
@@ -185,13 +186,14 @@ class Tracker:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        """FINISHED; FAILED after an exception; KILLED on Ctrl-C; REQUEUED on exit status 75."""
+        """FINISHED; FAILED after an exception; KILLED on Ctrl-C and after `cancel`; REQUEUED on
+        exit status 75."""
         if not self._state:
             return  # it never began
         if kind is None or isinstance(error, SystemExit) and not error.code:
             self.finish("FINISHED")
         elif isinstance(error, SystemExit) and error.code == 75:
-            self.finish("REQUEUED", wait=10)
+            self.finish("KILLED" if cancelled(self.run) else "REQUEUED", wait=10)
         else:
             self.tag("job.error", capture.redact(" ".join(str(error).split()) or kind.__name__))
             self.finish("KILLED" if kind is KeyboardInterrupt else "FAILED", wait=10)

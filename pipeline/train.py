@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline import checkpoint, method
+from pipeline import checkpoint, flops, method
 from pipeline.capture import other_node_metrics
 from pipeline.config import TrainConfig
 from pipeline.engine import Engine
@@ -55,6 +55,7 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
     assert config.data.url is not None
     manifest = open_manifest(config.data.url)
     networks = method.build(config, engine)
+    image_seconds = flops.image_seconds(networks, engine, config.data.crop)
     state = resume(config, run, networks, manifest, engine.is_main)
     engine.start(networks.trainees)
     stream = stack.enter_context(open_stream(config, engine, manifest, state.images_seen))
@@ -67,7 +68,7 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
     saver = checkpoint.Saver(run, config.checkpoint.keep)
     stack.callback(saver.close)
     stop = stack.enter_context(stop_requests())
-    meter = Meter(state.images_seen, config.max_images, shown=engine.is_main)
+    meter = Meter(state.images_seen, config.max_images, engine.is_main, image_seconds)
     stack.callback(meter.close)
     log = StepLog(run, engine, config.log.every or (20 if engine.device.type == "cuda" else 1))
     log.cut(state.images_seen)

@@ -8,6 +8,7 @@ goes through the hygiene of sharding. Sizes come from the header before any deco
 import io
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import cv2
@@ -56,6 +57,12 @@ class Crop:
             )
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"crop scale={self.scale} is not allowed: 0 < low <= high <= 1")
+
+    @cached_property
+    def kept(self) -> tuple[int, int] | None:
+        """The (height, width) of a picture that always stays as it is; None if there is none."""
+        cuts = self.mode == "resized" or self.flip or self.resize_short not in (None, self.size)
+        return None if cuts else (self.size, self.size)
 
 
 class Cut(NamedTuple):
@@ -183,6 +190,9 @@ def into(
     """
     picture = None
     if plain and shape is not None and data[:2] == _JPEG:
+        if shape == crop.kept:
+            _exactly(data, out)
+            return
         height, width = shape
     else:
         height, width, jpeg = header(data)
@@ -193,8 +203,7 @@ def into(
     size = crop.size
     whole = height == width == size and cut == (0, 0, 0, 0, size, size, False)
     if picture is None and whole:
-        if simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape != out.shape:
-            raise ValueError(_ANOTHER)
+        _exactly(data, out)
         return
     if picture is None:
         rows, columns = _least(cut, height, width, size)
@@ -214,6 +223,11 @@ def into(
         if cut.flip:
             box = cv2.flip(box, 1)
         _resize(box, out)
+
+
+def _exactly(data: bytes, out: np.ndarray) -> None:
+    if simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape != out.shape:
+        raise ValueError(_ANOTHER)
 
 
 def _least(cut: Cut, height: int, width: int, size: int) -> tuple[int, int]:

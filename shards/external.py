@@ -27,6 +27,10 @@ PICTURES = ("jpg", "jpeg", "png", "webp")
 _POLICY = Policy()
 
 
+class SourceError(ValueError):
+    """The tars that were named are not there."""
+
+
 def write(
     out: str,
     name: str,
@@ -37,15 +41,16 @@ def write(
     """Indexes the tars of `source` into a set of kind external at `out`.
 
     `source` is a folder or URL of tars, with train/ val/ test/ inside or not, or a brace pattern.
-    Raises ValueError: no tars, a damaged or empty one, more rejects than `max_reject_rate`.
+    Raises SourceError where there are no tars or one is missing; ValueError for a damaged or empty
+    one, and for more rejects than `max_reject_rate`.
     """
     tars = {split: list(urls) for split, urls in _tars(source).items() if urls}
     if not tars:
-        raise ValueError(
+        raise SourceError(
             f"{store.display(source)}: no .tar there, nor in train/, val/ or test/; give a folder, "
             "a URL or a pattern such as s3://bucket/train-{0000..0099}.tar"
         )
-    sizes = {url: store.size(url) for urls in tars.values() for url in urls}
+    sizes = {url: _size(url) for urls in tars.values() for url in urls}
     plan = generated(name, "external", {"format": 1, "tars": tars, "sizes": sizes})
     publish(out, plan)
     written: list[tuple[str, int, str | None]] = []
@@ -82,6 +87,15 @@ def _tars(source: str) -> dict[str, list[str]]:
 
 def _absolute(url: str) -> str:
     return os.path.abspath(store.local(url)) if store.is_local(url) else url
+
+
+def _size(url: str) -> int:
+    try:
+        return store.size(url)
+    except FileNotFoundError as error:
+        raise SourceError(
+            f"{store.display(url)}: no such tar; correct source=, or its pattern"
+        ) from error
 
 
 # --- one tar --------------------------------------------------------------------------------------

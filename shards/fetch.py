@@ -17,6 +17,7 @@ from shards import store
 from shards.lookup import TRIES, Indexes, Rows, Sample, SampleError
 from shards.manifest import Manifest
 from shards.order import Piece, Window
+from shards.ranged import Ranges
 
 OPEN_FILES = 128
 FETCHERS = 4
@@ -137,6 +138,7 @@ class Remote:
 
     def __init__(self, indexes: Indexes, read_ahead: int) -> None:
         self.indexes, self.read_ahead = indexes, read_ahead
+        self._ranges = Ranges(FETCHERS)
         self._untouched = 0
         self._wake = threading.Condition()
         self._queue: deque[_RemoteWindow] = deque()
@@ -176,6 +178,7 @@ class Remote:
             self._wake.notify_all()
         for thread in self._threads:
             thread.join(timeout=0.2)  # one inside a stalled read is left to end by itself
+        self._ranges.close()
 
     def touched(self, held: "_RemoteWindow") -> None:
         with self._wake:
@@ -189,18 +192,21 @@ class Remote:
                 if self._closed:
                     return
                 held = self._queue.popleft()
-            try:
-                pieces = [self._piece(piece) for piece in held.window.pieces]
-                samples = [sample for piece in pieces for sample in piece]
-                answer = [samples[place] for place in held.window.order]
-                with contextlib.suppress(InvalidStateError):  # closed meanwhile
-                    held.samples.set_result(answer)
-            except BaseException as error:
-                with contextlib.suppress(InvalidStateError):
-                    held.samples.set_exception(error)
+            self._fetch(held)
             with self._wake:
                 self._open.discard(held.samples)
             del held
+
+    def _fetch(self, held: "_RemoteWindow") -> None:
+        try:
+            pieces = [self._piece(piece) for piece in held.window.pieces]
+            samples = [sample for piece in pieces for sample in piece]
+            answer = [samples[place] for place in held.window.order]
+            with contextlib.suppress(InvalidStateError):  # closed meanwhile
+                held.samples.set_result(answer)
+        except BaseException as error:
+            with contextlib.suppress(InvalidStateError):
+                held.samples.set_exception(error)
 
     def _piece(self, piece: Piece) -> list[Sample]:
         """The samples of a piece, copied out one by one so that each is freed when it is used."""
@@ -208,7 +214,7 @@ class Remote:
         start, stop = _span(rows, piece)
         for _ in range(TRIES):
             try:
-                block = memoryview(store.read(self.indexes.urls[piece.shard], start, stop))
+                block = memoryview(self._ranges.read(self.indexes.urls[piece.shard], start, stop))
             except EOFError as error:
                 row, wrong = piece.row, str(error)
                 continue

@@ -49,6 +49,7 @@ def _system(url: str) -> tuple[Any, str]:
                 "retries": {"total_max_attempts": 1},
                 "connect_timeout": 5,
                 "read_timeout": STALL,
+                "signature_version": "s3v4",  # of signed URLs too: older ones are refused by many
             }
         try:
             system = fsspec.filesystem(scheme, **options)
@@ -61,6 +62,11 @@ def _system(url: str) -> tuple[Any, str]:
             system.retries = 1
         _systems[key] = system
     return _systems[key], _systems[key]._strip_protocol(url)
+
+
+def forget() -> None:
+    """Drops this process's sessions: the next call reads credentials and endpoint anew."""
+    _systems.clear()
 
 
 def _code(error: BaseException) -> tuple[str, int]:

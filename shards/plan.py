@@ -263,15 +263,17 @@ def _encode(plan: Plan) -> bytes:
 
 def _saved(out: str) -> dict[str, Any] | None:
     try:
-        return json.loads(store.read(store.join(out, "plan.json")))
+        found = store.read(store.join(out, "plan.json"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
-        if isinstance(error, store.StoreError):
-            raise
+    try:
+        document = json.loads(found)
+        saved = {name: document[name] for name in ("name", "kind", "options", "sha256")}
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{store.display(out)}: plan.json is not ours; give another out="
         ) from error
+    return saved
 
 
 def _difference(saved: Mapping[str, Any], plan: Plan) -> str:

@@ -17,7 +17,7 @@ R = TypeVar("R")
 def each(function: Callable[[J], R], jobs: Iterator[J], workers: int) -> Iterator[R]:
     """`function` of each job, in the order they end; few jobs wait, so memory is bounded.
 
-    Raises RuntimeError when a worker was killed.
+    No worker outlives it. Raises RuntimeError when a worker was killed.
     """
     if workers <= 1:
         yield from map(function, jobs)
@@ -39,7 +39,8 @@ def each(function: Callable[[J], R], jobs: Iterator[J], workers: int) -> Iterato
                 "a shard writer was killed (out of memory?); the same command goes on from here"
             ) from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # waiting: the exit of a program whose pool is still ending can hang for ever
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _die_with(parent: int) -> None:

@@ -1,4 +1,4 @@
-"""The README's commands run, as they stand, on one quickstart that the whole test run shares."""
+"""The README's commands run, as they stand, on one quickstart that these tests share."""
 
 import json
 import os
@@ -43,6 +43,7 @@ def run(place, *words, timeout=300):
     )
 
 
+@pytest.mark.slow
 def test_the_trained_network_beats_the_mean_colour_where_it_matters(quickstart):
     _, result, _ = quickstart
     mean = result["yardsticks"]["mean_colour"]["buckets"]
@@ -51,6 +52,7 @@ def test_the_trained_network_beats_the_mean_colour_where_it_matters(quickstart):
         assert ours >= theirs + 1.5, f"{bucket}: {ours:.2f} dB, mean colour {theirs:.2f} dB"
 
 
+@pytest.mark.slow
 def test_quickstart_leaves_a_run_a_model_and_a_picture(quickstart):
     place, result, _ = quickstart
     out = place / "runs" / "quickstart"
@@ -63,6 +65,7 @@ def test_quickstart_leaves_a_run_a_model_and_a_picture(quickstart):
     assert set(result["yardsticks"]) == {"mean_colour", "telea"}
 
 
+@pytest.mark.slow
 def test_known_pixels_of_the_object_removal_are_kept_bit_for_bit(quickstart):
     import numpy as np
     from PIL import Image
@@ -82,6 +85,7 @@ def test_known_pixels_of_the_object_removal_are_kept_bit_for_bit(quickstart):
     assert (filled[~known] != original[~known]).any()
 
 
+@pytest.mark.slow
 def test_a_second_quickstart_reuses_every_step(quickstart):
     place, first, _ = quickstart
     done = run(place, "quickstart", "--json")
@@ -97,6 +101,7 @@ def test_a_quickstart_in_a_folder_of_something_else_is_refused(tmp_path):
     assert os.listdir(tmp_path) == ["letter.txt"]
 
 
+@pytest.mark.slow
 def test_a_step_is_done_again_where_what_it_made_is_gone(quickstart):
     place, first, _ = quickstart
     (place / "runs" / "quickstart" / "coffee_filled_strip.png").unlink()
@@ -109,6 +114,7 @@ def test_a_step_is_done_again_where_what_it_made_is_gone(quickstart):
     assert (place / first["strip"]).exists()
 
 
+@pytest.mark.slow
 def test_the_readmes_picture_is_the_one_that_quickstart_made(quickstart):
     """Original and mask to the byte, the result to what another machine's training may change."""
     import numpy as np
@@ -125,6 +131,7 @@ def test_the_readmes_picture_is_the_one_that_quickstart_made(quickstart):
     assert abs(ours[:, rest:] - made[:, rest:]).mean() < 2
 
 
+@pytest.mark.slow
 def test_the_readmes_commands_run_as_they_stand(quickstart):
     place = quickstart[0]
     shutil.rmtree(place / "runs" / "readme", ignore_errors=True)
@@ -157,6 +164,7 @@ DRY = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", DRY)
 def test_a_dry_run_says_what_would_be_done_and_changes_nothing(
     quickstart, case, monkeypatch, capsys

@@ -18,6 +18,7 @@ import torch
 from skimage import data
 from torch.utils.data import DataLoader, Dataset
 
+from shards import objects
 from shards.decode import Crop
 from shards.fetch import open_reader
 from shards.manifest import Manifest
@@ -235,7 +236,10 @@ def _end_with_us() -> None:
 
 @contextlib.contextmanager
 def storage(nginx: str, folder: Path) -> Iterator[None]:
-    """`folder`'s children as S3 buckets, read only: nginx on a free port of this machine."""
+    """`folder`'s children as S3 buckets: nginx on a free port of this machine.
+
+    Objects are put, read and removed; a listing is always empty, which is true of a new prefix.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -246,10 +250,13 @@ def storage(nginx: str, folder: Path) -> Iterator[None]:
     user = "user root; " if os.geteuid() == 0 else ""  # nobody may not read our folder
     (folder / "nginx.conf").write_text(
         f"{user}daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx.log; events {{}}"
-        f"http {{ access_log off; sendfile on; {temporary}"
-        f"server {{ listen 127.0.0.1:{port}; root {folder}; }} }}"
+        f"http {{ access_log off; sendfile on; client_max_body_size 0; {temporary}"
+        f"server {{ listen 127.0.0.1:{port}; root {folder};"
+        "dav_methods PUT DELETE; create_full_put_path on;"
+        "if ($args ~ list-type) { return 200 '<ListBucketResult/>'; } } }"
     )
     before = dict(os.environ)
+    objects.forget()
     os.environ |= {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "bench",
@@ -268,5 +275,6 @@ def storage(nginx: str, folder: Path) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+        objects.forget()
         server.terminate()
         server.wait()

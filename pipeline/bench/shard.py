@@ -1,9 +1,12 @@
 """`bench shard`: our writer beside webdataset's, a copy of the files, and its own parts.
 
-All take the same loose 256×256 JPEG files to a local disk. Ours also decodes each once, hashes
-and indexes it and publishes the set atomically; webdataset's ShardWriter and the copy do not.
+All take the same loose 256×256 JPEG files to a local disk, and to nginx spoken to as S3 where it is
+found. Ours also decodes each once, hashes and indexes it and publishes the set atomically;
+webdataset's ShardWriter and the copy do not. nginx lists nothing, so there ours stops short of
+`finalise`, and webdataset's shards are uploaded as each is done.
 """
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -15,6 +18,7 @@ import simplejpeg
 import torch
 from skimage import data
 
+from pipeline.bench import loaders
 from pipeline.bench.timing import alternate, faster, report, target, whole
 from shards import store
 from shards.hygiene import Policy, examine
@@ -31,22 +35,32 @@ SHARD_MB = 64
 def run(images: int = 5_000, repetitions: int = 5) -> dict[str, Any]:
     """The whole benchmark: rows, ratios and the target of the design."""
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        rows = _pictures(folder / "loose", images)
-        table = alternate(
-            {
-                "part: list and plan": whole(_planning(folder / "loose")),
-                "part: read": whole(_reading(folder / "loose", rows)),
-                "part: check": whole(_checking(folder / "loose", rows)),
-                "part: pack": whole(_packing(folder / "loose", rows)),
-                "part: publish": whole(_publishing(folder / "loose", rows, folder / "published")),
-                "ours": whole(_ours(folder / "loose", folder / "ours")),
-                "webdataset": whole(_webdataset(folder / "loose", rows, folder / "webdataset")),
-                "loose files": whole(_copying(folder / "loose", rows, folder / "copy")),
-            },
-            repetitions,
-        )
+        loose = folder / "loose"
+        rows = _pictures(loose, images)
+        works = {
+            "part: list and plan": _planning(loose),
+            "part: read": _reading(loose, rows),
+            "part: check": _checking(loose, rows),
+            "part: pack": _packing(loose, rows),
+            "part: publish": _publishing(loose, rows, str(folder / "published")),
+            "ours": _ours(loose, folder / "ours"),
+            "webdataset": _webdataset(loose, rows, folder / "webdataset"),
+            "loose files": _copying(loose, rows, folder / "copy"),
+        }
+        if served := shutil.which("nginx"):
+            (folder / "bucket").mkdir()
+            stack.enter_context(loaders.storage(served, folder))
+            works |= {
+                "publish to storage": _publishing(loose, rows, "s3://bucket/published"),
+                "ours to storage": _ours_stored(loose, "s3://bucket/ours"),
+                "webdataset to storage": _webdataset(
+                    loose, rows, folder / "webdataset", "s3://bucket/webdataset"
+                ),
+                "loose files to storage": _sending(loose, rows, "s3://bucket/copy"),
+            }
+        table = alternate({name: whole(work) for name, work in works.items()}, repetitions)
     return _result(table, images)
 
 
@@ -61,6 +75,16 @@ def _result(table: list[dict[str, Any]], images: int) -> dict[str, Any]:
         "ours / webdataset, which checks and indexes nothing": faster(table, "ours", "webdataset"),
         "ours / loose files copied": faster(table, "ours", "loose files"),
     }
+    if "ours to storage" in rows:
+        ratios |= {
+            "ours to storage / ours": faster(table, "ours to storage", "ours"),
+            "to storage: ours / webdataset": faster(
+                table, "ours to storage", "webdataset to storage"
+            ),
+            "to storage: ours / loose files": faster(
+                table, "ours to storage", "loose files to storage"
+            ),
+        }
     targets = {"ms of CPU an image, with the check": target(milliseconds, 0.6, at_least=False)}
     work = {
         "images": images,
@@ -112,6 +136,16 @@ def _ours(loose: Path, out: Path) -> Callable[[], int]:
     return work
 
 
+def _ours_stored(loose: Path, out: str) -> Callable[[], int]:
+    def work() -> int:
+        planned = _plan(loose)
+        for _ in write(out, planned, Loader(loose, Policy())):
+            pass
+        return planned.rows.num_rows
+
+    return work
+
+
 def _planning(loose: Path) -> Callable[[], int]:
     return lambda: _plan(loose).rows.num_rows
 
@@ -144,7 +178,7 @@ def _packing(loose: Path, rows: list[Row]) -> Callable[[], int]:
     return work
 
 
-def _publishing(loose: Path, rows: list[Row], out: Path) -> Callable[[], int]:
+def _publishing(loose: Path, rows: list[Row], out: str) -> Callable[[], int]:
     held, policy = [], Policy()
     for start in range(0, len(rows), 5000):
         part = rows[start : start + 5000]
@@ -153,22 +187,40 @@ def _publishing(loose: Path, rows: list[Row], out: Path) -> Callable[[], int]:
 
     def work() -> int:
         for number, tar in enumerate(held):
-            store.write(out / f"{number}.tar", tar)
+            store.write(store.join(out, f"{number}.tar"), tar)
         return len(rows)
 
     return work
 
 
-def _webdataset(loose: Path, rows: list[Row], out: Path) -> Callable[[], int]:
+def _webdataset(
+    loose: Path, rows: list[Row], out: Path, send_to: str | None = None
+) -> Callable[[], int]:
     import webdataset
+
+    def send(path: str) -> None:
+        if send_to is not None:
+            store.upload(store.join(send_to, Path(path).name), path)
 
     def work() -> int:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         pattern = str(out / "shard-%06d.tar")
-        with webdataset.ShardWriter(pattern, maxsize=SHARD_MB * 2**20, verbose=0) as writer:
+        with webdataset.ShardWriter(
+            pattern, maxsize=SHARD_MB * 2**20, verbose=0, post=send
+        ) as writer:
             for row in rows:
                 writer.write({"__key__": f"{row.sample_id:09d}", "jpg": read_file(loose, row)})
+        return len(rows)
+
+    return work
+
+
+def _sending(loose: Path, rows: list[Row], out: str) -> Callable[[], int]:
+    def work() -> int:
+        for row in rows:
+            name = row.src.decode()
+            store.upload(store.join(out, name), loose / name)
         return len(rows)
 
     return work

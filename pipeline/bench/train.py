@@ -3,8 +3,10 @@
 Rows, each a step of MSA-Net as `train` takes it: `bare` is forward, losses, backward and Adam in
 the shortest loop that does them, on one batch that lies ready; `loop` is our `step` and engine on
 it; `loader` the same on batches of a real sharded set. On two processes `weak` gives each the same
-batch as before, so that a perfect machine takes the same time; what is above is communication, and
-on shared cores contention. With a GPU: fp32, contiguous memory and `compile` beside the default.
+batch as before, so that a perfect machine takes the same time; `apart` exchanges no gradients and
+so tells communication from contention for cores. With a GPU: fp32, contiguous memory and
+`compile` beside the default. The step's arithmetic and the bytes of its operators are held against
+this device's matrix product and copy, timed beside it.
 """
 
 import json
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor
 
 from models.masking import composite, erase
-from pipeline import method
+from pipeline import flops, method
 from pipeline.bench.timing import report, target
 from pipeline.compose import compose
 from pipeline.config import TrainConfig
@@ -61,7 +63,7 @@ def run(
         if on_gpu:  # a process has one precision
             found["rows"] |= _workers(scratch, work, 1, variants[2:])["rows"]
         if not on_gpu or torch.cuda.device_count() > 1:
-            found["rows"] |= _workers(scratch, work, 2, ["weak"])["rows"]
+            found["rows"] |= _workers(scratch, work, 2, ["weak", "apart"])["rows"]
     rows = [{"name": name, **told} for name, told in found["rows"].items()]
     middle = {row["name"]: statistics.median(row["seconds"]) for row in rows}
     ours = found["rows"]
@@ -71,10 +73,13 @@ def run(
         "loader / loop": _paired(ours["loader"]["seconds"], ours["loop"]["seconds"]),
         "data wait": found["wait"],
         **{f"{name} / loop": middle[name] / middle["loop"] for name in variants},
+        **{f"loop's share of {name}": share for name, share in found["ceilings"].items()},
     }
     if "weak" in middle:
         ratios["weak scaling, 1 -> 2"] = middle["loop"] / middle["weak"]
-        ratios["share of communication and contention"] = 1 - middle["loop"] / middle["weak"]
+        exchange = 1 - _paired(ours["apart"]["seconds"], ours["weak"]["seconds"])
+        ratios["share of communication"] = exchange
+        ratios["share of contention"] = 1 - exchange - middle["loop"] / middle["weak"]
     targets = {
         "loop's overhead": target(overhead, OVERHEAD, at_least=False),
         "data wait": target(found["wait"], WAIT, at_least=False),
@@ -149,31 +154,42 @@ def _measure(given: dict[str, Any]) -> None:
     del prepared, work  # the networks, before the group that they speak in
     if engine.is_main:
         rows = {name: {"seconds": t, "peak_bytes": peaks[name]} for name, t in times.items()}
-        wait = sum(waits) / max(1e-9, given["steps"] * sum(times.get("loader", [])))
-        Path(given["out"]).write_text(json.dumps({"rows": rows, "wait": wait}))
+        told: dict[str, Any] = {"rows": rows}
+        told["wait"] = sum(waits) / max(1e-9, given["steps"] * sum(times.get("loader", [])))
+        if "loop" in times:
+            told["ceilings"] = _ceilings(given, engine, statistics.median(times["loop"]))
+        Path(given["out"]).write_text(json.dumps(told))
     engine.close()
+
+
+def _ceilings(given: dict[str, Any], engine: Engine, seconds: float) -> dict[str, float]:
+    """What a step of `seconds` achieves of the rates of a large matrix product and a large copy."""
+    work = flops.of_image(method.build(_config("loop", given), engine), engine, given["side"])
+    side = 8192 if engine.device.type == "cuda" else 1024
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(engine.precision, torch.float32)
+    left = torch.ones(side, side, device=engine.device, dtype=dtype)
+    large = torch.ones(4 * side * side, device=engine.device)
+    other = torch.empty_like(large)
+    product = 2 * side**3 / _shortest(lambda: left @ left)
+    copied = 2 * 4 * large.numel() / _shortest(lambda: other.copy_(large))
+    return {
+        "matrix product": given["batch"] * work.flop / seconds / product,
+        "memory bandwidth": given["batch"] * work.bytes / seconds / copied,
+    }
+
+
+def _shortest(work: Callable[[], Any]) -> float:
+    spent = []
+    for _ in range(10):
+        began = _now()
+        work()
+        spent.append(_now() - began)
+    return min(spent)
 
 
 def _row(name: str, given: dict[str, Any], waits: list[float]) -> tuple[Callable[[], None], Engine]:
     """A function that takes one training step in the way that `name` says."""
-    config: TrainConfig = compose(
-        "train",
-        [
-            "experiment=quickstart",
-            "objective.perceptual=0.001",
-            "objective.style=1",
-            "ema=0",
-            "loader_threads=1",
-            f"model.width={given['width']}",
-            f"data.crop={given['side']}",
-            f"data.url={given['set']}",
-        ],
-    ).config
-    world = int(os.environ["WORLD_SIZE"])
-    config = replace(config, batch=given["batch"] * world, threads=os.environ["OMP_NUM_THREADS"])
-    config.precision = "fp32" if name == "fp32" else "auto"
-    config.parallel.channels_last = name != "contiguous"
-    config.parallel.compile = name == "compile"
+    config = _config(name, given)
     engine = Engine(config)
     networks = method.build(config, engine)
     engine.start(networks.trainees)
@@ -195,11 +211,37 @@ def _row(name: str, given: dict[str, Any], waits: list[float]) -> tuple[Callable
             batch = next(stream)
             waits.append(time.perf_counter() - began)
             images, masks = batch.images, batch.masks
-        step(networks, engine, images, masks, config)
+        if name == "apart":
+            with engine.micro_batch(networks.trainees, last=False):
+                step(networks, engine, images, masks, config)
+        else:
+            step(networks, engine, images, masks, config)
         engine.step(networks.trainees, 0.0)
         engine.any(False)
 
     return take, engine
+
+
+def _config(name: str, given: dict[str, Any]) -> TrainConfig:
+    config: TrainConfig = compose(
+        "train",
+        [
+            "experiment=quickstart",
+            "objective.perceptual=0.001",
+            "objective.style=1",
+            "ema=0",
+            "loader_threads=1",
+            f"model.width={given['width']}",
+            f"data.crop={given['side']}",
+            f"data.url={given['set']}",
+        ],
+    ).config
+    world = int(os.environ["WORLD_SIZE"])
+    config = replace(config, batch=given["batch"] * world, threads=os.environ["OMP_NUM_THREADS"])
+    config.precision = "fp32" if name == "fp32" else "auto"
+    config.parallel.channels_last = name != "contiguous"
+    config.parallel.compile = name == "compile"
+    return config
 
 
 def _bare(networks: Method, engine: Engine, images: Tensor, masks: Tensor) -> None:

@@ -19,6 +19,9 @@ from shards.plan import Row
 IMAGES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
 
 
+MAX_BYTES = 512 * 2**20  # of one file; no picture of 64 megapixels comes near
+
+
 class File(NamedTuple):
     path: bytes  # inside the folder or archive that was listed, "/" between names
     size: int
@@ -143,7 +146,10 @@ def read_file(root: Path, row: Row) -> bytes:
 
 
 def _unzip(file: BinaryIO, row: Row) -> bytes:
-    """A zip member by its local header, whose own sizes may be zero: inflates until it ends."""
+    """A zip member by its local header, whose own sizes may be zero: inflates until it ends.
+
+    At most a byte more than the directory promised, however much there is.
+    """
     file.seek(row.offset)
     fixed = file.read(30)
     method, name, extra = struct.unpack_from("<8xH16xHH", fixed)
@@ -152,10 +158,13 @@ def _unzip(file: BinaryIO, row: Row) -> bytes:
     file.seek(name + extra, os.SEEK_CUR)
     if method == 0:
         return file.read(row.size)
-    inflater, parts = zlib.decompressobj(-15), []
-    while not inflater.eof and (block := file.read(1 << 16)):
-        parts.append(inflater.decompress(block))
-    return b"".join(parts)
+    inflater, data = zlib.decompressobj(-15), bytearray()
+    while not inflater.eof and len(data) <= row.size:
+        block = inflater.unconsumed_tail or file.read(1 << 16)
+        if not block:
+            break
+        data += inflater.decompress(block, row.size + 1 - len(data))
+    return bytes(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +176,8 @@ class Loader:
 
     def __call__(self, row: Row) -> Sample | Reject:
         src = row.src.decode("utf-8", "backslashreplace")
+        if row.size > MAX_BYTES:
+            return Reject(src, "too_large", f"{row.size} bytes, above {MAX_BYTES}")
         try:
             data = read_file(self.root, row)
         except OSError as error:

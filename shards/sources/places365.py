@@ -49,23 +49,30 @@ def _some(
     source: Path, variant: str, parts: list[tuple[str, Part]], only: tuple[str, int]
 ) -> Iterator[Entry]:
     name, number = only
-    listed = text(source, "places365_val.txt", FILELISTS)
     for split, part in parts:
         if split == "test":  # whose labels nobody has
             continue
-        wanted = set() if listed is None else _named(listed, number)
-        easy = part.folder in _EASY[0] or part.archive in _EASY[1]
-        if split == "val" and not easy and not wanted:
-            raise absent(
-                source, f"places365_val.txt (or {FILELISTS[0]}), which tells {name} in val"
-            )
+        wanted: set[str] = set()
         for entry, path in _images(split, part):
-            if _category(path) == name or path in wanted:
+            if "/" not in path and not wanted:  # no class folder: only the list tells
+                wanted = _named(source, split, variant, number)
+            if path in wanted or _category(path) == name:
                 yield entry._replace(label=number)
 
 
-def _named(lines: list[str], number: int) -> set[str]:
-    return {name for name, label in labels(lines, "places365_val.txt").items() if label == number}
+def _named(source: Path, split: str, variant: str, number: int) -> set[str]:
+    """The names that the split's list gives this category. Raises ValueError without them."""
+    name = _list_file(split, variant)
+    listed = labels(text(source, name, FILELISTS) or (), name)
+    found = {path for path, label in listed.items() if label == number}
+    if not found:
+        wanted = f"{name} (or {FILELISTS[variant == 'challenge']})"
+        raise absent(source, f"{wanted}, which tells category {number} in {split}")
+    return found
+
+
+def _list_file(split: str, variant: str) -> str:
+    return f"places365_train_{variant}.txt" if split == "train" else "places365_val.txt"
 
 
 # --- where the images are -------------------------------------------------------------------------
@@ -126,7 +133,7 @@ def _labeller(source: Path, split: str, variant: str) -> Callable[[str], int]:
     """The published label of a path below the split's folder, -1 where there is none."""
     if split == "test":
         return lambda path: -1
-    list_file = f"places365_train_{variant}.txt" if split == "train" else "places365_val.txt"
+    list_file = _list_file(split, variant)
     listed = text(source, list_file, FILELISTS)
     by_name = {} if listed is None else labels(listed, list_file)
     categories = text(source, "categories_places365.txt", FILELISTS)

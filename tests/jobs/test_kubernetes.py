@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ pytestmark = [
     pytest.mark.dist,
     pytest.mark.skipif(reason is not None, reason=f"no stand-in: {reason}"),
 ]
+ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "registry.example.org/lacuna@sha256:" + "0" * 64
 SMALL = Cluster(scheduler="kubernetes", image=IMAGE, code="image", retries=1, lead_seconds=20,
                 volumes={"runs": "/runs"}, secrets=["credentials"])  # fmt: skip
@@ -78,9 +80,16 @@ def pod_of(kube, start):
     return name
 
 
+def logs(number, follow=False, cluster=TWO):
+    """A process that shows them; its words are on stdout."""
+    program = f"from jobs import kubectl; from jobs.spec import Cluster; " \
+              f"kubectl.logs({number!r}, {cluster!r}, {follow})"  # fmt: skip
+    return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE,
+                            text=True)  # fmt: skip
+
+
 def said(number, cluster=TWO):
-    done = subprocess.run(kubectl.logs(number, cluster, False), capture_output=True, text=True)
-    return done.stdout
+    return logs(number, cluster=cluster).communicate(timeout=60)[0]
 
 
 def test_two_pods_meet_by_name_and_finish_as_a_user_without_a_home(kube, claim):
@@ -134,13 +143,17 @@ def test_a_cancelled_job_saves_in_its_grace_period_and_leaves_nothing(kube, clai
     assert not [name for name in left if name.startswith("cancelled")]
 
 
-def test_logs_follow_every_pod_until_the_end(kube, claim):
+def test_logs_follow_every_pod_and_those_that_replace_them_until_the_end(kube, claim):
     number = job("told", "steps=20")
     running(number, claim, "told")
-    follow = kubectl.logs(number, TWO, True)
-    done = subprocess.run(follow, capture_output=True, text=True, timeout=60)
-    assert done.stdout.count("the end of") == 2
+    follow = logs(number, follow=True)
+    time.sleep(1)
+    kube.evict(pod_of(kube, "told-1"))
+    shown = follow.communicate(timeout=60)[0].splitlines()
     assert ended(number).state is State.SUCCEEDED
+    ends = [line.rpartition("the end of ")[2] for line in shown if "the end of" in line]
+    assert len(ends) == 4 and {"0 at 20", "1 at 20"} <= set(ends)
+    assert all(line.startswith("[pod/told-") for line in shown)
 
 
 def test_an_array_of_pods_runs_each_element(kube, claim):
@@ -155,6 +168,9 @@ def test_an_array_of_pods_runs_each_element(kube, claim):
 
 def test_a_finished_job_makes_room_and_a_live_one_does_not(kube, claim):
     assert ended(job("again", "steps=2")).state is State.SUCCEEDED
+    with pytest.raises(SubmitError, match="belongs to /runs/again: give cluster.name="):
+        job("Again", "steps=2")  # the same name to Kubernetes, and another run
+    assert kubectl.status("job/again", TWO).state is State.SUCCEEDED
     number = job("again", "steps=60")
     with pytest.raises(SubmitError, match="is there already: "):
         job("again", "steps=60")
@@ -200,6 +216,17 @@ def test_what_the_cluster_would_refuse_is_one_line(kube, change, told):
         assert told in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_nothing_stays_of_a_job_whose_service_is_refused_at_last(kube):
+    kube.store.quota = "Service"
+    with pytest.raises(SubmitError, match="exceeded quota"):
+        job("half", "exit=0")
+    kube.store.quota = ""
+    end = time.monotonic() + 20
+    while kubectl.status("job/half", TWO).state is not State.UNKNOWN:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 def test_asking_names_a_secret_and_a_claim_that_are_missing(kube):
     for change in ({"secrets": ["forgotten"]}, {"volumes": {"lost": "/runs"}}):
         cluster = Cluster(**{**SMALL.__dict__, **change})
@@ -224,10 +251,12 @@ def test_no_object_holds_the_value_of_a_secret(kube, claim):
 
 
 @pytest.fixture
-def pods(cli, small_set, tmp_path, monkeypatch):
+def pods(cli, small_set, photograph_folder, tmp_path, monkeypatch):
     """A cluster whose claims are folders of this machine at their own paths, for any user."""
     cli.cwd.chmod(0o777)
-    claims = {"work": cli.cwd, "set": Path(small_set)}
+    cli.code.chmod(0o755)  # else its packages are not found, and others' are
+    photograph_folder.chmod(0o755)
+    claims = {"work": cli.cwd, "set": Path(small_set), "photos": photograph_folder}
     before = os.umask(0)
     with stand_in.Kube(tmp_path / "kube", cli.code, claims, {}) as kube:
         monkeypatch.setenv("KUBECONFIG", str(kube.config))
@@ -258,3 +287,34 @@ def test_the_real_training_in_two_pods_goes_on_to_the_bit_after_an_eviction(cli,
     cli("train", *words, "run=runs/reference", "processes=2")
     reference = cli.cwd / "runs" / "reference" / "steps.jsonl"
     assert steps.read_text() == reference.read_text()
+    forget(cli, "job/pods")
+    assert cli.status("pods")["state"] == "SUCCEEDED"
+    kept = cli("logs", "pods").stdout
+    assert "goes on at" in kept and "[pod-1]" in kept
+
+
+def forget(cli, number):
+    """What happens when a Job's TTL is over: it and its pods are gone."""
+    kubectl.cancel(number, SMALL)
+    cli.until(lambda: kubectl.status(number, SMALL).state is State.UNKNOWN, f"{number} to be gone")
+
+
+def test_logs_and_states_of_other_verbs_outlast_their_pods(cli, small_set, photograph_folder, pods):
+    on = ["cluster=kubernetes", "cluster.gpus_per_node=0", f"cluster.image={IMAGE}",
+          f"root={cli.cwd}/jobs",
+          f"cluster.volumes={{work: '{cli.cwd}', set: '{small_set}', photos: "
+          f"'{photograph_folder}'}}"]  # fmt: skip
+    evaluate = ["evaluate", "model=mean_colour", f"data.url={small_set}", "limit=1", "batch=4",
+                "protocol=musical", "protocol.size=64",
+                f"out={cli.cwd}/scores.parquet"]  # fmt: skip
+    shard = ["shard", f"source={photograph_folder}", f"out={cli.cwd}/pod-set", "data.min_side=64",
+             "cluster.tasks=2"]  # fmt: skip
+    made = [json.loads(cli("submit", *words, *on, "--json").stdout)["jobs"][0]
+            for words in (evaluate, shard)]  # fmt: skip
+    for job, words in zip(made, ("PSNR dB", "[pod-1]")):
+        cli.until(lambda n=job["number"]: not kubectl.status(n, SMALL).state.live, job["id"])
+        forget(cli, job["number"])
+        told = cli.status(job["id"])
+        assert told["state"] == "SUCCEEDED", (told["reason"], cli("logs", job["id"]).stdout)
+        assert words in cli("logs", job["id"]).stdout
+    assert told["elements"] == {"0": "SUCCEEDED", "1": "SUCCEEDED"}

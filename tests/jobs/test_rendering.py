@@ -131,6 +131,16 @@ def test_the_first_matching_rule_of_a_pod_is_the_configuration_error():
     assert actions == ["FailJob", "Ignore", "Ignore"]
 
 
+def test_an_array_in_a_jobset_is_not_tried_again_as_a_whole():
+    """Its elements have retries of their own; the reasons are those of JobSet's API."""
+    jobset = kubernetes.manifest(SHARD, replace(KUBERNETES, kind="jobset", nodes=1))[0]
+    (rule,) = jobset["spec"]["failurePolicy"]["rules"]
+    assert rule["action"] == "FailJobSet" and "FailedIndexes" in rule["onJobFailureReasons"]
+    spec = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert spec["backoffLimitPerIndex"] == 3
+    assert spec["podFailurePolicy"]["rules"][0]["action"] == "FailIndex"
+
+
 def test_kubernetes_does_not_substitute_in_our_words():
     job = replace(REMOTE, arguments=("run=s3://b/$(HOME)",), env={"SITE": "$(PATH)"})
     container = kubernetes.manifest(job, KUBERNETES)[-1]["spec"]["template"]["spec"]["containers"][
@@ -177,6 +187,20 @@ def test_a_sweep_of_several_nodes_each_is_one_part_of_a_jobset_a_point():
         (REMOTE, replace(KUBERNETES, name="x" * 62), "give a shorter one with cluster.name="),
         (SHARD, replace(KUBERNETES, nodes=2), "cluster.kind=jobset"),
         (TRAIN, Cluster(nodes=2), "this machine is one"),
+        (TRAIN, replace(SLURM, throttle=2), "means nothing without an array"),
+        (TRAIN, replace(SLURM, memory_gb=-1), "cluster.memory_gb=-1: at least 1"),
+        (TRAIN, replace(SLURM, mounts=["/a:/a"]), "mean nothing without cluster.container"),
+        (
+            replace(TRAIN, reads=("/a:b",)),
+            replace(SLURM, container="pyxis", image=IMAGE),
+            "a colon",
+        ),
+        (REMOTE, replace(KUBERNETES, shm_gb=512), "counts against cluster.memory_gb=512"),
+        (
+            replace(SHARD, verb="train"),
+            replace(KUBERNETES, kind="jobset", throttle=1),
+            "elements of several nodes each start together",
+        ),
     ],
 )
 def test_what_no_scheduler_could_run_is_refused_in_one_line(job, cluster, told):

@@ -1,5 +1,7 @@
 """Rendered scripts on a real SLURM, with a quick program that honours the launch contract."""
 
+import os
+import signal
 import subprocess
 import time
 from dataclasses import replace
@@ -42,10 +44,13 @@ def limited(slurm, tmp_path_factory):
     )
     deaf.chmod(0o755)
     numbers = {}
+    far = {"nodelist": "n2"}  # another test loses n1
     for name, code in (("unsaved", "1"), ("saved", "75")):
         run = str(folder / name)
         made = Job(id=name, verb="train", arguments=(), run=run, folder=run, env={"CODE": code})
-        numbers[name] = backend.submit(made, replace(SMALL, time="1", python=str(deaf))), made
+        number = backend.submit(made, replace(SMALL, time="30", python=str(deaf), sbatch=far))
+        slurm.run("scontrol", "update", f"jobid={number}", "timelimit=1")  # after it was rendered
+        numbers[name] = number, made
     return numbers
 
 
@@ -64,6 +69,19 @@ def output(made):
 def steps(made):
     path = Path(made.run, "steps.jsonl")
     return path.read_text().splitlines() if path.exists() else []
+
+
+def task(made, node):
+    """Process id of the job's program on a node, seen from outside its namespaces."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (path / "environ").read_bytes().split(b"\0")
+            words = (path / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if f"PET_NODE_RANK={node}".encode() in environment and f"run={made.run}".encode() in words:
+            return int(path.name)
+    raise AssertionError(f"no task of {made.id} on node {node}")
 
 
 def starts(made):
@@ -208,6 +226,45 @@ def test_a_job_that_slurm_has_forgotten_is_known_by_its_note(slurm, job):
     found = slurm_status.status("999999", made.folder)
     assert (found.state, found.reason) == (State.FAILED, "crashed 2 times, last exit 1")
     assert slurm_status.status("999998", made.folder).state is State.UNKNOWN
+
+
+def test_a_forgotten_array_is_known_by_the_notes_of_all_its_elements(slurm, job):
+    made = job("forgotten")
+    elements = ((f"run={made.run}/0", "exit=78"), (f"run={made.run}/1", "steps=1"))
+    made = replace(made, arguments=(), elements=elements)
+    number = backend.submit(made, SMALL)
+    logs = Path(made.folder, "logs")
+    assert {p.name for p in logs.glob("state-*")} >= {f"state-{number}_{i}" for i in (0, 1)}
+    live = ended(number, made)
+    for i in (0, 1):
+        (logs / f"state-{number}_{i}").rename(logs / f"state-999999_{i}")
+    found = slurm_status.status("999999", made.folder)
+    assert (found.state, found.reason) == (State.FAILED, "configuration error, not retried")
+    assert found.elements == live.elements == {"0": State.FAILED, "1": State.SUCCEEDED}
+
+
+def test_a_task_that_was_killed_is_named_and_not_what_its_peer_says(slurm, job):
+    made = job("killed", "steps=300")
+    number = backend.submit(made, replace(TWO, retries=0))
+    slurm.wait(lambda: len(steps(made)) > 3, "a few steps")
+    os.kill(task(made, node=1), signal.SIGKILL)
+    found = ended(number, made)
+    assert found.state is State.FAILED
+    assert found.reason == "crashed 1 times, last exit 137, n2: task 1: Killed"
+    assert "srun: error: n1: task 0: Exited with exit code 1" in output(made)
+
+
+def test_a_job_whose_batch_host_is_lost_goes_on_from_what_was_saved(slurm, job):
+    made = job("host", "steps=30")
+    number = backend.submit(made, replace(TWO, retries=0))
+    slurm.wait(lambda: len(steps(made)) > 3, "a few steps")
+    assert "BatchHost=n1" in slurm.run("scontrol", "show", "job", number)
+    slurm.lose("n1")
+    slurm.wait(lambda: slurm.state(number) == "PENDING", "the requeue")
+    slurm.restore("n1")
+    found = ended(number, made)
+    assert (found.state, found.restarts) == (State.SUCCEEDED, 1)
+    assert not list(Path(made.folder, "logs").glob("failures-*"))  # no crash was counted
 
 
 def test_a_wall_limit_without_a_save_is_a_crash_and_one_with_a_save_is_none(slurm, limited):

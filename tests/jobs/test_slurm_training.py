@@ -166,6 +166,115 @@ def test_a_run_that_is_live_is_not_submitted_twice(cli, submit, small_set):
     cli("cancel", "twice")
 
 
+def advance(cli, run, images):
+    goal = seen(cli, run) + images
+    cli.until(lambda: seen(cli, run) >= goal, f"{run} to get on")
+
+
+@pytest.fixture(scope="module")
+def ends(cli, submit, slurm, small_set):
+    """Jobs that share the nodes to their ends, and what MLflow said of `tracked` on the way.
+
+    A worker of `exhausted` is killed, with no retry left. `tracked` is warned by USR1, goes
+    on, and is cancelled. Beside them run `doctor` and a smoke test, whose ids are returned.
+    """
+    from mlflow.tracking import MlflowClient
+
+    doctor = json.loads(cli("submit", "doctor", *CLUSTER, "--json").stdout)["jobs"][0]["id"]
+    words = [*RECIPE, f"data.url={small_set}", "run=runs/smoked", "smoke=true", *CLUSTER,
+             "cluster.nodes=1"]  # fmt: skip
+    smoke = json.loads(cli("submit", "train", *words, "--json").stdout)["jobs"][0]["id"]
+    far = [f"max_images={FAR}", f"checkpoint.every_images={FAR}"]
+    number = submit("tracked", *far, "tracking.enabled=true", "cluster.nodes=1",
+                    "cluster.sbatch={hold: null}")  # fmt: skip
+    submit("exhausted", *far, "cluster.retries=0")
+    client = MlflowClient(f"sqlite:///{cli.cwd}/runs/mlflow.db")
+    ids = [e.experiment_id for e in client.search_experiments()]
+
+    def run():
+        (found,) = client.search_runs(ids)
+        return found.info
+
+    def until(wanted):
+        cli.until(lambda: run().status == wanted, f"MLflow to say {wanted}")
+
+    assert run().status == "SCHEDULED"
+    slurm.run("scontrol", "release", number)
+    until("RUNNING")
+    advance(cli, "tracked", 16)
+    slurm.run("scancel", "--batch", "--signal=USR1", number)
+    until("SCHEDULED")
+    saved_at = seen(cli, "tracked")
+    advance(cli, "exhausted", 8)
+    os.kill(worker(rank=1, run="exhausted"), signal.SIGKILL)
+    until("RUNNING")
+    advance(cli, "tracked", 16)
+    cli("cancel", "tracked")
+    folder = cli.cwd / "runs" / "tracked"
+    cli.until(lambda: not slurm_status.status(number, folder).state.live, "the end of tracked")
+    until("KILLED")
+    steps = [m.step for m in client.get_metric_history(run().run_id, "g/l2")]
+    for job in ("exhausted", doctor, smoke):
+        cli.until(lambda j=job: cli.status(j)["state"] not in ("QUEUED", "RUNNING"), job)
+    return {"doctor": doctor, "smoke": smoke, "saved_at": saved_at, "steps": steps}
+
+
+def test_retries_exhausted_end_in_the_line_of_the_rank_that_was_killed(cli, ends):
+    told = cli.status("exhausted")
+    assert (told["state"], told["restarts"]) == ("FAILED", 0)
+    assert told["reason"] == "crashed 1 times, last exit 1"
+    assert told["error"].startswith("rank 1 on n2 was killed by SIGKILL")
+    assert "rank 0 on n1: " in cli("logs", "exhausted").stdout  # it had something to say too
+
+
+def test_one_mlflow_run_told_the_truth_through_a_requeue_and_a_cancel(cli, ends):
+    assert cli.status("tracked")["state"] == "CANCELLED"
+    assert min(ends["steps"]) == 8
+    assert ends["saved_at"] < max(ends["steps"]) == seen(cli, "tracked")
+
+
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [("doctor", "2 nodes x 1 processes agree"), ("smoke", "projected_hours: ")],
+)  # fmt: skip
+def test_doctor_and_a_smoke_test_run_as_jobs(cli, ends, job, said):
+    logs = cli("logs", ends[job]).stdout
+    assert cli.status(ends[job])["state"] == "SUCCEEDED", logs
+    assert said in logs
+    assert not list((cli.cwd / "runs").glob("smoked*"))
+
+
+def test_a_point_of_a_live_sweep_is_not_submitted_again_and_leads_to_the_sweep(
+    cli, slurm, small_set
+):
+    sweep = [
+        *RECIPE,
+        f"data.url={small_set}",
+        "max_images=8",
+        *CLUSTER,
+        "cluster.sbatch={hold: null}",
+    ]
+    made = json.loads(cli("submit", "train", *sweep, "seed=1,2", "--json").stdout)["jobs"][0]
+    again = cli("submit", "train", *sweep, "seed=2", ok=False)
+    other = cli("submit", "train", *sweep, "seed=2,3", ok=False)
+    for refused in (again, other):
+        assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+        assert f"{made['id']} is QUEUED" in refused.stderr
+    points = cli.status(made["id"])["points"]
+    # A colleague's machine knows the point by its folder alone.
+    home = {"XDG_CACHE_HOME": f"{cli.cwd}/colleague"}
+    told = cli("status", f"{cli.cwd}/{points[1]}", "--json", env=home).stdout
+    assert [job["id"] for job in json.loads(told)["jobs"]] == [made["id"]]
+    cli("cancel", made["id"])
+
+
+def test_a_job_that_slurm_refuses_leaves_nothing(cli, slurm, small_set):
+    words = [*RECIPE, f"data.url={small_set}", "run=runs/refused", *CLUSTER]
+    told = cli("submit", "train", *words, "cluster.partition=nowhere", ok=False)
+    assert told.returncode == 2 and "invalid partition" in told.stderr
+    assert not (cli.cwd / "runs" / "refused").exists()
+
+
 def test_a_configuration_error_in_the_job_is_not_retried_and_its_line_is_shown(cli, submit, slurm):
     number = submit("wrong", "max_images=8", "cluster.sbatch={hold: null}")
     config = cli.cwd / "runs" / "wrong" / "config.yaml"

@@ -1,6 +1,7 @@
 """A snapshot is the commit, or the commit and a recorded diff; the live checkout is never run."""
 
 import subprocess
+import time
 
 import pytest
 
@@ -49,6 +50,40 @@ def test_allowed_changes_travel_with_their_diff_and_leave_the_checkout_alone(che
     assert unpacked(taken, tmp_path / "out") == "changed\n"
     assert subprocess.check_output(["git", "-C", checkout, "status", "--porcelain"]) == before
     assert (checkout / "code.py").read_text() == "changed\n"
+
+
+def test_files_that_git_does_not_know_are_refused_or_travel_in_the_diff(checkout, tmp_path):
+    (checkout / "new.py").write_text("unknown\n")
+    (checkout / ".gitignore").write_text("left\n")
+    (checkout / "left").write_text("ignored\n")
+    with pytest.raises(SubmitError, match=r"new\.py"):
+        snapshot.take(checkout)
+    before = subprocess.check_output(["git", "-C", checkout, "status", "--porcelain"])
+    taken = snapshot.take(checkout, allow_dirty=True)
+    out = snapshot.unpack(snapshot.archive(taken), tmp_path / "out")
+    assert (out / "new.py").read_text() == "unknown\n" and not (out / "left").exists()
+    assert subprocess.check_output(["git", "-C", checkout, "status", "--porcelain"]) == before
+    # The record is whole: git itself makes the same files of the commit and the diff.
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", checkout, clone], check=True)
+    subprocess.run(["git", "-C", clone, "apply"], input=taken.diff, text=True, check=True)
+    assert (clone / "new.py").read_text() == "unknown\n"
+
+
+def test_the_same_changes_give_the_same_bytes_whenever_they_are_taken(checkout):
+    (checkout / "code.py").write_text("changed\n")
+    first = snapshot.take(checkout, allow_dirty=True)
+    sent = snapshot.archive(first)
+    time.sleep(1.1)  # git's clock ticks in seconds
+    again = snapshot.take(checkout, allow_dirty=True)
+    assert again.name == first.name and snapshot.archive(again) == sent
+
+
+def test_unknown_files_that_are_no_code_are_refused(checkout):
+    with open(checkout / "picture.tar", "wb") as file:
+        file.truncate(30_000_000)
+    with pytest.raises(SubmitError, match=r"30 MB, the largest picture\.tar: add them to .git"):
+        snapshot.take(checkout, allow_dirty=True)
 
 
 def test_a_diff_with_a_secret_of_the_environment_is_refused(checkout, monkeypatch):

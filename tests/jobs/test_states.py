@@ -2,8 +2,8 @@
 
 import pytest
 
-from jobs.kubectl import judged, queued
-from jobs.slurm_status import from_sacct, from_scontrol
+from jobs.kube_status import judged, judged_stage, queued
+from jobs.slurm_status import from_notes, from_sacct, from_scontrol
 from jobs.spec import State, Status, summary
 
 LINE = (
@@ -60,6 +60,47 @@ def test_an_array_has_the_state_of_its_elements_pending_ones_in_one_line():
     assert found.state is State.RUNNING
     assert set(found.elements) == {"0", "1", "3", "5", "6", "7"}
     assert found.line().startswith("RUNNING · 4 queued, 1 running, 1 failed")
+
+
+def element(index, *words, **more):
+    text = line(*words, job=20 + index, **more)
+    return text.replace(" JobName", f" ArrayJobId=20 ArrayTaskId={index} JobName")
+
+
+def test_each_element_of_an_array_has_its_own_note():
+    text = element(0, "COMPLETED") + element(1, "FAILED", code=1)
+    found = from_scontrol(
+        text, {"20_0": "SUCCEEDED", "20_1": "FAILED crashed 4 times, last exit 1"}
+    )
+    assert (found.state, found.reason) == (State.FAILED, "crashed 4 times, last exit 1")
+
+
+def test_a_forgotten_array_is_what_its_elements_said_last_and_not_what_one_of_them_said():
+    def state(*left):
+        found = from_notes({f"20_{i}": note for i, note in enumerate(left)}, "SLURM")
+        return found.state, found.reason
+
+    assert state("SUCCEEDED", "SUCCEEDED") == (State.SUCCEEDED, "")
+    assert state("SUCCEEDED", "FAILED configuration error") == (State.FAILED, "configuration error")
+    forgotten = "SLURM has forgotten it; it was "
+    assert state("SUCCEEDED", "QUEUED") == (State.UNKNOWN, forgotten + "queued")
+    assert state("RUNNING on n1", "SUCCEEDED") == (State.UNKNOWN, forgotten + "running")
+    assert state() == (State.UNKNOWN, "SLURM has forgotten it")
+
+
+def test_a_script_that_was_killed_says_so_and_not_where_it_ran():
+    text = line("FAILED", code=0).replace("ExitCode=0:0", "ExitCode=0:9")
+    found = from_scontrol(text, {"7": "RUNNING on n1,n2"})
+    assert found.state is State.FAILED
+    assert found.reason.startswith("exit 137: killed (memory limit")
+
+
+def test_sacct_names_the_elements_of_an_array_as_scontrol_does():
+    text = "20_0|COMPLETED|0:0\n20_1|FAILED|0:11\n20_[2-3%1]|PENDING|0:0\n"
+    found = from_sacct(text, {"20_1": "RUNNING on n1"})
+    assert {k: v.value for k, v in found.elements.items()} == {
+        "0": "SUCCEEDED", "1": "FAILED", "2": "QUEUED", "3": "QUEUED"
+    }  # fmt: skip
 
 
 def test_sacct_tells_who_cancelled():
@@ -137,6 +178,55 @@ def test_a_kubernetes_job_has_one_of_our_states_with_the_reason(pods, made, stat
     found = judged(made, pods)
     assert found.state == state
     assert reason in found.reason
+
+
+def failed(index, code, message, second, reason="Error", name=""):
+    over = ended(code, message, reason)
+    over["terminated"]["finishedAt"] = f"2026-01-01T00:00:{second:02d}Z"
+    return pod("Failed", name or f"a-{index}-{second}", str(index), **over)
+
+
+LOST = "rank 0 on a-0: [pair.cc:547] Connection closed by peer [10.0.0.2]:4242"
+
+
+@pytest.mark.parametrize(
+    ("pods", "told"),
+    [
+        ([failed(0, 1, LOST, 3), failed(1, 137, "", 4, "OOMKilled")], "a-1-4: out of memory"),
+        ([failed(0, 1, LOST, 3), failed(1, 139, "", 4)], "a-1-4: exit 139: segmentation fault"),
+        ([failed(0, 1, LOST, 3), failed(1, 1, "rank 1 on a-1: No space left", 4)], "No space left"),
+        ([failed(0, 1, LOST, 4), failed(1, 1, "rank 1 on a-1: disk", 2),
+          failed(1, 1, "rank 1 on a-1: the last attempt's", 5)], "the last attempt's"),
+        ([failed(0, 1, "first", 3), failed(1, 1, "second", 4)], "first"),
+    ],
+)  # fmt: skip
+def test_a_failed_gang_tells_the_cause_and_not_what_followed_from_it(pods, told):
+    found = judged(job(("Failed", "MaxFailedIndexesExceeded")), pods)
+    assert found.state is State.FAILED and told in found.reason
+    assert "closed by peer" not in found.reason
+
+
+def jobset(said, *conditions):
+    """The fields of jobset.x-k8s.io/v1alpha2 that say how its parts are."""
+    listed = [{"type": t, "status": "True", "reason": r} for t, r in conditions]
+    parts = [{"name": name, "replicas": 1} for name in ("shard", "train-0", "train-1", "evaluate")]
+    status = [{"name": name, "succeeded": n} for name, n in said.items()]
+    return {"metadata": {"name": "a"}, "spec": {"replicatedJobs": parts},
+            "status": {"conditions": listed, "replicatedJobsStatus": status}}  # fmt: skip
+
+
+def test_each_stage_of_a_chain_in_one_jobset_has_its_own_state():
+    going = jobset({"shard": 1, "train-0": 1, "train-1": 0, "evaluate": 0})
+    assert judged_stage(going, [], "shard").state is State.SUCCEEDED
+    assert judged_stage(going, [pod("Running")], "train").state is State.RUNNING
+    waits = judged_stage(going, [], "evaluate")
+    assert (waits.state, waits.reason) == (State.QUEUED, "waits for the stage before it")
+    lost = jobset({"shard": 1, "train-0": 1, "train-1": 0}, ("Failed", "FailedJobs"))
+    assert judged_stage(lost, [], "shard").state is State.SUCCEEDED
+    broken = judged_stage(lost, [failed(0, 1, "no space left", 3)], "train")
+    assert broken.state is State.FAILED and "no space left" in broken.reason
+    never = judged_stage(lost, [], "evaluate")
+    assert (never.state, never.reason) == (State.CANCELLED, "a stage before it failed")
 
 
 def test_one_pod_that_cannot_start_keeps_a_gang_queued_while_the_others_wait_for_it():

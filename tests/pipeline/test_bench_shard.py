@@ -1,5 +1,7 @@
 """`bench shard` does what it says: the shape of its answer, on a few pictures."""
 
+import shutil
+
 from pipeline.bench import shard
 
 
@@ -8,6 +10,9 @@ def test_its_answer_has_five_raw_repetitions_of_every_row_and_the_design_target(
     assert answer["bench"] == "shard"
     names = {row["name"] for row in answer["rows"]}
     assert {"ours", "webdataset", "loose files", "part: read", "part: check"} <= names
+    if shutil.which("nginx"):
+        assert {"ours to storage", "webdataset to storage", "loose files to storage"} <= names
+        assert {"ours to storage / ours", "to storage: ours / webdataset"} <= set(answer["ratios"])
     for row in answer["rows"]:
         assert len(row["seconds"]) == len(row["cpu_seconds"]) == 5
         assert row["items"] == 24

@@ -21,8 +21,14 @@ def test_the_stall_is_what_the_target_is_about():
 def test_loop_loader_and_two_processes_are_measured_in_one_run():
     answer = train.run(repetitions=5, width=0.1, side=48)
     rows = {row["name"]: row for row in answer["rows"]}
-    assert {"bare", "loop", "loader", "weak"} <= set(rows)
+    assert {"bare", "loop", "loader", "weak", "apart"} <= set(rows)
     assert all(len(row["seconds"]) == 5 and row["peak_bytes"] > 1e6 for row in rows.values())
     assert set(answer["targets"]) == {"loop's overhead", "data wait"}
-    assert answer["ratios"]["weak scaling, 1 -> 2"] > 0
+    shares = {
+        name: answer["ratios"][name]
+        for name in ("weak scaling, 1 -> 2", "share of communication", "share of contention")
+    }
+    assert sum(shares.values()) == pytest.approx(1)
+    assert 0 < answer["ratios"]["loop's share of matrix product"] < 1
+    assert 0 < answer["ratios"]["loop's share of memory bandwidth"] < 10  # caches hold small maps
     assert 0 <= answer["ratios"]["data wait"] < 1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import cli
 from pipeline.groups import key
 from pipeline.verbs import VERBS
 
@@ -53,6 +54,16 @@ def test_inside_a_job_a_configuration_error_is_not_retried(verb):
     done = verb("train", "batch=x", env={"PET_NNODES": "1"})
     assert done.returncode == 78
     assert done.stderr.count("\n") == 1
+
+
+def test_a_line_that_says_what_went_wrong_stays_readable(monkeypatch, capsys):
+    def fails(*_):
+        raise OSError("g++ said:\n" + "overflow in conversion\n" * 4000)
+
+    monkeypatch.setattr(cli, "_run", fails)
+    assert cli.main(["doctor"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("pipeline doctor: g++ said: overflow") and len(line) < 1010
 
 
 def test_json_is_one_object_on_the_last_line_of_stdout(verb, photograph_folder, tmp_path):

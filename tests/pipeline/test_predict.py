@@ -31,12 +31,17 @@ class Two(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A small, untrained network, exported to an archive and loaded from there."""
+def exported(tmp_path_factory):
+    """A small, untrained network, exported to an archive."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "small.pt2"
     archive.save(Inpainter(Two().eval()), path)
-    return load(model=str(path))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def model(exported):
+    return load(model=exported)
 
 
 def run(**words):
@@ -80,6 +85,23 @@ def test_an_archive_fills_the_hole_alone_and_never_sees_what_it_showed(model):
     assert (result[mask == 0] == image[mask == 0]).all()
     assert (result[mask == 1] != image[mask == 1]).mean() > 0.5
     assert (result == tiles.fill_any(model.fill, scribbled, mask)).all()
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda image, mask: (image, 0.5 * mask), "threshold it"),
+        (lambda image, mask: (image, mask[..., :-8]), "one mask an image"),
+        (lambda image, mask: (image * float("nan"), mask), "NaN"),
+        (lambda image, mask: (image * 255, mask), r"scale its pixels to \[0, 1\]"),
+    ],
+)
+def test_an_archive_says_what_its_graph_would_not(exported, change, said):
+    loaded = archive.load(exported)
+    image, mask = torch.full((1, 3, 40, 48), 0.5), torch.ones(1, 1, 40, 48)
+    assert loaded(image, mask).shape == image.shape
+    with pytest.raises(ValueError, match=said):
+        loaded(*change(image, mask))
 
 
 def test_a_mask_picture_and_the_same_rectangle_give_the_same_result(tmp_path):

@@ -211,3 +211,33 @@ def test_gc_lists_and_deletes_only_when_told(
     status, said, _ = run(capsys, "gc", out, "delete=true")
     assert status == 0 and "(deleted)" in said and not left.exists()
     assert run(capsys, "verify", out, "every_byte=true")[0] == 0
+
+
+@pytest.mark.parametrize("pattern", ["nothing", "x-{000..001}.tar"])
+def test_tars_that_are_not_there_end_with_one_line_and_what_wds_takes(
+    capsys: pytest.CaptureFixture, tmp_path: Path, pattern: str
+) -> None:
+    words = ("data=wds", f"source={tmp_path / pattern}", f"out={tmp_path / 'index'}")
+    status, _, err = run(capsys, *words)
+    assert status == 2
+    assert "as somebody else wrote them" in err
+    assert "no .tar there" in err or "x-000.tar: no such tar" in err
+    assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("source=s3://bucket/photos out={tmp}/set", "s3://bucket/photos is no local path"),
+        ("source={tmp} out=nosuch://bucket/set", "no storage is known as nosuch://"),
+        ("source={tmp} out={tmp}/other", "plan.json is not ours"),
+        ("data=wds source={tmp} out={tmp}/set task=1/4", "indexed by one process"),
+    ],
+)
+def test_a_place_that_cannot_serve_is_named_for_what_it_is(
+    capsys: pytest.CaptureFixture, tmp_path: Path, words: str, said: str
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "plan.json").write_text("{}")
+    status, _, err = run(capsys, *words.format(tmp=tmp_path).split())
+    assert status == 2 and said in err.splitlines()[-1]

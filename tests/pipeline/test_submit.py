@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ["train", "experiment=quickstart", "data.url=sets/photos", "batch=16"]
 SLURM = ["cluster=slurm", "cluster.gpus_per_node=0", "cluster.code=image"]
 KUBERNETES = ["cluster=kubernetes", "cluster.image=r/x@sha256:0", "cluster.gpus_per_node=0"]
+PYXIS = [*SLURM[:2], "cluster.container=pyxis", "cluster.image=r/x:latest"]
+REMOTE = [*KUBERNETES, "cluster.volumes={c: /claim}", "root=s3://b/runs", "data.url=s3://b/set",
+          "tracking.enabled=false", "run=s3://b/runs/a"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +83,7 @@ def test_a_submitted_run_is_the_run_that_the_same_words_train_here():
 
 def test_the_resolved_configuration_is_what_runs_whatever_conf_says_later(tmp_path, monkeypatch):
     (part,) = jobplan.parse([*TRAIN, "seed=5", *SLURM])
-    submit._write_configs(part, [None])
+    submit._write_configs(part, {})
     home = tmp_path / "config" / "lacuna"
     home.mkdir(parents=True)
     (home / "defaults.yaml").write_text("seed: 77\nbatch: 32\n")
@@ -91,7 +96,7 @@ def test_the_resolved_configuration_is_what_runs_whatever_conf_says_later(tmp_pa
 def test_other_verbs_read_their_resolved_configuration_from_the_jobs_folder():
     words = ["evaluate", "checkpoint=runs/a", "data.url=sets/photos", "weights=raw"]
     (part,) = jobplan.parse([*words, *SLURM])
-    submit._write_configs(part, [None])
+    submit._write_configs(part, {})
     again = compose("evaluate", [f"config={part.folder}/config.yaml"])
     assert again.config == part.points[0].config
     assert f"config={Path.cwd()}/{part.folder}/config.yaml" in dry(*words, *SLURM)
@@ -128,7 +133,8 @@ def test_a_chain_passes_on_what_earlier_verbs_make():
     assert [f"afterok:{p.id}\n" in script for p in (shard, train, evaluate)] == [True] * 3
 
 
-def test_a_chain_on_kubernetes_is_one_jobset_and_refused_without():
+def test_a_chain_on_kubernetes_is_one_jobset_and_refused_without(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
     words = ["shard", "source=s3://b/p", "out=s3://b/set", "root=s3://b/runs", *KUBERNETES, "then",
              "train", "experiment=quickstart"]  # fmt: skip
     assert "cluster.kind=jobset" in refusal(*words)
@@ -196,6 +202,22 @@ def test_a_file_of_secrets_must_be_private(tmp_path):
         ([*TRAIN, *SLURM, "cluster.nodes=3"], "batch=16 is not divisible by cluster.nodes=3"),
         ([*TRAIN, *SLURM, "cluster.tasks=3"], "only `shard` is divided into tasks"),
         (["masks", "out=m", *SLURM, "cluster.nodes=2"], "masks runs on one machine"),
+        ([*TRAIN, *SLURM, "smoke=true", "seed=1,2"], "smoke=true of several points"),
+        ([*TRAIN, *SLURM, "cluster.throttle=2"], "means nothing without an array"),
+        ([*TRAIN, *SLURM, "cluster.memory_gb=-4"], "cluster.memory_gb=-4: at least 1 is needed"),
+        ([*TRAIN, *SLURM, "cluster.cpus_per_node=0"], "cpus_per_node=0: at least 1"),
+        ([*TRAIN, *SLURM, "cluster.mounts=['/a:/a']"], "mean nothing without cluster.container"),
+        ([*TRAIN, *PYXIS, "cluster.code=image", "root=/runs", "data.url=/set"], "is a tag"),
+        ([*TRAIN, *PYXIS, "cluster.code=image"], "is relative, and inside an image that is"),
+        ([*TRAIN, "cluster.memory_gb=4"], "cluster.memory_gb means nothing to local"),
+        ([*TRAIN, "cluster.lead_seconds=4"], "cluster.lead_seconds means nothing to local"),
+        ([*TRAIN, *REMOTE, "cluster.memory_gb=8"], "cluster.shm_gb=64 counts against"),
+        ([*TRAIN, *REMOTE, "tracking.enabled=true"], "no record that pods can reach"),
+        ([*TRAIN, *REMOTE, "init=runs/old"], "init=runs/old is a folder of this machine"),
+        ([*TRAIN, *REMOTE[:-1], "run=/no-claim/x"], "run=/no-claim/x is a folder of this machine"),
+        ([*TRAIN, *REMOTE[:-1], "run=/claim/x"], "not mounted at /claim on this machine"),
+        (["evaluate", "checkpoint=runs/a", *REMOTE[:-3]], "checkpoint=runs/a is a folder of this"),
+        (["evaluate", "model=./a.pt2", *REMOTE[:-3]], "model=./a.pt2 is a folder of this machine"),
         ([*TRAIN, *KUBERNETES], "is a folder of this machine, which pods do not see"),
         ([*TRAIN, *SLURM, "cluster.sbatch={comment: 'a\nb'}"], "line break"),
         ([*TRAIN, *SLURM, "cluster.env={HF_TOKEN: x}"], "looks like a secret"),
@@ -268,3 +290,97 @@ def test_the_record_holds_no_more_of_the_cluster_than_where_it_is(tmp_path):
     kept = jobrecord.where_of(part.cluster)
     assert set(kept) == {"scheduler", "context", "namespace", "queue", "kind"}
     assert json.dumps(kept)
+
+
+@pytest.mark.parametrize(
+    ("uri", "reached"),
+    [("https://mlflow.example.org", True), ("sqlite:////claim/mlflow.db", True),
+     ("sqlite:////home/me/mlflow.db", False), ("http://127.0.0.1:5000", False)],
+)  # fmt: skip
+def test_pods_are_given_a_record_that_they_can_reach(monkeypatch, uri, reached):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    words = [*TRAIN, *REMOTE, "tracking.enabled=true"]
+    if reached:
+        assert f"value: {uri}\n" in dry(*words)
+    else:
+        assert f"MLFLOW_TRACKING_URI={uri} is no record that pods can reach" in refusal(*words)
+
+
+def test_a_tag_is_told_to_be_one_where_only_the_environment_is_taken_from_it(monkeypatch, capsys):
+    monkeypatch.setattr(snapshot, "take", lambda root, dirty: snapshot.Snapshot(ROOT, "c" * 40))
+    assert "container-image=r/x:latest" in dry(*TRAIN, *PYXIS, "cluster.code=snapshot")
+    assert "cluster.image=r/x:latest is a tag" in capsys.readouterr().err
+
+
+def test_a_container_is_given_every_folder_that_its_job_reads_or_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshot, "take", lambda root, dirty: snapshot.Snapshot(ROOT, "c" * 40))
+    on = [*PYXIS, "cluster.code=snapshot", "cluster.folder=/shared/jobs"]
+
+    def mounts(*words):
+        (found,) = re.findall(r"--container-mounts=(\S+?)'? ", dry(*words, *on))
+        return set(found.split(","))
+
+    jobs = {part.folder for part in jobplan.parse(["shard", "source=/photos", "out=/sets/a", *on])}
+    shard = mounts("shard", "source=/photos", "out=/sets/a", "cluster.tasks=2")
+    assert {m.partition(":")[0] for m in shard} == {"/photos", "/sets/a", str(tmp_path), *jobs}
+    assert all(m.partition(":")[0] == m.partition(":")[2] for m in shard)
+    sweep = [*TRAIN, "data.url=/sets/a", "root=/elsewhere/runs", "seed=1,2"]
+    points = {run for part in jobplan.parse([*sweep, *on]) for run in part.runs}
+    assert len(points) == 2
+    assert points | {"/sets/a"} <= {m.partition(":")[0] for m in mounts(*sweep)}
+
+
+@pytest.fixture
+def sbatch(tmp_path, monkeypatch):
+    """A login node whose sbatch would take a job, until it is asked to."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "sbatch").write_text(
+        '#!/bin/bash\n[ "$1" = --test-only ] && exit\necho "sbatch: error: shut" >&2; exit 1\n'
+    )
+    (programs / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize("points", [["seed=1"], ["seed=1,2"]])
+def test_a_job_that_is_refused_leaves_no_run_behind(sbatch, tmp_path, small_set, points):
+    from mlflow.tracking import MlflowClient
+
+    with pytest.raises(ValueError, match="shut"):
+        submit.main([*TRAIN, f"data.url={small_set}", "data.crop=64", *points, *SLURM])
+    assert [p.name for p in (tmp_path / "runs").iterdir() if p.is_dir()] == []
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    ids = [e.experiment_id for e in client.search_experiments()]
+    assert len(ids) == 2 and client.search_runs(ids) == []
+
+
+def test_a_refusal_gives_a_run_that_was_there_its_status_back(sbatch, tmp_path, small_set):
+    from mlflow.tracking import MlflowClient
+
+    words = [*TRAIN, f"data.url={small_set}", "data.crop=64", *SLURM]
+    (part,) = jobplan.parse(words)
+    run = tmp_path / part.runs[0]
+    with ExitStack() as undo:
+        submit._write_configs(part, submit._announce(part, undo))
+        undo.pop_all()
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    known = json.loads((run / "run.json").read_text())["mlflow_run_id"]
+    client.set_terminated(known, "KILLED")
+    with pytest.raises(ValueError, match="shut"):
+        submit.main(words)
+    assert client.get_run(known).info.status == "KILLED"
+    assert json.loads((run / "run.json").read_text())["mlflow_run_id"] == known
+
+
+def test_a_smoke_test_is_a_job_of_its_own_that_leaves_the_run_alone(tmp_path):
+    (part,) = jobplan.parse([*TRAIN, "smoke=true", *SLURM])
+    with ExitStack() as undo:
+        submit._write_configs(part, submit._announce(part, undo))
+        undo.pop_all()
+    assert part.id.startswith("smoke-")
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == [part.id]
+    script = dry(*TRAIN, "smoke=true", *SLURM)
+    assert f"train config={tmp_path}/runs/{part.id}/config.yaml" in script
+    again = compose("train", [f"config=runs/{part.id}/config.yaml"]).config
+    here = compose("train", TRAIN[1:]).config
+    assert again.smoke and folder_of(again).url == folder_of(here).url

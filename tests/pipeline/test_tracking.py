@@ -130,7 +130,7 @@ def test_the_run_json_names_the_record(recorded, root):
         (None, "FINISHED", "finished"),
         (RuntimeError("out of memory"), "FAILED", "failed"),
         (KeyboardInterrupt(), "KILLED", "killed"),
-        (SystemExit(75), "RUNNING", "requeued"),
+        (SystemExit(75), "SCHEDULED", "requeued"),
         (SystemExit(1), "FAILED", "failed"),
     ],
 )

@@ -2,15 +2,18 @@
 
 import os
 import tarfile
+import tracemalloc
 import zipfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from shards.hygiene import Policy
+from shards.pack import Reject
 from shards.plan import Entry, Row, make_plan
 from shards.sources import SOURCES, source
-from shards.sources.files import files, read_file
+from shards.sources.files import Loader, files, read_file
 from shards.sources.published import hold_out
 
 
@@ -71,6 +74,35 @@ def test_a_file_is_read_from_a_folder_a_tar_and_a_zip_alike(tmp_path: Path) -> N
         for name, file in found.items():
             row = Row(0, file.path, file.size, -1, archive, file.offset)
             assert read_file(root, row).decode() == name
+
+
+def test_a_zip_member_that_inflates_beyond_its_promise_is_refused_before_it_fills_the_memory(
+    tmp_path: Path,
+) -> None:
+    place = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.jpg", bytes(200_000_000))
+    written = bytearray(place.read_bytes())
+    directory = written.rindex(b"PK\x01\x02")
+    written[directory + 24 : directory + 28] = (1000).to_bytes(4, "little")
+    place.write_bytes(written)
+    (found,) = files(place)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="gone or changed"):
+        read_file(tmp_path, Row(0, found.path, found.size, -1, "bomb.zip", found.offset))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000
+
+
+def test_a_file_larger_than_any_picture_is_rejected_unread(tmp_path: Path) -> None:
+    with open(tmp_path / "film.jpg", "wb") as file:
+        file.truncate(50 << 30)  # sparse
+    (found,) = files(tmp_path)
+    row = Row(0, found.path, found.size, -1, "", found.offset)
+    rejected = Loader(tmp_path, Policy())(row)
+    assert isinstance(rejected, Reject)
+    assert rejected.reason == "too_large" and f"{50 << 30} bytes" in rejected.detail
 
 
 def test_a_zip_written_as_a_stream_is_read_though_its_local_headers_hold_no_sizes(
@@ -312,6 +344,18 @@ def test_canyon_is_that_category_of_train_and_val(places: tuple[Path, str], tmp_
             ("train", f"data_{size}/c/canyon/00000002.jpg", 81),
             ("val", f"val_{size}/Places365_val_00000001.jpg", 81),
         }
+
+
+def test_canyon_of_a_flat_data_256_is_told_by_the_training_list(tmp_path: Path) -> None:
+    touch(tmp_path, "data_256/one.jpg", "data_256/two.jpg", "val_256/v.jpg", "val_256/w.jpg")
+    touch(tmp_path, "places365_val.txt", text="v.jpg 81\nw.jpg 7\n")
+    with pytest.raises(ValueError, match=r"places365_train_standard\.txt"):
+        listed("places365_canyon", tmp_path)
+    touch(tmp_path, "places365_train_standard.txt", text="one.jpg 5\ntwo.jpg 81\n")
+    assert said(listed("places365_canyon", tmp_path)) == {
+        ("train", "data_256/two.jpg", 81),
+        ("val", "val_256/v.jpg", 81),
+    }
 
 
 def test_canyon_without_the_list_that_tells_val_apart_is_refused(

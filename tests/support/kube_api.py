@@ -30,7 +30,7 @@ class Store:
     """The objects of one namespace, by kind and name; every change holds the lock."""
 
     def __init__(self, root: Path, jobsets: bool) -> None:
-        self.root, self.lock = root, threading.RLock()
+        self.root, self.lock, self.quota = root, threading.RLock(), ""  # quota: a kind used up
         self.objects: dict[tuple[str, str], Object] = {}
         self.apis = [api for api in KINDS if jobsets or api != JOBSET]
 
@@ -104,6 +104,8 @@ class Api(BaseHTTPRequestHandler):
                 kubernetes_validate.validate(whole, VERSION, strict=True)
         except kubernetes_validate.ValidationError as error:
             return self._fail(422, "Invalid", f'{kind} "{name}" is invalid: {error.message}')
+        if kind == self.store.quota and "dryRun" not in query:
+            return self._fail(403, "Forbidden", f'{rest[2]} "{name}" is forbidden: exceeded quota')
         if (kind, name) in self.store.objects:
             return self._fail(409, "AlreadyExists", f'{rest[2]} "{name}" already exists')
         return self._send(made if "dryRun" in query else self.store.create(kind, made), 201)

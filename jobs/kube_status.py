@@ -1,0 +1,142 @@
+"""What became of a Job or JobSet, from its object and its pods, in our states, with the reason."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from jobs.cause import follows
+from jobs.pod import INDEX, Object
+from jobs.spec import State, Status, explained, last_line
+
+KILLED = (135, 137, 139)  # SIGBUS, SIGKILL, SIGSEGV
+# A pod that waits for one of these waits for ever, and only its own state says so.
+HOPELESS = {
+    "CreateContainerConfigError": "a Secret or ConfigMap is missing",
+    "ErrImagePull": "the image cannot be pulled",
+    "ImagePullBackOff": "the image cannot be pulled",
+    "InvalidImageName": "cluster.image is no image name",
+    "RunContainerError": "the command cannot be started",
+    "CreateContainerError": "the container cannot be made",
+}
+
+
+def judged(job: Object, pods: Sequence[Object]) -> Status:
+    """State of a Job or JobSet from its object and its pods."""
+    conditions = {c["type"]: c for c in job.get("status", {}).get("conditions", [])
+                  if c["status"] == "True"}  # fmt: skip
+    ended = [p for p in pods if p["status"].get("phase") == "Failed"]
+    again = Counter(_place(p) for p in ended)
+    restarts = max(again.values(), default=0) + job.get("status", {}).get("restarts", 0)
+    if job["metadata"].get("deletionTimestamp"):
+        return Status(State.CANCELLED, "being deleted", restarts)
+    if {"Complete", "Completed", "SuccessCriteriaMet"} & set(conditions):
+        return Status(State.SUCCEEDED, "", restarts)
+    for name in ("Failed", "FailureTarget"):
+        if name in conditions:
+            why = conditions[name].get("reason", "")
+            last = {_place(p): p for p in sorted(ended, key=_finished)}
+            told = [_ending(p) for p in sorted(last.values(), key=_blame)]
+            reason = "; ".join(filter(None, [why, *told[:1]]))
+            return Status(State.FAILED, reason, max(0, restarts - 1))
+    waits = [reason for pod in pods if (reason := _waiting(pod))]
+    running = [p for p in pods if p["status"].get("phase") == "Running" and not _waiting(p)]
+    if running and not waits:
+        nodes = sorted({p["spec"].get("nodeName", "?") for p in running})
+        return Status(State.RUNNING, f"on {','.join(nodes)}", restarts)
+    if "Suspended" in conditions:
+        return Status(State.QUEUED, conditions["Suspended"].get("message", "suspended"), restarts)
+    return Status(State.QUEUED, waits[0] if waits else "its pods are being made", restarts)
+
+
+def queued(workloads: Sequence[Object], name: str) -> str:
+    """Why Kueue holds the job back: the message of the first condition that is not met."""
+    for workload in workloads:
+        owners = [o.get("name") for o in workload["metadata"].get("ownerReferences", [])]
+        if name not in owners:
+            continue
+        for condition in workload.get("status", {}).get("conditions", []):
+            unmet = condition["type"] in ("QuotaReserved", "Admitted", "PodsReady")
+            if condition["status"] == "False" and unmet or condition["type"] == "Evicted":
+                return f"Kueue: {condition.get('message') or condition.get('reason', '')}"
+    return ""
+
+
+def _waiting(pod: Object) -> str:
+    status = pod.get("status", {})
+    for container in status.get("containerStatuses", []):
+        waiting = container.get("state", {}).get("waiting") or {}
+        reason = waiting.get("reason", "")
+        if reason in HOPELESS:
+            told = waiting.get("message", "")
+            return (
+                f"{pod['metadata']['name']}: {HOPELESS[reason]} ({reason}{': ' * bool(told)}{told})"
+            )
+        if reason:
+            return f"{pod['metadata']['name']}: {reason}"
+    if status.get("phase") == "Pending":
+        for condition in status.get("conditions", []):
+            if condition["type"] == "PodScheduled" and condition["status"] == "False":
+                return f"{pod['metadata']['name']}: {condition.get('message', 'not scheduled')}"
+        return f"{pod['metadata']['name']}: pending"
+    return ""
+
+
+def _ended(pod: Object) -> dict[str, Any]:
+    for container in pod["status"].get("containerStatuses", []):
+        if done := container.get("state", {}).get("terminated"):
+            return dict(done)
+    return {}
+
+
+def _place(pod: Object) -> tuple[str, str]:
+    """Which of the job's pods it was, whatever its name: its Job and its number there."""
+    meta = pod["metadata"]
+    return (meta.get("labels", {}).get("batch.kubernetes.io/job-name", ""),
+            meta.get("annotations", {}).get(INDEX, ""))  # fmt: skip
+
+
+def _blame(pod: Object) -> tuple[int, str]:
+    """What was killed comes before what said why it failed, and that before what lost its peer.
+
+    What the Job controller itself ended is no cause.
+    """
+    done = _ended(pod)
+    killed = done.get("reason") == "OOMKilled" or int(done.get("exitCode", 1)) in KILLED
+    if pod["metadata"].get("deletionTimestamp"):
+        return 3, _finished(pod)
+    told = last_line(done.get("message", ""))
+    return (0 if killed else 1 + follows(told)), _finished(pod)
+
+
+def _finished(pod: Object) -> str:
+    return str(_ended(pod).get("finishedAt", ""))
+
+
+def _ending(pod: Object) -> str:
+    done = _ended(pod)
+    if not done:
+        return f"{pod['metadata']['name']}: {pod['status'].get('reason', 'failed')}"
+    how = "out of memory: raise cluster.memory_gb" if done.get("reason") == "OOMKilled" else ""
+    told = last_line(done["message"]) if done.get("message", "").strip() else ""
+    parts = [how or explained(int(done.get("exitCode", 1))), told]
+    return f"{pod['metadata']['name']}: {', '.join(filter(None, parts))}"
+
+
+def judged_stage(jobset: Object, pods: Sequence[Object], stage: str) -> Status:
+    """State of one stage of a chain: the parts of the JobSet that are called so, and their pods."""
+    whole = judged(jobset, pods)
+    if jobset["metadata"].get("deletionTimestamp"):
+        return whole
+    parts = {p["name"]: p["replicas"] for p in jobset["spec"]["replicatedJobs"]}
+    mine = [name for name in parts if re.fullmatch(rf"{stage}(-\d+)?", name)]
+    said = {s["name"]: s for s in jobset.get("status", {}).get("replicatedJobsStatus", [])}
+    if mine and all(said.get(name, {}).get("succeeded", 0) >= parts[name] for name in mine):
+        return Status(State.SUCCEEDED, "", whole.restarts)
+    if whole.state is State.FAILED and not pods:
+        return Status(State.CANCELLED, "a stage before it failed", whole.restarts)
+    if whole.state is State.QUEUED and not pods:
+        return Status(State.QUEUED, "waits for the stage before it", whole.restarts)
+    return whole

@@ -1,0 +1,50 @@
+"""What a pod's first process leaves behind, with the real command line in a pod's environment."""
+
+import json
+
+import pytest
+
+from tests.conftest import TINY
+
+POD = {"PET_NNODES": "1", "PET_NODE_RANK": "0", "JOB_COMPLETION_INDEX": "3"}
+
+
+@pytest.fixture
+def pod(verb, tmp_path):
+    """`pod(words…)`: one start of the pod; the finished process, its log and its last word."""
+
+    def call(*words):
+        done = verb(*words, env={**POD, "LACUNA_PODS": f"{tmp_path}/logs/pod-"})
+        logs = tmp_path / "logs"
+        return done, (logs / "pod-3.log").read_text(), (logs / "pod-3.state").read_text()
+
+    return call
+
+
+def test_output_and_success_of_any_verb_outlast_the_pod(pod, tmp_path):
+    done, log, state = pod("masks", f"out={tmp_path}/m", "size=32", "per_bucket=1")
+    assert done.returncode == 0, done.stderr
+    assert log and log == done.stderr  # stdout too goes where a pod's log is read
+    assert state == "SUCCEEDED\n"
+    again, log, _ = pod("masks", f"out={tmp_path}/m", "size=32", "per_bucket=1")
+    assert log == done.stderr + again.stderr
+
+
+def test_what_a_verb_refuses_is_its_last_word(pod):
+    done, log, state = pod("shard", "source=/no/such/folder", "out=/no/such/out")
+    assert done.returncode == 78
+    assert state.startswith("FAILED pipeline shard: ") and "/no/such/folder" in state
+    assert state.removeprefix("FAILED ") in log
+
+
+def test_a_training_that_is_refused_before_it_starts_says_so_in_run_json_too(
+    pod, small_set, tmp_path
+):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("batch: 7")  # as `submit` leaves it
+    words = [w for w in TINY if not w.startswith("batch")]
+    words += [f"data.url={small_set}", f"run={tmp_path}/run", "batch=7", "accumulate=2"]
+    done, log, state = pod("train", *words)
+    assert done.returncode == 78
+    told = json.loads((tmp_path / "run" / "run.json").read_text())["error"]
+    assert "batch=7 is not divisible" in told and told in log and told in state
