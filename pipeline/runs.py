@@ -155,7 +155,7 @@ def folders(root: str) -> list[Path]:
 def _row(run: Any, experiments: dict[str, str], uri: str, best: str | None) -> dict[str, Any]:
     info, metrics, tags = run.info, run.data.metrics, run.data.tags
     state = info.status.lower()
-    if info.status == "RUNNING" and tags.get("job.state") == "requeued":
+    if info.status == "SCHEDULED" and tags.get("job.state") == "requeued":
         state = "requeued"
     elif info.status == "RUNNING" and silence(run) > SILENT:
         state = f"silent {silence(run) / 3600:.1f} h"

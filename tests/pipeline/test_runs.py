@@ -66,6 +66,7 @@ def test_the_state_of_a_silent_run_is_not_called_running(root):
     logged(root, "silent", "RUNNING", heartbeat_age=7200)
     waiting = logged(root, "waiting", "RUNNING", heartbeat_age=7200)
     server.connect(uri(root)).set_tag(waiting, "job.state", "requeued")
+    server.connect(uri(root)).update_run(waiting, status="SCHEDULED")
     states = {r["name"]: r["state"] for r in do(root)["runs"]}
     assert states == {"alive": "running", "silent": "silent 2.0 h", "waiting": "requeued"}
 

@@ -157,16 +157,17 @@ def test_an_announcement_whose_answer_is_lost_is_found_by_the_next_submit(
         announce([config], [run], "job")
     proxy.mode = "ok"
 
-    (made,) = announce([config], [run], "job")
-    assert announce([config], [run], "job") == [made]
+    made = announce([config], [run], "job")[0].mlflow_run
+    assert announce([config], [run], "job")[0].mlflow_run == made
     assert database.runs("announced") == [(made, "SCHEDULED")]
 
     with Tracker(run, uri=proxy.url, experiment="x", run_name="announced", run_id=made) as tracker:
         tracker.start({}, {})
     assert database.runs("announced") == [(made, "FINISHED")]
     store.remove(f"{run}/run.json")
-    (other,) = announce([config], [run], "job")
-    assert other != made, "a new run in a folder of the same name"
+    assert announce([config], [run], "job")[0].mlflow_run != made, (
+        "a new run in a folder of the same name"
+    )
 
 
 def test_a_twin_that_appears_late_is_removed_when_the_run_ends(real, proxy, tmp_path):
