@@ -56,7 +56,19 @@ def listed(client: Any, uri: str, config: RunsConfig) -> list[dict[str, Any]]:
         direction = "ASC" if lower_is_better(config.best) else "DESC"
         order = [f"metrics.`{config.best}` {direction}", *order]
         text = " and ".join(filter(None, [text, f"metrics.`{config.best}` > -1e300"]))
-    found = client.search_runs(list(experiments), text, max_results=config.limit, order_by=order)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.search_runs(
+            list(experiments), text, max_results=config.limit, order_by=order
+        )
+    except MlflowException as error:
+        if not config.filter or error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        raise ValueError(
+            f"filter={config.filter} is not MLflow's language ({str(error).split(': ', 1)[-1]}): "
+            "write for example filter=\"metrics.`val/psnr` > 24 and params.batch = '16'\""
+        ) from None
     return [_row(run, experiments, uri, config.best) for run in found]
 
 
@@ -143,7 +155,7 @@ def folders(root: str) -> list[Path]:
 def _row(run: Any, experiments: dict[str, str], uri: str, best: str | None) -> dict[str, Any]:
     info, metrics, tags = run.info, run.data.metrics, run.data.tags
     state = info.status.lower()
-    if info.status == "RUNNING" and tags.get("job.state") == "requeued":
+    if info.status == "SCHEDULED" and tags.get("job.state") == "requeued":
         state = "requeued"
     elif info.status == "RUNNING" and silence(run) > SILENT:
         state = f"silent {silence(run) / 3600:.1f} h"

@@ -129,7 +129,13 @@ def connect(uri: str, make: bool = True) -> Any:
                 f"there is no record at {uri}: nothing was trained or registered from here; set "
                 "MLFLOW_TRACKING_URI to the record that is meant"
             )
-        _create_database(path)
+        try:
+            _create_database(path)
+        except OSError as error:
+            raise ServerError(
+                f"{uri} cannot be made ({error.strerror}): check the folder's permissions and "
+                "space, or set root= or MLFLOW_TRACKING_URI"
+            ) from None
     import mlflow
 
     # MLflow's stores ask each other by the process's URI, whatever the client was given. Setting it

@@ -19,6 +19,18 @@ def test_the_first_process_of_every_other_node_samples_its_machine(monkeypatch, 
     assert {key[: len("system/1/")] for key in found} == keys
 
 
+def test_a_job_is_named_by_what_its_scheduler_set(monkeypatch):
+    told = {"SLURM_JOB_ID": "4711", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "2",
+            "POD_NAME": "train-0", "POD_NAMESPACE": "vision", "NODE_NAME": "node17"}  # fmt: skip
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    tags, files = capture.environment()
+    names = ("slurm.job_id", "slurm.array_task_id", "slurm.restart_count", "pod.name")
+    assert [tags[name] for name in names] == ["4711", "3", "2", "train-0"]
+    assert (tags["pod.namespace"], tags["pod.node"]) == ("vision", "node17")
+    assert "\ntorch==" in files["environment/packages.txt"]
+
+
 @pytest.mark.parametrize(
     ("text", "secret"),
     [

@@ -136,3 +136,4 @@ def test_a_killed_rank_0_has_failed_and_the_same_run_goes_on(trained, database, 
     assert statuses == [0], said
     assert database.runs("run") == [(run, "FINISHED")]
     assert set(logged_steps(trained / "run")) <= set(database.steps("run", "g/l2"))
+    assert "job.error" not in database.tags("run"), "that was an earlier attempt's"

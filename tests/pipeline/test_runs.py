@@ -54,8 +54,11 @@ def test_a_metric_that_no_run_has_is_answered_with_the_nearest(root):
     logged(root, "one", val__psnr=20.0)
     with pytest.raises(ValueError, match="no run at sqlite:.* the metric 'val/pnsr'.*val/psnr"):
         do(root, best="val/pnsr")
-    with pytest.raises(ValueError, match="filter"):
+    with pytest.raises(
+        ValueError, match="filter=psnr is large is not .*: write for example"
+    ) as told:
         do(root, filter="psnr is large")
+    assert "\n" not in str(told.value)
 
 
 def test_the_state_of_a_silent_run_is_not_called_running(root):
@@ -63,6 +66,7 @@ def test_the_state_of_a_silent_run_is_not_called_running(root):
     logged(root, "silent", "RUNNING", heartbeat_age=7200)
     waiting = logged(root, "waiting", "RUNNING", heartbeat_age=7200)
     server.connect(uri(root)).set_tag(waiting, "job.state", "requeued")
+    server.connect(uri(root)).update_run(waiting, status="SCHEDULED")
     states = {r["name"]: r["state"] for r in do(root)["runs"]}
     assert states == {"alive": "running", "silent": "silent 2.0 h", "waiting": "requeued"}
 

@@ -120,6 +120,13 @@ def test_a_file_that_is_no_database_is_named(tmp_path):
         server.ping(server.connect(uri), uri)
 
 
+def test_a_place_where_no_database_can_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    uri = server.tracking_uri(str(tmp_path / "file"))
+    with pytest.raises(server.ServerError, match=r"file/mlflow.db cannot be made \(.*\): check"):
+        server.connect(uri)
+
+
 def test_required_tracking_fails_at_start_and_not_later(tmp_path):
     run = Tracker(
         tmp_path / "run", uri="http://127.0.0.1:9", experiment="e", run_name="r", required=True

@@ -146,6 +146,8 @@ def test_the_status_tells_how_training_ended(root, error, status, state):
             raise error
     assert run_of(root, name).info.status == status
     assert run_of(root, name).data.tags["job.state"] == state
+    why = {"failed": str(error) or None, "killed": "KeyboardInterrupt"}.get(state)
+    assert run_of(root, name).data.tags.get("job.error") == why
 
 
 def test_a_resumed_run_goes_on_in_the_same_record(root):

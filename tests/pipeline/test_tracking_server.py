@@ -15,8 +15,10 @@ from pipeline.runfolder import read_run_json
 from pipeline.spool import Unsent
 from pipeline.tracking import Tracker
 from shards import store
+from tests.support.browser import Page, installed
 from tests.support.mlflow_server import FaultProxy, MlflowServer
 from tests.support.records import Database, until
+from tests.support.trained import finished_run, registered
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
@@ -155,16 +157,17 @@ def test_an_announcement_whose_answer_is_lost_is_found_by_the_next_submit(
         announce([config], [run], "job")
     proxy.mode = "ok"
 
-    (made,) = announce([config], [run], "job")
-    assert announce([config], [run], "job") == [made]
+    made = announce([config], [run], "job")[0].mlflow_run
+    assert announce([config], [run], "job")[0].mlflow_run == made
     assert database.runs("announced") == [(made, "SCHEDULED")]
 
     with Tracker(run, uri=proxy.url, experiment="x", run_name="announced", run_id=made) as tracker:
         tracker.start({}, {})
     assert database.runs("announced") == [(made, "FINISHED")]
     store.remove(f"{run}/run.json")
-    (other,) = announce([config], [run], "job")
-    assert other != made, "a new run in a folder of the same name"
+    assert announce([config], [run], "job")[0].mlflow_run != made, (
+        "a new run in a folder of the same name"
+    )
 
 
 def test_a_twin_that_appears_late_is_removed_when_the_run_ends(real, proxy, tmp_path):
@@ -215,4 +218,18 @@ def test_the_dataset_and_the_artifacts_pass_through_the_server(real, tmp_path):
     assert Path(where).read_text() == "a,b\n"
     (used,) = recorded.inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.source_type) == ("celeba", "s3")
-    assert server.run_link(real.url, "1", recorded.info.run_id).startswith(f"{real.url}/#/experi")
+
+
+@pytest.mark.skipif(installed() is None, reason="no Chromium here: apt-get install chromium")
+def test_links_open_the_page_of_the_run_and_of_the_version(real, tmp_path):
+    run = finished_run(tmp_path / "linked", uri=real.url)
+    version = registered(run, real.url)
+    told = read_run_json(run)
+    link = server.run_link(real.url, told["mlflow_experiment_id"], told["mlflow_run_id"])
+    with Page(link) as page:
+        page.until("document.body.innerText.includes('About this run')")
+        shown = page.run("document.body.innerText")
+        assert told["mlflow_run_id"] in shown and "System metrics" in shown
+    with Page(server.model_link(real.url, version.name, version.version)) as page:
+        page.until("document.body.innerText.includes('Registered At')")
+        assert "Version 1" in page.run("document.body.innerText")
