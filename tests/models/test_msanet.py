@@ -124,6 +124,8 @@ def test_a_mask_of_nothing_and_a_mask_of_everything_are_finite():
         ({"taps": 5}, "choose 1 to 4"),
         ({"squeeze": "third"}, "full, half, quarter"),
         ({"gate": "tanh"}, "sigmoid, none"),
+        ({"fe": ()}, "give fe one width or more"),
+        ({"msau": ((128,), (256,))}, "one pair or more"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):
@@ -135,6 +137,12 @@ def test_options_that_do_not_fit_are_refused(options, message):
 def test_a_map_too_small_for_the_dilation_or_off_the_grid_is_refused(size):
     with pytest.raises(ValueError, match="multiples of 8 from 40×40"):
         small()(torch.rand(1, 3, size, size), torch.zeros(1, 1, size, size))
+
+
+@pytest.mark.parametrize("image", [torch.rand(3, 64, 64), torch.rand(1, 1, 64, 64)])
+def test_a_picture_without_batch_or_colours_is_refused(image):
+    with pytest.raises(ValueError, match="give floats of shape N×3×H×W"):
+        small()(image, torch.zeros(1, 1, 64, 64))
 
 
 @pytest.mark.parametrize(
