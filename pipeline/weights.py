@@ -9,7 +9,6 @@ there, or says once and loudly that it could not.
 import hashlib
 import io
 import os
-import pickle
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +60,13 @@ def fetch(name: str, source: str | None = None, sha256: str | None = None) -> di
     """
     published, url = PUBLISHED[_known(name)], origin(name, source)
     shown = store.display(url)
-    data = store.read(url)
+    try:
+        data = store.read(url)
+    except OSError as error:
+        raise ValueError(
+            f"{shown} cannot be read ({error.strerror or 'no such object'}): give source= a file "
+            f"or a folder that holds {PUBLISHED[name].url.rsplit('/', 1)[-1]}"
+        ) from error
     found, wanted = hashlib.sha256(data).hexdigest(), (sha256 or published.sha256).lower()
     if not found.startswith(wanted):
         raise ValueError(
@@ -122,13 +127,16 @@ def _known(name: str) -> str:
 def _unpickled(data: bytes, shown: str) -> dict[str, Tensor]:
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle fails in whatever way its bytes lead to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{shown} cannot be read as weights ({reason[:120]}): it is cut short or no file of "
             "torch.save; fetch it again"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) and v.layout == torch.strided and not v.is_meta
+        for k, v in state.items()
+    ):
         raise ValueError(f"{shown} holds no state dict of tensors; give torchvision's file")
     return state
 
@@ -141,13 +149,20 @@ def _fitting(state: dict[str, Tensor], network: type[nn.Module], shown: str) -> 
         }
     optional = {key for key in shapes if key.endswith("num_batches_tracked")}
     missing = sorted(shapes.keys() - state.keys() - optional)
-    wrong = [key for key in shapes.keys() & state.keys() if state[key].shape != shapes[key]]
+    present = shapes.keys() & state.keys()
+    wrong = sorted(key for key in present if state[key].shape != shapes[key])
     if missing or wrong:
         first = (missing + wrong)[0]
         raise ValueError(
             f"{shown}: {len(missing)} tensors are missing and {len(wrong)} have another shape, "
             f"first {first}; these are weights of another network"
         )
+    for key in sorted(present - optional):
+        if not state[key].is_floating_point() or not bool(torch.isfinite(state[key]).all()):
+            raise ValueError(
+                f"{shown}: {key} is {state[key].dtype} and must hold finite floats; the file is "
+                "damaged or was never trained: fetch it again"
+            )
     return {key: state[key].contiguous() for key in shapes if key in state}
 
 

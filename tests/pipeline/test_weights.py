@@ -1,4 +1,6 @@
 import hashlib
+import io
+import random
 
 import pytest
 import torch
@@ -84,6 +86,12 @@ def test_a_file_with_another_hash_is_refused_and_not_cached(tmp_path):
     assert not weights.cached("vgg16").exists()
 
 
+def test_a_source_that_is_not_there_is_refused_with_what_it_must_hold(tmp_path):
+    for source in (tmp_path, tmp_path / "no.pth"):
+        with pytest.raises(ValueError, match=r"cannot be read .* holds vgg16-397923af\.pth"):
+            weights.fetch("vgg16", str(source))
+
+
 def test_a_truncated_file_is_refused(tmp_path):
     published_vgg(tmp_path / "v.pth")
     short = (tmp_path / "v.pth").read_bytes()[:-5000]
@@ -121,3 +129,39 @@ def test_a_damaged_cache_is_refused_with_what_to_do(tmp_path):
 def test_an_unknown_name_is_refused_with_the_list():
     with pytest.raises(ValueError, match="vgg16, densenet121"):
         weights.fetch("resnet50")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_file_cut_anywhere_or_with_any_byte_changed_is_one_line_or_still_tensors(legacy):
+    stored = io.BytesIO()
+    state = {"features.0.weight": torch.rand(4, 3, 3, 3), "features.0.bias": torch.rand(4)}
+    torch.save(state, stored, _use_new_zipfile_serialization=not legacy)
+    whole, draw, refused = stored.getvalue(), random.Random(0), 0
+    for i in range(300):
+        if i % 2:
+            data = whole[: draw.randrange(len(whole))]
+        else:
+            data = bytearray(whole)
+            data[draw.randrange(len(whole))] = draw.randrange(256)
+        try:
+            weights._unpickled(bytes(data), "v.pth")
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith("v.pth ") and "\n" not in str(error)
+    assert refused >= 150
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x: x * float("nan"), "must hold finite floats"),
+        (lambda x: x.int(), "must hold finite floats"),
+        (lambda x: x.to_sparse(), "no state dict of tensors"),
+    ],
+)
+def test_weights_that_are_no_finite_floats_are_refused(tmp_path, spoil, message):
+    state = {k: spoil(v) for k, v in VGG16Features().state_dict().items()}
+    digest = save(tmp_path / "v.pth", state)
+    with pytest.raises(ValueError, match=message):
+        weights.fetch("vgg16", str(tmp_path / "v.pth"), digest)
+    assert not weights.cached("vgg16").exists()
