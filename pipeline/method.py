@@ -68,6 +68,12 @@ def build(config: TrainConfig, engine: Engine) -> Method:
                 f"{name}={side}: this {config.model.name} takes multiples of {generator.multiple} "
                 f"from {generator.smallest} on"
             )
+    grid, least = DenseNetDiscriminator.multiple, DenseNetDiscriminator.smallest
+    if objective.adv and (config.data.crop % grid or config.data.crop < least):
+        raise ConfigError(
+            f"data.crop={config.data.crop}: the discriminator takes multiples of {grid} from "
+            f"{least} on; or train without one, objective.adv=0"
+        )
     method = Method(
         objective,
         generator_terms(objective),
