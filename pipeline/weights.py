@@ -89,15 +89,16 @@ def origin(name: str, source: str | None = None) -> str:
     return store.join(source, url.rsplit("/", 1)[-1])
 
 
-def load(name: str, network: nn.Module) -> str | None:
+def load(name: str, network: nn.Module, speaks: bool = True) -> str | None:
     """Fill `network` below `features` from the cache; the publisher's sha256, None without.
 
-    Without weights the network stays as it was drawn, and stderr says so, once a process.
+    Without weights the network stays as it was drawn, and stderr says so, once a process that
+    `speaks` (of a run, the first).
     Raises ValueError for a cached file that is damaged or of another network.
     """
     path = cached(name)
     if not path.exists():
-        if name not in _told:
+        if speaks and name not in _told:
             _told.add(name)
             line = "!" * 96
             print(
