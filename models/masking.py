@@ -112,6 +112,6 @@ def check_size(x: Tensor, multiple: int, smallest: int) -> None:
     if height % multiple or width % multiple or height < smallest or width < smallest:
         raise ValueError(
             f"the image is {height}×{width}; this network takes multiples of {multiple} from "
-            f"{smallest}×{smallest} on (below, its innermost convolutions see only padding); "
+            f"{smallest}×{smallest} on (smaller ones do not fill its widest convolution); "
             "crop or pad it (models.inpainter.Inpainter does, for any size)"
         )

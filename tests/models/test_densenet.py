@@ -63,8 +63,5 @@ def test_initialising_the_head_leaves_the_backbone_alone():
 
 
 def test_a_picture_off_its_grid_is_refused():
-    with pytest.raises(
-        ValueError,
-        match="multiples of 32 from 96×96 on .below, its innermost convolutions see only padding",
-    ):
+    with pytest.raises(ValueError, match="multiples of 32 from 96×96"):
         DenseNetDiscriminator(growth=4, blocks=(1, 1, 1, 1))(torch.rand(1, 3, 80, 96))

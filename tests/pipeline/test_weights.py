@@ -2,6 +2,7 @@ import hashlib
 import io
 import random
 
+import fsspec
 import pytest
 import torch
 
@@ -68,6 +69,16 @@ def test_a_folder_is_searched_for_the_publishers_file_name(tmp_path):
     assert all(torch.equal(v, state[k]) for k, v in vgg.state_dict().items())
     # only what is used was kept, not the whole classifier
     assert weights.cached("vgg16").stat().st_size < 4 * 1_735_488 + 4096
+
+
+def test_a_bucket_is_read_through_fsspec(tmp_path):
+    _, digest = published_vgg(tmp_path / "v.pth")
+    bucket = fsspec.filesystem("memory")
+    bucket.pipe_file("/bucket/vgg16-397923af.pth", (tmp_path / "v.pth").read_bytes())
+    try:
+        assert weights.fetch("vgg16", "memory://bucket", digest)["sha256"] == digest
+    finally:
+        bucket.rm("/bucket", recursive=True)
 
 
 def test_without_weights_it_says_so_once_and_leaves_the_network_alone(capsys):
