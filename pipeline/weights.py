@@ -9,6 +9,7 @@ there, or says once and loudly that it could not.
 import hashlib
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +60,9 @@ def fetch(name: str, source: str | None = None, sha256: str | None = None) -> di
     Raises ValueError for a file of another hash or network, or one that cannot be read as weights.
     """
     published, url = PUBLISHED[_known(name)], origin(name, source)
-    shown = store.display(url)
+    shown, wanted = store.display(url), (sha256 or published.sha256).lower()
+    if not re.fullmatch("[0-9a-f]{8,64}", wanted):
+        raise ValueError(f"sha256={sha256} is no hash: give its first 8 to 64 hexadecimal digits")
     try:
         data = store.read(url)
     except OSError as error:
@@ -67,7 +70,7 @@ def fetch(name: str, source: str | None = None, sha256: str | None = None) -> di
             f"{shown} cannot be read ({error.strerror or 'no such object'}): give source= a file "
             f"or a folder that holds {PUBLISHED[name].url.rsplit('/', 1)[-1]}"
         ) from error
-    found, wanted = hashlib.sha256(data).hexdigest(), (sha256 or published.sha256).lower()
+    found = hashlib.sha256(data).hexdigest()
     if not found.startswith(wanted):
         raise ValueError(
             f"{shown} has sha256 {found[:16]}…, expected {wanted}…: it is damaged or another file; "

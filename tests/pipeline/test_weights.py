@@ -106,6 +106,12 @@ def test_a_source_that_is_not_there_is_refused_with_what_it_must_hold(tmp_path):
             weights.fetch("vgg16", str(source))
 
 
+@pytest.mark.parametrize("digits", ["3", "397923a", "no hash!", "sha256:397923af"])
+def test_a_hash_of_a_few_digits_or_none_is_refused(tmp_path, digits):
+    with pytest.raises(ValueError, match="give its first 8 to 64 hexadecimal digits"):
+        weights.fetch("vgg16", str(tmp_path), digits)
+
+
 def test_a_truncated_file_is_refused(tmp_path):
     published_vgg(tmp_path / "v.pth")
     short = (tmp_path / "v.pth").read_bytes()[:-5000]
