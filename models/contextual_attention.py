@@ -1,6 +1,6 @@
 """Contextual attention: holes filled with what known patches look like (MUSICAL eq. 1–3, fig. 2).
 
-Wang, Li, Zhang, Zhang, Xiao: MUSICAL, IJCAI 2019; after Yu et al. 2018 (DeepFill).
+Wang, Li, Zhang, Du: MUSICAL, IJCAI 2019; after Yu et al. 2018 (DeepFill).
 
 Exact, for any hole a picture, without patches ever being cut out. With D[q, t] = ⟨f_q, b_t⟩ the one
 dot-product map of all patch sizes (q a cell of the map, t a known cell) and
@@ -62,18 +62,18 @@ def contextual_attention(
         whose centre is known, "all", everything. `released` always takes everything.
     blend: "hole" puts the result into the hole alone; "none" replaces every cell.
     """
-    one_of("order", order, tuple(ORDERS))
+    _check_options(patches, order, temperature, propagation)
     one_of("keys", keys, KEYS)
     one_of("blend", blend, BLENDS)
-    if temperature <= 0 or propagation < 0 or any(p < 1 or p % 2 == 0 for p in patches):
-        raise ValueError(
-            f"temperature={temperature:g}, propagation={propagation}, patches={list(patches)}; "
-            "give a temperature above 0, a propagation of 0 or more, odd patch sizes"
-        )
-    if mask.shape[:2] != (features.shape[0], 1) or mask.device != features.device:
+    if (
+        (features.ndim, mask.ndim) != (4, 4)
+        or mask.shape[:2] != (features.shape[0], 1)
+        or mask.device != features.device
+    ):
         raise ValueError(
             f"mask of shape {tuple(mask.shape)} on {mask.device} beside features of shape "
-            f"{tuple(features.shape)} on {features.device}; give N×1×h×w on the same device"
+            f"{tuple(features.shape)} on {features.device}; give N×1×h×w beside N×C×H×W, on the "
+            "same device"
         )
     f = features if features.dtype == torch.float64 else features.float()
     with without_autocast(f):
@@ -89,6 +89,18 @@ def contextual_attention(
             scales = [_released_scale(f, known, r, max(radii)) for r in radii]
         filled = attend(ORDERS[order], propagation, f, known, wanted, scales)
     return [x.to(features.dtype) for x in filled]
+
+
+def _check_options(
+    patches: Sequence[int], order: str, temperature: float, propagation: int
+) -> None:
+    one_of("order", order, tuple(ORDERS))
+    fine = patches and all(p > 0 and p % 2 for p in patches)
+    if not (fine and 0 < temperature < float("inf") and propagation >= 0):
+        raise ValueError(
+            f"temperature={temperature:g}, propagation={propagation}, patches={list(patches)}; "
+            "give a temperature above 0, a propagation of 0 or more, odd patch sizes"
+        )
 
 
 def window_sum(x: Tensor, radius: int) -> Tensor:
@@ -137,8 +149,8 @@ class MultiScaleAttention(nn.Module):
         propagation: int = 1,
     ) -> None:
         super().__init__()
-        self.patches = tuple(patches)
-        self.order = one_of("order", order, tuple(ORDERS))
+        _check_options(patches, order, temperature, propagation)
+        self.patches, self.order = tuple(patches), order
         self.temperature, self.propagation = temperature, propagation
         wide = channels * (len(self.patches) + (order == "paper"))
         self.excite = SqueezeExcitation(wide, hidden=wide)

@@ -29,13 +29,13 @@ def update_known(known: Tensor, kernel: int = 3, stride: int = 2, padding: int =
 def check(image: Tensor, mask: Tensor) -> None:
     """Refuse what the networks would silently turn into rubbish; for seams, not for hot loops.
 
-    image: N×3×H×W float in [0, 1]. mask: N×1×H×W of zeros and ones on the same device.
+    image: N×3×H×W float32 in [0, 1]. mask: N×1×H×W of zeros and ones on the same device.
     Raises ValueError naming the first thing that is wrong.
     """
-    if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
+    if image.ndim != 4 or image.shape[1] != 3 or image.dtype != torch.float32 or not image.numel():
         raise ValueError(
             f"image is {image.dtype} of shape {tuple(image.shape)}; "
-            "give floats of shape N×3×H×W, RGB in [0, 1]"
+            "give float32 of shape N×3×H×W, none of them 0, RGB in [0, 1]"
         )
     expected = (image.shape[0], 1, *image.shape[2:])
     if tuple(mask.shape) != expected:
@@ -66,8 +66,12 @@ def check(image: Tensor, mask: Tensor) -> None:
 
 def check_bytes(image: Tensor, mask: Tensor) -> None:
     """`check` for uint8: image N×H×W×3, mask N×H×W on the same device, any value but 0 a hole."""
-    if image.ndim != 4 or image.shape[3] != 3:
-        raise ValueError(f"image is uint8 of shape {tuple(image.shape)}; give N×H×W×3, RGB")
+    if image.ndim != 4 or image.shape[3] != 3 or not image.numel():
+        raise ValueError(
+            f"image is uint8 of shape {tuple(image.shape)}; give N×H×W×3, none of them 0, RGB"
+        )
+    if mask.is_floating_point():
+        raise ValueError(f"mask is {mask.dtype} beside a uint8 image; give uint8: 0 = known")
     if mask.shape != image.shape[:3] or mask.device != image.device:
         raise ValueError(
             f"mask of shape {tuple(mask.shape)} on {mask.device} beside an image of shape "
@@ -77,12 +81,17 @@ def check_bytes(image: Tensor, mask: Tensor) -> None:
 
 
 def check_pair(erased: Tensor, mask: Tensor, multiple: int, smallest: int) -> None:
-    """What a generator can tell without looking at values: the mask's shape and device, the size.
+    """What a generator can tell without looking at values: shapes, device, the size.
 
     Raises ValueError naming the first thing that is wrong.
     """
     if torch.compiler.is_exporting():
         return
+    if erased.ndim != 4 or erased.shape[1] != 3 or not erased.is_floating_point():
+        raise ValueError(
+            f"image is {erased.dtype} of shape {tuple(erased.shape)}; "
+            "give floats of shape N×3×H×W, RGB in [0, 1]"
+        )
     expected = (erased.shape[0], 1, *erased.shape[2:])
     if tuple(mask.shape) != expected or mask.device != erased.device:
         raise ValueError(
@@ -103,6 +112,6 @@ def check_size(x: Tensor, multiple: int, smallest: int) -> None:
     if height % multiple or width % multiple or height < smallest or width < smallest:
         raise ValueError(
             f"the image is {height}×{width}; this network takes multiples of {multiple} from "
-            f"{smallest}×{smallest} on (below, its dilated convolutions see only padding); "
-            "crop or pad it, or call models.inpainter.Inpainter, which takes any size"
+            f"{smallest}×{smallest} on (smaller ones do not fill its widest convolution); "
+            "crop or pad it (models.inpainter.Inpainter does, for any size)"
         )

@@ -93,8 +93,13 @@ class MSANet(nn.Module):
             ("squeeze", squeeze, tuple(SQUEEZES)),
         ):
             one_of(name, value, allowed)
+        if not fe or not msau or any(len(unit) != 2 for unit in msau):
+            raise ValueError(
+                f"fe={list(fe)}, msau={[list(unit) for unit in msau]}; give fe one width or more, "
+                "msau one pair or more: the width of F_D, that of each scale"
+            )
         halvings = len(fe) - 1 + len(msau)
-        if not fe or not msau or len(iru) != halvings:
+        if len(iru) != halvings:
             raise ValueError(
                 f"fe={list(fe)} and msau={list(msau)} halve the image {halvings} times, "
                 f"iru={list(iru)} doubles it {len(iru)} times; give iru {halvings} widths"

@@ -263,10 +263,11 @@ def _in_one_block(
 ) -> list[Tensor]:
     """`attend` as one graph: all rows that a picture of the batch needs, as many as that may be."""
     n, channels, height, width = features.shape
-    reach = 2 * max(scale.radius for scale in scales) + propagation
+    radius = max(scale.radius for scale in scales)
+    reach = 2 * radius + propagation
     rows = torch.arange(height, device=features.device)
     used = wanted.any(2).any(0)
-    least = 2 * reach + 1  # so that no shift is longer than the block, whatever the hole
+    least = max(radius, propagation) + 1  # more than any shift, whatever the hole
     bottom = torch.where(used, rows + reach + 1, least).max().clamp(max=height)
     top = torch.where(used, rows - reach, height).min().clamp(min=0)
     top = torch.minimum(top, bottom - least)

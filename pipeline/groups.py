@@ -43,9 +43,7 @@ class ModelConfig:
 @dataclass
 class MsanetModel(ModelConfig):
     name: str = "msanet"
-    fe: list[int] = key(
-        [64, 64], "widths of feature extraction; the last convolution halves", least=1
-    )
+    fe: list[int] = key([64, 64], "widths of feature extraction; all but the first halve", least=1)
     msau: list[list[int]] = key([[128, 48], [256, 96]], "per MSAU: width of F_D, of each scale")
     iru: list[int] = key([192, 96, 64], "widths of the restoration units", least=1)
     width: float = key(1.0, "multiplies every width", least=0.01)
@@ -70,7 +68,7 @@ class MusicalModel(ModelConfig):
     temperature: float = key(
         10.0, "scale of the cosine before the softmax; the paper: none", least=0.0
     )
-    propagation: int = key(1, "k of eq. 2; the paper does not say", least=0)
+    propagation: int = key(1, "k of eq. 2; the paper does not say", least=0, most=8)
 
 
 MODELS = {"msanet": MsanetModel, "musical": MusicalModel}

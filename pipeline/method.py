@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,6 +69,13 @@ def build(config: TrainConfig, engine: Engine) -> Method:
                 f"{name}={side}: this {config.model.name} takes multiples of {generator.multiple} "
                 f"from {generator.smallest} on"
             )
+    grid, least = DenseNetDiscriminator.multiple, DenseNetDiscriminator.smallest
+    if objective.adv and (config.data.crop % grid or config.data.crop < least):
+        raise ConfigError(
+            f"data.crop={config.data.crop}: the discriminator takes multiples of {grid} from "
+            f"{least} on; or train without one, objective.adv=0"
+        )
+    load = partial(weights.load, speaks=engine.is_main)
     method = Method(
         objective,
         generator_terms(objective),
@@ -75,11 +83,11 @@ def build(config: TrainConfig, engine: Engine) -> Method:
     )
     if needs_features(objective) and objective.features == "vgg16":
         method.features = VGG16Features(normalise=objective.vgg_normalise)
-        method.pretrained["vgg16"] = weights.load("vgg16", method.features) or "random"
+        method.pretrained["vgg16"] = load("vgg16", method.features) or "random"
         method.features.to(engine.device)
     if objective.adv:
         discriminator = DenseNetDiscriminator()
-        loaded = weights.load("densenet121", discriminator) if objective.d_pretrained else None
+        loaded = load("densenet121", discriminator) if objective.d_pretrained else None
         method.pretrained["densenet121"] = loaded or "random"
         method.discriminator = engine.train("discriminator", discriminator, make)
     return method

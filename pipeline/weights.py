@@ -9,7 +9,7 @@ there, or says once and loudly that it could not.
 import hashlib
 import io
 import os
-import pickle
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,9 +60,17 @@ def fetch(name: str, source: str | None = None, sha256: str | None = None) -> di
     Raises ValueError for a file of another hash or network, or one that cannot be read as weights.
     """
     published, url = PUBLISHED[_known(name)], origin(name, source)
-    shown = store.display(url)
-    data = store.read(url)
-    found, wanted = hashlib.sha256(data).hexdigest(), (sha256 or published.sha256).lower()
+    shown, wanted = store.display(url), (sha256 or published.sha256).lower()
+    if not re.fullmatch("[0-9a-f]{8,64}", wanted):
+        raise ValueError(f"sha256={sha256} is no hash: give its first 8 to 64 hexadecimal digits")
+    try:
+        data = store.read(url)
+    except OSError as error:
+        raise ValueError(
+            f"{shown} cannot be read ({error.strerror or 'no such object'}): give source= a file "
+            f"or a folder that holds {PUBLISHED[name].url.rsplit('/', 1)[-1]}"
+        ) from error
+    found = hashlib.sha256(data).hexdigest()
     if not found.startswith(wanted):
         raise ValueError(
             f"{shown} has sha256 {found[:16]}…, expected {wanted}…: it is damaged or another file; "
@@ -84,15 +92,16 @@ def origin(name: str, source: str | None = None) -> str:
     return store.join(source, url.rsplit("/", 1)[-1])
 
 
-def load(name: str, network: nn.Module) -> str | None:
+def load(name: str, network: nn.Module, speaks: bool = True) -> str | None:
     """Fill `network` below `features` from the cache; the publisher's sha256, None without.
 
-    Without weights the network stays as it was drawn, and stderr says so, once a process.
+    Without weights the network stays as it was drawn, and stderr says so, once a process that
+    `speaks` (of a run, the first).
     Raises ValueError for a cached file that is damaged or of another network.
     """
     path = cached(name)
     if not path.exists():
-        if name not in _told:
+        if speaks and name not in _told:
             _told.add(name)
             line = "!" * 96
             print(
@@ -122,13 +131,16 @@ def _known(name: str) -> str:
 def _unpickled(data: bytes, shown: str) -> dict[str, Tensor]:
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle fails in whatever way its bytes lead to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{shown} cannot be read as weights ({reason[:120]}): it is cut short or no file of "
             "torch.save; fetch it again"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) and v.layout == torch.strided and not v.is_meta
+        for k, v in state.items()
+    ):
         raise ValueError(f"{shown} holds no state dict of tensors; give torchvision's file")
     return state
 
@@ -141,13 +153,20 @@ def _fitting(state: dict[str, Tensor], network: type[nn.Module], shown: str) -> 
         }
     optional = {key for key in shapes if key.endswith("num_batches_tracked")}
     missing = sorted(shapes.keys() - state.keys() - optional)
-    wrong = [key for key in shapes.keys() & state.keys() if state[key].shape != shapes[key]]
+    present = shapes.keys() & state.keys()
+    wrong = sorted(key for key in present if state[key].shape != shapes[key])
     if missing or wrong:
         first = (missing + wrong)[0]
         raise ValueError(
             f"{shown}: {len(missing)} tensors are missing and {len(wrong)} have another shape, "
             f"first {first}; these are weights of another network"
         )
+    for key in sorted(present - optional):
+        if not state[key].is_floating_point() or not bool(torch.isfinite(state[key]).all()):
+            raise ValueError(
+                f"{shown}: {key} is {state[key].dtype} and must hold finite floats; the file is "
+                "damaged or was never trained: fetch it again"
+            )
     return {key: state[key].contiguous() for key in shapes if key in state}
 
 

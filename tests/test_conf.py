@@ -53,6 +53,69 @@ def test_every_row_of_the_papers_tables_that_is_theirs_has_its_recipe():
     assert set(named) <= set(options("experiment"))
 
 
+# Tables 2 to 5 of MSA-Net, cell by cell: structure, mask update, channel and spatial attention in
+# the units, channel and spatial attention in restoration.
+CELLS = {
+    "table2/single_scale": ("single", False, "none", "none", "none", "none"),
+    "table2/inception_v1": ("inception_v1", False, "none", "none", "none", "none"),
+    "table2/inception_v3": ("inception_v3", False, "none", "none", "none", "none"),
+    "table2/msag": ("msau", False, "none", "none", "none", "none"),
+    "table3/no_mum": ("msau", False, "none", "none", "none", "none"),
+    "table3/mum": ("msau", True, "none", "none", "none", "none"),
+    "table4/none": ("msau", True, "none", "none", "none", "none"),
+    "table4/ca": ("msau", True, "augmented", "none", "none", "none"),
+    "table4/sa": ("msau", True, "none", "fusing", "none", "none"),
+    "table4/ca_sa": ("msau", True, "augmented", "fusing", "none", "none"),
+    "table4/csa": ("msau", True, "none", "none", "augmented", "fusing"),
+    "table4/ca_sa_csa": ("msau", True, "augmented", "fusing", "augmented", "fusing"),
+    "table5/cbam": ("msau", True, "cbam", "cbam", "cbam", "cbam"),
+    "table5/sca_cnn": ("msau", True, "sca", "sca", "sca", "sca"),
+    "table5/se_net": ("msau", True, "se", "fusing", "se", "fusing"),
+    "table5/msa_net": ("msau", True, "augmented", "fusing", "augmented", "fusing"),
+    "table6/places2": ("msau", True, "augmented", "fusing", "augmented", "fusing"),
+    "table6/celeba": ("msau", True, "augmented", "fusing", "augmented", "fusing"),
+}
+
+
+def test_every_recipe_of_msa_net_is_the_cell_of_its_table_and_nothing_else():
+    varied = ("structure", "mask_update", "channel", "spatial")
+    varied += ("restore_channel", "restore_spatial")
+    assert {f"msanet/{name}" for name in CELLS} == {
+        name for name in options("experiment") if name.startswith("msanet/")
+    }
+    full = compose("train", ["experiment=msanet/table6/places2"]).config
+    for name, cell in CELLS.items():
+        config = compose("train", [f"experiment=msanet/{name}"]).config
+        assert tuple(getattr(config.model, key) for key in varied) == cell, name
+        for key in varied:
+            setattr(config.model, key, getattr(full.model, key))
+        assert (config.model, config.objective, config.masks, config.batch) == (
+            (full.model, full.objective, full.masks, 16)
+        ), name
+        assert (config.data == full.data) == (name != "table6/celeba")
+
+
+# MUSICAL 4.1: 250, 0.07, 0.001, 100; the adversarial weight is 0.3, on CelebA 0.0.
+@pytest.mark.parametrize(
+    ("name", "adversarial", "attention"),
+    [
+        ("paris", 0.3, "multi"),
+        ("places", 0.3, "multi"),
+        ("celeba", 0.0, "multi"),
+        ("ablation/no_adversarial", 0.0, "multi"),
+        ("ablation/single_scale", 0.3, "single"),
+    ],
+)
+def test_the_losses_of_musical_weigh_what_is_printed_for_their_dataset(
+    name, adversarial, attention
+):
+    config = compose("train", [f"experiment=musical/{name}"]).config
+    o, model = config.objective, config.model
+    assert (o.style, o.perceptual, o.tv, o.l1) == (250.0, 0.07, 0.001, 100.0)
+    assert (o.l2, o.l1_hole, o.adv, o.features) == (0.0, 0.0, adversarial, "vgg16")
+    assert (model.attention, model.order, config.batch) == (attention, "paper", 5)
+
+
 @pytest.mark.parametrize("name", [o for o in options("experiment") if o != "quickstart"])
 def test_a_recipes_network_can_be_built_as_it_is_written(name):
     from dataclasses import asdict
@@ -65,3 +128,21 @@ def test_a_recipes_network_can_be_built_as_it_is_written(name):
     with torch.device("meta"):
         network = build_generator(asdict(config.model))
     assert sum(p.numel() for p in network.parameters()) > 1_000_000
+
+
+def test_the_schema_offers_exactly_what_the_networks_take():
+    from dataclasses import fields
+
+    from models import attention, contextual_attention, multiscale, musical
+    from pipeline.groups import MODELS
+
+    offered = {f.name: f.metadata.get("choices", ()) for m in MODELS.values() for f in fields(m)}
+    assert set(offered["structure"]) == set(multiscale.STRUCTURES)
+    for name in ("channel", "restore_channel"):
+        assert set(offered[name]) == set(attention.CHANNEL)
+    for name in ("spatial", "restore_spatial"):
+        assert set(offered[name]) == set(attention.SPATIAL)
+    assert set(offered["squeeze"]) == set(attention.SQUEEZES)
+    assert set(offered["gate"]) == set(attention.GATES)
+    assert set(offered["attention"]) == set(musical.ATTENTION)
+    assert set(offered["order"]) == set(contextual_attention.ORDERS)

@@ -95,8 +95,10 @@ def test_each_picture_of_a_batch_is_filled_as_it_would_be_alone(name):
         (lambda i, m: (i, m.to("meta")), "mask is on meta, image on cpu"),
         (lambda i, m: (i.index_fill(3, torch.tensor([1]), float("nan")), m), "NaN or infinite"),
         (lambda i, m: (i * 255, m), "divide uint8 by 255"),
+        (lambda i, m: (i[..., :0], m[..., :0]), "none of them 0"),
         (lambda i, m: ((i * 255).to(torch.uint8), m), "give N×H×W×3"),
-        (lambda i, m: ((i * 255).to(torch.uint8).movedim(1, 3), m), "one mask an image"),
+        (lambda i, m: ((i * 255).to(torch.uint8).movedim(1, 3), m[:, 0]), "mask is torch.float32"),
+        (lambda i, m: ((i * 255).to(torch.uint8).movedim(1, 3), m.bool()), "one mask an image"),
     ],
 )
 def test_it_refuses_in_one_line_what_it_would_turn_into_rubbish(spoil, message):

@@ -69,6 +69,9 @@ def test_good_input_is_accepted():
         (lambda i, m: (i * 255, m), "divide uint8 by 255"),
         (lambda i, m: (i[:, :1], m), "N×3×H×W"),
         (lambda i, m: ((i * 255).to(torch.uint8), m), "torch.uint8"),
+        (lambda i, m: (i.double(), m), "torch.float64 .*; give float32"),
+        (lambda i, m: (i[:0], m[:0]), "none of them 0"),
+        (lambda i, m: (i, m * float("nan")), "other than 0 and 1"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_that_says_what_to_do(spoil, message):

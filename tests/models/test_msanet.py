@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from torch import nn
 
@@ -30,6 +31,68 @@ def test_the_networks_output_does_not_change_when_hole_pixels_of_its_input_chang
         one, two = generator(image, mask), generator(other, mask)
     assert torch.equal(one.image, two.image)
     assert all(torch.equal(a, b) for a, b in zip(one.features, two.features))
+
+
+def transcribed(weights, image, mask):
+    """Equations 1 to 10 one by one, without norms: the picture, and the maps of eq. 12."""
+
+    def f(name, x, stride=1, r=1):
+        weight = weights[f"{name}.weight"]
+        padding = r * (weight.shape[-1] // 2)
+        return F.conv2d(x, weight, weights.get(f"{name}.bias"), stride, padding, r)
+
+    def mean(x):
+        return x.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3])
+
+    def spatial(name, x):  # eq. 5-6
+        phi = f(f"{name}.gradual.0.0", x).relu()
+        phi = f(f"{name}.gradual.2", f(f"{name}.gradual.1.0", phi).relu())
+        descriptors = torch.cat((phi, x.max(1, True).values, x.mean(1, True)), 1)
+        return x * f(f"{name}.fuse", descriptors).sigmoid()
+
+    def channel(name, x):  # eq. 7-9
+        shallow = f(f"{name}.shallow.0", x).relu()
+        shared = mean(f(f"{name}.squeeze.0", shallow, 2).relu())
+        refined = f(f"{name}.refine.2", f(f"{name}.refine.0", shared).relu())
+        return x * (mean(shallow) + refined).sigmoid()
+
+    def down(name, x, known):  # eq. 1 and the update of 3.4
+        seen = F.conv2d(known, torch.ones(1, 1, 3, 3), stride=2, padding=1) > 0
+        return f(name, torch.cat((x, known), 1), 2).relu(), seen.to(x.dtype)
+
+    known = 1 - mask
+    x = f("stem.0", torch.cat(((2 * image - 1) * known, known), 1)).relu()
+    x, known = down("extract.0.0", x, known)
+    for unit in ("group.0", "group.1"):
+        x, known = down(f"{unit}.down.0", x, known)
+        scales = [
+            spatial(f"{unit}.scales.spatial.{i}", f(f"{unit}.scales.branches.{i}.0", x, r=r).relu())
+            for i, r in enumerate((1, 2, 4, 8))
+        ]  # eq. 2-3
+        x = channel(f"{unit}.scales.channel", torch.cat(scales, 1))  # eq. 4
+        x = f(f"{unit}.aggregate.0", x).relu()
+    maps = [x]
+    for i in range(3):  # eq. 10
+        name = f"restore.{i}.0"
+        x = F.conv_transpose2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], 2, 1).relu()
+        maps.append(x)
+        x = spatial(f"attend.{i}.1", channel(f"attend.{i}.0", x))
+    return (f("out", x).tanh() + 1) / 2, maps[:3]
+
+
+def test_the_network_is_equations_1_to_10():
+    generator, image = small(norm="none").eval(), torch.rand(2, 3, 64, 80)
+    for parameter in generator.parameters():  # biases too, so that none can hide
+        torch.nn.init.normal_(parameter, std=0.2)
+    mask = (torch.rand(2, 1, 8, 10) < 0.4).float()
+    mask = mask.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    with torch.no_grad():
+        found = generator(image, mask)
+        expected, maps = transcribed(generator.state_dict(), image, mask)
+    torch.testing.assert_close(found.image, expected)
+    for ours, theirs in zip(found.features, maps, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert found.image.std() > 0.05 and all(m.std() > 1e-3 for m in maps)
 
 
 @pytest.mark.parametrize("name", ["msanet", "msanet_const"])
@@ -124,6 +187,8 @@ def test_a_mask_of_nothing_and_a_mask_of_everything_are_finite():
         ({"taps": 5}, "choose 1 to 4"),
         ({"squeeze": "third"}, "full, half, quarter"),
         ({"gate": "tanh"}, "sigmoid, none"),
+        ({"fe": ()}, "give fe one width or more"),
+        ({"msau": ((128,), (256,))}, "one pair or more"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):
@@ -135,6 +200,12 @@ def test_options_that_do_not_fit_are_refused(options, message):
 def test_a_map_too_small_for_the_dilation_or_off_the_grid_is_refused(size):
     with pytest.raises(ValueError, match="multiples of 8 from 40×40"):
         small()(torch.rand(1, 3, size, size), torch.zeros(1, 1, size, size))
+
+
+@pytest.mark.parametrize("image", [torch.rand(3, 64, 64), torch.rand(1, 1, 64, 64)])
+def test_a_picture_without_batch_or_colours_is_refused(image):
+    with pytest.raises(ValueError, match="give floats of shape N×3×H×W"):
+        small()(image, torch.zeros(1, 1, 64, 64))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from torch import nn
 
@@ -50,6 +51,56 @@ def test_the_networks_output_does_not_change_when_hole_pixels_of_its_input_chang
     other = torch.where(mask.bool(), torch.rand_like(image), image)
     with torch.no_grad():
         assert torch.equal(generator(image, mask).image, generator(other, mask).image)
+
+
+def layered(weights, image, mask, attention):
+    """The layer table of the released code, whose skips carry what their reader has activated."""
+
+    def f(name, x, stride=1, padding=1, r=1):
+        return F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], stride, padding, r)
+
+    def up(name, x):
+        weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        return F.conv_transpose2d(x, weight, bias, 2, 1)
+
+    def norm(name, x):
+        mean = x.mean((2, 3), keepdim=True)
+        x = (x - mean) / (x.var((2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
+        weight, bias = (weights[f"{name}.{kind}"][:, None, None] for kind in ("weight", "bias"))
+        return x * weight + bias
+
+    def leak(x):
+        return torch.where(x > 0, x, 0.2 * x)
+
+    known = 1 - mask
+    e1 = leak(f("first", torch.cat(((2 * image - 1) * known, known), 1), 2))
+    e2 = leak(norm("down.0.2", f("down.0.1", e1, 2)))
+    e3 = leak(norm("down.1.2", f("down.1.1", e2, 2)))
+    e4 = leak(norm("down.2.2", f("down.2.1", e3, 2)))
+    b1 = leak(f("flat.0.4", leak(norm("flat.0.2", f("flat.0.1", e4))), 1, 2, 2))
+    b2 = leak(f("flat.1.4", leak(norm("flat.1.2", f("flat.1.1", b1))), 1, 2, 2))
+    b3 = leak(f("flat.2.4", leak(norm("flat.2.2", f("flat.2.1", b2))), 1, 2, 2))
+    x = f("flat.3.4", leak(f("flat.3.1", b3)), 1, 2, 2)
+    for i, skip in enumerate((b3, b2, b1, e4)):
+        x = norm(f"flat_up.{i}.2", f(f"flat_up.{i}.1", x.relu()))
+        x = torch.cat((x, skip), 1)
+    x = torch.cat((norm("up4.2", up("up4.1", x.relu())), e3), 1)
+    x = norm("up3.2", up("up3.1", x.relu()))
+    x = torch.cat((attention(x, mask), e2), 1)
+    x = torch.cat((norm("up2.2", up("up2.1", x.relu())), e1), 1)
+    return (up("last.1", x.relu()).tanh() + 1) / 2
+
+
+@pytest.mark.parametrize("order", ["paper", "released"])
+def test_the_network_is_its_layer_table(order):
+    generator, image, mask = small(order=order), torch.rand(2, 3, 64, 80), hole(2, 80)[..., 8:72, :]
+    for parameter in generator.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    with torch.no_grad():
+        found = generator(image, mask).image
+        expected = layered(generator.state_dict(), image, mask, generator.attend)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert found.std() > 0.05
 
 
 def test_the_bottom_keeps_a_sixteenth_of_the_size_and_the_attention_sees_a_quarter():

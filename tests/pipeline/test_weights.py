@@ -1,5 +1,8 @@
 import hashlib
+import io
+import random
 
+import fsspec
 import pytest
 import torch
 
@@ -68,11 +71,24 @@ def test_a_folder_is_searched_for_the_publishers_file_name(tmp_path):
     assert weights.cached("vgg16").stat().st_size < 4 * 1_735_488 + 4096
 
 
+def test_a_bucket_is_read_through_fsspec(tmp_path):
+    _, digest = published_vgg(tmp_path / "v.pth")
+    bucket = fsspec.filesystem("memory")
+    bucket.pipe_file("/bucket/vgg16-397923af.pth", (tmp_path / "v.pth").read_bytes())
+    try:
+        assert weights.fetch("vgg16", "memory://bucket", digest)["sha256"] == digest
+    finally:
+        bucket.rm("/bucket", recursive=True)
+
+
 def test_without_weights_it_says_so_once_and_leaves_the_network_alone(capsys):
     vgg = VGG16Features()
     before = {k: v.clone() for k, v in vgg.state_dict().items()}
     assert weights.load("vgg16", vgg) is None and weights.load("vgg16", vgg) is None
     told = capsys.readouterr().err
+    weights._told.clear()
+    weights.load("vgg16", vgg, speaks=False)
+    assert capsys.readouterr().err == ""
     assert told.count("RANDOM") == 1 and "python -m pipeline fetch vgg16" in told
     assert all(torch.equal(v, before[k]) for k, v in vgg.state_dict().items())
 
@@ -82,6 +98,18 @@ def test_a_file_with_another_hash_is_refused_and_not_cached(tmp_path):
     with pytest.raises(ValueError, match="expected 397923af"):
         weights.fetch("vgg16", str(tmp_path / "v.pth"))
     assert not weights.cached("vgg16").exists()
+
+
+def test_a_source_that_is_not_there_is_refused_with_what_it_must_hold(tmp_path):
+    for source in (tmp_path, tmp_path / "no.pth"):
+        with pytest.raises(ValueError, match=r"cannot be read .* holds vgg16-397923af\.pth"):
+            weights.fetch("vgg16", str(source))
+
+
+@pytest.mark.parametrize("digits", ["3", "397923a", "no hash!", "sha256:397923af"])
+def test_a_hash_of_a_few_digits_or_none_is_refused(tmp_path, digits):
+    with pytest.raises(ValueError, match="give its first 8 to 64 hexadecimal digits"):
+        weights.fetch("vgg16", str(tmp_path), digits)
 
 
 def test_a_truncated_file_is_refused(tmp_path):
@@ -121,3 +149,40 @@ def test_a_damaged_cache_is_refused_with_what_to_do(tmp_path):
 def test_an_unknown_name_is_refused_with_the_list():
     with pytest.raises(ValueError, match="vgg16, densenet121"):
         weights.fetch("resnet50")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_file_cut_anywhere_or_with_any_byte_changed_is_one_line_or_still_tensors(legacy):
+    stored = io.BytesIO()
+    state = {"features.0.weight": torch.rand(4, 3, 3, 3), "features.0.bias": torch.rand(4)}
+    torch.save(state, stored, _use_new_zipfile_serialization=not legacy)
+    whole, draw, refused = stored.getvalue(), random.Random(0), 0
+    for i in range(300):
+        if i % 2:
+            data = whole[: draw.randrange(len(whole))]
+        else:
+            data = bytearray(whole)
+            data[draw.randrange(len(whole))] = draw.randrange(256)
+        try:
+            weights._unpickled(bytes(data), "v.pth")
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith("v.pth ") and "\n" not in str(error)
+    assert refused >= 150
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x: x * float("nan"), "must hold finite floats"),
+        (lambda x: x.int(), "must hold finite floats"),
+        (lambda x: x.to_sparse(), "no state dict of tensors"),
+    ],
+)
+def test_weights_that_are_no_finite_floats_are_refused(tmp_path, spoil, message):
+    state = {k: spoil(v) for k, v in VGG16Features().state_dict().items()}
+    digest = save(tmp_path / "v.pth", state)
+    with pytest.raises(ValueError, match=message):
+        weights.fetch("vgg16", str(tmp_path / "v.pth"), digest)
+    assert not weights.cached("vgg16").exists()
