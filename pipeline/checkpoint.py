@@ -136,7 +136,7 @@ class Saver:
 
 
 def checkpoints(run_url: str) -> list[Checkpoint]:
-    """Those that exist, oldest first; their tensors are not read."""
+    """Those that exist, oldest first, their tensors unread; an unreadable one is passed over."""
     base = store.join(run_url, "checkpoints")
     found = []
     for name in filter(NAME.fullmatch, store.names(base)):
@@ -144,6 +144,9 @@ def checkpoints(run_url: str) -> list[Checkpoint]:
         try:
             state = json.loads(store.read(store.join(url, "state.json")))
         except FileNotFoundError:
+            continue
+        except ValueError:  # no JSON
+            _passed_over(url)
             continue
         if state.get("schema") != SCHEMA:
             raise ValueError(
@@ -171,11 +174,12 @@ def latest(run_url: str) -> Checkpoint | None:
     for checkpoint in reversed(checkpoints(run_url)):
         if is_whole(checkpoint):
             return checkpoint
-        print(
-            f"checkpoint {store.display(checkpoint.url)} is torn or corrupted: passed over",
-            file=sys.stderr,
-        )
+        _passed_over(checkpoint.url)
     return None
+
+
+def _passed_over(url: str) -> None:
+    print(f"checkpoint {store.display(url)} is torn or corrupted: passed over", file=sys.stderr)
 
 
 def find(url: str, which: str = "last") -> Checkpoint:

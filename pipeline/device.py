@@ -1,4 +1,4 @@
-"""What this machine's device can do: precision, CPU cores."""
+"""What this machine's devices can do: GPUs, precision, CPU cores."""
 
 from __future__ import annotations
 
@@ -7,6 +7,34 @@ import os
 import torch
 
 from pipeline.compose import ConfigError
+from pipeline.config import TrainConfig
+from pipeline.launch import visible_gpus
+
+
+def uses_gpu(config: TrainConfig) -> bool:
+    """Whether this process trains on a GPU.
+
+    ConfigError where it would fall back to the CPU though GPUs are asked for, or are there and
+    counted by `processes=auto`; and where two processes would share one, which NCCL refuses.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    asked, local = config.cluster.gpus_per_node, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not count and asked:
+        raise ConfigError(
+            f"cluster.gpus_per_node={asked}, but torch sees no GPU on this node: check the driver "
+            f"and CUDA_VISIBLE_DEVICES (`doctor`)"
+        )
+    if not count and config.processes == "auto" and (there := visible_gpus()):
+        raise ConfigError(
+            f"this machine has {there} GPUs by its driver, but torch sees none: check its build "
+            f"(`doctor`), or give processes=1 to train on the CPU"
+        )
+    if 0 < count < local:
+        raise ConfigError(
+            f"{local} processes were started on this node, but torch sees {count} GPUs: give "
+            f"processes=auto, one for each, or hide them with CUDA_VISIBLE_DEVICES="
+        )
+    return count > 0
 
 
 def choose_precision(wanted: str, on_gpu: bool) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
-from pipeline.device import choose_precision, thread_count
+from pipeline.device import choose_precision, thread_count, uses_gpu
 from pipeline.syncnorm import synchronised
 from pipeline.zero import STAGES, Sharded
 
@@ -82,12 +82,7 @@ class Engine:
 
     def __init__(self, config: TrainConfig) -> None:
         world = int(os.environ.get("WORLD_SIZE", "1"))
-        on_gpu = torch.cuda.is_available()
-        if config.cluster.gpus_per_node and not on_gpu:
-            raise ConfigError(
-                f"cluster.gpus_per_node={config.cluster.gpus_per_node}, but torch sees no GPU on "
-                f"this node: check the driver and CUDA_VISIBLE_DEVICES (`doctor`)"
-            )
+        on_gpu = uses_gpu(config)
         self.precision = choose_precision(config.precision, on_gpu)
         threads = thread_count(config.threads, world)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or Accelerate sets 1, and warns

@@ -17,8 +17,6 @@ from pipeline import method
 from pipeline.engine import Engine
 from pipeline.method import Method
 
-COUNTED = 2  # pictures: norms of one by one cell ask for two
-
 # Dense FLOP/s in bf16 and fp16 with fp32 sums, from the vendor's data sheets; no sparsity.
 PEAKS = {
     r"B200": 2250e12,
@@ -53,7 +51,7 @@ def peak(device_name: str, precision: str) -> float | None:
 def image_seconds(networks: Method, engine: Engine, side: int) -> float:
     """What a picture's training takes where all devices run at their peak; 0 if that is unknown.
 
-    To be called by every rank, before `Engine.start`.
+    To be called before `Engine.start`.
     """
     if engine.device.type != "cuda":
         return 0.0
@@ -65,15 +63,23 @@ def of_image(networks: Method, engine: Engine, side: int) -> Work:
     """Work of one picture in a training step: all networks' forward and backward, at side × side.
 
     Counted on copies of the networks, with a hole over a quarter of the picture; what a backward
-    pass computes again is counted again; optimisers are not.
+    pass computes again is counted again; optimisers are not. Norms are in evaluation mode: nothing
+    is exchanged with other ranks, and one picture is enough.
     """
     copied = copy.deepcopy(networks)
-    image = torch.full((COUNTED, 3, side, side), 0.5, device=engine.device)
+    for trainee in copied.trainees:
+        trainee.module.eval()
+    image = torch.full((1, 3, side, side), 0.5, device=engine.device)
     mask = torch.zeros_like(image[:, :1])
     mask[:, :, side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = 1
-    with torch.random.fork_rng(), Traffic() as traffic, FlopCounterMode(display=False) as counter:
+    own = [engine.device] if engine.device.type == "cuda" else []  # not every GPU of the node
+    with (
+        torch.random.fork_rng(own),
+        Traffic() as traffic,
+        FlopCounterMode(display=False) as counter,
+    ):
         method.backward(copied, engine, image, mask, 1.0)
-    return Work(counter.get_total_flops() / COUNTED, traffic.bytes / COUNTED)
+    return Work(counter.get_total_flops(), traffic.bytes)
 
 
 class Traffic(TorchDispatchMode):

@@ -8,7 +8,7 @@ learns from the detached picture, and both step together, so that accumulation e
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -143,9 +143,10 @@ def own_features(generator: nn.Module, image: Tensor) -> Sequence[Tensor]:
     """MSA-Net's targets: the features of the original picture, with the same weights (eq. 12-14).
 
     Without gradient, or shrinking all features would be the easiest way to a small loss; with the
-    batch's statistics, and the running ones left to the damaged pictures.
+    batch's statistics, and the running ones left to the damaged pictures. In evaluation mode with
+    the running ones: a rank may then be alone, and synchronised norms would wait for the others.
     """
-    with frozen_statistics(generator):
+    with frozen_statistics(generator) if generator.training else nullcontext():
         return generator(image, image.new_zeros(image.shape[0], 1, *image.shape[2:])).features
 
 

@@ -26,6 +26,7 @@ from pipeline import photographs
 from pipeline.attend import attended
 from pipeline.compose import ConfigError, compose
 from pipeline.config import QuickstartConfig
+from pipeline.launch import visible_gpus
 from shards import store
 
 MARK = "quickstart.json"
@@ -107,6 +108,7 @@ def steps(out: Path, said: str) -> list[Step]:
     shard = "shard source={out}/photographs out={out}/shards data.name=skimage"
     pairs = "data.url={out}/shards masks.url={out}/masks split=test"
     run = "train experiment=quickstart run={out}/run data.url={out}/shards"
+    run += " processes=auto" if visible_gpus() == 1 else ""  # NCCL wants a GPU for each
     picture = "image={out}/coffee.png mask={out}/coffee_mask.png out={out}/coffee_filled.png"
     return [
         local("photographs", _photographs, "photographs"),
@@ -143,10 +145,7 @@ def show(result: dict[str, Any]) -> str:
     names = ("MSA-Net", "mean colour", "Telea")
     lines.append(f"{'hole ratio':<12}{'pairs':>6}" + "".join(f"{n:>14}" for n in names))
     for bucket, row in network.items():
-        found = [
-            row["psnr"],
-            *(rows[n]["buckets"][bucket]["psnr"] for n in ("mean_colour", "telea")),
-        ]
+        found = [row["psnr"], *(rows[n]["buckets"][bucket]["psnr"] for n in YARDSTICKS)]
         cells = "".join(f"{v:>13.2f}{'*' if v == max(found) else ' '}" for v in found)
         lines.append(f"{bucket:<12}{row['n']:>6}" + cells)
     lines += ["", _verdict(network, rows)]

@@ -102,11 +102,14 @@ def finish(run: RunFolder, tracker: Any, meter: Meter, state: State, status: str
 def headline(
     config: TrainConfig, run: RunFolder, engine: Engine, images_seen: int, size: int
 ) -> str:
+    precision = engine.precision
+    if (config.precision, precision, engine.device.type) == ("auto", "fp32", "cuda"):
+        precision = "fp32 (this GPU has no bf16: precision=fp16 is faster)"
     start = f"goes on at {images_seen}" if images_seen else "starts"
     return (
         f"{store.display(run.url)} {start} of {config.max_images} images: {config.model.name} "
         f"{size / 1e6:.2f} M weights, {engine.world_size} x {engine.device.type}, "
-        f"{config.parallel.strategy}, {engine.precision}, batch {config.batch}, "
+        f"{config.parallel.strategy}, {precision}, batch {config.batch}, "
         f"{torch.get_num_threads()} threads each"
     )
 

@@ -30,14 +30,20 @@ class State:
 
 
 def resume(
-    config: TrainConfig, run: RunFolder, networks: Method, manifest: Manifest, is_main: bool
+    config: TrainConfig, run: RunFolder, networks: Method, manifest: Manifest, engine: Engine
 ) -> State:
     """Put the newest whole checkpoint, or the weights at `init=`, into networks and optimisers."""
     found = checkpoint.latest(run.url)
+    seen = engine.gather(None if found is None else found.name)
+    if len(set(seen)) > 1:  # a shared disk shows a new file to other nodes after a while
+        raise RuntimeError(
+            f"{store.display(run.url)}: rank 0 finds checkpoint {seen[0]}, rank {engine.rank} "
+            f"finds {seen[engine.rank]}: start again once every node sees the same files"
+        )
     if found is None:
         if config.init is not None:
             lineage = initialise(config.init, config.root, networks)
-            if is_main:
+            if engine.is_main:
                 update_run_json(run.url, init=lineage)
         return State()
     if found.state["dataset"] != manifest.digest:

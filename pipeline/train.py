@@ -56,7 +56,7 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
     manifest = open_manifest(config.data.url)
     networks = method.build(config, engine)
     image_seconds = flops.image_seconds(networks, engine, config.data.crop)
-    state = resume(config, run, networks, manifest, engine.is_main)
+    state = resume(config, run, networks, manifest, engine)
     engine.start(networks.trainees)
     stream = stack.enter_context(open_stream(config, engine, manifest, state.images_seen))
     check_guards(state.data or stream.guards(), stream.guards())

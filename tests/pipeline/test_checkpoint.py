@@ -46,7 +46,7 @@ def test_without_its_state_a_checkpoint_does_not_exist(run):
     assert latest(run.url).images_seen == 7
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "state"])
 def test_a_damaged_checkpoint_is_passed_over_loudly(run, damage, capsys):
     save(run, 7)
     save(run, 9)
@@ -54,6 +54,8 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(run, damage, capsys):
     data = path.read_bytes()
     if damage == "flip":
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif damage == "state":
+        path.with_name("state.json").write_text('{"images_seen": ')
     elif damage == "cut":
         path.write_bytes(data[:-4])
     else:

@@ -6,7 +6,7 @@ from support.strategies import engine_of
 from torch import nn
 
 from models import Prediction
-from pipeline import flops, method
+from pipeline import flops, method, syncnorm
 from pipeline.compose import compose
 from pipeline.engine import Trainee
 from pipeline.meter import Meter
@@ -66,6 +66,20 @@ def test_counting_leaves_networks_and_random_numbers_as_they_were(monkeypatch):
         assert torch.equal(random, torch.get_rng_state())
         for name, value in networks.generator.module.state_dict().items():
             assert torch.equal(value, weights[name]), name
+
+
+def test_counting_touches_no_other_rank_and_no_other_device(monkeypatch):
+    """As on a node of two GPUs, before anything watches for a rank that hangs."""
+    exchanged = []
+    monkeypatch.setattr(syncnorm, "_world_size", lambda: 2)
+    monkeypatch.setattr(syncnorm.dist, "all_gather", lambda *_: exchanged.append("all_gather"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: exchanged.append(device))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: None)
+    config = config_of("msanet/table6/celeba", "model.width=0.125")
+    with engine_of(config, monkeypatch) as engine:
+        flops.of_image(method.build(config, engine), engine, 64)
+    assert exchanged == []
 
 
 def test_a_device_is_known_by_its_name_and_only_where_tensor_cores_count():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from support.strategies import engine_of, networks_of
 
+from pipeline import syncnorm
 from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
 from pipeline.memory import too_large
@@ -51,10 +52,13 @@ def test_a_training_step_that_does_not_fit_is_tried_smaller_and_explained(monkey
     config = TrainConfig(batch=4, threads="1", precision="fp32")
     images, masks = torch.zeros(4, 40, 40, 3, dtype=torch.uint8), torch.ones(4, 40, 40)
     seen = []
+    exchanged = []
+    monkeypatch.setattr(syncnorm.dist, "all_gather", lambda *_: exchanged.append("statistics"))
 
     def holds_two(module, given):
         seen.append((len(given[0]), module.training))
         if len(given[0]) > 2:
+            monkeypatch.setattr(syncnorm, "_world_size", lambda: 2)  # the other rank had room
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with engine_of(config, monkeypatch) as engine:
@@ -65,4 +69,5 @@ def test_a_training_step_that_does_not_fit_is_tried_smaller_and_explained(monkey
         with pytest.raises(ConfigError, match="2 fit: set accumulate=2,"):
             step(networks, engine, images, masks, config)
     assert seen[:2] == [(4, True), (2, False)]  # a trial leaves statistics alone
+    assert exchanged == []  # nobody would answer
     assert network.training and all(p.grad is None for p in network.parameters())

@@ -1,15 +1,17 @@
 """`init=`: weights of a run, a checkpoint or a registered model; and whose they were."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from support.trained import MODEL, finished_run
 
 from pipeline import registry, server
 from pipeline.checkpoint import Saver, build_generator, find, folder_at
-from pipeline.config import ObjectiveConfig
+from pipeline.config import ObjectiveConfig, TrainConfig
 from pipeline.engine import Trainee
 from pipeline.method import Method
-from pipeline.resume import initialise
+from pipeline.resume import initialise, resume
 
 
 def fresh(average=False):
@@ -53,6 +55,17 @@ def test_weights_of_another_architecture_are_refused_by_name(tmp_path):
     run = finished_run(tmp_path / "wide", model=wider)
     with pytest.raises(ValueError, match=r"init=.*wide .*another architecture: \d+ tensors differ"):
         initialise(run, str(tmp_path), fresh())
+
+
+def test_ranks_that_see_different_checkpoints_do_not_go_on(tmp_path):
+    """As where a shared disk shows a node its newest files late: rank 1 would train on old ones."""
+    run = folder_at(finished_run(tmp_path / "run"))
+    networks = fresh()
+    before = {name: tensor.clone() for name, tensor in networks.generator.weights().items()}
+    late = SimpleNamespace(rank=1, is_main=False, gather=lambda mine: ["000000002000", mine])
+    with pytest.raises(RuntimeError, match="0 finds checkpoint 000000002000, .* 000000001000"):
+        resume(TrainConfig(), run, networks, SimpleNamespace(digest="d"), late)
+    assert holds(networks.generator.module, before)
 
 
 @pytest.mark.slow

@@ -147,8 +147,9 @@ def wait_for_steps(run, count, process):
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("asked", ["launcher", pytest.param("worker", marks=pytest.mark.slow)])
 def test_a_stop_saves_and_the_same_command_goes_on_to_the_bit(
-    two_ranks, small_set, train, tmp_path
+    two_ranks, small_set, train, tmp_path, asked
 ):
     import psutil
 
@@ -160,7 +161,12 @@ def test_a_stop_saves_and_the_same_command_goes_on_to_the_bit(
         worker.suspend()
     refused = trained(train, run, f"max_images={STEPS * BATCH}", "processes=2", status=2)
     assert re.search(r"is being trained by \S+ pid \d+", refused.stderr), refused.stderr
-    process.send_signal(signal.SIGTERM)  # which wakes them too
+    if asked == "launcher":
+        process.send_signal(signal.SIGTERM)  # which wakes them too
+    else:  # either worker: the other learns of it by the vote
+        workers[1].send_signal(signal.SIGUSR1)
+        for worker in workers:
+            worker.resume()
     assert process.wait(180) == 75
     said = process.stderr.read()
     stopped = checkpoints(str(run))[-1].images_seen
