@@ -268,12 +268,15 @@ class Engine:
                 dist.all_reduce(buffer)
                 buffer /= self.world_size
 
-    def close(self) -> None:
+    def close(self, error: BaseException | None = None) -> None:
         """Leave the group; networks must be let go of before, but for those that Accelerate keeps.
 
         DDP's reducer, destroyed after the group, holds the GIL while it waits for a thread of gloo
-        that may want it.
+        that may want it. After an `error` others may stand in an exchange, for which leaving would
+        wait, and the error with it: the process ends without.
         """
+        if self.world_size > 1 and isinstance(error, Exception):
+            return
         self.accelerator.free_memory()
         if dist.is_initialized():
             dist.destroy_process_group()

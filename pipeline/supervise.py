@@ -29,6 +29,7 @@ PR_SET_PDEATHSIG = 1
 ERROR_FILE = "LACUNA_ERROR_FILE"  # where a worker leaves the line that its launcher reports
 NODE_ERRORS = "LACUNA_ERRORS"  # where each node's launcher leaves its line: this, `-` and its rank
 TERMINATION = Path("/dev/termination-log")  # what Kubernetes shows of a container that failed
+CRASHED = 30.0  # seconds: over NCCL those left behind would wait in an exchange for ever
 PUBLISH_EVERY = 60.0  # seconds between copies of a log into a bucket
 
 
@@ -47,8 +48,9 @@ def supervise(
 ) -> Ended:
     """Run `command` once for each environment in `workers`, in order of local rank.
 
-    Signals are passed on. When a worker ends badly the others get `grace` seconds after SIGTERM:
-    those that can, save. `log`: URL of the node's log.
+    Signals are passed on, and workers have `grace` seconds to save. When one ends badly the others
+    can make no checkpoint without it: they get `CRASHED` seconds to publish the one in hand.
+    `log`: URL of the node's log.
     """
     stop: list[int] = []
     before = {s: signal.signal(s, lambda number, _: stop.append(number)) for s in STOP_SIGNALS}
@@ -74,7 +76,8 @@ def supervise(
                 bad = [i for i, w in enumerate(started) if w.poll() not in (None, 0, SAVED)]
                 first = first or bad
                 if deadline is None and (stop or any(w.poll() for w in started)):
-                    deadline = _pass_on(started, signal.SIGTERM, grace)
+                    given = min(grace, CRASHED) if bad and not stop else grace
+                    deadline = _pass_on(started, signal.SIGTERM, given)
                 if deadline is not None and time.monotonic() > deadline:
                     _pass_on(started, signal.SIGKILL, 0)
                 time.sleep(0.05)

@@ -7,6 +7,7 @@ stopped run to the sample and, with the same processes and threads, to the bit.
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -48,7 +49,7 @@ def train(config: TrainConfig) -> None:
                 stack.enter_context(held(run))
             _train(config, run, engine, stack)
     finally:
-        engine.close()
+        engine.close(sys.exception())
 
 
 def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack) -> None:

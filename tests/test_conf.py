@@ -33,6 +33,27 @@ def test_a_recipe_opens_with_what_it_is(path):
     assert lines[1].startswith("# ") and len(lines[1]) > 20
 
 
+@pytest.mark.parametrize(
+    "path",
+    [p for p in RECIPES if p.stem != "quickstart"],
+    ids=lambda p: f"{p.parent.stem}-{p.stem}",
+)
+def test_a_recipe_says_its_table_the_papers_hardware_and_what_more_gpus_need(path):
+    lines = path.read_text().partition("defaults:")[0].splitlines()
+    head = " ".join(line.strip("# ") for line in lines)
+    for said in (
+        "table",
+        "ardware",
+        "batch",
+        "on 8",
+        "64",
+        "256",
+        "square root of",
+        "learning rate",
+    ):
+        assert said in head, said
+
+
 def test_conf_holds_nothing_but_yaml():
     assert {p.suffix for p in (ROOT / "conf").rglob("*") if p.is_file()} == {".yaml"}
 
