@@ -33,13 +33,15 @@ def resume(
     config: TrainConfig, run: RunFolder, networks: Method, manifest: Manifest, engine: Engine
 ) -> State:
     """Put the newest whole checkpoint, or the weights at `init=`, into networks and optimisers."""
-    found = checkpoint.latest(run.url)
-    seen = engine.gather(None if found is None else found.name)
-    if len(set(seen)) > 1:  # a shared disk shows a new file to other nodes after a while
-        raise RuntimeError(
-            f"{store.display(run.url)}: rank 0 finds checkpoint {seen[0]}, rank {engine.rank} "
-            f"finds {seen[engine.rank]}: start again once every node sees the same files"
-        )
+    found = checkpoint.latest(run.url) if engine.is_main else None
+    chosen = engine.gather(found and found.name)[0]  # the others need not look for a whole one
+    if chosen is not None and not engine.is_main:
+        found = next((c for c in checkpoint.checkpoints(run.url) if c.name == chosen), None)
+        if found is None:  # a shared disk shows a new file to other nodes after a while
+            raise RuntimeError(
+                f"{store.display(run.url)}: rank 0 goes on from checkpoint {chosen}, which rank "
+                f"{engine.rank} does not see: start again once every node sees the same files"
+            )
     if found is None:
         if config.init is not None:
             lineage = initialise(config.init, config.root, networks)
