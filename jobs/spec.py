@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -199,6 +199,10 @@ def check(job: Job, cluster: Cluster) -> None:
         value = getattr(cluster, label)
         if value is not None and value < least:
             raise SubmitError(f"cluster.{label}={value}: at least {least} is needed")
+    for known in fields(cluster):
+        value = getattr(cluster, known.name)
+        for text in value if isinstance(value, list) else [value] if isinstance(value, str) else []:
+            one_line(f"cluster.{known.name}", text)
     if cluster.throttle and not job.elements:
         raise SubmitError(
             f"cluster.throttle={cluster.throttle} means nothing without an array: give "
