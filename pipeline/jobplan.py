@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FORWARDED = ("AWS_CA_BUNDLE", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
              "AWS_PROFILE", "AWS_REGION", "FSSPEC_S3_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL",
              "MLFLOW_TRACKING_URI")  # fmt: skip
+HERE = ("AWS_CA_BUNDLE", "AWS_PROFILE")  # files of this machine, which no pod has
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def job_of(part: Part, dry_run: bool) -> tuple[Job, Cluster]:
             sha256 = hashlib.sha256(snapshot.archive(taken)).hexdigest()
     job = Job(
         id=part.id, verb=part.verb, arguments=(), run=part.runs[0], folder=folder, cwd=os.getcwd(),
-        code=code, code_sha256=sha256, commit=name, env=_forwarded(), reads=places.reads,
+        code=code, code_sha256=sha256, commit=name, env=_forwarded(cluster), reads=places.reads,
         writes=places.writes)  # fmt: skip
     if part.is_run:
         job = replace(job, arguments=(f"run={part.runs[0]}",))
@@ -226,7 +227,10 @@ def job_of(part: Part, dry_run: bool) -> tuple[Job, Cluster]:
             raise ConfigError(f"cluster.tasks={tasks}: only `shard` is divided into tasks")
         job = replace(job, elements=tuple((f"task={i}/{tasks}",) for i in range(tasks)))
     if cluster.nodes > 1 and part.verb not in ("train", "doctor"):
-        raise ConfigError(f"cluster.nodes={cluster.nodes}: {part.verb} runs on one machine")
+        raise ConfigError(
+            f"cluster.nodes={cluster.nodes}: {part.verb} runs on one machine; say cluster.nodes=1 "
+            f"after `{part.verb}` (what an earlier stage says of the cluster holds here too)"
+        )
     return job, cluster
 
 
@@ -240,8 +244,10 @@ def _taken(part: Part, dry_run: bool) -> snapshot.Snapshot:
         return snapshot.take(ROOT, allow_dirty=True)
 
 
-def _forwarded() -> dict[str, str]:
-    found = {name: os.environ[name] for name in FORWARDED if os.environ.get(name)}
+def _forwarded(cluster: Cluster) -> dict[str, str]:
+    left = HERE if cluster.scheduler == "kubernetes" else ()
+    names = [name for name in FORWARDED if name not in left]
+    found = {name: os.environ[name] for name in names if os.environ.get(name)}
     for name, value in found.items():
         refuse_secret(name, value)
     return found

@@ -179,6 +179,17 @@ def test_the_submitters_endpoints_travel_and_secrets_do_not(monkeypatch, capsys)
     assert "AWS_SECRET_ACCESS_KEY" in told and "chmod 600" in told and "planted" not in told
 
 
+def test_what_names_a_file_of_this_machine_does_not_travel_into_a_pod(monkeypatch):
+    """botocore refuses to start with a bundle or a profile that is not there."""
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/etc/ssl/ours.pem")
+    monkeypatch.setenv("AWS_PROFILE", "ours")
+    monkeypatch.setenv("AWS_REGION", "eu-1")
+    assert "export AWS_PROFILE=ours\n" in dry(*TRAIN, *SLURM)
+    text = dry(*TRAIN, *REMOTE)
+    assert "AWS_REGION" in text
+    assert "AWS_CA_BUNDLE" not in text and "AWS_PROFILE" not in text
+
+
 def test_a_file_of_secrets_must_be_private(tmp_path):
     secrets = tmp_path / "config" / "lacuna" / "secrets.env"
     secrets.parent.mkdir(parents=True)
