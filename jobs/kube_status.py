@@ -23,6 +23,9 @@ HOPELESS = {
     "CreateContainerError": "the container cannot be made",
 }
 
+# Evicted stays behind as False, with what once was, when a job is admitted again.
+HELD = {"QuotaReserved": "False", "Admitted": "False", "Evicted": "True"}
+
 
 def judged(job: Object, pods: Sequence[Object]) -> Status:
     """State of a Job or JobSet from its object and its pods, of an array each element's too."""
@@ -75,10 +78,24 @@ def queued(workloads: Sequence[Object], name: str) -> str:
         if name not in owners:
             continue
         for condition in workload.get("status", {}).get("conditions", []):
-            unmet = condition["type"] in ("QuotaReserved", "Admitted", "PodsReady")
-            if condition["status"] == "False" and unmet or condition["type"] == "Evicted":
+            if condition["status"] == HELD.get(condition["type"]):
                 return f"Kueue: {condition.get('message') or condition.get('reason', '')}"
     return ""
+
+
+def refused(events: Sequence[Object], name: str) -> str:
+    """Why no pod is made of a Job, or of a JobSet's: a quota, a policy, a missing account.
+
+    No condition of either says so, only their events.
+    """
+    mine = [
+        e for e in events
+        if f"{e.get('involvedObject', {}).get('name', '')}-".startswith(f"{name}-")
+    ]  # fmt: skip
+    if not mine:
+        return ""
+    last = max(mine, key=lambda e: str(e.get("lastTimestamp") or ""))
+    return f"its pods are refused: {' '.join(last.get('message', '').split())}"
 
 
 def _waiting(pod: Object) -> str:

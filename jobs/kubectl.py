@@ -8,9 +8,10 @@ import re
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from jobs import kubernetes
-from jobs.kube_status import judged, judged_stage, queued
+from jobs.kube_status import judged, judged_stage, queued, refused
 from jobs.pod import Object
 from jobs.spec import Cluster, State, Status, SubmitError, call, last_line
 
@@ -145,12 +146,24 @@ def status(number: str, cluster: Cluster) -> Status:
         return Status(State.UNKNOWN, GONE)
     pods = _pods(number, cluster)
     found = judged_stage(job, pods, stage) if stage else judged(job, pods)
-    if found.state is State.QUEUED and cluster.queue:
-        answer = _call(cluster, "get", "workloads.kueue.x-k8s.io", "-o", "json")
-        if answer.returncode == 0:
-            waiting = queued(json.loads(answer.stdout)["items"], job["metadata"]["name"])
-            return Status(State.QUEUED, waiting or found.reason, found.restarts)
+    if found.state is State.QUEUED and not any(
+        pod["status"].get("phase") in ("Pending", "Running") for pod in pods
+    ):
+        return replace(found, reason=_held(job["metadata"]["name"], stage, cluster) or found.reason)
     return found
+
+
+def _held(name: str, stage: str, cluster: Cluster) -> str:
+    """Why there is no pod: what Kueue says, or the controller whose pods were refused."""
+    workloads = _items(cluster, "workloads.kueue.x-k8s.io") if cluster.queue else []
+    events = _items(cluster, "events", "--field-selector", "reason=FailedCreate")
+    return queued(workloads, name) or refused(events, f"{name}-{stage}" if stage else name)
+
+
+def _items(cluster: Cluster, *words: str) -> list[Object]:
+    """None where the cluster has no such kind, or we no right to see it."""
+    answer = _call(cluster, "get", *words, "-o", "json")
+    return list(json.loads(answer.stdout)["items"]) if answer.returncode == 0 else []
 
 
 def _get(number: str, cluster: Cluster) -> Object:

@@ -1,10 +1,13 @@
 """What schedulers say, in our words. The SLURM lines are those of 22.05, shortened."""
 
+import json
+
 import pytest
 
-from jobs.kube_status import judged, judged_stage, queued
+from jobs import kubectl
+from jobs.kube_status import judged, judged_stage, queued, refused
 from jobs.slurm_status import from_notes, from_sacct, from_scontrol
-from jobs.spec import State, Status, summary
+from jobs.spec import Cluster, State, Status, summary
 
 LINE = (
     "JobId={job} JobName=x JobState={state} Reason={reason} Dependency=(null) Requeue=1 "
@@ -260,6 +263,45 @@ def test_kueue_says_why_it_holds_a_job_back():
     }
     assert queued([workload], "a") == f"Kueue: {told}"
     assert queued([workload], "b") == ""
+    # As Kueue leaves it when the job is admitted again (SetQuotaReservation).
+    workload["status"]["conditions"] = [
+        {"type": "QuotaReserved", "status": "True", "message": ""},
+        {"type": "Evicted", "status": "False", "message": "Previously: preempted"},
+        {"type": "PodsReady", "status": "False", "message": "Not all pods are ready"},
+    ]
+    assert queued([workload], "a") == ""
+
+
+def event(name, message, when="2026-01-01T00:00:00Z"):
+    return {"involvedObject": {"kind": "Job", "name": name}, "reason": "FailedCreate",
+            "message": message, "lastTimestamp": when}  # fmt: skip
+
+
+def test_a_job_whose_pods_a_quota_refuses_says_so():
+    told = 'Error creating: pods "a-0-" is forbidden: exceeded quota: gpus'
+    events = [event("a", told, "2026-01-01T00:00:09Z"), event("a", "earlier"), event("ab", "other")]
+    assert refused(events, "a") == f"its pods are refused: {told}"
+    assert refused([event("a-train-0", told)], "a") == refused([event("a", told)], "a")
+    assert refused(events, "b") == ""
+
+
+def test_kubectl_is_asked_why_there_are_no_pods_and_not_where_there_are(tmp_path, monkeypatch):
+    """A kubectl that answers as a cluster does whose quota is used up."""
+    answers = {"job": job(), "pods": {"items": []}, "events": {"items": [event("a", "no quota")]}}
+    (tmp_path / "kubectl").write_text('#!/bin/bash\ncat "${0%/*}/$2.json"\n')
+    (tmp_path / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    def reason():
+        for name, answer in answers.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(answer))
+        found = kubectl.status("job/a", Cluster(scheduler="kubernetes"))
+        assert found.state is State.QUEUED
+        return found.reason
+
+    assert reason() == "its pods are refused: no quota"
+    answers["pods"] = {"items": [pod("Pending")]}
+    assert reason() == "a-0-x: pending"
 
 
 def test_a_line_holds_state_elements_restarts_and_reason():
