@@ -125,6 +125,8 @@ def judge(objects: Sequence[Object], cluster: Cluster) -> list[str]:
         if answer.returncode and "AlreadyExists" not in answer.stderr:
             raise SubmitError(f"{name}: {_reason(answer.stderr)}")
         told.append(f"{name}: the cluster would take it")
+        # Pods that a policy will refuse are no error of the Job: the server only warns of them.
+        told += [line for line in answer.stderr.splitlines() if line.startswith("Warning:")]
     return told
 
 

@@ -285,6 +285,17 @@ def test_a_job_whose_pods_a_quota_refuses_says_so():
     assert refused(events, "b") == ""
 
 
+def test_asking_passes_on_what_the_server_warns_of(tmp_path, monkeypatch):
+    """A policy refuses pods, never the Job: the server's warning is all there is beforehand."""
+    told = 'Warning: would violate PodSecurity "restricted:latest": runAsNonRoot != true'
+    (tmp_path / "kubectl").write_text(f"#!/bin/bash\necho '{told}' >&2\n")
+    (tmp_path / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    made = [{"kind": "Job", "metadata": {"name": "a"}}]
+    cluster = Cluster(scheduler="kubernetes")
+    assert kubectl.ask(made, [cluster]) == ["Job a: the cluster would take it", told]
+
+
 def test_kubectl_is_asked_why_there_are_no_pods_and_not_where_there_are(tmp_path, monkeypatch):
     """A kubectl that answers as a cluster does whose quota is used up."""
     answers = {"job": job(), "pods": {"items": []}, "events": {"items": [event("a", "no quota")]}}
