@@ -219,6 +219,12 @@ def check(job: Job, cluster: Cluster) -> None:
         one_line(f"cluster.env.{name}", value)
     for word in (job.id, job.run, job.folder, job.cwd, *job.arguments, *sum(job.elements, ())):
         one_line("an argument", word)
+    for name in job.folder.split("/") if "://" not in job.folder else ():
+        if len(os.fsencode(name)) > 255:
+            raise SubmitError(
+                f"the name {name[:20]}… has {len(os.fsencode(name))} bytes, a folder's may have "
+                "255: give a shorter run= or root="
+            )
 
 
 def private_file(path: str) -> str:

@@ -30,8 +30,8 @@ def main(words: Sequence[str], dry_run: bool = False) -> Any:
         return scheduler.render(stages)
     if parts[0].settings.check:
         return {"check": scheduler.ask(stages)}
-    _refuse_live(parts)
     scheduler.render(stages)
+    _refuse_live(parts)
     for place, part in enumerate(parts):
         _preflight(part, first=place == 0)
     scheduler.judge(stages)  # whatever it refuses, before anything is written

@@ -182,6 +182,7 @@ def test_a_sweep_of_several_nodes_each_is_one_part_of_a_jobset_a_point():
         (TRAIN, replace(SLURM, container="pyxis"), "needs cluster.image="),
         (TRAIN, replace(SLURM, image="x"), "cluster.container=pyxis or apptainer"),
         (replace(TRAIN, run="a\nb"), SLURM, "line break"),
+        (replace(TRAIN, folder=f"/r/{'x' * 256}"), SLURM, "has 256 bytes"),
         (TRAIN, replace(SLURM, python="a\nb"), "cluster.python holds a line break"),
         (REMOTE, replace(KUBERNETES, namespace="a\nb"), "cluster.namespace holds a line break"),
         (REMOTE, replace(KUBERNETES, secrets=["a\nb"]), "cluster.secrets holds a line break"),
