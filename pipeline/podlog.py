@@ -7,6 +7,7 @@ of the job said, over all its starts; `pod-N.state` how it is or how it ended, i
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from pipeline import supervise
 from shards import store
 
 PODS = "LACUNA_PODS"  # URL that the names begin with; the pod's number follows
+STOPPED = 128 + signal.SIGTERM
 
 
 def kept(body: Callable[[], int]) -> int:
@@ -24,6 +26,9 @@ def kept(body: Callable[[], int]) -> int:
     if prefix is None or "RANK" in os.environ:
         return body()
     place = prefix + os.environ.get("JOB_COMPLETION_INDEX", "0")
+    # A pod's first process hears no signal that it does not handle, and would be waited for until
+    # its grace period is over. Who has something to save has a handler of its own.
+    before_stop = signal.signal(signal.SIGTERM, _stop)
     note(place, "RUNNING")
     with supervise.output(f"{place}.log") as writing:
         before = [os.dup(1), os.dup(2)]
@@ -38,14 +43,20 @@ def kept(body: Callable[[], int]) -> int:
             traceback.print_exc()
             status = 1
         finally:
+            signal.signal(signal.SIGTERM, before_stop)
             sys.stdout.flush()
             sys.stderr.flush()
             for number, saved in enumerate(before, start=1):
                 os.dup2(saved, number)
                 os.close(saved)
-    word = {0: "SUCCEEDED", supervise.SAVED: "INTERRUPTED stopped on request, everything saved"}
+    word = {0: "SUCCEEDED", supervise.SAVED: "INTERRUPTED stopped on request, everything saved",
+            STOPPED: "INTERRUPTED stopped on request"}  # fmt: skip
     note(place, word.get(status, f"FAILED {supervise.last_word() or f'exit {status}'}"))
     return status
+
+
+def _stop(number: int, frame: object) -> None:
+    raise SystemExit(STOPPED)
 
 
 def note(place: str, line: str) -> None:

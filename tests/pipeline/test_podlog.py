@@ -1,6 +1,10 @@
 """What a pod's first process leaves behind, with the real command line in a pod's environment."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -28,6 +32,22 @@ def test_output_and_success_of_any_verb_outlast_the_pod(pod, tmp_path):
     assert state == "SUCCEEDED\n"
     again, log, _ = pod("masks", f"out={tmp_path}/m", "size=32", "per_bucket=1")
     assert log == done.stderr + again.stderr
+
+
+def test_a_verb_that_saves_nothing_ends_when_its_pod_is_stopped_and_says_so(tmp_path):
+    words = ["masks", f"out={tmp_path}/m", "per_bucket=100000"]
+    state = tmp_path / "logs" / "pod-3.state"
+    started = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *words],
+        env={**os.environ, **POD, "LACUNA_PODS": f"{tmp_path}/logs/pod-"},
+        stderr=subprocess.DEVNULL,
+    )
+    while not state.exists():
+        assert started.poll() is None
+        time.sleep(0.05)
+    started.terminate()
+    assert started.wait(60) == 143
+    assert state.read_text() == "INTERRUPTED stopped on request\n"
 
 
 def test_what_a_verb_refuses_is_its_last_word(pod):
