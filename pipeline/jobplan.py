@@ -82,7 +82,10 @@ class Part:
         pods = self.cluster.scheduler == "kubernetes"
         if self.is_run and not self.cluster.folder and (pods or store.is_local(self.runs[0])):
             return self.runs[0]
-        return store.join(self.cluster.folder or self.settings.root, self.id)
+        root = self.cluster.folder or self.settings.root
+        if not pods and not store.is_local(root):
+            root = "runs"  # scripts and logs lie on a disk
+        return store.join(root, self.id)
 
 
 def parse(words: Sequence[str]) -> list[Part]:
@@ -196,7 +199,11 @@ def job_of(part: Part, dry_run: bool) -> tuple[Job, Cluster]:
     """What the scheduler is told. Touches nothing."""
     cluster, name, code, sha256 = part.cluster, None, None, ""
     kubernetes = cluster.scheduler == "kubernetes"
-    folder = part.folder if kubernetes else os.path.abspath(part.folder)
+    if not kubernetes and not store.is_local(cluster.folder or ""):
+        raise ConfigError(
+            f"cluster.folder={cluster.folder} is no disk: scripts and logs lie on one"
+        )
+    folder = part.folder if kubernetes else os.path.abspath(store.local(part.folder))
     places = jobplaces.places(part.verb, [p.config for p in part.points], part.runs)
     if kubernetes:
         jobplaces.refuse_local(places, "run" if part.trains else "root", part.folder, cluster)

@@ -110,6 +110,13 @@ def test_the_same_words_are_the_same_job_and_other_words_another():
     assert one == again != other
 
 
+def test_script_and_logs_lie_on_a_disk_where_the_runs_are_in_a_bucket(tmp_path):
+    for words in ([*TRAIN, "root=s3://b/runs"], ["evaluate", "model=a", "root=s3://b/runs"]):
+        script = dry(*words, *SLURM)
+        assert f"#SBATCH --output={tmp_path}/runs/" in script and "/s3:/" not in script
+    assert "is no disk" in refusal(*TRAIN, *SLURM, "cluster.folder=s3://b/jobs")
+
+
 def test_an_array_of_shard_has_a_task_an_element():
     script = dry("shard", "source=p", "out=o", *SLURM, "cluster.tasks=3", "cluster.throttle=2")
     assert "#SBATCH --array=0-2%2\n" in script
