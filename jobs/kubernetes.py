@@ -15,6 +15,7 @@ from jobs.pod import Object, labels, template
 from jobs.spec import CONFIGURATION, SAVED, Cluster, Job, SubmitError, one_line
 
 RUN, COMMIT = "lacuna/run", "lacuna/commit"
+MOST = 5  # items of a replicatedJob's dependsOn (MaxItems in JobSet's API)
 
 
 def render(job: Job, cluster: Cluster) -> str:
@@ -73,6 +74,11 @@ def jobset(jobs: Sequence[Job], clusters: Sequence[Cluster], name: str) -> Objec
                     f"cluster.throttle={cluster.throttle}: elements of several nodes each start "
                     "together; leave it out, or submit them one after the other"
                 )
+        if len(before) > MOST:
+            raise SubmitError(
+                f"a JobSet's stage waits for {MOST} others at most, and {len(before)} come before "
+                f"`{job.verb}`: submit it when the sweep has ended"
+            )
         names = [f"{label}-{i}" if len(stage) > 1 else label for i in range(len(stage))]
         for part, member in zip(names, stage):
             short(f"{name}-{part}-0-{max(cluster.nodes, len(member.elements)) - 1}")
@@ -94,7 +100,7 @@ def jobset(jobs: Sequence[Job], clusters: Sequence[Cluster], name: str) -> Objec
         "failurePolicy": {
             "maxRestarts": max(c.retries for c in clusters),
             # Of an array each element has had its own retries when its Job fails.
-            "rules": [{"action": "FailJobSet",
+            "rules": [{"name": "hopeless", "action": "FailJobSet",
                        "onJobFailureReasons": ["PodFailurePolicy", "FailedIndexes"]}],
         },
         "ttlSecondsAfterFinished": last.ttl_hours * 3600,

@@ -12,7 +12,7 @@ import yaml
 from jobs import kubernetes, scheduler, slurm
 from jobs.scheduler import Stage
 from jobs.spec import Cluster, SubmitError
-from tests.jobs.cases import CASES, IMAGE, KUBERNETES, REMOTE, SHARD, SLURM, TRAIN
+from tests.jobs.cases import CASES, IMAGE, KUBERNETES, REMOTE, SHARD, SLURM, SMALL, TRAIN
 
 EXPECTED = Path(__file__).resolve().parent / "expected"
 SCRIPTS = [name for name in CASES if not name.endswith(".yaml")]
@@ -217,6 +217,18 @@ def test_what_no_scheduler_could_run_is_refused_in_one_line(job, cluster, told):
 def test_a_chain_on_kubernetes_needs_jobset():
     with pytest.raises(SubmitError, match="cluster.kind=jobset"):
         scheduler.render([Stage(SHARD, KUBERNETES), Stage(REMOTE, KUBERNETES)])
+
+
+def test_a_stage_waits_for_as_many_others_as_a_jobset_allows():
+    def chain(points):
+        elements = tuple((f"run=s3://b/{i}",) for i in range(points))
+        sweep = replace(REMOTE, arguments=(), elements=elements)
+        stages = [Stage(sweep, replace(KUBERNETES, kind="jobset")), Stage(REMOTE, SMALL)]
+        return yaml.safe_load(scheduler.render(stages))["spec"]["replicatedJobs"][-1]
+
+    assert [d["name"] for d in chain(5)["dependsOn"]] == [f"train-{i}" for i in range(5)]
+    with pytest.raises(SubmitError, match="waits for 5 others at most, and 6 come before `train`"):
+        chain(6)
 
 
 def test_a_chain_over_two_schedulers_is_refused():
