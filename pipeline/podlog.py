@@ -43,7 +43,8 @@ def kept(body: Callable[[], int]) -> int:
             traceback.print_exc()
             status = 1
         finally:
-            signal.signal(signal.SIGTERM, before_stop)
+            if signal.getsignal(signal.SIGTERM) is _stop:  # else the verb has its reasons
+                signal.signal(signal.SIGTERM, before_stop)
             sys.stdout.flush()
             sys.stderr.flush()
             for number, saved in enumerate(before, start=1):
