@@ -211,6 +211,11 @@ def check(job: Job, cluster: Cluster) -> None:
     for name, value in {**cluster.env, **job.env}.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise SubmitError(f"cluster.env: {name!r} is no name of an environment variable")
+        if name in cluster.env and name.startswith("PET_"):
+            raise SubmitError(
+                f"cluster.env.{name} is told to the launcher by `submit`: set cluster.nodes= and "
+                "cluster.processes_per_node="
+            )
         if name in cluster.env and SECRET_NAME.search(name):
             raise SubmitError(
                 f"cluster.env.{name} looks like a secret: put it into cluster.secrets_file (SLURM) "

@@ -178,6 +178,7 @@ def test_a_sweep_of_several_nodes_each_is_one_part_of_a_jobset_a_point():
         (TRAIN, replace(SLURM, setup=["module load\ncuda"]), "line break"),
         (TRAIN, replace(SLURM, env={"A B": "1"}), "'A B' is no name"),
         (TRAIN, replace(SLURM, env={"WANDB_API_KEY": "1"}), "looks like a secret"),
+        (TRAIN, replace(SLURM, env={"PET_NNODES": "9"}), "set cluster.nodes="),
         (TRAIN, replace(SLURM, nodes=0), "cluster.nodes=0: at least 1"),
         (TRAIN, replace(SLURM, container="pyxis"), "needs cluster.image="),
         (TRAIN, replace(SLURM, image="x"), "cluster.container=pyxis or apptainer"),
