@@ -1,8 +1,5 @@
-"""Controller and kubelet of the stand-in: Jobs become pods, pods become processes.
-
-Each pod has its own network, PID, mount and UTS namespace, a root of its own laid over this
-machine's files, an arbitrary user id, and the container's command as its first process.
-"""
+"""Controller and kubelet of the stand-in: Jobs become pods, pods become processes, each with
+namespaces (network, PID, mount, UTS), a root and an arbitrary user id of its own."""
 
 import json
 import os
@@ -62,7 +59,8 @@ class Kube:
         self.stopped.set()
         self.thread.join()
         for process in self.pods.values():
-            process.kill()
+            if process.poll() is None:  # it would not take along a pod whose user has changed
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         self.server.shutdown()
         self.server.server_close()
@@ -187,7 +185,8 @@ class Kube:
         with open(self.root / "logs" / name, "wb") as log:
             self.pods[name] = subprocess.Popen(
                 [*self.network.enter(machine), "sh", "-c", script],
-                env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)  # fmt: skip
+                env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                start_new_session=True)  # fmt: skip
 
     def _terminate(self, pod: Object) -> bool:
         """Asks once; True while its process still lives."""
@@ -199,8 +198,8 @@ class Kube:
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
             for child in children.split():  # without a handler a first process ignores SIGTERM
                 os.kill(int(child), signal.SIGTERM)
-        elif time.monotonic() > self.deadlines.get(name, 1e18):
-            process.kill()
+        elif time.monotonic() > self.deadlines.get(name, 1e18) and process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
         return process.poll() is None
 
     def _names(self) -> None:
