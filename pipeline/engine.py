@@ -7,6 +7,8 @@ Everything above it speaks of networks and losses. Collectives are few and named
 from __future__ import annotations
 
 import copy
+import faulthandler
+import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +28,8 @@ from pipeline.config import TrainConfig
 from pipeline.device import choose_precision, thread_count, uses_gpu
 from pipeline.syncnorm import synchronised
 from pipeline.zero import STAGES, Sharded
+
+LEAVING = 60.0
 
 warnings.filterwarnings("ignore", message=r".*broadcast_buffers.*", category=FutureWarning)
 
@@ -81,6 +85,7 @@ class Engine:
     """One process's place in the run and everything that depends on it."""
 
     def __init__(self, config: TrainConfig) -> None:
+        faulthandler.cancel_dump_traceback_later()  # of one before, in this process
         world = int(os.environ.get("WORLD_SIZE", "1"))
         on_gpu = uses_gpu(config)
         self.precision = choose_precision(config.precision, on_gpu)
@@ -273,11 +278,15 @@ class Engine:
 
         DDP's reducer, destroyed after the group, holds the GIL while it waits for a thread of gloo
         that may want it. After an `error` others may stand in an exchange, for which leaving would
-        wait, and the error with it: the process ends without.
+        wait, and the error with it: the process ends without. One of a group that has not ended
+        after `LEAVING` seconds shows its stacks and ends with 1.
         """
-        if self.world_size > 1 and isinstance(error, Exception):
-            return
+        if self.world_size > 1:
+            faulthandler.dump_traceback_later(LEAVING, exit=True)  # needs no GIL
+            if isinstance(error, Exception):
+                return
         self.accelerator.free_memory()
+        gc.collect()  # DDP holds itself in cycles
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -47,12 +47,14 @@ def train(config: TrainConfig) -> None:
         with ExitStack() as stack:
             if engine.is_main:
                 stack.enter_context(held(run))
-            _train(config, run, engine, stack)
+            if _train(config, run, engine, stack):
+                raise SystemExit(SAVED)
     finally:
         engine.close(sys.exception())
 
 
-def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack) -> None:
+def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack) -> bool:
+    """True after a stop that was asked for. Returns, so that no traceback keeps the networks."""
     assert config.data.url is not None
     manifest = open_manifest(config.data.url)
     networks = method.build(config, engine)
@@ -142,7 +144,7 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
         finish(run, tracker, meter, state, "stopped" if stopping else "finished")
     if stopping:
         meter.say(f"stopped ({stop.reason or 'another rank'}): saved at {state.images_seen} images")
-        raise SystemExit(SAVED)
+    return stopping
 
 
 def step(
