@@ -149,7 +149,7 @@ def _planning() -> dict[str, Any]:
 
 
 _READER = """
-import re, sys
+import os, re, sys
 from shards.decode import Crop
 from shards.manifest import open_manifest
 from shards.masks import MaskPolicy
@@ -167,7 +167,8 @@ for step in range(int(sys.argv[2])):
     next(stream)
     if step % 8 == 0:
         most = tuple(map(max, most, memory()))
-print(*before, *most)
+print(*before, *most, flush=True)
+os._exit(0)  # without the interpreter's teardown, which native thread pools race with
 """
 
 
