@@ -29,14 +29,12 @@ from pipeline.device import choose_precision, thread_count, uses_gpu
 from pipeline.syncnorm import synchronised
 from pipeline.zero import STAGES, Sharded
 
-LEAVING = 60.0
-
 warnings.filterwarnings("ignore", message=r".*broadcast_buffers.*", category=FutureWarning)
-
 
 # Until every process is there: images are pulled, and modules read from cold disks, meanwhile.
 RENDEZVOUS = timedelta(seconds=1800)
 AFTER_WATCH = timedelta(seconds=120)  # `Watch` names who hangs; then a collective may give up
+LEAVING = 60.0  # seconds, from the end of training to the process's
 
 
 @dataclass

@@ -14,10 +14,9 @@ import pytest
 
 from pipeline import server, sync
 from pipeline.config import SyncConfig
-from pipeline.runfolder import read_run_json
 from pipeline.spool import Spool, Unsent
 from tests.conftest import TINY
-from tests.support.records import Database, logged_steps, tracker, until
+from tests.support.records import Database, client, logged_steps, run_of, steps, tracker, until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,18 +29,6 @@ def embedded(monkeypatch):
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
-
-
-def client(root):
-    return server.connect(server.tracking_uri(str(root)))
-
-
-def run_of(root, name):
-    return client(root).get_run(read_run_json(str(root / name))["mlflow_run_id"])
-
-
-def steps(root, name, key="g/l1"):
-    return Database(root / "mlflow.db").steps(name, key)
 
 
 def test_after_a_kill_sync_sends_every_point(root):

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import server
 from pipeline.runfolder import read_run_json
-from tests.support.records import Database, tracker
+from tests.support.records import client, run_of, steps, tracker
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGEST = "0123456789abcdef" * 4
@@ -28,18 +28,6 @@ def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     (folder / ".mlflow-new.db").write_bytes(b"half a database")
     return folder
-
-
-def client(root):
-    return server.connect(server.tracking_uri(str(root)))
-
-
-def run_of(root, name):
-    return client(root).get_run(read_run_json(str(root / name))["mlflow_run_id"])
-
-
-def steps(root, name, key="g/l1"):
-    return Database(root / "mlflow.db").steps(name, key)
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,25 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from pipeline import server
+from pipeline.runfolder import read_run_json
 from pipeline.tracking import Tracker
 
 
 def tracker(root, name, **options):
     return Tracker(root / name, root=str(root), experiment="me/recipe", run_name=name, **options)
+
+
+def client(root):
+    return server.connect(server.tracking_uri(str(root)))
+
+
+def run_of(root, name):
+    return client(root).get_run(read_run_json(str(root / name))["mlflow_run_id"])
+
+
+def steps(root, name, key="g/l1"):
+    return Database(root / "mlflow.db").steps(name, key)
 
 
 def until(condition, seconds=60):
