@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ SHORT = {
 }
 EPILOG = "Every argument is key=value; `VERB --help` lists the keys. README.md has the path."
 LONGEST = 1000  # of a line that says what went wrong
+LEFT = re.compile("(closed|reset) by peer|remote process exited")  # another rank has the cause
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,9 +52,13 @@ def _guarded(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int
         return _run(known, words, spec)
     except ValueError as error:
         _complain(f"pipeline {known.verb}: {' '.join(str(error).split())}")
-        return 78 if inside_job() else 2
+        from shards.store import Unavailable
+
+        if inside_job():
+            return 1 if isinstance(error, Unavailable) else 78
+        return 2
     except Exception as error:
-        if not isinstance(error, (OSError, MemoryError)):
+        if not isinstance(error, (OSError, MemoryError)) and not LEFT.search(str(error)):
             traceback.print_exc()
         place = f"rank {os.environ['RANK']} on {platform.node()}: " if "RANK" in os.environ else ""
         told = " ".join(str(error).split()) or type(error).__name__
@@ -127,7 +133,7 @@ def _print(result: Any, as_json: bool, module: Any) -> int:
 
 
 def inside_job() -> bool:
-    """True in a job or a worker, where a configuration error must not be retried."""
+    """True in a job or a worker: a configuration error must not be retried there, an outage may."""
     return "PET_NNODES" in os.environ or "RANK" in os.environ
 
 

@@ -23,7 +23,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
 from pipeline.device import choose_precision, thread_count, uses_gpu
 from pipeline.syncnorm import synchronised
@@ -90,6 +89,7 @@ class Engine:
         threads = thread_count(config.threads, world)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or Accelerate sets 1, and warns
         hang = timedelta(seconds=config.parallel.hang_timeout) + AFTER_WATCH
+        backend = "nccl" if on_gpu else "gloo"
         self.accelerator = Accelerator(
             cpu=not on_gpu,
             mixed_precision="no" if self.precision == "fp32" else self.precision,
@@ -97,9 +97,7 @@ class Engine:
                 DistributedDataParallelKwargs(
                     broadcast_buffers=False, gradient_as_bucket_view=True
                 ),
-                InitProcessGroupKwargs(
-                    backend="nccl" if on_gpu else "gloo", timeout=max(RENDEZVOUS, hang)
-                ),
+                InitProcessGroupKwargs(backend=backend, timeout=max(RENDEZVOUS, hang)),
             ],
         )
         torch.set_num_threads(threads)
@@ -116,12 +114,9 @@ class Engine:
             )
         self.stage = STAGES.get(self.config.strategy, 0)
         self.clip = config.clip
-        if self.stage and self.precision == "fp16":
-            raise ConfigError("precision=fp16 is for parallel=ddp and single; ZeRO: bf16 or fp32")
         if self.stage and not dist.is_initialized():  # one process
             os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-            store = dist.HashStore()
-            dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=0, world_size=1)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         self._votes = dist.new_group(backend="gloo") if world > 1 and on_gpu else None
 
     @property
@@ -226,6 +221,10 @@ class Engine:
             trainee.optimizer.zero_grad(set_to_none=True)
         return finite
 
+    def lowers_scale(self, trainees: Sequence[Trainee]) -> bool:
+        """True where a skipped step only asks for a lower loss scale: fp16, every scale above 1."""
+        return all(t.scaler is not None and t.scaler.get_scale() >= 1 for t in trainees)
+
     def _step_sharded(self, trainees: Sequence[Trainee], decay: float) -> bool:
         shares = [t.sharded for t in trainees if t.sharded is not None]
         finite = not self.any(not torch.isfinite(torch.stack([s.norm() for s in shares])).all())
@@ -248,7 +247,10 @@ class Engine:
         if self.world_size == 1:
             return flag
         vote = torch.tensor(float(flag))
-        dist.all_reduce(vote, dist.ReduceOp.MAX, group=self._votes)
+        try:
+            dist.all_reduce(vote, dist.ReduceOp.MAX, group=self._votes)
+        except RuntimeError as error:
+            raise ConnectionError(f"another rank is gone: {error}") from None
         return bool(vote)
 
     def gather(self, value: Any) -> list[Any]:
@@ -260,10 +262,7 @@ class Engine:
         return found
 
     def average_buffers(self, trainee: Trainee) -> None:
-        """Make floating-point buffers equal on all ranks before they are saved or evaluated.
-
-        With synchronised statistics they are equal already, to the bit.
-        """
+        """Make running statistics equal on all ranks; synchronised norms have them so already."""
         if self.world_size == 1 or self.config.sync_batchnorm:
             return
         for buffer in trainee.module.buffers():
@@ -279,10 +278,13 @@ class Engine:
         wait, and the error with it: the process ends without. One of a group that has not ended
         after `LEAVING` seconds shows its stacks and ends with 1.
         """
+        failed = isinstance(error, Exception)
+        if not failed:
+            self.any(False)  # rank 0 may still write the last checkpoint
         if self.world_size > 1:
             faulthandler.dump_traceback_later(LEAVING, exit=True)  # needs no GIL
-            if isinstance(error, Exception):
-                return
+        if failed:
+            return
         self.accelerator.free_memory()
         gc.collect()  # DDP holds itself in cycles
         if dist.is_initialized():

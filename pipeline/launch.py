@@ -28,7 +28,7 @@ from pipeline.identity import RunFolder, check_same, folder_of, held, images_sav
 from pipeline.phases import check_phases
 from pipeline.podlog import PODS
 from pipeline.runfolder import read_run_json, update_run_json
-from pipeline.supervise import CONFIGURATION, supervise
+from pipeline.supervise import CONFIGURATION, Ended, supervise
 from shards import store
 from shards.manifest import Manifest
 
@@ -99,16 +99,23 @@ def main(config: TrainConfig) -> dict[str, Any]:
     ended = supervise(command, here.workers, log, here.grace)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # too late: what there was to save is saved
-    if here.node_rank == 0 and read_run_json(run.url):
+    if here.node_rank == 0:
+        with suppress(ConfigError, OSError):  # a full disk, say: how it ended stays its cause
+            _note_end(config, run, ended)
+    _leave(ended.status)
+    return dict(read_run_json(run.url).get("result", {}), run=run.url)
+
+
+def _note_end(config: TrainConfig, run: RunFolder, ended: Ended) -> None:
+    """The error, or none any more, in run.json; what failed is over in MLflow too."""
+    if read_run_json(run.url):
         update_run_json(run.url, error=ended.error)
-    if ended.status and here.node_rank == 0:
-        with suppress(ConfigError), held(run):  # what never began leaves no folder
+    if ended.status:
+        with held(run):  # what never began leaves no folder
             if ended.error and config.tracking.enabled:
                 from pipeline import record
 
                 record.ended(run.url, ended.error, config.tracking.drain)
-    _leave(ended.status)
-    return dict(read_run_json(run.url).get("result", {}), run=run.url)
 
 
 def _remember(config: TrainConfig, here: Place, error: str) -> None:
@@ -164,6 +171,11 @@ def preflight(config: TrainConfig, world_size: int, locks: bool = True) -> RunFo
         raise ConfigError(
             f"parallel={config.parallel.strategy} needs DeepSpeed, which is not installed: "
             f"DS_BUILD_OPS=0 pip install -e .[deepspeed], or parallel=ddp"
+        )
+    if config.parallel.strategy.startswith("zero") and config.precision == "fp16":
+        raise ConfigError(
+            f"precision=fp16 is for parallel=ddp and single; parallel={config.parallel.strategy} "
+            f"takes bf16 or fp32"
         )
     if len(config.objective.betas) != 2:
         raise ConfigError(

@@ -37,6 +37,16 @@ def explained(
         raise too_large(len(image), accumulate, attempt) from None
 
 
+def elsewhere(error: torch.OutOfMemoryError, accumulate: int) -> ConfigError:
+    """What to say where no micro-batch was computed: validation, an optimiser, a checkpoint."""
+    told = ". ".join(str(error).split(". ")[:2])
+    return ConfigError(
+        f"out of device memory outside of forward and backward ({told}): set "
+        f"accumulate={2 * accumulate}, which leaves the global batch as it is, or lower "
+        f"validate.size="
+    )
+
+
 def too_large(images: int, accumulate: int, attempt: Callable[[int], None]) -> ConfigError:
     """What to say after a micro-batch of `images` a process did not fit.
 

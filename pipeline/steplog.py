@@ -57,6 +57,9 @@ class StepLog:
         if self.engine.is_main:
             finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
             line = {"images_seen": images_seen, **finite, "lr": lr, "skipped": skipped}
-            with open(self.path, "a") as out:
-                out.write(json.dumps(line) + "\n")
+            try:
+                with open(self.path, "a") as out:
+                    out.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise store.unwritable(self.path, error) from error
         return values

@@ -21,7 +21,7 @@ from pipeline.capture import other_node_metrics
 from pipeline.config import TrainConfig
 from pipeline.engine import Engine
 from pipeline.identity import RunFolder, folder_of, held, settled
-from pipeline.memory import explained
+from pipeline.memory import elsewhere, explained
 from pipeline.meter import Meter
 from pipeline.method import Method
 from pipeline.phases import phase_at
@@ -49,6 +49,8 @@ def train(config: TrainConfig) -> None:
                 stack.enter_context(held(run))
             if _train(config, run, engine, stack):
                 raise SystemExit(SAVED)
+    except torch.OutOfMemoryError as error:  # of a micro-batch `explained` says what fits
+        raise elsewhere(error, config.accumulate) from None
     finally:
         engine.close(sys.exception())
 
@@ -94,7 +96,7 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
             state.skipped_in_a_row = 0
         else:
             state.skipped += 1
-            state.skipped_in_a_row += 1
+            state.skipped_in_a_row += not engine.lowers_scale(networks.trainees)
         watch.mark(number, "voting")
         before, state.images_seen = state.images_seen, batch.position
         stopping = engine.any(bool(stop))

@@ -80,7 +80,7 @@ class Watch:
         return time.monotonic() - self._moved > self.limit + patience * self._every
 
     def _since(self) -> str:
-        return f"no step has ended for {self.limit:.0f} s"
+        return f"no step has ended for {self.limit:.0f} s (parallel.hang_timeout)"
 
     def _look(self, store: Any) -> list[dict[str, Any] | None]:
         """What each rank last said; None of one that never did, or of all once rank 0 is silent."""

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from shards.objects import StoreError, display, persist, upload_parts
+from shards.objects import StoreError, Unavailable, display, persist, upload_parts
 
 __all__ = [
     "StoreError",
+    "Unavailable",
     "display",
     "exists",
     "is_local",
@@ -29,6 +30,7 @@ __all__ = [
     "read",
     "remove",
     "size",
+    "unwritable",
     "upload",
     "write",
 ]
@@ -189,17 +191,18 @@ def _publish(target: Path, fill: Callable[[Any], Any], exclusive: bool) -> None:
     except OSError as error:
         if exclusive and isinstance(error, FileExistsError) and target.exists():
             raise
-        mend = (
-            "free some space and run it again"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            else "name another place, or make this one writable"
-        )
-        raise StoreError(
-            f"{target}: cannot be written ({error.strerror or error}): {mend}"
-        ) from error
+        raise unwritable(target, error) from error
     finally:
         with contextlib.suppress(OSError):  # renamed already, or its folder never came to be
             temporary.unlink()
+
+
+def unwritable(target: Path, error: OSError) -> StoreError:
+    """What to say of a file that could not be written."""
+    told = f"{target}: cannot be written ({error.strerror or error})"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return Unavailable(f"{told}: free some space and run it again")
+    return StoreError(f"{told}: name another place, or make this one writable")
 
 
 def remove(url: str | os.PathLike, recursive: bool = False) -> None:

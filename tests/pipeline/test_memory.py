@@ -1,14 +1,24 @@
 """Out of device memory ends in one line. The device is emulated: it holds so many images."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from conftest import TINY
 from support.strategies import engine_of, networks_of
 
 from pipeline import syncnorm
 from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
+from pipeline.launch import free_port
 from pipeline.memory import too_large
+from pipeline.supervise import CONFIGURATION
 from pipeline.train import step
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def device_of(room):
@@ -45,6 +55,31 @@ def test_where_not_one_image_fits_accumulation_is_not_advised():
     attempt, tried = device_of(0)
     told = str(too_large(4, 1, attempt))
     assert tried == [2, 1] and "lower data.crop=" in told and "accumulate" not in told
+
+
+def test_memory_that_ends_outside_of_a_step_is_one_line_too(small_set, tmp_path):
+    """In validation, of a worker as its launcher starts it."""
+    code = (
+        "import sys, torch, pipeline.train as t, pipeline.cli as cli\n"
+        "def full(*_):\n"
+        "    raise torch.OutOfMemoryError('CUDA out of memory. Tried 20 GiB. GPU 0 has 9 GiB')\n"
+        "t.validate = full\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    words = ["train", *TINY, f"data.url={small_set}", f"run={tmp_path}/run", "max_images=8"]
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=ROOT,
+        env={**os.environ, **alone},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == CONFIGURATION
+    assert "(CUDA out of memory. Tried 20 GiB): set accumulate=2," in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_training_step_that_does_not_fit_is_tried_smaller_and_explained(monkeypatch):

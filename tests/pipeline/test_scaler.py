@@ -65,6 +65,23 @@ def test_an_overflow_in_one_network_halves_its_scale_alone_and_steps_neither(mon
         assert engine.step(networks.trainees, 0.0)
 
 
+def test_a_scale_may_fall_to_one_before_an_overflow_counts_as_divergence(monkeypatch):
+    with half(monkeypatch) as (_, engine, networks):
+        bias = networks.discriminator.module.head.bias
+        skipped = 0
+        while engine.lowers_scale(networks.trainees):
+            for trainee in networks.trainees:
+                trainee.scaler.scale(torch.ones(1))
+                for parameter in trainee.module.parameters():
+                    parameter.grad = torch.zeros_like(parameter)
+            bias.grad.fill_(float("nan"))
+            assert not engine.step(networks.trainees, 0.0)
+            skipped += 1
+    assert 2.0**16 * 0.5**skipped == 0.5
+    with half(monkeypatch, scaled=False) as (_, engine, networks):
+        assert not engine.lowers_scale(networks.trainees)
+
+
 def test_scales_are_in_the_checkpoint(monkeypatch, tmp_path):
     run = checkpoint.folder_at(str(tmp_path / "run"))
     with half(monkeypatch) as (config, engine, networks):

@@ -92,7 +92,10 @@ def test_a_stopped_rank_is_named_with_its_host_and_last_step(small_set, tmp_path
         told = process.stderr.read()
     finally:
         process.kill()
-    found = re.search(r"for 6 s: rank 1 on (\S+) \(last step (\d+), \w+.*\) is silent", told)
+    found = re.search(
+        r"for 6 s \(parallel.hang_timeout\): rank 1 on (\S+) \(last step (\d+), \w+.*\) is silent",
+        told,
+    )
     assert found and found[1] == socket.gethostname(), told
     # A rank says where it stands each 0.6 s: by then it may be some steps further.
     assert steps - 15 <= int(found[2]) <= steps + 2
