@@ -26,9 +26,14 @@ class Meter:
     """
 
     def __init__(
-        self, images_seen: int, max_images: int, shown: bool, image_seconds: float = 0.0
+        self,
+        images_seen: int,
+        max_images: int,
+        shown: bool,
+        processes: int = 1,
+        image_seconds: float = 0.0,
     ) -> None:
-        self.images_seen, self.max_images = images_seen, max_images
+        self.images_seen, self.max_images, self.processes = images_seen, max_images, processes
         self.image_seconds = image_seconds
         self._began, self._images = time.monotonic(), 0
         self._steps: deque[float] = deque(maxlen=WINDOW)
@@ -75,9 +80,12 @@ class Meter:
     def values(self) -> dict[str, float]:
         """`perf/*` as they are logged."""
         elapsed = time.monotonic() - self._began
+        rate = self._images / elapsed if elapsed else 0.0
         found = {
-            "perf/images_per_s": self._images / elapsed if elapsed else 0.0,
+            "perf/images_per_s": rate,
             "perf/images_per_s_train": self.rate,
+            "perf/images_per_s_process": rate / self.processes,
+            "perf/images_per_s_train_process": self.rate / self.processes,
             "perf/checkpoint_stall_ms": 1e3 * self._stall,
             "perf/peak_memory_mb": peak_memory_mb(),
         }

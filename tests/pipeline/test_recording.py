@@ -81,6 +81,8 @@ def test_every_line_of_the_runs_own_log_is_in_mlflow(trained, database):
         if name.startswith("g/"):
             assert logged[name] == pytest.approx(value)
     assert logged["perf/images_per_s"] > 0 and logged["perf/step_ms_p50"] > 0
+    for name in ("perf/images_per_s", "perf/images_per_s_train"):  # two nodes, one process each
+        assert logged[f"{name}_process"] == pytest.approx(logged[name] / 2)
     assert database.steps("run", "val/psnr") == [32, 64]
     points = database.rows("select value from metrics where key = 'val/psnr'")
     assert logged["best/psnr"] == max(value for (value,) in points)
