@@ -54,8 +54,6 @@ def _judged(job: Object, pods: Sequence[Object]) -> Status:
     ended = [p for p in pods if p["status"].get("phase") == "Failed"]
     again = Counter(_place(p) for p in ended)
     restarts = max(again.values(), default=0) + attempts
-    if job["metadata"].get("deletionTimestamp"):
-        return Status(State.CANCELLED, "being deleted", restarts)
     if {"Complete", "Completed", "SuccessCriteriaMet"} & set(conditions):
         return Status(State.SUCCEEDED, "", restarts)
     for name in ("Failed", "FailureTarget"):
@@ -64,7 +62,9 @@ def _judged(job: Object, pods: Sequence[Object]) -> Status:
             last = {_place(p): p for p in sorted(ended, key=_finished)}
             told = [_ending(p) for p in sorted(last.values(), key=_blame)]
             reason = "; ".join(filter(None, [why, *told[:1]]))
-            return Status(State.FAILED, reason, max(0, restarts - 1))
+            return Status(State.FAILED, reason, restarts - bool(ended))
+    if job["metadata"].get("deletionTimestamp"):  # what had ended before has only had its time
+        return Status(State.CANCELLED, "being deleted", restarts)
     waits = [reason for pod in pods if (reason := _waiting(pod))]
     running = [p for p in pods if p["status"].get("phase") == "Running" and not _waiting(p)]
     if running and not waits:
@@ -176,16 +176,15 @@ def _ending(pod: Object) -> str:
 def judged_stage(jobset: Object, pods: Sequence[Object], stage: str) -> Status:
     """State of one stage of a chain: the parts of the JobSet that are called so, and their pods."""
     whole = judged(jobset, pods)
-    if jobset["metadata"].get("deletionTimestamp"):
-        return whole
     parts = {p["name"]: p["replicas"] for p in jobset["spec"]["replicatedJobs"]}
     mine = [name for name in parts if re.fullmatch(rf"{stage}(-\d+)?", name)]
     said = {s["name"]: s for s in jobset.get("status", {}).get("replicatedJobsStatus", [])}
     if mine and all(said.get(name, {}).get("succeeded", 0) >= parts[name] for name in mine):
         return Status(State.SUCCEEDED, "", whole.restarts)
-    if whole.state is State.FAILED and not pods:
-        lost = next((name for name in parts if said.get(name, {}).get("failed")), "a stage")
-        return Status(State.CANCELLED, f"{lost} before it failed", whole.restarts)
-    if whole.state is State.QUEUED and not pods:
+    lost = [name for name in parts if said.get(name, {}).get("failed")]
+    if whole.state is State.FAILED and not (pods or {*lost} & {*mine}):
+        first = lost[0] if lost else "a stage"
+        return Status(State.CANCELLED, f"{first} before it failed", whole.restarts)
+    if whole.state is State.QUEUED and not pods and mine[:1] != [*parts][:1]:
         return Status(State.QUEUED, "waits for the stage before it", whole.restarts)
     return whole

@@ -104,12 +104,12 @@ def pods(tmp_path_factory, kubernetes_here, cli, small_set, photograph_folder):
     cli.code.chmod(0o755)  # else its packages are not found, and others' are
     photograph_folder.chmod(0o755)
     claims = {"work": cli.cwd, "set": Path(small_set), "photos": photograph_folder}
-    before = os.umask(0)  # pods run as another user
     root = tmp_path_factory.mktemp("kube")
     with (
         stand_in.Kube(root / "cluster", cli.code, claims, {}) as kube,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("KUBECONFIG", str(kube.config))
+        before = os.umask(0)  # pods run as another user
         yield kube
-    os.umask(before)
+        os.umask(before)
