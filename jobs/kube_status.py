@@ -23,6 +23,8 @@ HOPELESS = {
     "CreateContainerError": "the container cannot be made",
 }
 
+ATTEMPT = "jobset.sigs.k8s.io/restart-attempt"
+
 # Evicted stays behind as False, with what once was, when a job is admitted again.
 HELD = {"QuotaReserved": "False", "Admitted": "False", "Evicted": "True"}
 
@@ -47,11 +49,11 @@ def _elements(job: Object, pods: Sequence[Object]) -> dict[str, State]:
 def _judged(job: Object, pods: Sequence[Object]) -> Status:
     conditions = {c["type"]: c for c in job.get("status", {}).get("conditions", [])
                   if c["status"] == "True"}  # fmt: skip
+    attempts = job.get("status", {}).get("restarts", 0)  # of a JobSet as a whole
+    pods = [p for p in pods if _attempt(p) in (None, str(attempts))]
     ended = [p for p in pods if p["status"].get("phase") == "Failed"]
     again = Counter(_place(p) for p in ended)
-    restarts = max(again.values(), default=0) + job.get("status", {}).get("restarts", 0)
-    if job["metadata"].get("deletionTimestamp"):
-        return Status(State.CANCELLED, "being deleted", restarts)
+    restarts = max(again.values(), default=0) + attempts
     if {"Complete", "Completed", "SuccessCriteriaMet"} & set(conditions):
         return Status(State.SUCCEEDED, "", restarts)
     for name in ("Failed", "FailureTarget"):
@@ -60,7 +62,9 @@ def _judged(job: Object, pods: Sequence[Object]) -> Status:
             last = {_place(p): p for p in sorted(ended, key=_finished)}
             told = [_ending(p) for p in sorted(last.values(), key=_blame)]
             reason = "; ".join(filter(None, [why, *told[:1]]))
-            return Status(State.FAILED, reason, max(0, restarts - 1))
+            return Status(State.FAILED, reason, restarts - bool(ended))
+    if job["metadata"].get("deletionTimestamp"):  # what had ended before has only had its time
+        return Status(State.CANCELLED, "being deleted", restarts)
     waits = [reason for pod in pods if (reason := _waiting(pod))]
     running = [p for p in pods if p["status"].get("phase") == "Running" and not _waiting(p)]
     if running and not waits:
@@ -68,7 +72,11 @@ def _judged(job: Object, pods: Sequence[Object]) -> Status:
         return Status(State.RUNNING, f"on {','.join(nodes)}", restarts)
     if "Suspended" in conditions:
         return Status(State.QUEUED, conditions["Suspended"].get("message", "suspended"), restarts)
-    return Status(State.QUEUED, waits[0] if waits else "its pods are being made", restarts)
+    if waits:
+        return Status(State.QUEUED, waits[0], restarts)
+    if any(p["status"].get("phase") == "Succeeded" for p in pods):  # its controller is to say so
+        return Status(State.RUNNING, "its last pods have ended", restarts)
+    return Status(State.QUEUED, "its pods are being made", restarts)
 
 
 def queued(workloads: Sequence[Object], name: str) -> str:
@@ -132,6 +140,12 @@ def _place(pod: Object) -> tuple[str, str]:
             meta.get("annotations", {}).get(INDEX, ""))  # fmt: skip
 
 
+def _attempt(pod: Object) -> str | None:
+    """Of a JobSet that has started all of its pods again, which start this pod belongs to."""
+    marks: dict[str, str] = pod["metadata"].get("labels", {})
+    return marks.get(ATTEMPT)
+
+
 def _blame(pod: Object) -> tuple[int, str]:
     """What was killed comes before what said why it failed, and that before what lost its peer.
 
@@ -162,15 +176,15 @@ def _ending(pod: Object) -> str:
 def judged_stage(jobset: Object, pods: Sequence[Object], stage: str) -> Status:
     """State of one stage of a chain: the parts of the JobSet that are called so, and their pods."""
     whole = judged(jobset, pods)
-    if jobset["metadata"].get("deletionTimestamp"):
-        return whole
     parts = {p["name"]: p["replicas"] for p in jobset["spec"]["replicatedJobs"]}
     mine = [name for name in parts if re.fullmatch(rf"{stage}(-\d+)?", name)]
     said = {s["name"]: s for s in jobset.get("status", {}).get("replicatedJobsStatus", [])}
     if mine and all(said.get(name, {}).get("succeeded", 0) >= parts[name] for name in mine):
         return Status(State.SUCCEEDED, "", whole.restarts)
-    if whole.state is State.FAILED and not pods:
-        return Status(State.CANCELLED, "a stage before it failed", whole.restarts)
-    if whole.state is State.QUEUED and not pods:
+    lost = [name for name in parts if said.get(name, {}).get("failed")]
+    if whole.state is State.FAILED and not (pods or {*lost} & {*mine}):
+        first = lost[0] if lost else "a stage"
+        return Status(State.CANCELLED, f"{first} before it failed", whole.restarts)
+    if whole.state is State.QUEUED and not pods and mine[:1] != [*parts][:1]:
         return Status(State.QUEUED, "waits for the stage before it", whole.restarts)
     return whole

@@ -148,11 +148,12 @@ def status(number: str, cluster: Cluster) -> Status:
         return Status(State.UNKNOWN, GONE)
     pods = _pods(number, cluster)
     found = judged_stage(job, pods, stage) if stage else judged(job, pods)
-    if found.state is State.QUEUED and not any(
+    held = ""
+    if found.state.live and not any(
         pod["status"].get("phase") in ("Pending", "Running") for pod in pods
     ):
-        return replace(found, reason=_held(job["metadata"]["name"], stage, cluster) or found.reason)
-    return found
+        held = _held(job["metadata"]["name"], stage, cluster)
+    return replace(found, state=State.QUEUED, reason=held) if held else found
 
 
 def _held(name: str, stage: str, cluster: Cluster) -> str:

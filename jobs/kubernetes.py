@@ -81,7 +81,8 @@ def jobset(jobs: Sequence[Job], clusters: Sequence[Cluster], name: str) -> Objec
             )
         names = [f"{label}-{i}" if len(stage) > 1 else label for i in range(len(stage))]
         for part, member in zip(names, stage):
-            short(f"{name}-{part}-0-{max(cluster.nodes, len(member.elements)) - 1}")
+            # JobSet refuses names that leave no room for a pod's `-abcde`.
+            short(f"{name}-{part}-0-{max(cluster.nodes, len(member.elements)) - 1}", room=6)
             nodes = 1 if member.elements else cluster.nodes
             spec = _job(member, cluster, _master(f"{name}-{part}-0", name, nodes), None,
                         gang=not member.elements)  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import kube as stand_in
 from tests.support import slurm_cluster
 from tests.support.checkout import committed_copy
 
@@ -76,3 +77,39 @@ def cli(tmp_path_factory):
 
     call.cwd, call.code, call.status, call.until = cwd, code, status, until
     return call
+
+
+def without_kubernetes():
+    """Why the stand-in for Kubernetes cannot be had here; None where it can."""
+    if shutil.which("kubectl") is None:
+        return "kubectl is not on the PATH (1.31 or newer)"
+    told = subprocess.run(["kubectl", "version", "--client", "-o", "json"], capture_output=True)
+    if int(json.loads(told.stdout)["clientVersion"]["minor"].rstrip("+")) < 31:
+        return "kubectl is older than 1.31"
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        return "needs root and iproute2, for network namespaces"
+    return None
+
+
+@pytest.fixture(scope="session")
+def kubernetes_here():
+    if reason := without_kubernetes():
+        pytest.skip(f"no stand-in for Kubernetes: {reason}")
+
+
+@pytest.fixture(scope="module")
+def pods(tmp_path_factory, kubernetes_here, cli, small_set, photograph_folder):
+    """A Kubernetes cluster whose claims are folders of this machine at their own paths."""
+    cli.cwd.chmod(0o777)
+    cli.code.chmod(0o755)  # else its packages are not found, and others' are
+    photograph_folder.chmod(0o755)
+    claims = {"work": cli.cwd, "set": Path(small_set), "photos": photograph_folder}
+    root = tmp_path_factory.mktemp("kube")
+    with (
+        stand_in.Kube(root / "cluster", cli.code, claims, {}) as kube,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("KUBECONFIG", str(kube.config))
+        before = os.umask(0)  # pods run as another user
+        yield kube
+        os.umask(before)

@@ -12,12 +12,7 @@ from jobs import kubectl, kubernetes
 from jobs.spec import Cluster, Job, State, SubmitError
 from tests.support import kube as stand_in
 
-reason = stand_in.missing()
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.dist,
-    pytest.mark.skipif(reason is not None, reason=f"no stand-in: {reason}"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.dist]
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "registry.example.org/lacuna@sha256:" + "0" * 64
 SMALL = Cluster(scheduler="kubernetes", image=IMAGE, code="image", retries=1, lead_seconds=20,
@@ -34,7 +29,7 @@ def claim(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def kube(tmp_path_factory, contract_code, claim):
+def kube(tmp_path_factory, kubernetes_here, contract_code, claim):
     root = tmp_path_factory.mktemp("kube")
     claims, secrets = {"runs": claim}, {"credentials": SECRET}
     with (

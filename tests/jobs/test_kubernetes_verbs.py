@@ -1,38 +1,16 @@
 """Verbs submitted to Kubernetes from the command line; their pods run the code of this tree."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 
 from jobs import kubectl
 from jobs.spec import Cluster, State
 from tests.conftest import TINY
-from tests.support import kube as stand_in
 
-reason = stand_in.missing()
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.dist,
-    pytest.mark.skipif(reason is not None, reason=f"no stand-in: {reason}"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.dist]
 IMAGE = "registry.example.org/lacuna@sha256:" + "0" * 64
 HERE = Cluster(scheduler="kubernetes")
-
-
-@pytest.fixture
-def pods(cli, small_set, photograph_folder, tmp_path, monkeypatch):
-    """A cluster whose claims are folders of this machine at their own paths, for any user."""
-    cli.cwd.chmod(0o777)
-    cli.code.chmod(0o755)  # else its packages are not found, and others' are
-    photograph_folder.chmod(0o755)
-    claims = {"work": cli.cwd, "set": Path(small_set), "photos": photograph_folder}
-    before = os.umask(0)
-    with stand_in.Kube(tmp_path / "kube", cli.code, claims, {}) as kube:
-        monkeypatch.setenv("KUBECONFIG", str(kube.config))
-        yield kube
-    os.umask(before)
 
 
 def test_the_real_training_in_two_pods_goes_on_to_the_bit_after_an_eviction(cli, small_set, pods):

@@ -190,6 +190,11 @@ def test_a_sweep_of_several_nodes_each_is_one_part_of_a_jobset_a_point():
         (REMOTE, replace(KUBERNETES, image=None), "cluster.image= is missing"),
         (REMOTE, replace(KUBERNETES, image="a:latest", code="image"), "is a tag"),
         (REMOTE, replace(KUBERNETES, name="x" * 62), "give a shorter one with cluster.name="),
+        (
+            REMOTE,
+            replace(KUBERNETES, kind="jobset", name="x" * 48),
+            "has 58 characters, Kubernetes takes 57",
+        ),
         (SHARD, replace(KUBERNETES, nodes=2), "cluster.kind=jobset"),
         (TRAIN, Cluster(nodes=2), "this machine is one"),
         (TRAIN, replace(SLURM, throttle=2), "means nothing without an array"),

@@ -223,7 +223,7 @@ def jobset(said, *conditions):
     """The fields of jobset.x-k8s.io/v1alpha2 that say how its parts are."""
     listed = [{"type": t, "status": "True", "reason": r} for t, r in conditions]
     parts = [{"name": name, "replicas": 1} for name in ("shard", "train-0", "train-1", "evaluate")]
-    status = [{"name": name, "succeeded": n} for name, n in said.items()]
+    status = [{"name": name, "succeeded": n, "failed": int(n < 0)} for name, n in said.items()]
     return {"metadata": {"name": "a"}, "spec": {"replicatedJobs": parts},
             "status": {"conditions": listed, "replicatedJobsStatus": status}}  # fmt: skip
 
@@ -234,12 +234,12 @@ def test_each_stage_of_a_chain_in_one_jobset_has_its_own_state():
     assert judged_stage(going, [pod("Running")], "train").state is State.RUNNING
     waits = judged_stage(going, [], "evaluate")
     assert (waits.state, waits.reason) == (State.QUEUED, "waits for the stage before it")
-    lost = jobset({"shard": 1, "train-0": 1, "train-1": 0}, ("Failed", "FailedJobs"))
+    lost = jobset({"shard": 1, "train-0": 1, "train-1": -1}, ("Failed", "FailedJobs"))
     assert judged_stage(lost, [], "shard").state is State.SUCCEEDED
     broken = judged_stage(lost, [failed(0, 1, "no space left", 3)], "train")
     assert broken.state is State.FAILED and "no space left" in broken.reason
     never = judged_stage(lost, [], "evaluate")
-    assert (never.state, never.reason) == (State.CANCELLED, "a stage before it failed")
+    assert (never.state, never.reason) == (State.CANCELLED, "train-1 before it failed")
 
 
 def test_one_pod_that_cannot_start_keeps_a_gang_queued_while_the_others_wait_for_it():

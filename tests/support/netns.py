@@ -5,10 +5,13 @@ Needs root and iproute2.
 
 from __future__ import annotations
 
+import os
 import secrets
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -71,6 +74,40 @@ class Network:
 
 def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True)
+
+
+class Container:
+    """What a command that begins with `Network.enter` has become, from its start to its end."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self.deadline: float | None = None
+        with open(log, "wb") as file:
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL,
+                start_new_session=True)  # fmt: skip
+
+    @property
+    def code(self) -> int | None:
+        """Its exit status, as a shell says it; None while it runs."""
+        code = self.process.poll()
+        return code if code is None or code >= 0 else 128 - code
+
+    def stop(self, grace: float) -> None:
+        """Asks its first process, which without a handler ignores that, once; to be called until it
+        has ended, which it has when `grace` seconds are over."""
+        if self.deadline is None:
+            self.deadline = time.monotonic() + grace
+            parent = self.process.pid
+            for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+                os.kill(int(child), signal.SIGTERM)
+        elif time.monotonic() > self.deadline:
+            self.kill()
+
+    def kill(self) -> None:
+        """Its whole group: the prefix would not take along a process whose user has changed."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
 
 def contained(

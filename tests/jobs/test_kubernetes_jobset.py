@@ -1,0 +1,153 @@
+"""Gangs and chains as JobSets, from the command line; their pods run the code of this tree."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.conftest import TINY
+
+pytestmark = [pytest.mark.slow, pytest.mark.dist]
+IMAGE = "registry.example.org/lacuna@sha256:" + "0" * 64
+SCORES = ["evaluate", "limit=2", "batch=4", "protocol=musical", "protocol.size=64"]
+KINDS = ("JobSet", "Job", "Service", "Pod")
+
+
+@pytest.fixture(scope="module")
+def on(cli, small_set, photograph_folder):
+    """Words of `submit` that name the stand-in and what it mounts."""
+    claims = f"{{work: '{cli.cwd}', set: '{small_set}', photos: '{photograph_folder}'}}"
+    return ["cluster=kubernetes", "cluster.kind=jobset", f"cluster.image={IMAGE}",
+            "cluster.gpus_per_node=0", "cluster.retries=1", f"root={cli.cwd}/jobs",
+            f"cluster.volumes={claims}"]  # fmt: skip
+
+
+def submitted(cli, *words):
+    return json.loads(cli("submit", *words, "--json").stdout)["jobs"]
+
+
+def watched(cli, *names):
+    """What `status` said of these jobs, again and again, until all had ended."""
+    seen = []
+
+    def ended():
+        # The last stage first: what it waits for can then only have gone further.
+        seen.append([cli.status(name) for name in reversed(names)][::-1])
+        return all(told["state"] not in ("QUEUED", "RUNNING") for told in seen[-1])
+
+    cli.until(ended, " ".join(names))
+    return seen
+
+
+def left(pods, start):
+    return [o["metadata"]["name"] for kind in KINDS for o in pods.store.of(kind)
+            if o["metadata"]["name"].startswith(start)]  # fmt: skip
+
+
+def stepped(cli, run, count):
+    """Its file of losses, which has so many by now."""
+    steps = cli.cwd / "runs" / run / "steps.jsonl"
+
+    def enough():
+        assert cli.status(run)["state"] in ("QUEUED", "RUNNING"), cli("logs", run).stdout
+        return steps.exists() and len(steps.read_text().splitlines()) >= count
+
+    cli.until(enough, f"{count} steps of {run}")
+    return steps
+
+
+def test_a_killed_pod_starts_the_whole_gang_again_and_the_losses_are_the_undisturbed_runs(
+    cli, small_set, pods, on
+):
+    words = [*TINY, f"data.url={small_set}", "max_images=160", "checkpoint.every_images=40"]
+    (job,) = submitted(cli, "train", *words, f"run={cli.cwd}/runs/gang", *on, "cluster.nodes=2")
+    assert job["number"] == "jobset/gang"
+    with ThreadPoolExecutor() as pool:
+        follow = pool.submit(cli, "logs", "gang", "-f")
+        steps = stepped(cli, "gang", 7)
+        first = left(pods, "gang-train-0-")
+        pods.containers[first[-1]].kill()
+        seen = watched(cli, "gang")
+        shown = follow.result().stdout
+    (told,) = seen[-1]
+    assert (told["state"], told["restarts"]) == ("SUCCEEDED", 1), shown
+    assert {t["restarts"] for (t,) in seen} <= {0, 1}
+    again = left(pods, "gang-train-0-")
+    assert [name[:14] for name in again] == ["gang-train-0-0", "gang-train-0-1"]
+    said = {line.split("/")[1] for line in shown.splitlines() if line.startswith("[pod/")}
+    assert said == {*first, *again} and len(said) == 4
+    assert "goes on at" in shown
+    cli("train", *words, "run=runs/reference", "processes=2")
+    reference = cli.cwd / "runs" / "reference" / "steps.jsonl"
+    assert steps.read_text() == reference.read_text()
+
+
+def test_a_chain_in_one_jobset_goes_stage_by_stage_and_its_ends_outlast_it(
+    cli, photograph_folder, pods, on
+):
+    words = ["shard", f"source={photograph_folder}", f"out={cli.cwd}/sets/a", "data.min_side=64",
+             "cluster.tasks=2", "cluster.ttl_hours=0", *on, "then",
+             "train", *TINY, "max_images=16", f"run={cli.cwd}/runs/chained", "cluster.nodes=2",
+             "then", *SCORES, "cluster.nodes=1"]  # fmt: skip
+    jobs = submitted(cli, *words)
+    last = jobs[-1]["id"]
+    assert [j["number"] for j in jobs] == [
+        f"jobset/{last}#{stage}" for stage in ("shard", "train", "evaluate")
+    ]
+    seen = watched(cli, *(job["id"] for job in jobs))
+    assert [told["state"] for told in seen[-1]] == ["SUCCEEDED"] * 3, seen[-1]
+    assert seen[0][2]["reason"] == "waits for the stage before it"
+    for stages in seen:
+        for before, after in zip(stages, stages[1:]):
+            assert after["state"] == "QUEUED" or before["state"] == "SUCCEEDED", stages
+    cli.until(lambda: not left(pods, last), "the time to live of the JobSet to be over")
+    assert [cli.status(job["id"])["state"] for job in jobs] == ["SUCCEEDED"] * 3
+    assert "PSNR dB" in cli("logs", last).stdout
+
+
+def test_a_configuration_error_ends_a_chain_without_a_retry_and_says_in_which_stage(
+    cli, photograph_folder, pods, on
+):
+    words = ["shard", f"source={photograph_folder}", f"out={cli.cwd}/sets/b", "data.min_side=64",
+             *on, "then", "train", *TINY, "data.crop=128", f"run={cli.cwd}/runs/wrong",
+             "then", *SCORES]  # fmt: skip
+    jobs = submitted(cli, *words)
+    shard, train, evaluate = watched(cli, *(job["id"] for job in jobs))[-1]
+    assert shard["state"] == "SUCCEEDED"
+    assert (train["state"], train["restarts"]) == ("FAILED", 0)
+    assert "exit 78: configuration error, not retried" in train["reason"]
+    assert train["error"].startswith("data.crop=128 is larger than pictures of")
+    assert (evaluate["state"], evaluate["reason"]) == ("CANCELLED", "train before it failed")
+
+
+def test_what_fails_each_time_is_tried_again_as_often_as_is_allowed(
+    cli, photograph_folder, pods, on
+):
+    words = ["shard", f"source={photograph_folder}", f"out={cli.cwd}/sets/c", "data.min_side=64"]
+    (job,) = submitted(cli, *words, *on)
+    killed = []
+
+    def ended():
+        for name in left(pods, f"{job['id']}-shard-0-0-"):
+            if name in pods.containers and name not in killed:
+                pods.containers[name].kill()
+                killed.append(name)
+        return cli.status(job["id"])["state"] not in ("QUEUED", "RUNNING")
+
+    cli.until(ended, job["id"])
+    told = cli.status(job["id"])
+    assert len(killed) == 2
+    assert (told["state"], told["restarts"]) == ("FAILED", 1)
+    assert told["reason"].startswith(f"ReachedMaxRestarts; {killed[1]}: exit 137: killed")
+
+
+def test_a_cancelled_gang_saves_and_leaves_nothing(cli, small_set, pods, on):
+    words = [*TINY, f"data.url={small_set}", "max_images=1600", f"run={cli.cwd}/runs/cancelled"]
+    submitted(cli, "train", *words, *on, "cluster.nodes=2")
+    steps = stepped(cli, "cancelled", 2)
+    cli("cancel", "cancelled")
+    cli.until(lambda: not left(pods, "cancelled"), "the gang to be gone")
+    assert cli.status("cancelled")["state"] == "CANCELLED"
+    seen = json.loads(steps.read_text().splitlines()[-1])["images_seen"]
+    saved = steps.parent / "checkpoints" / f"{seen:012d}" / "state.json"
+    assert saved.exists() and seen < 1600
