@@ -29,6 +29,10 @@ class StoreError(OSError, ValueError):
     """A URL that cannot serve: no bucket, no right, no space, or no answer. One line."""
 
 
+class NoAnswer(StoreError):
+    """No good answer for as long as was tried; there may be one later."""
+
+
 def display(url: str | os.PathLike) -> str:
     """`url` as it may be shown: no user, no password, no query."""
     text = re.sub(r"://[^/@]*@", "://", os.fspath(url))
@@ -140,7 +144,7 @@ def persist(url: str, ask: Callable[[Any, str], T]) -> T:
                 raise lasting from error
             if pause is None:
                 why = _code(error)[0] or type(error).__name__
-                raise StoreError(
+                raise NoAnswer(
                     f"{_where(url)}: no good answer in {len(PAUSES) + 1} tries ({why}); "
                     "check the endpoint and the network"
                 ) from error

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from shards.objects import StoreError, display, persist, upload_parts
+from shards.objects import NoAnswer, StoreError, display, persist, upload_parts
 
 __all__ = [
+    "NoAnswer",
     "StoreError",
     "display",
     "exists",
