@@ -10,6 +10,7 @@ import pytest
 from pipeline import cli
 from pipeline.groups import key, known_keys
 from pipeline.verbs import VERBS
+from shards.store import NoAnswer, StoreError
 
 ROOT = Path(__file__).resolve().parents[2]
 DESIGNED = {
@@ -91,6 +92,18 @@ def test_a_line_that_says_what_went_wrong_stays_readable(monkeypatch, capsys):
     assert cli.main(["doctor"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("pipeline doctor: g++ said: overflow") and len(line) < 1010
+
+
+@pytest.mark.parametrize(("error", "status"), [(NoAnswer("late"), 1), (StoreError("no right"), 78)])
+def test_storage_without_an_answer_is_tried_again_and_a_lasting_fault_is_not(
+    monkeypatch, error, status
+):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setenv("PET_NNODES", "1")
+    monkeypatch.setattr(cli, "_run", fails)
+    assert cli.main(["evaluate"]) == status
 
 
 def test_json_is_one_object_on_the_last_line_of_stdout(verb, photograph_folder, tmp_path):
