@@ -84,8 +84,9 @@ def test_what_hinders_a_pod_from_having_its_code_is_told_by_status_and_outlasts_
         folder.mkdir(parents=True)
         if data is not None:
             (folder / "code.tar.gz").write_bytes(data)
+        code = f"{folder}/code.tar.gz"
         made = Job(id=f"code-{name}", verb="masks", arguments=(), run=str(folder),
-                   folder=str(folder), code=f"{folder}/code.tar.gz", code_sha256=sha256)  # fmt: skip
+                   folder=str(folder), code=code, code_sha256=sha256)  # fmt: skip
         numbers[name] = kubectl.submit(kubernetes.manifest(made, cluster), cluster)
     for name, (_, _, status, told) in CODE.items():
         cli.until(lambda n=name: not kubectl.status(numbers[n], HERE).state.live, name)
