@@ -31,7 +31,7 @@ URGENT = "#!/bin/bash\n#SBATCH -N2 -c3 --mem=1G -o /dev/null\nsleep 1\n"
 
 @pytest.fixture(scope="module")
 def ends(slurm, tmp_path_factory):
-    """What became of each, and its folder of logs."""
+    """What `status` said of each when it first called it over, and the crashes counted."""
     folder = tmp_path_factory.mktemp("warned")
     jobs = {}
     for name, (cluster, text) in PROGRAMS.items():
@@ -49,14 +49,17 @@ def ends(slurm, tmp_path_factory):
     slurm.wait(lambda: all(now(n).state is State.RUNNING for n in jobs), "all to run")
     (folder / "urgent").write_text(URGENT)
     slurm.run("sbatch", str(folder / "urgent"))
-    end = time.monotonic() + 90
-    while (live := [n for n in jobs if now(n).state.live]) and time.monotonic() < end:
-        if "crashing" in live and now("crashing").restarts < 3:
+    end, warned, over = time.monotonic() + 90, 0.0, {}
+    while len(over) < len(jobs) and time.monotonic() < end:
+        found = {name: now(name) for name in jobs}
+        over |= {n: f for n, f in found.items() if not f.state.live and n not in over}
+        if time.monotonic() > warned + 1 and found["crashing"].restarts < 3:
             slurm.run("scancel", "--batch", "--signal=USR1", jobs["crashing"][0])
-        time.sleep(1)
-    for name in live:
+            warned = time.monotonic()
+    for name in set(jobs) - set(over):
+        over[name] = now(name)
         backend.cancel(jobs[name][0])
-    return {n: (now(n), [p.read_text() for p in jobs[n][1].glob("failures-*")]) for n in jobs}
+    return {n: (over[n], [p.read_text() for p in jobs[n][1].glob("failures-*")]) for n in jobs}
 
 
 def test_a_job_that_crashes_after_each_warning_is_retried_as_often_as_allowed(ends):
