@@ -134,9 +134,9 @@ def _fitting(verb: str, cluster: Cluster, said: Sequence[str]) -> Cluster:
         cluster = replace(cluster, nodes=1)
     if verb not in ON_GPUS and "cluster.gpus_per_node" not in own:
         cluster = replace(cluster, gpus_per_node=0)
-        if "cluster.sbatch" not in own:
-            kept = {k: v for k, v in cluster.sbatch.items() if not _asks_gpus(k, str(v))}
-            cluster = replace(cluster, sbatch=kept)
+    if verb not in ON_GPUS and "cluster.sbatch" not in own:
+        kept = {k: v for k, v in cluster.sbatch.items() if not _asks_gpus(k, str(v))}
+        cluster = replace(cluster, sbatch=kept)
     return cluster
 
 

@@ -81,10 +81,10 @@ def test_gpus_that_are_said_of_the_very_verb_are_asked_for(site):
     """A partition may take none but jobs with a GPU."""
     site("slurm")
     (options,) = directives(*SHARD, "cluster=ours", "cluster.gpus_per_node=1")
-    assert "gpu" in options["gres"] or options["gpus-per-node"] == "1"
+    assert options["gpus-per-node"] == "1" and "gres" not in options
     gres = "cluster.sbatch={gres: 'gpu:1'}"
     (options,) = directives(*SHARD, "cluster=ours", gres)
-    assert options["gres"] == "gpu:1"
+    assert options["gres"] == "gpu:1" and "gpus-per-node" not in options
 
 
 def test_each_stage_of_a_chain_is_given_what_it_can_use(site):
