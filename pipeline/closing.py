@@ -7,12 +7,13 @@ holds, nor one whose job waits, runs, may be started again, or cannot be asked a
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from jobs.spec import State, SubmitError
+from jobs.spec import State
 from pipeline import jobrecord
 from pipeline.capture import redact
 from pipeline.config import RunsConfig
@@ -35,11 +36,12 @@ class Dead(NamedTuple):
 
 
 def close(client: Any, config: RunsConfig) -> list[dict[str, Any]]:
-    """Gives each dead run its status, and the reason as its `job.error`."""
+    """Gives each dead run its status, and `job.error` the reason of one that did not finish."""
     closed = []
     for run, status, reason in dead(client, config):
         client.set_tag(run.info.run_id, "job.state", "closed")
-        client.set_tag(run.info.run_id, "job.error", redact(reason))
+        if status != "FINISHED":
+            client.set_tag(run.info.run_id, "job.error", redact(reason))
         client.set_terminated(run.info.run_id, status)
         told = {"run_id": run.info.run_id, "name": run.info.run_name}
         closed.append({**told, "status": status, "reason": reason})
@@ -53,7 +55,11 @@ def dead(client: Any, config: RunsConfig) -> list[Dead]:
     found = []
     for status in ("RUNNING", "SCHEDULED"):
         for run in every(client, experiments, f"attributes.status = '{status}'"):
-            told = _verdict(run, known.get(run.info.run_id), limit)
+            try:
+                told = _verdict(run, known.get(run.info.run_id), limit)
+            except (OSError, ValueError) as error:  # a scheduler or a bucket that does not answer
+                print(f"{run.info.run_name} is left as it is: {error}", file=sys.stderr)
+                continue
             found += [Dead(run, *told)] if told else []
     return found
 
@@ -92,18 +98,16 @@ def _runs(root: str) -> Iterator[str]:
         yield from (store.join(root, name) for name in store.names(root))
     elif store.local(root).is_dir():
         yield from map(str, folders(root))
-    for record in jobrecord.every(root):
-        yield from record.trained
+    with suppress(OSError, ValueError):  # a bucket that is gone hides no run of others
+        for record in jobrecord.every(root):
+            yield from record.trained
 
 
 def _verdict(run: Any, place: str | None, limit: float) -> tuple[str, str] | None:
     long = silence(run) > limit
     record = jobrecord.read(place) if place else None
     if record and place:
-        try:
-            found = record.status()
-        except SubmitError:
-            return None
+        found = record.status()
         state = found.elements.get(_element(record, place), found.state)
         if state.live or state is State.UNKNOWN and not long or is_held(place):
             return None

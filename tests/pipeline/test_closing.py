@@ -158,17 +158,19 @@ def test_a_run_whose_end_could_not_be_sent_gets_that_end(root, made):
     run = made("unsent", "RUNNING")
     (run / "spool").mkdir()
     (run / "spool" / "state.json").write_text(json.dumps({"uid": "a", "ended": "FINISHED"}))
+    assert "`sync " in runs.dry_run(RunsConfig(action="close", root=str(root)))
     assert close(root) == {"unsent": "FINISHED"}
-    assert "sync" in told(root)["unsent"][1]
+    assert told(root)["unsent"] == ("FINISHED", "")
 
 
-def test_a_job_that_cannot_be_asked_about_is_left_alone(root, made, monkeypatch, tmp_path):
+def test_a_job_that_cannot_be_asked_about_is_left_alone(root, made, monkeypatch, tmp_path, capsys):
     run = made("unknown", "SCHEDULED", 2)
     jobrecord.write(jobrecord.Record(
         id="unknown", verb="train", run=str(run), folder=str(run), number="7",
         cluster={"scheduler": "slurm"}, submitted=""))  # fmt: skip
     monkeypatch.setenv("PATH", str(tmp_path))  # no scontrol
     assert close(root) == {}
+    assert "unknown is left as it is: scontrol is not on the PATH" in capsys.readouterr().err
 
 
 @pytest.mark.slow
