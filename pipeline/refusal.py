@@ -10,8 +10,8 @@ from jobs.spec import SECRET_NAME
 from pipeline.capture import SHAPES
 
 TEXTS = ("cluster.setup", "cluster.sbatch", "cluster.patch", "cluster.env")  # that stand in jobs
-# NAME=value as a shell or an option has it. `$NAME`, `$(command)`, `<file` name no secret.
-ASSIGNMENT = re.compile(r"([\w-]+)=[\"']?(?![$`<=])[^\s\"']")
+# NAME=value and --name value. `$NAME`, `$(command)`, `<file` name no secret.
+ASSIGNMENT = re.compile(r"([\w-]+(?==)|--[\w-]+(?= ))[= ][\"']?(?![$`<=&|;-])[^\s\"']")
 
 
 class ConfigError(ValueError):
@@ -39,7 +39,8 @@ def refuse_secret(name: str, value: Any) -> None:
 
 def _refuse_literal(name: str, text: str) -> None:
     named = [n for n in ASSIGNMENT.findall(text) if SECRET_NAME.match(n.replace("-", "_"))]
-    if named or any(pattern.search(text) for pattern, _ in SHAPES):
+    keys = [found[0] for pattern, _ in SHAPES for found in pattern.finditer(text)]
+    if named or any(re.search(r"[A-Za-z0-9]{16}", key) for key in keys):  # no name with dashes
         shown = f"{named[0].lstrip('-')}=…" if named else "what looks like a key or token"
         raise ConfigError(
             f"{name} holds a secret as plain text ({shown}): write NAME=value into the file of "

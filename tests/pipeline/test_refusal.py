@@ -9,6 +9,7 @@ SECRETS = [
     "cluster.setup=['export HF_TOKEN=abc']",
     "cluster.setup=['MLFLOW_TRACKING_PASSWORD=hunter2 source x.sh']",
     "cluster.setup=['tool --api-key=\"abc\" login']",
+    "cluster.setup=['docker login --password hunter2 --username me']",
     "cluster.setup=['curl -H \"Authorization: Bearer abcdefghijklmnop\" https://h']",
     "cluster.setup=['login AKIAIOSFODNN7EXAMPLE']",
     "cluster.setup=['huggingface-cli login hf_abcdefghijklmnopqrstuvwx']",
@@ -23,6 +24,8 @@ REFERENCES = [
     "cluster.setup=['export A_TOKEN=$(cat ~/.token)', 'A_SECRET=`pass x` tool', 'unset A_TOKEN']",
     "cluster.setup=['export AWS_WEB_IDENTITY_TOKEN_FILE=/run/token', 'read A_TOKEN < /run/token']",
     "cluster.setup=['export TOKENIZERS_PARALLELISM=false', '[ \"$A_TOKEN\" = x ] && echo yes']",
+    "cluster.setup=['docker login --password-stdin < /run/p', 'x --use-token && y --token $T']",
+    "cluster.setup=['conda activate sk-learn-environment-2024']",
     "cluster.sbatch={comment: 'tokens of the month'}",
     "cluster.env={TOKENIZERS_PARALLELISM: 'false', HF_TOKEN_PATH: /run/token}",
     "cluster.patch={spec: {automountServiceAccountToken: true, containers: [{name: main, env: "
