@@ -1,8 +1,8 @@
 """The code a job runs: the commit as `git archive` has it, never the live checkout.
 
 Uncommitted changes and files that git does not know are refused, or taken along as a commit of
-their own, made through an index of its own (tree, index and branches stay as they are), with the
-diff kept beside it.
+their own, made through an index and objects of its own (nothing of the checkout is written), with
+the diff kept beside it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ AS = {f"GIT_{who}_{what}": WHO[what] for who in ("AUTHOR", "COMMITTER") for what
 
 @dataclass(frozen=True)
 class Snapshot:
-    """`commit` is HEAD, `diff` what was changed since and travels along, `tree` both in one."""
+    """`commit` is HEAD, `diff` what was changed since and travels along, `tar` both in one."""
 
     root: Path
     commit: str
     diff: str = ""
-    tree: str = ""
+    tar: bytes = b""
 
     @property
     def recorded(self) -> bytes:
@@ -65,14 +65,16 @@ def take(root: Path, allow_dirty: bool = False) -> Snapshot:
         )
     _refuse_large(root)
     with tempfile.TemporaryDirectory() as scratch:
-        index = {"GIT_INDEX_FILE": f"{scratch}/index"}
-        _git(root, "read-tree", "HEAD", **index)
-        _git(root, "add", "--all", **index)
-        tree = _git(root, "write-tree", **index).strip()
-    diff = _git(root, "diff", "--binary", commit, tree)
-    refuse_secrets(diff)
-    made = _git(root, "commit-tree", tree, "-p", commit, "-m", "uncommitted changes", **AS).strip()
-    return Snapshot(root, commit, diff, made)
+        known = root / _git(root, "rev-parse", "--git-path", "objects").strip()
+        own = {"GIT_INDEX_FILE": f"{scratch}/index", "GIT_OBJECT_DIRECTORY": scratch,
+               "GIT_ALTERNATE_OBJECT_DIRECTORIES": os.path.abspath(known), **AS}  # fmt: skip
+        _git(root, "read-tree", "HEAD", **own)
+        _git(root, "add", "--all", **own)
+        tree = _git(root, "write-tree", **own).strip()
+        diff = _git(root, "diff", "--binary", commit, tree, **own)
+        refuse_secrets(diff)
+        words = ("commit-tree", tree, "-p", commit, "-m", "uncommitted changes")
+        return Snapshot(root, commit, diff, _tar(root, _git(root, *words, **own).strip(), **own))
 
 
 def _refuse_large(root: Path) -> None:
@@ -94,12 +96,7 @@ def refuse_secrets(diff: str) -> None:
 
 def archive(snapshot: Snapshot) -> bytes:
     """The commit, or commit and changes, as .tar.gz: the same bytes for the same tree."""
-    what = snapshot.tree or snapshot.commit
-    tar = subprocess.run(
-        ["git", "-C", str(snapshot.root), "archive", "--format=tar", what],
-        check=True,
-        capture_output=True,
-    ).stdout
+    tar = snapshot.tar or _tar(snapshot.root, snapshot.commit)
     return gzip.compress(tar, compresslevel=6, mtime=0)
 
 
@@ -120,12 +117,19 @@ def unpack(data: bytes, folder: Path) -> Path:
     return folder
 
 
+def _tar(root: Path, commit: str, **environment: str) -> bytes:
+    return _call(root, "archive", "--format=tar", commit, **environment)
+
+
 def _git(root: Path, *words: str, **environment: str) -> str:
+    return _call(root, *words, **environment).decode(errors="surrogateescape")
+
+
+def _call(root: Path, *words: str, **environment: str) -> bytes:
+    # Without optional locks git does not refresh the index of a checkout that it is asked about.
     return subprocess.run(
         ["git", "-C", str(root), *words],
         check=True,
         capture_output=True,
-        text=True,
-        errors="surrogateescape",
-        env={**os.environ, **environment},
+        env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", **environment},
     ).stdout

@@ -16,7 +16,8 @@ from enum import StrEnum
 from typing import Any
 
 DONE, FAILED, SAVED, CONFIGURATION = 0, 1, 75, 78
-SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|ACCESS_KEY|API_KEY|PRIVATE_KEY", re.I)
+SECRETS = "SECRET|TOKEN(?!IZ)|PASSWORD|PASSWD|ACCESS_KEY|API_KEY|PRIVATE_KEY"
+SECRET_NAME = re.compile(rf"^(?!.*_(FILE|PATH)$).*({SECRETS})", re.I)  # not of a file that holds it
 
 
 def key(default: Any, help: str, choices: tuple[Any, ...] = (), only: tuple[str, ...] = ()) -> Any:

@@ -36,9 +36,11 @@ JOB = {
 SECRET_NAME = re.compile(
     r"(?i)passw(or)?d|secret|token|credential|api_?key|access_?key|private_?key"
 )
-SECRET_TEXT = [
+ASSIGNED = [
     (re.compile(r"(?i)([\w.-]*(?:passw(?:or)?d|secret|token|api_?key|access_?key|private_?key)"
                 r"[\w.-]*[\"']?\s*[:=]\s*[\"']?)([^\s\"',;&]{6,})"), r"\1***"),
+]  # fmt: skip
+SHAPES = [
     (re.compile(r"(\w+://)[^/\s:@]*:[^/\s@]+@"), r"\1***@"),
     (re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b"), "***"),
     (re.compile(r"\b(ghp|gho|ghs|github_pat|glpat|hf|sk|xox[abp])[-_][A-Za-z0-9_-]{16,}"), "***"),
@@ -187,7 +189,7 @@ def redact(text: str) -> str:
     for name, value in os.environ.items():
         if SECRET_NAME.search(name) and len(value) >= 6:
             text = text.replace(value, "***")
-    for pattern, replacement in SECRET_TEXT:
+    for pattern, replacement in (*ASSIGNED, *SHAPES):
         text = pattern.sub(replacement, text)
     return text
 

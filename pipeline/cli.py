@@ -21,10 +21,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pipeline.groups import MODELS
 from pipeline.podlog import kept
 from pipeline.supervise import leave_word
 from pipeline.verbs import VERBS, VerbSpec
+from shards.store import Unavailable
 
+OPTIONS = {
+    "--json": "the result as one JSON object on the last line of stdout",
+    "--dry-run": "say what would be done",
+    "--help": "this; -h for short",
+}
 SHORT = {
     ("submit", "--check"): "check=true",
     ("logs", "-f"): "follow=true",
@@ -52,11 +59,9 @@ def _guarded(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int
         return _run(known, words, spec)
     except ValueError as error:
         _complain(f"pipeline {known.verb}: {' '.join(str(error).split())}")
-        from shards.store import Unavailable
-
-        if inside_job():
-            return 1 if isinstance(error, Unavailable) else 78
-        return 2
+        if not inside_job():
+            return 2
+        return 1 if isinstance(error, Unavailable) else 78
     except Exception as error:
         if not isinstance(error, (OSError, MemoryError)) and not LEFT.search(str(error)):
             traceback.print_exc()
@@ -82,7 +87,7 @@ def _run(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int:
     words = [SHORT.get((known.verb, word), word) for word in words]
     for word in words:
         if word.startswith("-"):
-            raise ConfigError(f"{word} is no option; the options are --json, --dry-run, --help")
+            raise ConfigError(f"{word} is no option; they are {', '.join(_options(known.verb))}")
     if known.verb == "submit":
         from pipeline import submit
 
@@ -164,8 +169,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     parser.add_argument("verb", nargs="?", metavar="VERB", help=argparse.SUPPRESS)
-    parser.add_argument("--json", action="store_true", help="result as one JSON object, last line")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    parser.add_argument("--json", action="store_true", help=OPTIONS["--json"])
+    parser.add_argument("--dry-run", action="store_true", help=OPTIONS["--dry-run"])
     parser.add_argument("--help", "-h", action="store_true", help="this, or the keys of a verb")
     known, words = parser.parse_known_args(argv)
     if known.verb is None:
@@ -182,15 +187,25 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def _verb_help(name: str, spec: VerbSpec) -> str:
     position = f" [{'|'.join(spec.actions)}]" if spec.actions else ""
     position += f" [{spec.positional.upper()}]" if spec.positional else ""
-    lines = [f"python -m pipeline {name}{position} [key=value ...]", "", spec.help]
+    options = _options(name)
+    usage = " ".join(f"[{option}]" for option in options)
+    lines = [f"python -m pipeline {name}{position} [key=value ...] {usage}", "", spec.help]
+    lines += ["", "options:", *(f"  {option:<28} {told}" for option, told in options.items())]
     if spec.groups:
-        from pipeline.compose import options
+        from pipeline import compose
 
         lines += ["", "groups (group=option):"]
         for group, default in spec.groups.items():
-            lines.append(f"  {group:<12}{', '.join(options(group))}  [{default or 'none'}]")
-    lines += ["", "keys:", *_keys(spec.schema)]
+            lines.append(f"  {group:<12}{', '.join(compose.options(group))}  [{default or 'none'}]")
+    start = f"  {'config':<28} start from this resolved config.yaml, of no group or site [null]"
+    lines += ["", "keys:", start, *_keys(spec.schema)]
     return "\n".join(lines)
+
+
+def _options(verb: str) -> dict[str, str]:
+    """What the verb takes beside key=value, and its meaning."""
+    short = {option: word for (name, option), word in SHORT.items() if name == verb}
+    return {**{option: f"the same as {word}" for option, word in short.items()}, **OPTIONS}
 
 
 def _keys(kind: type, prefix: str = "") -> list[str]:
@@ -199,11 +214,12 @@ def _keys(kind: type, prefix: str = "") -> list[str]:
         default = f.default_factory() if callable(f.default_factory) else f.default
         if is_dataclass(default):
             lines += _keys(type(default), f"{prefix}{f.name}.")
-            continue
-        shown = (
-            {None: "null", "???": "required"}.get(default) if default in (None, "???") else default
-        )
-        choices = f.metadata.get("choices") or ()
-        allowed = f" ({'|'.join(map(str, choices))})" if choices else ""
-        lines.append(f"  {prefix + f.name:<28} {f.metadata.get('help', '')}{allowed} [{shown}]")
+            for name, model in MODELS.items() if f.name == "model" else ():
+                own = _keys(model, "model.")[1:]  # all have the name
+                lines += [f"{line} (model={name})" for line in own]
+        else:
+            shown = "null" if default is None else "required" if default == "???" else default
+            choices = f.metadata.get("choices") or ()
+            allowed = f" ({'|'.join(map(str, choices))})" if choices else ""
+            lines.append(f"  {prefix + f.name:<28} {f.metadata.get('help', '')}{allowed} [{shown}]")
     return lines

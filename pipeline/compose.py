@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -172,7 +173,8 @@ def _leaves_of(
 ) -> list[tuple[str, Any, str]]:
     known = set(known_keys(VERBS[verb].schema))
     everywhere = {k for spec in VERBS.values() for k in known_keys(spec.schema)} if lenient else ()
-    plain = OmegaConf.to_container(values, resolve=True)
+    with _interpolated(origin):
+        plain = OmegaConf.to_container(values, resolve=True)
     found = []
     for name, value in _flatten(plain, known):
         if name not in known and name in everywhere:
@@ -208,12 +210,24 @@ def _merge(verb: str, spec: VerbSpec, layers: list[tuple[str, Any, str]]) -> Res
         if name not in allowed:
             raise ConfigError(f"{_told(origin)}unknown key {name}{_near(name, allowed)}")
         _set(base, name, value, origin)
-    missing = OmegaConf.missing_keys(base)
-    for name in (key for key in allowed if key in missing):
-        raise ConfigError(f"{name}= is missing: {meaning(spec.schema, name)}")
-    resolved = OmegaConf.to_object(base)
+    with _interpolated():
+        missing = OmegaConf.missing_keys(base)
+        for name in (key for key in allowed if key in missing):
+            raise ConfigError(f"{name}= is missing: {meaning(spec.schema, name)}")
+        resolved = OmegaConf.to_object(base)
     _check(resolved, {name: origin for name, (_, origin) in given.items()})
     return Resolved(resolved, {name: origin for name, (_, origin) in given.items()})
+
+
+@contextmanager
+def _interpolated(origin: str = "") -> Iterator[None]:
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            f"{_told(origin)}{str(error).splitlines()[0]}: ${{NAME}} stands for another key here; "
+            "a shell's variable is $NAME"
+        ) from None
 
 
 def _set(base: DictConfig, name: str, value: Any, origin: str) -> None:

@@ -199,7 +199,9 @@ class RunsConfig(Verb):
     filter: str | None = key(None, "MLflow filter, e.g. metrics.`val/psnr` > 24")
     best: str | None = key(None, "metric to sort by, best first")
     limit: int = key(50, "rows", least=1)
-    older_than: str | None = key(None, "close: silent for (24h); prune: untouched for (30d)")
+    older_than: str | None = key(
+        None, "close: silent for (24h), if nothing else tells; prune: untouched for (30d)"
+    )
     keep: str = key("best,last", "prune: checkpoints that stay")
     delete: bool = key(False, "prune: delete; otherwise only list")
 

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
 from pipeline.groups import leaves
-from pipeline.lease import leased
+from pipeline.lease import is_leased, leased
 from shards import store
 
 # No part of what a run computes, and may change when it is resumed.
@@ -179,6 +179,20 @@ def held(run: RunFolder) -> Iterator[None]:
                 path.unlink()
                 with suppress(OSError):
                     run.local.rmdir()
+
+
+def is_held(url: str) -> bool:
+    """Whether somebody alive holds the run; of one in a bucket it may take a minute to tell."""
+    if not store.is_local(url):
+        return is_leased(url)
+    try:
+        with open(store.local(url) / ".lock") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # never held, or moved
+        return False
+    return False
 
 
 def _locked(run: RunFolder, path: Path) -> TextIO:

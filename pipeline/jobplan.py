@@ -31,6 +31,8 @@ FORWARDED = ("AWS_CA_BUNDLE", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_END
              "AWS_PROFILE", "AWS_REGION", "FSSPEC_S3_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL",
              "MLFLOW_TRACKING_URI")  # fmt: skip
 HERE = ("AWS_CA_BUNDLE", "AWS_PROFILE")  # files of this machine, which no pod has
+SEVERAL = ("train", "doctor")  # verbs that take several machines
+ON_GPUS = (*SEVERAL, "evaluate", "predict", "demo", "bench", "quickstart")
 
 
 @dataclass(frozen=True)
@@ -106,20 +108,40 @@ def parse(words: Sequence[str]) -> list[Part]:
         alone = ("cluster.tasks=", "cluster.throttle=", "cluster.name=")
         carried += [w for w in mine if not w.startswith(alone)]
         _refuse_foreign(settings)
+        fitted = replace(settings.config, cluster=_fitting(verb, settings.config.cluster, mine))
         others = _known(verb, positional(VERBS[verb], [w for w in rest if w not in mine]), known)
         if verb == "train":
             others += [w for w in carried if w.startswith("root=")][-1:]
         points = [compose(verb, point) for point in _points(verb, others)]
-        cluster = settings.config.cluster
         if verb == "train":
-            points = [_placed(point, cluster) for point in points]
+            points = [_placed(point, fitted.cluster) for point in points]
             if len(points) > 1 and any(point.config.smoke for point in points):
                 raise ConfigError("smoke=true of several points: try one of them")
-        parts.append(Part(verb, _with_secrets(settings.config), tuple(points)))
+        parts.append(Part(verb, _with_secrets(fitted), tuple(points)))
         _learn(parts[-1], known)
     if not parts:
         raise ConfigError("submit what? submit VERB [key=value ...] cluster=slurm")
     return parts
+
+
+def _fitting(verb: str, cluster: Cluster, said: Sequence[str]) -> Cluster:
+    """Of what a site, or an earlier stage, says: as many machines and GPUs as the verb can use.
+
+    What is said of this very verb stands: a partition may take none but jobs with a GPU.
+    """
+    own = {word.partition("=")[0] for word in said}
+    if verb not in SEVERAL and "cluster.nodes" not in own:
+        cluster = replace(cluster, nodes=1)
+    if verb not in ON_GPUS and "cluster.gpus_per_node" not in own:
+        cluster = replace(cluster, gpus_per_node=0)
+    if verb not in ON_GPUS and "cluster.sbatch" not in own:
+        kept = {k: v for k, v in cluster.sbatch.items() if not _asks_gpus(k, str(v))}
+        cluster = replace(cluster, sbatch=kept)
+    return cluster
+
+
+def _asks_gpus(option: str, value: str) -> bool:
+    return "gpu" in option or bool(re.match("gres|tres", option)) and "gpu" in value
 
 
 def _points(verb: str, words: list[str]) -> list[list[str]]:
@@ -233,10 +255,10 @@ def job_of(part: Part, dry_run: bool) -> tuple[Job, Cluster]:
         if part.verb != "shard":
             raise ConfigError(f"cluster.tasks={tasks}: only `shard` is divided into tasks")
         job = replace(job, elements=tuple((f"task={i}/{tasks}",) for i in range(tasks)))
-    if cluster.nodes > 1 and part.verb not in ("train", "doctor"):
+    if cluster.nodes > 1 and part.verb not in SEVERAL:
         raise ConfigError(
-            f"cluster.nodes={cluster.nodes}: {part.verb} runs on one machine; say cluster.nodes=1 "
-            f"after `{part.verb}` (what an earlier stage says of the cluster holds here too)"
+            f"cluster.nodes={cluster.nodes}: {part.verb} runs on one machine; leave it out, or say "
+            "it after the verb that takes several"
         )
     return job, cluster
 

@@ -65,6 +65,17 @@ def leased(url: str, work: str = "trained") -> Iterator[None]:
         beating.join()
 
 
+def is_leased(url: str) -> bool:
+    """Whether somebody alive holds the run at `url`; within `STALE` seconds."""
+    base = store.join(url, ".lock")
+    try:
+        if number := _newest(base):
+            _wait(base, number, url, aloud=True)
+    except Taken:
+        return True
+    return False
+
+
 def _beat(base: str, mine: dict[str, Any], over: threading.Event) -> None:
     count, heartbeat = 0, store.join(base, "heartbeat.json")
     while not over.is_set():

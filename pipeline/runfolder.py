@@ -7,6 +7,7 @@ into what is there, atomically: a reader sees one whole object, no writer undoes
 import fcntl
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
 from shards import store
@@ -43,6 +44,17 @@ def update_run_json(run: str, **keys: Any) -> dict[str, Any]:
         with open(path.with_name(".run.json.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             return _merge(url, run, keys)
+
+
+def folders(root: str) -> list[Path]:
+    """Run folders at most three levels below `root`: those with a `run.json`."""
+    if not store.is_local(root):
+        raise ValueError(f"{store.display(root)} is no local folder: give root= the folder of runs")
+    top = Path(root)
+    if not top.is_dir():
+        raise ValueError(f"{root} is no folder: give root= the folder that holds the runs")
+    found = [path.parent for depth in range(4) for path in top.glob("*/" * depth + "run.json")]
+    return sorted(found)
 
 
 def _merge(url: str, run: str, keys: dict[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import server
+from pipeline.closing import close, dead, silence
 from pipeline.config import RunsConfig
-from pipeline.delivery import HEARTBEAT
 from pipeline.keys import lower_is_better
-from pipeline.runfolder import read_run_json
+from pipeline.runfolder import folders, read_run_json
 from shards import store
 from shards.upkeep import seconds
 
@@ -42,8 +42,8 @@ def dry_run(config: RunsConfig) -> str:
     uri = server.tracking_uri(config.root)
     client = server.connect(uri, make=False)
     with server.explained(uri):
-        found = [run.info.run_name for run in _silent(client, config)]
-    return f"would close {len(found)} runs: {' '.join(found)}"
+        found = [f"{each.run.info.run_name} ({each.reason})" for each in dead(client, config)]
+    return f"would close {len(found)} runs: {', '.join(found)}"
 
 
 def listed(client: Any, uri: str, config: RunsConfig) -> list[dict[str, Any]]:
@@ -70,29 +70,6 @@ def listed(client: Any, uri: str, config: RunsConfig) -> list[dict[str, Any]]:
             "write for example filter=\"metrics.`val/psnr` > 24 and params.batch = '16'\""
         ) from None
     return [_row(run, experiments, uri, config.best) for run in found]
-
-
-def close(client: Any, config: RunsConfig) -> list[dict[str, Any]]:
-    """Ends, as KILLED, runs that say RUNNING and have sent nothing for `older_than`."""
-    closed = []
-    for run in _silent(client, config):
-        client.set_tag(run.info.run_id, "job.state", "closed")
-        client.set_terminated(run.info.run_id, "KILLED")
-        closed.append({"run_id": run.info.run_id, "name": run.info.run_name})
-    return closed
-
-
-def _silent(client: Any, config: RunsConfig) -> list[Any]:
-    limit = seconds(config.older_than or "24h")
-    experiments = [e.experiment_id for e in client.search_experiments(max_results=1000)]
-    running = list(_every(client, experiments, "attributes.status = 'RUNNING'"))
-    return [run for run in running if silence(run) > limit]
-
-
-def silence(run: Any) -> float:
-    """Seconds since the last event of a run arrived."""
-    last = float(run.data.tags.get(HEARTBEAT, run.info.start_time))
-    return time.time() - last / 1000
 
 
 def usage(root: str) -> list[dict[str, Any]]:
@@ -138,17 +115,6 @@ def prune(config: RunsConfig) -> dict[str, Any]:
     return {"deleted" if config.delete else "would_delete": doomed, "refused": refused}
 
 
-def folders(root: str) -> list[Path]:
-    """Run folders at most three levels below `root`: those with a `run.json`."""
-    if not store.is_local(root):
-        raise ValueError(f"{store.display(root)} is no local folder: give root= the folder of runs")
-    top = Path(root)
-    if not top.is_dir():
-        raise ValueError(f"{root} is no folder: give root= the folder that holds the runs")
-    found = [path.parent for depth in range(4) for path in top.glob("*/" * depth + "run.json")]
-    return sorted(found)
-
-
 # --- step by step ---------------------------------------------------------------------------------
 
 
@@ -185,16 +151,6 @@ def _logged(client: Any, experiments: list[str], metric: str) -> None:
     raise ValueError(f"no run at {where} has logged the metric {metric!r}; {hint}")
 
 
-def _every(client: Any, experiments: list[str], text: str) -> list[Any]:
-    found, token = [], None
-    while True:
-        page = client.search_runs(experiments, text, max_results=1000, page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
-
-
 def _newest(folder: Path) -> float:
     return max((path.stat().st_mtime for path in folder.rglob("*")), default=time.time())
 
@@ -213,8 +169,8 @@ def _remove(url: str) -> None:
 
 def show(result: dict[str, Any]) -> str:
     if "closed" in result:
-        names = ", ".join(each["name"] for each in result["closed"])
-        return f"closed {len(result['closed'])} runs: {names}" if names else "no dead runs"
+        ends = [f"{each['name']}  {each['status']}  {each['reason']}" for each in result["closed"]]
+        return "\n".join(ends) or "no dead runs"
     if "refused" in result:
         kind = "deleted" if "deleted" in result else "would_delete"
         lines = [f"{row['checkpoint']}  {row['mb']} MB" for row in result[kind]]

@@ -47,7 +47,8 @@ def _write(config: ShardConfig) -> dict[str, Any]:
         raise ValueError("shard needs out=, a folder or s3:// URL that is new, empty or its own")
     task = _task(config.task)
     begun = time.monotonic()
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _stop)
     if config.data.layout == "wds":
         if task[1] > 1 or config.workers > 1:
             raise ValueError(

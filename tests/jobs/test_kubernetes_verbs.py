@@ -1,11 +1,12 @@
 """Verbs submitted to Kubernetes from the command line; their pods run the code of this tree."""
 
+import hashlib
 import json
 
 import pytest
 
-from jobs import kubectl
-from jobs.spec import Cluster, State
+from jobs import kubectl, kubernetes
+from jobs.spec import Cluster, Job, State
 from tests.conftest import TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
@@ -41,6 +42,44 @@ def test_the_real_training_in_two_pods_goes_on_to_the_bit_after_an_eviction(cli,
     assert cli.status("pods")["state"] == "SUCCEEDED"
     kept = cli("logs", "pods").stdout
     assert "goes on at" in kept and "[pod-1]" in kept
+
+
+CODE = {
+    "other": (b"another archive", hashlib.sha256(b"the archive").hexdigest(), 78,
+              "it is not the archive that was submitted"),
+    "gone": (None, "0" * 64, 78, "No such file or directory"),
+    "broken": (b"no archive", hashlib.sha256(b"no archive").hexdigest(), 1, "not a gzip file"),
+}  # fmt: skip
+
+
+def test_what_hinders_a_pod_from_having_its_code_is_told_by_status_and_outlasts_it(cli, pods):
+    cluster = Cluster(
+        scheduler="kubernetes", image=IMAGE, retries=0, volumes={"work": str(cli.cwd)}
+    )
+    numbers = {}
+    for name, (data, sha256, _, _) in CODE.items():
+        folder = cli.cwd / "runs" / f"code-{name}"
+        folder.mkdir(parents=True)
+        if data is not None:
+            (folder / "code.tar.gz").write_bytes(data)
+        code = f"{folder}/code.tar.gz"
+        made = Job(id=f"code-{name}", verb="masks", arguments=(), run=str(folder),
+                   folder=str(folder), code=code, code_sha256=sha256)  # fmt: skip
+        numbers[name] = kubectl.submit(kubernetes.manifest(made, cluster), cluster)
+    for name, (_, _, status, told) in CODE.items():
+        cli.until(lambda n=name: not kubectl.status(numbers[n], HERE).state.live, name)
+        found = kubectl.status(numbers[name], HERE)
+        line = f"pipeline unpack: the code at {cli.cwd}/runs/code-{name}/code.tar.gz cannot be had"
+        assert (found.state, found.restarts) == (State.FAILED, 0)
+        assert f"exit {status}: " in found.reason and f"{line}: " in found.reason
+        assert told in found.reason
+        where = "{.items[0].status.containerStatuses[0].state.terminated.message}"
+        label = f"batch.kubernetes.io/job-name=code-{name}"
+        pod = kubectl.kubectl(HERE, "get", "pods", "-l", label, "-o", f"jsonpath={where}")
+        assert pod.startswith(line) and pod.count("\n") == 1
+        logs = cli.cwd / "runs" / f"code-{name}" / "logs"
+        assert (logs / "pod-0.state").read_text() == f"FAILED {pod}"
+        assert (logs / "pod-0.log").read_text() == pod
 
 
 def forget(cli, number):

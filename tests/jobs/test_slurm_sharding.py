@@ -15,6 +15,16 @@ from tests.support.sets import jpeg
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.dist]
 TASKS, KILLS = 3, 4
+# What training takes there, and more than this SLURM has: it would refuse the array.
+SITE = """\
+scheduler: slurm
+nodes: 5
+gpus_per_node: 8
+sbatch: {gpu-bind: closest}
+cpus_per_node: 1
+memory_gb: 1
+retries: 9
+"""
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +56,13 @@ def tasks():
 def test_an_array_whose_tasks_are_killed_at_random_yields_the_reference_set(cli, slurm, source):
     words = [f"source={source}", "data.shard_mb=1", "data.min_side=64"]
     cli("shard", *words, "out=sets/reference")
-    on = ["cluster=slurm", f"cluster.tasks={TASKS}", "cluster.gpus_per_node=0",
-          "cluster.cpus_per_node=1", "cluster.memory_gb=1", "cluster.time=null",
-          "cluster.retries=9"]  # fmt: skip
-    told = cli("submit", "shard", *words, "out=sets/array", *on, "--json")
+    (cli.cwd / "site" / "cluster").mkdir(parents=True)
+    (cli.cwd / "site" / "cluster" / "ours.yaml").write_text(SITE)
+    on = ["cluster=ours", f"cluster.tasks={TASKS}"]
+    told = cli("submit", "shard", *words, "out=sets/array", *on, "--json",
+               env={"LACUNA_CONF": f"{cli.cwd}/site"})  # fmt: skip
     job = json.loads(told.stdout)["jobs"][0]
+    assert "gpu" not in slurm.run("scontrol", "show", "job", job["number"])
     draw = random.Random(7)
     killed = 0
     while killed < KILLS:

@@ -79,6 +79,32 @@ def test_the_same_changes_give_the_same_bytes_whenever_they_are_taken(checkout):
     assert again.name == first.name and snapshot.archive(again) == sent
 
 
+def everything(folder):
+    """Every file below a folder, with what it holds."""
+    return {str(p): p.is_file() and p.read_bytes() for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    "on",
+    [
+        ["cluster=slurm", "cluster.gpus_per_node=0"],
+        ["cluster=kubernetes", "cluster.image=r/x@sha256:0", "cluster.code=snapshot",
+         "cluster.gpus_per_node=0", "root=s3://b/runs", "tracking.enabled=false"],
+    ],
+    ids=["slurm", "kubernetes"],
+)  # fmt: skip
+def test_a_dry_run_on_a_changed_checkout_writes_nothing_into_its_repository(cli, on):
+    (cli.code / "pipeline" / "new.py").write_text("unknown = 1\n")
+    (cli.code / "conf" / "cluster" / "local.yaml").touch()  # git would refresh its index
+    before = everything(cli.code / ".git")
+    words = ["submit", "train", "experiment=quickstart", "data.url=s3://b/set", *on, "--dry-run"]
+    for allowed in ("false", "true"):
+        told = cli(*words, f"cluster.allow_dirty={allowed}")
+        assert told.stdout and ("to be mended" in told.stderr) == (allowed == "false")
+    assert everything(cli.code / ".git") == before
+    assert not (cli.cwd / "runs").exists()
+
+
 def test_unknown_files_that_are_no_code_are_refused(checkout):
     with open(checkout / "picture.tar", "wb") as file:
         file.truncate(30_000_000)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli
-from pipeline.groups import key
+from pipeline.groups import key, known_keys
 from pipeline.verbs import VERBS
+from shards.store import Unavailable, StoreError
 
 ROOT = Path(__file__).resolve().parents[2]
 DESIGNED = {
@@ -33,6 +34,33 @@ def test_each_verb_lists_its_keys_with_meaning_and_default(verb, name):
     done = verb(name, "--help")
     assert done.returncode == 0 and not done.stderr
     assert "keys:" in done.stdout
+
+
+def listed(text, section):
+    """The first words of the lines under a heading of --help."""
+    block = text.partition(f"{section}:\n")[2].partition("\n\n")[0]
+    return [line.split()[0] for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("name", sorted(VERBS))
+def test_help_lists_the_options_that_the_verb_takes_and_no_other(name, capsys):
+    """Each is tried; a key that is none keeps the verb from doing anything."""
+    assert cli.main([name, "--help"]) == 0
+    told = listed(capsys.readouterr().out, "options")
+    taken = []
+    for option in ("--check", "-f", "--watch", "--force", "-n", "--json", "--dry-run"):
+        assert cli.main([name, option, "no.such.key=1"]) == 2
+        if "is no option" not in capsys.readouterr().err:
+            taken.append(option)
+    assert cli.main([name, "-h"]) == 0 and "keys:" in capsys.readouterr().out
+    assert told == [*taken, "--help"]
+
+
+@pytest.mark.parametrize("name", sorted(VERBS))
+def test_help_lists_the_keys_that_the_verb_takes_and_no_other(name, capsys):
+    assert cli.main([name, "--help"]) == 0
+    told = [word for word in listed(capsys.readouterr().out, "keys") if word != "config"]
+    assert sorted(told) == sorted(known_keys(VERBS[name].schema))
 
 
 @pytest.mark.parametrize("name", sorted(VERBS))
@@ -64,6 +92,20 @@ def test_a_line_that_says_what_went_wrong_stays_readable(monkeypatch, capsys):
     assert cli.main(["doctor"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("pipeline doctor: g++ said: overflow") and len(line) < 1010
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(Unavailable("late"), 1), (StoreError("no right"), 78)]
+)
+def test_storage_without_an_answer_is_tried_again_and_a_lasting_fault_is_not(
+    monkeypatch, error, status
+):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setenv("PET_NNODES", "1")
+    monkeypatch.setattr(cli, "_run", fails)
+    assert cli.main(["evaluate"]) == status
 
 
 def test_json_is_one_object_on_the_last_line_of_stdout(verb, photograph_folder, tmp_path):

@@ -53,6 +53,15 @@ def test_a_second_live_writer_is_refused_naming_the_first(run, holder):
         leased(run).__enter__()
 
 
+def test_whether_a_run_is_held_is_told_without_taking_it(run, holder, monkeypatch):
+    assert not lease.is_leased(f"{run}-never-held")
+    assert lease.is_leased(run) and lease.is_leased(run)
+    monkeypatch.setattr(lease.socket, "gethostname", lambda: "another machine")
+    holder.kill()
+    holder.wait()
+    assert not lease.is_leased(run)
+
+
 def test_a_silent_writer_is_superseded_once_its_heartbeat_stands_still(run, holder, monkeypatch):
     monkeypatch.setattr(lease.socket, "gethostname", lambda: "another machine")
     holder.kill()

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -179,18 +180,19 @@ def test_other_peoples_tars_are_indexed_where_they_lie(
     assert open_manifest(str(tmp_path / "index")).kind == "external"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_request_to_stop_ends_with_75_and_the_same_command_goes_on(
-    photos: Path, tmp_path: Path
+    photos: Path, tmp_path: Path, number: int
 ) -> None:
     words = [f"source={photos}", f"out={tmp_path / 'set'}", "data.shard_mb=1"]
     command = [sys.executable, "-m", "pipeline", "shard", *words]
-    for number in range(40, 600):
-        os.link(photos / f"{number % 40}.jpg", photos / f"{number}.jpg")
+    for i in range(40, 600):
+        os.link(photos / f"{i % 40}.jpg", photos / f"{i}.jpg")
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     while "shard 1/" not in process.stderr.readline():
         assert process.poll() is None
-    process.terminate()
+    process.send_signal(number)
     said = process.communicate()[1]
     assert process.returncode == 75
     assert "stopped on request" in said and "Traceback" not in said

@@ -1,0 +1,74 @@
+"""Secrets that somebody wrote into what is rendered and recorded."""
+
+import pytest
+
+from pipeline.compose import ConfigError, compose
+
+# Published examples (AWS's documentation) and made-up values of the publishers' shapes.
+SECRETS = [
+    "cluster.setup=['export HF_TOKEN=abc']",
+    "cluster.setup=['MLFLOW_TRACKING_PASSWORD=hunter2 source x.sh']",
+    "cluster.setup=['tool --api-key=\"abc\" login']",
+    "cluster.setup=['docker login --password hunter2 --username me']",
+    "cluster.setup=['curl -H \"Authorization: Bearer abcdefghijklmnop\" https://h']",
+    "cluster.setup=['login AKIAIOSFODNN7EXAMPLE']",
+    "cluster.setup=['huggingface-cli login hf_abcdefghijklmnopqrstuvwx']",
+    "cluster.sbatch={comment: 'WANDB_API_KEY=abc'}",
+    "cluster.env={OPTIONS: '--secret=abc'}",
+    "cluster.env={X: ghp_abcdefghijklmnopqrstuvwxyz0123456789}",
+    "cluster.patch={spec: {containers: [{name: main, env: [{name: A_TOKEN, value: abc}]}]}}",
+    "cluster.patch={metadata: {annotations: {note: 'AWS_SECRET_ACCESS_KEY=abc'}}}",
+]
+REFERENCES = [
+    "cluster.setup=['export HF_TOKEN=$MY_TOKEN', 'export A_TOKEN=\"$B_TOKEN\"']",
+    "cluster.setup=['export A_TOKEN=$(cat ~/.token)', 'A_SECRET=`pass x` tool', 'unset A_TOKEN']",
+    "cluster.setup=['export AWS_WEB_IDENTITY_TOKEN_FILE=/run/token', 'read A_TOKEN < /run/token']",
+    "cluster.setup=['export TOKENIZERS_PARALLELISM=false', '[ \"$A_TOKEN\" = x ] && echo yes']",
+    "cluster.setup=['docker login --password-stdin < /run/p', 'x --use-token && y --token $T']",
+    "cluster.setup=['conda activate sk-learn-environment-2024']",
+    "cluster.sbatch={comment: 'tokens of the month'}",
+    "cluster.env={TOKENIZERS_PARALLELISM: 'false', HF_TOKEN_PATH: /run/token}",
+    "cluster.patch={spec: {automountServiceAccountToken: true, containers: [{name: main, env: "
+    "[{name: A_TOKEN, valueFrom: {secretKeyRef: {name: s, key: k}}},"
+    "{name: B_TOKEN, value: '$(A_TOKEN)'}]}]}}",
+    "cluster.patch={spec: {volumes: [{name: v, secret: {secretName: my-secret}}]}}",
+]
+
+
+def scheduler(word):
+    return "cluster=kubernetes" if word.startswith("cluster.patch") else "cluster=slurm"
+
+
+@pytest.mark.parametrize("word", SECRETS)
+def test_a_secret_as_plain_text_is_refused_in_one_line_that_does_not_repeat_it(word):
+    with pytest.raises(ConfigError, match="holds a secret as plain text") as refused:
+        compose("submit", [scheduler(word), word])
+    told = str(refused.value)
+    assert told.startswith(word.partition("=")[0]) and "cluster.secrets" in told
+    assert "\n" not in told and len(told) < 250
+    for value in ("abc", "hunter2", "AKIA", "ghp_"):
+        assert value not in told
+
+
+@pytest.mark.parametrize("word", REFERENCES)
+def test_what_only_names_a_secret_is_taken(word):
+    assert compose("submit", [scheduler(word), word])
+
+
+def test_a_file_that_holds_a_token_may_be_named_in_a_job_and_a_token_may_not(monkeypatch):
+    from pipeline import submit
+
+    train = ["train", "experiment=quickstart", "data.url=sets/a", "cluster=slurm",
+             "cluster.code=image", "cluster.gpus_per_node=0"]  # fmt: skip
+    named = "cluster.env={AWS_WEB_IDENTITY_TOKEN_FILE: /run/token}"
+    assert "TOKEN_FILE=/run/token" in submit.main([*train, named], dry_run=True)
+    with pytest.raises(ValueError, match="looks like a secret"):
+        submit.main([*train, "cluster.env={A_TOKEN: x}"], dry_run=True)
+
+
+def test_a_shell_s_braces_are_answered_with_how_to_write_them():
+    with pytest.raises(
+        ConfigError, match=r"\$\{NAME\} stands for another key .* is \$NAME"
+    ) as told:
+        compose("submit", ["cluster=slurm", "cluster.setup=['cd ${WORK_DIR}']"])
+    assert "\n" not in str(told.value)
