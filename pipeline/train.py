@@ -73,8 +73,8 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
     saver = checkpoint.Saver(run, config.checkpoint.keep)
     stack.callback(saver.close)
     stop = stack.enter_context(stop_requests())
-    shown, length, processes = engine.is_main, config.max_images, engine.world_size
-    meter = Meter(state.images_seen, length, shown, processes, image_seconds)
+    place = engine.is_main, engine.world_size
+    meter = Meter(state.images_seen, config.max_images, *place, image_seconds)
     stack.callback(meter.close)
     log = StepLog(run, engine, config.log.every or (20 if engine.device.type == "cuda" else 1))
     log.cut(state.images_seen)

@@ -10,7 +10,7 @@ import pytest
 from pipeline import cli
 from pipeline.groups import key, known_keys
 from pipeline.verbs import VERBS
-from shards.store import Unavailable, StoreError
+from shards.store import StoreError, Unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
 DESIGNED = {
