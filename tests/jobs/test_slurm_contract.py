@@ -215,6 +215,14 @@ def test_what_slurm_would_refuse_is_one_line_before_anything_runs(slurm, job, cl
         assert told in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_an_array_that_is_too_long_is_refused_naming_the_limit(slurm, job):
+    made = replace(job("long"), arguments=(), elements=(("steps=1",),) * 1002)
+    with pytest.raises(SubmitError) as refused:
+        scheduler.submit([Stage(made, SMALL)])
+    told = str(refused.value)
+    assert "MaxArraySize" in told and "lower cluster.tasks" in told and "\n" not in told
+
+
 def test_asking_leaves_nothing_in_the_queue_and_looks_for_the_interpreter_on_a_node(slurm, job):
     made = job("asked", "steps=1")
     told = backend.ask(made, SMALL)
