@@ -27,9 +27,9 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from models import GENERATORS
-from pipeline.engine import Trainee
 from pipeline.identity import RunFolder, folder_at
 from pipeline.runfolder import read_run_json, update_run_json
+from pipeline.trainee import Trainee
 from shards import store
 
 SCHEMA = 1
@@ -296,5 +296,5 @@ def restore(checkpoint: Checkpoint, trainees: Sequence[Trainee]) -> None:
 
 
 def _score(checkpoint: Checkpoint) -> tuple[float, int]:
-    metric = checkpoint.state.get("metrics", {}).get(METRIC)
-    return (float("-inf") if metric is None else float(metric), checkpoint.images_seen)
+    metric = float(checkpoint.state.get("metrics", {}).get(METRIC, "nan"))
+    return (metric if metric == metric else float("-inf"), checkpoint.images_seen)

@@ -13,7 +13,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from pipeline.config import TrainConfig
 from pipeline.device import choose_precision, thread_count, uses_gpu
 from pipeline.syncnorm import synchronised
+from pipeline.trainee import Trainee
 from pipeline.zero import STAGES, Sharded
 
 warnings.filterwarnings("ignore", message=r".*broadcast_buffers.*", category=FutureWarning)
@@ -34,48 +34,6 @@ warnings.filterwarnings("ignore", message=r".*broadcast_buffers.*", category=Fut
 RENDEZVOUS = timedelta(seconds=1800)
 AFTER_WATCH = timedelta(seconds=120)  # `Watch` names who hangs; then a collective may give up
 LEAVING = 60.0  # seconds, from the end of training to the process's
-
-
-@dataclass
-class Trainee:
-    """A network in training: raw, as wrapped for its strategy, its optimiser, its average.
-
-    Until `Engine.start`, `wrapped` is `module` itself, and weights and optimiser may be restored.
-    """
-
-    name: str
-    module: nn.Module
-    wrapped: nn.Module
-    optimizer: torch.optim.Optimizer
-    ema: nn.Module | None = None
-    scaler: torch.amp.GradScaler | None = None
-    sharded: Sharded | None = None
-    whole: nn.Module | None = None  # of a network whose own weights are split: ZeRO-3
-    size: int = 0  # weights
-
-    @property
-    def networks(self) -> dict[str, nn.Module]:
-        """What a checkpoint names: the network and, where there is one, its average."""
-        named = {self.name: self.module}
-        return named if self.ema is None else {**named, f"{self.name}_ema": self.ema}
-
-    def weights(self) -> dict[str, Tensor]:
-        """Full weights and buffers by name. Every rank must call this, and `moments`."""
-        return dict(self.module.state_dict()) if self.sharded is None else self.sharded.weights()
-
-    def moments(self) -> dict[str, dict[str, Tensor]]:
-        """The optimiser's state by parameter; empty before its first step."""
-        if self.sharded is not None:
-            return self.sharded.moments()
-        named, state = self.module.named_parameters(), self.optimizer.state
-        return {name: state[p] for name, p in named if p in state}
-
-    def evaluated(self) -> nn.Module:
-        """The network to judge: averaged where there is an average, whole on every rank."""
-        if self.ema is not None or self.whole is None:
-            return self.module if self.ema is None else self.ema
-        self.whole.load_state_dict(self.weights())
-        return self.whole
 
 
 class Engine:
@@ -159,6 +117,11 @@ class Engine:
         """The context of forward passes and losses."""
         return self.accelerator.autocast()
 
+    def begin(self, trainees: Sequence[Trainee]) -> None:
+        """Before the forward passes of a step, which `step` ends."""
+        for trainee in trainees:
+            trainee.keep_statistics()
+
     @contextmanager
     def micro_batch(self, trainees: Sequence[Trainee], last: bool) -> Iterator[None]:
         """Forward and backward of one micro-batch: gradients are exchanged at the last only."""
@@ -214,8 +177,9 @@ class Engine:
                     parameters = list(trainee.module.parameters())
                     nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
                 trainee.optimizer.step()
-                if trainee.ema is not None:
-                    _average(trainee.ema, trainee.weights(), decay)
+                trainee.average(decay)
+            else:
+                trainee.forget_statistics()
             if trainee.scaler is not None:
                 trainee.scaler.update()
             trainee.optimizer.zero_grad(set_to_none=True)
@@ -230,8 +194,7 @@ class Engine:
         finite = not self.any(not torch.isfinite(torch.stack([s.norm() for s in shares])).all())
         for trainee, share in zip(trainees, shares, strict=True):
             share.step(finite)
-            if finite and trainee.ema is not None:
-                _average(trainee.ema, trainee.weights(), decay)
+            trainee.average(decay) if finite else trainee.forget_statistics()
         return finite
 
     def means(self, values: dict[str, Tensor]) -> dict[str, float]:
@@ -261,12 +224,12 @@ class Engine:
         dist.all_gather_object(found, value, group=self._votes)
         return found
 
-    def average_buffers(self, trainee: Trainee) -> None:
+    def average_buffers(self, trainees: Sequence[Trainee]) -> None:
         """Make running statistics equal on all ranks; synchronised norms have them so already."""
         if self.world_size == 1 or self.config.sync_batchnorm:
             return
-        for buffer in trainee.module.buffers():
-            if buffer.is_floating_point():
+        for network in (n for trainee in trainees for n in trainee.networks.values()):
+            for buffer in filter(torch.is_floating_point, network.buffers()):
                 dist.all_reduce(buffer)
                 buffer /= self.world_size
 
@@ -289,12 +252,3 @@ class Engine:
         gc.collect()  # DDP holds itself in cycles
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-@torch.no_grad()
-def _average(ema: nn.Module, weights: dict[str, Tensor], decay: float) -> None:
-    own = dict(ema.named_parameters())
-    torch._foreach_lerp_(list(own.values()), [weights[name] for name in own], 1 - decay)
-    for name, mine in ema.named_buffers():
-        if name in weights:
-            mine.copy_(weights[name])
