@@ -16,6 +16,7 @@ import torch
 PLAIN_EVERY = 30.0
 WINDOW = 200
 WARM_UP = 3
+NOTABLE = 0.05  # share of waiting for data that is told
 
 
 class Meter:
@@ -80,6 +81,11 @@ class Meter:
         spent = sum(self._steps)
         return sum(self._sizes) / spent if spent else 0.0
 
+    @property
+    def waiting(self) -> float:
+        """Share of the window's time that went by waiting for data."""
+        return sum(self._waits) / sum(self._steps) if self._steps else 0.0
+
     def values(self) -> dict[str, float]:
         """`perf/*` as they are logged."""
         elapsed = time.monotonic() - self._began
@@ -100,7 +106,7 @@ class Meter:
             cuts = statistics.quantiles(self._steps, n=20, method="inclusive")
             found["perf/step_ms_p50"] = 1e3 * statistics.median(self._steps)
             found["perf/step_ms_p95"] = 1e3 * cuts[18]
-            found["perf/data_wait"] = sum(self._waits) / sum(self._steps)
+            found["perf/data_wait"] = self.waiting
         return found
 
     def say(self, line: str) -> None:
@@ -123,6 +129,8 @@ def described(meter: Meter, losses: Mapping[str, float]) -> str:
     if meter.rate:  # not before the first steps are over, which are slower
         left = (meter.max_images - meter.images_seen) / meter.rate
         words += [f"{meter.rate:.1f}/s", f"{int(left // 60)}:{int(left % 60):02d} left"]
+        if meter.waiting > NOTABLE:
+            words.append(f"waiting for data {meter.waiting:.0%}")
     return "  ".join(words + [f"{name} {value:.4g}" for name, value in losses.items()])
 
 
