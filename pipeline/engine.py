@@ -13,7 +13,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from pipeline.config import TrainConfig
 from pipeline.device import choose_precision, thread_count, uses_gpu
 from pipeline.syncnorm import synchronised
+from pipeline.trainee import Trainee
 from pipeline.zero import STAGES, Sharded
 
 warnings.filterwarnings("ignore", message=r".*broadcast_buffers.*", category=FutureWarning)
@@ -34,48 +34,6 @@ warnings.filterwarnings("ignore", message=r".*broadcast_buffers.*", category=Fut
 RENDEZVOUS = timedelta(seconds=1800)
 AFTER_WATCH = timedelta(seconds=120)  # `Watch` names who hangs; then a collective may give up
 LEAVING = 60.0  # seconds, from the end of training to the process's
-
-
-@dataclass
-class Trainee:
-    """A network in training: raw, as wrapped for its strategy, its optimiser, its average.
-
-    Until `Engine.start`, `wrapped` is `module` itself, and weights and optimiser may be restored.
-    """
-
-    name: str
-    module: nn.Module
-    wrapped: nn.Module
-    optimizer: torch.optim.Optimizer
-    ema: nn.Module | None = None
-    scaler: torch.amp.GradScaler | None = None
-    sharded: Sharded | None = None
-    whole: nn.Module | None = None  # of a network whose own weights are split: ZeRO-3
-    size: int = 0  # weights
-
-    @property
-    def networks(self) -> dict[str, nn.Module]:
-        """What a checkpoint names: the network and, where there is one, its average."""
-        named = {self.name: self.module}
-        return named if self.ema is None else {**named, f"{self.name}_ema": self.ema}
-
-    def weights(self) -> dict[str, Tensor]:
-        """Full weights and buffers by name. Every rank must call this, and `moments`."""
-        return dict(self.module.state_dict()) if self.sharded is None else self.sharded.weights()
-
-    def moments(self) -> dict[str, dict[str, Tensor]]:
-        """The optimiser's state by parameter; empty before its first step."""
-        if self.sharded is not None:
-            return self.sharded.moments()
-        named, state = self.module.named_parameters(), self.optimizer.state
-        return {name: state[p] for name, p in named if p in state}
-
-    def evaluated(self) -> nn.Module:
-        """The network to judge: averaged where there is an average, whole on every rank."""
-        if self.ema is not None or self.whole is None:
-            return self.module if self.ema is None else self.ema
-        self.whole.load_state_dict(self.weights())
-        return self.whole
 
 
 class Engine:
@@ -260,6 +218,14 @@ class Engine:
         found: list[Any] = [None] * self.world_size
         dist.all_gather_object(found, value, group=self._votes)
         return found
+
+    def share(self, value: Any = None) -> Any:
+        """Rank 0's picklable value on every rank, whatever the others give."""
+        if self.world_size == 1:
+            return value
+        found = [value if self.is_main else None]
+        dist.broadcast_object_list(found, src=0, group=self._votes)
+        return found[0]
 
     def average_buffers(self, trainee: Trainee) -> None:
         """Make running statistics equal on all ranks; synchronised norms have them so already."""
