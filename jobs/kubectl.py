@@ -17,7 +17,7 @@ from jobs.spec import Cluster, State, Status, SubmitError, call, last_line
 
 HINTS = {
     r"forbidden": "you have no rights for that in this namespace: check cluster.namespace, or ask "
-    "for create, get, list and delete on jobs, services and pods",
+    "for create, get, list and delete on jobs (and jobsets), services and pods",
     r"namespaces? \S+ not found": "check cluster.namespace",
     r"(refused|no such host|timeout|was refused|Unable to connect)": "the cluster does not answer: "
     "check `kubectl cluster-info` and cluster.context",

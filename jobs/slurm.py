@@ -35,6 +35,8 @@ HINTS = {
     r"invalid qos": "see `sacctmgr show qos`, set cluster.qos=",
     r"node configuration is not available|more processors|generic resource|GRES":
     "no node has that much: lower cluster.gpus_per_node, cpus_per_node, memory_gb or nodes",
+    r"array specification": "more elements than MaxArraySize of `scontrol show config`: lower "
+    "cluster.tasks, or submit a sweep in parts",
     r"time limit": "lower cluster.time=, or choose another cluster.partition=",
     r"unrecognized option|invalid option|ambiguous": "look at cluster.sbatch",
     r"dependency": "a job that this one waits for is unknown: see `status`",

@@ -100,7 +100,7 @@ def from_scontrol(text: str, notes: dict[str, str] | None = None) -> Status:
     """`scontrol -o show job`: one line a job, or one for each element of an array."""
     states: dict[str, State] = {}
     reasons: dict[State, str] = {}
-    restarts = 0
+    number, restarts = "", 0
     for line in text.strip().splitlines():
         found: dict[str, str] = dict(re.findall(r"(?:^|\s)(\w[\w/:]*)=(\S*)", line))
         number = found.get("ArrayJobId", found["JobId"])
@@ -118,6 +118,15 @@ def from_scontrol(text: str, notes: dict[str, str] | None = None) -> Status:
         for element in numbers(task or number):
             states[element] = state
         reasons.setdefault(state, reason)
+    # An element that is cancelled before it starts leaves no record, an old one none any more.
+    for name, note in (notes or {}).items():
+        array, _, element = name.partition("_")
+        if element and array == number and element not in states:
+            word, _, reason = note.partition(" ")
+            known = State(word) if word in State.__members__ else State.UNKNOWN
+            last = {State.QUEUED: State.CANCELLED, State.RUNNING: State.UNKNOWN}
+            states[element] = last.get(known, known)
+            reasons.setdefault(states[element], "" if known in last else reason)
     whole = summed(states)
     return Status(whole, reasons.get(whole, ""), restarts, states if len(states) > 1 else {})
 

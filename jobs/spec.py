@@ -170,11 +170,12 @@ def summary(elements: Mapping[str, State]) -> State:
 
 
 def numbers(text: str) -> list[str]:
-    """`3`, `0-2`, `4,6-7%2`: how schedulers write several elements, as single numbers."""
+    """`3`, `0-2`, `0-8:2`, `4,6-7%2`: how schedulers write several elements, one by one."""
     found: list[str] = []
     for part in filter(None, text.split("%")[0].split(",")):
-        first, _, last = part.partition("-")
-        found += [str(n) for n in range(int(first), int(last or first) + 1)]
+        span, _, step = part.partition(":")
+        first, _, last = span.partition("-")
+        found += [str(n) for n in range(int(first), int(last or first) + 1, int(step or 1))]
     return found
 
 
@@ -269,8 +270,10 @@ def call(
 
 
 def environment() -> dict[str, str]:
-    """Ours without SBATCH_*: those would silently outrank the lines of the script."""
-    return {k: v for k, v in os.environ.items() if not k.startswith("SBATCH_")}
+    """Ours without SBATCH_*: those would silently outrank the lines of the script. scontrol names
+    an array's elements in full (64 characters of them unless told)."""
+    ours = {k: v for k, v in os.environ.items() if not k.startswith("SBATCH_")}
+    return {**ours, "SLURM_BITSTR_LEN": "0"}
 
 
 def last_line(text: str) -> str:

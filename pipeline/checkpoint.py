@@ -23,11 +23,11 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from models import GENERATORS
-from pipeline.engine import Trainee
 from pipeline.identity import RunFolder, folder_at
 from pipeline.runfolder import read_run_json, update_run_json
 from pipeline.stored import NAME, SCHEMA, Checkpoint, checkpoints, find, is_whole, score
 from pipeline.stored import latest as latest
+from pipeline.trainee import Trainee
 from shards import store
 
 SCALER = ("scale", "_growth_tracker")  # of fp16's loss scaler: what changes

@@ -63,9 +63,11 @@ def _guarded(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int
             return 2
         return 1 if isinstance(error, Unavailable) else 78
     except Exception as error:
-        if not isinstance(error, (OSError, MemoryError)) and not LEFT.search(str(error)):
+        enough = isinstance(error, (OSError, MemoryError, FloatingPointError))
+        if not enough and not LEFT.search(str(error)):
             traceback.print_exc()
-        place = f"rank {os.environ['RANK']} on {platform.node()}: " if "RANK" in os.environ else ""
+        alone = "RANK" in os.environ and not isinstance(error, FloatingPointError)
+        place = f"rank {os.environ['RANK']} on {platform.node()}: " if alone else ""
         told = " ".join(str(error).split()) or type(error).__name__
         _complain(f"pipeline {known.verb}: {place}{told}")
         return 1

@@ -117,6 +117,11 @@ class Engine:
         """The context of forward passes and losses."""
         return self.accelerator.autocast()
 
+    def begin(self, trainees: Sequence[Trainee]) -> None:
+        """Before the forward passes of a step, which `step` ends."""
+        for trainee in trainees:
+            trainee.keep_statistics()
+
     @contextmanager
     def micro_batch(self, trainees: Sequence[Trainee], last: bool) -> Iterator[None]:
         """Forward and backward of one micro-batch: gradients are exchanged at the last only."""
@@ -172,8 +177,9 @@ class Engine:
                     parameters = list(trainee.module.parameters())
                     nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
                 trainee.optimizer.step()
-                if trainee.ema is not None:
-                    _average(trainee.ema, trainee.weights(), decay)
+                trainee.average(decay)
+            else:
+                trainee.forget_statistics()
             if trainee.scaler is not None:
                 trainee.scaler.update()
             trainee.optimizer.zero_grad(set_to_none=True)
@@ -188,8 +194,7 @@ class Engine:
         finite = not self.any(not torch.isfinite(torch.stack([s.norm() for s in shares])).all())
         for trainee, share in zip(trainees, shares, strict=True):
             share.step(finite)
-            if finite and trainee.ema is not None:
-                _average(trainee.ema, trainee.weights(), decay)
+            trainee.average(decay) if finite else trainee.forget_statistics()
         return finite
 
     def means(self, values: dict[str, Tensor]) -> dict[str, float]:
@@ -227,12 +232,12 @@ class Engine:
         dist.broadcast_object_list(found, src=0, group=self._votes)
         return found[0]
 
-    def average_buffers(self, trainee: Trainee) -> None:
+    def average_buffers(self, trainees: Sequence[Trainee]) -> None:
         """Make running statistics equal on all ranks; synchronised norms have them so already."""
         if self.world_size == 1 or self.config.sync_batchnorm:
             return
-        for buffer in trainee.module.buffers():
-            if buffer.is_floating_point():
+        for network in (n for trainee in trainees for n in trainee.networks.values()):
+            for buffer in filter(torch.is_floating_point, network.buffers()):
                 dist.all_reduce(buffer)
                 buffer /= self.world_size
 
@@ -255,12 +260,3 @@ class Engine:
         gc.collect()  # DDP holds itself in cycles
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-@torch.no_grad()
-def _average(ema: nn.Module, weights: dict[str, Tensor], decay: float) -> None:
-    own = dict(ema.named_parameters())
-    torch._foreach_lerp_(list(own.values()), [weights[name] for name in own], 1 - decay)
-    for name, mine in ema.named_buffers():
-        if name in weights:
-            mine.copy_(weights[name])

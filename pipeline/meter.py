@@ -66,8 +66,11 @@ class Meter:
             self._stall = max(self._stall, seconds)
 
     def pace(self) -> dict[str, Any]:
-        """What this rank itself spends on a step, for `watch.straggler`; medians, milliseconds."""
-        found = {"wait": self._waits, "cpu": self._cpu}
+        """What this rank itself spends on a step, for `watch.straggler`; medians, milliseconds.
+
+        On a GPU waiting for data only: a thread spins while kernels wait for other ranks.
+        """
+        found = {"wait": self._waits, "cpu": () if torch.cuda.is_available() else self._cpu}
         medians = {k: 1e3 * statistics.median(v) if v else 0.0 for k, v in found.items()}
         return {"host": socket.gethostname(), **medians}
 

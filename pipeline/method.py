@@ -25,9 +25,10 @@ from pipeline import weights
 from pipeline.checkpoint import build_generator
 from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
-from pipeline.engine import Engine, Trainee
+from pipeline.engine import Engine
 from pipeline.groups import ObjectiveConfig, Phase
 from pipeline.objectives import Computed, Term, generator_terms, needs_features, optimizer, total
+from pipeline.trainee import Trainee
 
 
 @dataclass

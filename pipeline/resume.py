@@ -26,7 +26,6 @@ class State:
 
     images_seen: int = 0
     skipped: int = 0
-    skipped_in_a_row: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)  # what the data position belongs to
 
@@ -121,8 +120,6 @@ def save(
     state: State,
 ) -> None:
     """Hand a checkpoint to `saver`; all ranks call it, rank 0 writes."""
-    for trainee in networks.trainees:
-        engine.average_buffers(trainee)
     files = checkpoint.files_of(networks.trainees)
     if engine.is_main:
         facts = {

@@ -131,5 +131,5 @@ def find(url: str, which: str = "last") -> Checkpoint:
 
 
 def score(checkpoint: Checkpoint) -> tuple[float, int]:
-    metric = checkpoint.state.get("metrics", {}).get(METRIC)
-    return (float("-inf") if metric is None else float(metric), checkpoint.images_seen)
+    metric = float(checkpoint.state.get("metrics", {}).get(METRIC, "nan"))
+    return (metric if metric == metric else float("-inf"), checkpoint.images_seen)

@@ -82,7 +82,7 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
     stack.callback(watch.close)
     meter.say(headline(config, run, engine, state.images_seen, networks.generator.size))
 
-    stopping = False
+    stopping, owed, in_a_row = False, False, 0
     while state.images_seen < config.max_images and not stopping:
         began = time.perf_counter()
         number = state.images_seen // config.batch + 1
@@ -93,31 +93,31 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
         phase = phase_at(config.objective.phases, state.images_seen)
         networks.set_rates(phase)
         losses = step(networks, engine, batch.images, batch.masks, config)
-        if engine.step(networks.trainees, config.ema):
-            state.skipped_in_a_row = 0
-        else:
-            state.skipped += 1
-            state.skipped_in_a_row += not engine.lowers_scale(networks.trainees)
+        stepped = engine.step(networks.trainees, config.ema)
+        state.skipped += not stepped
+        in_a_row = 0 if stepped else in_a_row + (not engine.lowers_scale(networks.trainees))
         watch.mark(number, "voting")
         before, state.images_seen = state.images_seen, batch.position
-        stopping = engine.any(bool(stop))
+        stopping = engine.any(bool(stop)) and stepped
         done = state.images_seen >= config.max_images
         due = partial(_crossed, before, state.images_seen)
-        saving = done or stopping or due(config.checkpoint.every_images)
+        owed = owed or due(config.checkpoint.every_images)
+        saving = done or stopping or (owed and stepped)  # never what may have diverged
         logged = log.add(losses, state.images_seen, phase.lr, state.skipped, flush=saving)
         meter.step(config.batch, time.perf_counter() - began, waited, logged)
         if logged:
             tracker.metrics({**logged, "g/lr": phase.lr, **meter.values()}, state.images_seen)
-        if state.skipped_in_a_row >= config.max_skipped:
-            raise RuntimeError(
-                f"{state.skipped_in_a_row} steps in a row had a gradient that is not finite, the "
-                f"last at {state.images_seen} images: the checkpoint before is kept; lower the "
+        if in_a_row >= config.max_skipped:
+            raise FloatingPointError(
+                f"{in_a_row} steps in a row had a gradient that is not finite, the last at "
+                f"{state.images_seen} images: the checkpoint before them is kept; lower the "
                 f"learning rate or set clip="
             )
 
         if not stopping and (done or due(config.validate.every_images)):
             began = time.perf_counter()
             watch.mark(number, "validating")
+            engine.average_buffers(networks.trainees)
             inpaint = inpainter(networks.generator.evaluated(), engine)
             state.metrics = validate(inpaint, pairs, engine)
             tracker.metrics(state.metrics, state.images_seen)
@@ -129,7 +129,9 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
         if saving:
             began = time.perf_counter()
             watch.mark(number, "saving")
+            engine.average_buffers(networks.trainees)
             save(config, networks, engine, saver, manifest, state)
+            owed = False
             note_checkpoint(tracker, saver.published)
             meter.elsewhere(time.perf_counter() - began, stall=True)
             for machine in engine.gather(other_node_metrics()):
@@ -157,6 +159,7 @@ def step(
 
     images: uint8 N x H x W x 3, masks: uint8 N x H x W, 1 = hole; made float once, on the device.
     """
+    engine.begin(networks.trainees)
     share = 1 / config.accumulate
     sums: dict[str, Tensor] = {}
     for i, (pixels, holes) in enumerate(
@@ -182,9 +185,15 @@ def inpainter(generator: torch.nn.Module, engine: Engine) -> Any:
         generator.eval()
         try:
             with torch.no_grad(), engine.autocast():
-                return generator(image, mask).image
+                image = generator(image, mask).image
         finally:
             generator.train(before)
+        if not torch.isfinite(image).all():
+            raise FloatingPointError(
+                "the weights give pictures that are not finite: the checkpoint before is kept; "
+                "lower the learning rate or set clip="
+            )
+        return image
 
     return inpaint
 

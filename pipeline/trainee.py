@@ -1,8 +1,11 @@
-"""A network in training: what the engine steps and a checkpoint holds."""
+"""A network in training, with its optimiser, its average and its statistics.
+
+What a strategy needs of it lies in `engine`; what is saved of it in `checkpoint`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +29,7 @@ class Trainee:
     sharded: Sharded | None = None
     whole: nn.Module | None = None  # of a network whose own weights are split: ZeRO-3
     size: int = 0  # weights
+    _kept: list[Tensor] = field(default_factory=list)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -50,3 +54,29 @@ class Trainee:
             return self.module if self.ema is None else self.ema
         self.whole.load_state_dict(self.weights())
         return self.whole
+
+    def keep_statistics(self) -> None:
+        """Keep what forward passes change beside gradients: running statistics of norms."""
+        buffers = list(self.module.buffers())
+        if not self._kept:
+            self._kept = [buffer.clone() for buffer in buffers]
+        elif buffers:
+            torch._foreach_copy_(self._kept, buffers)
+
+    @torch.no_grad()
+    def forget_statistics(self) -> None:
+        """Undo what forward passes did since: a number that is not finite would stay for ever."""
+        for buffer, kept in zip(self.module.buffers(), self._kept):
+            buffer.copy_(kept)
+
+    @torch.no_grad()
+    def average(self, decay: float) -> None:
+        """Move the average, where there is one, towards the weights; buffers are copied."""
+        if self.ema is None:
+            return
+        weights, own = self.weights(), dict(self.ema.named_parameters())
+        ours = [weights[name] for name in own]
+        torch._foreach_lerp_(list(own.values()), ours, 1 - decay)
+        for name, buffer in self.ema.named_buffers():
+            if name in weights:
+                buffer.copy_(weights[name])

@@ -20,8 +20,8 @@ FORGOTTEN = "999999"
 
 @pytest.fixture(scope="module")
 def submitted(cli, slurm, small_set):
-    """Trainings that wait in the queue, by run: one is cancelled by SLURM's own command, and of two
-    SLURM knows nothing any more, one of which was submitted two days ago."""
+    """Trainings that wait in the queue: one is cancelled by SLURM's own command, and the second of
+    a sweep's points; of two SLURM knows nothing any more, one was last heard of two days ago."""
     from mlflow.tracking import MlflowClient
 
     numbers = {}
@@ -32,6 +32,11 @@ def submitted(cli, slurm, small_set):
     slurm.run("scancel", numbers["cancelled"])
     folder = cli.cwd / "runs" / "cancelled"
     slurm.wait(lambda: not slurm_status.status(numbers["cancelled"], folder).state.live, "its end")
+    words = [*RECIPE, f"data.url={small_set}", "seed=1,2", *HELD]
+    told = cli("submit", "train", *words, "--json").stdout
+    sweep = json.loads(told)["jobs"][0]
+    slurm.run("scancel", f"{sweep['number']}_1")
+    points = [point.rpartition("/")[2] for point in cli.status(sweep["id"])["points"]]
     client = MlflowClient(f"sqlite:///{cli.cwd}/runs/mlflow.db")
     for name in NAMES[2:]:
         slurm.run("scancel", numbers[name])
@@ -39,7 +44,7 @@ def submitted(cli, slurm, small_set):
         path.write_text(path.read_text().replace(f'"{numbers[name]}"', f'"{FORGOTTEN}"'))
     old = json.loads((cli.cwd / "runs" / "forgotten" / "run.json").read_text())["mlflow_run_id"]
     client.set_tag(old, HEARTBEAT, str(int((time.time() - 2 * 86400) * 1000)))
-    return client
+    return client, points
 
 
 def statuses(client):
@@ -48,17 +53,14 @@ def statuses(client):
 
 
 def test_only_what_slurm_knows_to_be_over_or_has_long_forgotten_is_closed(cli, submitted):
-    assert statuses(submitted) == dict.fromkeys(NAMES, "SCHEDULED")
-    would = cli("runs", "close", "--dry-run").stdout
-    assert "would close 2 runs: " in would
+    client, points = submitted
+    before = statuses(client)
+    waiting = {name: "SCHEDULED" for name in (*NAMES, *points)}
+    assert {name: before[name] for name in waiting} == waiting
     closed = json.loads(cli("runs", "close", "--json").stdout)["closed"]
-    assert {each["name"]: each["status"] for each in closed} == {
-        "cancelled": "KILLED", "forgotten": "KILLED"
-    }  # fmt: skip
+    over = {"cancelled": "KILLED", "forgotten": "KILLED", points[1]: "KILLED"}
+    assert {each["name"]: each["status"] for each in closed} == over
     reasons = {each["name"]: each["reason"] for each in closed}
-    assert "is CANCELLED" in reasons["cancelled"]
+    assert "is CANCELLED" in reasons["cancelled"] and "is CANCELLED" in reasons[points[1]]
     assert f"job {FORGOTTEN} is UNKNOWN: SLURM has forgotten it" in reasons["forgotten"]
-    assert statuses(submitted) == {
-        "cancelled": "KILLED", "forgotten": "KILLED", "waits": "SCHEDULED", "lately": "SCHEDULED"
-    }  # fmt: skip
-    assert json.loads(cli("runs", "close", "--json").stdout)["closed"] == []
+    assert statuses(client) == {**before, **over}

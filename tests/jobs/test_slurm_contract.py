@@ -147,6 +147,23 @@ def test_an_array_runs_each_element_once_a_few_at_a_time(slurm, job):
                for i in range(4))  # fmt: skip
 
 
+def test_every_element_of_a_long_array_is_known_those_cancelled_before_they_ran_too(slurm, job):
+    made = job("gaps")
+    made = replace(made, arguments=(), elements=tuple((f"run={made.run}/{i}",) for i in range(80)))
+    number = backend.submit(made, replace(SMALL, sbatch={"hold": None}))
+    gone: set[int] = set()
+    for more in (range(1, 80, 2), range(2, 80, 7)):  # SLURM writes 0-78:2, then every number
+        gone |= {*more}
+        slurm.run("scancel", f"{number}_[{','.join(map(str, more))}]")
+        found = slurm_status.status(number, made.folder)
+        assert found.state is State.QUEUED
+        assert found.elements == {
+            str(i): State.CANCELLED if i in gone else State.QUEUED for i in range(80)
+        }
+    backend.cancel(number)
+    assert ended(number, made).state is State.CANCELLED
+
+
 def test_a_chain_waits_for_success_and_dies_with_a_failure(slurm, job):
     first, second = job("first", "steps=2"), job("second", "steps=1")
     numbers = scheduler.submit([Stage(first, SMALL), Stage(second, SMALL)])
@@ -196,6 +213,14 @@ def test_what_slurm_would_refuse_is_one_line_before_anything_runs(slurm, job, cl
         with pytest.raises(SubmitError) as refused:
             attempt([stage])
         assert told in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_an_array_that_is_too_long_is_refused_naming_the_limit(slurm, job):
+    made = replace(job("long"), arguments=(), elements=(("steps=1",),) * 1002)
+    with pytest.raises(SubmitError) as refused:
+        scheduler.submit([Stage(made, SMALL)])
+    told = str(refused.value)
+    assert "MaxArraySize" in told and "lower cluster.tasks" in told and "\n" not in told
 
 
 def test_asking_leaves_nothing_in_the_queue_and_looks_for_the_interpreter_on_a_node(slurm, job):

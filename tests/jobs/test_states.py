@@ -78,6 +78,22 @@ def test_each_element_of_an_array_has_its_own_note():
     assert (found.state, found.reason) == (State.FAILED, "crashed 4 times, last exit 1")
 
 
+def test_an_element_that_slurm_lists_no_more_is_what_it_said_last():
+    """One that is cancelled before it starts is only taken out of the list of those that wait."""
+    text = line("PENDING", "Resources", job=20).replace(
+        " JobName", " ArrayJobId=20 ArrayTaskId=0-1 JobName"
+    )
+    left = {"20_0": "QUEUED", "20_1": "QUEUED", "20_2": "QUEUED", "20_3": "SUCCEEDED",
+            "20_4": "FAILED crashed 4 times, last exit 1", "20_5": "RUNNING on n1",
+            "19_7": "FAILED of another submission"}  # fmt: skip
+    found = from_scontrol(text, left)
+    assert found.state is State.QUEUED
+    assert {k: v.value for k, v in found.elements.items()} == {
+        "0": "QUEUED", "1": "QUEUED", "2": "CANCELLED", "3": "SUCCEEDED", "4": "FAILED",
+        "5": "UNKNOWN",
+    }  # fmt: skip
+
+
 def test_a_forgotten_array_is_what_its_elements_said_last_and_not_what_one_of_them_said():
     def state(*left):
         found = from_notes({f"20_{i}": note for i, note in enumerate(left)}, "SLURM")

@@ -8,8 +8,8 @@ from torch import nn
 from models import Prediction
 from pipeline import flops, method, syncnorm
 from pipeline.compose import compose
-from pipeline.engine import Trainee
 from pipeline.meter import Meter
+from pipeline.trainee import Trainee
 
 
 def config_of(experiment, *words):

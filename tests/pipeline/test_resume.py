@@ -9,9 +9,9 @@ from support.trained import MODEL, finished_run
 from pipeline import registry, server
 from pipeline.checkpoint import Saver, build_generator, find, folder_at
 from pipeline.config import ObjectiveConfig, TrainConfig
-from pipeline.engine import Trainee
 from pipeline.method import Method
 from pipeline.resume import initialise, resume
+from pipeline.trainee import Trainee
 
 
 def fresh(average=False):

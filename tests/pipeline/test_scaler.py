@@ -82,6 +82,35 @@ def test_a_scale_may_fall_to_one_before_an_overflow_counts_as_divergence(monkeyp
         assert not engine.lowers_scale(networks.trainees)
 
 
+def test_a_forward_that_is_not_finite_leaves_no_trace_in_running_statistics(monkeypatch):
+    """They are no gradient, and a step that is skipped would keep them, and hand them on."""
+    config = TrainConfig(batch=4, threads="1", precision="fp32", ema=0.5)
+    with engine_of(config, monkeypatch) as engine:
+        networks = networks_of({"method": "musical"}, engine)
+        engine.start(networks.trainees)
+        step(networks, engine, *batch(0), config)
+        assert engine.step(networks.trainees, config.ema)
+        before = [
+            {name: tensor.clone() for name, tensor in network.state_dict().items()}
+            for trainee in networks.trainees
+            for network in trainee.networks.values()
+        ]
+        spoilt = networks.generator.module.register_forward_pre_hook(
+            lambda _, given: (given[0] * float("inf"), *given[1:])
+        )
+        step(networks, engine, *batch(1), config)
+        spoilt.remove()
+        assert not engine.step(networks.trainees, config.ema)
+        after = [n.state_dict() for t in networks.trainees for n in t.networks.values()]
+        for ours, theirs in zip(after, before, strict=True):
+            for name, tensor in ours.items():
+                assert torch.equal(tensor, theirs[name]), name
+        step(networks, engine, *batch(2), config)
+        assert engine.step(networks.trainees, config.ema)
+        for tensor in networks.generator.evaluated().state_dict().values():
+            assert torch.isfinite(tensor).all()
+
+
 def test_scales_are_in_the_checkpoint(monkeypatch, tmp_path):
     run = checkpoint.folder_at(str(tmp_path / "run"))
     with half(monkeypatch) as (config, engine, networks):

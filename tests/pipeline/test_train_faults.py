@@ -1,5 +1,6 @@
 """A disk that fills and a bucket that goes away while a run trains: its state is kept."""
 
+import json
 import os
 import subprocess
 import sys
@@ -50,6 +51,34 @@ def same(run, other):
         return lines, {name: store.read(store.join(last, name)) for name in names}
 
     return found(run) == found(other)
+
+
+DIVERGES = "objective.phases=[{until: 32, lr: 1.0e-3}, {until: null, lr: 1.0e+10}]"
+
+
+def test_a_run_that_diverges_ends_in_one_line_and_keeps_what_was_good(train, tmp_path):
+    run = tmp_path / "run"
+    words = [DIVERGES, f"max_images={WHOLE}", "checkpoint.every_images=16", "checkpoint.keep=1"]
+    done = train(run, *words, "processes=2")
+    assert done.returncode == 1, done.stderr
+    assert "10 steps in a row had a gradient that is not finite" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr and "rank" not in done.stderr.splitlines()[-1]
+    (last,) = checkpoints(str(run))
+    assert last.images_seen == 32 and last.state["skipped"] == 0
+    for name in last.state["files"]:
+        assert all(tensor.isfinite().all() for tensor in last.read(name).values())
+    again = train(run, *words, "processes=2")
+    assert again.returncode == 1 and f"goes on at 32 of {WHOLE}" in again.stderr, again.stderr
+    lines = [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines[:4]] == [0] * 4 and lines[-1]["skipped"] == 10
+
+
+def test_pictures_that_are_not_finite_end_training_before_they_are_saved(train, tmp_path):
+    words = [DIVERGES, "max_images=48", "checkpoint.every_images=16", "validate.every_images=16"]
+    done = train(tmp_path / "run", *words, "processes=1")
+    assert done.returncode == 1, done.stderr
+    assert "pictures that are not finite" in done.stderr.splitlines()[-1]
+    assert [c.images_seen for c in checkpoints(str(tmp_path / "run"))] == [16, 32]
 
 
 def test_a_full_disk_ends_a_run_in_one_line_and_costs_no_bit(undisturbed, small_set, tmp_path):

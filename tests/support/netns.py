@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = """\
@@ -98,8 +99,9 @@ class Container:
         if self.deadline is None:
             self.deadline = time.monotonic() + grace
             parent = self.process.pid
-            for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-                os.kill(int(child), signal.SIGTERM)
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+                    os.kill(int(child), signal.SIGTERM)
         elif time.monotonic() > self.deadline:
             self.kill()
 

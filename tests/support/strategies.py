@@ -1,8 +1,8 @@
 """One rank of small runs under one strategy after another: `python strategies.py OUT`.
 
 OUT/plan.json: {case: {"method": "msanet" or "musical", "strategy": ..., "steps": N, and optionally
-"start": the case whose checkpoint is gone on from, "accumulate", "clip", "precision", "nudge":
-change of the initial weights, "poison": step at which rank 1's gradient of the last
+"start": the case whose checkpoint is gone on from, "accumulate", "clip", "precision", "norm",
+"nudge": change of the initial weights, "poison": step at which rank 1's gradient of the last
 network is not a number, "sync_batchnorm", "wire": whether to tell what was exchanged}}. Rank 0
 leaves a checkpoint in OUT/<case>/ and the losses of each step in OUT/<case>.json. Networks are
 tiny; pictures are noise, the same in every case.
@@ -76,7 +76,7 @@ def engine_of(config, monkeypatch):
 def networks_of(plan, engine):
     """As `method.build` makes them, smaller; Adam's epsilon keeps it from steps by sign alone."""
     torch.manual_seed(0)
-    networks = {"generator": MSANet(width=0.1)}
+    networks = {"generator": MSANet(width=0.1, norm=plan.get("norm", "batch"))}
     objective = ObjectiveConfig(l2=1.0, perceptual=0.01)
     if plan["method"] == "musical":
         discriminator = DenseNetDiscriminator(growth=4, blocks=(1, 1, 1, 1))
