@@ -138,7 +138,7 @@ def check_sizes(config: TrainConfig, manifest: Manifest) -> None:
 
 
 def _sides(manifest: Manifest, split: str, pictures: int) -> Iterator[int]:
-    """Shorter sides of the first `pictures` of a split, in key order; of no more the index is read."""
+    """Shorter sides of the first `pictures` of a split in key order; reads no more indexes."""
     for shard in manifest.splits[split].shards:
         index = read_index(manifest, split, shard).slice(0, pictures)
         yield from map(min, index["width"].to_pylist(), index["height"].to_pylist())
