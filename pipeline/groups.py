@@ -84,7 +84,10 @@ class DataConfig:
     url: str | None = key(None, "the sharded set: a folder or s3:// URL")
     layout: str = key("folder", "how the publisher lays it out (see `shard`)")
     holdout: float = key(
-        0.05, "share held out by content hash where the source has no splits", least=0.0, most=1.0
+        0.05,
+        "share of train held out by content hash, where the publisher has no val",
+        least=0.0,
+        most=1.0,
     )
     train: str = key("train", "split that training reads")
     validate: str = key("val", "split that validation during training reads; never test")
