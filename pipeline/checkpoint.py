@@ -14,53 +14,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import load as parse
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from models import GENERATORS
 from pipeline.identity import RunFolder, folder_at
 from pipeline.runfolder import read_run_json, update_run_json
+from pipeline.stored import NAME, SCHEMA, Checkpoint, checkpoints, find, is_whole, score
+from pipeline.stored import latest as latest
 from pipeline.trainee import Trainee
 from shards import store
 
-SCHEMA = 1
-METRIC = "val/psnr"
 SCALER = ("scale", "_growth_tracker")  # of fp16's loss scaler: what changes
-NAME = re.compile(r"\d{12}")
 Files = dict[str, dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """One that exists: where it is and what its `state.json` says."""
-
-    url: str
-    state: dict[str, Any]
-
-    @property
-    def images_seen(self) -> int:
-        return int(self.state["images_seen"])
-
-    @property
-    def name(self) -> str:
-        return f"{self.images_seen:012d}"
-
-    def read(self, name: str) -> dict[str, Tensor]:
-        """Tensors of one file, on the CPU; ValueError where its bytes are not those written."""
-        data = store.read(store.join(self.url, f"{name}.safetensors"))
-        expected = self.state["files"].get(name, {}).get("sha256")
-        if hashlib.sha256(data).hexdigest() != expected:
-            raise ValueError(f"{store.display(self.url)}/{name}.safetensors is torn or corrupted")
-        return parse(data)
+Read = Callable[[str], dict[str, Tensor]]
 
 
 class Saver:
@@ -124,7 +96,7 @@ class Saver:
         every = checkpoints(self.run.url)
         named = set(read_run_json(self.run.url).get("pinned", []))
         spare = {c.images_seen for c in every[-max(1, self.keep) :]} | named
-        best = max(every, key=_score, default=None)
+        best = max(every, key=score, default=None)
         kept = {c.name for c in every if c.images_seen in spare or c is best}
         base = store.join(self.run.url, "checkpoints")
         drop = [name for name in store.names(base) if NAME.fullmatch(name) and name not in kept]
@@ -133,72 +105,6 @@ class Saver:
         for name in drop:
             store.remove(store.join(base, name, "state.json"))
             store.remove(store.join(base, name), recursive=True)
-
-
-def checkpoints(run_url: str) -> list[Checkpoint]:
-    """Those that exist, oldest first, their tensors unread; an unreadable one is passed over."""
-    base = store.join(run_url, "checkpoints")
-    found = []
-    for name in filter(NAME.fullmatch, store.names(base)):
-        url = store.join(base, name)
-        try:
-            state = json.loads(store.read(store.join(url, "state.json")))
-        except FileNotFoundError:
-            continue
-        except ValueError:  # no JSON
-            _passed_over(url)
-            continue
-        if state.get("schema") != SCHEMA:
-            raise ValueError(
-                f"{store.display(url)} has schema {state.get('schema')}, this version reads "
-                f"{SCHEMA}: continue it with the version that wrote it"
-            )
-        found.append(Checkpoint(url, state))
-    return found
-
-
-def is_whole(checkpoint: Checkpoint) -> bool:
-    """True where every file has the bytes that were written."""
-    for name, listed in checkpoint.state["files"].items():
-        try:
-            data = store.read(store.join(checkpoint.url, f"{name}.safetensors"))
-        except FileNotFoundError:
-            return False
-        if hashlib.sha256(data).hexdigest() != listed["sha256"]:
-            return False
-    return True
-
-
-def latest(run_url: str) -> Checkpoint | None:
-    """The newest whole checkpoint; a broken one is passed over with a word on stderr."""
-    for checkpoint in reversed(checkpoints(run_url)):
-        if is_whole(checkpoint):
-            return checkpoint
-        _passed_over(checkpoint.url)
-    return None
-
-
-def _passed_over(url: str) -> None:
-    print(f"checkpoint {store.display(url)} is torn or corrupted: passed over", file=sys.stderr)
-
-
-def find(url: str, which: str = "last") -> Checkpoint:
-    """A checkpoint by the URL of its run (`which`: last, best or images_seen) or its own URL."""
-    run_url, _, name = url.rstrip("/").rpartition("/")
-    if NAME.fullmatch(name) and run_url.endswith("/checkpoints"):
-        url, which = run_url.removesuffix("/checkpoints"), name
-    every = checkpoints(url)
-    if not every:
-        raise ValueError(f"{store.display(url)} holds no checkpoint: name a run's folder")
-    if which == "last":
-        return every[-1]
-    if which == "best":
-        return max(every, key=_score)
-    for checkpoint in every:
-        if which.isdigit() and checkpoint.images_seen == int(which):
-            return checkpoint
-    there = ", ".join(str(c.images_seen) for c in every)
-    raise ValueError(f"{store.display(url)} has no checkpoint {which!r}; last, best or {there}")
 
 
 def build_generator(model: Mapping[str, Any]) -> nn.Module:
@@ -273,16 +179,18 @@ def files_of(trainees: Sequence[Trainee]) -> Files:
     return files
 
 
-def restore(checkpoint: Checkpoint, trainees: Sequence[Trainee]) -> None:
+def restore(checkpoint: Checkpoint, trainees: Sequence[Trainee], read: Read | None = None) -> None:
     """Put a checkpoint back into networks and optimisers, whatever processes and strategy wrote it.
 
-    Before `Engine.start`, which hands them over to the strategy.
+    read: gives a file's tensors, if not from where the checkpoint lies. Before `Engine.start`,
+    which hands networks and optimisers over to the strategy.
     """
+    read = read or checkpoint.read
     for trainee in trainees:
         for name, module in trainee.networks.items():
-            load_weights(module, checkpoint, name)
+            put(read(name), module, store.display(checkpoint.url))
         parameters = dict(trainee.module.named_parameters())
-        for full, tensor in checkpoint.read(f"{trainee.name}_optimizer").items():
+        for full, tensor in read(f"{trainee.name}_optimizer").items():
             name, _, key = full.rpartition("/")
             parameter = parameters[name]
             if key == "step":
@@ -291,10 +199,5 @@ def restore(checkpoint: Checkpoint, trainees: Sequence[Trainee]) -> None:
                 tensor = torch.empty_like(parameter).copy_(tensor)
             trainee.optimizer.state[parameter][key] = tensor
         if trainee.scaler is not None and f"{trainee.name}_scaler" in checkpoint.state["files"]:
-            told = {k: t.item() for k, t in checkpoint.read(f"{trainee.name}_scaler").items()}
+            told = {k: t.item() for k, t in read(f"{trainee.name}_scaler").items()}
             trainee.scaler.load_state_dict({**trainee.scaler.state_dict(), **told})
-
-
-def _score(checkpoint: Checkpoint) -> tuple[float, int]:
-    metric = float(checkpoint.state.get("metrics", {}).get(METRIC, "nan"))
-    return (metric if metric == metric else float("-inf"), checkpoint.images_seen)

@@ -264,7 +264,7 @@ def _check(node: Any, origins: dict[str, str], prefix: str = "") -> None:
 
 
 def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
-    least, most = metadata.get("least"), metadata.get("most")
+    least, most, below = (metadata.get(bound) for bound in ("least", "most", "below"))
     for number in value if isinstance(value, list) else [value]:
         if not isinstance(number, (int, float)):
             continue
@@ -272,6 +272,8 @@ def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name}={_plain(value)} is too small: at least {least}")
         if most is not None and number > most:
             raise ConfigError(f"{name}={_plain(value)} is too large: at most {most}")
+        if below is not None and number >= below:
+            raise ConfigError(f"{name}={_plain(value)} is too large: below {below}")
 
 
 def _told(origin: str) -> str:

@@ -89,7 +89,7 @@ class TrainConfig(Verb):
     accumulate: int = key(1, "micro-batches a step", least=1)
     clip: float | None = key(None, "largest gradient norm; null: no clipping", least=1e-09)
     ema: float = key(
-        0.0, "decay of averaged weights, per step; 0: none (the papers)", least=0.0, most=1.0
+        0.0, "decay of averaged weights, per step; 0: none (the papers)", least=0.0, below=1.0
     )
     max_skipped: int = key(10, "non-finite steps in a row before the run ends", least=1)
     model: ModelConfig = section(ModelConfig)

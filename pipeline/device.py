@@ -8,7 +8,7 @@ import torch
 
 from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
-from pipeline.launch import visible_gpus
+from pipeline.counts import counted, visible_gpus
 
 
 def uses_gpu(config: TrainConfig) -> bool:
@@ -62,6 +62,4 @@ def thread_count(wanted: str, processes: int) -> int:
     if wanted == "auto":
         local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
         return max(1, core_count() // local)
-    if not wanted.isdigit() or int(wanted) < 1:
-        raise ConfigError(f"threads={wanted} is no count; give 1, 2, … or auto")
-    return int(wanted)
+    return counted("threads", wanted)

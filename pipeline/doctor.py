@@ -196,7 +196,8 @@ def storage(url: str) -> Check:
 
 def all_reduce() -> Check:
     """The exchange that training depends on, between the workers of all nodes of this job."""
-    from pipeline.launch import place, visible_gpus
+    from pipeline.counts import visible_gpus
+    from pipeline.launch import place
     from pipeline.supervise import supervise
 
     here = place(os.environ, max(1, visible_gpus()))

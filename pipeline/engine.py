@@ -224,6 +224,14 @@ class Engine:
         dist.all_gather_object(found, value, group=self._votes)
         return found
 
+    def share(self, value: Any = None) -> Any:
+        """Rank 0's picklable value on every rank, whatever the others give."""
+        if self.world_size == 1:
+            return value
+        found = [value if self.is_main else None]
+        dist.broadcast_object_list(found, src=0, group=self._votes)
+        return found[0]
+
     def average_buffers(self, trainees: Sequence[Trainee]) -> None:
         """Make running statistics equal on all ranks; synchronised norms have them so already."""
         if self.world_size == 1 or self.config.sync_batchnorm:

@@ -132,7 +132,8 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
     """
     if "RANK" in os.environ:
         return _work(config, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    from pipeline.launch import place, visible_gpus
+    from pipeline.counts import visible_gpus
+    from pipeline.launch import place
     from pipeline.supervise import supervise
 
     count = visible_gpus() if config.processes == "auto" else config.processes

@@ -20,9 +20,10 @@ def key(
     choices: tuple[Any, ...] = (),
     least: float | None = None,
     most: float | None = None,
+    below: float | None = None,
 ) -> Any:
     """A field with its meaning and its allowed values: a few, or a range (of a list: of each)."""
-    metadata = {"help": help, "choices": choices, "least": least, "most": most}
+    metadata = {"help": help, "choices": choices, "least": least, "most": most, "below": below}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -83,7 +84,10 @@ class DataConfig:
     url: str | None = key(None, "the sharded set: a folder or s3:// URL")
     layout: str = key("folder", "how the publisher lays it out (see `shard`)")
     holdout: float = key(
-        0.05, "share held out by content hash where the source has no splits", least=0.0, most=1.0
+        0.05,
+        "share of train held out by content hash, where the publisher has no val",
+        least=0.0,
+        most=1.0,
     )
     train: str = key("train", "split that training reads")
     validate: str = key("val", "split that validation during training reads; never test")
@@ -136,7 +140,7 @@ class ObjectiveConfig:
     gan: str = key("vanilla", "adversarial loss", ("vanilla", "lsgan"))
     d_pretrained: bool = key(True, "discriminator starts from ImageNet weights")
     optimizer: str = key("adam", "the papers: Adam", ("adam", "adamw"))
-    betas: list[float] = key([0.9, 0.999], "Adam's decay rates", least=0.0, most=1.0)
+    betas: list[float] = key([0.9, 0.999], "Adam's decay rates", least=0.0, below=1.0)
     phases: list[Phase] = key([], "learning rates by images_seen")
 
 

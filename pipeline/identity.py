@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from omegaconf import OmegaConf
 
@@ -24,6 +24,9 @@ from pipeline.config import TrainConfig
 from pipeline.groups import leaves
 from pipeline.lease import is_leased, leased
 from shards import store
+
+if TYPE_CHECKING:
+    from shards.manifest import Manifest
 
 # No part of what a run computes, and may change when it is resumed.
 MUTABLE = (
@@ -39,6 +42,7 @@ MUTABLE = (
     "cluster.",
     "tracking.",
 )
+ASIDE = ("run", "root", "smoke")  # of these: nothing that somebody would want to change
 # No part of what names a run either, but its bits depend on them: fixed once it has started.
 FIXED = ("threads", "loader_threads", "log.")
 AUTO = ("threads", "precision")
@@ -125,9 +129,26 @@ def check_same(config: TrainConfig, run: RunFolder) -> None:
     if images_saved(run.url) and (other := difference(config, saved)):
         name, old, value = other
         raise ConfigError(
-            f"{store.display(run.url)} was started with {name}={old}, now it is {value}: "
-            f"resume it with the same, or start another with run="
+            f"{store.display(run.url)} was started with {name}={old}, now it is {value}: resume it "
+            f"with the same, or {_another(run.url, carries=not name.startswith('model.'))}"
         )
+
+
+def other_dataset(run_url: str, before: str, now: Manifest) -> str:
+    """Why a run does not go on with another dataset; digests of both."""
+    return (
+        f"{store.display(run_url)} was trained on {before[:12]}, {store.display(now.url)} is "
+        f"{now.digest[:12]}: give the same set by data.url=, or {_another(run_url)}"
+    )
+
+
+def _another(run_url: str, carries: bool = True) -> str:
+    """What to give for a change that a resume refuses; `carries`: the weights fit it still."""
+    weights = f" (init={store.display(run_url)} takes these weights along)" if carries else ""
+    may = ", ".join(
+        f"{name}*" if name.endswith(".") else name for name in MUTABLE if name not in ASIDE
+    )
+    return f"start another with run=NEW{weights}; what may change is {may}"
 
 
 def difference(config: TrainConfig, saved: Any) -> tuple[str, Any, Any] | None:

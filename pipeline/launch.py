@@ -13,24 +13,21 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
-from pipeline.groups import DataConfig
-from pipeline.identity import RunFolder, check_same, folder_of, held, images_saved
-from pipeline.phases import check_phases
+from pipeline.counts import process_count
+from pipeline.identity import RunFolder, folder_of, held, images_saved
 from pipeline.podlog import PODS
+from pipeline.preflight import preflight
 from pipeline.runfolder import read_run_json, update_run_json
 from pipeline.supervise import CONFIGURATION, Ended, supervise
 from shards import store
-from shards.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -157,99 +154,6 @@ def dry_run(config: TrainConfig) -> str:
         f"would {start} {config.max_images} images in {store.display(run.url)}, "
         f"{here.nodes * here.processes} processes"
     )
-
-
-def preflight(config: TrainConfig, world_size: int, locks: bool = True) -> RunFolder:
-    """Refuse here, in one line and before any worker starts, what would end every one of them.
-
-    `locks`: on the first node, whose rank 0 holds the run; others may come while it does already.
-    """
-    from shards.manifest import open_manifest
-
-    check_phases(config.objective.phases)
-    if config.parallel.strategy.startswith("zero") and find_spec("deepspeed") is None:
-        raise ConfigError(
-            f"parallel={config.parallel.strategy} needs DeepSpeed, which is not installed: "
-            f"DS_BUILD_OPS=0 pip install -e .[deepspeed], or parallel=ddp"
-        )
-    if config.parallel.strategy.startswith("zero") and config.precision == "fp16":
-        raise ConfigError(
-            f"precision=fp16 is for parallel=ddp and single; parallel={config.parallel.strategy} "
-            f"takes bf16 or fp32"
-        )
-    if len(config.objective.betas) != 2:
-        raise ConfigError(
-            f"objective.betas={config.objective.betas} must be two numbers, b1 and b2"
-        )
-    if config.batch % (world_size * config.accumulate):
-        raise ConfigError(
-            f"batch={config.batch} is not divisible by {world_size} processes x "
-            f"accumulate={config.accumulate}: choose a multiple of {world_size * config.accumulate}"
-        )
-    if config.data.url is None:
-        raise ConfigError("data.url= is missing: the sharded set to train on (`shard` makes one)")
-    manifest = open_manifest(config.data.url)
-    for key, split in (("train", config.data.train), ("validate", config.data.validate)):
-        if not manifest.splits.get(split):
-            there = ", ".join(sorted(manifest.splits))
-            raise ConfigError(f"data.{key}={split} is no split of {manifest.url} (it has {there})")
-    check_crop(config.data, manifest)
-    run = folder_of(config)
-    check_same(config, run)
-    trained_on = read_run_json(run.url).get("dataset", manifest.digest)
-    if trained_on != manifest.digest:
-        now = f"{store.display(manifest.url)} is {manifest.digest[:12]}"
-        raise ConfigError(
-            f"{store.display(run.url)} was trained on {trained_on[:12]}, {now}: give the same set, "
-            f"or start another run with run="
-        )
-    if locks:
-        with held(run):
-            return run  # rank 0 holds it from now on
-    return run
-
-
-def check_crop(data: DataConfig, manifest: Manifest) -> None:
-    """Refuse a crop that the pictures do not hold, by the first shard's index."""
-    from shards.manifest import read_index
-
-    if data.crop_mode == "resized" or (data.resize_short or 0) >= data.crop:
-        return
-    if data.resize_short is not None:
-        raise ConfigError(
-            f"data.crop={data.crop} is larger than data.resize_short={data.resize_short}: "
-            f"resize to at least the crop"
-        )
-    index = read_index(manifest, data.train, manifest.splits[data.train].shards[0])
-    sides = [min(s) for s in zip(index["width"].to_pylist(), index["height"].to_pylist())]
-    if sides and min(sides) < data.crop:
-        raise ConfigError(
-            f"data.crop={data.crop} is larger than pictures of {manifest.url}: the smallest side "
-            f"in its first shard is {min(sides)}; lower it, or set data.resize_short="
-        )
-
-
-def process_count(config: TrainConfig) -> int:
-    """`processes=`: a number, or one for each GPU, else 1."""
-    if config.parallel.strategy == "single":
-        return 1
-    if config.processes == "auto":
-        return max(1, visible_gpus())
-    if not config.processes.isdigit() or int(config.processes) < 1:
-        raise ConfigError(f"processes={config.processes} is no count; give 1, 2, … or auto")
-    return int(config.processes)
-
-
-def visible_gpus() -> int:
-    """CUDA devices this process may use, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([d for d in visible.split(",") if d.strip() not in ("", "-1")])
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
 def free_port() -> int:

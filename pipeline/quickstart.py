@@ -26,7 +26,7 @@ from pipeline import photographs
 from pipeline.attend import attended
 from pipeline.compose import ConfigError, compose
 from pipeline.config import QuickstartConfig
-from pipeline.launch import visible_gpus
+from pipeline.counts import visible_gpus
 from shards import store
 
 MARK = "quickstart.json"

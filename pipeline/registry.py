@@ -6,7 +6,6 @@ A version is a LoggedModel: `serving.py` (a pyfunc, models from code) around `in
 
 import hashlib
 import os
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from pipeline.archive import Archive
 from pipeline.capture import user
 from pipeline.config import RegisterConfig
 from pipeline.runfolder import read_run_json
+from pipeline.versions import checked_name, find_version, versions
 from shards import store
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 ARCHIVE = "artifacts/inpainter.pt2"
 WEIGHTS = {"raw": "generator", "ema": "generator_ema"}  # names of a checkpoint's files
 
@@ -102,49 +101,6 @@ def load_archive(
     return archive.load(str(path), tags["sha256"], device), info
 
 
-def find_version(client: Any, uri: str) -> Any:
-    """The registered version that `models:/NAME@ALIAS`, `/NAME/VERSION` or `/NAME` (newest) names.
-
-    Raises ValueError that lists what there is.
-    """
-    parsed = re.fullmatch(r"models:/+([^/@]+)(?:@([^/]+)|/(\d+|latest))?", uri)
-    if parsed is None:
-        raise ValueError(f"{uri} names no model: models:/NAME@champion or models:/NAME/VERSION")
-    name, alias, number = parsed.groups()
-    checked_name(name)
-    every = versions(client, name)
-    if not every:
-        known = ", ".join(m.name for m in client.search_registered_models(max_results=20))
-        where = server.shown(client.tracking_uri)
-        raise ValueError(f"no registered model {name!r} at {where}; there are: {known or 'none'}")
-    if alias:
-        aliases = client.get_registered_model(name).aliases
-        if alias not in aliases:
-            known = ", ".join(aliases) or "none: promote a version first"
-            where = server.shown(client.tracking_uri)
-            raise ValueError(f"{name} has no alias {alias!r} at {where}; it has {known}")
-        number = aliases[alias]
-    if number in (None, "latest"):
-        return every[-1]
-    for version in every:
-        if int(version.version) == int(number):
-            return version
-    known = ", ".join(str(v.version) for v in every)
-    where = server.shown(client.tracking_uri)
-    raise ValueError(f"{name} has no version {number} at {where}; it has {known}")
-
-
-def versions(client: Any, name: str) -> list[Any]:
-    """All versions of a registered model, oldest first; empty if there is no such model."""
-    found, token = [], None
-    while True:
-        page = client.search_model_versions(f"name = '{name}'", max_results=200, page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return sorted(found, key=lambda version: int(version.version))
-
-
 def fetch(uri: str, model_id: str, sha256: str) -> Path:
     """The archive of a logged model, from the cache or downloaded into it."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lacuna" / "models"
@@ -180,15 +136,6 @@ def tree_digest(folder: Path) -> str:
 def run_name(run: str) -> str:
     """How a version names the run it came from: an absolute path, or a URL without secrets."""
     return os.path.abspath(store.local(run)) if store.is_local(run) else store.display(run)
-
-
-def checked_name(name: str) -> str:
-    if not NAME.fullmatch(name):
-        raise ValueError(
-            f"{name!r} is no name for a registered model: letters, digits, '.', '_' and '-', "
-            "such as inpaint-msanet"
-        )
-    return name
 
 
 # --- register, step by step -----------------------------------------------------------------------

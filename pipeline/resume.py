@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from safetensors.torch import load as parse
+from safetensors.torch import save as serialise
 from torch import Tensor
 
-from pipeline import checkpoint
+from pipeline import checkpoint, stored
 from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
 from pipeline.engine import Engine
-from pipeline.identity import RunFolder
+from pipeline.identity import RunFolder, other_dataset
 from pipeline.method import Method
 from pipeline.runfolder import update_run_json
 from shards import store
@@ -31,64 +33,82 @@ class State:
 def resume(
     config: TrainConfig, run: RunFolder, networks: Method, manifest: Manifest, engine: Engine
 ) -> State:
-    """Put the newest whole checkpoint, or the weights at `init=`, into networks and optimisers."""
-    found = checkpoint.latest(run.url) if engine.is_main else None
-    chosen = engine.gather(found and found.name)[0]  # the others need not look for a whole one
-    if chosen is not None and not engine.is_main:
-        found = next((c for c in checkpoint.checkpoints(run.url) if c.name == chosen), None)
-        if found is None:  # a shared disk shows a new file to other nodes after a while
-            raise RuntimeError(
-                f"{store.display(run.url)}: rank 0 goes on from checkpoint {chosen}, which rank "
-                f"{engine.rank} does not see: start again once every node sees the same files"
-            )
+    """Put the newest whole checkpoint, or the weights at `init=`, into networks and optimisers.
+
+    Rank 0 reads every file, once, and shares it: the others need not see the run's folder.
+    """
+    mine = stored.latest(run.url) if engine.is_main else None
+    found = engine.share(mine and stored.Checkpoint(mine.url, mine.state))
     if found is None:
         if config.init is not None:
-            lineage = initialise(config.init, config.root, networks)
+            lineage = initialise(config.init, config.root, networks, engine)
             if engine.is_main:
                 update_run_json(run.url, init=lineage)
         return State()
     if found.state["dataset"] != manifest.digest:
-        raise ConfigError(
-            f"{store.display(run.url)} was trained on {found.state['dataset'][:12]}, "
-            f"{store.display(manifest.url)} is {manifest.digest[:12]}: give the same data.url="
-        )
-    checkpoint.restore(found, networks.trainees)
+        raise ConfigError(other_dataset(run.url, found.state["dataset"], manifest))
+
+    def read(name: str) -> dict[str, Tensor]:
+        return parse(engine.share(mine and mine.data(name)))
+
+    checkpoint.restore(found, networks.trainees, read)
     return State(**{f.name: found.state[f.name] for f in fields(State)})
 
 
-def initialise(init: str, root: str, networks: Method) -> dict[str, Any]:
+def initialise(init: str, root: str, networks: Method, engine: Engine) -> dict[str, Any]:
     """Weights of a run, a checkpoint or a registered model into the generator and its average.
 
     Returns the lineage: what was named, and whose weights it was, by hash. A run's averaged weights
-    are taken where it has them, as everywhere.
+    are taken where it has them, as everywhere. Rank 0 reads; what it refuses every rank refuses.
     """
-    if init.startswith("models:"):
-        tensors, lineage = _registered(init, root)
-        source = lineage["model_uri"]
-    else:
-        found = checkpoint.find(init)
-        averaged = "generator_ema" in found.state["files"]
-        name = "generator_ema" if averaged else "generator"
-        tensors, source = found.read(name), store.display(found.url)
-        lineage = {
-            "checkpoint": source,
-            "images_seen": found.images_seen,
-            "weights": "ema" if averaged else "raw",
-            "sha256": found.state["files"][name]["sha256"],
-        }
+    told: Any = None
+    if engine.is_main:
+        try:
+            told = _registered(init, root) if init.startswith("models:") else _saved(init)
+        except ValueError as error:
+            told = error
+    told = engine.share(told)
+    if isinstance(told, ValueError):
+        raise told
+    data, lineage = told
+    tensors, source = parse(data), lineage.get("model_uri") or lineage["checkpoint"]
     for name, module in networks.generator.networks.items():
         checkpoint.put(tensors, module, f"init={init} ({source}) as {name}")
     return {"given": store.display(init), **lineage}
 
 
-def _registered(init: str, root: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _saved(init: str) -> tuple[bytes, dict[str, Any]]:
+    """A checkpoint's generator; of a run the newest one whose is whole, a torn one is told of."""
+    url, name = stored.address(init)
+    for found in [stored.find(init)] if name else reversed(stored.checkpoints(url)):
+        averaged = "generator_ema" in found.state["files"]
+        file = "generator_ema" if averaged else "generator"
+        lineage = {
+            "checkpoint": store.display(found.url),
+            "images_seen": found.images_seen,
+            "weights": "ema" if averaged else "raw",
+            "sha256": found.state["files"][file]["sha256"],
+        }
+        try:
+            return found.data(file), lineage
+        except (ValueError, FileNotFoundError):
+            if name:
+                raise ConfigError(
+                    f"init={store.display(init)} is torn or corrupted: name another checkpoint, or "
+                    f"its run for the newest that is whole"
+                ) from None
+            stored.passed_over(found.url)
+    raise ConfigError(f"init={store.display(init)} holds no whole checkpoint: name a run's folder")
+
+
+def _registered(init: str, root: str) -> tuple[bytes, dict[str, Any]]:
     from pipeline.registry import load_archive
 
     loaded, facts = load_archive(init, root=root)
     state = loaded.program.state_dict
-    tensors = {name.removeprefix("generator."): tensor.data for name, tensor in state.items()}
+    tensors = {k.removeprefix("generator."): t.data.contiguous() for k, t in state.items()}
     names = ("model_uri", "run", "images_seen", "weights", "weights_sha256", "sha256")
-    return tensors, {name: facts[name] for name in names if name in facts}
+    return serialise(tensors), {name: facts[name] for name in names if name in facts}
 
 
 def save(

@@ -90,7 +90,7 @@ def _preflight(part: Part, first: bool) -> None:
     """Refuse here what every node would; what an earlier stage makes is not there to be seen."""
     if part.verb != "train":
         return
-    from pipeline.launch import preflight
+    from pipeline.preflight import preflight
 
     for point in part.points:
         if first:

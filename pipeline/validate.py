@@ -15,34 +15,39 @@ from pipeline.config import TrainConfig
 from pipeline.engine import Engine
 from pipeline.evaluate import fill, score
 from pipeline.pairs import CENTER, Pair, Pairs, make_pairs
+from pipeline.preflight import VALIDATED
 from pipeline.results import merge
 from shards.manifest import Manifest, open_manifest
-from shards.masks import BUCKETS, irregular
+from shards.masks import BUCKETS, irregular, square
 
 SEED = 20210217  # of validation masks: the same for every run, whatever its seed
 
 
 @dataclass(frozen=True)
 class DrawnPairs(Pairs):
-    """Pairs whose masks are drawn, bucket after bucket, instead of read from a set."""
+    """Pairs whose masks are drawn instead of read from a set: irregular ones bucket after bucket,
+    or squares."""
+
+    kind: str = "irregular"
 
     def _mask(self, pair: Pair) -> NDArray[np.uint8]:
+        if self.kind == "square":
+            return square(self.size, self.size, (SEED, pair.image.key))
         low, high = BUCKETS[pair.image.key % len(BUCKETS)]
         return irregular(self.size, self.size, low, high, 0, (SEED, pair.image.key))
 
 
 def fixed_pairs(config: TrainConfig, manifest: Manifest) -> Pairs:
-    """The first `validate.pairs` pictures of the split, each with one mask."""
+    """The first `validate.pairs` pictures of the split, each with a hole of the kind trained on."""
     kind, size, short = config.masks.kind, config.validate.size, config.data.resize_short
     split, count = config.data.validate, config.validate.pairs
     if config.masks.url is not None:
         masks = open_manifest(config.masks.url)
-        names = ["(0.2,0.3]"]
-        return make_pairs(manifest, split, masks, names, size, short, count)
+        return make_pairs(manifest, split, masks, [VALIDATED], size, short, count)
     pairs = make_pairs(manifest, split, None, [CENTER], size, short, count)
     if kind == "center":
         return pairs
-    return DrawnPairs(**{f.name: getattr(pairs, f.name) for f in fields(Pairs)})
+    return DrawnPairs(**{f.name: getattr(pairs, f.name) for f in fields(Pairs)}, kind=kind)
 
 
 def validate(

@@ -66,6 +66,19 @@ def test_every_row_of_the_papers_tables_that_is_theirs_has_its_recipe():
     assert set(named) <= set(options("experiment"))
 
 
+def test_no_recipe_selects_checkpoints_on_the_split_its_tables_are_taken_on():
+    """And where the publisher has no val, the preset holds one out."""
+    printed = yaml.safe_load((ROOT / "conf" / "paper_tables.yaml").read_text())["datasets"]
+    tested = {name: d["split"] for d in printed.values() for name in (*d["names"], d["data"])}
+    for name in printed_experiments(
+        yaml.safe_load((ROOT / "conf" / "paper_tables.yaml").read_text())
+    ):
+        data = compose("train", [f"experiment={name}"]).config.data
+        assert data.validate not in ("test", tested[data.name]), name
+        if data.name in ("paris", "celeba_hq", "places365_canyon"):
+            assert data.holdout > 0, name
+
+
 # Tables 2 to 5 of MSA-Net, cell by cell: structure, mask update, channel and spatial attention in
 # the units, channel and spatial attention in restoration.
 CELLS = {

@@ -29,13 +29,18 @@ def entries(
 ) -> Iterator[Entry]:
     """Every image of one resolution; with `only`, a category's train and val.
 
-    `holdout` of train becomes val where no val is there. Raises ValueError where `source` is no
+    `holdout` of train becomes val where no val is there; of a category, whose val is what its paper
+    tests on, it becomes the split `holdout`. Raises ValueError where `source` is no
     such download, or holds more than one resolution.
     """
     parts = _parts(source, variant)
     found = _all(source, variant, parts) if only is None else _some(source, variant, parts, only)
+    root = source if source.is_dir() else source.parent
+    if only is not None:
+        yield from hold_out(found, root, holdout, "holdout")
+        return
     share = 0.0 if any(split != "train" for split, _ in parts) else holdout
-    yield from hold_out(found, source if source.is_dir() else source.parent, share)
+    yield from hold_out(found, root, share)
 
 
 def _all(source: Path, variant: str, parts: list[tuple[str, Part]]) -> Iterator[Entry]:
@@ -190,7 +195,7 @@ CANYON_SCENES = Source(
         _PAGE,
         _TERMS,
         _STANDARD.files,
-        _STANDARD.give + "; the paper tests on val",
+        _STANDARD.give + "; the paper tests on val, data.holdout= of train selects checkpoints",
         _PAPER,
         {"train": 5_000, "val": 100},
     ),

@@ -81,8 +81,10 @@ def absent(source: Path, wanted: str) -> ValueError:
     return ValueError(f"{source}: should hold {wanted}, and does not")
 
 
-def hold_out(entries: Iterable[Entry], root: Path, share: float) -> Iterator[Entry]:
-    """`entries` with `share` of train moved to val.
+def hold_out(
+    entries: Iterable[Entry], root: Path, share: float, split: str = "val"
+) -> Iterator[Entry]:
+    """`entries` with `share` of train moved to `split`.
 
     Whether a picture is held out depends on its bytes alone, so copies of one picture stay on one
     side and a new picture moves no other; every file of train is read once for it.
@@ -91,7 +93,7 @@ def hold_out(entries: Iterable[Entry], root: Path, share: float) -> Iterator[Ent
         raise ValueError(f"data.holdout={share} must be at least 0 and less than 1")
     for entry in entries:
         if share and entry.split == "train" and _below(entry, root, share):
-            yield entry._replace(split="val")
+            yield entry._replace(split=split)
         else:
             yield entry
 

@@ -9,7 +9,7 @@ from support.strategies import trained
 
 from pipeline.checkpoint import latest
 from pipeline.compose import ConfigError, compose
-from pipeline.launch import preflight
+from pipeline.preflight import preflight
 
 needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None,

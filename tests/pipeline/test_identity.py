@@ -45,8 +45,14 @@ def test_a_changed_run_is_refused_by_name(tmp_path):
     check_same(replace(config, max_images=9, processes="1"), run)
     with pytest.raises(ConfigError, match="was started with seed=0, now it is 5"):
         check_same(replace(config, seed=5), run)
-    with pytest.raises(ConfigError, match="model.width=0.25"):
+    with pytest.raises(ConfigError, match="model.width=0.25") as wider:
         check_same(replace(config, model=replace(config.model, width=0.5)), run)
+    with pytest.raises(ConfigError) as seeded:
+        check_same(replace(config, seed=5), run)
+    assert f"run=NEW (init={tmp_path} takes these weights along)" in str(seeded.value)
+    assert "run=NEW;" in str(wider.value)  # whose weights would not fit
+    may = "what may change is max_images, processes, accumulate, parallel.strategy, "
+    assert may in str(wider.value) and "checkpoint.*, cluster.*" in str(seeded.value)
 
 
 def test_what_auto_came_to_at_the_first_start_stays(tmp_path):

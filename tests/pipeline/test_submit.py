@@ -18,6 +18,7 @@ from pipeline.compose import ConfigError, compose
 from pipeline.identity import folder_of
 
 ROOT = Path(__file__).resolve().parents[2]
+SIDES = ("data.crop=64", "validate.size=64")
 TRAIN = ["train", "experiment=quickstart", "data.url=sets/photos", "batch=16"]
 SLURM = ["cluster=slurm", "cluster.gpus_per_node=0", "cluster.code=image"]
 KUBERNETES = ["cluster=kubernetes", "cluster.image=r/x@sha256:0", "cluster.gpus_per_node=0"]
@@ -365,7 +366,7 @@ def test_a_job_that_is_refused_leaves_no_run_behind(sbatch, tmp_path, small_set,
     from mlflow.tracking import MlflowClient
 
     with pytest.raises(ValueError, match="shut"):
-        submit.main([*TRAIN, f"data.url={small_set}", "data.crop=64", *points, *SLURM])
+        submit.main([*TRAIN, f"data.url={small_set}", *SIDES, *points, *SLURM])
     assert [p.name for p in (tmp_path / "runs").iterdir() if p.is_dir()] == []
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     ids = [e.experiment_id for e in client.search_experiments()]
@@ -375,7 +376,7 @@ def test_a_job_that_is_refused_leaves_no_run_behind(sbatch, tmp_path, small_set,
 def test_a_refusal_gives_a_run_that_was_there_its_status_back(sbatch, tmp_path, small_set):
     from mlflow.tracking import MlflowClient
 
-    words = [*TRAIN, f"data.url={small_set}", "data.crop=64", *SLURM]
+    words = [*TRAIN, f"data.url={small_set}", *SIDES, *SLURM]
     (part,) = jobplan.parse(words)
     run = tmp_path / part.runs[0]
     with ExitStack() as undo:

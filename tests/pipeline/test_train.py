@@ -255,6 +255,10 @@ def test_what_cannot_be_trained_is_refused_before_a_worker_starts(
     assert "batch=8 is not divisible by 3" in refused(train, fresh, "processes=3")
     assert "data.train=trian is no split" in refused(train, fresh, "data.train=trian")
     assert "no manifest.json" in refused(train, fresh, f"data.url={tmp_path}")
+    assert "data.validate=test: the best" in refused(train, fresh, "data.validate=test")
+    assert "holds no checkpoint: give a run" in refused(train, fresh, f"init={tmp_path}")
+    single = refused(train, fresh, "parallel=single", "processes=2")
+    assert "parallel=single is one process" in single
     assert "processes=all is no count" in refused(train, fresh, "processes=all")
     assert not fresh.exists()
 

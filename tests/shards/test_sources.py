@@ -346,6 +346,15 @@ def test_canyon_is_that_category_of_train_and_val(places: tuple[Path, str], tmp_
         }
 
 
+def test_what_canyon_holds_out_is_no_val_which_the_paper_tests_on(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"data_256/c/canyon/{i:08d}.jpg" for i in range(100)), "val_256/v.jpg")
+    touch(tmp_path, "places365_val.txt", text="v.jpg 81\n")
+    found = listed("places365_canyon", tmp_path, 0.3)
+    splits = Counter(entry.split for entry in found)
+    assert splits["val"] == 1 and splits["train"] + splits["holdout"] == 100
+    assert 12 <= splits["holdout"] <= 48  # 30 expected; four standard deviations are 18
+
+
 def test_canyon_of_a_flat_data_256_is_told_by_the_training_list(tmp_path: Path) -> None:
     touch(tmp_path, "data_256/one.jpg", "data_256/two.jpg", "val_256/v.jpg", "val_256/w.jpg")
     touch(tmp_path, "places365_val.txt", text="v.jpg 81\nw.jpg 7\n")

@@ -1,0 +1,135 @@
+"""Checkpoints as they lie there, read without torch: which exist, which are whole.
+
+`checkpoint` says what is in them; the launcher looks here before any worker starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from shards import store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA = 1
+METRIC = "val/psnr"
+NAME = re.compile(r"\d{12}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One that exists: where it is and what its `state.json` says."""
+
+    url: str
+    state: dict[str, Any]
+    held: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def images_seen(self) -> int:
+        return int(self.state["images_seen"])
+
+    @property
+    def name(self) -> str:
+        return f"{self.images_seen:012d}"
+
+    def data(self, name: str) -> bytes:
+        """One file's bytes, those that `latest` read once; ValueError where they are others."""
+        if name in self.held:
+            return self.held.pop(name)
+        data = store.read(store.join(self.url, f"{name}.safetensors"))
+        expected = self.state["files"].get(name, {}).get("sha256")
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise ValueError(f"{store.display(self.url)}/{name}.safetensors is torn or corrupted")
+        return data
+
+    def read(self, name: str) -> dict[str, Tensor]:
+        """Tensors of one file, on the CPU; ValueError where its bytes are not those written."""
+        from safetensors.torch import load
+
+        return load(self.data(name))
+
+
+def checkpoints(run_url: str) -> list[Checkpoint]:
+    """Those that exist, oldest first, their tensors unread; an unreadable one is passed over."""
+    base = store.join(run_url, "checkpoints")
+    found = []
+    for name in filter(NAME.fullmatch, store.names(base)):
+        url = store.join(base, name)
+        try:
+            state = json.loads(store.read(store.join(url, "state.json")))
+        except FileNotFoundError:
+            continue
+        except ValueError:  # no JSON
+            passed_over(url)
+            continue
+        if state.get("schema") != SCHEMA:
+            raise ValueError(
+                f"{store.display(url)} has schema {state.get('schema')}, this version reads "
+                f"{SCHEMA}: continue it with the version that wrote it"
+            )
+        found.append(Checkpoint(url, state))
+    return found
+
+
+def is_whole(checkpoint: Checkpoint, hold: bool = False) -> bool:
+    """True where every file has the bytes that were written; `hold`: kept, to be read once."""
+    for name in checkpoint.state["files"]:
+        try:
+            data = checkpoint.data(name)
+        except (ValueError, FileNotFoundError):
+            checkpoint.held.clear()
+            return False
+        if hold:
+            checkpoint.held[name] = data
+    return True
+
+
+def latest(run_url: str) -> Checkpoint | None:
+    """The newest whole checkpoint, its bytes held until they are read; broken ones are passed over
+    with a word on stderr."""
+    for checkpoint in reversed(checkpoints(run_url)):
+        if is_whole(checkpoint, hold=True):
+            return checkpoint
+        passed_over(checkpoint.url)
+    return None
+
+
+def passed_over(url: str) -> None:
+    print(f"checkpoint {store.display(url)} is torn or corrupted: passed over", file=sys.stderr)
+
+
+def address(url: str) -> tuple[str, str | None]:
+    """The run's URL and, of a checkpoint's own, its name."""
+    run_url, _, name = url.rstrip("/").rpartition("/")
+    if NAME.fullmatch(name) and run_url.endswith("/checkpoints"):
+        return run_url.removesuffix("/checkpoints"), name
+    return url, None
+
+
+def find(url: str, which: str = "last") -> Checkpoint:
+    """A checkpoint by the URL of its run (`which`: last, best or images_seen) or its own URL."""
+    run_url, name = address(url)
+    url, which = run_url, name or which
+    every = checkpoints(url)
+    if not every:
+        raise ValueError(f"{store.display(url)} holds no checkpoint: name a run's folder")
+    if which == "last":
+        return every[-1]
+    if which == "best":
+        return max(every, key=score)
+    for checkpoint in every:
+        if which.isdigit() and checkpoint.images_seen == int(which):
+            return checkpoint
+    there = ", ".join(str(c.images_seen) for c in every)
+    raise ValueError(f"{store.display(url)} has no checkpoint {which!r}; last, best or {there}")
+
+
+def score(checkpoint: Checkpoint) -> tuple[float, int]:
+    metric = float(checkpoint.state.get("metrics", {}).get(METRIC, "nan"))
+    return (metric if metric == metric else float("-inf"), checkpoint.images_seen)
