@@ -94,8 +94,8 @@ def supervise(
         leave_word(error or "")
         told = error
         if status == SAVED and (ended := [i for i in range(len(started)) if statuses[i] < 0]):
-            number = [*stop, *(-statuses[i] for i in [*first, *ended] if i in ended)][0]
-            told = f"stopped ({signal.Signals(number).name}) {early}"
+            got = [*stop, *(-statuses[i] for i in [*first, *ended] if i in ended)][0]
+            told = f"stopped ({signal.Signals(got).name}) {early}"
         if told is not None and status != CONFIGURATION and writing is not None:
             os.write(writing, f"{told}\n".encode())
         elif told is not None:
