@@ -26,6 +26,7 @@ from pipeline.config import TrainConfig
 from pipeline.device import choose_precision, thread_count, uses_gpu
 from pipeline.syncnorm import synchronised
 from pipeline.trainee import Trainee
+from pipeline.watch import FIRST
 from pipeline.zero import STAGES, Sharded
 
 warnings.filterwarnings("ignore", message=r".*broadcast_buffers.*", category=FutureWarning)
@@ -46,7 +47,8 @@ class Engine:
         self.precision = choose_precision(config.precision, on_gpu)
         threads = thread_count(config.threads, world)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or Accelerate sets 1, and warns
-        hang = timedelta(seconds=config.parallel.hang_timeout) + AFTER_WATCH
+        slow = FIRST if config.parallel.compile else 1
+        hang = timedelta(seconds=slow * config.parallel.hang_timeout) + AFTER_WATCH
         backend = "nccl" if on_gpu else "gloo"
         self.accelerator = Accelerator(
             cpu=not on_gpu,
@@ -75,7 +77,7 @@ class Engine:
         if self.stage and not dist.is_initialized():  # one process
             os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        self._votes = dist.new_group(backend="gloo") if world > 1 and on_gpu else None
+        self._votes = dist.new_group(backend="gloo", timeout=hang) if world > 1 and on_gpu else None
 
     @property
     def is_main(self) -> bool:
@@ -246,12 +248,10 @@ class Engine:
 
         DDP's reducer, destroyed after the group, holds the GIL while it waits for a thread of gloo
         that may want it. After an `error` others may stand in an exchange, for which leaving would
-        wait, and the error with it: the process ends without. One of a group that has not ended
-        after `LEAVING` seconds shows its stacks and ends with 1.
+        wait: the process ends without. After `LEAVING` seconds it shows its stacks and ends with 1.
         """
-        failed = isinstance(error, Exception)
-        if not failed:
-            self.any(False)  # rank 0 may still write the last checkpoint
+        if not (failed := isinstance(error, Exception)):
+            self.any(False)
         if self.world_size > 1:
             faulthandler.dump_traceback_later(LEAVING, exit=True)  # needs no GIL
         if failed:

@@ -26,8 +26,10 @@ from pipeline.identity import RunFolder, folder_of, held, images_saved
 from pipeline.podlog import PODS
 from pipeline.preflight import preflight
 from pipeline.runfolder import read_run_json, update_run_json
-from pipeline.supervise import CONFIGURATION, Ended, supervise
+from pipeline.supervise import CONFIGURATION, SAVED, STOP_SIGNALS, Ended, supervise
 from shards import store
+
+EARLY = "before training began"
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ def main(config: TrainConfig) -> dict[str, Any]:
 
         train(config)
         return {}
+    for number in STOP_SIGNALS:
+        signal.signal(number, _stopped_early)
     here = place(os.environ, process_count(config))
     try:
         run = preflight(config, here.nodes * here.processes, locks=here.node_rank == 0)
@@ -93,7 +97,8 @@ def main(config: TrainConfig) -> dict[str, Any]:
     if PODS not in os.environ:
         log = store.join(run.url, "logs", f"node-{here.node_rank}.log")
     command = [sys.executable, "-m", "pipeline", *sys.argv[1:]]
-    ended = supervise(command, here.workers, log, here.grace)
+    ended = supervise(command, here.workers, log, here.grace, EARLY)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # too late: what there was to save is saved
     if here.node_rank == 0:
@@ -101,6 +106,14 @@ def main(config: TrainConfig) -> dict[str, Any]:
             _note_end(config, run, ended)
     _leave(ended.status)
     return dict(read_run_json(run.url).get("result", {}), run=run.url)
+
+
+def _stopped_early(number: int, frame: object) -> None:
+    """A request to stop before there are workers, which get it from then on: nothing is lost."""
+    for other in STOP_SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    print(f"stopped ({signal.Signals(number).name}) {EARLY}", file=sys.stderr, flush=True)
+    raise SystemExit(SAVED)
 
 
 def _note_end(config: TrainConfig, run: RunFolder, ended: Ended) -> None:
@@ -128,7 +141,7 @@ def _smoke(config: TrainConfig, here: Place) -> dict[str, Any]:
 
     def start(words: list[str]) -> int:
         command = [sys.executable, "-m", "pipeline", *words]
-        return supervise(command, here.workers, grace=here.grace).status
+        return supervise(command, here.workers, grace=here.grace, early=EARLY).status
 
     status, found = smoke(config, start, is_first=here.node_rank == 0)
     _leave(status)

@@ -2,6 +2,9 @@
 
 SIGTERM and SIGUSR1 come from schedulers, SIGINT from a terminal. A handler that did more would run
 between two arbitrary instructions of one rank, while the others go on into a collective.
+
+Before the block of `stop_requests` a signal simply ends the process: there is nothing to save yet,
+and what it waits for, other ranks say, no flag would interrupt. Its launcher knows (`supervise`).
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ class StopRequest:
         return self.reason is not None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.reason = signal.Signals(number).name
+        self.reason = self.reason or signal.Signals(number).name  # a launcher adds its SIGTERM
 
 
 @contextmanager

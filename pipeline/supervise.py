@@ -25,6 +25,7 @@ from shards import store
 
 SAVED, CONFIGURATION = 75, 78
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOPPED = tuple(-number for number in STOP_SIGNALS)  # statuses: what it had to save has a handler
 PR_SET_PDEATHSIG = 1
 ERROR_FILE = "LACUNA_ERROR_FILE"  # where a worker leaves the line that its launcher reports
 NODE_ERRORS = "LACUNA_ERRORS"  # where each node's launcher leaves its line: this, `-` and its rank
@@ -45,12 +46,14 @@ def supervise(
     workers: Sequence[Mapping[str, str]],
     log: str | None = None,
     grace: float = 120.0,
+    early: str = "before there was anything to save",
 ) -> Ended:
     """Run `command` once for each environment in `workers`, in order of local rank.
 
-    Signals are passed on, and workers have `grace` seconds to save. When one ends badly the others
-    can make no checkpoint without it: they get `CRASHED` seconds to publish the one in hand.
-    `log`: URL of the node's log.
+    Signals are passed on, and workers have `grace` seconds to save; one without a handler for them
+    has nothing to save yet, and ends. When one ends badly the others can make no checkpoint without
+    it: they get `CRASHED` seconds to publish the one in hand.
+    `log`: URL of the node's log; `early`: what it says there of workers stopped before all else.
     """
     stop: list[int] = []
     before = {s: signal.signal(s, lambda number, _: stop.append(number)) for s in STOP_SIGNALS}
@@ -67,7 +70,7 @@ def supervise(
                     subprocess.Popen(
                         command,
                         env=environment,
-                        preexec_fn=die_with_parent,
+                        preexec_fn=_prepare,
                         stdout=stdout,
                         stderr=writing,
                     )
@@ -77,32 +80,41 @@ def supervise(
                 first = first or bad
                 if deadline is None and (stop or any(w.poll() for w in started)):
                     given = min(grace, CRASHED) if bad and not stop else grace
-                    deadline = _pass_on(started, signal.SIGTERM, given)
+                    deadline = _pass_on(started, sorted({*stop[:1], signal.SIGTERM}), given)
                 if deadline is not None and time.monotonic() > deadline:
-                    _pass_on(started, signal.SIGKILL, 0)
+                    _pass_on(started, (signal.SIGKILL,), 0)
                 time.sleep(0.05)
         finally:
-            _pass_on(started, signal.SIGKILL, 0)
+            _pass_on(started, (signal.SIGKILL,), 0)
             for number, handler in before.items():
                 signal.signal(number, handler)
         statuses = [w.wait() for w in started]
-        status = outcome(statuses)
+        status = outcome(statuses, [statuses[i] for i in first], bool(stop))
         error = None if status in (0, SAVED) else _cause(first, statuses, workers, errors)
         leave_word(error or "")
-        if error is not None and status != CONFIGURATION and writing is not None:
-            os.write(writing, f"{error}\n".encode())
-        elif error is not None:
-            print(error, file=sys.stderr, flush=True)
+        told = error
+        if status == SAVED and (ended := [i for i in range(len(started)) if statuses[i] < 0]):
+            got = [*stop, *(-statuses[i] for i in [*first, *ended] if i in ended)][0]
+            told = f"stopped ({signal.Signals(got).name}) {early}"
+        if told is not None and status != CONFIGURATION and writing is not None:
+            os.write(writing, f"{told}\n".encode())
+        elif told is not None:
+            print(told, file=sys.stderr, flush=True)
     return Ended(status, error)
 
 
-def outcome(statuses: list[int]) -> int:
+def outcome(statuses: list[int], first: list[int] | None = None, asked: bool = False) -> int:
     """The node's exit status from its workers': the first of 78, 75 that any had, else 0 or 1.
 
-    A worker killed while the others saved and left with 75 was lost, not saved: that is 1.
+    A worker killed while the others saved and left with 75 was lost, not saved: that is 1. One that
+    a request to stop ended had not begun, and so the group had not: the others' ends follow from
+    it, where it was `asked` or was the `first` to end badly. That is 75.
     """
     if CONFIGURATION in statuses:
         return CONFIGURATION
+    led = STOPPED if asked else first or [s for s in statuses if s not in (0, SAVED)]
+    if set(statuses) & set(STOPPED) and set(led) <= set(STOPPED):
+        return SAVED
     if all(status == 0 for status in statuses):
         return 0
     if all(status in (0, SAVED) for status in statuses):
@@ -157,12 +169,19 @@ def _said(status: int, worker: Mapping[str, str], error: Path) -> str:
     return f"{where} was killed by {name}{hint}"
 
 
-def _pass_on(workers: list[subprocess.Popen[bytes]], number: int, grace: float) -> float:
+def _pass_on(workers: list[subprocess.Popen[bytes]], numbers: Sequence[int], grace: float) -> float:
     for worker in workers:
         if worker.poll() is None:
-            worker.send_signal(number)
+            for number in numbers:
+                worker.send_signal(number)
             worker.send_signal(signal.SIGCONT)  # one that is stopped would not hear it
     return time.monotonic() + grace
+
+
+def _prepare() -> None:
+    """A terminal sends SIGINT to workers too: it is for the launcher until they listen to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()
 
 
 def die_with_parent() -> None:

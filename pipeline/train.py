@@ -44,10 +44,11 @@ def train(config: TrainConfig) -> None:
     config = settled(config, run)
     engine = Engine(config)
     try:
-        with ExitStack() as stack:
+        watching = Watch(engine.rank, engine.world_size, config.parallel.hang_timeout)
+        with watching as watch, ExitStack() as stack:
             if engine.is_main:
                 stack.enter_context(held(run))
-            if _train(config, run, engine, stack):
+            if _train(config, run, engine, watch, stack):
                 raise SystemExit(SAVED)
     except torch.OutOfMemoryError as error:  # of a micro-batch `explained` says what fits
         raise elsewhere(error, config.accumulate) from None
@@ -55,7 +56,9 @@ def train(config: TrainConfig) -> None:
         engine.close(sys.exception())
 
 
-def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack) -> bool:
+def _train(
+    config: TrainConfig, run: RunFolder, engine: Engine, watch: Watch, stack: ExitStack
+) -> bool:
     """True after a stop that was asked for. Returns, so that no traceback keeps the networks."""
     assert config.data.url is not None
     manifest = open_manifest(config.data.url)
@@ -67,19 +70,18 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
     check_guards(state.data or stream.guards(), stream.guards())
     state.data = stream.guards()
     pairs = fixed_pairs(config, manifest)
+    engine.any(False)  # a stop ends a process before this, and is voted on after
+    stop = stack.enter_context(stop_requests())
     tracker = stack.enter_context(open_tracker(config, run, engine, manifest))
     for name, source in networks.pretrained.items():
         tracker.tag(f"weights.{name}", source)
     saver = checkpoint.Saver(run, config.checkpoint.keep)
     stack.callback(saver.close)
-    stop = stack.enter_context(stop_requests())
     place = engine.is_main, engine.world_size
     meter = Meter(state.images_seen, config.max_images, *place, image_seconds)
     stack.callback(meter.close)
     log = StepLog(run, engine, config.log.every or (20 if engine.device.type == "cuda" else 1))
     log.cut(state.images_seen)
-    watch = Watch(engine.rank, engine.world_size, config.parallel.hang_timeout)
-    stack.callback(watch.close)
     meter.say(headline(config, run, engine, state.images_seen, networks.generator.size))
 
     stopping, owed, in_a_row = False, False, 0
@@ -118,7 +120,7 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
             began = time.perf_counter()
             watch.mark(number, "validating")
             engine.average_buffers(networks.trainees)
-            inpaint = inpainter(networks.generator.evaluated(), engine)
+            inpaint = inpainter(networks.generator.evaluated(), engine, watch)
             state.metrics = validate(inpaint, pairs, engine)
             tracker.metrics(state.metrics, state.images_seen)
             meter.say(f"{state.images_seen} images: " + described(state.metrics))
@@ -128,6 +130,7 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
             meter.elsewhere(time.perf_counter() - began)
         if saving:
             began = time.perf_counter()
+            watch.after(number, "writing the checkpoint before", saver.wait)
             watch.mark(number, "saving")
             engine.average_buffers(networks.trainees)
             save(config, networks, engine, saver, manifest, state)
@@ -142,7 +145,7 @@ def _train(config: TrainConfig, run: RunFolder, engine: Engine, stack: ExitStack
                 meter.say(line)
             tracker.publish()
 
-    watch.close()
+    watch.rest()
     saver.wait()
     note_checkpoint(tracker, saver.published)
     if engine.is_main:
@@ -177,10 +180,11 @@ def step(
     return sums
 
 
-def inpainter(generator: torch.nn.Module, engine: Engine) -> Any:
+def inpainter(generator: torch.nn.Module, engine: Engine, watch: Watch) -> Any:
     """What validation calls: (erased image, mask) -> image, in evaluation mode."""
 
     def inpaint(image: Tensor, mask: Tensor) -> Tensor:
+        watch.touch()
         before = generator.training
         generator.eval()
         try:

@@ -15,7 +15,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from datetime import timedelta
+from functools import partial
+from math import inf
 from typing import Any
 
 import torch.distributed as dist
@@ -23,10 +26,14 @@ import torch.distributed as dist
 from pipeline.supervise import leave_word
 
 TALE = 3  # looks in a row at which a silent rank is silent
+FIRST = 10  # times `limit` for what a process does for the first time: kernels are compiled
 
 
 class Watch:
-    """Watches this process's marks from a thread; does nothing where there is one process."""
+    """Watches this process's marks from a thread; does nothing where there is one process.
+
+    A context that ranks leave together, unless an error ends it.
+    """
 
     def __init__(
         self,
@@ -37,66 +44,144 @@ class Watch:
     ) -> None:
         self.rank, self.world_size, self.limit = rank, world_size, limit
         self._every = min(5.0, limit / 10)
+        self._patience = max(2.0, 2 * self._every)  # seconds that the store gets to answer
         self._end = end or _leave
         self._place: tuple[int, int, str] = (0, 0, "starting")  # marks, step, what
-        self._moved = time.monotonic()
+        self._allowed = FIRST * limit
+        self._known: set[str] = set()
+        self._moved = self._awake = time.monotonic()
+        self._first: dict[str, Any] | None = None  # what rank 0 said last
+        self._store: Any = None
         self._closed = threading.Event()
         if world_size > 1:
             threading.Thread(target=self._run, name="watch", daemon=True).start()
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if not isinstance(error, Exception):  # rank 0 may still have written a checkpoint
+                self.after(self._place[1], "leaving")
+        finally:
+            self._closed.set()
 
     def mark(self, step: int, doing: str) -> None:
         """This process now begins `doing` in `step`; in the same order on every rank."""
         self._place = (self._place[0] + 1, step, doing)
         self._moved = time.monotonic()
+        self._allowed = self.limit if doing in self._known else FIRST * self.limit
+        self._known.add(doing)
 
-    def close(self) -> None:
-        self._closed.set()
+    def touch(self) -> None:
+        """It goes on with that: no mark, for one rank may have more of it to do than another."""
+        self._moved = time.monotonic()
+
+    def rest(self) -> None:
+        """Until the next mark this process may take any time."""
+        self._allowed = inf
+
+    def after(self, step: int, doing: str, work: Callable[[], None] = lambda: None) -> None:
+        """`work`, after which no rank goes on before rank 0, however long that takes.
+
+        Not by a collective, which would time out. Raises ConnectionError where rank 0 is gone, or
+        its store has not answered for `limit` seconds.
+        """
+        self.mark(step, doing)
+        self.rest()
+        work()
+        key, pause = f"watch/{step}/{doing}", 0.005
+        if self.world_size == 1:
+            return
+        try:
+            if self.rank == 0:
+                self._ask(lambda store: store.set(key, "1"), self.limit)
+            while not self._ask(lambda store: store.check([key]), self.limit):
+                time.sleep(pause)
+                pause = min(0.25, 2 * pause)
+        except TimeoutError:
+            raise ConnectionError(self._silent()) from None
+        except dist.DistError as error:
+            raise ConnectionError(f"another rank is gone, rank 0: {error}") from None
 
     def _run(self) -> None:
-        store = dist.TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=max(2.0, 2 * self._every)),
-        )
         beats = 0
         while not self._closed.wait(self._every):
             beats += 1
             where = {"place": self._place, "beat": beats, "host": socket.gethostname()}
             try:
-                store.set(f"watch/{self.rank}", json.dumps(where))
-            except dist.DistError:
-                if self._stalled(0):
-                    self._end(f"{self._since()}: rank 0 on {os.environ['MASTER_ADDR']} is silent")
-                continue
-            if self._stalled(0 if self.rank == 0 else 2 * TALE):
-                before = self._look(store)
-                if not self._closed.wait(TALE * self._every) and self._stalled(0):
-                    self._end(f"{self._since()}: {culprits(before, self._look(store))}")
+                self._first = self._ask(partial(self._tell, where)) or self._first
+                if self.stalled(0 if self.rank == 0 else 2 * TALE):
+                    before = self._ask(self._look)
+                    if not self._closed.wait(TALE * self._every) and self.stalled():
+                        self._end(f"{self._since()}: {culprits(before, self._ask(self._look))}")
+            except (dist.DistError, TimeoutError):
+                if self.stalled() and not self._closed.is_set():
+                    self._end(f"{self._since()}: {self._silent()}")
 
-    def _stalled(self, patience: int) -> bool:
-        """Rank 0 speaks first, so that it is said once."""
-        return time.monotonic() - self._moved > self.limit + patience * self._every
+    def stalled(self, patience: int = 0) -> bool:
+        """Whether the marks have stopped. Rank 0 speaks first, so that it is said once.
+
+        A process that was itself stopped knows nothing of the others: its patience begins anew.
+        """
+        now = time.monotonic()
+        if now - self._awake > 2 * (TALE * self._every + self._patience):
+            self._moved = now
+        self._awake = now
+        return now - self._moved > self._allowed + patience * self._every
 
     def _since(self) -> str:
-        return f"no step has ended for {self.limit:.0f} s (parallel.hang_timeout)"
+        return f"no step has ended for {self._allowed:.0f} s (parallel.hang_timeout)"
+
+    def _silent(self) -> str:
+        where = _told(self._first) if self._first else f"on {os.environ['MASTER_ADDR']}"
+        return f"rank 0 {where} is silent"
+
+    def _ask(self, question: Callable[[Any], Any], seconds: float | None = None) -> Any:
+        """What the store answers; TimeoutError where it does not, and the thread is left behind.
+
+        The store's own time-outs do not hold while the process that serves it, rank 0, is stopped.
+        """
+        answer: Future[Any] = Future()
+
+        def ask() -> None:
+            try:
+                self._store = self._store or self._connected()
+                answer.set_result(question(self._store))
+            except Exception as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, name="watch-asks", daemon=True).start()
+        return answer.result(seconds or self._patience)
+
+    def _connected(self) -> Any:
+        return dist.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=self._patience),
+        )
+
+    def _tell(self, where: dict[str, Any], store: Any) -> dict[str, Any] | None:
+        """Tell the others where this rank stands; what rank 0 told, None before it spoke."""
+        store.set(f"watch/{self.rank}", json.dumps(where))
+        return _read(store, 0)
 
     def _look(self, store: Any) -> list[dict[str, Any] | None]:
-        """What each rank last said; None of one that never did, or of all once rank 0 is silent."""
-        found: list[dict[str, Any] | None] = []
-        for rank in range(self.world_size):
-            key = f"watch/{rank}"
-            try:
-                found.append(json.loads(store.get(key)) if store.check([key]) else None)
-            except dist.DistError:
-                found.append(None)
+        """What each rank last said; None of one that never did."""
+        found = [_read(store, rank) for rank in range(self.world_size)]
         found[self.rank] = {
             "place": self._place,
             "beat": time.monotonic(),
             "host": socket.gethostname(),
         }
         return found
+
+
+def _read(store: Any, rank: int) -> dict[str, Any] | None:
+    key = f"watch/{rank}"
+    return json.loads(store.get(key)) if store.check([key]) else None
 
 
 def culprits(
@@ -115,7 +200,7 @@ def culprits(
     if len(behind) == len(places):
         return f"every rank stands at step {places[0][1]}, {places[0][2]}"
     told = "; ".join(f"rank {r} {_told(after[r])} is behind" for r in behind)
-    ahead = max(places)
+    ahead = max(places, key=lambda place: int(place[0]))
     return f"{told}; the furthest is at step {ahead[1]}, {ahead[2]}"
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,21 @@ ROOT = Path(__file__).resolve().parents[2]
         ([75, -9], 1),
         ([78, -15], 78),
         ([1, 75], 1),
+        ([-15, -15], 75),
+        ([-10, -15], 75),
+        ([75, -15], 75),
     ],
 )
 def test_the_nodes_status_says_saved_only_where_all_saved(statuses, status):
     assert outcome(statuses) == status
+
+
+def test_of_a_group_that_had_not_begun_a_failure_stays_one_unless_it_followed_from_a_stop():
+    assert outcome([1, -15], first=[1]) == 1  # ended for the other's sake
+    assert outcome([1, -15], first=[-15]) == 75
+    assert outcome([1, -15], first=[1, -15]) == 1
+    assert outcome([1, -15], first=[1, -15], asked=True) == 75
+    assert outcome([1, -9], first=[1], asked=True) == 1
 
 
 def python(code):
@@ -68,20 +80,45 @@ def launcher(tmp_path, workers, code):
     return process, [int(p.read_text()) for p in pids]
 
 
-SAVES = (
-    "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
-    "pathlib.Path(__file__).with_name('ready' + os.environ['RANK']).touch()\n"
-    "time.sleep(60)"
-)
+SAVES = f"""
+sys.path.insert(0, {str(ROOT)!r})
+from pipeline.preempt import stop_requests
+with stop_requests() as stop:
+    mark.with_name('ready' + os.environ['RANK']).touch()
+    while not stop:
+        time.sleep(0.01)
+mark.with_name('reason' + os.environ['RANK']).write_text(stop.reason)
+sys.exit(75)
+"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_to_the_launcher_lets_every_worker_save(tmp_path, number):
+def test_a_signal_to_the_launcher_lets_every_worker_save_and_say_what_was_asked(tmp_path, number):
     process, _ = launcher(tmp_path, 2, SAVES)
     while not all((tmp_path / f"ready{rank}").exists() for rank in range(2)):
         time.sleep(0.05)
     process.send_signal(number)
     assert process.wait(30) == 75
+    reasons = [(tmp_path / f"reason{rank}").read_text() for rank in range(2)]
+    assert reasons == [number.name] * 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_before_there_is_anything_to_save_is_no_failure(tmp_path, number, capfd):
+    """To the launcher and, as a terminal does, to its workers."""
+    process, pids = launcher(tmp_path, 2, "time.sleep(60)")
+    for pid in [process.pid, *pids]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+    assert process.wait(30) == 75
+    assert capfd.readouterr().err == f"stopped ({number.name}) before there was anything to save\n"
+
+
+def test_a_signal_to_one_worker_alone_before_it_listens_is_no_failure(tmp_path, capfd):
+    process, pids = launcher(tmp_path, 2, "time.sleep(60)")
+    os.kill(pids[1], signal.SIGUSR1)
+    assert process.wait(30) == 75
+    assert "stopped (SIGUSR1)" in capfd.readouterr().err
 
 
 def test_workers_die_with_their_launcher(tmp_path):
