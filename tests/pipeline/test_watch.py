@@ -130,6 +130,9 @@ def pair(monkeypatch):
     yield ranks, said, served
     for rank in ranks:
         rank._closed.set()
+    for thread in threading.enumerate():  # one that still tries to connect would abort pytest's end
+        if thread.name.startswith("watch"):
+            thread.join(30)
 
 
 def test_ranks_wait_for_rank_0_longer_than_for_a_step_and_none_is_blamed(pair):
