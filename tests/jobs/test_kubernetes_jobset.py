@@ -59,12 +59,12 @@ def stepped(cli, run, count):
 def test_a_killed_pod_starts_the_whole_gang_again_and_the_losses_are_the_undisturbed_runs(
     cli, small_set, pods, on
 ):
-    words = [*TINY, f"data.url={small_set}", "max_images=96", "checkpoint.every_images=24"]
+    words = [*TINY, f"data.url={small_set}", "max_images=64", "checkpoint.every_images=24"]
     (job,) = submitted(cli, "train", *words, f"run={cli.cwd}/runs/gang", *on, "cluster.nodes=2")
     assert job["number"] == "jobset/gang"
     with ThreadPoolExecutor() as pool:
         follow = pool.submit(cli, "logs", "gang", "-f")
-        steps = stepped(cli, "gang", 5)
+        steps = stepped(cli, "gang", 4)
         first = left(pods, "gang-train-0-")
         pods.containers[first[-1]].kill()
         seen = watched(cli, "gang")

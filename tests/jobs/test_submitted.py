@@ -72,7 +72,7 @@ def test_what_ran_was_the_commit_and_not_the_checkout(cli, chain):
 
 
 def test_a_sweep_is_a_parent_and_a_child_for_each_point_in_mlflow(cli, chain):
-    words = ["train", *RECIPE, "data.url=sets/a", "max_images=16", "seed=1,2", "cluster=local"]
+    words = ["train", *RECIPE, "data.url=sets/a", "max_images=8", "seed=1,2", "cluster=local"]
     (job,) = json.loads(cli("submit", *words, "--json").stdout)["jobs"]
     assert job["id"].startswith("sweep-")
     cli.until(lambda: cli.status(job["id"])["state"] != "RUNNING", "the sweep")
