@@ -51,7 +51,8 @@ class Watch:
         self._known: set[str] = set()
         self._moved = self._awake = time.monotonic()
         self._first: dict[str, Any] | None = None  # what rank 0 said last
-        self._store: Any = None
+        # At once: the name of a job that is being deleted may mean nothing any more.
+        self._store = self._connected() if world_size > 1 else None
         self._closed = threading.Event()
         if world_size > 1:
             threading.Thread(target=self._run, name="watch", daemon=True).start()
@@ -146,7 +147,6 @@ class Watch:
 
         def ask() -> None:
             try:
-                self._store = self._store or self._connected()
                 answer.set_result(question(self._store))
             except Exception as error:
                 answer.set_exception(error)
@@ -160,7 +160,7 @@ class Watch:
             int(os.environ["MASTER_PORT"]),
             is_master=False,
             wait_for_workers=False,
-            timeout=timedelta(seconds=self._patience),
+            timeout=timedelta(seconds=60),  # of the connection; `_ask` waits for no answer so long
         )
 
     def _tell(self, where: dict[str, Any], store: Any) -> dict[str, Any] | None:
