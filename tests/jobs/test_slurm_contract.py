@@ -122,6 +122,34 @@ def test_a_configuration_error_is_not_tried_again(slurm, job):
     assert found.reason == "configuration error, not retried"
 
 
+def test_an_interpreter_that_no_node_has_is_not_tried_again(slurm, job):
+    made = job("nowhere", "steps=1")
+    found = ended(backend.submit(made, replace(SMALL, python="/no/such/python")), made)
+    assert (found.state, found.restarts) == (State.FAILED, 0)
+    assert found.reason.startswith("exit 127, not retried") and "/no/such/python" in found.reason
+
+
+def test_a_crash_that_cannot_be_counted_is_not_tried_again(slurm, job):
+    """Every write to a file fails, as on a full disk: it is made, and stays empty."""
+    made = job("full", "steps=1")
+    full = replace(SMALL, retries=5, setup=["trap '' XFSZ", "ulimit -f 0"])
+    found = ended(backend.submit(made, full), made)
+    assert (found.state, found.restarts) == (State.FAILED, 0)
+    assert not steps(made)
+
+
+def test_a_node_that_cannot_open_the_logs_is_what_status_says(slurm, job):
+    made = job("apart", "steps=1")
+    number = backend.submit(made, replace(SMALL, sbatch={"hold": None}))
+    logs = Path(made.folder, "logs")
+    logs.rename(logs.with_name("elsewhere"))
+    logs.touch()  # nor can slurmd make the folder
+    slurm.run("scontrol", "release", number)
+    found = ended(number, made)
+    told = f"a node cannot open {logs}: is the folder on a shared disk?"
+    assert (found.state, found.reason, found.restarts) == (State.FAILED, told, 0)
+
+
 def test_a_cancelled_job_saves_first_and_is_not_requeued(slurm, job):
     made = job("cancelled", "steps=300")
     number = backend.submit(made, TWO)

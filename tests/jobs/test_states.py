@@ -33,6 +33,10 @@ def line(state, reason="None", code=0, job=7, restarts=0, nodes="n[1-2]"):
         (line("FAILED", "NonZeroExitCode", 75), "INTERRUPTED", "saved"),
         (line("FAILED", "NonZeroExitCode", 137), "FAILED", "killed"),
         (line("CANCELLED"), "CANCELLED", ""),
+        (line("CANCELLED", "BeginTime"), "CANCELLED", ""),  # requeued, waiting, cancelled
+        (line("CANCELLED", "DependencyNeverSatisfied"), "CANCELLED", "DependencyNeverSatisfied"),
+        (line("STOPPED"), "RUNNING", "on n[1-2]"),
+        (line("RESV_DEL_HOLD", "ReservationDeleted"), "QUEUED", "ReservationDeleted"),
         (line("TIMEOUT", "TimeLimit"), "INTERRUPTED", "raise cluster.lead_seconds"),
         (line("NODE_FAIL"), "INTERRUPTED", "a node was lost"),
         (line("PREEMPTED"), "INTERRUPTED", "preempted"),
@@ -112,6 +116,13 @@ def test_a_script_that_was_killed_says_so_and_not_where_it_ran():
     found = from_scontrol(text, {"7": "RUNNING on n1,n2"})
     assert found.state is State.FAILED
     assert found.reason.startswith("exit 137: killed (memory limit")
+
+
+def test_a_job_whose_output_no_node_could_open_says_where_it_was_to_be():
+    told = "a node cannot open /r/a/logs: is the folder on a shared disk?"
+    text = line("FAILED", "JobLaunchFailure").replace("ExitCode=0:0", "ExitCode=0:53")
+    assert from_scontrol(text, {"7": "QUEUED"}, "/r/a/logs").reason == told
+    assert from_sacct("7|FAILED|0:53\n", {"7": "QUEUED"}, "/r/a/logs").reason == told
 
 
 def test_sacct_names_the_elements_of_an_array_as_scontrol_does():
