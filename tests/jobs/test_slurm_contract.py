@@ -13,6 +13,8 @@ from jobs import scheduler, slurm_status
 from jobs import slurm as backend
 from jobs.scheduler import Stage
 from jobs.spec import Cluster, Job, State, SubmitError
+from pipeline import logs
+from pipeline.jobrecord import Record, where_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.dist]
 SMALL = Cluster(scheduler="slurm", cpus_per_node=1, memory_gb=1, lead_seconds=10, retries=1)
@@ -113,6 +115,17 @@ def test_a_crash_is_tried_again_as_often_as_is_allowed(slurm, job):
     found = ended(numbers[1], lost)
     assert (found.state, found.restarts) == (State.FAILED, 1)
     assert found.reason == "crashed 2 times, last exit 1"
+
+
+def test_a_log_is_followed_through_a_requeue_to_the_end_of_the_job(slurm, job, capsys):
+    made = job("followed", "steps=4", "pause=0.05", "crash=2", "crashes=1")
+    number = backend.submit(made, SMALL)
+    record = Record("followed", "train", made.run, made.folder, number, where_of(SMALL), "")
+    logs._files(record, follow=True)
+    assert slurm_status.status(number, made.folder).state is State.SUCCEEDED
+    told = capsys.readouterr().out
+    assert "crash 1 of 1 allowed" in told and "the end of 0 at 4" in told
+    assert told == output(made)
 
 
 def test_a_configuration_error_is_not_tried_again(slurm, job):
