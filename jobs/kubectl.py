@@ -14,6 +14,7 @@ from jobs import kubernetes
 from jobs.kube_status import judged, judged_stage, queued, refused
 from jobs.pod import Object
 from jobs.spec import Cluster, State, Status, SubmitError, call, last_line
+from jobs.watching import watched
 
 HINTS = {
     r"forbidden": "you have no rights for that in this namespace: check cluster.namespace, or ask "
@@ -80,11 +81,33 @@ def submit(objects: Sequence[Object], cluster: Cluster) -> str:
 
 
 def _refuse_others(main: Object, there: Object, number: str) -> None:
-    mine, theirs = (o["metadata"].get("annotations", {}).get(kubernetes.RUN) for o in (main, there))
-    if mine != theirs:
-        raise SubmitError(
-            f"{number} is there and belongs to {theirs or 'somebody else'}: give cluster.name="
-        )
+    if whose := _stranger(there, "", main["metadata"]["annotations"][kubernetes.RUN]):
+        raise SubmitError(f"{number} is there and belongs to {whose}: give cluster.name=")
+
+
+def _stranger(there: Object, stage: str, run: str) -> str:
+    """Whose the Job, JobSet or stage is; empty where it is of this run."""
+    parts = there.get("spec", {}).get("replicatedJobs", []) if stage else []
+    mine = [p["template"] for p in parts if re.fullmatch(rf"{stage}(-\d+)?", p["name"])]
+    marks = (mine or [there])[0].get("metadata", {}).get("annotations", {})
+    return "" if marks.get(kubernetes.RUN) == run else marks.get(kubernetes.RUN, "somebody else")
+
+
+def located(cluster: Cluster) -> Cluster:
+    """With the context and namespace that kubectl means now, for another may be current tomorrow.
+
+    In a pod there is no kubeconfig, and one place only.
+    """
+    answer = _call(cluster, "config", "view", "--minify", "-o", "json")
+    if answer.returncode:
+        return cluster
+    view = json.loads(answer.stdout)
+    here = view["contexts"][0]["context"].get("namespace", "default")
+    return replace(
+        cluster,
+        context=cluster.context or view["current-context"],
+        namespace=cluster.namespace or here,
+    )
 
 
 def _make_room(number: str, cluster: Cluster) -> None:
@@ -139,13 +162,20 @@ def _require_jobset(cluster: Cluster) -> None:
         )
 
 
-def status(number: str, cluster: Cluster) -> Status:
+def status(number: str, cluster: Cluster, run: str | None = None) -> Status:
     """Conditions of the Job or JobSet, then what its pods wait for. `jobset/NAME#STAGE`: of one
-    stage of a chain."""
+    stage of a chain. What is not of `run` is not the job that was asked for."""
+    return _seen(number, cluster, run)[0]
+
+
+def _seen(number: str, cluster: Cluster, run: str | None) -> tuple[Status, list[Object]]:
+    """How the job is, and its pods."""
     whole, _, stage = number.partition("#")
     job = _get(whole, cluster)
     if not job:
-        return Status(State.UNKNOWN, GONE)
+        return Status(State.UNKNOWN, GONE), []
+    if run is not None and (whose := _stranger(job, stage, run)):
+        return Status(State.UNKNOWN, f"{whole} is not this job any more, but of {whose}"), []
     pods = _pods(number, cluster)
     found = judged_stage(job, pods, stage) if stage else judged(job, pods)
     held = ""
@@ -153,7 +183,7 @@ def status(number: str, cluster: Cluster) -> Status:
         pod["status"].get("phase") in ("Pending", "Running") for pod in pods
     ):
         held = _held(job["metadata"]["name"], stage, cluster)
-    return replace(found, state=State.QUEUED, reason=held) if held else found
+    return replace(found, state=State.QUEUED, reason=held) if held else found, pods
 
 
 def _held(name: str, stage: str, cluster: Cluster) -> str:
@@ -187,33 +217,38 @@ def _pods(number: str, cluster: Cluster) -> list[Object]:
     return [p for p in found if part.fullmatch(p["metadata"].get("labels", {}).get(named, stage))]
 
 
-def logs(number: str, cluster: Cluster, follow: bool) -> int:
+def logs(number: str, cluster: Cluster, follow: bool, run: str | None = None) -> int:
     """Shows every pod's log, each line with its pod; how many there were.
 
     With `follow` until the job has ended, and of the pods that replace others too.
     """
     shown: dict[str, subprocess.Popen[bytes]] = {}
-    while True:
-        live = follow and status(number, cluster).state.live  # first: the last look misses no pod
-        for pod in _pods(number, cluster):
+
+    def look() -> bool:
+        found, pods = _seen(number, cluster, run)
+        for pod in pods:
             name = pod["metadata"]["name"]
             if name not in shown and pod["status"].get("phase") != "Pending":
                 words = ["logs", name, "-c", "main", "--prefix", "--tail=-1"]
                 shown[name] = subprocess.Popen(command(cluster, *words, *(["-f"] * follow)))
                 if not follow:
                     shown[name].wait()
-        if not live:
-            break
-        time.sleep(0.5)
+        return follow and found.state.live
+
+    for _ in watched(look, lambda: [process.poll() for process in shown.values()]):
+        pass
     for process in shown.values():
         process.wait()
     return len(shown)
 
 
-def cancel(number: str, cluster: Cluster) -> None:
+def cancel(number: str, cluster: Cluster, run: str | None = None) -> None:
     """Deletes it, a stage with its whole chain; pods get SIGTERM and their grace to save."""
-    kind, _, name = number.partition("#")[0].partition("/")
-    kubectl(cluster, "delete", kind, name, "--cascade=foreground", "--wait=false")
+    whole, _, stage = number.partition("#")
+    there = _get(whole, cluster) if run is not None else {}
+    if run is not None and there and (whose := _stranger(there, stage, run)):
+        raise SubmitError(f"{whole} is not this job any more, but of {whose}")
+    kubectl(cluster, "delete", *whole.split("/"), "--cascade=foreground", "--wait=false")
 
 
 def _reason(stderr: str) -> str:

@@ -90,7 +90,10 @@ def jobset(jobs: Sequence[Job], clusters: Sequence[Cluster], name: str) -> Objec
                 # One failure ends the Job, and the JobSet starts all of its pods again together.
                 del spec["backoffLimitPerIndex"], spec["maxFailedIndexes"]
                 spec["backoffLimit"] = 0
-            part_spec: Object = {"name": part, "replicas": 1, "template": {"spec": spec}}
+            mark: Object = {"annotations": {RUN: one_line("run", job.run)}}
+            part_spec: Object = {
+                "name": part, "replicas": 1, "template": {"metadata": mark, "spec": spec}
+            }  # fmt: skip
             if before:
                 part_spec["dependsOn"] = [{"name": b, "status": "Complete"} for b in before]
             made.append(part_spec)

@@ -74,7 +74,7 @@ def submit(stages: Sequence[Stage]) -> list[str]:
         except SubmitError:
             for number, stage in zip(numbers, stages):
                 with contextlib.suppress(SubmitError):
-                    cancel(number, stage.cluster)
+                    cancel(number, stage.cluster, stage.job.run)
             raise
     return numbers
 
@@ -85,18 +85,23 @@ def pods(stage: Stage) -> tuple[str, ...]:
     return tuple(kubernetes.parts(*stage)) if known else ()
 
 
-def status(number: str, folder: str, cluster: Cluster) -> Status:
-    """How a submitted job is."""
+def located(cluster: Cluster) -> Cluster:
+    """With what it leaves to the surroundings of today, so that its jobs are found tomorrow."""
+    return kubectl.located(cluster) if cluster.scheduler == "kubernetes" else cluster
+
+
+def status(number: str, folder: str, cluster: Cluster, run: str) -> Status:
+    """How a submitted job is. run: what it makes, for a name may be another's by now."""
     if cluster.scheduler == "kubernetes":
-        return kubectl.status(number, cluster)
+        return kubectl.status(number, cluster, run)
     status_of = local.status if cluster.scheduler == "local" else slurm_status.status
     return status_of(number, folder)
 
 
-def cancel(number: str, cluster: Cluster) -> None:
+def cancel(number: str, cluster: Cluster, run: str) -> None:
     """Asks it to save and leave, for good."""
     if cluster.scheduler == "kubernetes":
-        kubectl.cancel(number, cluster)
+        kubectl.cancel(number, cluster, run)
     elif cluster.scheduler == "local":
         local.cancel(number)
     else:

@@ -19,6 +19,7 @@ from jobs.text import rendered
 OURS = {"array", "chdir", "dependency", "error", "export", "job-name", "kill-on-invalid-dep",
         "nodes", "no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable",
         "requeue", "signal", "test-only", "wait", "wrap"}  # fmt: skip
+LEAST_WORK = 30  # seconds of an attempt before it is warned
 
 # TORCH_FR_*: when a rank hangs, the flight recorder writes each one's last collectives to the logs.
 ENVIRONMENT = {
@@ -86,8 +87,21 @@ def render(job: Job, cluster: Cluster) -> str:
         retries=cluster.retries,
         srun=_srun(job, cluster),
         prefix=_container(job, cluster),
+        program=interpreter(cluster),
         command=job.command(interpreter(cluster)),
     )
+
+
+def seconds(limit: str) -> int | None:
+    """A wall limit as sbatch reads it; None where there is none, or sbatch will not take it."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+(?::\d+){0,2})", limit.strip())
+    if not found:
+        return None
+    parts = [int(part) for part in found[2].split(":")]
+    if found[1] is None and len(parts) < 3:  # minutes, or minutes:seconds
+        parts.insert(0, 0)
+    hours, minutes, rest = [*parts, 0, 0][:3]
+    return int(found[1] or 0) * 86400 + hours * 3600 + minutes * 60 + rest or None
 
 
 def interpreter(cluster: Cluster) -> str:
@@ -98,6 +112,11 @@ def interpreter(cluster: Cluster) -> str:
 
 
 def _directives(job: Job, cluster: Cluster, logs: str) -> list[str]:
+    if "\\" in logs:
+        raise SubmitError(
+            f"{job.folder} holds a backslash, which sbatch takes out of the names of its files: "
+            "give another run= or cluster.folder="
+        )
     escaped = logs.replace("%", "%%")  # % starts a pattern in sbatch's file names
     array = None
     if job.elements:
@@ -128,9 +147,23 @@ def _directives(job: Job, cluster: Cluster, logs: str) -> list[str]:
     for name, value in cluster.sbatch.items():
         if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
             raise SubmitError(f"cluster.sbatch: {name!r} is no long option of sbatch")
-        if name in OURS:
-            raise SubmitError(f"cluster.sbatch.{name} is set by `submit` itself: leave it out")
+        if meant := sorted(own for own in OURS if own.startswith(name)):  # sbatch takes beginnings
+            whole = name if name in OURS else f"{name} (--{meant[0]})"
+            raise SubmitError(f"cluster.sbatch.{whole} is set by `submit` itself: leave it out")
+        if "clusters".startswith(name):
+            raise SubmitError(
+                f"cluster.sbatch.{name}: jobs go to the cluster of this machine's SLURM, which "
+                "`status` and `cancel` ask; submit from a login node of the other"
+            )
         options[name] = True if value is None else value
+    for name in ("time", "time-min"):
+        limit = seconds(str(options.get(name) or ""))
+        if limit is not None and limit < cluster.lead_seconds + LEAST_WORK:
+            raise SubmitError(
+                f"the wall limit {name}={options[name]} is {limit} s, and the job is warned "
+                f"cluster.lead_seconds={cluster.lead_seconds} before it: leave {LEAST_WORK} s at "
+                "least between start and warning, or it is requeued for ever"
+            )
     lines = []
     for name, value in options.items():
         if value is None or value is False:

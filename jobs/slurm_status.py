@@ -17,6 +17,7 @@ ENDED = {
     "PENDING": State.QUEUED,
     "REQUEUED": State.QUEUED,
     "REQUEUE_HOLD": State.QUEUED,
+    "RESV_DEL_HOLD": State.QUEUED,
     "SPECIAL_EXIT": State.QUEUED,
     "SUSPENDED": State.QUEUED,
     "RUNNING": State.RUNNING,
@@ -25,6 +26,7 @@ ENDED = {
     "STAGE_OUT": State.RUNNING,
     "RESIZING": State.RUNNING,
     "SIGNALING": State.RUNNING,
+    "STOPPED": State.RUNNING,
     "PREEMPTED": State.INTERRUPTED,
     "TIMEOUT": State.INTERRUPTED,
     "NODE_FAIL": State.INTERRUPTED,
@@ -38,12 +40,13 @@ MEANT = {
     "DEADLINE": "its deadline passed",
 }
 
-
+NEVER = "DependencyNeverSatisfied"
+UNLAUNCHED = 128 + 53  # ExitCode=0:53: the script's output file could not be made
 WAITS = {
     "AssocGrpGRES": "your account's GPUs are all in use",
     "BeginTime": "it may not start yet (after a requeue: for up to two minutes)",
     "Dependency": "for the job before it",
-    "DependencyNeverSatisfied": "for a job that failed: cancel it",
+    NEVER: "for a job that failed: cancel it",
     "InvalidAccount": "check cluster.account",
     "InvalidQOS": "check cluster.qos",
     "JobArrayTaskLimit": "cluster.throttle",
@@ -60,12 +63,12 @@ def status(number: str, folder: str | Path) -> Status:
     """What scontrol says while it remembers the job, then sacct, then the job's own note."""
     shown = call(["scontrol", "-o", "show", "job", number])
     if shown.returncode == 0 and shown.stdout.strip():
-        return from_scontrol(shown.stdout, notes(folder))
+        return from_scontrol(shown.stdout, notes(folder), f"{folder}/logs")
     if "Invalid job id" not in shown.stderr:
         raise SubmitError(f"scontrol: {last_line(shown.stderr)}")
     listed = call(["sacct", "-XPn", "-j", number, "-o", "JobID,State,ExitCode"])
     if listed.returncode == 0 and listed.stdout.strip():
-        return from_sacct(listed.stdout, notes(folder))
+        return from_sacct(listed.stdout, notes(folder), f"{folder}/logs")
     return from_notes(
         {k: v for k, v in notes(folder).items() if k.partition("_")[0] == number}, "SLURM"
     )
@@ -96,7 +99,9 @@ def notes(folder: str | Path) -> dict[str, str]:
     }
 
 
-def from_scontrol(text: str, notes: dict[str, str] | None = None) -> Status:
+def from_scontrol(
+    text: str, notes: dict[str, str] | None = None, logs: str = "<run>/logs"
+) -> Status:
     """`scontrol -o show job`: one line a job, or one for each element of an array."""
     states: dict[str, State] = {}
     reasons: dict[State, str] = {}
@@ -106,14 +111,14 @@ def from_scontrol(text: str, notes: dict[str, str] | None = None) -> Status:
         number = found.get("ArrayJobId", found["JobId"])
         task = found.get("ArrayTaskId")
         note = (notes or {}).get(f"{number}_{task}" if task else number, "")
-        state, reason = _state(found["JobState"], _code(found.get("ExitCode", "0:0")), note)
+        state, reason = _state(found["JobState"], _code(found.get("ExitCode", "0:0")), note, logs)
         if state is State.QUEUED:
             word = found.get("Reason", "None")
             reason = "" if word == "None" else ": ".join(filter(None, [word, WAITS.get(word, "")]))
         elif state is State.RUNNING:
             reason = f"on {found.get('NodeList', '')}"
-        elif state is State.CANCELLED and found.get("Reason", "None") not in ("None", ""):
-            reason = f"{reason}, {found['Reason']}".strip(", ")
+        elif state is State.CANCELLED and found.get("Reason") == NEVER:
+            reason = NEVER  # any other is what it waited for
         restarts += int(found.get("Restarts", 0))
         for element in numbers(task or number):
             states[element] = state
@@ -131,13 +136,13 @@ def from_scontrol(text: str, notes: dict[str, str] | None = None) -> Status:
     return Status(whole, reasons.get(whole, ""), restarts, states if len(states) > 1 else {})
 
 
-def from_sacct(text: str, notes: dict[str, str] | None = None) -> Status:
+def from_sacct(text: str, notes: dict[str, str] | None = None, logs: str = "<run>/logs") -> Status:
     """`sacct -XPn -o JobID,State,ExitCode`; `CANCELLED by 1000` keeps who did it."""
     states: dict[str, State] = {}
     reasons: dict[State, str] = {}
     for line in text.strip().splitlines():
         number, word, code = line.split("|")[:3]
-        state, reason = _state(word.split()[0], _code(code), (notes or {}).get(number, ""))
+        state, reason = _state(word.split()[0], _code(code), (notes or {}).get(number, ""), logs)
         who = re.search(r"by (\d+)", word)
         for element in numbers(number.partition("_")[2].strip("[]") or number):
             states[element] = state
@@ -152,7 +157,9 @@ def _code(text: str) -> int:
     return 128 + int(signal) if int(signal or 0) else int(status)
 
 
-def _state(word: str, code: int, note: str) -> tuple[State, str]:
+def _state(word: str, code: int, note: str, logs: str) -> tuple[State, str]:
+    if word == "FAILED" and code == UNLAUNCHED:
+        return State.FAILED, f"a node cannot open {logs}: is the folder on a shared disk?"
     if word == "FAILED":
         saved = code == 75
         last, _, told = note.partition(" ")

@@ -21,7 +21,7 @@ def main(config: CancelConfig) -> dict[str, Any]:
         raise SubmitError(f"{record.id} does not run any more: it is {found.line()}")
     jobrecord.write(replace(record, cancelled=True))  # first: what it stops asks for it
     try:
-        scheduler.cancel(record.number, record.where)
+        scheduler.cancel(record.number, record.where, record.run)
     except SubmitError:
         jobrecord.write(record)
         raise

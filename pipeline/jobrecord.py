@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import scheduler
+from jobs.kubectl import GONE
 from jobs.slurm_status import from_notes
 from jobs.spec import Cluster, State, Status, SubmitError
 from shards import store
@@ -49,9 +50,11 @@ class Record:
 
     def status(self) -> Status:
         """The scheduler's word; a job that is gone after it was cancelled was cancelled."""
-        found = scheduler.status(self.number, self.folder, self.where)
+        found = scheduler.status(self.number, self.folder, self.where, self.run)
         if found.state is State.UNKNOWN and self.pods:
-            found = self._left()
+            left = self._left()
+            told = found.reason if found.reason != GONE else left.reason
+            found = replace(left, reason=told) if left.state is State.UNKNOWN else left
         stopped = (State.UNKNOWN, State.FAILED, State.INTERRUPTED, State.CANCELLED)
         if self.cancelled and found.state in stopped:
             return replace(found, state=State.CANCELLED, reason="by `cancel`")

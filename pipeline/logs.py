@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 
 from jobs import kubectl
+from jobs.slurm_status import notes
 from jobs.spec import SubmitError
+from jobs.watching import watched
 from pipeline import jobrecord
 from pipeline.jobconfig import LogsConfig
 from pipeline.jobrecord import Record
@@ -27,12 +29,15 @@ def main(config: LogsConfig) -> None:
 
 
 def _pods(record: Record, follow: bool) -> None:
-    if kubectl.logs(record.number, record.where, follow):
+    if kubectl.logs(record.number, record.where, follow, record.run):
         return
     logs = store.join(record.folder, "logs")
     names = [n for n in store.names(logs) if n.endswith(".log")]
     if not names:
-        raise SubmitError(f"{record.id} has no pods, and {store.display(logs)} holds no log")
+        raise SubmitError(
+            f"{record.id} has no pods and {store.display(logs)} holds no log: it is "
+            f"{record.status().line()}"
+        )
     for name in names:
         for line in store.read(store.join(logs, name)).decode(errors="replace").splitlines():
             print(f"[{name.removesuffix('.log')}] {line}")
@@ -40,19 +45,22 @@ def _pods(record: Record, follow: bool) -> None:
 
 def _files(record: Record, follow: bool) -> None:
     read: dict[Path, int] = {}
-    while True:
-        over = not follow or not record.status().state.live
+    looks = watched(lambda: record.status().state.live, lambda: _notes(record))
+    for _ in looks if follow else [False]:
         for path in outputs(record):
             with open(path, "rb") as file:
                 file.seek(read.get(path, 0))
                 sys.stdout.write(file.read().decode(errors="replace"))
                 read[path] = file.tell()
         sys.stdout.flush()
-        if over:
-            break
-        time.sleep(0.5)
     if not read:
         raise SubmitError(f"{record.id} has said nothing yet: see `status {record.id}`")
+
+
+def _notes(record: Record) -> dict[str, str]:
+    """What the job's scripts noted of it last: at its end they say so before the scheduler does."""
+    number = record.number.partition("_")[0]
+    return {k: v for k, v in notes(record.folder).items() if k.partition("_")[0] == number}
 
 
 def outputs(record: Record) -> list[Path]:
@@ -73,8 +81,9 @@ def errors(record: Record) -> list[tuple[float, str]]:
         return []
     found = []
     for path in Path(record.folder, "logs").glob(f"error-{record.number}[-_]*"):
-        when, _, line = path.read_text().strip().partition(" ")
-        found.append((float(when), line))
+        with suppress(ValueError, OSError):  # empty where the disk was full; gone at a restart
+            when, _, line = path.read_text().strip().partition(" ")
+            found.append((float(when), line))
     return found
 
 

@@ -28,6 +28,7 @@ def main(words: Sequence[str], dry_run: bool = False) -> Any:
     stages = [Stage(*job_of(part, dry_run)) for part in parts]
     if dry_run:
         return scheduler.render(stages)
+    stages = [Stage(job, scheduler.located(cluster)) for job, cluster in stages]
     if parts[0].settings.check:
         return {"check": scheduler.ask(stages)}
     scheduler.render(stages)
@@ -48,7 +49,7 @@ def main(words: Sequence[str], dry_run: bool = False) -> Any:
         before = jobrecord.read(part.folder)
         record = jobrecord.Record(
             id=part.id, verb=part.verb, run=stage.job.run, folder=stage.job.folder, number=number,
-            cluster=jobrecord.where_of(part.cluster), submitted=now, commit=stage.job.commit,
+            cluster=jobrecord.where_of(stage.cluster), submitted=now, commit=stage.job.commit,
             points=tuple(part.runs) if len(part.points) > 1 else (), pods=scheduler.pods(stage),
             before=(*before.before, before.number) if before else ())  # fmt: skip
         jobrecord.write(record)

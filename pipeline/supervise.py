@@ -144,8 +144,10 @@ def leave_word(line: str) -> bool:
             if TERMINATION.exists():
                 TERMINATION.write_text(line + "\n")
             if kept := os.environ.get(NODE_ERRORS):
-                name = f"{kept}-{os.environ.get('PET_NODE_RANK', '0')}"
-                Path(name).write_text(f"{time.time():.3f} {line}\n")
+                path = Path(f"{kept}-{os.environ.get('PET_NODE_RANK', '0')}")
+                whole = path.with_name(f".{path.name}")  # a full disk leaves an empty one
+                whole.write_text(f"{time.time():.3f} {line}\n")
+                whole.replace(path)
     return mine is not None
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,40 @@ def test_a_configuration_error_ends_the_job_at_once_with_its_line(kube):
     assert (found.state, found.restarts) == (State.FAILED, 0)
     assert "PodFailurePolicy" in found.reason and "leaving with 78" in found.reason
     assert "leaving with 78" in said(number)
+
+
+def test_another_s_job_of_the_same_name_is_told_and_left_alone(kube, claim):
+    number = job("theirs", "steps=400")
+    running(number, claim, "theirs")
+    told = f"{number} is not this job any more, but of /runs/theirs"
+    found = kubectl.status(number, TWO, "/runs/mine")
+    assert (found.state, found.reason) == (State.UNKNOWN, told)
+    with pytest.raises(SubmitError, match=told):
+        kubectl.cancel(number, TWO, "/runs/mine")
+    assert kubectl.logs(number, TWO, False, "/runs/mine") == 0
+    assert kubectl.status(number, TWO, "/runs/theirs").state is State.RUNNING
+    kubectl.cancel(number, TWO, "/runs/theirs")
+    assert kubectl.status(number, TWO).state is not State.RUNNING
+
+
+def test_a_job_is_found_where_it_was_submitted_after_another_context_is_current(
+    kube, tmp_path, monkeypatch
+):
+    config = json.loads(kube.config.read_text())
+    config["contexts"] += [{"name": "other", "context": {"cluster": "k", "namespace": "theirs"}}]
+    mine = tmp_path / "kubeconfig"
+    mine.write_text(json.dumps(config))
+    monkeypatch.setenv("KUBECONFIG", str(mine))
+    here = kubectl.located(TWO)
+    assert (here.context, here.namespace) == ("k", "default")
+    subprocess.run(["kubectl", "config", "use-context", "other"], check=True, capture_output=True)
+    assert kubectl.located(here) == here
+    there = kubectl.located(TWO)
+    assert (there.context, there.namespace) == ("other", "theirs")
+    there = kubectl.located(replace(TWO, context="k", namespace="x"))
+    assert (there.context, there.namespace) == ("k", "x")
+    monkeypatch.setenv("KUBECONFIG", "/dev/null")  # as in a pod
+    assert kubectl.located(TWO) == TWO
 
 
 def test_a_crash_is_tried_again_as_often_as_is_allowed(kube, claim):

@@ -21,6 +21,8 @@ def test_the_real_training_in_two_pods_goes_on_to_the_bit_after_an_eviction(cli,
           "cluster.code=snapshot", f"cluster.image={IMAGE}",
           f"cluster.volumes={{work: '{cli.cwd}', set: '{small_set}'}}"]  # fmt: skip
     cli("submit", "train", *words, f"run={cli.cwd}/runs/pods", *on)
+    where = json.loads((cli.cwd / "runs" / "pods" / "jobs.json").read_text())["cluster"]
+    assert (where["context"], where["namespace"]) == ("k", "default")
     steps = cli.cwd / "runs" / "pods" / "steps.jsonl"
 
     def stepped():

@@ -1,6 +1,9 @@
 """Jobs on this machine, run for real with a program that honours the launch contract."""
 
+import os
 import shutil
+import signal
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +25,12 @@ def job(tmp_path):
     code.mkdir(parents=True)
     (code / "__init__.py").touch()
     shutil.copy(CONTRACT, code / "__main__.py")
-    ports = iter(range(42311, 42400))
 
     def make(name, *words):
         run = str(tmp_path / name)
-        env = {**ALONE, "PET_MASTER_PORT": str(next(ports))}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            env = {**ALONE, "PET_MASTER_PORT": str(free.getsockname()[1])}
         return Job(id=name, verb="train", arguments=(f"run={run}", *words), run=run, folder=run,
                    cwd=str(tmp_path), code=str(code.parent), env=env)  # fmt: skip
 
@@ -84,10 +88,36 @@ def test_a_cancelled_job_saves_and_is_cancelled_and_submitting_it_again_goes_on(
     assert Path(made.run, "starts").read_text().splitlines()[1].startswith(f"{saved} ")
 
 
-def test_a_killed_job_is_seen_to_be_dead(job):
-    import os
-    import signal
+def test_a_script_that_is_killed_alone_takes_along_what_it_runs(job):
+    made = job("a", "steps=4000")
+    number = local.submit(made, Cluster())
+    while not Path(made.run, "starts").exists():
+        time.sleep(0.02)
+    mine = [p for p in Path("/proc").glob("[0-9]*/cmdline") if f"run={made.run}" in words_of(p)]
+    assert len(mine) == 1
+    os.kill(int(number.partition("_")[0]), signal.SIGKILL)
+    assert ended(number, made.folder).state is State.FAILED
+    end = time.monotonic() + 30
+    while f"run={made.run}" in words_of(mine[0]):
+        assert time.monotonic() < end, "the training goes on"
+        time.sleep(0.02)
 
+
+def words_of(path):
+    try:
+        return path.read_text().split("\0")
+    except OSError:
+        return []
+
+
+def test_an_interpreter_that_is_not_there_is_not_tried_again(job):
+    made = job("a", "steps=1")
+    found = ended(local.submit(made, Cluster(python="/no/such/python")), made.folder)
+    assert found.state is State.FAILED
+    assert found.reason == "exit 127, not retried: not found, or no program: /no/such/python"
+
+
+def test_a_killed_job_is_seen_to_be_dead(job):
     made = job("a", "steps=400")
     number = local.submit(made, Cluster())
     while not Path(made.run, "starts").exists():

@@ -92,13 +92,21 @@ def directives(job, cluster):
 
 @pytest.mark.parametrize("nodes", [1, 8, 64])
 def test_more_nodes_change_only_the_number_of_nodes(nodes):
-    small, large = (slurm.render(TRAIN, replace(SLURM, nodes=n)) for n in (8, nodes))
-    assert large == small.replace("--nodes=8", f"--nodes={nodes}").replace(
-        "PET_NNODES=8", f"PET_NNODES={nodes}"
+    small, large = (slurm.render(TRAIN, replace(SLURM, nodes=n)) for n in (2, nodes))
+    assert large == small.replace("--nodes=2", f"--nodes={nodes}").replace(
+        "PET_NNODES=2", f"PET_NNODES={nodes}"
     )
-    service, job = kubernetes.manifest(REMOTE, replace(KUBERNETES, nodes=64))
-    assert job["spec"]["completions"] == job["spec"]["parallelism"] == 64
-    assert service["spec"]["clusterIP"] == "None"
+
+
+@pytest.mark.parametrize("nodes", [8, 64])
+def test_more_pods_change_only_the_number_of_pods(nodes):
+    small, large = (kubernetes.render(REMOTE, replace(KUBERNETES, nodes=n)) for n in (2, nodes))
+    changed = [(a, b) for a, b in zip(small.splitlines(), large.splitlines()) if a != b]
+    assert len(small.splitlines()) == len(large.splitlines())
+    assert [b.strip() for _, b in changed] == [
+        f"completions: {nodes}", f"parallelism: {nodes}", f"value: '{nodes}'"
+    ]  # fmt: skip
+    assert [b for _, b in changed] == [a.replace("2", str(nodes)) for a, _ in changed]
 
 
 def test_one_node_needs_no_service_and_meets_itself():
@@ -117,6 +125,12 @@ def test_any_option_of_sbatch_is_passed_through():
 def test_percent_signs_in_a_folder_are_no_pattern_of_sbatch():
     lines = directives(replace(TRAIN, folder="/shared/100%j"), SLURM)
     assert "output=/shared/100%%j/logs/slurm-%j.out" in lines
+
+
+@pytest.mark.parametrize("time", ["4", "3:30", "1:00:00", "0-1", "0", "UNLIMITED", None])
+def test_a_wall_limit_that_leaves_time_to_work_is_none_of_our_business(time):
+    lines = directives(TRAIN, replace(SLURM, time=time))
+    assert [line for line in lines if line.startswith("time")] == [f"time={time}"] * bool(time)
 
 
 def test_a_chain_waits_for_success_and_says_so_before_ids_are_known():
@@ -175,6 +189,15 @@ def test_a_sweep_of_several_nodes_each_is_one_part_of_a_jobset_a_point():
         (TRAIN, replace(SLURM, sbatch={"comment": "a\n#SBATCH --wrap=x"}), "line break"),
         (TRAIN, replace(SLURM, sbatch={"Constraint": "x"}), "no long option"),
         (TRAIN, replace(SLURM, sbatch={"array": "0-3"}), "set by `submit` itself"),
+        (TRAIN, replace(SLURM, sbatch={"arra": "0-3"}), "arra (--array) is set by `submit` itself"),
+        (TRAIN, replace(SLURM, sbatch={"clusters": "x"}), "from a login node of the other"),
+        (TRAIN, replace(SLURM, sbatch={"cluster": "x"}), "from a login node of the other"),
+        (TRAIN, replace(SLURM, sbatch={"M": "x"}), "no long option"),
+        (TRAIN, replace(SLURM, time="1"), "time=1 is 60 s, and the job is warned cluster.lead_sec"),
+        (TRAIN, replace(SLURM, time="3:29"), "time=3:29 is 209 s"),
+        (TRAIN, replace(SLURM, sbatch={"time-min": "0-00:02"}), "time-min=0-00:02 is 120 s"),
+        (TRAIN, replace(SLURM, time="1-0", lead_seconds=86400), "time=1-0 is 86400 s"),
+        (replace(TRAIN, folder="/r/a\\b"), SLURM, "/r/a\\b holds a backslash"),
         (TRAIN, replace(SLURM, setup=["module load\ncuda"]), "line break"),
         (TRAIN, replace(SLURM, env={"A B": "1"}), "'A B' is no name"),
         (TRAIN, replace(SLURM, env={"WANDB_API_KEY": "1"}), "looks like a secret"),

@@ -13,6 +13,8 @@ from jobs import scheduler, slurm_status
 from jobs import slurm as backend
 from jobs.scheduler import Stage
 from jobs.spec import Cluster, Job, State, SubmitError
+from pipeline import logs
+from pipeline.jobrecord import Record, where_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.dist]
 SMALL = Cluster(scheduler="slurm", cpus_per_node=1, memory_gb=1, lead_seconds=10, retries=1)
@@ -115,11 +117,50 @@ def test_a_crash_is_tried_again_as_often_as_is_allowed(slurm, job):
     assert found.reason == "crashed 2 times, last exit 1"
 
 
+def test_a_log_is_followed_through_a_requeue_to_the_end_of_the_job(slurm, job, capsys):
+    made = job("followed", "steps=4", "pause=0.05", "crash=2", "crashes=1")
+    number = backend.submit(made, SMALL)
+    record = Record("followed", "train", made.run, made.folder, number, where_of(SMALL), "")
+    logs._files(record, follow=True)
+    assert slurm_status.status(number, made.folder).state is State.SUCCEEDED
+    told = capsys.readouterr().out
+    assert "crash 1 of 1 allowed" in told and "the end of 0 at 4" in told
+    assert told == output(made)
+
+
 def test_a_configuration_error_is_not_tried_again(slurm, job):
     made = job("wrong", "exit=78")
     found = ended(backend.submit(made, TWO), made)
     assert (found.state, found.restarts) == (State.FAILED, 0)
     assert found.reason == "configuration error, not retried"
+
+
+def test_an_interpreter_that_no_node_has_is_not_tried_again(slurm, job):
+    made = job("nowhere", "steps=1")
+    found = ended(backend.submit(made, replace(SMALL, python="/no/such/python")), made)
+    assert (found.state, found.restarts) == (State.FAILED, 0)
+    assert found.reason.startswith("exit 127, not retried") and "/no/such/python" in found.reason
+
+
+def test_a_crash_that_cannot_be_counted_is_not_tried_again(slurm, job):
+    """Every write to a file fails, as on a full disk: it is made, and stays empty."""
+    made = job("full", "steps=1")
+    full = replace(SMALL, retries=5, setup=["trap '' XFSZ", "ulimit -f 0"])
+    found = ended(backend.submit(made, full), made)
+    assert (found.state, found.restarts) == (State.FAILED, 0)
+    assert not steps(made)
+
+
+def test_a_node_that_cannot_open_the_logs_is_what_status_says(slurm, job):
+    made = job("apart", "steps=1")
+    number = backend.submit(made, replace(SMALL, sbatch={"hold": None}))
+    logs = Path(made.folder, "logs")
+    logs.rename(logs.with_name("elsewhere"))
+    logs.touch()  # nor can slurmd make the folder
+    slurm.run("scontrol", "release", number)
+    found = ended(number, made)
+    told = f"a node cannot open {logs}: is the folder on a shared disk?"
+    assert (found.state, found.reason, found.restarts) == (State.FAILED, told, 0)
 
 
 def test_a_cancelled_job_saves_first_and_is_not_requeued(slurm, job):

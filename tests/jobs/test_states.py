@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from jobs import kubectl
+from jobs import kubectl, kubernetes
 from jobs.kube_status import judged, judged_stage, queued, refused
 from jobs.slurm_status import from_notes, from_sacct, from_scontrol
-from jobs.spec import Cluster, State, Status, summary
+from jobs.spec import Cluster, State, Status, SubmitError, summary
+from tests.jobs.cases import CASES
 
 LINE = (
     "JobId={job} JobName=x JobState={state} Reason={reason} Dependency=(null) Requeue=1 "
@@ -33,6 +34,10 @@ def line(state, reason="None", code=0, job=7, restarts=0, nodes="n[1-2]"):
         (line("FAILED", "NonZeroExitCode", 75), "INTERRUPTED", "saved"),
         (line("FAILED", "NonZeroExitCode", 137), "FAILED", "killed"),
         (line("CANCELLED"), "CANCELLED", ""),
+        (line("CANCELLED", "BeginTime"), "CANCELLED", ""),  # requeued, waiting, cancelled
+        (line("CANCELLED", "DependencyNeverSatisfied"), "CANCELLED", "DependencyNeverSatisfied"),
+        (line("STOPPED"), "RUNNING", "on n[1-2]"),
+        (line("RESV_DEL_HOLD", "ReservationDeleted"), "QUEUED", "ReservationDeleted"),
         (line("TIMEOUT", "TimeLimit"), "INTERRUPTED", "raise cluster.lead_seconds"),
         (line("NODE_FAIL"), "INTERRUPTED", "a node was lost"),
         (line("PREEMPTED"), "INTERRUPTED", "preempted"),
@@ -112,6 +117,13 @@ def test_a_script_that_was_killed_says_so_and_not_where_it_ran():
     found = from_scontrol(text, {"7": "RUNNING on n1,n2"})
     assert found.state is State.FAILED
     assert found.reason.startswith("exit 137: killed (memory limit")
+
+
+def test_a_job_whose_output_no_node_could_open_says_where_it_was_to_be():
+    told = "a node cannot open /r/a/logs: is the folder on a shared disk?"
+    text = line("FAILED", "JobLaunchFailure").replace("ExitCode=0:0", "ExitCode=0:53")
+    assert from_scontrol(text, {"7": "QUEUED"}, "/r/a/logs").reason == told
+    assert from_sacct("7|FAILED|0:53\n", {"7": "QUEUED"}, "/r/a/logs").reason == told
 
 
 def test_sacct_names_the_elements_of_an_array_as_scontrol_does():
@@ -329,6 +341,37 @@ def test_kubectl_is_asked_why_there_are_no_pods_and_not_where_there_are(tmp_path
     assert reason() == "its pods are refused: no quota"
     answers["pods"] = {"items": [pod("Pending")]}
     assert reason() == "a-0-x: pending"
+
+
+def answering(tmp_path, monkeypatch, **answers):
+    """A kubectl that prints what it is told of each kind, and writes down what it is asked."""
+    for name, answer in answers.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(answer))
+    program = 'echo "$*" >> "${0%/*}/asked"; [ $1 = get ] && cat "${0%/*}/$2.json"; true'
+    (tmp_path / "kubectl").write_text(f"#!/bin/bash\n{program}\n")
+    (tmp_path / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return Cluster(scheduler="kubernetes")
+
+
+def test_each_stage_of_a_chain_is_known_by_its_own_run_and_cancelled_by_nobody_else(
+    tmp_path, monkeypatch
+):
+    stages = CASES["kubernetes-chain.yaml"]
+    made = kubernetes.chain([s.job for s in stages], [s.cluster for s in stages])[0]
+    cluster = answering(tmp_path, monkeypatch, jobset=made, pods={"items": [pod("Pending")]})
+    number = f"jobset/{made['metadata']['name']}"
+    for stage in stages:
+        mine = f"{number}#{stage.job.verb}"
+        assert kubectl.status(mine, cluster, stage.job.run).state.live
+        found = kubectl.status(mine, cluster, "s3://bucket/mine")
+        assert found.state is State.UNKNOWN
+        assert found.reason == f"{number} is not this job any more, but of {stage.job.run}"
+        with pytest.raises(SubmitError, match=f"but of {stage.job.run}"):
+            kubectl.cancel(mine, cluster, "s3://bucket/mine")
+    assert "delete" not in (tmp_path / "asked").read_text()
+    kubectl.cancel(f"{number}#shard", cluster, stages[0].job.run)
+    assert f"delete {number.replace('/', ' ')} " in (tmp_path / "asked").read_text()
 
 
 def test_a_line_holds_state_elements_restarts_and_reason():

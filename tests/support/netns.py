@@ -6,15 +6,19 @@ Needs root and iproute2.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shlex
 import signal
+import string
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from pipeline.supervise import die_with_parent
 
 ROOT = """\
 S={folder}; R=$S/r; mkdir $S && mount -t tmpfs pod $S && mkdir $S/u $S/w $R || exit 1
@@ -33,7 +37,10 @@ class Network:
     """`10.213.N.0/24`; `add` makes a machine with an address on it, `close` removes everything."""
 
     def __init__(self) -> None:
-        self.tag = f"lc{secrets.token_hex(3)}"
+        _clear_stale()
+        self.tag = f"la{os.getpid():06x}{secrets.choice(string.ascii_lowercase)}"
+        while Path("/sys/class/net", self.tag).exists():
+            self.tag = self.tag[:-1] + secrets.choice(string.ascii_lowercase)
         self.prefix = self._free()
         self.spaces: dict[str, str] = {}
         _ip("link", "add", self.tag, "type", "bridge")
@@ -73,6 +80,17 @@ class Network:
         return f"10.213.{secrets.choice(free)}"
 
 
+def _clear_stale() -> None:
+    """Bridges, links and namespaces that processes left behind which are no more."""
+    for name in {
+        p.name for kind in ("sys/class/net", "run/netns") for p in Path("/", kind).glob("*")
+    }:
+        owner = re.match(r"la([0-9a-f]{6})[a-z]", name)
+        if owner and not Path(f"/proc/{int(owner[1], 16)}").exists():
+            subprocess.run(["ip", "link", "del", name], capture_output=True)
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
 def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True)
 
@@ -85,7 +103,7 @@ class Container:
         with open(log, "wb") as file:
             self.process = subprocess.Popen(
                 command, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL,
-                start_new_session=True)  # fmt: skip
+                start_new_session=True, preexec_fn=die_with_parent)  # fmt: skip
 
     @property
     def code(self) -> int | None:

@@ -2,7 +2,8 @@
 
 Own folder, munge key, sockets and ports; nothing of /etc/slurm or /etc/munge is read or written.
 Needs root, and Debian's slurm-wlm, munge and iproute2. Up in seconds; `stop` leaves no process, no
-namespace, no bridge and no file.
+namespace, no bridge and no file. Where nobody comes to call it, the daemons die with their maker,
+and the next cluster clears its namespaces away.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from pipeline.supervise import die_with_parent
 from tests.support.netns import Network
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "munged", "ip", "unshare")
@@ -191,7 +193,7 @@ class SlurmCluster:
         with open(self.root / "log" / f"{name}.out", "ab") as log:
             self.daemons[name] = subprocess.Popen(
                 command, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                start_new_session=True)  # fmt: skip
+                start_new_session=True, preexec_fn=die_with_parent)  # fmt: skip
 
     def _kill(self, name: str) -> None:
         if process := self.daemons.pop(name, None):

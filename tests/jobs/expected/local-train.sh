@@ -19,8 +19,13 @@ trap 'stopped=1; [ -z "$child" ] || kill -TERM "$child" 2> /dev/null' TERM
 export PYTHONSAFEPATH=1 PYTHONPATH='/shared/my runs/msanet-7f3c9a1b/code/0123456789ab'"${PYTHONPATH:+:$PYTHONPATH}"
 cd /home/ann/lacuna || exit 78
 
+# Who kills this script alone kills what it runs, where the kernel can be told so.
+bound=''
+setpriv --pdeathsig KILL true 2> /dev/null && bound='setpriv --pdeathsig KILL'
+
 attempt() {
-  "$@" &
+  # shellcheck disable=SC2086  # several words, or none
+  $bound "$@" &
   child=$!
   code=1
   while kill -0 "$child" 2> /dev/null; do wait "$child"; code=$?; done
@@ -41,6 +46,7 @@ run() {
     case $code in
       75) note INTERRUPTED "stopped on request, everything saved"; exit 75 ;;
       2|78) note FAILED "configuration error, not retried"; exit 78 ;;
+      126|127) note FAILED "exit $code, not retried: not found, or no program: $1"; exit 78 ;;
     esac
     failures=$((failures + 1))
     if [ "$failures" -gt 3 ]; then
