@@ -28,7 +28,7 @@ def main(words: Sequence[str], dry_run: bool = False) -> Any:
     stages = [Stage(*job_of(part, dry_run)) for part in parts]
     if dry_run:
         return scheduler.render(stages)
-    if parts[0].settings.check:
+    if any(part.settings.check for part in parts):
         return {"check": scheduler.ask(stages)}
     scheduler.render(stages)
     _refuse_live(parts)

@@ -361,6 +361,14 @@ def sbatch(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
 
 
+def test_a_chain_is_only_asked_about_whichever_of_its_verbs_says_so(sbatch, tmp_path):
+    words = ["shard", "source=p", "out=sets/a", *SLURM, "then", "train", *TRAIN[1:2], "check=true"]
+    (tmp_path / "programs" / "srun").write_text("#!/bin/bash\necho 3.11 2.13\n")
+    (tmp_path / "programs" / "srun").chmod(0o755)
+    assert len(submit.main(words)["check"]) == 4
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("points", [["seed=1"], ["seed=1,2"]])
 def test_a_job_that_is_refused_leaves_no_run_behind(sbatch, tmp_path, small_set, points):
     from mlflow.tracking import MlflowClient
