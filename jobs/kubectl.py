@@ -45,7 +45,7 @@ def _call(
     cluster: Cluster, *words: str, stdin: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     hint = "install kubectl 1.31 or newer, or submit from a machine that has it"
-    return call(command(cluster, *words), stdin=stdin, hint=hint)
+    return call(command(cluster, *words), stdin=stdin, hint=hint, apart=stdin is not None)
 
 
 def submit(objects: Sequence[Object], cluster: Cluster) -> str:
@@ -55,8 +55,7 @@ def submit(objects: Sequence[Object], cluster: Cluster) -> str:
     the API server refuses of it, nothing of it stays.
     """
     judge(objects, cluster)
-    main = objects[-1]
-    number = f"{main['kind'].lower()}/{main['metadata']['name']}"
+    main, number = objects[-1], number_of(objects)
     if there := _get(number, cluster):
         _refuse_others(main, there, number)
         found = status(number, cluster)
@@ -77,6 +76,11 @@ def submit(objects: Sequence[Object], cluster: Cluster) -> str:
             cancel(number, cluster)
         raise
     return number
+
+
+def number_of(objects: Sequence[Object]) -> str:
+    """`KIND/NAME` of the Job or JobSet, which is known before it is there."""
+    return f"{objects[-1]['kind'].lower()}/{objects[-1]['metadata']['name']}"
 
 
 def _refuse_others(main: Object, there: Object, number: str) -> None:

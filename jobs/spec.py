@@ -254,12 +254,25 @@ def one_line(what: str, value: Any) -> str:
 
 
 def call(
-    command: Sequence[str], stdin: str | None = None, timeout: float = 120, hint: str = ""
+    command: Sequence[str],
+    stdin: str | None = None,
+    timeout: float = 120,
+    hint: str = "",
+    apart: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a scheduler's program; a missing one is the user's to mend, its status the caller's."""
+    """Runs a scheduler's program; a missing one is the user's to mend, its status the caller's.
+
+    apart: Ctrl-C at our terminal does not reach it.
+    """
     try:
         return subprocess.run(
-            command, input=stdin, text=True, capture_output=True, timeout=timeout, env=environment()
+            command,
+            input=stdin,
+            text=True,
+            capture_output=True,
+            timeout=timeout,
+            env=environment(),
+            start_new_session=apart,
         )
     except FileNotFoundError:
         raise SubmitError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -18,12 +19,14 @@ from jobs.spec import Cluster, State, Status, SubmitError
 from shards import store
 
 NAME = "jobs.json"
+NEVER = "`submit` has not ended yet, or was killed before the job was taken: submit it again"
 WHERE = ("scheduler", "context", "namespace", "queue", "kind")
 
 
 @dataclass(frozen=True)
 class Record:
-    """One submitted job. `number` is the scheduler's id, `points` the runs of a sweep."""
+    """One submitted job. `number` is the scheduler's id, empty until it was heard; `points` the
+    runs of a sweep."""
 
     id: str
     verb: str
@@ -37,6 +40,7 @@ class Record:
     cancelled: bool = False
     before: tuple[str, ...] = ()  # earlier submissions' numbers
     pods: tuple[str, ...] = ()  # what its pods call themselves in `<folder>/logs`
+    sought: tuple[str, ...] = ()  # what it is found by while `number` is empty
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -47,9 +51,19 @@ class Record:
     def where(self) -> Cluster:
         return Cluster(**self.cluster)
 
+    def settled(self) -> Record:
+        """With its number, asked for where `submit` ended before it could write it down."""
+        if self.number or not self.sought:
+            return self
+        number = scheduler.find(self.sought, self.folder, self.before, self.where)
+        return replace(self, number=number)
+
     def status(self) -> Status:
         """The scheduler's word; a job that is gone after it was cancelled was cancelled."""
-        found = scheduler.status(self.number, self.folder, self.where)
+        number = self.settled().number
+        if not number:
+            return Status(State.UNKNOWN, NEVER)
+        found = scheduler.status(number, self.folder, self.where)
         if found.state is State.UNKNOWN and self.pods:
             found = self._left()
         stopped = (State.UNKNOWN, State.FAILED, State.INTERRUPTED, State.CANCELLED)
@@ -76,16 +90,25 @@ def where_of(cluster: Cluster) -> dict[str, Any]:
 
 
 def write(record: Record) -> None:
-    """Publishes the record in the job's folder and in each run that it trains, with pointers."""
+    """Publishes the record in the job's folder and in each run that it trains."""
     text = (json.dumps(asdict(record), indent=1, sort_keys=True) + "\n").encode()
     for place in {record.folder, *record.trained}:
         store.write(store.join(place, NAME), text)
-    pointers().mkdir(parents=True, exist_ok=True)
-    for name in (record.id, *(point.rstrip("/").rpartition("/")[2] for point in record.points)):
-        place = (
-            record.folder if not store.is_local(record.folder) else os.path.abspath(record.folder)
+
+
+def point_to(record: Record) -> None:
+    """Leaves pointers on this machine, where its cache can be written."""
+    place = record.folder if not store.is_local(record.folder) else os.path.abspath(record.folder)
+    try:
+        pointers().mkdir(parents=True, exist_ok=True)
+        for name in (record.id, *(p.rstrip("/").rpartition("/")[2] for p in record.points)):
+            (pointers() / name).write_text(place)
+    except OSError as error:
+        print(
+            f"{pointers()} cannot be written ({error.strerror}): `status` finds {record.id} by its "
+            f"folder alone, {place}; set XDG_CACHE_HOME",
+            file=sys.stderr,
         )
-        (pointers() / name).write_text(place)
 
 
 def read(folder: str) -> Record | None:
@@ -116,7 +139,7 @@ def find(name: str, root: str) -> Record:
         places.append(pointer.read_text().strip())
     for place in places:
         if (record := read(place)) is not None:
-            return record
+            return record.settled()
     known = sorted({r.id for r in every(root)})
     listed = f" (known: {', '.join(known[:20])}{', …' * (len(known) > 20)})" if known else ""
     raise SubmitError(f"no job {name!r} was submitted from {root} or this machine{listed}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from jobs.cause import cause, follows
@@ -22,6 +23,8 @@ def main(config: StatusConfig) -> dict[str, Any]:
 
 def described(record: Record) -> dict[str, Any]:
     """State, reason, and the error line of what failed."""
+    with suppress(SubmitError):  # which its status repeats
+        record = record.settled()
     told: dict[str, Any] = {
         "id": record.id,
         "verb": record.verb,

@@ -270,6 +270,7 @@ def record(folder, **values):
            "cluster": {"scheduler": "slurm"}, "submitted": "2026-01-01T00:00:00Z", **values}
     )  # fmt: skip
     jobrecord.write(made)
+    jobrecord.point_to(made)
     return made
 
 
@@ -379,6 +380,51 @@ def test_a_job_that_is_refused_leaves_no_run_behind(sbatch, tmp_path, small_set,
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     ids = [e.experiment_id for e in client.search_experiments()]
     assert len(ids) == 2 and client.search_runs(ids) == []
+
+
+def test_a_refusal_takes_back_no_more_than_was_written(sbatch, tmp_path, small_set):
+    words = [*TRAIN, f"data.url={small_set}", *SIDES, *SLURM]
+    (part,) = jobplan.parse(words)
+    run = tmp_path / part.runs[0]
+    (run / "logs").mkdir(parents=True)
+    before = {"config.yaml": "seed: 7\n", "logs/state-3": "SUCCEEDED\n", "run.json": "{}\n"}
+    for name, text in before.items():
+        (run / name).write_text(text)
+    program = tmp_path / "programs" / "sbatch"
+    program.write_text(program.read_text().replace("exit\n", f"exit\ntouch {run}/theirs\n"))
+    with pytest.raises(ValueError, match="shut"):
+        submit.main(words)
+    files = [p for p in run.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    found = {str(p.relative_to(run)): p.read_text() for p in files}
+    assert found == {**before, "theirs": ""}
+
+
+@pytest.fixture
+def taken(sbatch, tmp_path):
+    """A login node whose sbatch takes every job, and counts."""
+    (tmp_path / "programs" / "sbatch").write_text(
+        f'#!/bin/bash\n[ "$1" = --test-only ] && echo >> {tmp_path}/judged && exit\n'
+        f"echo >> {tmp_path}/given; wc -l < {tmp_path}/given\n"
+    )
+
+
+CHAIN = ["shard", "source=p", "out=s", *SLURM, "then", *TRAIN[:2], "batch=16", *SIDES, "run=runs/a",
+         "tracking.enabled=false"]  # fmt: skip
+
+
+def test_a_cache_that_cannot_be_written_costs_no_record(taken, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nope")
+    jobs = submit.main(CHAIN)["jobs"]
+    for number, job in zip("12", jobs):
+        kept = json.loads((tmp_path / job["folder"] / "jobs.json").read_text())
+        assert kept["number"] == job["number"] == number
+    told = capsys.readouterr().err
+    assert "/proc/nope/lacuna/jobs cannot be written" in told and "set XDG_CACHE_HOME" in told
+
+
+def test_the_scheduler_judges_each_job_once(taken, tmp_path):
+    submit.main(CHAIN)
+    assert (tmp_path / "judged").read_text() == (tmp_path / "given").read_text() == "\n\n"
 
 
 def test_a_refusal_gives_a_run_that_was_there_its_status_back(sbatch, tmp_path, small_set):
