@@ -197,10 +197,7 @@ class SubmitError(ValueError):
 
 def check(job: Job, cluster: Cluster) -> None:
     """Refuses what no scheduler could run; called before anything is rendered."""
-    for label, least in LEAST.items():
-        value = getattr(cluster, label)
-        if value is not None and value < least:
-            raise SubmitError(f"cluster.{label}={value}: at least {least} is needed")
+    check_least(cluster)
     for known in fields(cluster):
         value = getattr(cluster, known.name)
         for text in value if isinstance(value, list) else [value] if isinstance(value, str) else []:
@@ -232,6 +229,14 @@ def check(job: Job, cluster: Cluster) -> None:
                 f"the name {name[:20]}… has {len(os.fsencode(name))} bytes, a folder's may have "
                 "255: give a shorter run= or root="
             )
+
+
+def check_least(cluster: Cluster) -> None:
+    """Refuses numbers of machines, processes, tasks and the like that are too small."""
+    for label, least in LEAST.items():
+        value = getattr(cluster, label)
+        if value is not None and value < least:
+            raise SubmitError(f"cluster.{label}={value}: at least {least} is needed")
 
 
 def private_file(path: str) -> str:

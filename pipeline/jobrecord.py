@@ -60,12 +60,12 @@ class Record:
 
     def status(self) -> Status:
         """The scheduler's word; a job that is gone after it was cancelled was cancelled."""
-        number = self.settled().number
-        if not number:
-            return Status(State.UNKNOWN, NEVER)
-        found = scheduler.status(number, self.folder, self.where)
+        number, found = self.settled().number, Status(State.UNKNOWN, NEVER)
+        if number:
+            found = scheduler.status(number, self.folder, self.where)
         if found.state is State.UNKNOWN and self.pods:
-            found = self._left()
+            left = self._left()
+            found = left if number or left.state is not State.UNKNOWN else found
         stopped = (State.UNKNOWN, State.FAILED, State.INTERRUPTED, State.CANCELLED)
         if self.cancelled and found.state in stopped:
             return replace(found, state=State.CANCELLED, reason="by `cancel`")
