@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from jobs import scheduler
@@ -19,6 +21,7 @@ from jobs.spec import Cluster, State, Status, SubmitError
 from shards import store
 
 NAME = "jobs.json"
+PATIENCE = 10.0  # with buckets that do not answer
 NEVER = "`submit` has not ended yet, or was killed before the job was taken: submit it again"
 WHERE = ("scheduler", "context", "namespace", "queue", "kind")
 
@@ -85,6 +88,14 @@ class Record:
         return replace(found, elements={}) if gang else found
 
 
+@dataclass(frozen=True)
+class Unread:
+    """A record that lies somewhere and cannot be read: where, and why."""
+
+    place: str
+    reason: str
+
+
 def where_of(cluster: Cluster) -> dict[str, Any]:
     return {k: v for k, v in asdict(cluster).items() if k in WHERE}
 
@@ -112,14 +123,30 @@ def point_to(record: Record) -> None:
 
 
 def read(folder: str) -> Record | None:
-    """The record in a folder or at a URL; None where nothing was submitted."""
+    """The record in a folder or at a URL; None where nothing was submitted.
+
+    Raises `SubmitError` naming a file that is none, OSError where it cannot be reached.
+    """
+    url = store.join(folder, NAME)
     try:
-        values = json.loads(store.read(store.join(folder, NAME)))
+        values = json.loads(store.read(url))
+        known = {f.name for f in fields(Record)}
+        kept: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known
+        }
+        record = Record(**kept)
+        Cluster(**record.cluster)
+        str.join("", (record.id, record.verb, record.run, record.folder, record.number))
+        return record
     except (FileNotFoundError, NotADirectoryError):
         return None
-    known = {f.name for f in fields(Record)}
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
-    return Record(**values)
+    except store.StoreError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:
+        why = " ".join(str(error).split())
+        raise SubmitError(
+            f"{store.display(url)} is no record of a job ({why}): submit it again, or remove it"
+        ) from None
 
 
 def cancelled(run: str) -> bool:
@@ -140,24 +167,51 @@ def find(name: str, root: str) -> Record:
     for place in places:
         if (record := read(place)) is not None:
             return record.settled()
-    known = sorted({r.id for r in every(root)})
+    known = sorted({r.id for r in every(root) if isinstance(r, Record)})
     listed = f" (known: {', '.join(known[:20])}{', …' * (len(known) > 20)})" if known else ""
     raise SubmitError(f"no job {name!r} was submitted from {root} or this machine{listed}")
 
 
-def every(root: str) -> Iterator[Record]:
-    """Records under `root`, then those elsewhere that this machine has pointers to."""
+def every(root: str) -> Iterator[Record | Unread]:
+    """Records under `root`, then those elsewhere that this machine has pointers to.
+
+    What lies in buckets is read together, and given up after `PATIENCE` seconds.
+    """
     places = []
     if store.is_local(root) and store.local(root).is_dir():
         places = [str(p.parent) for p in sorted(store.local(root).glob(f"*/{NAME}"))]
     if pointers().is_dir():
         places += [p.read_text().strip() for p in sorted(pointers().iterdir())]
     seen: set[tuple[str, str]] = set()
-    for place in dict.fromkeys(places):
-        record = read(place)
-        if record is not None and (record.folder, record.number) not in seen:
+    once = {os.path.abspath(p) if store.is_local(p) else p: p for p in reversed(places)}
+    for record in _all(list(reversed(once.values()))):
+        if isinstance(record, Unread):
+            yield record
+        elif record is not None and (record.folder, record.number) not in seen:
             seen.add((record.folder, record.number))
             yield record
+
+
+def _all(places: Sequence[str]) -> Iterator[Record | Unread | None]:
+    answers: dict[str, Record | Unread | None] = {}
+
+    def ask(place: str) -> None:
+        try:
+            answers[place] = read(place)
+        except (OSError, ValueError) as error:
+            answers[place] = Unread(place, " ".join(str(error).split()))
+
+    asked = {p: Thread(target=ask, args=(p,), daemon=True) for p in places if not store.is_local(p)}
+    for thread in asked.values():
+        thread.start()
+    end = time.monotonic() + PATIENCE
+    for place in places:
+        if place in asked:
+            asked[place].join(max(0.0, end - time.monotonic()))
+        else:
+            ask(place)
+        gone = Unread(place, f"no answer within {PATIENCE:.0f} s: check endpoint and network")
+        yield answers.get(place, gone)
 
 
 def pointers() -> Path:
