@@ -51,10 +51,9 @@ def _call(
 def submit(objects: Sequence[Object], cluster: Cluster) -> str:
     """Creates the Job or JobSet, then its Service, which it owns. Returns `KIND/NAME`.
 
-    A finished one of the same run makes room; a live one, or another run's, is refused. Whatever
-    the API server refuses of it, nothing of it stays.
+    A finished one of the same run makes room (so `judge` first); a live one, or another run's, is
+    refused. Whatever the API server refuses of it, nothing of it stays.
     """
-    judge(objects, cluster)
     main, number = objects[-1], number_of(objects)
     if there := _get(number, cluster):
         _refuse_others(main, there, number)

@@ -10,13 +10,14 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from jobs import scheduler, snapshot
 from jobs.scheduler import Stage
 from jobs.spec import SubmitError
-from pipeline import joblock, jobrecord, jobundo
+from pipeline import joblock, jobrecord, jobundo, stored
 from pipeline.identity import check_same, folder_of
 from pipeline.jobplan import ROOT, Part, job_of, parse, say
 from pipeline.jobrecord import Record
@@ -128,18 +129,41 @@ def _refuse_live(parts: Sequence[Part]) -> None:
 
 def _preflight(part: Part, first: bool) -> None:
     """Refuse here what every node would; what an earlier stage makes is not there to be seen."""
-    if part.verb != "train":
-        return
-    from pipeline.preflight import preflight
-
     for point in part.points:
         if first:
             try:
-                preflight(point.config, part.cluster.nodes * part.cluster.processes)
+                _look(part, point.config)
             except OSError as error:
                 say(f"not verified from here: {' '.join(str(error).split())}")
-        else:
+        elif part.verb == "train":
             check_same(point.config, folder_of(point.config))
+
+
+def _look(part: Part, config: Any) -> None:
+    """What the verb itself would refuse, as far as it can be seen without torch."""
+    if part.verb == "train":
+        from pipeline.preflight import preflight
+
+        preflight(config, part.cluster.nodes * part.cluster.processes)
+        return
+    from shards.manifest import open_manifest
+
+    # A claim is not mounted here: of what pods read only what lies in a bucket can be seen.
+    pods = part.cluster.scheduler == "kubernetes"
+    given = {
+        "evaluate": ("data.url", "masks.url", "checkpoint"),
+        "shard": ("source",) if getattr(config, "action", "write") == "write" else (),
+    }
+    for name in given.get(part.verb, ()):
+        url = reduce(getattr, name.split("."), config)
+        if url is None or pods and store.is_local(url):
+            continue
+        if name == "checkpoint":
+            stored.find(url)
+        elif name != "source":
+            open_manifest(url)
+        elif store.is_local(url) and not store.local(url).expanduser().exists():
+            raise SubmitError(f"source={url} does not exist: give the folder or archive to shard")
 
 
 def _write_configs(part: Part, mlflow_runs: dict[str, str]) -> None:

@@ -429,12 +429,38 @@ def taken(sbatch, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["evaluate", "checkpoint=runs/none", "data.url=SET"], "runs/none holds no checkpoint"),
+        (["evaluate", "model=telea", "data.url=sets/none"], "sets/none"),
+        (["evaluate", "model=telea", "data.url=SET", "masks.url=sets/none"], "sets/none"),
+        (["shard", "source=nosuch", "out=s"], "source=nosuch does not exist"),
+    ],
+)
+def test_what_a_verb_would_not_find_is_refused_before_it_is_queued(
+    taken, tmp_path, small_set, words, told
+):
+    with pytest.raises(ValueError, match=told) as refused:
+        submit.main([word.replace("SET", str(small_set)) for word in (*words, *SLURM)])
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "given").exists()
+    assert not (tmp_path / "runs").exists() or list((tmp_path / "runs").iterdir()) == []
+
+
+def test_what_an_earlier_stage_makes_is_not_looked_for(taken, tmp_path):
+    (tmp_path / "p").mkdir()
+    words = ["shard", "source=p", "out=s", *SLURM, "then", "evaluate", "model=telea"]
+    assert len(submit.main(words)["jobs"]) == 2
+
+
 CHAIN = ["shard", "source=p", "out=s", *SLURM, "then", *TRAIN[:2], "batch=16", *SIDES, "run=runs/a",
          "tracking.enabled=false"]  # fmt: skip
 
 
 def test_a_cache_that_cannot_be_written_costs_no_record(taken, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nope")
+    (tmp_path / "p").mkdir()
     jobs = submit.main(CHAIN)["jobs"]
     for number, job in zip("12", jobs):
         kept = json.loads((tmp_path / job["folder"] / "jobs.json").read_text())
@@ -443,7 +469,25 @@ def test_a_cache_that_cannot_be_written_costs_no_record(taken, tmp_path, monkeyp
     assert "/proc/nope/lacuna/jobs cannot be written" in told and "set XDG_CACHE_HOME" in told
 
 
+def test_kubernetes_judges_each_object_once(tmp_path, monkeypatch):
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "kubectl").write_text(
+        f'#!/bin/bash\necho "$*" >> {tmp_path}/asked\n'
+        'case "$*" in *"create -o json"*) echo \'{"metadata": {"uid": "1"}}\' ;; esac\n'
+    )
+    (programs / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    where = [f"root={tmp_path}/runs", f"cluster.volumes={{c: {tmp_path}}}", "cluster.code=image"]
+    submit.main(["masks", f"out={tmp_path}/masks", *KUBERNETES, *where])
+    asked = (tmp_path / "asked").read_text().splitlines()
+    judged = [line for line in asked if "--dry-run=server" in line]
+    created = [line for line in asked if line.startswith("create") and line not in judged]
+    assert len(judged) == len(created) == 1
+
+
 def test_the_scheduler_judges_each_job_once(taken, tmp_path):
+    (tmp_path / "p").mkdir()
     submit.main(CHAIN)
     assert (tmp_path / "judged").read_text() == (tmp_path / "given").read_text() == "\n\n"
 
