@@ -40,7 +40,7 @@ def held(place: str) -> Iterator[None]:
         handle.flush()
         yield
     finally:
-        path.unlink()
+        path.unlink(missing_ok=True)
         handle.close()
         with suppress(OSError):
             path.parent.rmdir()
