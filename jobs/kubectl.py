@@ -46,18 +46,16 @@ def _call(
     cluster: Cluster, *words: str, stdin: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     hint = "install kubectl 1.31 or newer, or submit from a machine that has it"
-    return call(command(cluster, *words), stdin=stdin, hint=hint)
+    return call(command(cluster, *words), stdin=stdin, hint=hint, apart=stdin is not None)
 
 
 def submit(objects: Sequence[Object], cluster: Cluster) -> str:
     """Creates the Job or JobSet, then its Service, which it owns. Returns `KIND/NAME`.
 
-    A finished one of the same run makes room; a live one, or another run's, is refused. Whatever
-    the API server refuses of it, nothing of it stays.
+    A finished one of the same run makes room (so `judge` first); a live one, or another run's, is
+    refused. Whatever the API server refuses of it, nothing of it stays.
     """
-    judge(objects, cluster)
-    main = objects[-1]
-    number = f"{main['kind'].lower()}/{main['metadata']['name']}"
+    main, number = objects[-1], number_of(objects)
     if there := _get(number, cluster):
         _refuse_others(main, there, number)
         found = status(number, cluster)
@@ -78,6 +76,11 @@ def submit(objects: Sequence[Object], cluster: Cluster) -> str:
             cancel(number, cluster)
         raise
     return number
+
+
+def number_of(objects: Sequence[Object]) -> str:
+    """`KIND/NAME` of the Job or JobSet, which is known before it is there."""
+    return f"{objects[-1]['kind'].lower()}/{objects[-1]['metadata']['name']}"
 
 
 def _refuse_others(main: Object, there: Object, number: str) -> None:

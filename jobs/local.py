@@ -54,7 +54,7 @@ def submit(job: Job, cluster: Cluster) -> str:
     end = time.monotonic() + 10
     while not (folder / "logs" / f"state-{pid}").exists() and time.monotonic() < end:
         time.sleep(0.01)  # its first note, which the next stage of a chain looks for
-    return f"{pid}_{_started(pid)}"
+    return f"{pid}_{start_of(pid)}"
 
 
 def ask(job: Job, cluster: Cluster) -> list[str]:
@@ -71,7 +71,7 @@ def dependency(number: str, folder: str) -> str:
 def status(number: str, folder: str | Path) -> Status:
     """The script's last note; one that says it runs, of a process that is gone, was killed."""
     pid, _, started = number.partition("_")
-    gone = _started(int(pid)) != started  # before the note: its last one comes before its end
+    gone = start_of(int(pid)) != started  # before the note: its last one comes before its end
     word, _, reason = notes(folder).get(pid, "RUNNING").partition(" ")
     state = State(word) if word in State.__members__ else State.UNKNOWN
     if state.live and gone:
@@ -82,12 +82,12 @@ def status(number: str, folder: str | Path) -> Status:
 def cancel(number: str) -> None:
     """Asks it to save and leave."""
     pid, _, started = number.partition("_")
-    if _started(int(pid)) != started:
+    if start_of(int(pid)) != started:
         raise SubmitError(f"process {pid} is gone already")
     os.kill(int(pid), signal.SIGTERM)
 
 
-def _started(pid: int) -> str:
+def start_of(pid: int) -> str:
     """Start time in ticks since boot; empty if there is no such process, or only its zombie."""
     try:
         if not Path("/proc/self").exists():  # macOS: a process id must do

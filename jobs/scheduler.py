@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from jobs import kubectl, kubernetes, local, slurm, slurm_status
+from jobs import kubectl, kubernetes, local, lookup, slurm, slurm_status
 from jobs.pod import Object
 from jobs.spec import Cluster, Job, Status, SubmitError
 
@@ -46,7 +46,6 @@ def ask(stages: Sequence[Stage]) -> list[str]:
 def judge(stages: Sequence[Stage]) -> None:
     """Raises `SubmitError` for what the scheduler would refuse; nothing is kept."""
     scheduler = _scheduler(stages)
-    render(stages)
     if scheduler == "kubernetes":
         kubectl.judge(_objects(stages), stages[-1].cluster)
     elif scheduler == "slurm":
@@ -55,14 +54,14 @@ def judge(stages: Sequence[Stage]) -> None:
 
 
 def submit(stages: Sequence[Stage]) -> list[str]:
-    """Submits in order; the id of each. What was submitted before a refusal is undone."""
+    """Submits in order; the id of each. What was submitted before a refusal is undone.
+
+    `judge` comes first: it refuses more, and before anything is written.
+    """
     scheduler = _scheduler(stages)
-    judge(stages)
     if scheduler == "kubernetes":
-        number = kubectl.submit(_objects(stages), stages[-1].cluster)
-        if len(stages) == 1:
-            return [number]
-        return [f"{number}#{name}" for name in kubernetes.stages([s.job for s in stages])]
+        kubectl.submit(_objects(stages), stages[-1].cluster)
+        return _numbers(stages)
     numbers: list[str] = []
     for place, (job, cluster) in enumerate(stages):
         try:
@@ -71,12 +70,24 @@ def submit(stages: Sequence[Stage]) -> list[str]:
                 after = tuple(local.dependency(n, stages[place - 1].job.folder) for n in after)
             submit_one = local.submit if scheduler == "local" else slurm.submit
             numbers.append(submit_one(replace(job, after=after), cluster))
-        except SubmitError:
+        except BaseException:
             for number, stage in zip(numbers, stages):
                 with contextlib.suppress(SubmitError):
                     cancel(number, stage.cluster, stage.job.run)
             raise
     return numbers
+
+
+def sought(stages: Sequence[Stage]) -> list[tuple[str, ...]]:
+    """What `find` knows each by while its number was not heard."""
+    if _scheduler(stages) == "kubernetes":
+        return [(number, stages[-1].job.run) for number in _numbers(stages)]
+    return [(cluster.name or job.id,) for job, cluster in stages]
+
+
+def find(sought: Sequence[str], folder: str, before: Sequence[str], cluster: Cluster) -> str:
+    """The id of a job whose answer was lost; empty where the scheduler knows of none."""
+    return lookup.find(sought, folder, before, cluster)
 
 
 def pods(stage: Stage) -> tuple[str, ...]:
@@ -113,6 +124,14 @@ def _scheduler(stages: Sequence[Stage]) -> str:
     if len(kinds) > 1:
         raise SubmitError(f"a chain runs on one scheduler, not on {' and '.join(sorted(kinds))}")
     return kinds.pop()
+
+
+def _numbers(stages: Sequence[Stage]) -> list[str]:
+    """Of Kubernetes, where they are names."""
+    number = kubectl.number_of(_objects(stages))
+    if len(stages) == 1:
+        return [number]
+    return [f"{number}#{name}" for name in kubernetes.stages([s.job for s in stages])]
 
 
 def _objects(stages: Sequence[Stage]) -> list[Object]:

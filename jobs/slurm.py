@@ -216,13 +216,13 @@ def submit(job: Job, cluster: Cluster) -> str:
     (folder / "job.sbatch").write_text(script)
     for place in job.writes if cluster.container != "none" else ():
         Path(place).mkdir(parents=True, exist_ok=True)  # a container is given folders that exist
-    answer = call(["sbatch", "--parsable"], stdin=script)
+    answer = call(["sbatch", "--parsable"], stdin=script, apart=True)
     if answer.returncode:
         raise SubmitError(f"sbatch refuses: {_reason(answer.stderr)}")
     number = answer.stdout.strip().split(";")[0]
     for name in [f"{number}_{i}" for i in range(len(job.elements))] or [number]:
         with (
-            contextlib.suppress(FileExistsError),
+            contextlib.suppress(OSError),  # SLURM has it: no error may come after
             open(folder / "logs" / f"state-{name}", "x") as f,
         ):
             f.write("QUEUED\n")  # until its script says more; what never ran is not forgotten

@@ -48,12 +48,7 @@ class Snapshot:
 
 def take(root: Path, allow_dirty: bool = False) -> Snapshot:
     """The state of the checkout at `root`. `SubmitError` if it is none, or has unwanted changes."""
-    try:
-        commit = _git(root, "rev-parse", "HEAD").strip()
-    except (OSError, subprocess.CalledProcessError):
-        raise SubmitError(
-            f"{root} is no git checkout, so there is no commit to submit: set cluster.code=image"
-        ) from None
+    commit = _git(root, "rev-parse", "--verify", "HEAD").strip()
     changed = _git(root, "status", "--porcelain", "--untracked-files=all").splitlines()
     if not changed:
         return Snapshot(root, commit)
@@ -127,9 +122,17 @@ def _git(root: Path, *words: str, **environment: str) -> str:
 
 def _call(root: Path, *words: str, **environment: str) -> bytes:
     # Without optional locks git does not refresh the index of a checkout that it is asked about.
-    return subprocess.run(
-        ["git", "-C", str(root), *words],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", **environment},
-    ).stdout
+    ours = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", **environment}
+    try:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, env=ours)
+    except OSError as error:
+        raise SubmitError(
+            f"git cannot be run ({error.strerror}), which takes the commit of {root}: install it, "
+            "or set cluster.code=image"
+        ) from None
+    if done.returncode == 0:
+        return done.stdout
+    told = " ".join(done.stderr.decode(errors="replace").split())
+    if "not a git repository" in told:
+        told = f"{root} is no git checkout, so there is no commit to submit"
+    raise SubmitError(f"{told}: mend that, or set cluster.code=image")

@@ -197,10 +197,7 @@ class SubmitError(ValueError):
 
 def check(job: Job, cluster: Cluster) -> None:
     """Refuses what no scheduler could run; called before anything is rendered."""
-    for label, least in LEAST.items():
-        value = getattr(cluster, label)
-        if value is not None and value < least:
-            raise SubmitError(f"cluster.{label}={value}: at least {least} is needed")
+    check_least(cluster)
     for known in fields(cluster):
         value = getattr(cluster, known.name)
         for text in value if isinstance(value, list) else [value] if isinstance(value, str) else []:
@@ -234,6 +231,14 @@ def check(job: Job, cluster: Cluster) -> None:
             )
 
 
+def check_least(cluster: Cluster) -> None:
+    """Refuses numbers of machines, processes, tasks and the like that are too small."""
+    for label, least in LEAST.items():
+        value = getattr(cluster, label)
+        if value is not None and value < least:
+            raise SubmitError(f"cluster.{label}={value}: at least {least} is needed")
+
+
 def private_file(path: str) -> str:
     """The path of a file of secrets, if it is there and nobody but its owner may read it."""
     try:
@@ -254,12 +259,25 @@ def one_line(what: str, value: Any) -> str:
 
 
 def call(
-    command: Sequence[str], stdin: str | None = None, timeout: float = 120, hint: str = ""
+    command: Sequence[str],
+    stdin: str | None = None,
+    timeout: float = 120,
+    hint: str = "",
+    apart: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a scheduler's program; a missing one is the user's to mend, its status the caller's."""
+    """Runs a scheduler's program; a missing one is the user's to mend, its status the caller's.
+
+    apart: Ctrl-C at our terminal does not reach it.
+    """
     try:
         return subprocess.run(
-            command, input=stdin, text=True, capture_output=True, timeout=timeout, env=environment()
+            command,
+            input=stdin,
+            text=True,
+            capture_output=True,
+            timeout=timeout,
+            env=environment(),
+            start_new_session=apart,
         )
     except FileNotFoundError:
         raise SubmitError(

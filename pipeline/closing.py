@@ -100,7 +100,7 @@ def _runs(root: str) -> Iterator[str]:
         yield from map(str, folders(root))
     with suppress(OSError, ValueError):  # a bucket that is gone hides no run of others
         for record in jobrecord.every(root):
-            yield from record.trained
+            yield from record.trained if isinstance(record, jobrecord.Record) else ()
 
 
 def _verdict(run: Any, place: str | None, limit: float) -> tuple[str, str] | None:

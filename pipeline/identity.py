@@ -46,6 +46,7 @@ ASIDE = ("run", "root", "smoke")  # of these: nothing that somebody would want t
 # No part of what names a run either, but its bits depend on them: fixed once it has started.
 FIXED = ("threads", "loader_threads", "log.")
 AUTO = ("threads", "precision")
+SUBMITTING = ".submit.lock"  # of a job that is being submitted
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def held(run: RunFolder) -> Iterator[None]:
         try:
             yield
         finally:
-            if os.listdir(run.local) == [path.name]:
+            if set(os.listdir(run.local)) <= {path.name, SUBMITTING}:
                 path.unlink()
                 with suppress(OSError):
                     run.local.rmdir()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from jobs import snapshot
-from jobs.spec import SECRET_NAME, Cluster, Job, SubmitError, private_file
+from jobs.spec import SECRET_NAME, Cluster, Job, SubmitError, check_least, private_file
 from pipeline import jobplaces
 from pipeline.cli import positional
 from pipeline.compose import ConfigError, Resolved, compose, refuse_secret
@@ -108,6 +108,7 @@ def parse(words: Sequence[str]) -> list[Part]:
         alone = ("cluster.tasks=", "cluster.throttle=", "cluster.name=")
         carried += [w for w in mine if not w.startswith(alone)]
         _refuse_foreign(settings)
+        check_least(settings.config.cluster)
         fitted = replace(settings.config, cluster=_fitting(verb, settings.config.cluster, mine))
         others = _known(verb, positional(VERBS[verb], [w for w in rest if w not in mine]), known)
         if verb == "train":
@@ -118,10 +119,23 @@ def parse(words: Sequence[str]) -> list[Part]:
             if len(points) > 1 and any(point.config.smoke for point in points):
                 raise ConfigError("smoke=true of several points: try one of them")
         parts.append(Part(verb, _with_secrets(fitted), tuple(points)))
+        _refuse_same(parts[-1])
         _learn(parts[-1], known)
     if not parts:
         raise ConfigError("submit what? submit VERB [key=value ...] cluster=slurm")
     return parts
+
+
+def _refuse_same(part: Part) -> None:
+    """Two points in one folder would be two trainings of one run."""
+    places = [os.path.abspath(r) if store.is_local(r) else r.rstrip("/") for r in part.runs]
+    for place, run in zip(places, part.runs):
+        if places.count(place) > 1:
+            raise ConfigError(
+                f"{places.count(place)} points of the sweep are the run {store.display(run)}: "
+                "leave run= out, and name no value twice; what names a run is not max_images, "
+                "processes, accumulate, checkpoint.*, tracking.* or cluster.*"
+            )
 
 
 def _fitting(verb: str, cluster: Cluster, said: Sequence[str]) -> Cluster:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from jobs import scheduler
@@ -19,12 +22,15 @@ from jobs.spec import Cluster, State, Status, SubmitError
 from shards import store
 
 NAME = "jobs.json"
+PATIENCE = 10.0  # with buckets that do not answer
+NEVER = "`submit` has not ended yet, or was killed before the job was taken: submit it again"
 WHERE = ("scheduler", "context", "namespace", "queue", "kind")
 
 
 @dataclass(frozen=True)
 class Record:
-    """One submitted job. `number` is the scheduler's id, `points` the runs of a sweep."""
+    """One submitted job. `number` is the scheduler's id, empty until it was heard; `points` the
+    runs of a sweep."""
 
     id: str
     verb: str
@@ -38,6 +44,7 @@ class Record:
     cancelled: bool = False
     before: tuple[str, ...] = ()  # earlier submissions' numbers
     pods: tuple[str, ...] = ()  # what its pods call themselves in `<folder>/logs`
+    sought: tuple[str, ...] = ()  # what it is found by while `number` is empty
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -48,9 +55,18 @@ class Record:
     def where(self) -> Cluster:
         return Cluster(**self.cluster)
 
+    def settled(self) -> Record:
+        """With its number, asked for where `submit` ended before it could write it down."""
+        if self.number or not self.sought:
+            return self
+        number = scheduler.find(self.sought, self.folder, self.before, self.where)
+        return replace(self, number=number)
+
     def status(self) -> Status:
         """The scheduler's word; a job that is gone after it was cancelled was cancelled."""
-        found = scheduler.status(self.number, self.folder, self.where, self.run)
+        number, found = self.settled().number, Status(State.UNKNOWN, NEVER)
+        if number:
+            found = scheduler.status(number, self.folder, self.where, self.run)
         if found.state is State.UNKNOWN and self.pods:
             left = self._left()
             told = found.reason if found.reason != GONE else left.reason
@@ -74,32 +90,65 @@ class Record:
         return replace(found, elements={}) if gang else found
 
 
+@dataclass(frozen=True)
+class Unread:
+    """A record that lies somewhere and cannot be read: where, and why."""
+
+    place: str
+    reason: str
+
+
 def where_of(cluster: Cluster) -> dict[str, Any]:
     return {k: v for k, v in asdict(cluster).items() if k in WHERE}
 
 
 def write(record: Record) -> None:
-    """Publishes the record in the job's folder and in each run that it trains, with pointers."""
+    """Publishes the record in the job's folder and in each run that it trains."""
     text = (json.dumps(asdict(record), indent=1, sort_keys=True) + "\n").encode()
     for place in {record.folder, *record.trained}:
         store.write(store.join(place, NAME), text)
-    pointers().mkdir(parents=True, exist_ok=True)
-    for name in (record.id, *(point.rstrip("/").rpartition("/")[2] for point in record.points)):
-        place = (
-            record.folder if not store.is_local(record.folder) else os.path.abspath(record.folder)
+
+
+def point_to(record: Record) -> None:
+    """Leaves pointers on this machine, where its cache can be written."""
+    place = record.folder if not store.is_local(record.folder) else os.path.abspath(record.folder)
+    try:
+        pointers().mkdir(parents=True, exist_ok=True)
+        for name in (record.id, *(p.rstrip("/").rpartition("/")[2] for p in record.points)):
+            (pointers() / name).write_text(place)
+    except OSError as error:
+        print(
+            f"{pointers()} cannot be written ({error.strerror}): `status` finds {record.id} by its "
+            f"folder alone, {place}; set XDG_CACHE_HOME",
+            file=sys.stderr,
         )
-        (pointers() / name).write_text(place)
 
 
 def read(folder: str) -> Record | None:
-    """The record in a folder or at a URL; None where nothing was submitted."""
+    """The record in a folder or at a URL; None where nothing was submitted.
+
+    Raises `SubmitError` naming a file that is none, OSError where it cannot be reached.
+    """
+    url = store.join(folder, NAME)
     try:
-        values = json.loads(store.read(store.join(folder, NAME)))
+        values = json.loads(store.read(url))
+        known = {f.name for f in fields(Record)}
+        kept: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known
+        }
+        record = Record(**kept)
+        Cluster(**record.cluster)
+        str.join("", (record.id, record.verb, record.run, record.folder, record.number))
+        return record
     except (FileNotFoundError, NotADirectoryError):
         return None
-    known = {f.name for f in fields(Record)}
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
-    return Record(**values)
+    except store.StoreError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:
+        why = " ".join(str(error).split())
+        raise SubmitError(
+            f"{store.display(url)} is no record of a job ({why}): submit it again, or remove it"
+        ) from None
 
 
 def cancelled(run: str) -> bool:
@@ -119,25 +168,52 @@ def find(name: str, root: str) -> Record:
         places.append(pointer.read_text().strip())
     for place in places:
         if (record := read(place)) is not None:
-            return record
-    known = sorted({r.id for r in every(root)})
+            return record.settled()
+    known = sorted({r.id for r in every(root) if isinstance(r, Record)})
     listed = f" (known: {', '.join(known[:20])}{', …' * (len(known) > 20)})" if known else ""
     raise SubmitError(f"no job {name!r} was submitted from {root} or this machine{listed}")
 
 
-def every(root: str) -> Iterator[Record]:
-    """Records under `root`, then those elsewhere that this machine has pointers to."""
+def every(root: str) -> Iterator[Record | Unread]:
+    """Records under `root`, then those elsewhere that this machine has pointers to.
+
+    What lies in buckets is read together, and given up after `PATIENCE` seconds.
+    """
     places = []
     if store.is_local(root) and store.local(root).is_dir():
         places = [str(p.parent) for p in sorted(store.local(root).glob(f"*/{NAME}"))]
     if pointers().is_dir():
         places += [p.read_text().strip() for p in sorted(pointers().iterdir())]
     seen: set[tuple[str, str]] = set()
-    for place in dict.fromkeys(places):
-        record = read(place)
-        if record is not None and (record.folder, record.number) not in seen:
+    once = {os.path.abspath(p) if store.is_local(p) else p: p for p in reversed(places)}
+    for record in _all(list(reversed(once.values()))):
+        if isinstance(record, Unread):
+            yield record
+        elif record is not None and (record.folder, record.number) not in seen:
             seen.add((record.folder, record.number))
             yield record
+
+
+def _all(places: Sequence[str]) -> Iterator[Record | Unread | None]:
+    answers: dict[str, Record | Unread | None] = {}
+
+    def ask(place: str) -> None:
+        try:
+            answers[place] = read(place)
+        except (OSError, ValueError) as error:
+            answers[place] = Unread(place, " ".join(str(error).split()))
+
+    asked = {p: Thread(target=ask, args=(p,), daemon=True) for p in places if not store.is_local(p)}
+    for thread in asked.values():
+        thread.start()
+    end = time.monotonic() + PATIENCE
+    for place in places:
+        if place in asked:
+            asked[place].join(max(0.0, end - time.monotonic()))
+        else:
+            ask(place)
+        gone = Unread(place, f"no answer within {PATIENCE:.0f} s: check endpoint and network")
+        yield answers.get(place, gone)
 
 
 def pointers() -> Path:

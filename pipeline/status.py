@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from jobs.cause import cause, follows
 from jobs.spec import State, SubmitError
 from pipeline import jobrecord
 from pipeline.jobconfig import StatusConfig
-from pipeline.jobrecord import Record
+from pipeline.jobrecord import Record, Unread
 from pipeline.logs import errors, last_words
 from pipeline.runfolder import read_run_json
+from shards import store
 
 
 def main(config: StatusConfig) -> dict[str, Any]:
     """One job, or every job under `root` and every other that this machine knows of."""
     if config.id is not None:
         return {"jobs": [described(jobrecord.find(config.id, config.root))]}
-    return {"jobs": [described(record) for record in jobrecord.every(config.root)]}
+    return {"jobs": [_shown(record) for record in jobrecord.every(config.root)]}
+
+
+def _shown(record: Record | Unread) -> dict[str, Any]:
+    """One that cannot be told of hides no other."""
+    if isinstance(record, Record):
+        try:
+            return described(record)
+        except (OSError, ValueError) as error:
+            record = Unread(record.folder, " ".join(str(error).split()))
+    place = store.display(record.place)
+    reason = record.reason if place in record.reason else f"{place}: {record.reason}"
+    blank = dict.fromkeys(("verb", "scheduler", "number", "submitted", "commit"), "")
+    told = {**blank, "id": place.rstrip("/").rpartition("/")[2], "run": place, "restarts": 0}
+    return {**told, "state": State.UNKNOWN.value, "reason": reason}
 
 
 def described(record: Record) -> dict[str, Any]:
     """State, reason, and the error line of what failed."""
+    with suppress(SubmitError):  # which its status repeats
+        record = record.settled()
     told: dict[str, Any] = {
         "id": record.id,
         "verb": record.verb,
@@ -63,7 +81,7 @@ def show(result: dict[str, Any]) -> str:
         again = (
             f"{job['restarts']} restart{'s' * (job['restarts'] != 1)}" if job["restarts"] else ""
         )
-        where = f"{job['scheduler']} {job['number']}"
+        where = f"{job['scheduler']} {job['number']}".strip()
         words = [job["id"], job["state"], job["reason"], again, where]
         lines.append("  ".join(word for word in words if word))
         if job.get("error"):

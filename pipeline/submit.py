@@ -10,15 +10,17 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from jobs import scheduler, snapshot
 from jobs.scheduler import Stage
 from jobs.spec import SubmitError
-from pipeline import jobrecord
+from pipeline import joblock, jobrecord, jobundo, stored
 from pipeline.identity import check_same, folder_of
 from pipeline.jobplan import ROOT, Part, job_of, parse, say
+from pipeline.jobrecord import Record
 from shards import store
 
 
@@ -29,35 +31,68 @@ def main(words: Sequence[str], dry_run: bool = False) -> Any:
     if dry_run:
         return scheduler.render(stages)
     stages = [Stage(job, scheduler.located(cluster)) for job, cluster in stages]
-    if parts[0].settings.check:
+    if any(part.settings.check for part in parts):
         return {"check": scheduler.ask(stages)}
     scheduler.render(stages)
-    _refuse_live(parts)
-    for place, part in enumerate(parts):
-        _preflight(part, first=place == 0)
-    scheduler.judge(stages)  # whatever it refuses, before anything is written
-    with ExitStack() as undo:
-        for part, stage in zip(parts, stages):
-            _new_places(part, undo)
-            _write_configs(part, _announce(part, undo))
-            _write_code(part, stage)
-            _forget_pods(stage)
-        numbers = scheduler.submit(stages)
-        undo.pop_all()
+    with ExitStack() as locks:
+        for place in sorted({place for part in parts for place in _places(part)}):
+            locks.enter_context(joblock.held(place))
+        _refuse_live(parts)
+        for part in parts:
+            _preflight(part, first=part is parts[0])
+        scheduler.judge(stages)  # whatever it refuses, before anything is written
+        records = _submitted(parts, stages)
+    return {"jobs": [_told(*each) for each in zip(parts, stages, records)]}
+
+
+def _submitted(parts: Sequence[Part], stages: Sequence[Stage]) -> list[Record]:
+    """Each job's record lies there before the scheduler is asked: whatever kills us then, `status`
+    and the next `submit` find the job by its name."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    for part, stage, number in zip(parts, stages, numbers):
-        before = jobrecord.read(part.folder)
-        record = jobrecord.Record(
-            id=part.id, verb=part.verb, run=stage.job.run, folder=stage.job.folder, number=number,
-            cluster=jobrecord.where_of(stage.cluster), submitted=now, commit=stage.job.commit,
-            points=tuple(part.runs) if len(part.points) > 1 else (), pods=scheduler.pods(stage),
-            before=(*before.before, before.number) if before else ())  # fmt: skip
-        jobrecord.write(record)
-    return {"jobs": [_told(*each) for each in zip(parts, stages, numbers)]}
+    records = [
+        _record(part, stage, now, sought)
+        for part, stage, sought in zip(parts, stages, scheduler.sought(stages))
+    ]
+    with ExitStack() as undo:
+        for part, stage, record in zip(parts, stages, records):
+            for place in _places(part):
+                jobundo.keep_place(undo, place, ("config.yaml", jobrecord.NAME))
+            for name in ("job.sbatch", "job.sh"):
+                jobundo.keep(undo, store.join(part.folder, name))
+            _write_configs(part, _announce(part, undo))
+            _write_code(part, stage, undo)
+            _forget_pods(stage)
+            jobrecord.write(record)
+        for record in records:
+            jobrecord.point_to(record)
+        with joblock.unstopped() as stopped:
+            numbers = scheduler.submit(stages)
+            undo.pop_all()
+            records = [replace(r, number=number) for r, number in zip(records, numbers)]
+            for record in records:
+                try:
+                    jobrecord.write(record)
+                except (OSError, ValueError) as error:
+                    say(f"{record.id} is in the queue, its number {record.number} could not be "
+                        f"written, `status` will ask for it: {error}")  # fmt: skip
+            for record in records if stopped else ():
+                say(f"{record.id} is in the queue already: `cancel {record.id}` takes it out")
+    return records
 
 
-def _told(part: Part, stage: Stage, number: str) -> dict[str, Any]:
-    job, told = stage.job, {"number": number, "scheduler": part.cluster.scheduler}
+def _record(part: Part, stage: Stage, now: str, sought: tuple[str, ...]) -> Record:
+    last = jobrecord.read(part.folder)
+    last = last and last.settled()
+    return Record(
+        id=part.id, verb=part.verb, run=stage.job.run, folder=stage.job.folder, number="",
+        cluster=jobrecord.where_of(stage.cluster), submitted=now, commit=stage.job.commit,
+        points=tuple(part.runs) if len(part.points) > 1 else (), pods=scheduler.pods(stage),
+        before=tuple(n for n in (*last.before, last.number) if n) if last else (),
+        sought=sought)  # fmt: skip
+
+
+def _told(part: Part, stage: Stage, record: Record) -> dict[str, Any]:
+    job, told = stage.job, {"number": record.number, "scheduler": part.cluster.scheduler}
     return {"id": job.id, "verb": job.verb, "run": job.run, "folder": job.folder, **told}
 
 
@@ -76,10 +111,16 @@ def show(result: Any) -> str:
 # --- what is written before the job exists --------------------------------------------------------
 
 
+def _places(part: Part) -> set[str]:
+    """The job's folder, and the runs that it trains."""
+    return {part.folder, *(part.runs if part.trains else ())}
+
+
 def _refuse_live(parts: Sequence[Part]) -> None:
     for part in parts:
-        for place in {part.folder, *(part.runs if part.trains else ())}:
+        for place in _places(part):
             record = jobrecord.read(place)
+            record = record and record.settled()
             if record and (found := record.status()).state.live:
                 raise SubmitError(
                     f"{record.id} is {found.line()} as {record.cluster['scheduler']} job "
@@ -89,25 +130,41 @@ def _refuse_live(parts: Sequence[Part]) -> None:
 
 def _preflight(part: Part, first: bool) -> None:
     """Refuse here what every node would; what an earlier stage makes is not there to be seen."""
-    if part.verb != "train":
-        return
-    from pipeline.preflight import preflight
-
     for point in part.points:
         if first:
             try:
-                preflight(point.config, part.cluster.nodes * part.cluster.processes)
+                _look(part, point.config)
             except OSError as error:
                 say(f"not verified from here: {' '.join(str(error).split())}")
-        else:
+        elif part.verb == "train":
             check_same(point.config, folder_of(point.config))
 
 
-def _new_places(part: Part, undo: ExitStack) -> None:
-    """What nothing was in before is gone again if the job is refused after all."""
-    for place in {part.folder, *(part.runs if part.trains else ())}:
-        if not store.names(place):
-            undo.callback(store.remove, place, recursive=True)
+def _look(part: Part, config: Any) -> None:
+    """What the verb itself would refuse, as far as it can be seen without torch."""
+    if part.verb == "train":
+        from pipeline.preflight import preflight
+
+        preflight(config, part.cluster.nodes * part.cluster.processes)
+        return
+    from shards.manifest import open_manifest
+
+    # A claim is not mounted here: of what pods read only what lies in a bucket can be seen.
+    pods = part.cluster.scheduler == "kubernetes"
+    given = {
+        "evaluate": ("data.url", "masks.url", "checkpoint"),
+        "shard": ("source",) if getattr(config, "action", "write") == "write" else (),
+    }
+    for name in given.get(part.verb, ()):
+        url = reduce(getattr, name.split("."), config)
+        if url is None or pods and store.is_local(url):
+            continue
+        if name == "checkpoint":
+            stored.find(url)
+        elif name != "source":
+            open_manifest(url)
+        elif store.is_local(url) and not store.local(url).expanduser().exists():
+            raise SubmitError(f"source={url} does not exist: give the folder or archive to shard")
 
 
 def _write_configs(part: Part, mlflow_runs: dict[str, str]) -> None:
@@ -124,9 +181,12 @@ def _write_configs(part: Part, mlflow_runs: dict[str, str]) -> None:
             update_run_json(run, mlflow_run_id=mlflow_runs[run])
 
 
-def _write_code(part: Part, stage: Stage) -> None:
+def _write_code(part: Part, stage: Stage, undo: ExitStack) -> None:
     if stage.job.code is None:
         return
+    diff = store.join(stage.job.folder, "code", f"{stage.job.commit}.diff")
+    for url in (stage.job.code, diff):
+        jobundo.keep_code(undo, url)
     taken = snapshot.take(ROOT, part.cluster.allow_dirty)
     if taken.name != stage.job.commit:
         raise SubmitError(f"{ROOT} was changed while it was submitted: submit again")
@@ -136,7 +196,7 @@ def _write_code(part: Part, stage: Stage) -> None:
     else:
         snapshot.unpack(data, Path(stage.job.code))
     if taken.diff:
-        store.write(store.join(stage.job.folder, "code", f"{taken.name}.diff"), taken.recorded)
+        store.write(diff, taken.recorded)
 
 
 def _forget_pods(stage: Stage) -> None:

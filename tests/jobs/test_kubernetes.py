@@ -238,7 +238,7 @@ def test_what_the_cluster_would_refuse_is_one_line(kube, change, told):
     cluster = Cluster(**{**TWO.__dict__, **change})
     made = Job(id="refused", verb="train", arguments=(), run="/runs/r", folder="/runs/r")
     objects = kubernetes.manifest(made, cluster)
-    for attempt, where in ((kubectl.ask, [cluster]), (kubectl.submit, cluster)):
+    for attempt, where in ((kubectl.ask, [cluster]), (kubectl.judge, cluster)):
         with pytest.raises(SubmitError) as refused:
             attempt(objects, where)
         assert told in str(refused.value) and "\n" not in str(refused.value)

@@ -102,6 +102,10 @@ def test_logs_and_states_of_other_verbs_outlast_their_pods(cli, small_set, photo
              "cluster.tasks=2"]  # fmt: skip
     made = [json.loads(cli("submit", *words, *on, "--json").stdout)["jobs"][0]
             for words in (evaluate, shard)]  # fmt: skip
+    for job in made:  # as `submit` leaves it that is killed before it hears of the number
+        record = cli.cwd / "jobs" / job["id"] / "jobs.json"
+        record.write_text(json.dumps({**json.loads(record.read_text()), "number": ""}))
+        assert cli.status(job["id"])["number"] == job["number"]
     for job, words in zip(made, ("PSNR dB", "[pod-1]")):
         cli.until(lambda n=job["number"]: not kubectl.status(n, HERE).state.live, job["id"])
         forget(cli, job["number"])

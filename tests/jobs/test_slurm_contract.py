@@ -250,7 +250,7 @@ def test_secrets_reach_the_job_and_stand_nowhere(slurm, job, tmp_path):
 )
 def test_what_slurm_would_refuse_is_one_line_before_anything_runs(slurm, job, cluster, told):
     stage = Stage(job("refused", "steps=1"), cluster)
-    for attempt in (scheduler.ask, scheduler.submit):
+    for attempt in (scheduler.ask, scheduler.judge):
         with pytest.raises(SubmitError) as refused:
             attempt([stage])
         assert told in str(refused.value) and "\n" not in str(refused.value)

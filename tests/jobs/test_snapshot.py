@@ -1,5 +1,6 @@
 """A snapshot is the commit, or the commit and a recorded diff; the live checkout is never run."""
 
+import os
 import subprocess
 import time
 
@@ -121,8 +122,33 @@ def test_a_diff_with_a_secret_of_the_environment_is_refused(checkout, monkeypatc
 
 
 def test_a_folder_that_is_no_checkout_is_told_what_to_do(tmp_path):
-    with pytest.raises(SubmitError, match="cluster.code=image"):
+    with pytest.raises(SubmitError, match="is no git checkout.*cluster.code=image"):
         snapshot.take(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a folder of somebody else takes root to make")
+def test_what_git_says_against_a_checkout_is_told(checkout, monkeypatch):
+    os.chown(checkout, 12345, 12345)
+    for name in ("SUDO_UID", "SUDO_GID"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
+        monkeypatch.setenv(name, "/dev/null")
+    with pytest.raises(SubmitError, match="dubious ownership.*safe.directory") as refused:
+        snapshot.take(checkout)
+    assert "no git checkout" not in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_checkout_without_a_commit_is_told_as_git_does(tmp_path):
+    subprocess.run(["git", "-C", tmp_path, "init", "-q"], check=True)
+    with pytest.raises(SubmitError, match="Needed a single revision.*cluster.code=image"):
+        snapshot.take(tmp_path)
+
+
+def test_a_machine_without_git_is_told_so(checkout, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(SubmitError, match="git cannot be run .*install it") as refused:
+        snapshot.take(checkout)
+    assert "no git checkout" not in str(refused.value)
 
 
 def test_a_snapshot_is_unpacked_once(checkout, tmp_path):

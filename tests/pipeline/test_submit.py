@@ -222,6 +222,27 @@ def test_a_file_of_secrets_must_be_private(tmp_path):
         ([*TRAIN, *SLURM, "cluster.tasks=3"], "only `shard` is divided into tasks"),
         (["masks", "out=m", *SLURM, "cluster.nodes=2"], "masks runs on one machine"),
         ([*TRAIN, *SLURM, "smoke=true", "seed=1,2"], "smoke=true of several points"),
+        (
+            [*TRAIN, *SLURM, "run=runs/same", "max_images=16,24"],
+            "2 points of the sweep are the run",
+        ),
+        ([*TRAIN, *SLURM, "seed=1,1"], "name no value twice"),
+        ([*TRAIN, *SLURM, "max_images=16,24"], "what names a run is not max_images"),
+        ([*TRAIN, *SLURM, "cluster.nodes=0"], "cluster.nodes=0: at least 1 is needed"),
+        ([*TRAIN, *SLURM, "cluster.processes_per_node=0"], "processes_per_node=0: at least 1"),
+        ([*TRAIN, *SLURM, "cluster.processes_per_node=-1"], "processes_per_node=-1: at least 1"),
+        ([*TRAIN, *SLURM, "cluster.gpus_per_node=-1"], "cluster.gpus_per_node=-1: at least 0"),
+        ([*TRAIN, *SLURM, "accumulate=0"], "accumulate=0"),
+        ([*TRAIN, *SLURM, "cluster.retries=-1"], "cluster.retries=-1: at least 0"),
+        ([*TRAIN, *SLURM, "cluster.lead_seconds=0"], "cluster.lead_seconds=0: at least 1"),
+        (["shard", "source=p", *SLURM, "cluster.tasks=0"], "cluster.tasks=0: at least 1"),
+        (["shard", "source=p", *SLURM, "cluster.tasks=-2"], "cluster.tasks=-2: at least 1"),
+        (["shard", *SLURM, "cluster.gpus_per_node=-1"], "cluster.gpus_per_node=-1: at least 0"),
+        (["shard", *SLURM, "cluster.nodes=0"], "cluster.nodes=0: at least 1"),
+        ([*TRAIN, *SLURM, "seed=1,2", "cluster.throttle=0"], "cluster.throttle=0: at least 1"),
+        ([*TRAIN, *REMOTE, "cluster.port=0"], "cluster.port=0: at least 1024"),
+        ([*TRAIN, *REMOTE, "cluster.ttl_hours=-1"], "cluster.ttl_hours=-1: at least 0"),
+        ([*TRAIN, "cluster=local", "cluster.nodes=0"], "cluster.nodes=0: at least 1"),
         ([*TRAIN, *SLURM, "cluster.throttle=2"], "means nothing without an array"),
         ([*TRAIN, *SLURM, "cluster.memory_gb=-4"], "cluster.memory_gb=-4: at least 1 is needed"),
         ([*TRAIN, *SLURM, "cluster.cpus_per_node=0"], "cpus_per_node=0: at least 1"),
@@ -270,6 +291,7 @@ def record(folder, **values):
            "cluster": {"scheduler": "slurm"}, "submitted": "2026-01-01T00:00:00Z", **values}
     )  # fmt: skip
     jobrecord.write(made)
+    jobrecord.point_to(made)
     return made
 
 
@@ -361,6 +383,14 @@ def sbatch(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
 
 
+def test_a_chain_is_only_asked_about_whichever_of_its_verbs_says_so(sbatch, tmp_path):
+    words = ["shard", "source=p", "out=sets/a", *SLURM, "then", "train", *TRAIN[1:2], "check=true"]
+    (tmp_path / "programs" / "srun").write_text("#!/bin/bash\necho 3.11 2.13\n")
+    (tmp_path / "programs" / "srun").chmod(0o755)
+    assert len(submit.main(words)["check"]) == 4
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("points", [["seed=1"], ["seed=1,2"]])
 def test_a_job_that_is_refused_leaves_no_run_behind(sbatch, tmp_path, small_set, points):
     from mlflow.tracking import MlflowClient
@@ -371,6 +401,95 @@ def test_a_job_that_is_refused_leaves_no_run_behind(sbatch, tmp_path, small_set,
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     ids = [e.experiment_id for e in client.search_experiments()]
     assert len(ids) == 2 and client.search_runs(ids) == []
+
+
+def test_a_refusal_takes_back_no_more_than_was_written(sbatch, tmp_path, small_set):
+    words = [*TRAIN, f"data.url={small_set}", *SIDES, *SLURM]
+    (part,) = jobplan.parse(words)
+    run = tmp_path / part.runs[0]
+    (run / "logs").mkdir(parents=True)
+    before = {"config.yaml": "seed: 7\n", "logs/state-3": "SUCCEEDED\n", "run.json": "{}\n"}
+    for name, text in before.items():
+        (run / name).write_text(text)
+    program = tmp_path / "programs" / "sbatch"
+    program.write_text(program.read_text().replace("exit\n", f"exit\ntouch {run}/theirs\n"))
+    with pytest.raises(ValueError, match="shut"):
+        submit.main(words)
+    files = [p for p in run.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    found = {str(p.relative_to(run)): p.read_text() for p in files}
+    assert found == {**before, "theirs": ""}
+
+
+@pytest.fixture
+def taken(sbatch, tmp_path):
+    """A login node whose sbatch takes every job, and counts."""
+    (tmp_path / "programs" / "sbatch").write_text(
+        f'#!/bin/bash\n[ "$1" = --test-only ] && echo >> {tmp_path}/judged && exit\n'
+        f"echo >> {tmp_path}/given; wc -l < {tmp_path}/given\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["evaluate", "checkpoint=runs/none", "data.url=SET"], "runs/none holds no checkpoint"),
+        (["evaluate", "model=telea", "data.url=sets/none"], "sets/none"),
+        (["evaluate", "model=telea", "data.url=SET", "masks.url=sets/none"], "sets/none"),
+        (["shard", "source=nosuch", "out=s"], "source=nosuch does not exist"),
+    ],
+)
+def test_what_a_verb_would_not_find_is_refused_before_it_is_queued(
+    taken, tmp_path, small_set, words, told
+):
+    with pytest.raises(ValueError, match=told) as refused:
+        submit.main([word.replace("SET", str(small_set)) for word in (*words, *SLURM)])
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "given").exists()
+    assert not (tmp_path / "runs").exists() or list((tmp_path / "runs").iterdir()) == []
+
+
+def test_what_an_earlier_stage_makes_is_not_looked_for(taken, tmp_path):
+    (tmp_path / "p").mkdir()
+    words = ["shard", "source=p", "out=s", *SLURM, "then", "evaluate", "model=telea"]
+    assert len(submit.main(words)["jobs"]) == 2
+
+
+CHAIN = ["shard", "source=p", "out=s", *SLURM, "then", *TRAIN[:2], "batch=16", *SIDES, "run=runs/a",
+         "tracking.enabled=false"]  # fmt: skip
+
+
+def test_a_cache_that_cannot_be_written_costs_no_record(taken, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nope")
+    (tmp_path / "p").mkdir()
+    jobs = submit.main(CHAIN)["jobs"]
+    for number, job in zip("12", jobs):
+        kept = json.loads((tmp_path / job["folder"] / "jobs.json").read_text())
+        assert kept["number"] == job["number"] == number
+    told = capsys.readouterr().err
+    assert "/proc/nope/lacuna/jobs cannot be written" in told and "set XDG_CACHE_HOME" in told
+
+
+def test_kubernetes_judges_each_object_once(tmp_path, monkeypatch):
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "kubectl").write_text(
+        f'#!/bin/bash\necho "$*" >> {tmp_path}/asked\n'
+        'case "$*" in *"create -o json"*) echo \'{"metadata": {"uid": "1"}}\' ;; esac\n'
+    )
+    (programs / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    where = [f"root={tmp_path}/runs", f"cluster.volumes={{c: {tmp_path}}}", "cluster.code=image"]
+    submit.main(["masks", f"out={tmp_path}/masks", *KUBERNETES, *where])
+    asked = (tmp_path / "asked").read_text().splitlines()
+    judged = [line for line in asked if "--dry-run=server" in line]
+    created = [line for line in asked if line.startswith("create") and line not in judged]
+    assert len(judged) == len(created) == 1
+
+
+def test_the_scheduler_judges_each_job_once(taken, tmp_path):
+    (tmp_path / "p").mkdir()
+    submit.main(CHAIN)
+    assert (tmp_path / "judged").read_text() == (tmp_path / "given").read_text() == "\n\n"
 
 
 def test_a_refusal_gives_a_run_that_was_there_its_status_back(sbatch, tmp_path, small_set):
