@@ -29,7 +29,7 @@ def main(config: LogsConfig) -> None:
 
 
 def _pods(record: Record, follow: bool) -> None:
-    if kubectl.logs(record.number, record.where, follow, record.run):
+    if record.number and kubectl.logs(record.number, record.where, follow, record.run):
         return
     logs = store.join(record.folder, "logs")
     names = [n for n in store.names(logs) if n.endswith(".log")]

@@ -474,7 +474,8 @@ def test_kubernetes_judges_each_object_once(tmp_path, monkeypatch):
     programs.mkdir()
     (programs / "kubectl").write_text(
         f'#!/bin/bash\necho "$*" >> {tmp_path}/asked\n'
-        'case "$*" in *"create -o json"*) echo \'{"metadata": {"uid": "1"}}\' ;; esac\n'
+        'case "$*" in *"create -o json"*) echo \'{"metadata": {"uid": "1"}}\' ;;\n'
+        '  *"config view"*) exit 1 ;; esac  # as in a pod, which has no kubeconfig\n'
     )
     (programs / "kubectl").chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")

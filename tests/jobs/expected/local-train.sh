@@ -27,6 +27,7 @@ attempt() {
   # shellcheck disable=SC2086  # several words, or none
   $bound "$@" &
   child=$!
+  [ -z "$stopped" ] || kill -TERM "$child"  # asked before there was a child to tell
   code=1
   while kill -0 "$child" 2> /dev/null; do wait "$child"; code=$?; done
   if [ "$code" -gt 128 ]; then
