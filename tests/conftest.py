@@ -1,6 +1,7 @@
 """Fixtures that several rooms share: small real sets, made once a test run by the verbs."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
+# A shell starts `pytest &` with SIGINT ignored, and every process under it would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run_verb(*words, cwd=ROOT, env=None, timeout=600):
