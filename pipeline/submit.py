@@ -143,9 +143,12 @@ def _preflight(part: Part, first: bool) -> None:
 def _look(part: Part, config: Any) -> None:
     """What the verb itself would refuse, as far as it can be seen without torch."""
     if part.verb == "train":
+        from pipeline.counts import process_count
         from pipeline.preflight import preflight
 
-        preflight(config, part.cluster.nodes * part.cluster.processes)
+        cluster = part.cluster
+        here = cluster.scheduler == "local"
+        preflight(config, process_count(config) if here else cluster.nodes * cluster.processes)
         return
     from shards.manifest import open_manifest
 

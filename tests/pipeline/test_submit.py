@@ -112,7 +112,8 @@ def test_the_same_words_are_the_same_job_and_other_words_another():
 
 
 def test_script_and_logs_lie_on_a_disk_where_the_runs_are_in_a_bucket(tmp_path):
-    for words in ([*TRAIN, "root=s3://b/runs"], ["evaluate", "model=a", "root=s3://b/runs"]):
+    scores = ["evaluate", "model=a", "data.url=sets/a", "root=s3://b/runs"]
+    for words in ([*TRAIN, "root=s3://b/runs"], scores):
         script = dry(*words, *SLURM)
         assert f"#SBATCH --output={tmp_path}/runs/" in script and "/s3:/" not in script
     assert "is no disk" in refusal(*TRAIN, *SLURM, "cluster.folder=s3://b/jobs")
@@ -221,6 +222,19 @@ def test_a_file_of_secrets_must_be_private(tmp_path):
         ([*TRAIN, *SLURM, "cluster.nodes=3"], "batch=16 is not divisible by cluster.nodes=3"),
         ([*TRAIN, *SLURM, "cluster.tasks=3"], "only `shard` is divided into tasks"),
         (["masks", "out=m", *SLURM, "cluster.nodes=2"], "masks runs on one machine"),
+        (["shard", "out=o", *SLURM], "shard without source= makes no set"),
+        (["shard", "source=p", *SLURM], "shard without out= makes no set"),
+        (["shard", "verify", *SLURM], "shard verify needs the URL"),
+        (["shard", "verify", "s", *SLURM, "cluster.tasks=2"], "only `shard` is divided into tasks"),
+        (["shard", "source=p", "out=o", "task=0/2", *SLURM, "cluster.tasks=2"], "task=0/2 is told"),
+        (["evaluate", "data.url=s", *SLURM], "evaluate of nothing: give one of checkpoint="),
+        (["evaluate", "model=a", "checkpoint=b", "data.url=s", *SLURM], "evaluate checkpoint= and"),
+        (["evaluate", "model=a", *SLURM], "data.url= is missing"),
+        ([*TRAIN, *SLURM, "processes=2"], "give cluster.processes_per_node= (it is 1)"),
+        ([*TRAIN, "cluster.processes_per_node=2"], "processes_per_node means nothing to local"),
+        ([*TRAIN, "seed=1,2", *SLURM, "then", "evaluate"], "say by checkpoint= which"),
+        ([*TRAIN, "seed=1,2", *SLURM, "then", "promote", "a"], "say by run= which"),
+        ([*TRAIN, "then", "evaluate", *SLURM], "say cluster= of its first verb"),
         ([*TRAIN, *SLURM, "smoke=true", "seed=1,2"], "smoke=true of several points"),
         (
             [*TRAIN, *SLURM, "run=runs/same", "max_images=16,24"],
@@ -446,6 +460,13 @@ def test_what_a_verb_would_not_find_is_refused_before_it_is_queued(
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "given").exists()
     assert not (tmp_path / "runs").exists() or list((tmp_path / "runs").iterdir()) == []
+
+
+def test_on_this_machine_it_is_its_processes_that_share_the_batch(tmp_path, small_set):
+    words = [*TRAIN, f"data.url={small_set}", *SIDES, "processes=3", "cluster.code=image"]
+    with pytest.raises(ValueError, match="batch=16 is not divisible by 3 processes"):
+        submit.main(words)
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_what_an_earlier_stage_makes_is_not_looked_for(taken, tmp_path):
