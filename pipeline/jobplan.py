@@ -222,7 +222,7 @@ def _with_secrets(settings: SubmitConfig) -> SubmitConfig:
 
 def job_of(part: Part, dry_run: bool) -> tuple[Job, Cluster]:
     """What the scheduler is told. Touches nothing."""
-    cluster, name, code, sha256 = part.cluster, None, None, ""
+    cluster, taken, code, sha256 = part.cluster, None, None, ""
     kubernetes = cluster.scheduler == "kubernetes"
     if not kubernetes and not store.is_local(cluster.folder or ""):
         raise ConfigError(
@@ -241,13 +241,13 @@ def job_of(part: Part, dry_run: bool) -> tuple[Job, Cluster]:
             "NAME@sha256:DIGEST is one for ever")  # fmt: skip
     if cluster.code == "snapshot":
         taken = _taken(part, dry_run)
-        name = taken.name
-        code = store.join(folder, "code", name + ".tar.gz" * kubernetes)
+        code = store.join(folder, "code", taken.name + ".tar.gz" * kubernetes)
         if kubernetes:
             sha256 = hashlib.sha256(snapshot.archive(taken)).hexdigest()
     job = Job(
         id=part.id, verb=part.verb, arguments=(), run=part.runs[0], folder=folder, cwd=os.getcwd(),
-        code=code, code_sha256=sha256, commit=name, env=_forwarded(cluster), reads=places.reads,
+        code=code, code_sha256=sha256, commit=taken.name if taken else None, reads=places.reads,
+        env={**_forwarded(cluster), **_origin(cluster, taken, folder)},
         writes=places.writes)  # fmt: skip
     if part.is_run:
         job = replace(job, arguments=(f"run={part.runs[0]}",))
@@ -282,6 +282,16 @@ def _forwarded(cluster: Cluster) -> dict[str, str]:
     for name, value in found.items():
         refuse_secret(name, value)
     return found
+
+
+def _origin(cluster: Cluster, taken: snapshot.Snapshot | None, folder: str) -> dict[str, str]:
+    """What the run's record says of its code: git would find a checkout around the snapshot."""
+    told = {"LACUNA_IMAGE": cluster.image} if cluster.image else {}
+    if taken:
+        told["LACUNA_COMMIT"] = taken.commit
+    if taken and taken.diff:
+        told["LACUNA_DIFF"] = store.join(folder, "code", f"{taken.name}.diff")
+    return told
 
 
 def say(line: str) -> None:
