@@ -94,6 +94,20 @@ def test_the_resolved_configuration_is_what_runs_whatever_conf_says_later(tmp_pa
     assert again.origins["seed"].endswith("config.yaml")
 
 
+def test_what_auto_came_to_at_the_first_start_is_kept_when_a_run_is_submitted_again(tmp_path):
+    (part,) = jobplan.parse([*TRAIN, "max_images=64", *SLURM])
+    run = tmp_path / part.runs[0]
+    for begun, threads in ((False, "auto"), (True, "3")):
+        (run / "checkpoints" / "000000000016").mkdir(parents=True, exist_ok=True)
+        state = run / "checkpoints" / "000000000016" / "state.json"
+        state.write_text("{}") if begun else None
+        (run / "config.yaml").write_text("threads: '3'\nprecision: bf16\n")
+        submit._write_configs(part, {})
+        again = compose("train", [f"run={part.runs[0]}"]).config
+        assert (again.threads, again.max_images) == (threads, 64)
+        assert again.precision == ("bf16" if begun else "auto")
+
+
 def test_other_verbs_read_their_resolved_configuration_from_the_jobs_folder():
     words = ["evaluate", "checkpoint=runs/a", "data.url=sets/photos", "weights=raw"]
     (part,) = jobplan.parse([*words, *SLURM])
@@ -519,6 +533,26 @@ def test_kubernetes_judges_each_object_once(tmp_path, monkeypatch):
     judged = [line for line in asked if "--dry-run=server" in line]
     created = [line for line in asked if line.startswith("create") and line not in judged]
     assert len(judged) == len(created) == 1
+
+
+def test_a_refusal_gives_pods_of_an_earlier_submission_their_last_words_back(tmp_path, monkeypatch):
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "kubectl").write_text(
+        '#!/bin/bash\ncase "$*" in *dry-run=server*|*" get "*|get*) exit 0 ;; esac\n'
+        'echo "Error from server (Forbidden): exceeded quota" >&2; exit 1\n'
+    )
+    (programs / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    where = [f"root={tmp_path}/runs", f"cluster.volumes={{c: {tmp_path}}}", "cluster.code=image"]
+    words = ["masks", f"out={tmp_path}/masks", *KUBERNETES, *where]
+    (part,) = jobplan.parse(words)
+    logs = Path(part.folder, "logs")
+    logs.mkdir(parents=True)
+    (logs / "pod-0.state").write_text("SUCCEEDED\n")
+    with pytest.raises(ValueError, match="exceeded quota"):
+        submit.main(words)
+    assert (logs / "pod-0.state").read_text() == "SUCCEEDED\n"
 
 
 def test_the_scheduler_judges_each_job_once(taken, tmp_path):
