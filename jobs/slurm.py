@@ -40,6 +40,8 @@ HINTS = {
     "cluster.tasks, or submit a sweep in parts",
     r"time limit": "lower cluster.time=, or choose another cluster.partition=",
     r"unrecognized option|invalid option|ambiguous": "look at cluster.sbatch",
+    r"contact slurm controller|fetch_config|configuration (file|source)": "SLURM does not answer "
+    "here: look at `scontrol ping`, or submit from a login node",
     r"dependency": "a job that this one waits for is unknown: see `status`",
 }  # fmt: skip
 

@@ -301,6 +301,11 @@ def test_a_file_of_secrets_must_be_private(tmp_path):
         (["evaluate", "model=./a.pt2", *REMOTE[:-3]], "model=./a.pt2 is a folder of this machine"),
         ([*TRAIN, *KUBERNETES], "is a folder of this machine, which pods do not see"),
         ([*TRAIN, *SLURM, "cluster.sbatch={comment: 'a\nb'}"], "line break"),
+        (
+            [*TRAIN, *SLURM, "cluster.sbatch={a: n[1-3]}"],
+            "by default, and written {name: 'a value'}",
+        ),
+        ([*TRAIN, *SLURM, "cluster.setup=module load x"], "written ['one', 'another']"),
         ([*TRAIN, *SLURM, "cluster.env={HF_TOKEN: x}"], "looks like a secret"),
         ([*TRAIN, *SLURM, "cluster.env={URL: 'https://u:p@h'}"], "holds a secret"),
         ([*TRAIN, *SLURM, "cluster.secrets_file=/no/such/file"], "No such file"),
