@@ -437,6 +437,27 @@ def test_a_chain_is_only_asked_about_whichever_of_its_verbs_says_so(sbatch, tmp_
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("srun: error: Unable to allocate resources: Node count specification invalid",
+         "the interpreter was not verified, SLURM gave no node: srun: error: Unable to"),
+        ("srun: error: n1: task 0: Exited with exit code 127", None),
+    ],
+)  # fmt: skip
+def test_what_slurm_refuses_of_the_question_alone_is_no_refusal_of_the_job(
+    sbatch, tmp_path, said, told
+):
+    (tmp_path / "programs" / "srun").write_text(f"#!/bin/bash\necho '{said}' >&2; exit 1\n")
+    (tmp_path / "programs" / "srun").chmod(0o755)
+    words = ["masks", "out=m", *SLURM, "check=true"]
+    if told:
+        assert submit.main(words)["check"][1].startswith(told)
+    else:
+        with pytest.raises(ValueError, match="a node cannot run .*: srun: error: n1"):
+            submit.main(words)
+
+
 @pytest.mark.parametrize("points", [["seed=1"], ["seed=1,2"]])
 def test_a_job_that_is_refused_leaves_no_run_behind(sbatch, tmp_path, small_set, points):
     from mlflow.tracking import MlflowClient
