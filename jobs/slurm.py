@@ -263,9 +263,8 @@ def _ask_node(job: Job, cluster: Cluster) -> str:
         return f"a node has Python and torch {last_line(answer.stdout)} at {words[0]}"
     if "mmediate" in answer.stderr or "busy" in answer.stderr:
         return "no node was free within 30 s: the interpreter there was not verified"
-    if (
-        "allocate resources" in answer.stderr
-    ):  # what one core for a moment may not have, the job may
+    # What one core for five minutes may not have, the job may: it was judged already.
+    if "allocate resources" in answer.stderr:
         return f"the interpreter was not verified, SLURM gave no node: {last_line(answer.stderr)}"
     raise SubmitError(
         f"a node cannot run {words[0]}: {last_line(answer.stderr)}; set cluster.python, "
