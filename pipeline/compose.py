@@ -87,9 +87,8 @@ def compose(verb: str, words: Sequence[str]) -> Resolved:
 def _loaded(path: Path) -> DictConfig:
     try:
         found = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        told = " ".join(str(error).split())
-        raise ConfigError(f"{path} cannot be read as YAML: {told}") from None
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(e).split())}") from None
     if not isinstance(found, DictConfig):
         raise ConfigError(f"{path} holds a list: write `key: value` lines")
     return found
@@ -241,7 +240,8 @@ def _set(base: DictConfig, name: str, value: Any, origin: str) -> None:
         node[leaf] = value
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         wanted = str(kind).replace("typing.", "") if get_args(kind) else kind.__name__
-        now = f"it is {_plain(node[leaf])} by default{WRITTEN.get(get_origin(kind), '')}"
+        before = None if OmegaConf.is_missing(node, leaf) else node[leaf]
+        now = f"it is {_plain(before)} by default{WRITTEN.get(get_origin(kind), '')}"
         reason = str(error).splitlines()[0] if is_dataclass(element) else now
         raise ConfigError(f"{_told(origin)}{name}={value} is no {wanted}: {reason}") from None
 
