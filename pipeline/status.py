@@ -15,9 +15,7 @@ from pipeline.logs import errors, last_words
 from pipeline.runfolder import read_run_json
 from shards import store
 
-AT_ONCE = (
-    8  # jobs that schedulers are asked about: each question is a process, and years leave many
-)
+AT_ONCE = 8  # jobs asked about: each takes a process or more, and years leave many
 
 
 def main(config: StatusConfig) -> dict[str, Any]:
