@@ -43,7 +43,6 @@ def start(slurm, cli, photograph_folder, tmp_path):
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job of `&` has not
         )  # fmt: skip
 
     return begin

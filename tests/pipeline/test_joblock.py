@@ -72,18 +72,10 @@ def test_in_a_bucket_too(bucket, monkeypatch):
         pass
 
 
-@pytest.fixture
-def listening():
-    """To Ctrl-C too, which what a shell starts by `&` is told to ignore."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize(
     ("number", "end"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
 )
-def test_a_stop_is_obeyed_once_all_is_written(listening, number, end):
+def test_a_stop_is_obeyed_once_all_is_written(number, end):
     done = []
     with pytest.raises(end), joblock.unstopped() as heard:
         os.kill(os.getpid(), number)
@@ -93,7 +85,7 @@ def test_a_stop_is_obeyed_once_all_is_written(listening, number, end):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_refusal_is_told_whatever_stop_came_with_it(listening):
+def test_a_refusal_is_told_whatever_stop_came_with_it():
     with pytest.raises(SubmitError, match="shut"), joblock.unstopped():
         os.kill(os.getpid(), signal.SIGINT)
         raise SubmitError("shut")
