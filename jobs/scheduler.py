@@ -122,7 +122,10 @@ def cancel(number: str, cluster: Cluster, run: str) -> None:
 def _scheduler(stages: Sequence[Stage]) -> str:
     kinds = {s.cluster.scheduler for s in stages}
     if len(kinds) > 1:
-        raise SubmitError(f"a chain runs on one scheduler, not on {' and '.join(sorted(kinds))}")
+        raise SubmitError(
+            f"a chain runs on one scheduler, not on {' and '.join(sorted(kinds))}: say cluster= of "
+            "its first verb, which holds for those after it"
+        )
     return kinds.pop()
 
 

@@ -40,6 +40,8 @@ HINTS = {
     "cluster.tasks, or submit a sweep in parts",
     r"time limit": "lower cluster.time=, or choose another cluster.partition=",
     r"unrecognized option|invalid option|ambiguous": "look at cluster.sbatch",
+    r"contact slurm controller|fetch_config|configuration (file|source)": "SLURM does not answer "
+    "here: look at `scontrol ping`, or submit from a login node",
     r"dependency": "a job that this one waits for is unknown: see `status`",
 }  # fmt: skip
 
@@ -249,8 +251,8 @@ def _ask_node(job: Job, cluster: Cluster) -> str:
     for name in ("partition", "account", "qos"):
         if getattr(cluster, name):
             where.append(f"--{name}={getattr(cluster, name)}")
-    if "constraint" in cluster.sbatch:
-        where.append(f"--constraint={cluster.sbatch['constraint']}")
+    for name in {"constraint", "reservation"} & set(cluster.sbatch):
+        where.append(f"--{name}={cluster.sbatch[name]}")
     container = [w for w in _srun(job, cluster) if w.startswith("--container-image")]
     lines = [
         *cluster.setup,
@@ -261,6 +263,9 @@ def _ask_node(job: Job, cluster: Cluster) -> str:
         return f"a node has Python and torch {last_line(answer.stdout)} at {words[0]}"
     if "mmediate" in answer.stderr or "busy" in answer.stderr:
         return "no node was free within 30 s: the interpreter there was not verified"
+    # What one core for five minutes may not have, the job may: it was judged already.
+    if "allocate resources" in answer.stderr:
+        return f"the interpreter was not verified, SLURM gave no node: {last_line(answer.stderr)}"
     raise SubmitError(
         f"a node cannot run {words[0]}: {last_line(answer.stderr)}; set cluster.python, "
         "cluster.setup or cluster.container so that it finds this project's packages"

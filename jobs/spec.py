@@ -41,7 +41,7 @@ class Cluster:
     scheduler: str = key("local", "who runs it", ("local", "slurm", "kubernetes"))
     nodes: int = key(1, "machines")
     gpus_per_node: int = key(0, "accelerators on each")
-    processes_per_node: int | None = key(None, "workers on each; null: one per GPU, else 1")
+    processes_per_node: int | None = key(None, "workers on each; null: one a GPU, else 1", (), BOTH)
     cpus_per_node: int | None = key(None, "CPU cores on each; null: the site's default", (), BOTH)
     memory_gb: int | None = key(None, "memory on each, GiB; null: the site's default", (), BOTH)
     name: str | None = key(None, "the job's name; null: the run's", (), BOTH)

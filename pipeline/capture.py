@@ -83,11 +83,11 @@ def environment(checkout: Path = CHECKOUT) -> tuple[dict[str, str], dict[str, st
 def git(checkout: Path = CHECKOUT) -> tuple[str | None, str]:
     """The commit, and what differs from it (redacted, at most 1 MiB). (None, "") outside git.
 
-    A job's snapshot has no `.git`: its commit comes in `LACUNA_COMMIT`.
+    A job's snapshot has no `.git`: its commit comes in `LACUNA_COMMIT`, the URL of what differs in
+    `LACUNA_DIFF`.
     """
-
     if "LACUNA_COMMIT" in os.environ:  # git would find a checkout that lies around the snapshot
-        return commit(checkout), ""
+        return commit(checkout), redact(_recorded(os.environ.get("LACUNA_DIFF")))
     try:
         diff = _ask(checkout, "diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv")
         new = _ask(checkout, "ls-files", "--others", "--exclude-standard").splitlines()
@@ -95,6 +95,18 @@ def git(checkout: Path = CHECKOUT) -> tuple[str | None, str]:
         return commit(checkout), ""
     untracked = "".join(f"# untracked: {name}\n" for name in new[:200])
     return commit(checkout), redact(diff[:MAX_DIFF] + untracked)
+
+
+def _recorded(url: str | None) -> str:
+    """The changes that `submit` took along."""
+    from shards import store
+
+    if url is None:
+        return ""
+    try:
+        return store.read(url)[:MAX_DIFF].decode(errors="replace")
+    except (OSError, ValueError):
+        return f"# {store.display(url)} cannot be read\n"
 
 
 def commit(checkout: Path = CHECKOUT) -> str | None:

@@ -117,7 +117,9 @@ def positional(spec: VerbSpec, words: list[str]) -> list[str]:
     bare = start
     while spec.positional and bare < len(words) and "=" not in words[bare].split("/")[0]:
         bare += 1
-    if bare - start == 1 and spec.positional != "names":
+    if bare > start and spec.positional != "names":
+        if bare - start > 1:
+            raise ValueError(f"{' '.join(words[start:bare])}: one {spec.positional} at a time")
         words[start] = f"{spec.positional}={words[start]}"
     elif bare > start:
         words[start:bare] = [f"{spec.positional}=[{','.join(words[start:bare])}]"]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra._internal.config_repository import ConfigRepository
@@ -35,6 +35,7 @@ from pipeline.saved import saved_start
 from pipeline.verbs import VERBS, VerbSpec
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+WRITTEN = {dict: ", and written {name: 'a value'}", list: ", and written ['one', 'another']"}
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,8 @@ def compose(verb: str, words: Sequence[str]) -> Resolved:
 def _loaded(path: Path) -> DictConfig:
     try:
         found = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} cannot be read as YAML: {' '.join(str(error).split())}"
-        ) from None
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(e).split())}") from None
     if not isinstance(found, DictConfig):
         raise ConfigError(f"{path} holds a list: write `key: value` lines")
     return found
@@ -241,8 +240,9 @@ def _set(base: DictConfig, name: str, value: Any, origin: str) -> None:
         node[leaf] = value
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         wanted = str(kind).replace("typing.", "") if get_args(kind) else kind.__name__
-        now = _plain(node[leaf])
-        reason = str(error).splitlines()[0] if is_dataclass(element) else f"it is {now} by default"
+        before = None if OmegaConf.is_missing(node, leaf) else node[leaf]
+        now = f"it is {_plain(before)} by default{WRITTEN.get(get_origin(kind), '')}"
+        reason = str(error).splitlines()[0] if is_dataclass(element) else now
         raise ConfigError(f"{_told(origin)}{name}={value} is no {wanted}: {reason}") from None
 
 

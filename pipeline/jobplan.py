@@ -16,7 +16,7 @@ from pathlib import Path
 
 from jobs import snapshot
 from jobs.spec import SECRET_NAME, Cluster, Job, SubmitError, check_least, private_file
-from pipeline import jobplaces
+from pipeline import jobchain, jobplaces
 from pipeline.cli import positional
 from pipeline.compose import ConfigError, Resolved, compose, refuse_secret
 from pipeline.identity import folder_of
@@ -110,7 +110,8 @@ def parse(words: Sequence[str]) -> list[Part]:
         _refuse_foreign(settings)
         check_least(settings.config.cluster)
         fitted = replace(settings.config, cluster=_fitting(verb, settings.config.cluster, mine))
-        others = _known(verb, positional(VERBS[verb], [w for w in rest if w not in mine]), known)
+        others = positional(VERBS[verb], [w for w in rest if w not in mine])
+        others = jobchain.told(verb, others, known)
         if verb == "train":
             others += [w for w in carried if w.startswith("root=")][-1:]
         points = [compose(verb, point) for point in _points(verb, others)]
@@ -120,7 +121,8 @@ def parse(words: Sequence[str]) -> list[Part]:
                 raise ConfigError("smoke=true of several points: try one of them")
         parts.append(Part(verb, _with_secrets(fitted), tuple(points)))
         _refuse_same(parts[-1])
-        _learn(parts[-1], known)
+        _refuse_ignored(parts[-1])
+        jobchain.learn(verb, points[0].config, parts[-1].runs, known)
     if not parts:
         raise ConfigError("submit what? submit VERB [key=value ...] cluster=slurm")
     return parts
@@ -182,27 +184,14 @@ def _placed(point: Resolved, cluster: Cluster) -> Resolved:
     return replace(point, config=replace(point.config, cluster=cluster))
 
 
-KNOWN = {"train": {"data.url": "set"}, "evaluate": {"data.url": "set", "checkpoint": "run"},
-         "register": {"run": "run"}, "promote": {"run": "run"}}  # fmt: skip
-
-
-def _known(verb: str, words: list[str], known: dict[str, str]) -> list[str]:
-    given = {w.partition("=")[0] for w in words}
-    if verb == "evaluate" and given & {"model", "predictions", "export"}:
-        given.add("checkpoint")
-    wanted = KNOWN.get(verb, {})
-    return [
-        *words,
-        *(f"{k}={known[v]}" for k, v in wanted.items() if v in known and k not in given),
-    ]
-
-
-def _learn(part: Part, known: dict[str, str]) -> None:
-    if part.verb == "shard":
-        known["set"] = str(part.points[0].config.out)
-    elif part.verb == "train":
-        known["run"] = part.runs[0]
-        known["set"] = str(part.points[0].config.data.url)
+def _refuse_ignored(part: Part) -> None:
+    """A count for this machine, where the scheduler's jobs have another."""
+    told = {point.origins.get("processes") for point in part.points}
+    if "command line" in told and part.cluster.scheduler != "local":
+        raise ConfigError(
+            f"processes={part.points[0].config.processes} is for this machine: on a cluster give "
+            f"cluster.processes_per_node= (it is {part.cluster.processes})"
+        )
 
 
 def _refuse_foreign(settings: Resolved) -> None:
@@ -233,7 +222,7 @@ def _with_secrets(settings: SubmitConfig) -> SubmitConfig:
 
 def job_of(part: Part, dry_run: bool) -> tuple[Job, Cluster]:
     """What the scheduler is told. Touches nothing."""
-    cluster, name, code, sha256 = part.cluster, None, None, ""
+    cluster, taken, code, sha256 = part.cluster, None, None, ""
     kubernetes = cluster.scheduler == "kubernetes"
     if not kubernetes and not store.is_local(cluster.folder or ""):
         raise ConfigError(
@@ -246,18 +235,19 @@ def job_of(part: Part, dry_run: bool) -> tuple[Job, Cluster]:
         jobplaces.refuse_hidden_record(part.verb, part.points[0].config, cluster)
     elif cluster.container != "none" and cluster.code == "image":
         jobplaces.refuse_relative(places)
+    jobplaces.refuse_incomplete(part.verb, part.points[0].config, cluster.tasks)
     if cluster.image and cluster.code == "snapshot" and jobplaces.is_tag(cluster.image):
         say(f"cluster.image={cluster.image} is a tag, which may be another environment tomorrow: "
             "NAME@sha256:DIGEST is one for ever")  # fmt: skip
     if cluster.code == "snapshot":
         taken = _taken(part, dry_run)
-        name = taken.name
-        code = store.join(folder, "code", name + ".tar.gz" * kubernetes)
+        code = store.join(folder, "code", taken.name + ".tar.gz" * kubernetes)
         if kubernetes:
             sha256 = hashlib.sha256(snapshot.archive(taken)).hexdigest()
     job = Job(
         id=part.id, verb=part.verb, arguments=(), run=part.runs[0], folder=folder, cwd=os.getcwd(),
-        code=code, code_sha256=sha256, commit=name, env=_forwarded(cluster), reads=places.reads,
+        code=code, code_sha256=sha256, commit=taken.name if taken else None, reads=places.reads,
+        env={**_forwarded(cluster), **_origin(cluster, taken, folder)},
         writes=places.writes)  # fmt: skip
     if part.is_run:
         job = replace(job, arguments=(f"run={part.runs[0]}",))
@@ -266,8 +256,6 @@ def job_of(part: Part, dry_run: bool) -> tuple[Job, Cluster]:
     else:
         job = replace(job, arguments=(f"config={store.join(folder, 'config.yaml')}",))
     if tasks := cluster.tasks:
-        if part.verb != "shard":
-            raise ConfigError(f"cluster.tasks={tasks}: only `shard` is divided into tasks")
         job = replace(job, elements=tuple((f"task={i}/{tasks}",) for i in range(tasks)))
     if cluster.nodes > 1 and part.verb not in SEVERAL:
         raise ConfigError(
@@ -294,6 +282,16 @@ def _forwarded(cluster: Cluster) -> dict[str, str]:
     for name, value in found.items():
         refuse_secret(name, value)
     return found
+
+
+def _origin(cluster: Cluster, taken: snapshot.Snapshot | None, folder: str) -> dict[str, str]:
+    """What the run's record says of its code: git would find a checkout around the snapshot."""
+    told = {"LACUNA_IMAGE": cluster.image} if cluster.image else {}
+    if taken:
+        told["LACUNA_COMMIT"] = taken.commit
+    if taken and taken.diff:
+        told["LACUNA_DIFF"] = store.join(folder, "code", f"{taken.name}.diff")
+    return told
 
 
 def say(line: str) -> None:

@@ -16,6 +16,7 @@ from pipeline.engine import Engine
 from pipeline.identity import RunFolder, other_dataset
 from pipeline.method import Method
 from pipeline.runfolder import update_run_json
+from pipeline.supervise import publish_log
 from shards import store
 from shards.manifest import Manifest
 
@@ -119,7 +120,8 @@ def save(
     manifest: Manifest,
     state: State,
 ) -> None:
-    """Hand a checkpoint to `saver`; all ranks call it, rank 0 writes."""
+    """Hand a checkpoint to `saver`; all ranks call it, rank 0 writes. Each node's log goes too."""
+    publish_log()
     files = checkpoint.files_of(networks.trainees)
     if engine.is_main:
         facts = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -14,12 +15,15 @@ from pipeline.logs import errors, last_words
 from pipeline.runfolder import read_run_json
 from shards import store
 
+AT_ONCE = 8  # jobs asked about: each takes a process or more, and years leave many
+
 
 def main(config: StatusConfig) -> dict[str, Any]:
     """One job, or every job under `root` and every other that this machine knows of."""
     if config.id is not None:
         return {"jobs": [described(jobrecord.find(config.id, config.root))]}
-    return {"jobs": [_shown(record) for record in jobrecord.every(config.root)]}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return {"jobs": list(pool.map(_shown, jobrecord.every(config.root)))}
 
 
 def _shown(record: Record | Unread) -> dict[str, Any]:

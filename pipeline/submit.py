@@ -18,7 +18,7 @@ from jobs import scheduler, snapshot
 from jobs.scheduler import Stage
 from jobs.spec import SubmitError
 from pipeline import joblock, jobrecord, jobundo, stored
-from pipeline.identity import check_same, folder_of
+from pipeline.identity import check_same, folder_of, settled
 from pipeline.jobplan import ROOT, Part, job_of, parse, say
 from pipeline.jobrecord import Record
 from shards import store
@@ -61,7 +61,7 @@ def _submitted(parts: Sequence[Part], stages: Sequence[Stage]) -> list[Record]:
                 jobundo.keep(undo, store.join(part.folder, name))
             _write_configs(part, _announce(part, undo))
             _write_code(part, stage, undo)
-            _forget_pods(stage)
+            _forget_pods(stage, undo)
             jobrecord.write(record)
         for record in records:
             jobrecord.point_to(record)
@@ -143,9 +143,12 @@ def _preflight(part: Part, first: bool) -> None:
 def _look(part: Part, config: Any) -> None:
     """What the verb itself would refuse, as far as it can be seen without torch."""
     if part.verb == "train":
+        from pipeline.counts import process_count
         from pipeline.preflight import preflight
 
-        preflight(config, part.cluster.nodes * part.cluster.processes)
+        cluster = part.cluster
+        here = cluster.scheduler == "local"
+        preflight(config, process_count(config) if here else cluster.nodes * cluster.processes)
         return
     from shards.manifest import open_manifest
 
@@ -175,7 +178,8 @@ def _write_configs(part: Part, mlflow_runs: dict[str, str]) -> None:
         store.write(store.join(part.folder, "config.yaml"), text.encode())
         return
     for point, run in zip(part.points, part.runs):
-        named = replace(point, config=replace(point.config, run=run))
+        config = settled(point.config, folder_of(point.config))  # bits depend on what `auto` meant
+        named = replace(point, config=replace(config, run=run))
         store.write(store.join(run, "config.yaml"), named.yaml().encode())
         if run in mlflow_runs:
             update_run_json(run, mlflow_run_id=mlflow_runs[run])
@@ -199,11 +203,12 @@ def _write_code(part: Part, stage: Stage, undo: ExitStack) -> None:
         store.write(diff, taken.recorded)
 
 
-def _forget_pods(stage: Stage) -> None:
+def _forget_pods(stage: Stage, undo: ExitStack) -> None:
     """The last words of an earlier submission's pods are not this one's."""
     logs = store.join(stage.job.folder, "logs")
     for name in store.names(logs) if scheduler.pods(stage) else []:
         if name.endswith(".state"):
+            jobundo.keep(undo, store.join(logs, name))
             store.remove(store.join(logs, name))
 
 

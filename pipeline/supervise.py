@@ -28,10 +28,11 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOPPED = tuple(-number for number in STOP_SIGNALS)  # statuses: what it had to save has a handler
 PR_SET_PDEATHSIG = 1
 ERROR_FILE = "LACUNA_ERROR_FILE"  # where a worker leaves the line that its launcher reports
+PUBLISH = "LACUNA_PUBLISH"  # a worker makes this file when its node's log is to be published
 NODE_ERRORS = "LACUNA_ERRORS"  # where each node's launcher leaves its line: this, `-` and its rank
 TERMINATION = Path("/dev/termination-log")  # what Kubernetes shows of a container that failed
 CRASHED = 30.0  # seconds: over NCCL those left behind would wait in an exchange for ever
-PUBLISH_EVERY = 60.0  # seconds between copies of a log into a bucket
+PUBLISH_EVERY = 60.0  # seconds between copies of a log into a bucket that nobody asks for
 
 
 class Ended(NamedTuple):
@@ -207,9 +208,10 @@ def output(log: str | None) -> Iterator[int | None]:
         ours = os.dup(2)  # whatever our own stderr becomes
         copying = threading.Thread(target=_copy, args=(reading, path, ours), daemon=True)
         copying.start()
-        over = threading.Event()
-        publishing = threading.Thread(target=_publish, args=(path, log, over), daemon=True)
+        over, asked = threading.Event(), Path(scratch, "asked")
+        publishing = threading.Thread(target=_publish, args=(path, log, over, asked), daemon=True)
         if not store.is_local(log):
+            os.environ[PUBLISH] = str(asked)
             publishing.start()
         try:
             yield writing
@@ -221,6 +223,7 @@ def output(log: str | None) -> Iterator[int | None]:
             over.set()
             if publishing.is_alive():
                 publishing.join(30)
+            os.environ.pop(PUBLISH, None)
 
 
 def _copy(reading: int, path: Path, ours: int) -> None:
@@ -236,19 +239,27 @@ def _copy(reading: int, path: Path, ours: int) -> None:
                 file.write(chunk)
 
 
-def _publish(path: Path, url: str, over: threading.Event) -> None:
-    """Copy the log to its URL now and then and at the end, behind what is there already."""
-    try:
-        before = store.read(url)
-    except (OSError, ValueError):
-        before = b""
-    sent = 0
-    while True:
-        last = over.wait(PUBLISH_EVERY)
+def publish_log() -> None:
+    """Asks the launcher to publish the log of this node within a second: at a checkpoint."""
+    with suppress(OSError):
+        if asked := os.environ.get(PUBLISH):
+            Path(asked).touch()
+
+
+def _publish(path: Path, url: str, over: threading.Event, asked: Path) -> None:
+    """Copy the log to its URL now and then, when asked and at the end, behind what is there."""
+    earlier: bytes | None = None
+    sent, due, last = 0, time.monotonic() + PUBLISH_EVERY, False
+    while not last:
+        last = over.wait(1.0)
+        if not (last or asked.exists() or time.monotonic() > due):
+            continue
+        asked.unlink(missing_ok=True)  # first: who asks from here on has said more
+        due = time.monotonic() + PUBLISH_EVERY
         data = path.read_bytes() if path.exists() else b""
-        if len(data) > sent:
-            with suppress(OSError, ValueError):
-                store.write(url, before + data)
+        with suppress(OSError, ValueError):  # what a bucket does not take now it takes next time
+            if earlier is None:
+                earlier = store.read(url) if store.exists(url) else b""
+            if len(data) > sent:
+                store.write(url, earlier + data)
                 sent = len(data)
-        if last:
-            return

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import jobrecord
+from tests.conftest import TINY, run_verb
 from tests.support import kube as stand_in
 from tests.support import slurm_cluster
 from tests.support.checkout import committed_copy
@@ -69,14 +71,36 @@ def cli(tmp_path_factory):
     def status(name):
         return json.loads(call("status", name, "--json").stdout)["jobs"][0]
 
+    def look(folder):
+        """What the scheduler says, as `status` asks it: without a process, which takes a second of
+        the cores that the jobs run on."""
+        return jobrecord.read(str(cwd / folder)).status()
+
     def until(condition, what, seconds=240):
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, f"waited {seconds} s for {what}"
             time.sleep(0.2)
 
-    call.cwd, call.code, call.status, call.until = cwd, code, status, until
+    call.cwd, call.code, call.status, call.look, call.until = cwd, code, status, look, until
     return call
+
+
+@pytest.fixture(scope="session")
+def undisturbed(small_set, tmp_path_factory):
+    """`undisturbed(images)`: the losses, as text, of a training by two processes so far."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = run_verb("train", *TINY, f"data.url={small_set}", f"run={run}", "max_images=72",
+                    "processes=2")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = (run / "steps.jsonl").read_text().splitlines(keepends=True)
+
+    def told(images):
+        count = images // json.loads(lines[0])["images_seen"]
+        assert count <= len(lines)
+        return "".join(lines[:count])
+
+    return told
 
 
 def without_kubernetes():

@@ -1,6 +1,7 @@
 """Rendered scripts on a real SLURM, with a quick program that honours the launch contract."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -51,8 +52,11 @@ def limited(slurm, tmp_path_factory):
         run = str(folder / name)
         made = Job(id=name, verb="train", arguments=(), run=run, folder=run, env={"CODE": code})
         number = backend.submit(made, replace(SMALL, time="30", python=str(deaf), sbatch=far))
-        slurm.run("scontrol", "update", f"jobid={number}", "timelimit=1")  # after it was rendered
         numbers[name] = number, made
+    for number, _ in numbers.values():
+        slurm.wait(lambda n=number: slurm.state(n) == "RUNNING", "a job to run")
+        # No limit is shorter than a minute, and SLURM looks at it every 30 s only.
+        slurm.run("scontrol", "update", f"jobid={number}", "endtime=now+5")
     return numbers
 
 
@@ -254,6 +258,18 @@ def test_what_slurm_would_refuse_is_one_line_before_anything_runs(slurm, job, cl
         with pytest.raises(SubmitError) as refused:
             attempt([stage])
         assert told in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_slurm_that_does_not_answer_is_one_line_with_what_to_look_at(
+    slurm, job, tmp_path, monkeypatch
+):
+    conf = Path(slurm.root, "slurm.conf").read_text()
+    dead = re.sub(r"SlurmctldPort=\d+", "SlurmctldPort=1\nMessageTimeout=2", conf)
+    (tmp_path / "slurm.conf").write_text(dead)
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
+    with pytest.raises(SubmitError, match="look at `scontrol ping`") as refused:
+        scheduler.judge([Stage(job("silent", "steps=1"), SMALL)])
+    assert "Unable to contact" in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_an_array_that_is_too_long_is_refused_naming_the_limit(slurm, job):

@@ -9,7 +9,7 @@ from tests.conftest import TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
 PLANTED = "planted-secret-value"
-RECIPE = [w for w in TINY if not w.startswith("tracking")]
+RECIPE = [*(w for w in TINY if not w.startswith("tracking")), "processes=1"]
 
 
 def mlflow_runs(cli):
@@ -32,7 +32,7 @@ def chain(cli, photograph_folder):
              "evaluate", "limit=2", "protocol=musical", "protocol.size=64"]  # fmt: skip
     jobs = json.loads(cli("submit", *words, "cluster=local", "--json").stdout)["jobs"]
     before = mlflow_runs(cli)
-    cli.until(lambda: cli.status(jobs[-1]["id"])["state"] not in ("QUEUED", "RUNNING"), "the chain")
+    cli.until(lambda: not cli.look(jobs[-1]["folder"]).state.live, "the chain")
     return jobs, before
 
 
@@ -69,13 +69,20 @@ def test_what_ran_was_the_commit_and_not_the_checkout(cli, chain):
         (code,) = (p for p in (cli.cwd / job["folder"] / "code").iterdir() if p.is_dir())
         assert (code / "pipeline" / "cli.py").exists()
         assert cli.status(job["id"])["commit"] == code.name
+    asked = subprocess.run(["git", "-C", cli.code, "rev-parse", "HEAD"], capture_output=True)
+    head = asked.stdout.decode().strip()
+    assert head.startswith(code.name)
+    assert json.loads((cli.cwd / "runs" / "chained" / "run.json").read_text())["commit"] == head
+    (run,) = (r for r in mlflow_runs(cli).values() if r.info.run_name == "chained")
+    assert run.data.tags["mlflow.source.git.commit"] == head
+    assert run.data.tags["git.dirty"] == "false"
 
 
 def test_a_sweep_is_a_parent_and_a_child_for_each_point_in_mlflow(cli, chain):
     words = ["train", *RECIPE, "data.url=sets/a", "max_images=8", "seed=1,2", "cluster=local"]
     (job,) = json.loads(cli("submit", *words, "--json").stdout)["jobs"]
     assert job["id"].startswith("sweep-")
-    cli.until(lambda: cli.status(job["id"])["state"] != "RUNNING", "the sweep")
+    cli.until(lambda: not cli.look(job["folder"]).state.live, "the sweep")
     told = cli.status(job["id"])
     assert told["state"] == "SUCCEEDED" and len(told["points"]) == 2
     runs = mlflow_runs(cli)
@@ -90,7 +97,7 @@ def test_a_sweep_is_a_parent_and_a_child_for_each_point_in_mlflow(cli, chain):
 def test_the_same_line_after_the_end_continues_the_run(cli, chain):
     words = ["train", *RECIPE, "data.url=sets/a", "run=runs/chained", "cluster=local"]
     cli("submit", *words, "max_images=64")
-    cli.until(lambda: cli.status("chained")["state"] != "RUNNING", "the run")
+    cli.until(lambda: not cli.look("runs/chained").state.live, "the run")
     assert cli.status("chained")["state"] == "SUCCEEDED"
     steps = (cli.cwd / "runs" / "chained" / "steps.jsonl").read_text().splitlines()
     assert [json.loads(line)["images_seen"] for line in steps] == list(range(8, 65, 8))

@@ -31,6 +31,23 @@ def test_a_job_is_named_by_what_its_scheduler_set(monkeypatch):
     assert "\ntorch==" in files["environment/packages.txt"]
 
 
+def test_a_snapshot_is_what_submit_took_whatever_checkout_lies_around_it(monkeypatch, tmp_path):
+    diff = tmp_path / "0123.diff"
+    diff.write_bytes(b"+x = 2\n+caf\xe9\n+password = 'hunter2hunter2'\n")
+    monkeypatch.setenv("LACUNA_COMMIT", "c" * 40)
+    monkeypatch.setenv("LACUNA_IMAGE", "registry/lacuna@sha256:0")
+    tags, files = capture.environment()
+    assert tags["mlflow.source.git.commit"] == "c" * 40
+    assert (tags["git.dirty"], tags["image.digest"]) == ("false", "registry/lacuna@sha256:0")
+    assert "environment/uncommitted.patch" not in files
+    for place, line in ((diff, "+x = 2\n"), (tmp_path / "gone", f"# {tmp_path}/gone cannot be")):
+        monkeypatch.setenv("LACUNA_DIFF", str(place))
+        tags, files = capture.environment()
+        assert tags["git.dirty"] == "true"
+        patch = files["environment/uncommitted.patch"]
+        assert patch.startswith(line) and "hunter2" not in patch
+
+
 @pytest.mark.parametrize(
     ("text", "secret"),
     [

@@ -95,6 +95,16 @@ def test_a_line_that_says_what_went_wrong_stays_readable(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    ("words", "told"),
+    [(["cancel", "a", "b"], "a b: one id at a time"), (["logs", "id=[a,b]"], "is no str")],
+)
+def test_several_words_where_one_is_taken_are_refused_in_one_line(words, told, capsys):
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert told in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("error", "status"), [(Unavailable("late"), 1), (StoreError("no right"), 78)]
 )
 def test_storage_without_an_answer_is_tried_again_and_a_lasting_fault_is_not(

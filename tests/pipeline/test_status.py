@@ -56,6 +56,24 @@ def test_a_record_that_is_none_is_a_line_with_its_file_and_hides_no_other(tmp_pa
     assert "\n" not in str(refused.value)
 
 
+def test_schedulers_are_asked_about_several_jobs_at_a_time(tmp_path, monkeypatch):
+    """A scontrol that answers once four are asked, and the jobs in their order."""
+    (tmp_path / "scontrol").write_text(
+        '#!/bin/bash\ntouch "$0.$4"\n'
+        'for _ in {1..300}; do set -- "$0".*; [ $# -ge 4 ] && break; sleep 0.1; done\n'
+        'echo "JobId=7 JobState=COMPLETED Restarts=$# ExitCode=0:0"\n'
+    )
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in "abcd":
+        place = f"runs/{name}"
+        told = {**GOOD, "id": name, "run": place, "folder": place, "number": name}
+        jobrecord.write(jobrecord.Record(**{**told, "cluster": {"scheduler": "slurm"}}))
+    jobs = status.main(StatusConfig())["jobs"]
+    assert [job["id"] for job in jobs] == ["a", "b", "c", "d", "good"]
+    assert [job["restarts"] for job in jobs[:4]] == [4] * 4
+
+
 def test_a_bucket_that_does_not_answer_is_given_up_and_hides_no_other(tmp_path):
     program = (
         "import sys; from pipeline import jobrecord; jobrecord.PATIENCE = 1.0\n"

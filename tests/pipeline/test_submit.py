@@ -94,6 +94,20 @@ def test_the_resolved_configuration_is_what_runs_whatever_conf_says_later(tmp_pa
     assert again.origins["seed"].endswith("config.yaml")
 
 
+def test_what_auto_came_to_at_the_first_start_is_kept_when_a_run_is_submitted_again(tmp_path):
+    (part,) = jobplan.parse([*TRAIN, "max_images=64", *SLURM])
+    run = tmp_path / part.runs[0]
+    for begun, threads in ((False, "auto"), (True, "3")):
+        (run / "checkpoints" / "000000000016").mkdir(parents=True, exist_ok=True)
+        state = run / "checkpoints" / "000000000016" / "state.json"
+        state.write_text("{}") if begun else None
+        (run / "config.yaml").write_text("threads: '3'\nprecision: bf16\n")
+        submit._write_configs(part, {})
+        again = compose("train", [f"run={part.runs[0]}"]).config
+        assert (again.threads, again.max_images) == (threads, 64)
+        assert again.precision == ("bf16" if begun else "auto")
+
+
 def test_other_verbs_read_their_resolved_configuration_from_the_jobs_folder():
     words = ["evaluate", "checkpoint=runs/a", "data.url=sets/photos", "weights=raw"]
     (part,) = jobplan.parse([*words, *SLURM])
@@ -112,7 +126,8 @@ def test_the_same_words_are_the_same_job_and_other_words_another():
 
 
 def test_script_and_logs_lie_on_a_disk_where_the_runs_are_in_a_bucket(tmp_path):
-    for words in ([*TRAIN, "root=s3://b/runs"], ["evaluate", "model=a", "root=s3://b/runs"]):
+    scores = ["evaluate", "model=a", "data.url=sets/a", "root=s3://b/runs"]
+    for words in ([*TRAIN, "root=s3://b/runs"], scores):
         script = dry(*words, *SLURM)
         assert f"#SBATCH --output={tmp_path}/runs/" in script and "/s3:/" not in script
     assert "is no disk" in refusal(*TRAIN, *SLURM, "cluster.folder=s3://b/jobs")
@@ -177,6 +192,19 @@ def test_code_is_a_commit_with_its_path_before_everything_else(monkeypatch):
     assert f"cd {Path.cwd()} ||" in script
 
 
+@pytest.mark.parametrize("words", [["cluster=slurm", "cluster.gpus_per_node=0"], REMOTE])
+def test_a_job_is_told_of_which_commit_changes_and_image_it_is(monkeypatch, words):
+    changed = snapshot.Snapshot(ROOT, "c" * 40, "+x\n", b"tar")
+    monkeypatch.setattr(snapshot, "take", lambda root, dirty: changed)
+    words = [*TRAIN, *words, "cluster.code=snapshot", "cluster.allow_dirty=true"]
+    (part,) = jobplan.parse(words)
+    text = re.sub(r"\n *value: ", "=", dry(*words))
+    folder = part.folder if "s3:" in part.folder else f"{Path.cwd()}/{part.folder}"
+    assert f"LACUNA_COMMIT={'c' * 40}\n" in text
+    assert f"LACUNA_DIFF={folder}/code/{changed.name}.diff\n" in text
+    assert ("LACUNA_IMAGE=r/x@sha256:0\n" in text) == (part.cluster.scheduler == "kubernetes")
+
+
 def test_the_submitters_endpoints_travel_and_secrets_do_not(monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret-value")
@@ -221,6 +249,19 @@ def test_a_file_of_secrets_must_be_private(tmp_path):
         ([*TRAIN, *SLURM, "cluster.nodes=3"], "batch=16 is not divisible by cluster.nodes=3"),
         ([*TRAIN, *SLURM, "cluster.tasks=3"], "only `shard` is divided into tasks"),
         (["masks", "out=m", *SLURM, "cluster.nodes=2"], "masks runs on one machine"),
+        (["shard", "out=o", *SLURM], "shard without source= makes no set"),
+        (["shard", "source=p", *SLURM], "shard without out= makes no set"),
+        (["shard", "verify", *SLURM], "shard verify needs the URL"),
+        (["shard", "verify", "s", *SLURM, "cluster.tasks=2"], "only `shard` is divided into tasks"),
+        (["shard", "source=p", "out=o", "task=0/2", *SLURM, "cluster.tasks=2"], "task=0/2 is told"),
+        (["evaluate", "data.url=s", *SLURM], "evaluate of nothing: give one of checkpoint="),
+        (["evaluate", "model=a", "checkpoint=b", "data.url=s", *SLURM], "evaluate checkpoint= and"),
+        (["evaluate", "model=a", *SLURM], "data.url= is missing"),
+        ([*TRAIN, *SLURM, "processes=2"], "give cluster.processes_per_node= (it is 1)"),
+        ([*TRAIN, "cluster.processes_per_node=2"], "processes_per_node means nothing to local"),
+        ([*TRAIN, "seed=1,2", *SLURM, "then", "evaluate"], "say by checkpoint= which"),
+        ([*TRAIN, "seed=1,2", *SLURM, "then", "promote", "a"], "say by run= which"),
+        ([*TRAIN, "then", "evaluate", *SLURM], "say cluster= of its first verb"),
         ([*TRAIN, *SLURM, "smoke=true", "seed=1,2"], "smoke=true of several points"),
         (
             [*TRAIN, *SLURM, "run=runs/same", "max_images=16,24"],
@@ -260,6 +301,11 @@ def test_a_file_of_secrets_must_be_private(tmp_path):
         (["evaluate", "model=./a.pt2", *REMOTE[:-3]], "model=./a.pt2 is a folder of this machine"),
         ([*TRAIN, *KUBERNETES], "is a folder of this machine, which pods do not see"),
         ([*TRAIN, *SLURM, "cluster.sbatch={comment: 'a\nb'}"], "line break"),
+        (
+            [*TRAIN, *SLURM, "cluster.sbatch={a: n[1-3]}"],
+            "by default, and written {name: 'a value'}",
+        ),
+        ([*TRAIN, *SLURM, "cluster.setup=module load x"], "written ['one', 'another']"),
         ([*TRAIN, *SLURM, "cluster.env={HF_TOKEN: x}"], "looks like a secret"),
         ([*TRAIN, *SLURM, "cluster.env={URL: 'https://u:p@h'}"], "holds a secret"),
         ([*TRAIN, *SLURM, "cluster.secrets_file=/no/such/file"], "No such file"),
@@ -391,6 +437,27 @@ def test_a_chain_is_only_asked_about_whichever_of_its_verbs_says_so(sbatch, tmp_
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("srun: error: Unable to allocate resources: Node count specification invalid",
+         "the interpreter was not verified, SLURM gave no node: srun: error: Unable to"),
+        ("srun: error: n1: task 0: Exited with exit code 127", None),
+    ],
+)  # fmt: skip
+def test_what_slurm_refuses_of_the_question_alone_is_no_refusal_of_the_job(
+    sbatch, tmp_path, said, told
+):
+    (tmp_path / "programs" / "srun").write_text(f"#!/bin/bash\necho '{said}' >&2; exit 1\n")
+    (tmp_path / "programs" / "srun").chmod(0o755)
+    words = ["masks", "out=m", *SLURM, "check=true"]
+    if told:
+        assert submit.main(words)["check"][1].startswith(told)
+    else:
+        with pytest.raises(ValueError, match="a node cannot run .*: srun: error: n1"):
+            submit.main(words)
+
+
 @pytest.mark.parametrize("points", [["seed=1"], ["seed=1,2"]])
 def test_a_job_that_is_refused_leaves_no_run_behind(sbatch, tmp_path, small_set, points):
     from mlflow.tracking import MlflowClient
@@ -448,6 +515,13 @@ def test_what_a_verb_would_not_find_is_refused_before_it_is_queued(
     assert not (tmp_path / "runs").exists() or list((tmp_path / "runs").iterdir()) == []
 
 
+def test_on_this_machine_it_is_its_processes_that_share_the_batch(tmp_path, small_set):
+    words = [*TRAIN, f"data.url={small_set}", *SIDES, "processes=3", "cluster.code=image"]
+    with pytest.raises(ValueError, match="batch=16 is not divisible by 3 processes"):
+        submit.main(words)
+    assert not list((tmp_path / "runs").iterdir())
+
+
 def test_what_an_earlier_stage_makes_is_not_looked_for(taken, tmp_path):
     (tmp_path / "p").mkdir()
     words = ["shard", "source=p", "out=s", *SLURM, "then", "evaluate", "model=telea"]
@@ -485,6 +559,26 @@ def test_kubernetes_judges_each_object_once(tmp_path, monkeypatch):
     judged = [line for line in asked if "--dry-run=server" in line]
     created = [line for line in asked if line.startswith("create") and line not in judged]
     assert len(judged) == len(created) == 1
+
+
+def test_a_refusal_gives_pods_of_an_earlier_submission_their_last_words_back(tmp_path, monkeypatch):
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "kubectl").write_text(
+        '#!/bin/bash\ncase "$*" in *dry-run=server*|*" get "*|get*) exit 0 ;; esac\n'
+        'echo "Error from server (Forbidden): exceeded quota" >&2; exit 1\n'
+    )
+    (programs / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    where = [f"root={tmp_path}/runs", f"cluster.volumes={{c: {tmp_path}}}", "cluster.code=image"]
+    words = ["masks", f"out={tmp_path}/masks", *KUBERNETES, *where]
+    (part,) = jobplan.parse(words)
+    logs = Path(part.folder, "logs")
+    logs.mkdir(parents=True)
+    (logs / "pod-0.state").write_text("SUCCEEDED\n")
+    with pytest.raises(ValueError, match="exceeded quota"):
+        submit.main(words)
+    assert (logs / "pod-0.state").read_text() == "SUCCEEDED\n"
 
 
 def test_the_scheduler_judges_each_job_once(taken, tmp_path):

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.identity import images_saved
 from pipeline.launch import place
 from pipeline.supervise import outcome, supervise
+from shards import store
+from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -151,6 +154,42 @@ def test_what_every_worker_says_is_kept_in_the_runs_log_and_still_shown(tmp_path
     shown = capfd.readouterr()
     assert shown.out.splitlines() == ["out 0"]
     assert sorted(shown.err.splitlines()) == ["err", "err", "out 1"]
+
+
+@pytest.mark.s3
+def test_a_log_in_a_bucket_goes_on_behind_what_was_there(bucket):
+    log = store.join(bucket, "run/logs/node-0.log")
+    for attempt in ("first", "second"):
+        code = f"import sys; print({attempt!r}, file=sys.stderr)"
+        assert supervise(python(code), place({}, 1).workers, log).status == 0
+    assert store.read(log) == b"first\nsecond\n"
+
+
+@pytest.mark.slow
+@pytest.mark.s3
+def test_a_pod_that_is_lost_after_a_checkpoint_has_left_its_log(bucket, small_set, tmp_path):
+    """In a bucket, where logs that nobody asks for are here never published before the end."""
+    run = store.join(bucket, "run")
+    pod = {"PET_NNODES": "1", "PET_NPROC_PER_NODE": "2", "JOB_COMPLETION_INDEX": "0",
+           "LACUNA_PODS": f"{run}/logs/pod-", "XDG_CACHE_HOME": str(tmp_path),
+           "OMP_NUM_THREADS": "1"}  # fmt: skip
+    program = (
+        "import sys; from pipeline import supervise; supervise.PUBLISH_EVERY = 1e9\n"
+        "from pipeline.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = [word for word in TINY if not word.startswith("checkpoint")]
+    words += [f"data.url={small_set}", f"run={run}", "max_images=8000", "checkpoint.every_images=8"]
+    log, end = store.join(run, "logs/pod-0.log"), time.monotonic() + 120
+    process = subprocess.Popen([*python(program), "train", *words], cwd=ROOT,
+                               env={**os.environ, **pod}, stderr=subprocess.DEVNULL)  # fmt: skip
+    try:
+        while not (images_saved(run) and store.exists(log)):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.2)
+    finally:
+        process.kill()
+        process.wait()
+    assert "starts of 8000 images" in store.read(log).decode()
 
 
 def test_the_error_that_came_first_is_reported_not_what_followed_from_it(tmp_path, capfd):
