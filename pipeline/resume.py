@@ -91,6 +91,8 @@ def _saved(init: str) -> tuple[bytes, dict[str, Any]]:
         }
         try:
             return found.data(file), lineage
+        except store.StoreError:
+            raise
         except (ValueError, FileNotFoundError):
             if name:
                 raise ConfigError(

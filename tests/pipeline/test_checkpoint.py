@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from pipeline import checkpoint
 from pipeline.checkpoint import Saver, checkpoints, find, latest, load_generator, pin
 from pipeline.identity import folder_at
+from pipeline.runfolder import update_run_json
+from shards.store import StoreError
 
 MODEL = {"name": "msanet", "width": 0.1}
 
@@ -62,6 +64,29 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(run, damage, capsys):
         path.unlink()
     assert latest(run.url).images_seen == 7
     assert "000000000009 is torn or corrupted" in capsys.readouterr().err
+
+
+@pytest.mark.s3
+def test_what_a_bucket_does_not_give_is_not_torn_and_nothing_is_dropped_for_it(faults, tmp_path):
+    """Else training would go on from an older checkpoint, and the next save drop the newer one."""
+    run = folder_at(f"{faults.server.bucket()}/run")
+    update_run_json(run.url, pinned=[7])
+    save(run, 7)
+    save(run, 9)
+    denied = {"act": "status", "status": 403, "code": "AccessDenied", "method": "GET", "times": 99}
+    for name in ("state.json", "generator.safetensors"):
+        faults.set({**denied, "path": f"000000000009/{name}"})
+        with pytest.raises(StoreError, match="AccessDenied; check the credentials"):
+            latest(run.url)
+    faults.set({**denied, "path": "000000000009/state.json"})
+    with pytest.raises(StoreError, match="AccessDenied"):
+        save(run, 11, keep=1)
+    faults.set({**denied, "path": "run.json"})
+    with pytest.raises(StoreError, match="AccessDenied"):  # not: "is not JSON", what is pinned
+        save(run, 13, keep=1)
+    faults.set()
+    assert seen(run) == [7, 9, 11, 13]
+    assert latest(run.url).images_seen == 13
 
 
 def test_training_may_change_weights_while_they_are_written(run):
