@@ -118,6 +118,18 @@ def test_what_a_killed_writer_left_goes_with_the_next_checkpoint(run):
     assert [p.name for p in base.iterdir()] == ["000000000009"]
 
 
+def test_a_torn_checkpoint_of_later_steps_displaces_no_whole_one(run):
+    """Training went on from the one before it, and was stopped before it came as far again."""
+    save(run, 7, 20.0, keep=1)
+    save(run, 9, 30.0, keep=1)
+    torn = run.local / "checkpoints" / "000000000009" / "generator.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-4])
+    save(run, 8, 21.0, keep=1)
+    assert latest(run.url).images_seen == 8
+    save(run, 9, 22.0, keep=1)  # again, and whole
+    assert seen(run) == [9] and latest(run.url).images_seen == 9
+
+
 def test_nothing_is_dropped_where_the_newest_cannot_be_read_back(run, monkeypatch):
     for n in (1, 2):
         save(run, n, keep=1)
