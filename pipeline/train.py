@@ -100,6 +100,8 @@ def _train(
         in_a_row = 0 if stepped else in_a_row + (not engine.lowers_scale(networks.trainees))
         watch.mark(number, "voting")
         before, state.images_seen = state.images_seen, batch.position
+        if stepped:
+            state.metrics = {}  # were of other weights: a checkpoint is selected by its own
         stopping = engine.any(bool(stop)) and stepped
         done = state.images_seen >= config.max_images
         due = partial(_crossed, before, state.images_seen)

@@ -123,6 +123,16 @@ def test_two_ranks_of_half_the_batch_drift_no_more_than_rounding(two_ranks, trai
     assert 0 < drift(two_ranks[0], runs[0]) <= allowed
 
 
+@pytest.mark.slow
+def test_a_checkpoint_has_the_scores_of_its_own_weights_or_none(train, tmp_path):
+    """Else the best would be one that nobody validated, and the one that was would be dropped."""
+    words = ["checkpoint.every_images=8", "validate.every_images=16", "checkpoint.keep=9"]
+    trained(train, tmp_path / "run", *words, "max_images=40", "processes=1")
+    found = {c.images_seen: set(c.state["metrics"]) for c in checkpoints(str(tmp_path / "run"))}
+    scores = {"val/psnr", "val/ssim", "val/l1"}
+    assert found == {8: set(), 16: scores, 24: set(), 32: scores, 40: scores}
+
+
 def start(small_set, run, *words, env=None):
     """A training process in the background, its messages readable."""
     from conftest import TINY
