@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -42,11 +43,15 @@ class Meter:
         self._cpu: deque[float] = deque(maxlen=WINDOW)
         self._thread, self._fastest = time.thread_time(), float("inf")
         self._sizes: deque[int] = deque(maxlen=WINDOW)
-        self._warm, self._trained, self._other, self._stall = 0, 0.0, 0.0, 0.0
+        self._warm, self._stall = 0, 0.0
+        self._losses: Mapping[str, float] = {}
         self._line = _Live(max_images) if shown and sys.stderr.isatty() else _Plain(shown)
 
     def step(self, images: int, seconds: float, wait: float, losses: Mapping[str, float]) -> None:
-        """One step of `images` over all ranks took `seconds`, of which `wait` for data."""
+        """One step of `images` over all ranks took `seconds`, of which `wait` for data.
+
+        losses: empty where the step ended no line of the log; the last ones stay shown.
+        """
         self.images_seen += images
         self._images += images
         self._warm += 1
@@ -57,11 +62,11 @@ class Meter:
             self._steps.append(seconds)
             self._waits.append(wait)
             self._sizes.append(images)
-        self._line.show(self, losses)
+        self._losses = losses or self._losses
+        self._line.show(self, self._losses)
 
     def elsewhere(self, seconds: float, stall: bool = False) -> None:
-        """Time between steps: validation, or a checkpoint's stall."""
-        self._other += seconds
+        """Between steps: validation, or a checkpoint's `stall` of so many `seconds`."""
         self._thread = time.thread_time()
         if stall:
             self._stall = max(self._stall, seconds)
@@ -127,8 +132,8 @@ def described(meter: Meter, losses: Mapping[str, float]) -> str:
     """One line: progress, speed, time left, losses."""
     words = [f"{meter.images_seen}/{meter.max_images} images"]
     if meter.rate:  # not before the first steps are over, which are slower
-        left = (meter.max_images - meter.images_seen) / meter.rate
-        words += [f"{meter.rate:.1f}/s", f"{int(left // 60)}:{int(left % 60):02d} left"]
+        left = max(0, meter.max_images - meter.images_seen) / meter.rate
+        words += [f"{meter.rate:.1f}/s", f"{timedelta(seconds=int(left))} left"]
         if meter.waiting > NOTABLE:
             words.append(f"waiting for data {meter.waiting:.0%}")
     return "  ".join(words + [f"{name} {value:.4g}" for name, value in losses.items()])

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pipeline import meter
+
 ROOT = Path(__file__).resolve().parents[2]
 SAYS = """
 import time
@@ -29,6 +31,21 @@ def test_a_log_gets_whole_lines_now_and_then():
     lines = process.communicate(timeout=60)[1].decode().splitlines()
     assert process.returncode == 0
     assert lines == ["8/80 images  g/l1 0.5", "checked"]  # the next is due after 30 s
+
+
+def test_losses_stay_shown_between_lines_of_the_log_and_days_are_told(monkeypatch, capsys):
+    """On a GPU losses are fetched at every twentieth step only."""
+    monkeypatch.setattr(meter, "PLAIN_EVERY", 0.0)
+    told = meter.Meter(0, 5_000_000, True)
+    for losses in ({}, {"g/l1": 0.5}, {}, {}, {"g/l1": 0.25}):
+        told.step(8, 0.5, 0.0, losses)
+    assert capsys.readouterr().err.splitlines() == [
+        "8/5000000 images",
+        "16/5000000 images  g/l1 0.5",
+        "24/5000000 images  g/l1 0.5",
+        "32/5000000 images  16.0/s  3 days, 14:48:18 left  g/l1 0.5",
+        "40/5000000 images  16.0/s  3 days, 14:48:17 left  g/l1 0.25",
+    ]
 
 
 def test_a_terminal_gets_a_line_that_moves_with_speed_time_left_and_waiting():
