@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -66,14 +67,16 @@ def _name(run: RunFolder) -> str:
 
 
 def show(run: RunFolder, tracker: Any, shown: list[dict[str, Any]], images_seen: int) -> None:
+    """Sample pictures, into MLflow and the run's folder; what stays the same is written once."""
     folder = run.local / "samples"
-    folder.mkdir(exist_ok=True)
     for i, sample in enumerate(shown):
         for what, pixels in sample.items():
             name = f"{i:02d}-{what}" + (f"-{images_seen:012d}" if what == "filled" else "")
             if what == "filled" or not (folder / f"{name}.png").exists():
                 tracker.image(f"samples/{i:02d}/{what}", pixels, images_seen)
-                Image.fromarray(pixels).save(folder / f"{name}.png")
+                png = io.BytesIO()
+                Image.fromarray(pixels).save(png, "PNG")
+                store.write(str(folder / f"{name}.png"), png.getvalue())
 
 
 def note_checkpoint(tracker: Any, newest: Checkpoint | None) -> None:
