@@ -92,7 +92,9 @@ class Meter:
         return sum(self._waits) / sum(self._steps) if self._steps else 0.0
 
     def values(self) -> dict[str, float]:
-        """`perf/*` as they are logged."""
+        """`perf/*` as they are logged; none before the first step."""
+        if not self._warm:
+            return {}
         elapsed = time.monotonic() - self._began
         rate = self._images / elapsed if elapsed else 0.0
         found = {
@@ -102,11 +104,10 @@ class Meter:
             "perf/images_per_s_train_process": self.rate / self.processes,
             "perf/checkpoint_stall_ms": 1e3 * self._stall,
             "perf/peak_memory_mb": peak_memory_mb(),
+            "perf/step_ms_min": 1e3 * self._fastest,
         }
         if self.image_seconds:
             found["perf/mfu"] = self.rate * self.image_seconds
-        if self._warm:
-            found["perf/step_ms_min"] = 1e3 * self._fastest
         if len(self._steps) > 1:
             cuts = statistics.quantiles(self._steps, n=20, method="inclusive")
             found["perf/step_ms_p50"] = 1e3 * statistics.median(self._steps)

@@ -58,8 +58,10 @@ def _describe(config: TrainConfig, run: RunFolder, manifest: Manifest) -> None:
         print(f"bits may differ from here on: {known['cpu']} before, {cpu} now", file=sys.stderr)
     facts |= {"id": _name(run), "url": run.url, "dataset": manifest.digest, "cpu": cpu}
     facts |= {"launcher": {"host": socket.gethostname(), "pid": os.getppid()}, "commit": commit()}
+    if images_saved(run.url) < config.max_images:  # else there is no other to come
+        facts |= {"result": {}}
     write_config(config, run)
-    update_run_json(run.url, **facts, error=None, result={})
+    update_run_json(run.url, **facts, error=None)
 
 
 def _name(run: RunFolder) -> str:
@@ -91,6 +93,7 @@ def note_checkpoint(tracker: Any, newest: Checkpoint | None) -> None:
 
 def finish(run: RunFolder, tracker: Any, meter: Meter, state: State, status: str) -> None:
     result = {
+        **read_run_json(run.url).get("result", {}),
         "status": status,
         "images_seen": state.images_seen,
         "skipped": state.skipped,
@@ -108,10 +111,12 @@ def headline(
     precision = engine.precision
     if (config.precision, precision, engine.device.type) == ("auto", "fp32", "cuda"):
         precision = "fp32 (this GPU has no bf16: precision=fp16 is faster)"
-    start = f"goes on at {images_seen}" if images_seen else "starts"
+    start = "goes on at" if images_seen else "starts at"
+    start = start if images_seen < config.max_images else "has seen"
     return (
-        f"{store.display(run.url)} {start} of {config.max_images} images: {config.model.name} "
-        f"{size / 1e6:.2f} M weights, {engine.world_size} x {engine.device.type}, "
+        f"{store.display(run.url)} {start} {images_seen} of {config.max_images} images: "
+        f"{config.model.name} {size / 1e6:.2f} M weights, "
+        f"{engine.world_size} x {engine.device.type}, "
         f"{config.parallel.strategy}, {precision}, batch {config.batch}, "
         f"{torch.get_num_threads()} threads each"
     )

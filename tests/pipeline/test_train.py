@@ -66,6 +66,14 @@ def test_a_run_leaves_what_the_contract_names(two_ranks):
     assert "2 x cpu" in done.stderr and f"{STEPS * BATCH} images: val/psnr" in done.stderr
 
 
+@pytest.mark.slow
+def test_the_same_command_after_the_end_changes_no_figure(two_ranks, train):
+    run, done = two_ranks
+    again = trained(train, run, f"max_images={STEPS * BATCH}", "processes=2", "--json")
+    assert f"has seen {STEPS * BATCH} of {STEPS * BATCH} images" in again.stderr
+    assert json.loads(again.stdout) == json.loads(done.stdout)
+
+
 def test_ten_and_ten_steps_equal_twenty_bit_for_bit(two_ranks, train, tmp_path):
     run = tmp_path / "run"
     trained(train, run, f"max_images={STEPS * BATCH // 2}", "processes=2")
