@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.capture import commit, hardware, user
 from pipeline.checkpoint import Checkpoint
@@ -19,6 +20,7 @@ from pipeline.config import TrainConfig
 from pipeline.engine import Engine
 from pipeline.identity import RunFolder, difference, images_saved, saved_config, write_config
 from pipeline.meter import Meter
+from pipeline.method import Method
 from pipeline.resume import State
 from pipeline.runfolder import read_run_json, update_run_json
 from pipeline.tracking import Muted, Tracker
@@ -106,20 +108,27 @@ def finish(run: RunFolder, tracker: Any, meter: Meter, state: State, status: str
 
 
 def headline(
-    config: TrainConfig, run: RunFolder, engine: Engine, images_seen: int, size: int
+    config: TrainConfig, run: RunFolder, engine: Engine, images_seen: int, networks: Method
 ) -> str:
+    """What is trained, where and how: the first line of an attempt."""
     precision = engine.precision
     if (config.precision, precision, engine.device.type) == ("auto", "fp32", "cuda"):
         precision = "fp32 (this GPU has no bf16: precision=fp16 is faster)"
     start = "goes on at" if images_seen else "starts at"
     start = start if images_seen < config.max_images else "has seen"
-    return (
+    told = (
         f"{store.display(run.url)} {start} {images_seen} of {config.max_images} images: "
-        f"{config.model.name} {size / 1e6:.2f} M weights, "
+        f"{config.model.name} {networks.generator.size / 1e6:.2f} M weights, "
         f"{engine.world_size} x {engine.device.type}, "
         f"{config.parallel.strategy}, {precision}, batch {config.batch}, "
         f"{torch.get_num_threads()} threads each"
     )
+    layers = (layer for trainee in networks.trainees for layer in trainee.module.modules())
+    if config.accumulate > 1 and any(isinstance(layer, _BatchNorm) for layer in layers):
+        alone = 1 if config.parallel.sync_batchnorm else engine.world_size
+        seen = config.batch // config.accumulate // alone
+        told += f"; BatchNorm sees {seen} images at a time (accumulate={config.accumulate})"
+    return told
 
 
 def described(values: dict[str, float]) -> str:

@@ -82,7 +82,7 @@ def _train(
     stack.callback(meter.close)
     log = StepLog(run, engine, config.log.every or (20 if engine.device.type == "cuda" else 1))
     log.cut(state.images_seen)
-    meter.say(headline(config, run, engine, state.images_seen, networks.generator.size))
+    meter.say(headline(config, run, engine, state.images_seen, networks))
 
     stopping, owed, in_a_row = False, False, 0
     while state.images_seen < config.max_images and not stopping:

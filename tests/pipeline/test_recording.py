@@ -9,15 +9,22 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
+import torch
 from PIL import Image
 
+from pipeline.checkpoint import build_generator
+from pipeline.config import TrainConfig
+from pipeline.groups import ObjectiveConfig
 from pipeline.identity import RunFolder
-from pipeline.recording import show
+from pipeline.method import Method
+from pipeline.recording import headline, show
 from pipeline.tracking import Muted
+from pipeline.trainee import Trainee
 from shards import store
 from tests.conftest import TINY
 from tests.support.records import Database, logged_steps, until
@@ -123,6 +130,26 @@ def test_a_picture_that_a_full_disk_cuts_is_not_there_and_comes_with_the_next(tm
     show(run, Muted(), [{"original": noise}], 16)
     (kept,) = (tmp_path / "samples").iterdir()
     assert kept.name == "00-original.png" and (np.asarray(Image.open(kept)) == noise).all()
+
+
+@pytest.mark.parametrize(
+    ("norm", "parts", "synchronised", "said"),
+    [("batch", 4, True, "BatchNorm sees 4 images at a time (accumulate=4)"),
+     ("batch", 4, False, "BatchNorm sees 2 images at a time (accumulate=4)"),
+     ("batch", 1, True, None), ("instance", 4, True, None)],
+)  # fmt: skip
+def test_it_is_said_at_the_start_that_accumulation_parts_batch_statistics(
+    norm, parts, synchronised, said
+):
+    network = build_generator({"name": "msanet", "width": 0.1, "norm": norm})
+    trainee = Trainee("generator", network, network, torch.optim.Adam(network.parameters()))
+    networks = Method(ObjectiveConfig(), [], trainee)
+    engine = SimpleNamespace(precision="fp32", device=torch.device("cpu"), world_size=2)
+    config = TrainConfig(batch=16, accumulate=parts)
+    config.parallel.sync_batchnorm = synchronised
+    line = headline(config, RunFolder("runs/a", Path("runs/a")), engine, 8, networks)
+    assert line.startswith("runs/a goes on at 8 of 1000000 images: msanet ")
+    assert line.endswith(said or "threads each")
 
 
 def test_the_record_names_code_data_and_checkpoint_by_hash(trained, database, small_set):
