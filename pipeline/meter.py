@@ -99,14 +99,15 @@ class Meter:
         rate = self._images / elapsed if elapsed else 0.0
         found = {
             "perf/images_per_s": rate,
-            "perf/images_per_s_train": self.rate,
             "perf/images_per_s_process": rate / self.processes,
-            "perf/images_per_s_train_process": self.rate / self.processes,
             "perf/checkpoint_stall_ms": 1e3 * self._stall,
             "perf/peak_memory_mb": peak_memory_mb(),
             "perf/step_ms_min": 1e3 * self._fastest,
         }
-        if self.image_seconds:
+        if self.rate:  # no point of a curve before
+            found["perf/images_per_s_train"] = self.rate
+            found["perf/images_per_s_train_process"] = self.rate / self.processes
+        if self.rate and self.image_seconds:
             found["perf/mfu"] = self.rate * self.image_seconds
         if len(self._steps) > 1:
             cuts = statistics.quantiles(self._steps, n=20, method="inclusive")
@@ -166,7 +167,7 @@ class _Live:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        columns = (BarColumn(), TextColumn("{task.description}"))
+        columns = (BarColumn(), TextColumn("{task.description}", markup=False))
         self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
         self._task = self._progress.add_task("", total=total)
         self._progress.start()
@@ -177,7 +178,7 @@ class _Live:
         )
 
     def say(self, line: str) -> None:
-        self._progress.console.print(line, highlight=False)
+        self._progress.console.print(line, highlight=False, markup=False)
 
     def close(self) -> None:
         self._progress.stop()
