@@ -7,7 +7,6 @@ learns from the detached picture, and both step together, so that accumulation e
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -86,7 +85,6 @@ def build(config: TrainConfig, engine: Engine) -> Method:
     if needs_features(objective) and objective.features == "vgg16":
         method.features = VGG16Features(normalise=objective.vgg_normalise)
         method.pretrained["vgg16"] = load("vgg16", method.features) or "random"
-        check_alike("vgg16", method.pretrained["vgg16"], engine)
         method.features.to(engine.device)
     if objective.adv:
         discriminator = DenseNetDiscriminator()
@@ -94,18 +92,6 @@ def build(config: TrainConfig, engine: Engine) -> Method:
         method.pretrained["densenet121"] = loaded or "random"
         method.discriminator = engine.train("discriminator", discriminator, make)
     return method
-
-
-def check_alike(name: str, found: str, engine: Engine) -> None:
-    """Refuse weights that not every node has: ranks would be trained towards different losses."""
-    told = engine.gather((socket.gethostname(), found))
-    for rank, (host, other) in enumerate(told):
-        if other != told[0][1]:
-            raise ConfigError(
-                f"rank {rank} on {host} has {other[:12]} weights of {name}, rank 0 on {told[0][0]} "
-                f"has {told[0][1][:12]}: `fetch {name}` into the cache of every node, or set "
-                f"XDG_CACHE_HOME to one that all see"
-            )
 
 
 def backward(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline import checkpoint, flops, method
+from pipeline.alike import check_alike
 from pipeline.capture import other_node_metrics
 from pipeline.config import TrainConfig
 from pipeline.engine import Engine
@@ -63,6 +64,7 @@ def _train(
     assert config.data.url is not None
     manifest = open_manifest(config.data.url)
     networks = method.build(config, engine)
+    check_alike(config, manifest, networks, engine)
     image_seconds = flops.image_seconds(networks, engine, config.data.crop)
     state = resume(config, run, networks, manifest, engine)
     engine.start(networks.trainees)
