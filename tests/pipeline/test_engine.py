@@ -164,7 +164,7 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
     with engine_of(config, monkeypatch) as alone, monkeypatch.context() as told:
         assert (alone.rank, alone.world_size) == (0, 1)
         told.setenv("WORLD_SIZE", "2")
-        with pytest.raises(RuntimeError, match="they would train 2 separate runs"):
+        with pytest.raises(ConfigError, match="would train 2 separate runs: start them"):
             Engine(config)
 
 
