@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,21 @@ def test_two_ranks_of_half_the_batch_drift_no_more_than_rounding(two_ranks, trai
 
     allowed = 3 * drift(runs[0], runs[1])
     assert 0 < drift(two_ranks[0], runs[0]) <= allowed
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+@pytest.mark.slow
+@pytest.mark.dist
+def test_zero_is_chosen_by_a_word_and_has_the_losses_of_ddp(two_ranks, train, tmp_path):
+    """Three steps; but for rounding."""
+    run, words = tmp_path / "run", (f"max_images={3 * BATCH}", "processes=2")
+    done = trained(train, run, "parallel=zero1", *words)
+    assert "2 x cpu, zero1, fp32" in done.stderr and done.stdout.count("status: finished") == 1
+    ours, theirs = steps(run), steps(two_ranks[0])[:3]
+    assert [line.keys() for line in ours] == [line.keys() for line in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(other, rel=1e-3)
+    assert theirs[2]["g/l2"] != pytest.approx(theirs[1]["g/l2"], rel=1e-2)  # it does train
 
 
 @pytest.mark.slow
