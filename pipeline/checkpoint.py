@@ -92,14 +92,18 @@ class Saver:
         self._retain(self.published)
 
     def _retain(self, newest: Checkpoint) -> None:
-        """Drop old checkpoints, and what a killed writer left, once the newest is read back."""
-        every = checkpoints(self.run.url)
+        """Drop old checkpoints, and what a killed writer left, once the newest is read back.
+
+        Those of later steps were passed over when this attempt began: they count for nothing.
+        """
+        every = [c for c in checkpoints(self.run.url) if c.name <= newest.name]
         named = set(read_run_json(self.run.url).get("pinned", []))
         spare = {c.images_seen for c in every[-max(1, self.keep) :]} | named
         best = max(every, key=score, default=None)
         kept = {c.name for c in every if c.images_seen in spare or c is best}
         base = store.join(self.run.url, "checkpoints")
-        drop = [name for name in store.names(base) if NAME.fullmatch(name) and name not in kept]
+        there = [name for name in store.names(base) if NAME.fullmatch(name)]
+        drop = [name for name in there if name < newest.name and name not in kept]
         if not drop or not is_whole(newest):
             return
         for name in drop:

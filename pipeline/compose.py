@@ -115,7 +115,7 @@ def _split(spec: VerbSpec, words: Sequence[str]) -> tuple[list[Any], list[tuple[
             raise ConfigError(f"{name}= is empty: give a value, or {name}=null")
         if name in spec.groups:
             known = options(name)
-            if text not in known and text != "null":
+            if text not in known:
                 raise ConfigError(f"{name}={text} is no choice{_near(text, known)}")
         # A bare value is taken as it stands: paths and URLs hold signs that mean something
         # in Hydra's grammar. Lists, mappings, numbers and quoted text go through its parser.

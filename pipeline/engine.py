@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
+from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
 from pipeline.device import choose_precision, thread_count, uses_gpu
 from pipeline.syncnorm import synchronised
@@ -68,9 +69,10 @@ class Engine:
         self.device = self.accelerator.device
         self.config = config.parallel
         if self.world_size != world:
-            raise RuntimeError(
+            raise ConfigError(
                 f"WORLD_SIZE={world} processes were started but {self.world_size} found each "
-                f"other: they would train {world} separate runs"
+                f"other, and would train {world} separate runs: start them by torchrun, or let "
+                f"`train processes={world}` do it"
             )
         self.stage = STAGES.get(self.config.strategy, 0)
         self.clip = config.clip

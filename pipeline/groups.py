@@ -152,7 +152,9 @@ class ParallelConfig:
     sync_batchnorm: bool = key(True, "batch statistics over all processes")
     channels_last: bool = key(True, "memory format of the generator")
     compile: bool = key(False, "torch.compile the networks in place")
-    hang_timeout: int = key(300, "seconds without a step before a hung rank is named", least=1)
+    hang_timeout: int = key(
+        300, "seconds without a step before a hung rank is named; of what is new ten times", least=1
+    )
 
 
 @dataclass

@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -55,15 +55,22 @@ class RunFolder:
 
     url: str
     local: Path
+    _sent: dict[str, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
 
     def publish(self) -> None:
-        """Copy to the URL everything but checkpoints and run.json, which are written there."""
+        """Copy to the URL what changed since, but for checkpoints and run.json, written there."""
         if store.is_local(self.url):
             return
         for path in sorted(self.local.rglob("*")):
             name = path.relative_to(self.local).as_posix()
-            if path.is_file() and not name.startswith(".") and name != "run.json":
+            hidden = f"/{name}".count("/.")  # the lock, and what is being written
+            if hidden or name == "run.json" or not path.is_file():
+                continue
+            found = path.stat()
+            state = found.st_mtime_ns, found.st_size
+            if self._sent.get(name) != state:
                 store.upload(store.join(self.url, name), path)
+                self._sent[name] = state
 
 
 def science(config: TrainConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -42,11 +43,15 @@ class Meter:
         self._cpu: deque[float] = deque(maxlen=WINDOW)
         self._thread, self._fastest = time.thread_time(), float("inf")
         self._sizes: deque[int] = deque(maxlen=WINDOW)
-        self._warm, self._trained, self._other, self._stall = 0, 0.0, 0.0, 0.0
+        self._warm, self._stall = 0, 0.0
+        self._losses: Mapping[str, float] = {}
         self._line = _Live(max_images) if shown and sys.stderr.isatty() else _Plain(shown)
 
     def step(self, images: int, seconds: float, wait: float, losses: Mapping[str, float]) -> None:
-        """One step of `images` over all ranks took `seconds`, of which `wait` for data."""
+        """One step of `images` over all ranks took `seconds`, of which `wait` for data.
+
+        losses: empty where the step ended no line of the log; the last ones stay shown.
+        """
         self.images_seen += images
         self._images += images
         self._warm += 1
@@ -57,11 +62,11 @@ class Meter:
             self._steps.append(seconds)
             self._waits.append(wait)
             self._sizes.append(images)
-        self._line.show(self, losses)
+        self._losses = losses or self._losses
+        self._line.show(self, self._losses)
 
     def elsewhere(self, seconds: float, stall: bool = False) -> None:
-        """Time between steps: validation, or a checkpoint's stall."""
-        self._other += seconds
+        """Between steps: validation, or a checkpoint's `stall` of so many `seconds`."""
         self._thread = time.thread_time()
         if stall:
             self._stall = max(self._stall, seconds)
@@ -87,21 +92,23 @@ class Meter:
         return sum(self._waits) / sum(self._steps) if self._steps else 0.0
 
     def values(self) -> dict[str, float]:
-        """`perf/*` as they are logged."""
+        """`perf/*` as they are logged; none before the first step."""
+        if not self._warm:
+            return {}
         elapsed = time.monotonic() - self._began
         rate = self._images / elapsed if elapsed else 0.0
         found = {
             "perf/images_per_s": rate,
-            "perf/images_per_s_train": self.rate,
             "perf/images_per_s_process": rate / self.processes,
-            "perf/images_per_s_train_process": self.rate / self.processes,
             "perf/checkpoint_stall_ms": 1e3 * self._stall,
             "perf/peak_memory_mb": peak_memory_mb(),
+            "perf/step_ms_min": 1e3 * self._fastest,
         }
-        if self.image_seconds:
+        if self.rate:  # no point of a curve before
+            found["perf/images_per_s_train"] = self.rate
+            found["perf/images_per_s_train_process"] = self.rate / self.processes
+        if self.rate and self.image_seconds:
             found["perf/mfu"] = self.rate * self.image_seconds
-        if self._warm:
-            found["perf/step_ms_min"] = 1e3 * self._fastest
         if len(self._steps) > 1:
             cuts = statistics.quantiles(self._steps, n=20, method="inclusive")
             found["perf/step_ms_p50"] = 1e3 * statistics.median(self._steps)
@@ -127,8 +134,8 @@ def described(meter: Meter, losses: Mapping[str, float]) -> str:
     """One line: progress, speed, time left, losses."""
     words = [f"{meter.images_seen}/{meter.max_images} images"]
     if meter.rate:  # not before the first steps are over, which are slower
-        left = (meter.max_images - meter.images_seen) / meter.rate
-        words += [f"{meter.rate:.1f}/s", f"{int(left // 60)}:{int(left % 60):02d} left"]
+        left = max(0, meter.max_images - meter.images_seen) / meter.rate
+        words += [f"{meter.rate:.1f}/s", f"{timedelta(seconds=int(left))} left"]
         if meter.waiting > NOTABLE:
             words.append(f"waiting for data {meter.waiting:.0%}")
     return "  ".join(words + [f"{name} {value:.4g}" for name, value in losses.items()])
@@ -160,7 +167,7 @@ class _Live:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        columns = (BarColumn(), TextColumn("{task.description}"))
+        columns = (BarColumn(), TextColumn("{task.description}", markup=False))
         self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
         self._task = self._progress.add_task("", total=total)
         self._progress.start()
@@ -171,7 +178,7 @@ class _Live:
         )
 
     def say(self, line: str) -> None:
-        self._progress.console.print(line, highlight=False)
+        self._progress.console.print(line, highlight=False, markup=False)
 
     def close(self) -> None:
         self._progress.stop()

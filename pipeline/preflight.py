@@ -23,6 +23,7 @@ from pipeline.identity import (
     held,
     images_saved,
     other_dataset,
+    saved_config,
 )
 from pipeline.phases import check_phases
 from pipeline.runfolder import read_run_json
@@ -47,7 +48,10 @@ def preflight(config: TrainConfig, world_size: int, locks: bool = True) -> RunFo
             f"objective.betas={config.objective.betas} must be two numbers, b1 and b2"
         )
     if config.data.url is None:
-        raise ConfigError("data.url= is missing: the sharded set to train on (`shard` makes one)")
+        missing = "data.url= is missing: the sharded set to train on (`shard` makes one)"
+        unknown = config.run is not None and saved_config(config.run) is None
+        where = f"; {store.display(str(config.run))} holds no config.yaml to go on from"
+        raise ConfigError(missing + where * unknown)
     manifest = open_manifest(config.data.url)
     check_splits(config.data, manifest)
     check_sizes(config, manifest)

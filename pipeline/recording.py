@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.capture import commit, hardware, user
 from pipeline.checkpoint import Checkpoint
@@ -18,6 +20,7 @@ from pipeline.config import TrainConfig
 from pipeline.engine import Engine
 from pipeline.identity import RunFolder, difference, images_saved, saved_config, write_config
 from pipeline.meter import Meter
+from pipeline.method import Method
 from pipeline.resume import State
 from pipeline.runfolder import read_run_json, update_run_json
 from pipeline.tracking import Muted, Tracker
@@ -57,8 +60,10 @@ def _describe(config: TrainConfig, run: RunFolder, manifest: Manifest) -> None:
         print(f"bits may differ from here on: {known['cpu']} before, {cpu} now", file=sys.stderr)
     facts |= {"id": _name(run), "url": run.url, "dataset": manifest.digest, "cpu": cpu}
     facts |= {"launcher": {"host": socket.gethostname(), "pid": os.getppid()}, "commit": commit()}
+    if images_saved(run.url) < config.max_images:  # else there is no other to come
+        facts |= {"result": {}}
     write_config(config, run)
-    update_run_json(run.url, **facts, error=None, result={})
+    update_run_json(run.url, **facts, error=None)
 
 
 def _name(run: RunFolder) -> str:
@@ -66,14 +71,16 @@ def _name(run: RunFolder) -> str:
 
 
 def show(run: RunFolder, tracker: Any, shown: list[dict[str, Any]], images_seen: int) -> None:
+    """Sample pictures, into MLflow and the run's folder; what stays the same is written once."""
     folder = run.local / "samples"
-    folder.mkdir(exist_ok=True)
     for i, sample in enumerate(shown):
         for what, pixels in sample.items():
             name = f"{i:02d}-{what}" + (f"-{images_seen:012d}" if what == "filled" else "")
             if what == "filled" or not (folder / f"{name}.png").exists():
                 tracker.image(f"samples/{i:02d}/{what}", pixels, images_seen)
-                Image.fromarray(pixels).save(folder / f"{name}.png")
+                png = io.BytesIO()
+                Image.fromarray(pixels).save(png, "PNG")
+                store.write(str(folder / f"{name}.png"), png.getvalue())
 
 
 def note_checkpoint(tracker: Any, newest: Checkpoint | None) -> None:
@@ -88,6 +95,7 @@ def note_checkpoint(tracker: Any, newest: Checkpoint | None) -> None:
 
 def finish(run: RunFolder, tracker: Any, meter: Meter, state: State, status: str) -> None:
     result = {
+        **read_run_json(run.url).get("result", {}),
         "status": status,
         "images_seen": state.images_seen,
         "skipped": state.skipped,
@@ -100,18 +108,27 @@ def finish(run: RunFolder, tracker: Any, meter: Meter, state: State, status: str
 
 
 def headline(
-    config: TrainConfig, run: RunFolder, engine: Engine, images_seen: int, size: int
+    config: TrainConfig, run: RunFolder, engine: Engine, images_seen: int, networks: Method
 ) -> str:
+    """What is trained, where and how: the first line of an attempt."""
     precision = engine.precision
     if (config.precision, precision, engine.device.type) == ("auto", "fp32", "cuda"):
         precision = "fp32 (this GPU has no bf16: precision=fp16 is faster)"
-    start = f"goes on at {images_seen}" if images_seen else "starts"
-    return (
-        f"{store.display(run.url)} {start} of {config.max_images} images: {config.model.name} "
-        f"{size / 1e6:.2f} M weights, {engine.world_size} x {engine.device.type}, "
+    start = "goes on at" if images_seen else "starts at"
+    start = start if images_seen < config.max_images else "has seen"
+    told = (
+        f"{store.display(run.url)} {start} {images_seen} of {config.max_images} images: "
+        f"{config.model.name} {networks.generator.size / 1e6:.2f} M weights, "
+        f"{engine.world_size} x {engine.device.type}, "
         f"{config.parallel.strategy}, {precision}, batch {config.batch}, "
         f"{torch.get_num_threads()} threads each"
     )
+    layers = (layer for trainee in networks.trainees for layer in trainee.module.modules())
+    if config.accumulate > 1 and any(isinstance(layer, _BatchNorm) for layer in layers):
+        alone = 1 if config.parallel.sync_batchnorm else engine.world_size
+        seen = config.batch // config.accumulate // alone
+        told += f"; BatchNorm sees {seen} images at a time (accumulate={config.accumulate})"
+    return told
 
 
 def described(values: dict[str, float]) -> str:

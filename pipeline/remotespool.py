@@ -32,6 +32,8 @@ def read_state(folder: str | Path) -> dict[str, Any]:
     """`state.json` of a spool's folder or URL; {} where there is none."""
     try:
         return dict(json.loads(store.read(store.join(folder, STATE))))
+    except store.StoreError:  # a bucket that does not answer has not told that there is none
+        raise
     except (FileNotFoundError, ValueError):
         return {}
 

@@ -48,6 +48,14 @@ def resume(
         return State()
     if found.state["dataset"] != manifest.digest:
         raise ConfigError(other_dataset(run.url, found.state["dataset"], manifest))
+    now = networks.pretrained.get("vgg16")  # in no checkpoint, as the discriminator's are
+    before = found.state.get("pretrained", {}).get("vgg16", now)
+    if now is not None and before != now:
+        raise ConfigError(
+            f"{store.display(run.url)} was trained towards features of {before[:12]} weights of "
+            f"vgg16, here they are {now[:12]}: give it the same ones (`fetch vgg16`, or the cache "
+            f"by XDG_CACHE_HOME), or start another with run=NEW"
+        )
 
     def read(name: str) -> dict[str, Tensor]:
         return parse(engine.share(mine and mine.data(name)))
@@ -92,6 +100,8 @@ def _saved(init: str) -> tuple[bytes, dict[str, Any]]:
         }
         try:
             return found.data(file), lineage
+        except store.StoreError:
+            raise
         except (ValueError, FileNotFoundError):
             if name:
                 raise ConfigError(
@@ -128,6 +138,7 @@ def save(
             **asdict(state),
             "model": asdict(config.model),
             "dataset": manifest.digest,
+            "pretrained": networks.pretrained,
             "world_size": engine.world_size,
         }
         saver.save(state.images_seen, files, facts)

@@ -23,7 +23,7 @@ def read_run_json(run: str) -> dict[str, Any]:
         return json.loads(store.read(url))
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (json.JSONDecodeError, UnicodeDecodeError):
         raise ValueError(
             f"{store.display(url)} is not JSON: restore it, or remove it and start again"
         ) from None

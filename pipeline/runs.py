@@ -86,8 +86,8 @@ def usage(root: str) -> list[dict[str, Any]]:
 def prune(config: RunsConfig) -> dict[str, Any]:
     """Removes checkpoints of runs that are older than `older_than`, except `keep`.
 
-    Never one that an evaluation or the registry names, never of a run that still sends. Without
-    `delete=true` only says which.
+    Never one that an evaluation or the registry names, never of a run that still sends or whose
+    checkpoints that stay cannot be read back whole. Without `delete=true` only says which.
     """
     from pipeline import checkpoint
 
@@ -102,12 +102,18 @@ def prune(config: RunsConfig) -> dict[str, Any]:
             continue
         spared = {checkpoint.find(str(run), which).images_seen for which in keep}
         pinned = set(read_run_json(str(run)).get("pinned", []))
+        kept = [each for each in every if each.images_seen in spared]
+        torn = [each for each in kept if len(every) > len(kept) and not checkpoint.is_whole(each)]
         for each in every:
             if each.images_seen in spared:
                 continue
             row = {"checkpoint": each.url, "mb": round(_bytes(store.local(each.url)) / 1e6, 1)}
             if each.images_seen in pinned:
                 refused.append(row | {"reason": "an evaluation or the registry names it"})
+                continue
+            if torn:
+                reason = f"{torn[0].name}, which would stay, is torn or corrupted"
+                refused.append(row | {"reason": reason})
                 continue
             doomed.append(row)
             if config.delete:

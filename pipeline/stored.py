@@ -56,7 +56,7 @@ class Checkpoint:
 
 
 def checkpoints(run_url: str) -> list[Checkpoint]:
-    """Those that exist, oldest first, their tensors unread; an unreadable one is passed over."""
+    """Those that exist, oldest first, their tensors unread; one that is no JSON is passed over."""
     base = store.join(run_url, "checkpoints")
     found = []
     for name in filter(NAME.fullmatch, store.names(base)):
@@ -65,6 +65,8 @@ def checkpoints(run_url: str) -> list[Checkpoint]:
             state = json.loads(store.read(store.join(url, "state.json")))
         except FileNotFoundError:
             continue
+        except store.StoreError:  # no answer, or no right: that says nothing of what lies there
+            raise
         except ValueError:  # no JSON
             passed_over(url)
             continue
@@ -78,10 +80,15 @@ def checkpoints(run_url: str) -> list[Checkpoint]:
 
 
 def is_whole(checkpoint: Checkpoint, hold: bool = False) -> bool:
-    """True where every file has the bytes that were written; `hold`: kept, to be read once."""
+    """True where every file has the bytes that were written; `hold`: kept, to be read once.
+
+    Raises StoreError where the store does not give them.
+    """
     for name in checkpoint.state["files"]:
         try:
             data = checkpoint.data(name)
+        except store.StoreError:
+            raise
         except (ValueError, FileNotFoundError):
             checkpoint.held.clear()
             return False

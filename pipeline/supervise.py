@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,7 +72,7 @@ def supervise(
                     subprocess.Popen(
                         command,
                         env=environment,
-                        preexec_fn=_prepare,
+                        preexec_fn=partial(_prepare, os.getpid()),
                         stdout=stdout,
                         stderr=writing,
                     )
@@ -181,10 +182,12 @@ def _pass_on(workers: list[subprocess.Popen[bytes]], numbers: Sequence[int], gra
     return time.monotonic() + grace
 
 
-def _prepare() -> None:
+def _prepare(launcher: int) -> None:
     """A terminal sends SIGINT to workers too: it is for the launcher until they listen to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
+    if os.getppid() != launcher:  # it died before the kernel knew
+        os._exit(1)
 
 
 def die_with_parent() -> None:

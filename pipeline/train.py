@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline import checkpoint, flops, method
+from pipeline.alike import check_alike
 from pipeline.capture import other_node_metrics
 from pipeline.config import TrainConfig
 from pipeline.engine import Engine
@@ -63,6 +64,7 @@ def _train(
     assert config.data.url is not None
     manifest = open_manifest(config.data.url)
     networks = method.build(config, engine)
+    check_alike(config, manifest, networks, engine)
     image_seconds = flops.image_seconds(networks, engine, config.data.crop)
     state = resume(config, run, networks, manifest, engine)
     engine.start(networks.trainees)
@@ -82,7 +84,7 @@ def _train(
     stack.callback(meter.close)
     log = StepLog(run, engine, config.log.every or (20 if engine.device.type == "cuda" else 1))
     log.cut(state.images_seen)
-    meter.say(headline(config, run, engine, state.images_seen, networks.generator.size))
+    meter.say(headline(config, run, engine, state.images_seen, networks))
 
     stopping, owed, in_a_row = False, False, 0
     while state.images_seen < config.max_images and not stopping:
@@ -100,6 +102,8 @@ def _train(
         in_a_row = 0 if stepped else in_a_row + (not engine.lowers_scale(networks.trainees))
         watch.mark(number, "voting")
         before, state.images_seen = state.images_seen, batch.position
+        if stepped:
+            state.metrics = {}  # were of other weights: a checkpoint is selected by its own
         stopping = engine.any(bool(stop)) and stepped
         done = state.images_seen >= config.max_images
         due = partial(_crossed, before, state.images_seen)

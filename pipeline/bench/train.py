@@ -1,12 +1,13 @@
 """`bench train`: what the loop costs beside the arithmetic, the loader beside both, two processes.
 
 Rows, each a step of MSA-Net as `train` takes it: `bare` is forward, losses, backward and Adam in
-the shortest loop that does them, on one batch that lies ready; `loop` is our `step` and engine on
-it; `loader` the same on batches of a real sharded set. On two processes `weak` gives each the same
-batch as before, so that a perfect machine takes the same time; `apart` exchanges no gradients and
-so tells communication from contention for cores. With a GPU: fp32, contiguous memory and
-`compile` beside the default. The step's arithmetic and the bytes of its operators are held against
-this device's matrix product and copy, timed beside it.
+the shortest loop that does them, on one batch that lies ready; `loop` is all that `train` does in a
+step on it but for the tracker (`bench tracking` has that): the engine, the vote, marks, the log and
+the meter; `loader` the same on batches of a real sharded set. On two processes `weak` gives each
+the same batch as before, so that a perfect machine takes the same time; `apart` exchanges no
+gradients and so tells communication from contention for cores. With a GPU: fp32, contiguous memory
+and `compile` beside the default. The step's arithmetic and the bytes of its operators are held
+against this device's matrix product and copy, timed beside it.
 """
 
 import json
@@ -31,11 +32,14 @@ from pipeline.bench.timing import report, target
 from pipeline.compose import compose
 from pipeline.config import TrainConfig
 from pipeline.engine import Engine
+from pipeline.identity import folder_at
 from pipeline.launch import Place, free_port
-from pipeline.meter import peak_memory_mb
+from pipeline.meter import Meter, peak_memory_mb
 from pipeline.method import Method, own_features
 from pipeline.objectives import Computed, total
+from pipeline.steplog import StepLog
 from pipeline.train import open_stream, step
+from pipeline.watch import Watch
 from shards.manifest import open_manifest
 
 WAIT, OVERHEAD = 0.02, 0.03
@@ -200,24 +204,35 @@ def _row(name: str, given: dict[str, Any], waits: list[float]) -> tuple[Callable
     masks = (torch.rand(shape, generator=drawn) < 0.3).to(torch.uint8)
     if name == "bare":
         return lambda: _bare(networks, engine, images, masks), engine
+    run = folder_at(f"{given['out']}.{name}")
+    run.local.mkdir(exist_ok=True)
+    log = StepLog(run, engine, 20 if engine.device.type == "cuda" else 1)
+    meter = Meter(0, 1 << 40, False, engine.world_size)
+    watch = Watch(engine.rank, 1, 300)  # its thread wakes every five seconds, and rows take turns
     stream = None
     if name == "loader":
         stream = open_stream(config, engine, open_manifest(given["set"]), 0)
 
     def take() -> None:
         nonlocal images, masks
+        began, waited, seen = time.perf_counter(), 0.0, meter.images_seen
+        watch.mark(seen, "waiting for data")
         if stream is not None:
-            began = time.perf_counter()
             batch = next(stream)
-            waits.append(time.perf_counter() - began)
+            waited = time.perf_counter() - began
+            waits.append(waited)
             images, masks = batch.images, batch.masks
+        watch.mark(seen, "computing")
         if name == "apart":
             with engine.micro_batch(networks.trainees, last=False):
-                step(networks, engine, images, masks, config)
+                losses = step(networks, engine, images, masks, config)
         else:
-            step(networks, engine, images, masks, config)
+            losses = step(networks, engine, images, masks, config)
         engine.step(networks.trainees, 0.0)
+        watch.mark(seen, "voting")
         engine.any(False)
+        logged = log.add(losses, seen, config.objective.phases[0].lr, 0, flush=False)
+        meter.step(config.batch, time.perf_counter() - began, waited, logged)
 
     return take, engine
 

@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from pipeline import checkpoint
 from pipeline.checkpoint import Saver, checkpoints, find, latest, load_generator, pin
 from pipeline.identity import folder_at
+from pipeline.runfolder import update_run_json
+from shards.store import StoreError
 
 MODEL = {"name": "msanet", "width": 0.1}
 
@@ -64,6 +66,29 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(run, damage, capsys):
     assert "000000000009 is torn or corrupted" in capsys.readouterr().err
 
 
+@pytest.mark.s3
+def test_what_a_bucket_does_not_give_is_not_torn_and_nothing_is_dropped_for_it(faults, tmp_path):
+    """Else training would go on from an older checkpoint, and the next save drop the newer one."""
+    run = folder_at(f"{faults.server.bucket()}/run")
+    update_run_json(run.url, pinned=[7])
+    save(run, 7)
+    save(run, 9)
+    denied = {"act": "status", "status": 403, "code": "AccessDenied", "method": "GET", "times": 99}
+    for name in ("state.json", "generator.safetensors"):
+        faults.set({**denied, "path": f"000000000009/{name}"})
+        with pytest.raises(StoreError, match="AccessDenied; check the credentials"):
+            latest(run.url)
+    faults.set({**denied, "path": "000000000009/state.json"})
+    with pytest.raises(StoreError, match="AccessDenied"):
+        save(run, 11, keep=1)
+    faults.set({**denied, "path": "run.json"})
+    with pytest.raises(StoreError, match="AccessDenied"):  # not: "is not JSON", what is pinned
+        save(run, 13, keep=1)
+    faults.set()
+    assert seen(run) == [7, 9, 11, 13]
+    assert latest(run.url).images_seen == 13
+
+
 def test_training_may_change_weights_while_they_are_written(run):
     weight = torch.zeros(1_000_000)
     saver = Saver(run, 3)
@@ -91,6 +116,18 @@ def test_what_a_killed_writer_left_goes_with_the_next_checkpoint(run):
     (base / "000000000008" / "generator.safetensors").write_bytes(b"no state was written")
     save(run, 9, keep=1)
     assert [p.name for p in base.iterdir()] == ["000000000009"]
+
+
+def test_a_torn_checkpoint_of_later_steps_displaces_no_whole_one(run):
+    """Training went on from the one before it, and was stopped before it came as far again."""
+    save(run, 7, 20.0, keep=1)
+    save(run, 9, 30.0, keep=1)
+    torn = run.local / "checkpoints" / "000000000009" / "generator.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-4])
+    save(run, 8, 21.0, keep=1)
+    assert latest(run.url).images_seen == 8
+    save(run, 9, 22.0, keep=1)  # again, and whole
+    assert seen(run) == [9] and latest(run.url).images_seen == 9
 
 
 def test_nothing_is_dropped_where_the_newest_cannot_be_read_back(run, monkeypatch):

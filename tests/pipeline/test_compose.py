@@ -38,6 +38,7 @@ def test_every_value_says_where_it_is_from():
     ("words", "told"),
     [
         (["bacth=3"], ["unknown key bacth", "did you mean batch?"]),
+        (["masks=null"], ["masks=null is no choice", "center", "irregular"]),
         (["model.widht=3"], ["model.widht", "did you mean model.width?", "model.fe"]),
         (["batch=many"], ["batch=many", "int", "16"]),
         (["clip=hard"], ["clip=hard", "float"]),

@@ -5,10 +5,12 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from support.strategies import trained
+from support.strategies import engine_of, trained
 
 from pipeline.checkpoint import latest
 from pipeline.compose import ConfigError, compose
+from pipeline.config import TrainConfig
+from pipeline.engine import Engine
 from pipeline.preflight import preflight
 
 needs_deepspeed = pytest.mark.skipif(
@@ -154,6 +156,16 @@ def test_a_step_exchanges_each_networks_gradients_once_and_nothing_else(tmp_path
     losses = 4 * len(set(told[2]) - {"stepped", "wire"})
     expected = [losses, *bytes_of]  # the means of the step before are logged after its record
     assert sent == [["gloo:all_reduce", count] for count in expected]
+
+
+def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
+    """As where Accelerate takes no notice of a launcher: each is rank 0 of a run of its own."""
+    config = TrainConfig(threads="1", precision="fp32")
+    with engine_of(config, monkeypatch) as alone, monkeypatch.context() as told:
+        assert (alone.rank, alone.world_size) == (0, 1)
+        told.setenv("WORLD_SIZE", "2")
+        with pytest.raises(ConfigError, match="would train 2 separate runs: start them"):
+            Engine(config)
 
 
 def test_without_deepspeed_zero_is_refused_before_a_worker_starts(monkeypatch, small_set, tmp_path):

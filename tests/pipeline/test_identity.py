@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.compose import ConfigError, compose
 from pipeline.identity import (
+    RunFolder,
     check_same,
     folder_at,
     folder_of,
@@ -17,6 +18,7 @@ from pipeline.identity import (
     settled,
     write_config,
 )
+from shards import store
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -90,6 +92,25 @@ def test_a_second_writer_is_refused_with_the_first_ones_name(tmp_path):
         first.kill()
     with held(run):
         pass
+
+
+def test_with_a_checkpoint_goes_what_changed_since_the_one_before(tmp_path, monkeypatch):
+    """Not every picture of a long run again."""
+    run, sent, upload = RunFolder(f"memory://{tmp_path.name}/run", tmp_path), [], store.upload
+    monkeypatch.setattr(store, "upload", lambda url, path: sent.append(url) or upload(url, path))
+    (tmp_path / "samples").mkdir()
+    files = {"steps.jsonl": "1", "samples/a.png": "a", "run.json": "{}", ".lock": "host"}
+    files |= {"samples/.b.png.0123456789abcdef.lacuna-tmp": "half"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    run.publish()
+    assert sorted(sent) == [f"{run.url}/samples/a.png", f"{run.url}/steps.jsonl"]
+    (tmp_path / "steps.jsonl").write_text("12")
+    (tmp_path / "samples" / "b.png").write_text("b")
+    run.publish()
+    assert sorted(sent[2:]) == [f"{run.url}/samples/b.png", f"{run.url}/steps.jsonl"]
+    assert store.read(f"{run.url}/steps.jsonl") == b"12"
+    assert store.names(f"{run.url}/samples") == ["a.png", "b.png"]
 
 
 def test_science_leaves_out_where_things_run():

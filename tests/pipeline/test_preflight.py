@@ -52,6 +52,12 @@ def test_checkpoints_are_not_selected_on_test(refusal):
     assert "data.validate=test" in said and "shard data.holdout=0.05" in said
 
 
+def test_a_mistyped_run_alone_is_told_to_be_none(refusal, tmp_path):
+    said = refusal("data.url=null")
+    assert said.startswith("data.url= is missing")
+    assert said.endswith(f"{tmp_path}/run holds no config.yaml to go on from")
+
+
 def test_a_set_without_val_is_told_how_it_gets_one_and_that_test_is_none(refusal, tmp_path):
     """As of Paris StreetView, whose authors hand out train and test."""
     made = write_set(str(tmp_path / "paris"), "paris", "images",

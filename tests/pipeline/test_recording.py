@@ -3,15 +3,29 @@
 import hashlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
+import torch
+from PIL import Image
 
+from pipeline.checkpoint import build_generator
+from pipeline.config import TrainConfig
+from pipeline.groups import ObjectiveConfig
+from pipeline.identity import RunFolder
+from pipeline.method import Method
+from pipeline.recording import headline, show
+from pipeline.tracking import Muted
+from pipeline.trainee import Trainee
+from shards import store
 from tests.conftest import TINY
 from tests.support.records import Database, logged_steps, until
 
@@ -99,6 +113,43 @@ def test_pictures_have_a_key_each_and_the_fixed_ones_come_once(trained, database
         "samples/00/filled": [32, 64],
         "samples/00/original": [32],
     }
+
+
+def test_a_picture_that_a_full_disk_cuts_is_not_there_and_comes_with_the_next(tmp_path):
+    """Else the torn one would stay: what is the same at every validation is written once."""
+    run = RunFolder(str(tmp_path), tmp_path)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(store.Unavailable, match="free some space"):
+            show(run, Muted(), [{"original": noise}], 8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    show(run, Muted(), [{"original": noise}], 16)
+    (kept,) = (tmp_path / "samples").iterdir()
+    assert kept.name == "00-original.png" and (np.asarray(Image.open(kept)) == noise).all()
+
+
+@pytest.mark.parametrize(
+    ("norm", "parts", "synchronised", "said"),
+    [("batch", 4, True, "BatchNorm sees 4 images at a time (accumulate=4)"),
+     ("batch", 4, False, "BatchNorm sees 2 images at a time (accumulate=4)"),
+     ("batch", 1, True, None), ("instance", 4, True, None)],
+)  # fmt: skip
+def test_it_is_said_at_the_start_that_accumulation_parts_batch_statistics(
+    norm, parts, synchronised, said
+):
+    network = build_generator({"name": "msanet", "width": 0.1, "norm": norm})
+    trainee = Trainee("generator", network, network, torch.optim.Adam(network.parameters()))
+    networks = Method(ObjectiveConfig(), [], trainee)
+    engine = SimpleNamespace(precision="fp32", device=torch.device("cpu"), world_size=2)
+    config = TrainConfig(batch=16, accumulate=parts)
+    config.parallel.sync_batchnorm = synchronised
+    line = headline(config, RunFolder("runs/a", Path("runs/a")), engine, 8, networks)
+    assert line.startswith("runs/a goes on at 8 of 1000000 images: msanet ")
+    assert line.endswith(said or "threads each")
 
 
 def test_the_record_names_code_data_and_checkpoint_by_hash(trained, database, small_set):

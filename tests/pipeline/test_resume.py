@@ -83,6 +83,19 @@ def test_of_a_run_the_newest_whole_weights_are_taken_and_a_torn_one_is_told_of(t
         initialise(run, str(tmp_path), fresh(), ALONE)
 
 
+@pytest.mark.s3
+def test_weights_that_a_bucket_does_not_give_are_not_told_to_be_torn(faults, tmp_path):
+    run = finished_run(tmp_path / "first")
+    there = f"{faults.server.bucket()}/run"
+    for path in (tmp_path / "first" / "checkpoints").rglob("*.*"):
+        store.upload(store.join(there, path.relative_to(run).as_posix()), path)
+    denied = {"act": "status", "status": 403, "code": "AccessDenied", "method": "GET", "times": 9}
+    faults.set({**denied, "path": "safetensors"})
+    for init in (there, store.join(there, "checkpoints", f"{1000:012d}")):
+        with pytest.raises(store.StoreError, match="AccessDenied; check the credentials"):
+            initialise(init, str(tmp_path), fresh(), ALONE)
+
+
 def trained_once():
     """Networks whose optimiser has a state."""
     networks = fresh(average=True)

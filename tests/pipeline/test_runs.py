@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -123,6 +124,17 @@ def test_prune_refuses_what_the_registry_or_an_evaluation_names(root):
     told = do(root, "prune", delete=True)
     assert [r["checkpoint"][-4:] for r in told["refused"]] == ["1000"]
     assert left(run) == [1000, 2000, 4000]
+
+
+def test_prune_deletes_nothing_where_what_would_stay_is_torn(root):
+    run = several(root)
+    path = Path(checkpoint.find(run).url, "generator.safetensors")
+    path.write_bytes(path.read_bytes()[:-4])
+    age(run, 40 * DAY)
+    told = do(root, "prune", delete=True)
+    assert told["deleted"] == [] and len(told["refused"]) == 2
+    assert "000000004000, which would stay, is torn" in told["refused"][0]["reason"]
+    assert left(run) == [1000, 2000, 3000, 4000]
 
 
 def test_prune_leaves_young_runs_alone_and_refuses_to_be_hasty(root):

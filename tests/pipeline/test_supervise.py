@@ -134,6 +134,22 @@ def test_workers_die_with_their_launcher(tmp_path):
         time.sleep(0.05)
 
 
+def test_a_worker_whose_launcher_died_while_it_was_started_ends(tmp_path):
+    """The launcher is killed between its fork and what binds its child to it."""
+    code = (
+        "import os, signal, time\n"
+        "from pipeline import supervise\n"
+        "def killed():\n"
+        "    os.kill(os.getppid(), signal.SIGKILL)\n"
+        "    time.sleep(1)\n"  # until another is the parent
+        "supervise.die_with_parent = killed\n"
+        f"supervise.supervise(['touch', {str(tmp_path / 'trained')!r}], [{{'RANK': '0'}}])\n"
+    )
+    assert subprocess.run(python(code), cwd=ROOT).returncode == -signal.SIGKILL
+    time.sleep(2)
+    assert not (tmp_path / "trained").exists()
+
+
 def alive(pid):
     try:
         os.kill(pid, 0)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,14 @@ def test_a_run_leaves_what_the_contract_names(two_ranks):
     assert "2 x cpu" in done.stderr and f"{STEPS * BATCH} images: val/psnr" in done.stderr
 
 
+@pytest.mark.slow
+def test_the_same_command_after_the_end_changes_no_figure(two_ranks, train):
+    run, done = two_ranks
+    again = trained(train, run, f"max_images={STEPS * BATCH}", "processes=2", "--json")
+    assert f"has seen {STEPS * BATCH} of {STEPS * BATCH} images" in again.stderr
+    assert json.loads(again.stdout) == json.loads(done.stdout)
+
+
 def test_ten_and_ten_steps_equal_twenty_bit_for_bit(two_ranks, train, tmp_path):
     run = tmp_path / "run"
     trained(train, run, f"max_images={STEPS * BATCH // 2}", "processes=2")
@@ -121,6 +130,31 @@ def test_two_ranks_of_half_the_batch_drift_no_more_than_rounding(two_ranks, trai
 
     allowed = 3 * drift(runs[0], runs[1])
     assert 0 < drift(two_ranks[0], runs[0]) <= allowed
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+@pytest.mark.slow
+@pytest.mark.dist
+def test_zero_is_chosen_by_a_word_and_has_the_losses_of_ddp(two_ranks, train, tmp_path):
+    """Three steps; but for rounding."""
+    run, words = tmp_path / "run", (f"max_images={3 * BATCH}", "processes=2")
+    done = trained(train, run, "parallel=zero1", *words)
+    assert "2 x cpu, zero1, fp32" in done.stderr and done.stdout.count("status: finished") == 1
+    ours, theirs = steps(run), steps(two_ranks[0])[:3]
+    assert [line.keys() for line in ours] == [line.keys() for line in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(other, rel=1e-3)
+    assert theirs[2]["g/l2"] != pytest.approx(theirs[1]["g/l2"], rel=1e-2)  # it does train
+
+
+@pytest.mark.slow
+def test_a_checkpoint_has_the_scores_of_its_own_weights_or_none(train, tmp_path):
+    """Else the best would be one that nobody validated, and the one that was would be dropped."""
+    words = ["checkpoint.every_images=8", "validate.every_images=16", "checkpoint.keep=9"]
+    trained(train, tmp_path / "run", *words, "max_images=40", "processes=1")
+    found = {c.images_seen: set(c.state["metrics"]) for c in checkpoints(str(tmp_path / "run"))}
+    scores = {"val/psnr", "val/ssim", "val/l1"}
+    assert found == {8: set(), 16: scores, 24: set(), 32: scores, 40: scores}
 
 
 def start(small_set, run, *words, env=None):

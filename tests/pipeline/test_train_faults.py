@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY
+from safetensors.torch import save_file
 
+from models.vgg import VGG16Features
 from pipeline.checkpoint import checkpoints, is_whole
+from pipeline.identity import images_saved
 from shards import store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,6 +107,26 @@ def test_a_full_disk_ends_a_run_in_one_line_and_costs_no_bit(undisturbed, small_
     kept = checkpoints(str(tmp_path / "full"))
     assert [c.images_seen for c in kept] == [HALF] and is_whole(kept[0])
     assert same(tmp_path / "run", undisturbed)
+
+
+def keep_vgg16(cache):
+    path = cache / "lacuna" / "weights" / "vgg16.safetensors"
+    path.parent.mkdir(parents=True)
+    save_file(VGG16Features().state_dict(), path, {"sha256": "ab" * 32})
+
+
+def test_a_run_goes_on_with_the_vgg16_that_it_began_with(train, tmp_path):
+    """It is in no checkpoint, and a cache may be a node's own: losses would change unsaid."""
+    keep_vgg16(tmp_path / "with")
+    caches = [{"XDG_CACHE_HOME": str(tmp_path / name)} for name in ("with", "without")]
+    words = ["objective=msanet_vgg", "processes=1"]
+    done = train(tmp_path / "run", *words, "max_images=8", env=caches[0])
+    assert done.returncode == 0, done.stderr
+    done = train(tmp_path / "run", *words, "max_images=16", env=caches[1])
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "features of abababababab weights of vgg16, here they are random: give" in last
+    assert images_saved(str(tmp_path / "run")) == 8
 
 
 @pytest.mark.s3

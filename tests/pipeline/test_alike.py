@@ -1,0 +1,83 @@
+"""Ranks that were given different things do not begin to train."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import TINY
+from safetensors.torch import save_file
+
+from models.vgg import VGG16Features
+from pipeline.alike import check_alike
+from pipeline.checkpoint import checkpoints
+from pipeline.compose import ConfigError
+from pipeline.config import TrainConfig
+from pipeline.launch import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def two_ranks(config=None, digest="ab" * 32, precision="bf16", vgg16="cd" * 32):
+    """Rank 0 has the recipe's defaults, rank 1 what is given here."""
+    told = []
+
+    def rank(config, digest, precision, pretrained):
+        engine = SimpleNamespace(precision=precision, gather=lambda mine: told.append(mine) or told)
+        networks = SimpleNamespace(pretrained=pretrained)
+        check_alike(config, SimpleNamespace(digest=digest), networks, engine)
+
+    rank(TrainConfig(), "ab" * 32, "bf16", {"vgg16": "cd" * 32, "densenet121": "random"})
+    rank(config or TrainConfig(), digest, precision, {"vgg16": vgg16, "densenet121": "ef" * 32})
+
+
+def test_what_may_differ_from_node_to_node():
+    own = TrainConfig(run="/scratch/run", processes="4")
+    own.data.url, own.cluster.scheduler = "/scratch/set", "slurm"
+    two_ranks(own)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"config": TrainConfig(batch=32)}, "has batch=32, rank 0 on .* batch=16: start every"),
+        ({"config": TrainConfig(max_images=9)}, "has max_images=9, rank 0"),
+        ({"digest": "12" * 32}, "has data.url=121212121212, rank 0 .*: copy the same set"),
+        ({"precision": "fp32"}, "has precision=fp32, rank 0 on .* precision=bf16: their devices"),
+        ({"vgg16": "random"}, "has vgg16=random, rank 0 on .* vgg16=cdcdcdcdcdcd: `fetch vgg16`"),
+    ],
+)
+def test_what_differs_is_named_with_its_host_and_the_mend(given, said):
+    with pytest.raises(ConfigError, match=f"^rank 1 on .* {said}"):
+        two_ranks(**given)
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_two_nodes_of_which_one_lacks_vgg16_are_both_refused(small_set, tmp_path):
+    """Its losses would be others, and only rank 0 says what it loads."""
+    features = tmp_path / "cache0" / "lacuna" / "weights" / "vgg16.safetensors"
+    features.parent.mkdir(parents=True)
+    save_file(VGG16Features().state_dict(), features, {"sha256": "ab" * 32})
+    place = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_PORT": str(free_port())}
+    words = [*TINY, "objective=msanet_vgg", f"data.url={small_set}", f"run={tmp_path}/run"]
+    launchers = []
+    for node in (0, 1):
+        own = {"XDG_CACHE_HOME": str(tmp_path / f"cache{node}"), "PET_NODE_RANK": str(node)}
+        launchers.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "pipeline", "train", *words, "max_images=16"],
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **place, **own},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    said = [launcher.communicate(timeout=120)[1] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [78, 78], said
+    for lines in said:
+        assert re.search(r"rank 1 on \S+ has vgg16=random, rank 0 on \S+ vgg16=abab", lines), said
+    assert not checkpoints(str(tmp_path / "run"))
