@@ -10,8 +10,9 @@ import copy
 import faulthandler
 import gc
 import os
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
@@ -38,6 +39,18 @@ AFTER_WATCH = timedelta(seconds=120)  # `Watch` names who hangs; then a collecti
 LEAVING = 60.0  # seconds, from the end of training to the process's
 
 
+def _say_who_is_waited_for(place: Mapping[str, str]) -> None:
+    """A node that does not come is a silence of half an hour: this is the line before it."""
+    world, here = place.get("WORLD_SIZE", "1"), place.get("LOCAL_WORLD_SIZE")
+    if here not in (None, world) and place.get("LOCAL_RANK") == "0":
+        print(
+            f"rank {place['RANK']}: {world} processes meet at {place['MASTER_ADDR']}:"
+            f"{place['MASTER_PORT']}, up to {RENDEZVOUS.seconds // 60} minutes from now",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 class Engine:
     """One process's place in the run and everything that depends on it."""
 
@@ -51,6 +64,7 @@ class Engine:
         slow = FIRST if config.parallel.compile else 1
         hang = timedelta(seconds=slow * config.parallel.hang_timeout) + AFTER_WATCH
         backend = "nccl" if on_gpu else "gloo"
+        _say_who_is_waited_for(os.environ)
         self.accelerator = Accelerator(
             cpu=not on_gpu,
             mixed_precision="no" if self.precision == "fp32" else self.precision,

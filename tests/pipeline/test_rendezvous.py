@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.launch import place
+from pipeline.launch import Place, free_port, place
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK = """
@@ -30,6 +30,7 @@ dist.barrier()
 @pytest.mark.slow
 @pytest.mark.dist
 def test_who_comes_late_is_waited_for_and_who_hangs_is_not():
+    port = free_port()
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", RANK],
@@ -39,10 +40,12 @@ def test_who_comes_late_is_waited_for_and_who_hangs_is_not():
             stderr=subprocess.PIPE,
             text=True,
         )
-        for worker in place({}, 2).workers
+        for worker in (Place(2, node, 1, "127.0.0.1", port).worker(0) for node in (0, 1))
     ]
     try:
         out, error = ranks[0].communicate(timeout=60)  # rank 1 came after four seconds
+        waits = f"rank 0: 2 processes meet at 127.0.0.1:{port}, up to 30 minutes from now"
+        assert waits in error.splitlines()
         assert "met" in out
         assert ranks[0].returncode and "Timed out" in error, error
         assert ranks[1].poll() is None  # it was given up while it still hung
