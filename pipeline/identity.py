@@ -10,12 +10,11 @@ import fcntl
 import hashlib
 import json
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
@@ -23,6 +22,7 @@ from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
 from pipeline.groups import leaves
 from pipeline.lease import is_leased, leased
+from pipeline.lockfile import Held, hold, sign
 from shards import store
 
 if TYPE_CHECKING:
@@ -195,12 +195,20 @@ def held(run: RunFolder) -> Iterator[None]:
     """
     path = run.local / ".lock"
     with ExitStack() as stack:
-        handle = stack.enter_context(_locked(run, path))
+        try:
+            handle = stack.enter_context(hold(path))
+        except Held as error:
+            raise ConfigError(
+                f"{run.url} is being trained by {error.owner}: wait, stop that one, or name "
+                "another run="
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"run={run.url} cannot be written ({error.strerror}): name another folder"
+            ) from None
         if not store.is_local(run.url):
             stack.enter_context(leased(run.url))
-        handle.truncate(0)
-        handle.write(f"{socket.gethostname()} pid {os.getpid()}")
-        handle.flush()
+        sign(handle)
         try:
             yield
         finally:
@@ -222,30 +230,6 @@ def is_held(url: str) -> bool:
     except OSError:  # never held, or moved
         return False
     return False
-
-
-def _locked(run: RunFolder, path: Path) -> TextIO:
-    """The open lock file; ConfigError where another holds it."""
-    while True:
-        try:
-            run.local.mkdir(parents=True, exist_ok=True)
-            handle = open(path, "a+")  # noqa: SIM115
-        except OSError as error:
-            raise ConfigError(
-                f"run={run.url} cannot be written ({error.strerror}): name another folder"
-            ) from None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            owner = handle.read().strip() or "another process"
-            handle.close()
-            raise ConfigError(
-                f"{run.url} is being trained by {owner}: wait, stop that one, or name another run="
-            ) from None
-        if path.exists() and os.path.samestat(os.stat(path), os.fstat(handle.fileno())):
-            return handle
-        handle.close()  # its holder has just removed it with the folder
 
 
 def _plain(name: str, value: Any) -> Any:

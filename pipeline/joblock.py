@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import TextIO
 
 from jobs.spec import SubmitError
 from pipeline.identity import SUBMITTING
 from pipeline.lease import Taken, leased
+from pipeline.lockfile import Held, hold, sign
 from shards import store
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -33,38 +29,22 @@ def held(place: str) -> Iterator[None]:
             raise _taken(place, error.owner) from None
         return
     path = store.local(place).absolute() / SUBMITTING
-    handle = _locked(place, path)
     try:
-        handle.truncate(0)
-        handle.write(f"{socket.gethostname()} pid {os.getpid()}")
-        handle.flush()
+        handle = hold(path)
+    except Held as error:
+        raise _taken(place, error.owner) from None
+    except OSError as error:
+        raise SubmitError(
+            f"{place} cannot be written ({error.strerror}): name another folder"
+        ) from None
+    try:
+        sign(handle)
         yield
     finally:
         path.unlink(missing_ok=True)
         handle.close()
         with suppress(OSError):
             path.parent.rmdir()
-
-
-def _locked(place: str, path: Path) -> TextIO:
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = open(path, "a+")  # noqa: SIM115
-        except OSError as error:
-            raise SubmitError(
-                f"{place} cannot be written ({error.strerror}): name another folder"
-            ) from None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            owner = handle.read().strip() or "another process"
-            handle.close()
-            raise _taken(place, owner) from None
-        if path.exists() and os.path.samestat(os.stat(path), os.fstat(handle.fileno())):
-            return handle
-        handle.close()  # its holder has just removed it
 
 
 def _taken(place: str, owner: str) -> SubmitError:
