@@ -206,8 +206,12 @@ def test_guards_are_json_and_tell_another_order_by_name(pictures):
 
 
 def test_a_world_that_does_not_divide_the_lanes_is_warned_of_once(pictures):
-    with pytest.warns(UserWarning, match="read by 5 of them.*4 or 6"):
-        stream(pictures, world_size=5, batch=20)
+    with (
+        pytest.warns(UserWarning, match="read by 5 of them.*4 or 6") as told,
+        stream(pictures, world_size=5, batch=20) as opened,
+    ):
+        next(opened), next(opened)
+    assert len(told) == 1
     with pytest.warns(UserWarning, match="128"):
         stream(pictures, world_size=128, batch=128)
 
