@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import fsspec
@@ -34,9 +35,9 @@ class Unavailable(StoreError):
 
 
 def display(url: str | os.PathLike) -> str:
-    """`url` as it may be shown: no user, no password, no query."""
-    text = re.sub(r"://[^/@]*@", "://", os.fspath(url))
-    return text.split("?", 1)[0] if "://" in text else text
+    """`url` as it may be shown: no user, no password, and of http(s) no query."""
+    text = re.sub(r"^([^/]*://)[^/@]*@", r"\1", os.fspath(url))
+    return text.split("?", 1)[0] if re.match(r"[^/]*https?://", text) else text
 
 
 _systems: dict[tuple[int, str], Any] = {}
@@ -64,8 +65,15 @@ def _system(url: str) -> tuple[Any, str]:
             ) from error
         if scheme in ("s3", "s3a"):
             system.retries = 1
+            system.split_path = partial(_bucket_and_key, system)
         _systems[key] = system
     return _systems[key], _systems[key]._strip_protocol(url)
+
+
+def _bucket_and_key(system: Any, path: str) -> tuple[str, str, None]:
+    """What s3fs' own `split_path` gives, but for a key that holds `?versionId=`: it stays whole."""
+    bucket, key = system._find_bucket_key(system._strip_protocol(path))
+    return bucket, key + path[len(path.rstrip("/")) :] if key else "", None
 
 
 def forget() -> None:
@@ -150,6 +158,61 @@ def persist(url: str, ask: Callable[[Any, str], T]) -> T:
                 ) from error
             time.sleep(pause * (0.5 + secrets.randbelow(1000) / 1000))
     raise AssertionError("the last round raises")
+
+
+def children(url: str) -> list[str]:
+    """The names of what lies directly below the folder `url`; FileNotFoundError without any."""
+
+    def ask(system: Any, path: str) -> list[str]:
+        # the folder itself is listed where a console has made it, as an empty object `path/`
+        return [found for found in system.ls(path, detail=False) if found.rstrip("/") != path]
+
+    return [found.rstrip("/").rsplit("/", 1)[-1] for found in persist(url, ask)]
+
+
+def delete(url: str, recursive: bool) -> None:
+    """Deletes the key of `url`, with `recursive` all keys below it, each by its exact name.
+
+    fsspec's own `rm` takes `* ? [ ]` in a key for a pattern and deletes whatever matches.
+    """
+    if not url.startswith(("s3://", "s3a://")):
+        persist(url, lambda system, path: _delete_each(system, path, recursive))
+        return
+    bucket, key, _ = _system(url)[0].split_path(url.rstrip("/"))
+    below = _keys(url, bucket, f"{key}/" if key else "") if recursive else []
+    doomed = [*below, key] if key else below
+    for start in range(0, len(doomed), 1000):  # as many as one request takes
+        some = {"Objects": [{"Key": one} for one in doomed[start : start + 1000]], "Quiet": True}
+
+        def ask(system: Any, _: str, some: dict = some) -> dict:
+            return system.call_s3("delete_objects", Bucket=bucket, Delete=some)
+
+        for fault in persist(url, ask).get("Errors", []):
+            where = _where(f"s3://{bucket}/{fault['Key']}")
+            raise StoreError(
+                f"{where}: cannot be deleted ({fault.get('Code')}); check the bucket's policy"
+            )
+
+
+def _delete_each(system: Any, path: str, recursive: bool) -> None:
+    if not recursive:
+        system.rm_file(path)
+        return
+    found = system.find(path, withdirs=True, detail=True)
+    for name in sorted(found, key=len, reverse=True):  # what is inside before its folder
+        (system.rmdir if found[name]["type"] == "directory" else system.rm_file)(name)
+
+
+def _keys(url: str, bucket: str, prefix: str) -> list[str]:
+    """Every key of the bucket that begins with `prefix`."""
+    place: dict[str, str] = {"Bucket": bucket, "Prefix": prefix}
+    found: list[str] = []
+    while True:
+        page = persist(url, lambda system, _: system.call_s3("list_objects_v2", **place))
+        found += [entry["Key"] for entry in page.get("Contents", [])]
+        if not page.get("IsTruncated"):
+            return found
+        place["ContinuationToken"] = page["NextContinuationToken"]
 
 
 def upload_parts(url: str, path: str | os.PathLike, length: int) -> None:

@@ -2,7 +2,8 @@
 
 What is written appears whole or not at all: locally a temporary file, fsync and rename; on S3 one
 PUT, or a multipart upload whose last request makes it visible. What is read is as long as was
-asked for. `objects` has the retries and the one-line errors of remote storage.
+asked for. A name is never a pattern: `*`, `?` and `[` mean themselves. `objects` has the retries
+and the one-line errors of remote storage.
 """
 
 import contextlib
@@ -14,9 +15,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote
 
-from shards.objects import StoreError, Unavailable, display, persist, upload_parts
+from shards.objects import (
+    StoreError,
+    Unavailable,
+    children,
+    delete,
+    display,
+    persist,
+    upload_parts,
+)
 
 __all__ = [
     "StoreError",
@@ -53,12 +62,18 @@ def local(url: str | os.PathLike) -> Path:
     text = os.fspath(url)
     if not is_local(text):
         raise ValueError(f"{display(text)} is no local path; give a folder or a file:// URL")
-    return Path(unquote(urlsplit(text).path) if text.startswith("file://") else text)
+    if not text.startswith("file://"):
+        return Path(text)
+    _, slash, path = text.removeprefix("file://").partition("/")  # of a host nothing is read
+    return Path(unquote(slash + path))
 
 
 def join(url: str | os.PathLike, *parts: str) -> str:
-    """`url` with `parts` below it, separated by single slashes."""
-    return "/".join([os.fspath(url).rstrip("/") or "", *(part.strip("/") for part in parts)])
+    """`url` with `parts`, which are names as they are, below it, separated by single slashes."""
+    text = os.fspath(url)
+    if text.startswith("file://"):
+        parts = tuple(map(quote, parts))
+    return "/".join([text.rstrip("/") or "", *(part.strip("/") for part in parts)])
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -122,10 +137,9 @@ def names(url: str | os.PathLike) -> list[str]:
         found = os.listdir(local(text)) if local(text).is_dir() else []
     else:
         try:
-            paths = persist(text, lambda system, path: system.ls(path, detail=False))
+            found = children(text)
         except FileNotFoundError:
             return []
-        found = [path.rstrip("/").rsplit("/", 1)[-1] for path in paths]
     return sorted(name for name in found if name and not TEMPORARY.match(name))
 
 
@@ -214,4 +228,4 @@ def remove(url: str | os.PathLike, recursive: bool = False) -> None:
         elif is_local(text):
             local(text).unlink()
         else:
-            persist(text, lambda system, path: system.rm(path, recursive=recursive))
+            delete(text, recursive)

@@ -6,12 +6,15 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from shards import objects, store
-from tests.support.s3 import Faults
+from shards.ranged import Ranges
+from tests.support.s3 import Faults, Server, point_at
 
 s3 = pytest.mark.s3
 
@@ -31,11 +34,17 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         ("s3://bucket/key", "s3://bucket/key"),
         ("https://user:secret@host/a", "https://host/a"),
         ("https://host/a?X-Amz-Signature=abc", "https://host/a"),
-        ("s3://AKIA:wJal@bucket/key?versionId=1", "s3://bucket/key"),
+        ("simplecache::https://user:secret@host/a?sig=abc", "simplecache::https://host/a"),
+        ("s3://AKIA:wJal@bucket/key", "s3://bucket/key"),
+        ("s3://bucket/a?b/c?versionId=1", "s3://bucket/a?b/c?versionId=1"),
+        ("s3://bucket/a://b@c", "s3://bucket/a://b@c"),
+        ("gs://bucket/why?", "gs://bucket/why?"),
         ("/data/a?b", "/data/a?b"),
     ],
 )
-def test_a_url_is_shown_without_user_password_and_query(given: str, shown: str) -> None:
+def test_a_url_is_shown_without_user_and_password_and_a_web_address_without_query(
+    given: str, shown: str
+) -> None:
     assert store.display(given) == shown
 
 
@@ -162,6 +171,171 @@ def test_an_unfinished_upload_is_listed_under_its_own_prefix_only_and_can_be_fre
     objects.abort(found)
     assert objects.unfinished_uploads(f"{both}/set/") == []
     assert len(objects.unfinished_uploads(f"{both}/set2/")) == 1
+
+
+# --- names that look like patterns ----------------------------------------------------------------
+
+NEIGHBORS = {  # what must be one name, and names that it matches as a pattern or once decoded
+    "set[1]": ["set1"],
+    "set[!2]": ["set1", "setx"],
+    "set*": ["set1", "set", "set*more"],
+    "set?": ["set1", "setx"],
+    "**": ["set1"],
+    "set{1,2}": ["set1", "set2"],
+    "set?versionId=null": ["set"],
+    "a#b": ["a"],
+    "a%20b": ["a b", "a+b"],
+    "a+b": ["a b", "a%2Bb"],
+    "100%": ["100", "100%25"],
+    "~root": ["set1", "root"],
+    "$HOME": ["set1"],
+    "caf\u00e9 \U0001f600 [\u96ea]": [
+        "cafe\u0301 \U0001f600 [\u96ea]",
+        "caf\u00e9 \U0001f600 \u96ea",
+    ],
+    "a=b&c;d,e:f@g": ["a=b"],
+    "'\"\\": ["'\""],
+}
+names_like_patterns = pytest.mark.parametrize("name", NEIGHBORS)
+
+
+def check_literal(place: str, name: str, held: Callable[[], set[str]]) -> None:
+    """`held` lists the files of `place` without our code."""
+    others = NEIGHBORS[name]
+    for other in others:
+        store.write(store.join(place, other), b"file")
+        store.write(store.join(place, "tree", other, "x"), b"below")
+    kept = {f"{other}" for other in others} | {f"tree/{other}/x" for other in others}
+    file, tree = store.join(place, name), store.join(place, "tree", name)
+    for missing in (file, tree):
+        assert not store.exists(missing) and store.names(missing) == []
+        store.remove(missing)
+        store.remove(missing, recursive=True)
+    with pytest.raises(FileNotFoundError):
+        store.read(file)
+    assert held() == kept
+
+    store.write(file, name.encode(), exclusive=True)
+    for inside in ("x", f"y/{name}"):
+        store.write(store.join(tree, inside), inside.encode())
+    assert held() == kept | {name, f"tree/{name}/x", f"tree/{name}/y/{name}"}
+    assert store.exists(file) and store.exists(tree)
+    assert store.read(file) == name.encode() and store.size(file) == len(name.encode())
+    assert store.read(file, 1, 2) == name.encode()[1:2]
+    assert store.read(store.join(tree, "y", name)) == f"y/{name}".encode()
+    assert store.names(place) == sorted([name, "tree", *others])
+    assert store.names(tree) == ["x", "y"] and store.names(store.join(tree, "y")) == [name]
+
+    store.remove(file)
+    assert held() == kept | {f"tree/{name}/x", f"tree/{name}/y/{name}"}
+    store.remove(tree, recursive=True)
+    assert held() == kept
+    assert all(store.read(store.join(place, other)) == b"file" for other in others)
+
+
+@pytest.mark.parametrize("as_url", [False, True])
+@names_like_patterns
+def test_on_a_local_disk_a_name_is_never_a_pattern(tmp_path, name: str, as_url: bool) -> None:
+    def held() -> set[str]:
+        return {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+
+    check_literal(f"file://{tmp_path}" if as_url else str(tmp_path), name, held)
+
+
+@names_like_patterns
+def test_in_any_fsspec_store_a_name_is_never_a_pattern(name: str) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]
+    check_literal("memory://p", name, lambda: {k.removeprefix("/p/") for k in memory.store})
+
+
+@s3
+@names_like_patterns
+def test_on_s3_a_key_is_never_a_pattern(bucket: str, name: str) -> None:
+    check_literal(f"{bucket}/p", name, lambda: {key.removeprefix("p/") for key in keys(bucket)})
+
+
+@s3
+def test_on_another_s3_server_a_key_is_never_a_pattern(
+    swift: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point_at(swift, monkeypatch)
+    place = swift.bucket()
+    check_literal(f"{place}/p", "set[1]", lambda: {k.removeprefix("p/") for k in keys(place)})
+
+
+def boto():
+    """A client that no code of ours had a hand in, with the environment's present credentials."""
+    import boto3
+
+    return boto3.session.Session().client("s3")
+
+
+def keys(bucket: str) -> list[str]:
+    return [
+        entry["Key"]
+        for page in boto()
+        .get_paginator("list_objects_v2")
+        .paginate(Bucket=bucket.removeprefix("s3://"))
+        for entry in page.get("Contents", [])
+    ]
+
+
+@s3
+@names_like_patterns
+def test_a_large_file_goes_to_exactly_its_key_and_a_signed_range_comes_from_it(
+    bucket: str, tmp_path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(store, "ONE_PUT", 1 << 20)
+    data = os.urandom((1 << 20) + 1)
+    (tmp_path / "big").write_bytes(data)
+    for other in NEIGHBORS[name]:
+        store.write(f"{bucket}/{other}", bytes(100))
+    store.upload(f"{bucket}/{name}", tmp_path / "big")
+    assert sorted(keys(bucket)) == sorted([name, *NEIGHBORS[name]])
+    ranges = Ranges(1)
+    assert ranges.read(f"{bucket}/{name}", 10, 90) == data[10:90]
+    assert ranges._failed == 0
+    ranges.close()
+
+
+@s3
+def test_a_tree_of_more_keys_than_one_request_takes_goes_and_its_neighbors_stay(
+    bucket: str,
+) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda i: store.write(f"{bucket}/set[1]/{i:04d}", b""), range(1003)))
+    for other in ("set1/x", "set[1]x", "set[1].json"):
+        store.write(f"{bucket}/{other}", b"")
+    store.remove(f"{bucket}/set[1]", recursive=True)
+    assert sorted(keys(bucket)) == ["set1/x", "set[1].json", "set[1]x"]
+
+
+@s3
+def test_a_key_that_may_not_be_deleted_is_named(faults: Faults) -> None:
+    """The request as a whole is answered with 200 even then."""
+    url = faults.server.bucket() + "/set[1]"
+    store.write(url, b"")
+    denied = (
+        "<DeleteResult><Error><Key>set[1]</Key><Code>AccessDenied</Code></Error></DeleteResult>"
+    )
+    faults.set({"act": "status", "status": 200, "method": "POST", "body": denied})
+    with pytest.raises(store.StoreError, match=r"/set\[1\] at .* deleted .AccessDenied."):
+        store.remove(url)
+
+
+@s3
+def test_a_folder_that_a_console_has_made_is_an_empty_folder_and_can_be_removed(
+    bucket: str,
+) -> None:
+    boto().put_object(Bucket=bucket.removeprefix("s3://"), Key="sets/a/", Body=b"")
+    assert store.names(f"{bucket}/sets/a") == []
+    assert store.names(f"{bucket}/sets") == ["a"]
+    store.remove(f"{bucket}/sets/a", recursive=True)
+    assert keys(bucket) == []
 
 
 # --- local disk -----------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
 `POST /__faults__` takes a JSON list of rules and empties the log; `GET /__faults__` gives the log,
 one [method, path, what was done] a request. A rule: `act` (status, reset, truncate, stall, flip,
 delay), and optionally `method`, `path` (a regular expression), `skip` (leave the first n alone),
-`times` (at most n), `rate` (a share of the matches), `status` and `code` (for act status),
+`times` (at most n), `rate` (a share of the matches), `status` and `code` or `body` (act status),
 `seconds` (stall, delay), `bytes` (truncate: how many come through).
 """
 
@@ -38,7 +38,7 @@ class Proxy:
         if act == "reset":
             return self.abort(request)
         if act == "status":
-            text = ERROR.format(rule.get("code", "SlowDown"))
+            text = rule.get("body") or ERROR.format(rule.get("code", "SlowDown"))
             return web.Response(status=rule.get("status", 503), text=text)
         if act in ("stall", "delay"):
             await asyncio.sleep(rule.get("seconds", 30))
