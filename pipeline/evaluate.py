@@ -22,6 +22,7 @@ from pipeline import gallery, metrics, parts, predictions, results
 from pipeline import inpaint as sources
 from pipeline.config import EvaluateConfig
 from pipeline.facts import pair_up, place_of, recipe
+from pipeline.inputs import protect
 from pipeline.pairs import PairBatch, Pairs
 from pipeline.results import SCHEMA
 from shards import store
@@ -130,6 +131,7 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
     "pairs_digest", "parquet", …}`; with `export=` alone `{"exported", "out", "pairs_digest"}`; None
     where rank 0 is another machine's.
     """
+    _protect(config)
     if "RANK" in os.environ:
         return _work(config, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     from pipeline.counts import visible_gpus
@@ -208,6 +210,13 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
     return result
 
 
+def _protect(config: EvaluateConfig) -> None:
+    inputs = {name: [getattr(config, name)] for name in ("checkpoint", "model", "predictions")}
+    sets = {"data.url": [config.data.url], "masks.url": [config.masks.url]}
+    outputs = {name: [getattr(config, name)] for name in ("export", "features", "out")}
+    protect(inputs | sets, outputs)
+
+
 def exactly() -> None:
     """Convolutions on CUDA in float32 proper and by one algorithm, so that the same weights score
     the same again, on whichever process, and as on a CPU but for rounding."""
@@ -218,6 +227,7 @@ def exactly() -> None:
 
 
 def dry_run(config: EvaluateConfig) -> str:
+    _protect(config)
     pairs, facts = pair_up(config)
     what = config.predictions or config.model or config.checkpoint
     lines = [f"would write {len(pairs)} pairs into {config.export}"] if config.export else []

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any
 
 from pipeline.config import MakeMasksConfig
+from pipeline.inputs import protect
 from shards import manifest, mask_import, mask_sets, store
 from shards.masks import FIXED, NAMES
 
@@ -24,6 +25,7 @@ def main(config: MakeMasksConfig) -> dict[str, Any]:
             config.out, config.size, config.per_bucket, config.seed, config.border, config.fixed
         )
     else:
+        protect({"source": [config.source]}, {"out": [config.out]}, below=True)
         source = mask_import.open_source(config.source)
         polarity = mask_import.judge(source, config.polarity)
         _say(f"{len(source.files)} masks, {polarity} by their ratios")
@@ -56,6 +58,7 @@ def dry_run(config: MakeMasksConfig) -> str:
     if store.exists(store.join(config.out, manifest.FILE)):
         return f"would check that {where} is this set, and leave it as it is"
     if config.source is not None:
+        protect({"source": [config.source]}, {"out": [config.out]}, below=True)
         source = mask_import.open_source(config.source)
         polarity = mask_import.judge(source, config.polarity)
         return f"would import {len(source.files)} masks, {polarity} by their ratios, into {where}"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline import inpaint, pictures
 from pipeline.config import PredictConfig
+from pipeline.inputs import protect
 from pipeline.pairs import Sample, payload, samples
 from pipeline.pictures import SUFFIXES, Picture, suffix
 from pipeline.tiles import fill_any
@@ -33,6 +34,7 @@ class Job(NamedTuple):
     read: Callable[[], Picture]
     mask: str | Sample
     out: str
+    image: str | None = None  # its URL; None for a sample of a set
 
 
 def main(config: PredictConfig) -> dict[str, Any]:
@@ -86,13 +88,25 @@ def show(result: dict[str, Any]) -> str:
 
 
 def plan(config: PredictConfig) -> list[Job]:
-    """What is read and written, in order of names; ValueError where they do not fit together."""
+    """What is read and written, in order of names; ValueError where they do not fit together, or
+    where an input would be overwritten."""
+    jobs = _jobs(config)
+    masks = [config.mask, *(job.mask for job in jobs if isinstance(job.mask, str))]
+    written = [job.out for job in jobs]
+    if suffix(config.image) not in SUFFIXES:
+        written.append(config.out)  # a folder, of nothing but results
+    if config.strip:
+        written += [_strip_url(job.out) for job in jobs]
+    images = [config.image, *(job.image for job in jobs)]
+    protect({"image": images, "mask": masks, "model": [config.model]}, {"out": written})
+    return jobs
+
+
+def _jobs(config: PredictConfig) -> list[Job]:
     if suffix(config.image) in SUFFIXES:
         out = config.out
         if suffix(out) not in SUFFIXES:
             out = store.join(out, config.image.rsplit("/", 1)[-1])
-        if out == config.image:
-            raise ValueError(f"out={out} is the picture itself: choose another name")
         return [_job(config.image, config.mask, out)]
     is_set = store.exists(store.join(config.image, MANIFEST))
     names = [n for n in store.names(config.image) if suffix(n) in SUFFIXES]
@@ -103,8 +117,6 @@ def plan(config: PredictConfig) -> list[Job]:
         )
     if suffix(config.out) in SUFFIXES:
         raise ValueError(f"out={config.out} is one picture, image= holds several: give a folder")
-    if store.join(config.out) == store.join(config.image):
-        raise ValueError(f"out={config.out} is where the pictures are: choose another folder")
     if is_set:
         return _pairs(config)
     return [
@@ -114,7 +126,7 @@ def plan(config: PredictConfig) -> list[Job]:
 
 
 def _job(image: str, mask: str, out: str) -> Job:
-    return Job(store.display(image), lambda: pictures.read(image), mask, out)
+    return Job(store.display(image), lambda: pictures.read(image), mask, out, image)
 
 
 def _pairs(config: PredictConfig) -> list[Job]:
@@ -201,6 +213,10 @@ def _rectangle(mask: str) -> tuple[int, int, int, int] | None:
 
 def _write_strip(out: str, original: Bytes, mask: Bytes, filled: Bytes) -> str:
     """Original, mask and result side by side, beside `out` as `<stem>_strip.png`."""
-    url = f"{out.rsplit('.', 1)[0]}_strip.png"
+    url = _strip_url(out)
     pictures.write(url, Picture(pictures.strip(original, mask, filled)))
     return url
+
+
+def _strip_url(out: str) -> str:
+    return f"{out.rsplit('.', 1)[0]}_strip.png"

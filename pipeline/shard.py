@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import ShardConfig
+from pipeline.inputs import protect
 from shards import external, plan, store, upkeep, writer
 from shards.hygiene import Policy
 from shards.manifest import open_manifest
@@ -31,6 +32,7 @@ def dry_run(config: ShardConfig) -> str:
         return f"would {config.action} {store.display(_url(config))}"
     lines = [source(config.data.layout).offer.text()]
     if config.source and config.out:
+        protect({"source": [config.source]}, {"out": [config.out]}, below=True)
         options = ", ".join(f"{name}={value}" for name, value in _options(config).items())
         lines.append(f"would read {config.source} and write {store.display(config.out)}: {options}")
     return "\n".join(lines)
@@ -46,6 +48,7 @@ def _write(config: ShardConfig) -> dict[str, Any]:
     if config.out is None:
         raise ValueError("shard needs out=, a folder or s3:// URL that is new, empty or its own")
     task = _task(config.task)
+    protect({"source": [config.source]}, {"out": [config.out]}, below=True)
     begun = time.monotonic()
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stop)

@@ -227,7 +227,7 @@ def test_a_sharded_set_and_a_mask_set_are_a_stream_of_pairs(tmp_path):
         ({"image": "torn.png"}, r"torn\.png cannot be read as a picture"),
         ({"image": "empty"}, "neither a picture .* nor a folder that holds some"),
         ({"out": "out.gif"}, r"out\.gif/cat\.png"),
-        ({"out": "cat.png"}, "is the picture itself"),
+        ({"out": "cat.png"}, "would overwrite the input"),
         ({"model": "none.pt2"}, r"none\.pt2 is no file"),
         ({"model": "torn.png"}, r"torn\.png is no archive"),
         ({"overlap": 300}, "give 0 < overlap < tile / 2"),

@@ -143,9 +143,12 @@ def test_an_empty_folder_and_one_that_belongs_to_something_else_are_left_as_they
     status, _, err = run(capsys, f"source={tmp_path / 'empty'}", f"out={tmp_path / 'set'}")
     assert status == 2 and "the source holds no image" in err
     assert not (tmp_path / "set").exists()
-    status, _, err = run(capsys, f"source={photos}", f"out={photos}")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "letter.txt").write_text("Dear")
+    status, _, err = run(capsys, f"source={photos}", f"out={theirs}")
     assert status == 2 and "holds something else" in err
-    assert len(list(photos.iterdir())) == 40
+    assert [p.name for p in theirs.iterdir()] == ["letter.txt"]
 
 
 def test_verify_finds_a_damaged_byte_and_info_describes(
@@ -232,13 +235,14 @@ def test_tars_that_are_not_there_end_with_one_line_and_what_wds_takes(
     [
         ("source=s3://bucket/photos out={tmp}/set", "s3://bucket/photos is no local path"),
         ("source={tmp} out=nosuch://bucket/set", "no storage is known as nosuch://"),
-        ("source={tmp} out={tmp}/other", "plan.json is not ours"),
-        ("data=wds source={tmp} out={tmp}/set task=1/4", "indexed by one process"),
+        ("source={tmp}/from out={tmp}/other", "plan.json is not ours"),
+        ("data=wds source={tmp}/from out={tmp}/set task=1/4", "indexed by one process"),
     ],
 )
 def test_a_place_that_cannot_serve_is_named_for_what_it_is(
     capsys: pytest.CaptureFixture, tmp_path: Path, words: str, said: str
 ) -> None:
+    (tmp_path / "from").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "plan.json").write_text("{}")
     status, _, err = run(capsys, *words.format(tmp=tmp_path).split())

@@ -1,0 +1,51 @@
+"""What a command reads is never overwritten: inputs and outputs are compared before any work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+from shards import store
+
+Urls = Mapping[str, Sequence[str | None]]  # by the key that names them
+
+
+def protect(inputs: Urls, outputs: Urls, below: bool = False) -> None:
+    """Raise ValueError for an output that is one of the inputs, file or folder.
+
+    Compared is what the names mean: links of both kinds, `./`, `file://` and the case of letters,
+    where the disk ignores it, make no other file. With `below`, an output may not lie below an
+    input either: that folder is searched with all its subfolders.
+    """
+    held = {_place(url): (key, url) for key, urls in inputs.items() for url in urls if url}
+    for key, urls in outputs.items():
+        for url in filter(None, urls):
+            for place in (url, *_parents(url)) if below else (url,):
+                if (found := held.get(_place(place))) is None:
+                    continue
+                what = "would overwrite" if place == url else "lies inside"
+                raise ValueError(
+                    f"{key}: {store.display(url)} {what} the input {found[0]}="
+                    f"{store.display(found[1])}; give another {key}="
+                )
+
+
+def _place(url: str) -> tuple[int, int] | str:
+    """The same for all names of one file or folder, whether it exists or not."""
+    if not store.is_local(url):
+        return url.rstrip("/").replace("s3a://", "s3://", 1)
+    try:
+        stat = store.local(url).stat()
+    except OSError:
+        return os.path.realpath(store.local(url))
+    return stat.st_dev, stat.st_ino
+
+
+def _parents(url: str) -> Iterator[str]:
+    if store.is_local(url):
+        yield from map(str, store.local(os.path.realpath(store.local(url))).parents)
+        return
+    scheme, _, path = url.rstrip("/").partition("://")
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield f"{scheme}://{path}"
