@@ -31,7 +31,7 @@ ROWS = pa.schema(
         ("src", pa.binary()),  # names are bytes on a disk, not always UTF-8
         ("size", pa.int64()),
         ("label", pa.int32()),  # -1: none
-        ("archive", pa.string()),  # the tar or zip it lies in, relative to the source; "": none
+        ("archive", pa.string()),  # the tar, zip or folder it lies in, relative to the source
         ("offset", pa.int64()),
     ]
 )

@@ -35,6 +35,11 @@ def is_image(path: bytes) -> bool:
     return name.lower().endswith(IMAGES) and not hidden
 
 
+def is_archive(name: str) -> bool:
+    """Whether a name is that of an archive whose members can be read where they lie."""
+    return name.endswith((".tar", ".zip"))
+
+
 def files(place: Path) -> Iterator[File]:
     """Every file in the folder, tar or zip `place`, in no particular order.
 
@@ -125,10 +130,11 @@ def _zip(place: Path) -> Iterator[File]:
 
 def read_file(root: Path, row: Row) -> bytes:
     """The bytes of one planned file. Raises ValueError when the source is not as it was."""
-    place = root / row.archive if row.archive else root / os.fsdecode(row.src)
+    packed = is_archive(row.archive)
+    place = root / row.archive if packed else root / row.archive / os.fsdecode(row.src)
     try:
         with open(place, "rb") as file:
-            if not row.archive:
+            if not packed:
                 data = file.read()
             elif place.suffix == ".zip":
                 data = _unzip(file, row)

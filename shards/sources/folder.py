@@ -1,30 +1,48 @@
 """Any folder, tar or zip of images: `train/ val/ test/` inside, or a share held out by content."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from shards.plan import SPLITS, Entry
-from shards.sources.files import File, files, is_image
-from shards.sources.offer import Offer, Source
+from shards.plan import Entry
+from shards.sources import splits
+from shards.sources.files import File, files, is_archive, is_image
+from shards.sources.offer import Offer, Source, say
 from shards.sources.published import hold_out
-
-_ALIAS = {"validation": "val", "valid": "val"}
 
 
 def entries(source: Path, holdout: float) -> Iterator[Entry]:
-    """The images of `source` by its split folders; without them `holdout` of all becomes val."""
+    """The images of `source` by its split folders; without val and test, `holdout` becomes val.
+
+    Leading folders that all images share are left out of the names, so that a folder and any
+    archive of it are one set. Raises ValueError where names look like splits and are unclear.
+    """
     root, archive = (source, "") if source.is_dir() else (source.parent, source.name)
-    tops = {_split(file.path) for file in _images(source)}
-    if "train" in tops:
+    folders, archives = _survey(source)
+    _refuse_archives(source, folders, archives)
+    leading = _leading(folders)
+    prefix = "".join(f"{name}/" for name in leading)
+    folders = Counter({folder[len(prefix) :]: count for folder, count in folders.items()})
+    tops: Counter[str] = Counter()
+    for folder, count in folders.items():
+        tops[folder.partition("/")[0] + "/"] += count
+    images_here = tops.pop("/", 0)
+    split_of = splits.assign(tops, str(source), whole=True)
+    if split_of:
+        _refuse_without_train(source, split_of)
+    else:
+        _refuse_unsplit(source, leading, folders)
+    _report(split_of, tops, images_here, archives)
+    where = archive or "/".join(leading)
+
+    def found() -> Iterator[Entry]:
         for file in _images(source):
-            if split := _split(file.path):
-                yield Entry(split, file.path, file.size, -1, archive, file.offset)
-        return
-    if tops - {""}:
-        found = ", ".join(sorted(tops - {""}))
-        raise ValueError(f"{source}: has {found}/ but no train/; add it or rename them")
-    flat = (Entry("train", f.path, f.size, -1, archive, f.offset) for f in _images(source))
-    yield from hold_out(flat, root, holdout)
+            path = file.path[len(prefix.encode()) :]
+            split = split_of.get(_decoded(path.partition(b"/")[0]) + "/") if b"/" in path else None
+            if split or not split_of:
+                yield Entry(split or "train", path, file.size, -1, where, file.offset)
+
+    yield from hold_out(found(), root, 0.0 if set(split_of.values()) - {"train"} else holdout)
 
 
 def _images(source: Path) -> Iterator[File]:
@@ -32,10 +50,72 @@ def _images(source: Path) -> Iterator[File]:
     return (file for file in files(source) if is_image(file.path))
 
 
-def _split(path: bytes) -> str:
-    top = path.split(b"/", 1)[0].decode("utf-8", "replace") if b"/" in path else ""
-    top = _ALIAS.get(top.lower(), top.lower())
-    return top if top in SPLITS else ""
+def _survey(source: Path) -> tuple[Counter[str], set[str]]:
+    """How many images lie in each folder, and the names of archives at the top of `source`."""
+    folders: Counter[str] = Counter()
+    archives = set()
+    for file in files(source):
+        if is_image(file.path):
+            folders[_decoded(file.path.rpartition(b"/")[0])] += 1
+        elif b"/" not in file.path and splits.ARCHIVE.search(name := _decoded(file.path)):
+            archives.add(name)
+    return folders, archives
+
+
+def _decoded(path: bytes) -> str:
+    return path.decode("utf-8", "surrogateescape")
+
+
+def _leading(folders: Counter[str]) -> list[str]:
+    """The folders that all images lie in, outermost first."""
+    shared: list[str] = []
+    for names in zip(*(folder.split("/") for folder in folders)):
+        name = names[0]
+        if len(set(names)) > 1 or not name or is_archive(name) or not name.isprintable():
+            break
+        shared.append(name)
+    return shared
+
+
+def _refuse_archives(source: Path, folders: Iterable[str], archives: set[str]) -> None:
+    """Raise ValueError where an archive that is not unpacked next to itself looks like a split."""
+    tops = {folder.partition("/")[0] + "/" for folder in folders if folder}
+    packed = {name for name in archives if f"{splits.ARCHIVE.sub('', name)}/" not in tops}
+    split_of = splits.assign(tops | packed, str(source), whole=True) if packed else {}
+    if packed & set(split_of):
+        raise splits.unclear(split_of, str(source))
+
+
+def _refuse_unsplit(source: Path, leading: list[str], folders: Iterable[str]) -> None:
+    """Raise ValueError where folders around or among the images say that they are not all train.
+
+    An archive that is named as its top folder is that folder, as a whole: val.tar is val/.
+    """
+    own = leading[:1] == [splits.ARCHIVE.sub("", source.name)] and not source.is_dir()
+    for name in leading[own:]:
+        _refuse_without_train(source, splits.assign([f"{name}/"], str(source), whole=True))
+    splits.refuse_nested(folders, str(source))
+
+
+def _refuse_without_train(source: Path, split_of: dict[str, str]) -> None:
+    if split_of and "train" not in split_of.values():
+        raise ValueError(
+            f"{source}: has {', '.join(sorted(split_of))} but no train/; add it or rename them"
+        )
+
+
+def _report(
+    split_of: dict[str, str], tops: Counter[str], images_here: int, archives: set[str]
+) -> None:
+    """Say which folder is which split where its name is another, and what is not taken."""
+    renamed = [f"{n} is {split}" for n, split in sorted(split_of.items()) if n != f"{split}/"]
+    if renamed:
+        say(f"splits: {', '.join(renamed)}")
+    left = [f"{name} ({tops[name]} images)" for name in sorted(set(tops) - set(split_of))]
+    left += [f"{images_here} images next to the split folders"] if images_here else []
+    left = [*(left if split_of else []), *sorted(archives)]
+    if left:
+        say(f"not taken: {', '.join(left[:12])}{', ...' if len(left) > 12 else ''}")
 
 
 SOURCE = Source(
@@ -45,7 +125,7 @@ SOURCE = Source(
         licence="(yours)",
         files=(
             ("train/ val/ test/", "folders of images, nested as you like; only train/ is needed"),
-            ("or any images", "without train/, data.holdout of them (by content hash) become val"),
+            ("or any images", "without val/, data.holdout of them (by content hash) become val"),
         ),
         give="the folder, or a .tar or .zip of it",
     ),

@@ -1,5 +1,6 @@
 """What a source is to the rest: a function that lists, and what there is to list."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,3 +37,8 @@ class Offer:
 class Source:
     offer: Offer
     entries: Callable[[Path, float], Iterator[Entry]]  # (source, holdout share) → every file
+
+
+def say(line: str) -> None:
+    """Tell the user what was made of the source."""
+    print(line, file=sys.stderr, flush=True)

@@ -46,6 +46,44 @@ def test_a_folder_becomes_a_set_and_the_same_command_finds_it_finished(
     assert "images/s" not in err
 
 
+def test_lamas_folders_are_refused_in_one_line_and_nothing_is_written(
+    capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
+) -> None:
+    for split in ("train", "val_source", "eval_source"):
+        shutil.copytree(photos, tmp_path / "lama" / split)
+    status, _, err = run(capsys, f"source={tmp_path / 'lama'}", f"out={tmp_path / 'set'}")
+    assert status == 2 and "eval_source/, train/, val_source/" in err.splitlines()[-1]
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("inside", [("train2017", "val2017"), ("a", "b"), ("train",)])
+def test_a_folder_and_any_archive_of_it_are_one_set_to_the_digest(
+    capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path, inside: tuple[str, ...]
+) -> None:
+    for number, name in enumerate(inside):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for image in range(number, 40, len(inside)):
+            shutil.copy(photos / f"{image}.jpg", tmp_path / "in" / name)
+    places = [str(tmp_path / "in")]
+    for name, start, what in (("p", "..", "in"), ("dot", ".", "."), ("in", "../..", "")):
+        base = (tmp_path / "in" / start).resolve()
+        what = what or os.path.relpath(tmp_path / "in", base)
+        for form in ("tar", "zip"):
+            (tmp_path / "packed").mkdir(exist_ok=True)
+            place = shutil.make_archive(str(tmp_path / "packed" / name), form, base, what)
+            places.append(place)
+    results = []
+    for number, place in enumerate(places):
+        words = (f"source={place}", f"out={tmp_path / str(number)}", "data.holdout=0.3", "--json")
+        status, out, _ = run(capsys, *words)
+        assert status == 0
+        results.append(json.loads(out.splitlines()[-1]))
+    assert len({result["digest"] for result in results}) == 1
+    assert set(results[0]["splits"]) == {"train", "val"}
+    if "val2017" in inside:
+        assert results[0]["splits"] == {"train": 20, "val": 20}
+
+
 def test_tasks_share_the_work_and_the_last_one_finishes_it(
     capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
 ) -> None:

@@ -131,7 +131,7 @@ def test_hidden_files_and_what_macos_leaves_are_no_images(tmp_path: Path) -> Non
 def test_a_link_back_to_a_folder_above_is_followed_once(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.jpg")
     (tmp_path / "a" / "again").symlink_to(tmp_path)
-    assert [e.src for e in listed("folder", tmp_path)] == [b"a/1.jpg"]
+    assert [e.src for e in listed("folder", tmp_path)] == [b"1.jpg"]
 
 
 @pytest.mark.parametrize(
