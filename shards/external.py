@@ -19,6 +19,7 @@ from shards.hygiene import Policy, describe, examine
 from shards.manifest import COLUMNS
 from shards.pack import IndexMeta, Reject, content_hash, index_bytes
 from shards.plan import SPLITS, generated, publish
+from shards.sources import splits
 from shards.sources.files import check_end
 from shards.writer import Finished, finish
 
@@ -40,11 +41,12 @@ def write(
 ) -> Finished:
     """Indexes the tars of `source` into a set of kind external at `out`.
 
-    `source` is a folder or URL of tars, with train/ val/ test/ inside or not, or a brace pattern.
+    `source` is a folder or URL of tars, or a brace pattern; splits are told by folders such as val/
+    or by names such as val-0000.tar.
     Raises SourceError where there are no tars or one is missing; ValueError for a damaged or empty
     one, and for more rejects than `max_reject_rate`.
     """
-    tars = {split: list(urls) for split, urls in _tars(source).items() if urls}
+    tars = {split: list(urls) for split, urls in _tars(source, say).items() if urls}
     if not tars:
         raise SourceError(
             f"{store.display(source)}: no .tar there, nor in train/, val/ or test/; give a folder, "
@@ -69,19 +71,39 @@ def write(
     return finish(out, plan, written, max_reject_rate)
 
 
-def _tars(source: str) -> dict[str, list[str]]:
+def _tars(source: str, say: Callable[[str], None]) -> dict[str, list[str]]:
+    """The tars of each split, by the folders that they lie in and then by their own names."""
     if "{" in source:
-        return {"train": [_absolute(url) for url in braceexpand(source)]}
+        return _by_name(source, [_absolute(url) for url in braceexpand(source)])
     if source.endswith(".tar"):
-        return {"train": [_absolute(source)]}
+        return _by_name(source, [_absolute(source)])
     base = _absolute(source)
     here = store.names(base)
-    found = {"train": [store.join(base, name) for name in here if name.endswith(".tar")]}
-    for split in SPLITS:
-        if split in here:
-            inside = store.names(store.join(base, split))
-            urls = [store.join(base, split, n) for n in inside if n.endswith(".tar")]
-            found[split] = found.get(split, []) + urls
+    found = _by_name(source, [store.join(base, n) for n in here if n.endswith(".tar")])
+    folders: dict[str, list[str]] = {}
+    for folder in (name for name in here if "." not in name):
+        inside = store.names(store.join(base, folder))
+        if urls := [store.join(base, folder, n) for n in inside if n.endswith(".tar")]:
+            folders[f"{folder}/"] = urls
+    split_of = splits.assign(folders, store.display(source), whole=True)
+    for folder, split in sorted(split_of.items()):
+        found[split] = found.get(split, []) + folders[folder]
+    if left := [f"{name} ({len(folders[name])} tars)" for name in folders if name not in split_of]:
+        say(f"not taken, as they are no splits: {', '.join(left)}")
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def _by_name(source: str, urls: list[str]) -> dict[str, list[str]]:
+    """Tars by the splits in their names below the folder that holds them all; else all train."""
+    common = os.path.commonprefix([url.rpartition("/")[0] + "/" for url in urls])
+    start = common.rfind("/") + 1
+    names = {url: url[start:] for url in urls}
+    split_of = splits.assign(names.values(), store.display(source))
+    if split_of and len(split_of) < len(set(names.values())):
+        raise splits.unclear(names.values(), store.display(source))
+    found: dict[str, list[str]] = {}
+    for url, name in names.items():
+        found.setdefault(split_of.get(name, "train"), []).append(url)
     return found
 
 
@@ -141,6 +163,9 @@ def _index(url: str, number: int, first: int, plan_sha256: str) -> bytes:
             f"{store.display(url)}: holds no readable picture ({len(rejects)} unreadable); "
             f"wds wants members named KEY.{'|'.join(PICTURES)}"
         )
+    splits.refuse_nested(
+        {row["src"].rpartition("/")[0] for row in rows}, f"{store.display(url)} (data=wds)"
+    )
     assert set(rows[0]) == set(COLUMNS["external"].names)
     meta = IndexMeta(plan_sha256, stream.sha256(), stream.length, rejects)
     return index_bytes("external", rows, meta)

@@ -18,7 +18,10 @@ SOURCE = Source(
         licence="(theirs)",
         files=(
             ("*.tar", "members KEY.jpg|jpeg|png|webp, KEY.cls as label; other members are let be"),
-            ("train/ val/ test/", "folders of such tars, where there are splits"),
+            (
+                "train/ val/ test/",
+                "folders of such tars, or train-*.tar val-*.tar, where splits are",
+            ),
         ),
         give="a folder or URL of tars, or a pattern such as s3://bucket/train-{0000..0099}.tar",
     ),

@@ -93,16 +93,80 @@ def test_pngs_and_rotated_jpegs_are_left_as_they_are_and_described(tmp_path: Pat
     assert (two["width"], two["height"], two["orientation"]) == (50, 30, 6)
 
 
-def test_splits_are_folders_and_a_pattern_is_train(tmp_path: Path) -> None:
+def test_splits_are_folders_in_a_pattern_too(tmp_path: Path) -> None:
     for split, count in (("train", 3), ("val", 2)):
         theirs(tmp_path / "in" / split / "0.tar", group(0, count))
-    manifest = index(str(tmp_path / "in"), tmp_path / "a")
-    assert {name: split.samples for name, split in manifest.splits.items()} == {
-        "train": 3,
-        "val": 2,
-    }
-    pattern = str(tmp_path / "in" / "{train,val}" / "0.tar")
-    assert index(pattern, tmp_path / "b").splits["train"].samples == 5
+    for number, pattern in enumerate(("in", "in/{train,val}/0.tar")):
+        manifest = index(str(tmp_path / pattern), tmp_path / f"out{number}")
+        assert counts(manifest) == {"train": 3, "val": 2}
+
+
+def counts(manifest: Manifest) -> dict[str, int]:
+    return {name: split.samples for name, split in manifest.splits.items()}
+
+
+PLACES = [f"places-{split}-00000{n}.tar" for split in ("train", "val", "test") for n in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("tars", "source", "expected"),
+    [
+        (PLACES, "", {"train": 4, "val": 2, "test": 2}),
+        (PLACES, "places-{train,val,test}-{000000..000001}.tar", {"train": 4, "val": 2, "test": 2}),
+        (["imagenet1k-train-0.tar", "imagenet1k-validation-0.tar"], "", {"train": 2, "val": 1}),
+        (["train2017/0.tar", "val2017/0.tar"], "", {"train": 2, "val": 1}),
+        (["0.tar", "1.tar", "val/0.tar"], "", {"train": 2, "val": 1}),
+        (["shards-train/0.tar", "shards-test/0.tar"], "", {"train": 2, "test": 1}),
+        (["train_station-0.tar", "valley-0.tar"], "", {"train": 3}),
+        (["val-0.tar"], "val-0.tar", {"val": 1}),
+        (["val/0.tar"], "val", {"train": 1}),  # the folder that was chosen, as a whole
+    ],
+)  # fmt: skip
+def test_tars_are_split_by_their_folders_and_names(
+    tmp_path: Path, tars: list[str], source: str, expected: dict[str, int]
+) -> None:
+    for name in tars:
+        theirs(tmp_path / "in" / name, group(0, 2 if name.startswith("train") else 1))
+    if tars is PLACES:
+        for name in PLACES[:2]:
+            theirs(tmp_path / "in" / name, group(0, 2))
+    if tars[0].startswith(("imagenet", "shards")):
+        theirs(tmp_path / "in" / tars[0], group(0, 2))
+    assert counts(index(str(tmp_path / "in" / source), tmp_path / "out")) == expected
+
+
+@pytest.mark.parametrize(
+    ("tars", "named"),
+    [
+        (["train/0.tar", "val_source/0.tar", "eval_source/0.tar"], "eval_source/, train/, val_so"),
+        (["train-0.tar", "eval-0.tar"], "eval-0.tar, train-0.tar"),
+        (["train-0.tar", "val-0.tar", "more.tar"], "more.tar, train-0.tar, val-0.tar"),
+        (["train-images-0.tar", "val-masks-0.tar"], "train-images-0.tar, val-masks-0.tar"),
+    ],
+)
+def test_tars_whose_split_is_unclear_are_refused_by_name(
+    tmp_path: Path, tars: list[str], named: str
+) -> None:
+    for name in tars:
+        theirs(tmp_path / "in" / name, group(0, 1))
+    with pytest.raises(ValueError, match=named) as error:
+        index(str(tmp_path / "in"), tmp_path / "out")
+    assert "put what they hold into folders" in str(error.value)
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_a_tar_with_split_folders_inside_is_refused_and_tars_left_out_are_named(
+    tmp_path: Path,
+) -> None:
+    image = jpeg(picture(0))
+    tar = theirs(tmp_path / "p.tar", {"photos/train/1.jpg": image, "photos/val/2.jpg": image})
+    with pytest.raises(ValueError, match="p.tar .*look like splits.*photos/train/, photos/val/"):
+        index(str(tar), tmp_path / "a")
+    for name in ("train/0.tar", "val/0.tar", "spare/0.tar"):
+        theirs(tmp_path / "in" / name, group(0, 1))
+    said: list[str] = []
+    external.write(str(tmp_path / "b"), "theirs", str(tmp_path / "in"), said.append)
+    assert any("not taken" in line and "spare/ (1 tars)" in line for line in said)
 
 
 def test_a_broken_picture_is_a_reject_and_too_many_end_the_run(tmp_path: Path) -> None:
