@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jobs import git as vcs
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 MAX_DIFF = 1 << 20
 JOB = {
@@ -89,12 +91,13 @@ def git(checkout: Path = CHECKOUT) -> tuple[str | None, str]:
     if "LACUNA_COMMIT" in os.environ:  # git would find a checkout that lies around the snapshot
         return commit(checkout), redact(_recorded(os.environ.get("LACUNA_DIFF")))
     try:
-        diff = _ask(checkout, "diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv")
-        new = _ask(checkout, "ls-files", "--others", "--exclude-standard").splitlines()
+        with vcs.apart(checkout) as own:
+            diff = vcs.diff(checkout, vcs.commit(checkout), vcs.tree(checkout, own, []), own)
+        new = vcs.unknown(checkout)
     except (OSError, subprocess.SubprocessError):
         return commit(checkout), ""
     untracked = "".join(f"# untracked: {name}\n" for name in new[:200])
-    return commit(checkout), redact(diff[:MAX_DIFF] + untracked)
+    return commit(checkout), redact((diff[:MAX_DIFF] + untracked).encode(errors="replace").decode())
 
 
 def _recorded(url: str | None) -> str:
@@ -114,16 +117,9 @@ def commit(checkout: Path = CHECKOUT) -> str | None:
     if told := os.environ.get("LACUNA_COMMIT"):
         return told
     try:
-        return _ask(checkout, "rev-parse", "HEAD").strip()
+        return vcs.commit(checkout)
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _ask(checkout: Path, *words: str) -> str:
-    # Nothing of a repository's own configuration (hooks, external diffs) may run here.
-    command = ["git", "-C", str(checkout), "-c", "core.fsmonitor=false", *words]
-    done = subprocess.run(command, capture_output=True, timeout=20, check=True)
-    return done.stdout.decode(errors="replace")
 
 
 def packages() -> str:

@@ -88,3 +88,15 @@ def test_calls_go_down_only():
         for node in tree.body:
             if isinstance(node, ast.ImportFrom):
                 assert node.module not in upward, f"{name} imports {node.module}"
+
+
+def test_git_is_called_in_one_place():
+    called = {
+        str(path.relative_to(ROOT))
+        for package in FORBIDDEN
+        for path in sources(package)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.List) and node.elts
+        and isinstance(node.elts[0], ast.Constant) and node.elts[0].value == "git"
+    }  # fmt: skip
+    assert called == {"jobs/git.py"}

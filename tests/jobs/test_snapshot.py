@@ -3,6 +3,7 @@
 import os
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -78,6 +79,112 @@ def test_the_same_changes_give_the_same_bytes_whenever_they_are_taken(checkout):
     time.sleep(1.1)  # git's clock ticks in seconds
     again = snapshot.take(checkout, allow_dirty=True)
     assert again.name == first.name and snapshot.archive(again) == sent
+
+
+def configured(*words):
+    """`git config` of the checkout."""
+    return lambda root, _: subprocess.run(["git", "-C", root, "config", *words], check=True)
+
+
+def attributes(line, *words):
+    """Attributes of the user's own, which no commit holds."""
+
+    def write(root, _):
+        (root / ".git" / "info" / "attributes").write_text(line)
+        configured(*words)(root, _)
+
+    return write
+
+
+USERS = {
+    "external diff": configured("diff.external", "true"),
+    "external diff of the environment": lambda _, env: env.setenv("GIT_EXTERNAL_DIFF", "true"),
+    "no prefix": configured("diff.noprefix", "true"),
+    "mnemonic prefix": configured("diff.mnemonicPrefix", "true"),
+    "color": configured("color.ui", "always"),
+    "copies": configured("diff.renames", "copies"),
+    "no context": configured("diff.context", "0"),
+    "line endings": configured("core.autocrlf", "true"),
+    "text conversion": attributes("*.py diff=shown\n", "diff.shown.textconv", "true"),
+    "filter": attributes("*.py filter=empty\n", "filter.empty.clean", "true"),
+    "no export": attributes("*.py export-ignore\n", "diff.external", "true"),
+    "a hook's index": lambda root, env: env.setenv("GIT_INDEX_FILE", f"{root}/.git/other"),
+    "a hook's repository": lambda _, env: env.setenv("GIT_DIR", "/nowhere"),
+    "unchanged, it is said": lambda root, _: subprocess.run(
+        ["git", "-C", root, "update-index", "--assume-unchanged", "code.py"], check=True
+    ),
+    "another commit's content": lambda root, _: subprocess.run(
+        "git replace HEAD $(git commit-tree -m other $(git mktree < /dev/null))",
+        shell=True, cwd=root, check=True, env={**os.environ, **NOBODY},
+    ),
+}  # fmt: skip
+NOBODY = {f"GIT_{who}_{what}": "n" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+
+@pytest.mark.parametrize("how", USERS)
+def test_nothing_that_a_user_set_decides_what_is_run_or_recorded(
+    checkout, tmp_path, monkeypatch, how
+):
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", checkout, clone], check=True)
+    plain, texts = snapshot.take(checkout), [b"first = 1\n", b"second = 2\r\n"]
+
+    def taken(text):
+        (checkout / "code.py").write_bytes(text)
+        return snapshot.take(checkout, allow_dirty=True)
+
+    before = [taken(text) for text in texts]
+    with monkeypatch.context() as environment:
+        USERS[how](checkout, environment)
+        with pytest.raises(SubmitError, match=r"uncommitted changes \(code\.py\)"):
+            snapshot.take(checkout)
+        assert [taken(text) for text in texts] == before
+        (checkout / "code.py").write_text("committed\n")
+        assert snapshot.take(checkout) == plain
+    assert len({each.name for each in (plain, *before)}) == 3
+    for each, text in zip(before, texts):
+        out = snapshot.unpack(snapshot.archive(each), tmp_path / each.name)
+        assert (out / "code.py").read_bytes() == text
+        subprocess.run(["git", "-C", clone, "apply"], input=each.recorded, check=True)
+        assert (clone / "code.py").read_bytes() == text
+        subprocess.run(["git", "-C", clone, "checkout", "-q", "."], check=True)
+
+
+def test_all_that_lies_in_a_checkout_travels_however_it_came_there(checkout, tmp_path):
+    (checkout / ".gitignore").write_text("kept.py\nleft\n")
+    for name in ("folder", "other"):
+        (checkout / name).mkdir()
+        (checkout / name / "a.py").write_text("a\n")
+    subprocess.run(["git", "-C", checkout, "add", "-A"], check=True)
+    who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", "-C", checkout, *who, "commit", "-q", "-m", "two"], check=True)
+    (checkout / "left").write_text("ignored\n")
+    assert snapshot.take(checkout).diff == ""
+    (checkout / "kept.py").write_text("staged, though ignored\n")
+    subprocess.run(["git", "-C", checkout, "add", "-f", "kept.py"], check=True)
+    (checkout / "folder" / "a.py").unlink()
+    (checkout / "folder").rmdir()
+    (checkout / "folder").symlink_to("other")
+    (checkout / "code.py").unlink()
+    (checkout / "code.py").mkdir()
+    (checkout / "code.py" / "é \n.py").write_text("deep\n")
+    taken = snapshot.take(checkout, allow_dirty=True)
+    out = snapshot.unpack(snapshot.archive(taken), tmp_path / "out")
+    assert (out / "kept.py").read_text() == "staged, though ignored\n"
+    assert (out / "folder").readlink() == Path("other")
+    assert (out / "code.py" / "é \n.py").read_text() == "deep\n"
+    assert not (out / "left").exists()
+
+
+def test_a_checkout_may_have_any_name(tmp_path):
+    odd = tmp_path / "at 12:00 'é\""
+    odd.mkdir()
+    (odd / "code.py").write_text("committed\n")
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "one"]):
+        subprocess.run(["git", "-C", odd, *words], check=True, env={**os.environ, **NOBODY})
+    (odd / "code.py").write_text("changed\n")
+    taken = snapshot.take(odd, allow_dirty=True)
+    assert unpacked(taken, tmp_path / "out") == "changed\n"
 
 
 def everything(folder):

@@ -83,6 +83,7 @@ def test_an_uncommitted_change_is_captured_and_scanned(tmp_path):
     (tmp_path / "a.py").write_text("x = 1\n")
     git("add", ".")
     git("commit", "-qm", "first")
+    git("config", "diff.external", "true")  # which prints nothing
     assert capture.git(tmp_path)[1] == ""
     (tmp_path / "a.py").write_text("x = 2\npassword = 'hunter2hunter2'\n")
     (tmp_path / "new.py").write_text("")

@@ -194,14 +194,14 @@ def test_code_is_a_commit_with_its_path_before_everything_else(monkeypatch):
 
 @pytest.mark.parametrize("words", [["cluster=slurm", "cluster.gpus_per_node=0"], REMOTE])
 def test_a_job_is_told_of_which_commit_changes_and_image_it_is(monkeypatch, words):
-    changed = snapshot.Snapshot(ROOT, "c" * 40, "+x\n", b"tar")
+    changed = snapshot.Snapshot(ROOT, "c" * 40, "+x\n", b"tar", "d" * 40)
     monkeypatch.setattr(snapshot, "take", lambda root, dirty: changed)
     words = [*TRAIN, *words, "cluster.code=snapshot", "cluster.allow_dirty=true"]
     (part,) = jobplan.parse(words)
     text = re.sub(r"\n *value: ", "=", dry(*words))
     folder = part.folder if "s3:" in part.folder else f"{Path.cwd()}/{part.folder}"
     assert f"LACUNA_COMMIT={'c' * 40}\n" in text
-    assert f"LACUNA_DIFF={folder}/code/{changed.name}.diff\n" in text
+    assert f"LACUNA_DIFF={folder}/code/cccccccccccc-dddddddd.diff\n" in text
     assert ("LACUNA_IMAGE=r/x@sha256:0\n" in text) == (part.cluster.scheduler == "kubernetes")
 
 
