@@ -93,6 +93,16 @@ def archive(snapshot: Snapshot) -> bytes:
     return gzip.compress(snapshot.tar, compresslevel=6, mtime=0)
 
 
+def importable(folder: str, where: str) -> str:
+    """The folder as an entry of PYTHONPATH. Raises `SubmitError`, with where it comes from."""
+    if os.pathsep in folder:
+        raise SubmitError(
+            f"{where}: the job's code would lie in {folder}, and PYTHONPATH is split at "
+            f"{os.pathsep!r}, so that other code could run: choose a path without it"
+        )
+    return folder
+
+
 def unpack(data: bytes, folder: Path) -> Path:
     """Unpacks into `folder`, which appears whole or not at all; an existing one is left alone."""
     if folder.is_dir():

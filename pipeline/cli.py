@@ -148,6 +148,13 @@ def inside_job() -> bool:
 
 def _check_layout() -> None:
     here = Path(__file__).resolve().parent.parent
+    code = os.environ.get("LACUNA_CODE")
+    if code and here != Path(code).resolve():
+        raise ValueError(
+            f"package 'pipeline' is taken from {here} instead of the job's snapshot, "
+            f"LACUNA_CODE={code}: keep PYTHONPATH as the job's script sets it, and give "
+            "cluster.python without -E or -I"
+        )
     for package in ("models", "shards", "jobs"):
         found = importlib.util.find_spec(package)
         place = Path(found.origin).resolve().parent if found and found.origin else None

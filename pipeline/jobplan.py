@@ -16,9 +16,9 @@ from pathlib import Path
 
 from jobs import snapshot
 from jobs.spec import SECRET_NAME, Cluster, Job, SubmitError, check_least, private_file
-from pipeline import jobchain, jobplaces
+from pipeline import jobchain, jobenv, jobplaces
 from pipeline.cli import positional
-from pipeline.compose import ConfigError, Resolved, compose, refuse_secret
+from pipeline.compose import ConfigError, Resolved, compose
 from pipeline.identity import folder_of
 from pipeline.jobconfig import SubmitConfig
 from pipeline.verbs import VERBS
@@ -26,11 +26,6 @@ from shards import store
 
 ALONE = ("submit", "status", "logs", "cancel")
 ROOT = Path(__file__).resolve().parent.parent
-# Not secret, and as true in the job as here.
-FORWARDED = ("AWS_CA_BUNDLE", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
-             "AWS_PROFILE", "AWS_REGION", "FSSPEC_S3_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL",
-             "MLFLOW_TRACKING_URI")  # fmt: skip
-HERE = ("AWS_CA_BUNDLE", "AWS_PROFILE")  # files of this machine, which no pod has
 SEVERAL = ("train", "doctor")  # verbs that take several machines
 ON_GPUS = (*SEVERAL, "evaluate", "predict", "demo", "bench", "quickstart")
 
@@ -244,10 +239,12 @@ def job_of(part: Part, dry_run: bool) -> tuple[Job, Cluster]:
         code = store.join(folder, "code", taken.name + ".tar.gz" * kubernetes)
         if kubernetes:
             sha256 = hashlib.sha256(snapshot.archive(taken)).hexdigest()
+        else:
+            snapshot.importable(code, _place_of(part))
     job = Job(
         id=part.id, verb=part.verb, arguments=(), run=part.runs[0], folder=folder, cwd=os.getcwd(),
         code=code, code_sha256=sha256, commit=taken.name if taken else None, reads=places.reads,
-        env={**_forwarded(cluster), **_origin(cluster, taken, folder)},
+        env={**jobenv.forwarded(cluster), **jobenv.origin(cluster, taken, folder, code)},
         writes=places.writes)  # fmt: skip
     if part.is_run:
         job = replace(job, arguments=(f"run={part.runs[0]}",))
@@ -275,23 +272,11 @@ def _taken(part: Part, dry_run: bool) -> snapshot.Snapshot:
         return snapshot.take(ROOT, allow_dirty=True)
 
 
-def _forwarded(cluster: Cluster) -> dict[str, str]:
-    left = HERE if cluster.scheduler == "kubernetes" else ()
-    names = [name for name in FORWARDED if name not in left]
-    found = {name: os.environ[name] for name in names if os.environ.get(name)}
-    for name, value in found.items():
-        refuse_secret(name, value)
-    return found
-
-
-def _origin(cluster: Cluster, taken: snapshot.Snapshot | None, folder: str) -> dict[str, str]:
-    """What the run's record says of its code: git would find a checkout around the snapshot."""
-    told = {"LACUNA_IMAGE": cluster.image} if cluster.image else {}
-    if taken:
-        told["LACUNA_COMMIT"] = taken.commit
-    if taken and taken.diff:
-        told["LACUNA_DIFF"] = store.join(folder, "code", f"{taken.name}.diff")
-    return told
+def _place_of(part: Part) -> str:
+    """The key and value that say where its folder is."""
+    if part.cluster.folder:
+        return f"cluster.folder={part.cluster.folder}"
+    return f"run={part.runs[0]}" if part.is_run else f"root={part.settings.root}"
 
 
 def say(line: str) -> None:

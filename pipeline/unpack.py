@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jobs.snapshot import unpack
+from jobs.snapshot import importable, unpack
 from pipeline.podlog import kept
 from pipeline.supervise import CONFIGURATION, leave_word
 from shards import store
@@ -32,6 +32,7 @@ def main(argv: list[str]) -> None:
         passing = isinstance(error, store.Unavailable)
         raise SystemExit(_ended(told, CONFIGURATION if lasting and not passing else 1)) from None
     before = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+    os.environ["LACUNA_CODE"] = str(code)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(code), *before])
     os.environ["PYTHONSAFEPATH"] = "1"  # the image's own folder does not come first
     os.execv(sys.executable, [sys.executable, "-m", "pipeline", *words])
@@ -41,7 +42,8 @@ def _unpacked(url: str, sha256: str) -> Path:
     data = store.read(url)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ValueError("it is not the archive that was submitted: submit again")
-    return unpack(data, Path(tempfile.gettempdir()) / f"code-{sha256[:12]}")
+    here = tempfile.gettempdir()
+    return unpack(data, Path(importable(f"{here}/code-{sha256[:12]}", f"TMPDIR={here}")))
 
 
 def _ended(told: str, status: int) -> int:

@@ -147,3 +147,20 @@ def test_an_array_runs_its_elements(job):
     made = replace(made, arguments=(), elements=elements)
     assert ended(local.submit(made, Cluster()), made.folder).state is State.SUCCEEDED
     assert [Path(made.run, str(i), "state.json").exists() for i in (0, 1)] == [True, True]
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", 'say "x"', "$HOME", "100%j", "`x`;&|", "é\\*~"])
+def test_the_snapshot_runs_whatever_its_path_and_surroundings(tmp_path, monkeypatch, name):
+    code = tmp_path / name / "code"
+    for place in (code, tmp_path, tmp_path / "inherited"):
+        (place / "pipeline").mkdir(parents=True)
+        (place / "pipeline" / "__init__.py").touch()
+        text = "import os, sys; open(sys.argv[2], 'w').write(os.path.abspath(__file__))"
+        (place / "pipeline" / "__main__.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "inherited"))
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    folder = str(tmp_path / name)
+    made = Job(id="a", verb="train", arguments=(f"{folder}/ran",), run=folder, folder=folder,
+               cwd=str(tmp_path), code=str(code))  # fmt: skip
+    assert ended(local.submit(made, Cluster()), folder).state is State.SUCCEEDED
+    assert Path(folder, "ran").read_text() == f"{code}/pipeline/__main__.py"

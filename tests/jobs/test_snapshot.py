@@ -1,5 +1,6 @@
 """A snapshot is the commit, or the commit and a recorded diff; the live checkout is never run."""
 
+import hashlib
 import os
 import subprocess
 import time
@@ -9,6 +10,7 @@ import pytest
 
 from jobs import snapshot
 from jobs.spec import SubmitError
+from pipeline import unpack
 
 
 @pytest.fixture
@@ -266,3 +268,13 @@ def test_a_snapshot_is_unpacked_once(checkout, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["checkout", "out"] or not list(
         tmp_path.glob(".code-*")
     )
+
+
+def test_a_pod_whose_scratch_would_split_the_path_of_the_code_is_told_so(
+    checkout, tmp_path, monkeypatch
+):
+    data = snapshot.archive(snapshot.take(checkout))
+    (tmp_path / "code.tar.gz").write_bytes(data)
+    monkeypatch.setattr("tempfile.tempdir", f"{tmp_path}/12:00")
+    with pytest.raises(SubmitError, match="TMPDIR=.*12:00: .*split at ':'"):
+        unpack._unpacked(str(tmp_path / "code.tar.gz"), hashlib.sha256(data).hexdigest())

@@ -1,6 +1,7 @@
 """The command line as a user meets it: help, refusals, exit status."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -138,3 +139,17 @@ def test_a_module_that_shadows_ours_is_named(verb, tmp_path):
 
 def test_a_field_shares_no_default_with_another():
     assert key([1], "help").default_factory() is not key([1], "help").default_factory()
+
+
+def test_a_job_runs_no_other_code_than_its_snapshot(tmp_path):
+    (tmp_path / "same").symlink_to(ROOT)
+    for code, status in ((tmp_path / "at 12:00", 2), (tmp_path / "same", 0)):
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", "masks", "out=m", "--dry-run"],
+            cwd=ROOT,
+            env={**os.environ, "LACUNA_CODE": str(code)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == status, done.stderr
+        assert (f"from {ROOT} instead of" in done.stderr) == bool(status)

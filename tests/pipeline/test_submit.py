@@ -192,6 +192,22 @@ def test_code_is_a_commit_with_its_path_before_everything_else(monkeypatch):
     assert f"cd {Path.cwd()} ||" in script
 
 
+@pytest.mark.parametrize("on", [["cluster=slurm", "cluster.gpus_per_node=0"], ["cluster=local"]])
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("run=/x/12:00", "run=/x/12:00"), ("root=/x/12:00", "run=/x/12:00/quickstart-"),
+     ("cluster.folder=/x/12:00", "cluster.folder=/x/12:00"), ("run=s3://b/12:00", "run=s3://b/12")],
+)  # fmt: skip
+def test_a_path_that_would_split_the_path_of_the_code_is_refused(monkeypatch, on, word, said):
+    monkeypatch.setattr(snapshot, "take", lambda root, dirty: snapshot.Snapshot(ROOT, "c" * 40))
+    told = refusal(*TRAIN, *on, word)
+    assert told.startswith(said) and "12:00" in told and "split at ':'" in told
+    assert dry(*TRAIN, *on, word, "cluster.code=image")
+    assert f"LACUNA_CODE='/x/it is $HOME, 100%/code/{'c' * 12}'\n" in dry(
+        *TRAIN, *on, "run='/x/it is $HOME, 100%'"
+    )
+
+
 @pytest.mark.parametrize("words", [["cluster=slurm", "cluster.gpus_per_node=0"], REMOTE])
 def test_a_job_is_told_of_which_commit_changes_and_image_it_is(monkeypatch, words):
     changed = snapshot.Snapshot(ROOT, "c" * 40, "+x\n", b"tar", "d" * 40)
