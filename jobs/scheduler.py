@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from jobs import kubectl, kubernetes, local, lookup, slurm, slurm_status
 from jobs.pod import Object
-from jobs.spec import Cluster, Job, Status, SubmitError
+from jobs.spec import Cluster, Job, Status, SubmitError, Unheard
 
 
 class Stage(NamedTuple):
@@ -53,10 +53,11 @@ def judge(stages: Sequence[Stage]) -> None:
             slurm.judge(*stage)
 
 
-def submit(stages: Sequence[Stage]) -> list[str]:
+def submit(stages: Sequence[Stage], before: Sequence[Sequence[str]] = ()) -> list[str]:
     """Submits in order; the id of each. What was submitted before a refusal is undone.
 
-    `judge` comes first: it refuses more, and before anything is written.
+    before: ids of earlier submissions of each stage. `judge` comes first: it refuses more, and
+    before anything is written. Raises `Unheard` where a job may have been taken that is not found.
     """
     scheduler = _scheduler(stages)
     if scheduler == "kubernetes":
@@ -68,14 +69,34 @@ def submit(stages: Sequence[Stage]) -> list[str]:
             after = tuple(numbers[-1:])
             if scheduler == "local":
                 after = tuple(local.dependency(n, stages[place - 1].job.folder) for n in after)
-            submit_one = local.submit if scheduler == "local" else slurm.submit
-            numbers.append(submit_one(replace(job, after=after), cluster))
+            known = before[place] if before else ()
+            numbers.append(_handed(Stage(replace(job, after=after), cluster), known))
         except BaseException:
             for number, stage in zip(numbers, stages):
                 with contextlib.suppress(SubmitError):
                     cancel(number, stage.cluster, stage.job.run)
             raise
     return numbers
+
+
+def _handed(stage: Stage, before: Sequence[str]) -> str:
+    """The id under which the scheduler took it; asked for by its name where no answer came."""
+    try:
+        return (local if stage.cluster.scheduler == "local" else slurm).submit(*stage)
+    except Unheard as error:
+        try:
+            number = find(sought([stage])[0], stage.job.folder, before, stage.cluster)
+        except SubmitError as again:
+            number, seen = "", f"and whether it is queued cannot be asked ({again})"
+        else:
+            seen = "and no job of that name is queued yet"
+        if not number:
+            raise Unheard(
+                f"{error}: {stage.job.id} may have been taken, {seen}; its record is kept, see "
+                f"`status {stage.job.id}` before you submit it again"
+            ) from None
+        slurm.keep_notes(stage.job, number)
+        return number
 
 
 def sought(stages: Sequence[Stage]) -> list[tuple[str, ...]]:

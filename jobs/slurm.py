@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs.spec import Cluster, Job, SubmitError, call, check, last_line, one_line
+from jobs.slurm_refusals import reason, refused
+from jobs.spec import Cluster, Job, SubmitError, Unheard, call, check, last_line, one_line
 from jobs.text import rendered
 
 OURS = {"array", "chdir", "dependency", "error", "export", "job-name", "kill-on-invalid-dep",
@@ -29,21 +29,6 @@ ENVIRONMENT = {
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
 }
-HINTS = {
-    r"invalid partition": "see `sinfo -s` for the partitions, set cluster.partition=",
-    r"invalid account|account/partition|InvalidAccount": "see `sacctmgr show assoc user=$USER`, "
-    "set cluster.account= (and cluster.qos=)",
-    r"invalid qos": "see `sacctmgr show qos`, set cluster.qos=",
-    r"node configuration is not available|more processors|generic resource|GRES":
-    "no node has that much: lower cluster.gpus_per_node, cpus_per_node, memory_gb or nodes",
-    r"array specification": "more elements than MaxArraySize of `scontrol show config`: lower "
-    "cluster.tasks, or submit a sweep in parts",
-    r"time limit": "lower cluster.time=, or choose another cluster.partition=",
-    r"unrecognized option|invalid option|ambiguous": "look at cluster.sbatch",
-    r"contact slurm controller|fetch_config|configuration (file|source)": "SLURM does not answer "
-    "here: look at `scontrol ping`, or submit from a login node",
-    r"dependency": "a job that this one waits for is unknown: see `status`",
-}  # fmt: skip
 
 
 def render(job: Job, cluster: Cluster) -> str:
@@ -219,23 +204,31 @@ def submit(job: Job, cluster: Cluster) -> str:
     for place in job.writes if cluster.container != "none" else ():
         Path(place).mkdir(parents=True, exist_ok=True)  # a container is given folders that exist
     answer = call(["sbatch", "--parsable"], stdin=script, apart=True)
-    if answer.returncode:
-        raise SubmitError(f"sbatch refuses: {_reason(answer.stderr)}")
     number = answer.stdout.strip().split(";")[0]
+    if answer.returncode > 0 and refused(answer.stderr):
+        raise SubmitError(f"sbatch refuses: {reason(answer.stderr)}")
+    if answer.returncode or not number.isdigit():
+        raise Unheard(f"sbatch: {reason(answer.stderr) or f'exit {answer.returncode}'}")
+    keep_notes(job, number)
+    return number
+
+
+def keep_notes(job: Job, number: str) -> None:
+    """A first note of each part of a job that SLURM has."""
+    folder = Path(job.folder)
     for name in [f"{number}_{i}" for i in range(len(job.elements))] or [number]:
         with (
             contextlib.suppress(OSError),  # SLURM has it: no error may come after
             open(folder / "logs" / f"state-{name}", "x") as f,
         ):
             f.write("QUEUED\n")  # until its script says more; what never ran is not forgotten
-    return number
 
 
 def judge(job: Job, cluster: Cluster) -> str:
     """What sbatch says to the job without taking it. Raises `SubmitError` if it would refuse."""
     answer = call(["sbatch", "--test-only"], stdin=render(replace(job, after=()), cluster))
     if answer.returncode:
-        raise SubmitError(f"sbatch refuses: {_reason(answer.stderr)}")
+        raise SubmitError(f"sbatch refuses: {reason(answer.stderr)}")
     return last_line(answer.stderr).removeprefix("sbatch: ")
 
 
@@ -277,17 +270,3 @@ def cancel(number: str) -> None:
     answer = call(["scancel", number])
     if answer.returncode:
         raise SubmitError(f"scancel: {last_line(answer.stderr)}")
-
-
-def _reason(stderr: str) -> str:
-    told = "; ".join(
-        re.sub(r"^sbatch: (error: )?", "", line.strip())
-        for line in _without_noise(stderr.strip().splitlines())
-    )
-    hints = [hint for pattern, hint in HINTS.items() if re.search(pattern, told, re.I)]
-    return f"{told} ({hints[0]})" if hints else told
-
-
-def _without_noise(lines: Sequence[str]) -> list[str]:
-    kept = [line for line in lines if "Batch job submission failed" not in line]
-    return [*(k for k in kept if "error" in k), *(x for x in lines if x not in kept)] or list(lines)

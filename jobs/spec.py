@@ -195,6 +195,10 @@ class SubmitError(ValueError):
     """A job that cannot be submitted, or a scheduler that refused it: one line, with the mend."""
 
 
+class Unheard(SubmitError):
+    """A scheduler whose answer was lost: it may have taken what it was handed."""
+
+
 def check(job: Job, cluster: Cluster) -> None:
     """Refuses what no scheduler could run; called before anything is rendered."""
     check_least(cluster)
@@ -262,7 +266,7 @@ def call(
     command: Sequence[str],
     stdin: str | None = None,
     timeout: float = 120,
-    hint: str = "",
+    hint: str = "submit from a login node that has it",
     apart: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Runs a scheduler's program; a missing one is the user's to mend, its status the caller's.
@@ -280,11 +284,9 @@ def call(
             start_new_session=apart,
         )
     except FileNotFoundError:
-        raise SubmitError(
-            f"{command[0]} is not on the PATH: {hint or 'submit from a login node that has it'}"
-        ) from None
+        raise SubmitError(f"{command[0]} is not on the PATH: {hint}") from None
     except subprocess.TimeoutExpired:
-        raise SubmitError(f"{command[0]} gave no answer within {timeout:.0f} s") from None
+        raise Unheard(f"{command[0]} gave no answer within {timeout:.0f} s") from None
 
 
 def environment() -> dict[str, str]:
@@ -295,5 +297,4 @@ def environment() -> dict[str, str]:
 
 
 def last_line(text: str) -> str:
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return text.strip().splitlines()[-1].strip() if text.strip() else "it said nothing"

@@ -16,7 +16,7 @@ from typing import Any
 
 from jobs import scheduler, snapshot
 from jobs.scheduler import Stage
-from jobs.spec import SubmitError
+from jobs.spec import SubmitError, Unheard
 from pipeline import joblock, jobrecord, jobundo, stored
 from pipeline.identity import check_same, folder_of, settled
 from pipeline.jobplan import ROOT, Part, job_of, parse, say
@@ -66,7 +66,11 @@ def _submitted(parts: Sequence[Part], stages: Sequence[Stage]) -> list[Record]:
         for record in records:
             jobrecord.point_to(record)
         with joblock.unstopped() as stopped:
-            numbers = scheduler.submit(stages)
+            try:
+                numbers = scheduler.submit(stages, [record.before for record in records])
+            except Unheard:
+                undo.pop_all()  # what may be in the queue keeps its record
+                raise
             undo.pop_all()
             records = [replace(r, number=number) for r, number in zip(records, numbers)]
             for record in records:

@@ -486,6 +486,51 @@ def test_a_job_that_is_refused_leaves_no_run_behind(sbatch, tmp_path, small_set,
     assert len(ids) == 2 and client.search_runs(ids) == []
 
 
+LOST = [
+    "Batch job submission failed: Socket timed out on send/recv operation",
+    "Batch job submission failed: Zero Bytes were transmitted or received",
+    "Batch job submission failed: Unable to contact slurm controller (connect failure)",
+    "",
+]
+REFUSED = [
+    "Batch job submission failed: Invalid partition name specified",
+    "Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's "
+    "size and/or time limits)",
+    "Batch job submission failed: Access/permission denied",
+    "unrecognized option '--colour'",
+]
+
+
+@pytest.mark.parametrize("queued", [True, False], ids=["queued", "not queued"])
+@pytest.mark.parametrize("said", [*LOST, *REFUSED])
+def test_only_a_refusal_takes_the_record_of_a_job_back(sbatch, tmp_path, capsys, said, queued):
+    """An sbatch that fails with what SLURM says, after slurmctld has taken the job or not."""
+    programs, words = tmp_path / "programs", ["masks", "out=m", *SLURM]
+    (part,) = jobplan.parse(words)
+    folder = tmp_path / part.folder
+    line = f"JobId=7 JobState=PENDING Reason=Priority StdOut={folder}/logs/slurm-7.out"
+    for name, lines in {
+        "sbatch": f'[ "$1" = --test-only ] && exit\necho 7 >> {tmp_path}/taken\n'
+        f'[ -z "{said}" ] || echo "sbatch: error: {said}" >&2; exit 1',
+        "squeue": f"echo 7 {part.id}" if queued else "",
+        "scontrol": f'echo "{line}"' if queued else "echo Invalid job id specified >&2; exit 1",
+    }.items():
+        (programs / name).write_text(f"#!/bin/bash\n{lines}\n")
+        (programs / name).chmod(0o755)
+    lost = said in LOST
+    if lost and queued:
+        assert [job["number"] for job in submit.main(words)["jobs"]] == ["7"]
+        with pytest.raises(ValueError, match="is QUEUED .* as slurm job 7"):
+            submit.main(words)
+        assert (tmp_path / "taken").read_text() == "7\n"
+    else:
+        with pytest.raises(ValueError) as told:
+            submit.main(words)
+        assert said in str(told.value) and "\n" not in str(told.value)
+        assert ("may have been taken, and no job of that name" in str(told.value)) == lost
+    assert (folder / "jobs.json").exists() == (folder / "config.yaml").exists() == lost
+
+
 def test_a_refusal_takes_back_no_more_than_was_written(sbatch, tmp_path, small_set):
     words = [*TRAIN, f"data.url={small_set}", *SIDES, *SLURM]
     (part,) = jobplan.parse(words)
