@@ -13,26 +13,30 @@ from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
 from pipeline.engine import Engine
 from pipeline.groups import leaves
-from pipeline.method import Method
 from shards.manifest import Manifest
 
-OWN = ("run", "root", "processes", "cluster.", "tracking.")  # may differ from node to node
+OWN = (
+    "run",
+    "root",
+    "weights",
+    "processes",
+    "cluster.",
+    "tracking.",
+)  # may differ from node to node
 MENDS = {
     "data.url": "copy the same set to every node, or give a URL that all see",
     "precision": "their devices differ: give precision=fp16 or fp32 instead of auto",
-    "vgg16": "`fetch vgg16` into the cache of every node, or set XDG_CACHE_HOME to one all see",
 }
 
 
-def check_alike(config: TrainConfig, manifest: Manifest, networks: Method, engine: Engine) -> None:
+def check_alike(config: TrainConfig, manifest: Manifest, engine: Engine) -> None:
     """ConfigError, the same on every rank, naming the first that differs from rank 0, and in what.
 
-    Of the set its digest counts, not its place. The discriminator's ImageNet weights do not count:
-    rank 0's are handed to all when it is wrapped.
+    Of the set its digest counts, not its place. ImageNet weights do not differ: rank 0 reads them
+    for all.
     """
     mine: dict[str, Any] = {k: str(v) for k, v in leaves(config) if not k.startswith(OWN)}
     mine |= {"data.url": manifest.digest[:12], "precision": engine.precision}
-    mine |= {k: v[:12] for k, v in networks.pretrained.items() if k == "vgg16"}
     told = engine.gather((socket.gethostname(), mine))
     first_host, first = told[0]
     for rank, (host, other) in enumerate(told):

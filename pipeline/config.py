@@ -72,12 +72,20 @@ class MakeMasksConfig(Verb):
     polarity: str = key("auto", "of imported masks", ("auto", "hole_white", "hole_black"))
 
 
+CACHE, RANDOM = "cache", "random"  # of `train weights=`
+
+
 @dataclass
 class TrainConfig(Verb):
     experiment: str | None = key(None, "a recipe under conf/experiment")
     run: str | None = key(None, "the run's folder or URL; null: <root>/<experiment>-<hash>")
     root: str = key("runs", "where runs without a name of their own go")
     init: str | None = key(None, "weights to start from: a run, a checkpoint or models:/…")
+    weights: str = key(
+        CACHE,
+        "VGG16's and the discriminator's ImageNet weights: cache (see `fetch`), a folder or URL of "
+        "such files, or random: none",
+    )
     smoke: bool = key(False, "two steps of each phase, validate, save, restore, export, leave none")
     seed: int = key(0, "of weights, order, crops and masks", least=0)
     batch: int = key(16, "global batch: images a step over all processes", least=1)

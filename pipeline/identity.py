@@ -33,6 +33,7 @@ MUTABLE = (
     "run",
     "root",
     "smoke",
+    "weights",
     "max_images",
     "processes",
     "accumulate",

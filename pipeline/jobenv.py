@@ -12,12 +12,14 @@ from shards import store
 # Not secret, and as true in the job as here.
 FORWARDED = ("AWS_CA_BUNDLE", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
              "AWS_PROFILE", "AWS_REGION", "FSSPEC_S3_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL",
-             "MLFLOW_TRACKING_URI")  # fmt: skip
-HERE = ("AWS_CA_BUNDLE", "AWS_PROFILE")  # files of this machine, which no pod has
+             "MLFLOW_TRACKING_URI", "XDG_CACHE_HOME")  # fmt: skip
+INSIDE = ("XDG_CACHE_HOME",)  # a container has its own
+HERE = (*INSIDE, "AWS_CA_BUNDLE", "AWS_PROFILE")  # files of this machine, which no pod has
 
 
 def forwarded(cluster: Cluster) -> dict[str, str]:
-    left = HERE if cluster.scheduler == "kubernetes" else ()
+    boxed = INSIDE if cluster.container != "none" else ()
+    left = HERE if cluster.scheduler == "kubernetes" else boxed
     names = [name for name in FORWARDED if name not in left]
     found = {name: os.environ[name] for name in names if os.environ.get(name)}
     for name, value in found.items():

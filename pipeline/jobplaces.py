@@ -13,9 +13,10 @@ from jobs.spec import Cluster
 from pipeline.compose import ConfigError
 from shards import store
 
-READS = ("source", "checkpoint", "run", "init", "predictions", "url", "model", "image", "mask")
+READS = ("source", "checkpoint", "run", "init", "weights", "predictions", "url", "model", "image",
+         "mask")  # fmt: skip
 WRITES = ("out", "export", "features")
-MAYBE = ("model", "image", "mask")  # a name, a rectangle, or a path
+MAYBE = ("weights", "model", "image", "mask")  # a name, a rectangle, or a path
 RECORDED = ("train", "register", "promote", "rollback")  # verbs that do nothing without a record
 
 

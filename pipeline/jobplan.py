@@ -16,7 +16,7 @@ from pathlib import Path
 
 from jobs import snapshot
 from jobs.spec import SECRET_NAME, Cluster, Job, SubmitError, check_least, private_file
-from pipeline import jobchain, jobenv, jobplaces
+from pipeline import jobchain, jobenv, jobplaces, pretrained
 from pipeline.cli import positional
 from pipeline.compose import ConfigError, Resolved, compose
 from pipeline.identity import folder_of
@@ -176,7 +176,7 @@ def _placed(point: Resolved, cluster: Cluster) -> Resolved:
             f"{cluster.processes} processes x accumulate={point.config.accumulate}: choose a "
             f"multiple of {total}"
         )
-    return replace(point, config=replace(point.config, cluster=cluster))
+    return replace(point, config=pretrained.located(replace(point.config, cluster=cluster)))
 
 
 def _refuse_ignored(part: Part) -> None:

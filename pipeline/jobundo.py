@@ -52,6 +52,6 @@ def _drop_notes(logs: str, before: set[str]) -> None:
 
 
 def _drop_empty(place: str) -> None:
-    for name in ("logs", "code") if store.is_local(place) else ():
+    for name in ("logs", "code", "weights") if store.is_local(place) else ():
         with suppress(OSError):
             os.rmdir(store.local(place) / name)

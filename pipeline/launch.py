@@ -87,7 +87,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
         signal.signal(number, _stopped_early)
     here = place(os.environ, process_count(config))
     try:
-        run = preflight(config, here.nodes * here.processes, locks=here.node_rank == 0)
+        run = preflight(config, here.nodes * here.processes, first=here.node_rank == 0)
     except ValueError as error:
         _remember(config, here, " ".join(str(error).split()))
         raise

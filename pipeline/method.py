@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,10 +20,10 @@ from models.layers import frozen_statistics
 from models.losses import adversarial_discriminator
 from models.masking import composite, erase
 from models.vgg import VGG16Features
-from pipeline import weights
+from pipeline import pretrained, weights
 from pipeline.checkpoint import build_generator
 from pipeline.compose import ConfigError
-from pipeline.config import TrainConfig
+from pipeline.config import RANDOM, TrainConfig
 from pipeline.engine import Engine
 from pipeline.groups import ObjectiveConfig, Phase
 from pipeline.objectives import Computed, Term, generator_terms, needs_features, optimizer, total
@@ -57,7 +56,7 @@ class Method:
 def build(config: TrainConfig, engine: Engine) -> Method:
     """Networks with fresh weights drawn from `seed`, on the device, wrapped for the strategy.
 
-    VGG16 and the discriminator's backbone take their published weights from the cache. With an
+    VGG16 and the discriminator's backbone take their published weights from `weights=`. With an
     adversarial weight of 0 no discriminator is built.
     """
     torch.manual_seed(config.seed)
@@ -76,22 +75,44 @@ def build(config: TrainConfig, engine: Engine) -> Method:
             f"data.crop={config.data.crop}: the discriminator takes multiples of {grid} from "
             f"{least} on; or train without one, objective.adv=0"
         )
-    load = partial(weights.load, speaks=engine.is_main)
+    wanted = pretrained.needed(objective)
     method = Method(
         objective,
         generator_terms(objective),
         engine.train("generator", generator, make, average=config.ema > 0),
     )
-    if needs_features(objective) and objective.features == "vgg16":
+    if "vgg16" in wanted:
         method.features = VGG16Features(normalise=objective.vgg_normalise)
-        method.pretrained["vgg16"] = load("vgg16", method.features) or "random"
+        method.pretrained["vgg16"] = _load("vgg16", method.features, config, engine)
         method.features.to(engine.device)
     if objective.adv:
         discriminator = DenseNetDiscriminator()
-        loaded = load("densenet121", discriminator) if objective.d_pretrained else None
-        method.pretrained["densenet121"] = loaded or "random"
+        method.pretrained["densenet121"] = (
+            _load("densenet121", discriminator, config, engine)
+            if "densenet121" in wanted
+            else RANDOM
+        )
         method.discriminator = engine.train("discriminator", discriminator, make)
     return method
+
+
+def _load(name: str, network: nn.Module, config: TrainConfig, engine: Engine) -> str:
+    """Published weights into `network`; sha256 of the publisher's file, or "random".
+
+    Rank 0 reads them for all, so that no node trains towards other features than the rest.
+    """
+    if config.weights == RANDOM:
+        return RANDOM
+    found: Any = None
+    if engine.is_main:
+        try:
+            found = pretrained.read(config.weights, name)
+        except (ValueError, OSError) as error:
+            found = error
+    found = engine.share(found)
+    if isinstance(found, Exception):
+        raise found
+    return weights.load(found, network, pretrained.place(config.weights, name))
 
 
 def backward(

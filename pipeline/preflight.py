@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.util import find_spec
 
-from pipeline import stored
+from pipeline import pretrained, stored
 from pipeline.compose import ConfigError
 from pipeline.config import TrainConfig
 from pipeline.counts import counted, surely_no_gpu
@@ -36,10 +36,13 @@ VALIDATED = "(0.2,0.3]"  # the bucket of a mask set that validation takes its ho
 COMPUTED = ("gate", "taps", "temperature", "propagation")
 
 
-def preflight(config: TrainConfig, world_size: int, locks: bool = True) -> RunFolder:
+def preflight(
+    config: TrainConfig, world_size: int, first: bool = True, locks: bool = True
+) -> RunFolder:
     """Refuse here, in one line and before any worker starts, what would end every one of them.
 
-    `locks`: on the first node, whose rank 0 holds the run; others may come while it does already.
+    `first`: on the first node, whose rank 0 reads pretrained weights and holds the run; the others
+    may come while it does already. `locks`: try to hold it.
     """
     check_phases(config.objective.phases)
     check_processes(config, world_size)
@@ -56,6 +59,8 @@ def preflight(config: TrainConfig, world_size: int, locks: bool = True) -> RunFo
     check_splits(config.data, manifest)
     check_sizes(config, manifest)
     check_masks(config.masks, config.validate.size)
+    if first:
+        pretrained.check(config)
     run = folder_of(config)
     check_same(config, run)
     trained_on = read_run_json(run.url).get("dataset", manifest.digest)
@@ -63,7 +68,7 @@ def preflight(config: TrainConfig, world_size: int, locks: bool = True) -> RunFo
         raise ConfigError(other_dataset(run.url, trained_on, manifest))
     if config.init is not None and not images_saved(run.url):  # a resume takes its own weights
         check_init(config, config.init)
-    if locks:
+    if first and locks:
         with held(run):
             return run  # rank 0 holds it from now on
     return run

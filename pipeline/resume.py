@@ -53,8 +53,8 @@ def resume(
     if now is not None and before != now:
         raise ConfigError(
             f"{store.display(run.url)} was trained towards features of {before[:12]} weights of "
-            f"vgg16, here they are {now[:12]}: give it the same ones (`fetch vgg16`, or the cache "
-            f"by XDG_CACHE_HOME), or start another with run=NEW"
+            f"vgg16, here they are {now[:12]}: give it the same ones (by weights=random, or "
+            f"weights= a folder or URL that holds them), or start another with run=NEW"
         )
 
     def read(name: str) -> dict[str, Tensor]:

@@ -17,7 +17,8 @@ from typing import Any
 from jobs import scheduler, snapshot
 from jobs.scheduler import Stage
 from jobs.spec import SubmitError, Unheard
-from pipeline import joblock, jobrecord, jobundo, stored
+from pipeline import joblock, jobrecord, jobundo, pretrained, stored
+from pipeline.config import CACHE
 from pipeline.identity import check_same, folder_of, settled
 from pipeline.jobplan import ROOT, Part, job_of, parse, say
 from pipeline.jobrecord import Record
@@ -60,6 +61,7 @@ def _submitted(parts: Sequence[Part], stages: Sequence[Stage]) -> list[Record]:
             for name in ("job.sbatch", "job.sh"):
                 jobundo.keep(undo, store.join(part.folder, name))
             _write_configs(part, _announce(part, undo))
+            _write_weights(part, undo)
             _write_code(part, stage, undo)
             _forget_pods(stage, undo)
             jobrecord.write(record)
@@ -141,6 +143,7 @@ def _preflight(part: Part, first: bool) -> None:
             except OSError as error:
                 say(f"not verified from here: {' '.join(str(error).split())}")
         elif part.verb == "train":
+            pretrained.check(point.config)
             check_same(point.config, folder_of(point.config))
 
 
@@ -177,16 +180,33 @@ def _look(part: Part, config: Any) -> None:
 def _write_configs(part: Part, mlflow_runs: dict[str, str]) -> None:
     from pipeline.runfolder import update_run_json
 
+    points = [replace(p, config=_with_weights(part, p.config)) for p in part.points]
     if not part.trains:
-        text = part.points[0].yaml()
+        text = points[0].yaml()
         store.write(store.join(part.folder, "config.yaml"), text.encode())
         return
-    for point, run in zip(part.points, part.runs):
+    for point, run in zip(points, part.runs):
         config = settled(point.config, folder_of(point.config))  # bits depend on what `auto` meant
         named = replace(point, config=replace(config, run=run))
         store.write(store.join(run, "config.yaml"), named.yaml().encode())
         if run in mlflow_runs:
             update_run_json(run, mlflow_run_id=mlflow_runs[run])
+
+
+def _with_weights(part: Part, config: Any) -> Any:
+    """What is still to come from a cache comes with the job: that of a pod is empty."""
+    if part.verb != "train" or not pretrained.from_cache(config):
+        return config
+    return replace(config, weights=store.join(part.folder, "weights"))
+
+
+def _write_weights(part: Part, undo: ExitStack) -> None:
+    found: set[tuple[str, str]] = set()
+    for config in (point.config for point in part.points if part.verb == "train"):
+        found |= {(_with_weights(part, config).weights, n) for n in pretrained.from_cache(config)}
+    for place, name in sorted(found):
+        jobundo.keep(undo, pretrained.place(place, name))
+        store.write(pretrained.place(place, name), pretrained.read(CACHE, name))
 
 
 def _write_code(part: Part, stage: Stage, undo: ExitStack) -> None:

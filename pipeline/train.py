@@ -64,7 +64,7 @@ def _train(
     assert config.data.url is not None
     manifest = open_manifest(config.data.url)
     networks = method.build(config, engine)
-    check_alike(config, manifest, networks, engine)
+    check_alike(config, manifest, engine)
     image_seconds = flops.image_seconds(networks, engine, config.data.crop)
     state = resume(config, run, networks, manifest, engine)
     engine.start(networks.trainees)

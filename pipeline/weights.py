@@ -3,25 +3,25 @@
 Training and evaluation never download. `fetch` reads the publisher's file, or a copy of it anywhere
 fsspec reaches, checks its sha256, unpickles tensors alone (`weights_only=True`), and keeps what the
 networks use as safetensors under `$XDG_CACHE_HOME/lacuna/weights`. `load` fills a network from
-there, or says once and loudly that it could not.
+such a file; `pretrained` finds it.
 """
 
 import hashlib
 import io
-import os
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as parse
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from models.densenet import DenseNetDiscriminator, torchvision_names
 from models.vgg import VGG16Features
+from pipeline import pretrained
+from pipeline.config import CACHE
 from shards import store
 
 
@@ -43,13 +43,11 @@ PUBLISHED = {
         DenseNetDiscriminator,
     ),
 }
-_told: set[str] = set()
 
 
 def cached(name: str) -> Path:
     """Where the weights called `name` lie once they were fetched."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "lacuna" / "weights" / f"{_known(name)}.safetensors"
+    return Path(pretrained.place(CACHE, _known(name)))
 
 
 def fetch(name: str, source: str | None = None, sha256: str | None = None) -> dict:
@@ -78,7 +76,8 @@ def fetch(name: str, source: str | None = None, sha256: str | None = None) -> di
         )
     state = _unpickled(data, shown)
     kept = _fitting(torchvision_names(state), published.network, f"{shown} for {name}")
-    store.write(str(cached(name)), save(kept, metadata={"sha256": found}))
+    told = {"sha256": found, "tensors": pretrained.digest(save(kept))}
+    store.write(str(cached(name)), save(kept, metadata=told))
     return {"name": name, "path": str(cached(name)), "sha256": found, "tensors": len(kept)}
 
 
@@ -92,34 +91,13 @@ def origin(name: str, source: str | None = None) -> str:
     return store.join(source, url.rsplit("/", 1)[-1])
 
 
-def load(name: str, network: nn.Module, speaks: bool = True) -> str | None:
-    """Fill `network` below `features` from the cache; the publisher's sha256, None without.
+def load(data: bytes, network: nn.Module, shown: str) -> str:
+    """Fill `network` below `features` from a file that `fetch` wrote; the publisher's sha256.
 
-    Without weights the network stays as it was drawn, and stderr says so, once a process that
-    `speaks` (of a run, the first).
-    Raises ValueError for a cached file that is damaged or of another network.
+    Raises ValueError, naming the file as `shown`, where it is of another network.
     """
-    path = cached(name)
-    if not path.exists():
-        if speaks and name not in _told:
-            _told.add(name)
-            line = "!" * 96
-            print(
-                f"{line}\n! {name} has no ImageNet weights here ({path} is absent): it keeps "
-                f"RANDOM ones.\n! Results will not compare with published ones. On a machine with "
-                f"a network: python -m pipeline fetch {name}\n{line}",
-                file=sys.stderr,
-                flush=True,
-            )
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            sha256 = (file.metadata() or {}).get("sha256", "")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): fetch {name} again") from error
-    network.load_state_dict(_fitting(state, type(network), str(path)), strict=False)
-    return sha256
+    network.load_state_dict(_fitting(parse(data), type(network), shown), strict=False)
+    return pretrained.facts(data).get("sha256", "")
 
 
 def _known(name: str) -> str:

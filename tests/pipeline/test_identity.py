@@ -53,7 +53,7 @@ def test_a_changed_run_is_refused_by_name(tmp_path):
         check_same(replace(config, seed=5), run)
     assert f"run=NEW (init={tmp_path} takes these weights along)" in str(seeded.value)
     assert "run=NEW;" in str(wider.value)  # whose weights would not fit
-    may = "what may change is max_images, processes, accumulate, parallel.strategy, "
+    may = "what may change is weights, max_images, processes, accumulate, parallel.strategy, "
     assert may in str(wider.value) and "checkpoint.*, cluster.*" in str(seeded.value)
 
 

@@ -6,7 +6,8 @@ from support.strategies import engine_of
 from pipeline import method
 from pipeline.compose import compose
 
-WORDS = ("model=musical", "model.ngf=4", "objective=musical_released", "threads=1")
+WORDS = ("model=musical", "model.ngf=4", "objective=musical_released", "weights=random",
+         "threads=1")  # fmt: skip
 
 
 @pytest.mark.parametrize("side", [64, 112])

@@ -319,6 +319,7 @@ def test_musical_trains_with_its_discriminator_or_builds_none(verb, small_set, t
         "model=musical",
         "model.ngf=8",
         "objective=musical_released",
+        "weights=random",
         f"objective.adv={weight}",
         "masks=center",
         "data.crop=96",
@@ -336,11 +337,7 @@ def test_musical_trains_with_its_discriminator_or_builds_none(verb, small_set, t
     assert done.returncode == 0, done.stderr
     spool = "".join(p.read_text() for p in (tmp_path / "run" / "spool").glob("*.jsonl"))
     assert '"weights.vgg16": "random"' in spool
-    assert done.stderr.count("! vgg16 has no ImageNet weights") == 1  # of two processes
     assert ('"weights.densenet121": "random"' in spool) == (weight > 0)
-    assert (
-        "densenet121 has no ImageNet weights" not in done.stderr
-    )  # the released one starts afresh
     adversarial = {"g/adv", "d/loss"}
     for line in steps(tmp_path / "run"):
         found = adversarial & set(line)

@@ -123,6 +123,8 @@ def test_a_run_goes_on_with_the_vgg16_that_it_began_with(train, tmp_path):
     done = train(tmp_path / "run", *words, "max_images=8", env=caches[0])
     assert done.returncode == 0, done.stderr
     done = train(tmp_path / "run", *words, "max_images=16", env=caches[1])
+    assert done.returncode == 2 and "fetch vgg16" in done.stderr, done.stderr
+    done = train(tmp_path / "run", *words, "max_images=16", "weights=random", env=caches[1])
     assert done.returncode == 2, done.stderr
     last = done.stderr.splitlines()[-1]
     assert "features of abababababab weights of vgg16, here they are random: give" in last
