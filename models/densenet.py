@@ -1,7 +1,7 @@
 """MUSICAL's discriminator: DenseNet-121 as a feature extractor with a small convolution on top.
 
 Huang et al.: Densely connected convolutional networks, CVPR 2017. Parameters and buffers below
-`features` have torchvision's names, so that its published weights load (`pipeline/weights.py`).
+`features` have torchvision's names, so that its published weights load.
 
 The paper does not say more than "DenseNet". As released: `features` to the last norm, ReLU, a 3×3
 convolution to 256 maps without padding; logits on a 6×6 grid for 256×256 pictures, all 256 maps of

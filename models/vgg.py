@@ -1,7 +1,7 @@
 """VGG16 up to its third pooling, the features of perceptual and style losses (MUSICAL eq. 4–6).
 
 Simonyan, Zisserman: Very deep convolutional networks, 2015. Names as torchvision's `vgg16`, whose
-published weights load (`pipeline/weights.py`); frozen, always in evaluation mode.
+published weights load (`pipeline/training/weights.py`); frozen, always in evaluation mode.
 
 MUSICAL does not say how images are scaled. `normalise=True` is what the weights were trained with;
 False feeds [−1, 1], as its released code does.

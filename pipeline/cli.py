@@ -21,10 +21,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pipeline.groups import MODELS
-from pipeline.podlog import kept
-from pipeline.supervise import leave_word
-from pipeline.verbs import VERBS, VerbSpec
+from pipeline.config.groups import MODELS
+from pipeline.config.verbs import VERBS, VerbSpec
+from pipeline.launch.output import kept
+from pipeline.launch.workers import leave_word
 from shards.store import Unavailable
 
 OPTIONS = {
@@ -84,14 +84,14 @@ def _complain(line: str) -> None:
 
 
 def _run(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int:
-    from pipeline.compose import ConfigError, compose
+    from pipeline.config.compose import ConfigError, compose
 
     words = [SHORT.get((known.verb, word), word) for word in words]
     for word in words:
         if word.startswith("-"):
             raise ConfigError(f"{word} is no option; they are {', '.join(_options(known.verb))}")
     if known.verb == "submit":
-        from pipeline import submit
+        from pipeline.submission import submit
 
         return _print(submit.main(words, known.dry_run), known.json, submit)
     words = positional(spec, sorted(words, key=lambda word: word in SHORT.values()))
@@ -203,7 +203,7 @@ def _verb_help(name: str, spec: VerbSpec) -> str:
     lines = [f"python -m pipeline {name}{position} [key=value ...] {usage}", "", spec.help]
     lines += ["", "options:", *(f"  {option:<28} {told}" for option, told in options.items())]
     if spec.groups:
-        from pipeline import compose
+        from pipeline.config import compose
 
         lines += ["", "groups (group=option):"]
         for group, default in spec.groups.items():

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.config import DoctorConfig
+from pipeline.config.schema import DoctorConfig
 
 NEEDED_GB = 5
 
@@ -94,7 +94,7 @@ def devices() -> Check:
 def precision() -> Check:
     import torch
 
-    from pipeline.device import choose_precision
+    from pipeline.launch.device import choose_precision
 
     chosen = choose_precision("auto", torch.cuda.is_available())
     why = "native on this device" if chosen == "bf16" else "bf16 is not native on this device"
@@ -126,7 +126,7 @@ def cache() -> Check:
 
 
 def weights() -> Check:
-    from pipeline.weights import PUBLISHED, cached
+    from pipeline.training.weights import PUBLISHED, cached
 
     lacking = [name for name in PUBLISHED if not cached(name).exists()]
     if not lacking:
@@ -139,8 +139,8 @@ def tracking() -> Check:
     """A run is made and deleted: reading alone would not show a right that is missing."""
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         return Check("mlflow", "ok", "sqlite beside the runs (MLFLOW_TRACKING_URI is not set)")
-    from pipeline import server
-    from pipeline.capture import user
+    from pipeline.tracking import client as server
+    from pipeline.tracking.provenance import user
 
     try:
         uri = server.tracking_uri()
@@ -196,9 +196,9 @@ def storage(url: str) -> Check:
 
 def all_reduce() -> Check:
     """The exchange that training depends on, between the workers of all nodes of this job."""
-    from pipeline.counts import visible_gpus
-    from pipeline.launch import place
-    from pipeline.supervise import supervise
+    from pipeline.launch.topology import visible_gpus
+    from pipeline.launch.workers import supervise
+    from pipeline.training.launcher import place
 
     here = place(os.environ, max(1, visible_gpus()))
     command = [sys.executable, "-m", "pipeline", "doctor"]

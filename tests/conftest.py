@@ -37,7 +37,7 @@ def photograph_folder(tmp_path_factory):
     """96x96 JPEG crops of three photographs, one a split: 24 train, 6 val, 6 test."""
     from PIL import Image
 
-    from pipeline.photographs import photograph
+    from pipeline.data.photographs import photograph
 
     folder = tmp_path_factory.mktemp("photographs")
     names = {"train": ("astronaut.png", 24), "val": ("coffee.png", 6), "test": ("chelsea.png", 6)}

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.compose import compose, options
-from pipeline.verbs import VERBS
+from pipeline.config.compose import compose, options
+from pipeline.config.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 CHOICES = [
@@ -148,7 +148,7 @@ def test_a_recipes_network_can_be_built_as_it_is_written(name):
 
     import torch
 
-    from pipeline.checkpoint import build_generator
+    from pipeline.training.checkpointing import build_generator
 
     config = compose("train", [f"experiment={name}"]).config
     with torch.device("meta"):
@@ -160,7 +160,7 @@ def test_the_schema_offers_exactly_what_the_networks_take():
     from dataclasses import fields
 
     from models import attention, contextual_attention, multiscale, musical
-    from pipeline.groups import MODELS
+    from pipeline.config.groups import MODELS
 
     offered = {f.name: f.metadata.get("choices", ()) for m in MODELS.values() for f in fields(m)}
     assert set(offered["structure"]) == set(multiscale.STRUCTURES)

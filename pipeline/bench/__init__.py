@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from pipeline.config import BenchConfig
+from pipeline.config.schema import BenchConfig
 
 
 def main(config: BenchConfig) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from pipeline.bench.timing import report, target
-from pipeline.checkpoint import Saver
-from pipeline.identity import folder_at
+from pipeline.runs.identity import folder_at
+from pipeline.training.checkpointing import Saver
 
 STALL_MS = 100.0
 MEGABYTES = 128

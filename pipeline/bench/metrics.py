@@ -15,8 +15,8 @@ from skimage import data
 from skimage.color import rgb2gray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from pipeline import metrics
 from pipeline.bench.timing import alternate, faster, report, target
+from pipeline.evaluation import metrics
 from shards.masks import irregular
 
 SIDE = 256

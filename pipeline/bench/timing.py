@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from pipeline.capture import cpu_name
-from pipeline.device import core_count
+from pipeline.launch.device import core_count
+from pipeline.tracking.provenance import cpu_name
 
 REPETITIONS = 5
 

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import server
 from pipeline.bench.timing import report, target
-from pipeline.tracking import Tracker
+from pipeline.tracking import client as server
+from pipeline.tracking.tracker import Tracker
 
 STALL_MS = 50.0
 KEYS = [f"g/term{i:02d}" for i in range(20)]

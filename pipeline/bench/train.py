@@ -27,19 +27,19 @@ import torch
 from torch import Tensor
 
 from models.masking import composite, erase
-from pipeline import flops, method
 from pipeline.bench.timing import report, target
-from pipeline.compose import compose
-from pipeline.config import TrainConfig
-from pipeline.engine import Engine
-from pipeline.identity import folder_at
-from pipeline.launch import Place, free_port
-from pipeline.meter import Meter, peak_memory_mb
-from pipeline.method import Method, own_features
-from pipeline.objectives import Computed, total
-from pipeline.steplog import StepLog
-from pipeline.train import open_stream, step
-from pipeline.watch import Watch
+from pipeline.config.compose import compose
+from pipeline.config.schema import TrainConfig
+from pipeline.runs.identity import folder_at
+from pipeline.training import flops, method
+from pipeline.training.engine import Engine
+from pipeline.training.launcher import Place, free_port
+from pipeline.training.loop import open_stream, step
+from pipeline.training.method import Method, own_features
+from pipeline.training.objectives import Computed, total
+from pipeline.training.progress import Meter, peak_memory_mb
+from pipeline.training.steplog import StepLog
+from pipeline.training.watchdog import Watch
 from shards.manifest import open_manifest
 
 WAIT, OVERHEAD = 0.02, 0.03

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import jobrecord
+from pipeline.runs import job_record as jobrecord
 from tests.conftest import TINY, run_verb
 from tests.support import kube as stand_in
 from tests.support import slurm_cluster

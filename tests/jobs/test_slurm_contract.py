@@ -14,8 +14,8 @@ from jobs import scheduler, slurm_status
 from jobs import slurm as backend
 from jobs.scheduler import Stage
 from jobs.spec import Cluster, Job, State, SubmitError
-from pipeline import logs
-from pipeline.jobrecord import Record, where_of
+from pipeline.runs.job_record import Record, where_of
+from pipeline.submission import logs
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.dist]
 SMALL = Cluster(scheduler="slurm", cpus_per_node=1, memory_gb=1, lead_seconds=10, retries=1)

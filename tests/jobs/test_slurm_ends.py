@@ -15,8 +15,8 @@ import pytest
 from jobs import slurm as backend
 from jobs import slurm_status
 from jobs.spec import Cluster, Job, State
-from pipeline import jobrecord
-from pipeline.delivery import HEARTBEAT
+from pipeline.runs import job_record as jobrecord
+from pipeline.tracking.delivery import HEARTBEAT
 from tests.conftest import TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.dist]

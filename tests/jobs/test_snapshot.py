@@ -10,7 +10,7 @@ import pytest
 
 from jobs import snapshot
 from jobs.spec import SubmitError
-from pipeline import unpack
+from pipeline.submission import bootstrap as unpack
 
 
 @pytest.fixture

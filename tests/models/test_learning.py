@@ -11,9 +11,9 @@ from skimage import data
 from models import GENERATORS, losses
 from models.densenet import DenseNetDiscriminator
 from models.masking import composite, erase
-from pipeline.compose import compose, options
-from pipeline.method import own_features
-from pipeline.objectives import Computed, generator_terms, total
+from pipeline.config.compose import compose, options
+from pipeline.training.method import own_features
+from pipeline.training.objectives import Computed, generator_terms, total
 
 pytestmark = pytest.mark.slow
 

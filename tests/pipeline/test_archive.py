@@ -13,7 +13,7 @@ import torch
 
 from models import GENERATORS
 from models.inpainter import Inpainter
-from pipeline import archive
+from pipeline.inference import archive
 
 pytestmark = pytest.mark.slow  # exports a network
 

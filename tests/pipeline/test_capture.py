@@ -4,8 +4,8 @@ import subprocess
 
 import pytest
 
-from pipeline import capture
-from pipeline.keys import flatten
+from pipeline.tracking import provenance as capture
+from pipeline.tracking.keys import flatten
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import checkpoint
-from pipeline.checkpoint import Saver, checkpoints, find, latest, load_generator, pin
-from pipeline.identity import folder_at
-from pipeline.runfolder import update_run_json
+from pipeline.runs.folder import update_run_json
+from pipeline.runs.identity import folder_at
+from pipeline.training import checkpointing as checkpoint
+from pipeline.training.checkpointing import Saver, checkpoints, find, latest, load_generator, pin
 from shards.store import StoreError
 
 MODEL = {"name": "msanet", "width": 0.1}

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli
-from pipeline.groups import key, known_keys
-from pipeline.verbs import VERBS
+from pipeline.config.groups import key, known_keys
+from pipeline.config.verbs import VERBS
 from shards.store import StoreError, Unavailable
 
 ROOT = Path(__file__).resolve().parents[2]

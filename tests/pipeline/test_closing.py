@@ -13,15 +13,17 @@ import pytest
 
 from jobs import local
 from jobs.spec import Cluster, Job
-from pipeline import jobrecord, runs, server
-from pipeline.config import RunsConfig
-from pipeline.delivery import HEARTBEAT
-from pipeline.runfolder import update_run_json
+from pipeline.config.schema import RunsConfig
+from pipeline.runs import job_record as jobrecord
+from pipeline.runs.folder import update_run_json
+from pipeline.tracking import client as server
+from pipeline.tracking import runs
+from pipeline.tracking.delivery import HEARTBEAT
 from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = (
-    "import sys, time; from pipeline.identity import folder_at, held\n"
+    "import sys, time; from pipeline.runs.identity import folder_at, held\n"
     "with held(folder_at(sys.argv[1])):\n"
     "    print('held', flush=True)\n"
     "    time.sleep(60)\n"

@@ -7,10 +7,11 @@ import re
 import numpy as np
 import pytest
 
-from pipeline import compare, papers, results
-from pipeline.compose import compose
-from pipeline.gather import Evaluation
-from pipeline.sheet import as_csv, as_markdown, as_text
+from pipeline.comparison import compare, papers
+from pipeline.comparison.collect import Evaluation
+from pipeline.comparison.table import as_csv, as_markdown, as_text
+from pipeline.config.compose import compose
+from pipeline.evaluation import results
 from tests.support.scores import PICTURES, evaluation, table
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from support.strategies import engine_of, networks_of
 
-from pipeline.config import TrainConfig
-from pipeline.train import step
+from pipeline.config.schema import TrainConfig
+from pipeline.training.loop import step
 
 SIDE = 40
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.compose import ConfigError, compose
-from pipeline.groups import MsanetModel, Phase
+from pipeline.config.compose import ConfigError, compose
+from pipeline.config.groups import MsanetModel, Phase
 
 
 def refusal(verb, *words):

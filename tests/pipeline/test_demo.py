@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from pipeline import demo
-from pipeline.compose import compose
-from pipeline.inpaint import Source
+from pipeline.config.compose import compose
+from pipeline.inference import demo
+from pipeline.inference.sources import Source
 from tests.support.browser import Page, installed
 
 browser = pytest.mark.skipif(installed() is None, reason="no Chromium: apt-get install chromium")

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline.compose import ConfigError, compose
-from pipeline.config import TrainConfig
-from pipeline.device import choose_precision, uses_gpu
-from pipeline.engine import Engine
-from pipeline.identity import RunFolder
-from pipeline.quickstart import steps
-from pipeline.recording import headline
+from pipeline.config.compose import ConfigError, compose
+from pipeline.config.schema import TrainConfig
+from pipeline.launch.device import choose_precision, uses_gpu
+from pipeline.quickstart.steps import steps
+from pipeline.runs.identity import RunFolder
+from pipeline.training.engine import Engine
+from pipeline.training.run_log import headline
 
 
 @pytest.fixture

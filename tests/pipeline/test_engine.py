@@ -7,11 +7,11 @@ from importlib.util import find_spec
 import pytest
 from support.strategies import engine_of, trained
 
-from pipeline.checkpoint import latest
-from pipeline.compose import ConfigError, compose
-from pipeline.config import TrainConfig
-from pipeline.engine import Engine
-from pipeline.preflight import preflight
+from pipeline.config.compose import ConfigError, compose
+from pipeline.config.schema import TrainConfig
+from pipeline.training.checkpointing import latest
+from pipeline.training.engine import Engine
+from pipeline.training.preflight import preflight
 
 needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None,

@@ -6,9 +6,9 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from models import masking
-from pipeline import results
-from pipeline.evaluate import score
-from pipeline.pairs import make_pairs
+from pipeline.evaluation import results
+from pipeline.evaluation.evaluate import score
+from pipeline.evaluation.pairs import make_pairs
 from shards.manifest import open_manifest
 from shards.masks import NAMES
 from tests.support.pairs import BUCKETS, PICTURES, SIZE, crops, hole, image_set, mask_set

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 
 from models import GENERATORS
-from pipeline import evaluate, gallery, parts, results
-from pipeline.checkpoint import Saver
-from pipeline.compose import compose
-from pipeline.groups import MsanetModel
-from pipeline.identity import folder_at
-from pipeline.inpaint import telea
-from pipeline.runfolder import read_run_json
+from pipeline.config.compose import compose
+from pipeline.config.groups import MsanetModel
+from pipeline.evaluation import evaluate, parts, results
+from pipeline.evaluation import pair_images as gallery
+from pipeline.inference.sources import telea
+from pipeline.runs.folder import read_run_json
+from pipeline.runs.identity import folder_at
+from pipeline.training.checkpointing import Saver
 from shards.masks import NAMES
 from tests.support.pairs import BUCKETS, PICTURES, SIZE, crops, image_set, mask_set
 

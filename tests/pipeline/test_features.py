@@ -5,7 +5,7 @@ from PIL import Image
 
 from models import GENERATORS
 from models.masking import update_known
-from pipeline import features
+from pipeline.evaluation import figures as features
 
 SIZE = 72
 

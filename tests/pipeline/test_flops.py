@@ -6,10 +6,11 @@ from support.strategies import engine_of
 from torch import nn
 
 from models import Prediction
-from pipeline import flops, method, syncnorm
-from pipeline.compose import compose
-from pipeline.meter import Meter
-from pipeline.trainee import Trainee
+from pipeline.config.compose import compose
+from pipeline.training import flops, method
+from pipeline.training import sync_batchnorm as syncnorm
+from pipeline.training.network import Trainee
+from pipeline.training.progress import Meter
 
 
 def config_of(experiment, *words):

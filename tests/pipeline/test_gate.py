@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import champions, gate, metrics, results
+from pipeline.evaluation import metrics, results
+from pipeline.registry import gate
+from pipeline.registry import history as champions
 from shards.masks import NAMES
 
 BUCKETS = [*NAMES, "fixed"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.inputs import protect
+from pipeline.common.inputs import protect
 
 PREDICT = "predict model=mean_colour "
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.spec import SubmitError
-from pipeline import joblock, lease
+from pipeline.common import joblock, lease
 from shards import store
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,7 @@ import os
 import pytest
 import yaml
 
-from pipeline import submit
+from pipeline.submission import submit
 
 SITE = """\
 scheduler: {scheduler}

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import lease
-from pipeline.compose import ConfigError
-from pipeline.lease import leased
+from pipeline.common import lease
+from pipeline.common.lease import leased
+from pipeline.config.compose import ConfigError
 from shards import store
 
 pytestmark = pytest.mark.s3

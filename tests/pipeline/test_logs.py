@@ -5,8 +5,8 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-from pipeline import logs
-from pipeline.jobrecord import Record
+from pipeline.runs.job_record import Record
+from pipeline.submission import logs
 
 SLURM = {"scheduler": "slurm", "context": None, "namespace": None, "queue": None, "kind": "job"}
 
@@ -29,7 +29,7 @@ def test_an_error_that_cannot_be_written_leaves_the_one_before(tmp_path):
     made = record(tmp_path / "a")
     kept = tmp_path / "a" / "logs" / "error-7"
     (tmp_path / "a" / "logs" / "error-7-0").write_text("12.5 rank 1: no space left\n")
-    program = "from pipeline.supervise import leave_word; leave_word('another')"
+    program = "from pipeline.launch.workers import leave_word; leave_word('another')"
     environment = {**os.environ, "PET_NNODES": "1", "LACUNA_ERRORS": str(kept)}
     for limit, told in (("0", "rank 1: no space left"), ("unlimited", "another")):
         subprocess.run(

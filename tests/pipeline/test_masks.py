@@ -1,8 +1,8 @@
 import cv2
 import pytest
 
-from pipeline.config import MakeMasksConfig
-from pipeline.masks import main
+from pipeline.config.schema import MakeMasksConfig
+from pipeline.data.masks import main
 from shards.manifest import open_manifest
 from shards.mask_sets import MaskSet
 from shards.masks import BUCKETS, FIXED, NAMES, irregular

@@ -10,13 +10,13 @@ import torch
 from conftest import TINY
 from support.strategies import engine_of, networks_of
 
-from pipeline import syncnorm
-from pipeline.compose import ConfigError
-from pipeline.config import TrainConfig
-from pipeline.launch import free_port
-from pipeline.memory import too_large
-from pipeline.supervise import CONFIGURATION
-from pipeline.train import step
+from pipeline.config.compose import ConfigError
+from pipeline.config.schema import TrainConfig
+from pipeline.launch.workers import CONFIGURATION
+from pipeline.training import sync_batchnorm as syncnorm
+from pipeline.training.launcher import free_port
+from pipeline.training.loop import step
+from pipeline.training.memory import too_large
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,7 +60,7 @@ def test_where_not_one_image_fits_accumulation_is_not_advised():
 def test_memory_that_ends_outside_of_a_step_is_one_line_too(small_set, tmp_path):
     """In validation, of a worker as its launcher starts it."""
     code = (
-        "import sys, torch, pipeline.train as t, pipeline.cli as cli\n"
+        "import sys, torch, pipeline.training.loop as t, pipeline.cli as cli\n"
         "def full(*_):\n"
         "    raise torch.OutOfMemoryError('CUDA out of memory. Tried 20 GiB. GPU 0 has 9 GiB')\n"
         "t.validate = full\n"

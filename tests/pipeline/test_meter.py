@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline import meter
+from pipeline.training import progress as meter
 
 ROOT = Path(__file__).resolve().parents[2]
 SAYS = """

@@ -3,8 +3,8 @@
 import pytest
 from support.strategies import engine_of
 
-from pipeline import method
-from pipeline.compose import compose
+from pipeline.config.compose import compose
+from pipeline.training import method
 
 WORDS = ("model=musical", "model.ngf=4", "objective=musical_released", "weights=random",
          "threads=1")  # fmt: skip

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from pipeline.compose import compose
-from pipeline.groups import Phase
-from pipeline.objectives import Computed, generator_terms, total
-from pipeline.phases import check_phases, phase_at
+from pipeline.config.compose import compose
+from pipeline.config.groups import Phase
+from pipeline.config.phases import check_phases, phase_at
+from pipeline.training.objectives import Computed, generator_terms, total
 
 
 def objective(*words):

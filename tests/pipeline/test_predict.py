@@ -9,9 +9,11 @@ from torch import nn
 
 from models import Prediction
 from models.inpainter import Inpainter
-from pipeline import archive, pictures, predict, tiles
-from pipeline.compose import compose
-from pipeline.inpaint import Source, load, refuse_a_look_into_the_hole
+from pipeline.config.compose import compose
+from pipeline.inference import archive, predict
+from pipeline.inference import images as pictures
+from pipeline.inference import tiling as tiles
+from pipeline.inference.sources import Source, load, refuse_a_look_into_the_hole
 from tests.support.pairs import crops, hole, image_set, mask_set
 
 

@@ -9,14 +9,14 @@ import torch
 from support.sets import samples
 from support.trained import finished_run, registered
 
-from pipeline import preflight as checks
-from pipeline import server
-from pipeline.checkpoint import Saver, build_generator, folder_at
-from pipeline.compose import ConfigError, compose
-from pipeline.groups import MODELS
-from pipeline.identity import write_config
-from pipeline.launch import process_count
-from pipeline.preflight import preflight
+from pipeline.config.compose import ConfigError, compose
+from pipeline.config.groups import MODELS
+from pipeline.runs.identity import write_config
+from pipeline.tracking import client as server
+from pipeline.training import preflight as checks
+from pipeline.training.checkpointing import Saver, build_generator, folder_at
+from pipeline.training.launcher import process_count
+from pipeline.training.preflight import preflight
 from shards.mask_sets import write_mask_set
 from shards.writer import write_set
 
@@ -210,5 +210,6 @@ def test_only_options_that_change_no_tensor_may_differ_from_those_of_weights(nam
 
 
 def test_the_launcher_looks_without_torch():
-    code = "import sys, pipeline.launch, pipeline.versions; assert 'torch' not in sys.modules"
+    modules = "pipeline.training.launcher, pipeline.tracking.model_versions"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 from jobs import scheduler
 from models.densenet import DenseNetDiscriminator
 from models.vgg import VGG16Features
-from pipeline import cli, launch, pretrained, weights
-from pipeline.compose import compose
+from pipeline import cli
+from pipeline.config.compose import compose
+from pipeline.training import launcher as launch
+from pipeline.training import pretrained, weights
 from shards import store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,7 +130,7 @@ def test_what_an_objective_takes_is_known(words):
 
 
 def test_a_launcher_needs_no_torch_to_refuse():
-    program = "import sys, pipeline.preflight; sys.exit('torch' in sys.modules)"
+    program = "import sys, pipeline.training.preflight; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
@@ -249,7 +251,7 @@ def test_a_refused_submission_leaves_no_weights_in_the_bucket(bucket, small_set,
 @pytest.mark.parametrize("scheduled", ["slurm", "local"])
 @pytest.mark.parametrize("name", ["XDG_CACHE_HOME", "AWS_REGION", "MLFLOW_TRACKING_URI"])
 def test_what_a_job_needs_to_reach_cache_store_and_server_travels(monkeypatch, scheduled, name):
-    from pipeline import submit
+    from pipeline.submission import submit
 
     monkeypatch.setenv(name, "https://there.example.org/a")
     script = submit.main([*WAYS[scheduled][1:], "data.url=set"], dry_run=True)
@@ -259,7 +261,7 @@ def test_what_a_job_needs_to_reach_cache_store_and_server_travels(monkeypatch, s
 
 
 def test_a_container_and_a_pod_have_a_cache_of_their_own(monkeypatch, tmp_path):
-    from pipeline import submit
+    from pipeline.submission import submit
 
     box = ["cluster.container=pyxis", "cluster.image=r/x@sha256:0", "cluster.python=python"]
     words = [*WAYS["slurm"][1:], *box, f"root={tmp_path}", "data.url=/set"]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import promote, registry
-from pipeline.config import RollbackConfig
-from pipeline.runfolder import read_run_json
+from pipeline.config.schema import RollbackConfig
+from pipeline.registry import promote
+from pipeline.registry import register as registry
+from pipeline.runs.folder import read_run_json
 from tests.support.promotion import (
     NAME,
     candidate,

@@ -8,15 +8,18 @@ import pytest
 import torch
 
 from models import GENERATORS
-from pipeline import compare, evaluate, gather, server
-from pipeline.checkpoint import Saver
-from pipeline.compose import compose
-from pipeline.groups import MsanetModel
-from pipeline.identity import folder_at
-from pipeline.record import send
-from pipeline.runfolder import read_run_json
-from pipeline.spool import Unsent
-from pipeline.tracking import Tracker
+from pipeline.comparison import collect as gather
+from pipeline.comparison import compare
+from pipeline.config.compose import compose
+from pipeline.config.groups import MsanetModel
+from pipeline.evaluation import evaluate
+from pipeline.runs.folder import read_run_json
+from pipeline.runs.identity import folder_at
+from pipeline.tracking import client as server
+from pipeline.tracking.record import send
+from pipeline.tracking.spool import Unsent
+from pipeline.tracking.tracker import Tracker
+from pipeline.training.checkpointing import Saver
 from tests.support.pairs import SIZE, crops, image_set, mask_set
 
 pytestmark = pytest.mark.slow

@@ -17,14 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.checkpoint import build_generator
-from pipeline.config import TrainConfig
-from pipeline.groups import ObjectiveConfig
-from pipeline.identity import RunFolder
-from pipeline.method import Method
-from pipeline.recording import headline, show
-from pipeline.tracking import Muted
-from pipeline.trainee import Trainee
+from pipeline.config.groups import ObjectiveConfig
+from pipeline.config.schema import TrainConfig
+from pipeline.runs.identity import RunFolder
+from pipeline.tracking.tracker import Muted
+from pipeline.training.checkpointing import build_generator
+from pipeline.training.method import Method
+from pipeline.training.network import Trainee
+from pipeline.training.run_log import headline, show
 from shards import store
 from tests.conftest import TINY
 from tests.support.records import Database, logged_steps, until

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.compose import ConfigError, compose
+from pipeline.config.compose import ConfigError, compose
 
 # Published examples (AWS's documentation) and made-up values of the publishers' shapes.
 SECRETS = [
@@ -56,7 +56,7 @@ def test_what_only_names_a_secret_is_taken(word):
 
 
 def test_a_file_that_holds_a_token_may_be_named_in_a_job_and_a_token_may_not(monkeypatch):
-    from pipeline import submit
+    from pipeline.submission import submit
 
     train = ["train", "experiment=quickstart", "data.url=sets/a", "cluster=slurm",
              "cluster.code=image", "cluster.gpus_per_node=0"]  # fmt: skip

@@ -16,8 +16,10 @@ import torch
 from PIL import Image
 
 from models.inpainter import Inpainter
-from pipeline import checkpoint, registry, server
-from pipeline.runfolder import read_run_json
+from pipeline.registry import register as registry
+from pipeline.runs.folder import read_run_json
+from pipeline.tracking import client as server
+from pipeline.training import checkpointing as checkpoint
 from tests.support.trained import finished_run, scored
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import registry, server
+from pipeline.registry import register as registry
+from pipeline.tracking import client as server
 from tests.support.mlflow_server import Process, free_port
 from tests.support.trained import finished_run
 
@@ -36,7 +37,7 @@ def clean_python(tmp_path_factory):
     script = folder / "bin" / "uvicorn"  # as pip would have made it there
     script.write_text(f"#!{python}\nfrom uvicorn.main import main\nmain()\n")
     script.chmod(0o755)
-    for name in ("pipeline.archive", "models.inpainter", "shards.store", "jobs.spec"):
+    for name in ("pipeline.inference.archive", "models.inpainter", "shards.store", "jobs.spec"):
         done = subprocess.run([python, "-c", f"import {name}"], cwd=folder, capture_output=True)
         assert done.returncode != 0, f"{name} can be imported"
     return python

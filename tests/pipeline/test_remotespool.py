@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from pipeline import sync
-from pipeline.config import SyncConfig
-from pipeline.spool import Unsent
-from pipeline.tracking import Tracker
+from pipeline.config.schema import SyncConfig
+from pipeline.tracking import sync
+from pipeline.tracking.spool import Unsent
+from pipeline.tracking.tracker import Tracker
 from shards import store
 from tests.support.records import Database, until
 

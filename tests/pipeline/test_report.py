@@ -7,9 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import compare, gallery, gather, report, results
-from pipeline.compose import compose
-from pipeline.gather import Evaluation
+from pipeline.comparison import collect as gather
+from pipeline.comparison import compare, report
+from pipeline.comparison.collect import Evaluation
+from pipeline.config.compose import compose
+from pipeline.evaluation import pair_images as gallery
+from pipeline.evaluation import results
 from tests.support.browser import Page, installed
 from tests.support.scores import evaluation, table
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from support.trained import MODEL, finished_run
 
-from pipeline import registry, server
-from pipeline.checkpoint import Saver, build_generator, files_of, find, folder_at
-from pipeline.compose import ConfigError
-from pipeline.config import ObjectiveConfig, TrainConfig
-from pipeline.method import Method
-from pipeline.resume import State, initialise, resume
-from pipeline.trainee import Trainee
+from pipeline.config.compose import ConfigError
+from pipeline.config.schema import ObjectiveConfig, TrainConfig
+from pipeline.registry import register as registry
+from pipeline.tracking import client as server
+from pipeline.training.checkpointing import Saver, build_generator, files_of, find, folder_at
+from pipeline.training.method import Method
+from pipeline.training.network import Trainee
+from pipeline.training.resume import State, initialise, resume
 from shards import store
 
 ALONE = SimpleNamespace(rank=0, is_main=True, share=lambda given: given)

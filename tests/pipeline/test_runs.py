@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import checkpoint, runs, server
-from pipeline.config import RunsConfig
-from pipeline.delivery import HEARTBEAT
-from pipeline.runfolder import read_run_json
+from pipeline.config.schema import RunsConfig
+from pipeline.runs.folder import read_run_json
+from pipeline.tracking import client as server
+from pipeline.tracking import runs
+from pipeline.tracking.delivery import HEARTBEAT
+from pipeline.training import checkpointing as checkpoint
 from tests.support.trained import finished_run
 
 DAY = 86400

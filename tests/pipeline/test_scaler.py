@@ -9,9 +9,9 @@ import pytest
 import torch
 from support.strategies import engine_of, networks_of
 
-from pipeline import checkpoint
-from pipeline.config import TrainConfig
-from pipeline.train import step
+from pipeline.config.schema import TrainConfig
+from pipeline.training import checkpointing as checkpoint
+from pipeline.training.loop import step
 
 SIDE = 96
 

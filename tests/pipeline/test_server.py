@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import disks, server
-from pipeline.disks import disk_of
-from pipeline.tracking import Tracker
+from pipeline.tracking import client as server
+from pipeline.tracking import disks
+from pipeline.tracking.disks import disk_of
+from pipeline.tracking.tracker import Tracker
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pipeline.compose import compose
-from pipeline.smoke import shortened
+from pipeline.config.compose import compose
+from pipeline.training.smoke import shortened
 
 
 def test_every_phase_is_shortened_to_two_steps_of_the_real_batch():

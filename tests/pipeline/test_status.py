@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import jobrecord, status
-from pipeline.jobconfig import StatusConfig
+from pipeline.config.jobconfig import StatusConfig
+from pipeline.runs import job_record as jobrecord
+from pipeline.submission import status
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"id": "good", "verb": "shard", "run": "runs/good", "folder": "runs/good", "number": "1_2",

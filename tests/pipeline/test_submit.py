@@ -13,9 +13,11 @@ import yaml
 
 from jobs import scheduler, snapshot
 from jobs.spec import State, Status
-from pipeline import jobplan, jobrecord, submit
-from pipeline.compose import ConfigError, compose
-from pipeline.identity import folder_of
+from pipeline.config.compose import ConfigError, compose
+from pipeline.runs import job_record as jobrecord
+from pipeline.runs.identity import folder_of
+from pipeline.submission import plan as jobplan
+from pipeline.submission import submit
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDES = ("data.crop=64", "validate.size=64")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.identity import images_saved
-from pipeline.launch import place
-from pipeline.supervise import outcome, supervise
+from pipeline.launch.workers import outcome, supervise
+from pipeline.runs.identity import images_saved
+from pipeline.training.launcher import place
 from shards import store
 from tests.conftest import TINY
 
@@ -70,7 +70,8 @@ def launcher(tmp_path, workers, code):
         f"{code}\n"
     )
     start = (
-        f"from pipeline.launch import place; from pipeline.supervise import supervise; import sys; "
+        f"from pipeline.training.launcher import place; import sys; "
+        f"from pipeline.launch.workers import supervise; "
         f"command = [sys.executable, {str(script)!r}]; "
         f"sys.exit(supervise(command, place({{}}, {workers}).workers).status)"
     )
@@ -211,7 +212,7 @@ def test_a_pod_that_is_lost_after_a_checkpoint_has_left_its_log(bucket, small_se
 def test_the_error_that_came_first_is_reported_not_what_followed_from_it(tmp_path, capfd):
     code = (
         "import os, pathlib, signal, sys, time\n"
-        "from pipeline.supervise import leave_word\n"
+        "from pipeline.launch.workers import leave_word\n"
         "if os.environ['RANK'] == '1':\n"
         "    leave_word('rank 1: the disk is full')\n"
         "    sys.exit(1)\n"

@@ -12,9 +12,10 @@ import numpy as np
 import psutil
 import pytest
 
-from pipeline import server, sync
-from pipeline.config import SyncConfig
-from pipeline.spool import Spool, Unsent
+from pipeline.config.schema import SyncConfig
+from pipeline.tracking import client as server
+from pipeline.tracking import sync
+from pipeline.tracking.spool import Spool, Unsent
 from tests.conftest import TINY
 from tests.support.records import Database, client, logged_steps, run_of, steps, tracker, until
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.launch import free_port
-from pipeline.syncnorm import SyncBatchNorm2d, synchronised
+from pipeline.training.launcher import free_port
+from pipeline.training.sync_batchnorm import SyncBatchNorm2d, synchronised
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = """

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from pipeline import tiles
+from pipeline.inference import tiling as tiles
 
 
 def constant(height=1300, width=1700, level=140):

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import server
-from pipeline.runfolder import read_run_json
+from pipeline.runs.folder import read_run_json
+from pipeline.tracking import client as server
 from tests.support.records import client, run_of, steps, tracker
 
 ROOT = Path(__file__).resolve().parents[2]

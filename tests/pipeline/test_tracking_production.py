@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import promote, registry, runs, server
-from pipeline.config import PromoteConfig, RollbackConfig, RunsConfig
-from pipeline.runfolder import read_run_json
-from pipeline.tracking import Tracker
+from pipeline.config.schema import PromoteConfig, RollbackConfig, RunsConfig
+from pipeline.registry import promote
+from pipeline.registry import register as registry
+from pipeline.runs.folder import read_run_json
+from pipeline.tracking import client as server
+from pipeline.tracking import runs
+from pipeline.tracking.tracker import Tracker
 from tests.support.mlflow_server import Postgres, Process, free_port, postgres_bin
 from tests.support.s3 import moto_server
 from tests.support.trained import finished_run, registered, scored

@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import server, sync
-from pipeline.announce import announce
-from pipeline.capture import user
-from pipeline.compose import compose
-from pipeline.config import SyncConfig
-from pipeline.runfolder import read_run_json
-from pipeline.spool import Unsent
-from pipeline.tracking import Tracker
+from pipeline.config.compose import compose
+from pipeline.config.schema import SyncConfig
+from pipeline.runs.folder import read_run_json
+from pipeline.tracking import client as server
+from pipeline.tracking import sync
+from pipeline.tracking.lifecycle import announce
+from pipeline.tracking.provenance import user
+from pipeline.tracking.spool import Unsent
+from pipeline.tracking.tracker import Tracker
 from shards import store
 from tests.support.browser import Page, installed
 from tests.support.mlflow_server import FaultProxy, MlflowServer

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import spool
-from pipeline.spool import Position, Spool, Unsent, draining
+from pipeline.tracking import spool
+from pipeline.tracking.spool import Position, Spool, Unsent, draining
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.checkpoint import Saver, build_generator, checkpoints
-from pipeline.identity import folder_at
+from pipeline.runs.identity import folder_at
+from pipeline.training.checkpointing import Saver, build_generator, checkpoints
 from shards import store
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,8 @@ from conftest import TINY
 from safetensors.torch import save_file
 
 from models.vgg import VGG16Features
-from pipeline.checkpoint import checkpoints, is_whole
-from pipeline.identity import images_saved
+from pipeline.runs.identity import images_saved
+from pipeline.training.checkpointing import checkpoints, is_whole
 from shards import store
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,9 +15,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline import watch as room
-from pipeline.launch import place
-from pipeline.watch import FIRST, Watch, culprits, straggler
+from pipeline.training import watchdog as room
+from pipeline.training.launcher import place
+from pipeline.training.watchdog import FIRST, Watch, culprits, straggler
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,8 +91,8 @@ def test_what_is_done_for_the_first_time_gets_ten_times_as_long(clock):
 def test_a_validation_longer_than_the_limit_goes_on_batch_by_batch(clock, monkeypatch):
     from support.strategies import engine_of, networks_of
 
-    from pipeline.config import TrainConfig
-    from pipeline.train import inpainter
+    from pipeline.config.schema import TrainConfig
+    from pipeline.training.loop import inpainter
 
     watch = Watch(0, 1, limit=20)
     watch.mark(1, "validating")

@@ -8,8 +8,8 @@ import torch
 
 from models.densenet import DenseNetDiscriminator
 from models.vgg import VGG16Features
-from pipeline import pretrained, weights
-from pipeline.config import CACHE
+from pipeline.config.schema import CACHE
+from pipeline.training import pretrained, weights
 
 
 @pytest.fixture(autouse=True)

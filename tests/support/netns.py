@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.supervise import die_with_parent
+from pipeline.launch.workers import die_with_parent
 
 ROOT = """\
 S={folder}; R=$S/r; mkdir $S && mount -t tmpfs pod $S && mkdir $S/u $S/w $R || exit 1

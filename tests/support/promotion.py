@@ -1,7 +1,9 @@
 """Promotion in an embedded registry, of runs that are registered and scored in no time."""
 
-from pipeline import promote, registry, server
-from pipeline.config import PromoteConfig
+from pipeline.config.schema import PromoteConfig
+from pipeline.registry import promote
+from pipeline.registry import register as registry
+from pipeline.tracking import client as server
 from tests.support.trained import finished_run, registered, scored
 
 NAME = "inpaint-msanet"

@@ -7,9 +7,9 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from pipeline import server
-from pipeline.runfolder import read_run_json
-from pipeline.tracking import Tracker
+from pipeline.runs.folder import read_run_json
+from pipeline.tracking import client as server
+from pipeline.tracking.tracker import Tracker
 
 
 def tracker(root, name, **options):

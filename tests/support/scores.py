@@ -3,8 +3,8 @@
 import numpy as np
 import pyarrow as pa
 
-from pipeline import metrics, results
-from pipeline.gather import Evaluation
+from pipeline.comparison.collect import Evaluation
+from pipeline.evaluation import metrics, results
 from shards.masks import FIXED, NAMES
 
 BUCKETS = [*NAMES, FIXED]

@@ -17,7 +17,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from pipeline.supervise import die_with_parent
+from pipeline.launch.workers import die_with_parent
 from tests.support.netns import Network
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "munged", "ip", "unshare")

@@ -22,12 +22,13 @@ from accelerate.state import AcceleratorState
 from models.densenet import DenseNetDiscriminator
 from models.msanet import MSANet
 from models.musical import Musical
-from pipeline import checkpoint, method
-from pipeline.config import ObjectiveConfig, TrainConfig
-from pipeline.engine import Engine
-from pipeline.launch import free_port
-from pipeline.objectives import generator_terms
-from pipeline.train import step
+from pipeline.config.schema import ObjectiveConfig, TrainConfig
+from pipeline.training import checkpointing as checkpoint
+from pipeline.training import method
+from pipeline.training.engine import Engine
+from pipeline.training.launcher import free_port
+from pipeline.training.loop import step
+from pipeline.training.objectives import generator_terms
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 4  # over all ranks

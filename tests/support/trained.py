@@ -10,8 +10,11 @@ import pyarrow as pa
 import torch
 
 from models import GENERATORS
-from pipeline import checkpoint, metrics, registry, results, server
-from pipeline.runfolder import read_run_json, update_run_json
+from pipeline.evaluation import metrics, results
+from pipeline.registry import register as registry
+from pipeline.runs.folder import read_run_json, update_run_json
+from pipeline.tracking import client as server
+from pipeline.training import checkpointing as checkpoint
 from shards.masks import NAMES
 
 MODEL = {"name": "msanet", "width": 0.0625}

@@ -1,0 +1,1 @@
+"""What several packages need: errors, secrets, locks, signals, lines for the terminal."""

@@ -1,0 +1,1 @@
+"""Runs next to the tables of the papers."""

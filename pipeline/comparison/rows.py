@@ -1,0 +1,163 @@
+"""Rows of a comparison: what a paper prints, with its status, and what our runs measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.comparison import papers
+from pipeline.comparison.collect import Evaluation
+from pipeline.comparison.table import SAME, Cell, Row
+from pipeline.evaluation import metrics, results
+from shards.masks import NAMES as IRREGULAR
+
+MEAN = "mean6"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Evaluations that differ only in the seed of what was trained."""
+
+    label: str
+    members: tuple[Evaluation, ...]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return self.members[0].facts
+
+
+def fits(group: Group, block: Mapping[str, Any]) -> bool:
+    """Whether the group belongs beside a printed block: its pictures, or one of its recipes."""
+    same_pictures = group.facts["dataset_name"] in papers.dataset(block["dataset"])["names"]
+    return same_pictures or any(_is_of(group, row) for row in block["rows"])
+
+
+def _is_of(group: Group, row: Mapping[str, Any]) -> bool:
+    """Whether the group was trained by the recipe of a printed row, under whichever name."""
+    names = [row.get("experiment"), *row.get("same_as", [])]
+    return group.facts.get("experiment") is not None and group.facts["experiment"] in names
+
+
+def block_rows(
+    printed: Mapping[str, Any] | None,
+    block: Mapping[str, Any] | None,
+    ours: list[Group],
+    reference: Group | None,
+    columns: list[str],
+    measured: list[str],
+    complete: bool,
+) -> list[Row]:
+    """A printed block with our rows below theirs; with `complete` also what ours still lack."""
+    if printed is None or block is None:
+        return [our_row(g, "", columns, measured, reference) for g in ours]
+    title = papers.dataset(block["dataset"])["title"]
+    paper = papers.load()["papers"][printed["paper"]]["name"]
+    beside = ours[0] if ours else reference
+    rows, left = [], list(ours)
+    for row in block["rows"]:
+        cells: dict[tuple[str, str], Cell] = {}
+        for metric in measured:
+            status = papers.status(printed, block, row, metric, beside.facts if beside else None)
+            values = row.get(metric, [])
+            for column, value in zip(printed["columns"], values):
+                text = "" if value is None else f"{value:.{_decimals(printed, metric)}f}"
+                cells[column, metric] = Cell(value, status, printed=text)
+            six = values[: len(IRREGULAR)]
+            if MEAN in columns and len(values) >= len(IRREGULAR) and None not in six:
+                cells[MEAN, metric] = Cell(sum(six) / len(six), f"mean of printed values; {status}")
+        rows.append(Row(row["method"], "paper", cells, papers.provenance(paper, row), title))
+        if row.get("experiment"):
+            mine = [g for g in left if _is_of(g, row)]
+            left = [g for g in left if g not in mine]
+            rows += [our_row(g, title, columns, measured, reference) for g in mine]
+            if complete and not mine:
+                command = _command(row["experiment"], printed, block["dataset"])
+                rows.append(Row(row["experiment"], "missing", {}, block=title, missing=command))
+    return rows + [our_row(g, title, columns, measured, reference) for g in left]
+
+
+def _command(experiment: str, printed: Mapping[str, Any], name: str) -> str:
+    """What trains and measures the run that a printed row asks for, on the pictures it is of."""
+    masks = "masks.url=MASKS " if printed["masks"] != "none" else ""
+    pictures = papers.dataset(name)
+    return (
+        f"python -m pipeline train experiment={experiment} data.url=SET run=RUN && "
+        f"python -m pipeline evaluate checkpoint=RUN data={pictures['data']} data.url=SET {masks}"
+        f"protocol={printed['protocol']} split={pictures['split']}"
+    )
+
+
+def _decimals(printed: Mapping[str, Any], metric: str) -> int:
+    """Decimals that the table prints; YAML drops zeros at the end."""
+    rows = [row for block in printed["blocks"] for row in block["rows"]]
+    values = [v for row in rows for v in row.get(metric, []) if v is not None]
+    return max(len(f"{v!r}".partition(".")[2]) for v in values)
+
+
+def our_row(
+    group: Group, block: str, columns: list[str], measured: list[str], reference: Group | None
+) -> Row:
+    """One row of ours: a run with its intervals, or several seeds with their spread."""
+    summaries = [results.summarise(e.table, e.facts["ssim"]) for e in group.members]
+    same = reference is not None and group.facts["pairs_digest"] == reference.facts["pairs_digest"]
+    status = SAME if same else "other pairs than the rows it stands beside"
+    cells, empty = {}, []
+    for column in columns:
+        found = [s["mean6"] if column == MEAN else s["buckets"].get(column) for s in summaries]
+        measures = [row for row in found if row]
+        if not measures:
+            empty.append(column)
+        for metric in measured:
+            values = [row[metric] for row in measures if metric in row]
+            if len(values) > 1:
+                std = float(np.std(values, ddof=1))
+                cells[column, metric] = Cell(float(np.mean(values)), status, std=std, n=len(values))
+            elif values:
+                low, high = measures[0]["psnr_ci"] if metric == "psnr" else (None, None)
+                cells[column, metric] = Cell(values[0], status, low, high, n=measures[0]["n"])
+    told = group.facts
+    seeds = f", seeds {', '.join(str(e.facts.get('seed')) for e in group.members)}"
+    provenance = f"{_origin(told)} on {told['dataset_name']} {told['split']}, {told['pairs']} pairs"
+    provenance += seeds if len(group.members) > 1 else ""
+    row = Row(group.label, "ours", cells, provenance, block, _against(group, reference))
+    if empty and told.get("run"):
+        row.missing = (
+            f"{', '.join(empty)}: python -m pipeline evaluate checkpoint={told['run']} "
+            f"data.url={told['data_url']} masks.url=MASKS protocol={told['protocol']} "
+            f"split={told['split']}"
+        )
+    return row
+
+
+def _origin(told: Mapping[str, Any]) -> str:
+    """What was measured: a run's weights, a model's, a yardstick, or somebody's pictures."""
+    if "predictions" in told:
+        return f"measured here: the pictures in {told['predictions']}"
+    if told["weights"] == "none":
+        return "ours: nothing trained"
+    if "images_seen" in told:
+        return f"ours: {told['weights']} weights after {told['images_seen']} images"
+    return f"ours: {told['weights']} weights"
+
+
+def overall(group: Group) -> NDArray[np.float64]:
+    """PSNR of each picture (mean of its six irregular holes) or pair, mean over seeds."""
+    tables = [e.table for e in group.members]
+    if set(IRREGULAR) <= set(tables[0]["bucket"].to_pylist()):
+        values = [results.per_picture(t, "psnr") for t in tables]
+    else:
+        values = [t["psnr"].to_numpy() for t in tables]
+    return np.asarray(np.mean(values, 0), np.float64)
+
+
+def _against(group: Group, reference: Group | None) -> str:
+    if reference is None or group is reference:
+        return ""
+    if group.facts["pairs_digest"] != reference.facts["pairs_digest"]:
+        return "other pairs"
+    found = metrics.paired_bootstrap(overall(group), overall(reference))
+    low, high = found["ci"]
+    verdict = "worse" if high < 0 else "better" if low > 0 else "undecided"
+    return f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}] {verdict}"

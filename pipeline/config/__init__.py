@@ -1,0 +1,1 @@
+"""The closed schema of every command, and how words become a configuration."""

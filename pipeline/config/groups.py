@@ -1,0 +1,238 @@
+"""The closed schema, first half: what the groups under `conf/` hold, and a run's plain sections.
+
+A key that is not here, or in `config`, is refused (`pipeline.config.compose`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+STRUCTURES = ("msau", "single", "inception_v1", "inception_v3")
+CHANNEL = ("augmented", "none", "se", "cbam", "sca")
+SPATIAL = ("fusing", "none", "cbam", "sca")
+
+
+def key(
+    default: Any,
+    help: str,
+    choices: tuple[Any, ...] = (),
+    least: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field with its meaning and its allowed values: a few, or a range (of a list: of each)."""
+    metadata = {"help": help, "choices": choices, "least": least, "most": most, "below": below}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def section(kind: type) -> Any:
+    return field(default_factory=kind)
+
+
+# --- groups: model ------------------------------------------------------------------------------
+
+
+@dataclass
+class ModelConfig:
+    name: str = key("msanet", "the generator", ("msanet", "musical"))
+
+
+@dataclass
+class MsanetModel(ModelConfig):
+    name: str = "msanet"
+    fe: list[int] = key([64, 64], "widths of feature extraction; all but the first halve", least=1)
+    msau: list[list[int]] = key([[128, 48], [256, 96]], "per MSAU: width of F_D, of each scale")
+    iru: list[int] = key([192, 96, 64], "widths of the restoration units", least=1)
+    width: float = key(1.0, "multiplies every width", least=0.01)
+    structure: str = key("msau", "multi-scale structure (tables 1, 2)", STRUCTURES)
+    mask_update: bool = key(True, "max-pooling mask update (table 3)")
+    channel: str = key("augmented", "channel attention in the MSAUs", CHANNEL)
+    spatial: str = key("fusing", "spatial attention in the MSAUs", SPATIAL)
+    restore_channel: str = key("augmented", "channel attention in restoration", CHANNEL)
+    restore_spatial: str = key("fusing", "spatial attention in restoration", SPATIAL)
+    norm: str = key("batch", "normalisation; the paper does not say", ("batch", "instance", "none"))
+    squeeze: str = key("full", "n of eq. 7; the paper does not say", ("full", "half", "quarter"))
+    gate: str = key("sigmoid", "of the attention weights; not printed", ("sigmoid", "none"))
+    taps: int = key(3, "feature maps of the internal losses", least=1)
+
+
+@dataclass
+class MusicalModel(ModelConfig):
+    name: str = "musical"
+    ngf: int = key(64, "width of the first layer", least=1)
+    attention: str = key("multi", "contextual attention", ("multi", "single", "none"))
+    order: str = key("paper", "order of the attention's steps", ("paper", "released"))
+    temperature: float = key(
+        10.0, "scale of the cosine before the softmax; the paper: none", least=0.0
+    )
+    propagation: int = key(1, "k of eq. 2; the paper does not say", least=0, most=8)
+
+
+MODELS = {"msanet": MsanetModel, "musical": MusicalModel}
+
+
+# --- groups: data, masks, objective, parallel, cluster, protocol ---------------------------------
+
+
+@dataclass
+class DataConfig:
+    name: str = key("folder", "the dataset's name, in records and tables")
+    url: str | None = key(None, "the sharded set: a folder or s3:// URL")
+    layout: str = key("folder", "how the publisher lays it out (see `shard`)")
+    holdout: float = key(
+        0.05,
+        "share of train held out by content hash, where the publisher has no val",
+        least=0.0,
+        most=1.0,
+    )
+    train: str = key("train", "split that training reads")
+    validate: str = key("val", "split that validation during training reads; never test")
+    crop: int = key(256, "side of the square training crop, pixels", least=1)
+    crop_mode: str = key("random", "where the crop is taken", ("random", "center", "resized"))
+    resize_short: int | None = key(
+        None, "short side before the crop, pixels; null keeps it", least=1
+    )
+    flip: bool = key(True, "mirror half of the crops")
+    shard_mb: int = key(64, "size of a shard, MB", least=1, most=1024)
+    min_side: int = key(0, "images with a shorter side are rejected, pixels", least=0)
+    store_short: int | None = key(
+        None, "short side at which `shard` stores images; null: as is", least=1
+    )
+    quality: int = key(95, "JPEG quality where `shard` re-encodes", least=1, most=100)
+
+
+@dataclass
+class MasksConfig:
+    kind: str = key("irregular", "holes", ("irregular", "center", "square", "external", "none"))
+    low: float = key(0.01, "smallest hole ratio of training masks", least=0.0, most=1.0)
+    high: float = key(0.6, "largest hole ratio of training masks", least=0.0, most=1.0)
+    border: float = key(0.5, "share of masks whose holes keep off the border", least=0.0, most=1.0)
+    url: str | None = key(None, "a materialised mask set (`masks`)")
+
+
+@dataclass
+class Phase:
+    until: int | None = key(None, "images_seen at which the phase ends; null: never", least=1)
+    lr: float = key(3e-4, "generator's learning rate", least=0.0)
+    d_lr: float | None = key(
+        None, "discriminator's learning rate; null: the generator's", least=0.0
+    )
+
+
+@dataclass
+class ObjectiveConfig:
+    name: str = key("msanet", "which losses are whose", ("msanet", "musical"))
+    l1: float = key(0.0, "weight of g/l1", least=0.0)
+    l1_hole: float = key(0.0, "weight of the hole's own L1", least=0.0)
+    l2: float = key(0.0, "weight of g/l2", least=0.0)
+    perceptual: float = key(0.0, "weight of g/perceptual", least=0.0)
+    style: float = key(0.0, "weight of g/style", least=0.0)
+    tv: float = key(0.0, "weight of g/tv", least=0.0)
+    adv: float = key(0.0, "weight of g/adv; 0 builds no discriminator", least=0.0)
+    features: str = key("internal", "perceptual and style features", ("internal", "vgg16"))
+    loss_on: str = key("raw", "picture that the pixel losses see", ("raw", "composite"))
+    feature_images: str = key("raw", "pictures VGG16 sees", ("raw", "raw+composite"))
+    vgg_normalise: bool = key(True, "ImageNet normalisation before VGG16")
+    gan: str = key("vanilla", "adversarial loss", ("vanilla", "lsgan"))
+    d_pretrained: bool = key(True, "discriminator starts from ImageNet weights")
+    optimizer: str = key("adam", "the papers: Adam", ("adam", "adamw"))
+    betas: list[float] = key([0.9, 0.999], "Adam's decay rates", least=0.0, below=1.0)
+    phases: list[Phase] = key([], "learning rates by images_seen")
+
+
+@dataclass
+class ParallelConfig:
+    strategy: str = key(
+        "ddp", "how processes share work", ("single", "ddp", "zero1", "zero2", "zero3")
+    )
+    sync_batchnorm: bool = key(True, "batch statistics over all processes")
+    channels_last: bool = key(True, "memory format of the generator")
+    compile: bool = key(False, "torch.compile the networks in place")
+    hang_timeout: int = key(
+        300, "seconds without a step before a hung rank is named; of what is new ten times", least=1
+    )
+
+
+@dataclass
+class ProtocolConfig:
+    name: str = key("msanet", "the evaluation protocol")
+    buckets: list[str] = key([], "hole-ratio buckets, as the mask set names them")
+    ssim: str = key(
+        "gauss11_rgb",
+        "convention of the SSIM column",
+        ("gauss11_rgb", "uniform7_rgb", "uniform7_gray", "uniform51_gray"),
+    )
+    size: int = key(256, "side of the evaluated crop, pixels", least=8)
+
+
+# --- plain sections -----------------------------------------------------------------------------
+
+
+@dataclass
+class CheckpointConfig:
+    every_images: int = key(20_000, "images between checkpoints", least=0)
+    keep: int = key(3, "newest checkpoints kept, beside the best", least=1)
+
+
+@dataclass
+class LogConfig:
+    every: int | None = key(
+        None, "steps between lines of steps.jsonl; null: 1 on CPU, 20 on GPU", least=1
+    )
+
+
+@dataclass
+class ValidateConfig:
+    every_images: int = key(20_000, "images between validations; 0: only at the end", least=0)
+    pairs: int = key(64, "fixed image-mask pairs", least=1)
+    size: int = key(256, "side of the validated crop, pixels", least=8)
+    samples: int = key(6, "pictures logged at each validation", least=0)
+
+
+@dataclass
+class TrackingConfig:
+    enabled: bool = key(True, "record the run in MLflow")
+    experiment: str | None = key(None, "MLflow experiment; null: $USER/<experiment>")
+    required: bool = key(False, "a tracking server that does not answer at start is fatal")
+    drain: bool = key(True, "send while training; false: only spool, `sync` sends")
+
+
+# --- walking a schema ----------------------------------------------------------------------------
+
+
+def known_keys(kind: type, prefix: str = "") -> list[str]:
+    """Dotted names of all values of a schema, a model's options of every model included."""
+    found = []
+    for f in fields(kind):
+        default = f.default_factory() if callable(f.default_factory) else f.default
+        if f.name == "model" and is_dataclass(default):
+            for model in MODELS.values():
+                found += known_keys(model, f"{prefix}model.")
+        elif is_dataclass(default):
+            found += known_keys(type(default), f"{prefix}{f.name}.")
+        else:
+            found.append(f"{prefix}{f.name}")
+    return list(dict.fromkeys(found))
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything in a resolved configuration."""
+    for f in fields(node):
+        value = getattr(node, f.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", value
+
+
+def meaning(kind: type, dotted: str) -> str:
+    """What `--help` says of a key."""
+    for part in dotted.split("."):
+        found = next(f for f in fields(kind) if f.name == part)
+        default = found.default_factory() if callable(found.default_factory) else found.default
+        kind = type(default) if is_dataclass(default) else kind
+    return str(found.metadata.get("help", ""))

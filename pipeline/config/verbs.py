@@ -1,0 +1,144 @@
+"""The verbs: what each is called, what it takes, which file does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from pipeline.config import jobconfig
+from pipeline.config import schema as config
+
+
+@dataclass(frozen=True)
+class VerbSpec:
+    """One verb: `module.main(config) -> dict` does it; the dict is what --json prints.
+
+    A module whose verb changes something has `dry_run(config) -> str`, which says what.
+    """
+
+    module: str
+    schema: type
+    help: str
+    positional: str | None = None
+    actions: tuple[str, ...] = ()
+    groups: dict[str, str | None] = field(default_factory=dict)
+
+    def main(self, configuration: Any) -> dict[str, Any]:
+        return import_module(self.module).main(configuration)
+
+
+VERBS: dict[str, VerbSpec] = {
+    "quickstart": VerbSpec(
+        "pipeline.quickstart.steps",
+        config.QuickstartConfig,
+        "the whole path on photographs that ship with scikit-image",
+    ),
+    "doctor": VerbSpec(
+        "pipeline.doctor",
+        config.DoctorConfig,
+        "what this machine can do, and the mend for what it cannot",
+    ),
+    "fetch": VerbSpec(
+        "pipeline.training.fetch",
+        config.FetchConfig,
+        "pretrained weights into the cache, checked: vgg16, densenet121",
+        positional="names",
+    ),
+    "shard": VerbSpec(
+        "pipeline.data.shard",
+        config.ShardConfig,
+        "a dataset into WebDataset tars with index and manifest",
+        positional="url",
+        actions=("verify", "info", "gc"),
+        groups={"data": "folder"},
+    ),
+    "masks": VerbSpec(
+        "pipeline.data.masks",
+        config.MakeMasksConfig,
+        "a set of evaluation masks, six buckets and fixed",
+    ),
+    "train": VerbSpec(
+        "pipeline.training.launcher",
+        config.TrainConfig,
+        "one training run; the same command again resumes it",
+        groups={
+            "model": "msanet",
+            "data": "folder",
+            "masks": "irregular",
+            "objective": "msanet",
+            "parallel": "ddp",
+            "cluster": "local",
+            "experiment": None,
+        },
+    ),
+    "evaluate": VerbSpec(
+        "pipeline.evaluation.evaluate",
+        config.EvaluateConfig,
+        "PSNR, SSIM and L1 on the composite, by hole ratio",
+        groups={"data": "folder", "masks": "irregular", "protocol": "msanet"},
+    ),
+    "compare": VerbSpec(
+        "pipeline.comparison.compare",
+        config.CompareConfig,
+        "runs side by side with the papers' rows: table, Markdown, CSV, HTML",
+    ),
+    "runs": VerbSpec(
+        "pipeline.tracking.runs",
+        config.RunsConfig,
+        "runs as MLflow knows them",
+        actions=("list", "close", "du", "prune"),
+    ),
+    "register": VerbSpec(
+        "pipeline.registry.register",
+        config.RegisterConfig,
+        "a run's generator as a registered model",
+    ),
+    "promote": VerbSpec(
+        "pipeline.registry.promote",
+        config.PromoteConfig,
+        "a registered model to champion, if the gate lets it",
+        positional="model",
+    ),
+    "rollback": VerbSpec(
+        "pipeline.registry.promote",
+        config.RollbackConfig,
+        "the champion before",
+        positional="model",
+    ),
+    "predict": VerbSpec(
+        "pipeline.inference.predict",
+        config.PredictConfig,
+        "inpaint a picture or a folder of any size",
+    ),
+    "demo": VerbSpec(
+        "pipeline.inference.demo",
+        config.DemoConfig,
+        "a page to paint over an object and see it removed",
+    ),
+    "sync": VerbSpec(
+        "pipeline.tracking.sync",
+        config.SyncConfig,
+        "send tracking events that could not be sent",
+        positional="dir",
+    ),
+    "submit": VerbSpec(
+        "pipeline.submission.submit",
+        jobconfig.SubmitConfig,
+        "VERB [key=value ...] [then VERB ...] as jobs on SLURM, Kubernetes or this machine",
+        groups={"cluster": "local"},
+    ),
+    "status": VerbSpec(
+        "pipeline.submission.status",
+        jobconfig.StatusConfig,
+        "how submitted jobs are, and why",
+        "id",
+    ),
+    "logs": VerbSpec("pipeline.submission.logs", jobconfig.LogsConfig, "what a job said", "id"),
+    "cancel": VerbSpec(
+        "pipeline.submission.cancel", jobconfig.CancelConfig, "ask a job to save and leave", "id"
+    ),
+    "bench": VerbSpec(
+        "pipeline.bench", config.BenchConfig, "what this machine does, as ratios", positional="what"
+    ),
+}

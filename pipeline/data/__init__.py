@@ -1,0 +1,1 @@
+"""The commands that make sharded sets and mask sets."""

@@ -1,0 +1,1 @@
+"""Metrics on fixed image-mask pairs."""

@@ -1,0 +1,84 @@
+"""A few pictures of every evaluation, kept beside its table: `<table>.pictures.zip`.
+
+Members: KEY.png (original), KEY_mask.png (white: hole), KEY_result.png (composite). Picture i of
+the set has the hole of bucket i, i + 1, …, so that a dozen pictures show every bucket.
+"""
+
+import io
+import zipfile
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.evaluation import metrics
+from pipeline.evaluation.pairs import PairBatch, Pairs
+from pipeline.inference import images as pictures
+from shards import store
+
+Bytes = NDArray[np.uint8]
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the same pictures give the same file
+
+
+class Sample(NamedTuple):
+    name: str
+    image: Bytes  # H×W×3
+    mask: Bytes  # H×W, 1 = hole
+    result: Bytes  # H×W×3
+
+
+def url_of(table: str) -> str:
+    """Where the pictures of the table at `table` lie."""
+    return f"{table.removesuffix('.parquet')}.pictures.zip"
+
+
+def chosen(pairs: Pairs, count: int) -> list[int]:
+    """Positions of `count` pairs: the first pictures, each with the next bucket's hole."""
+    buckets = len({pair.bucket for pair in pairs.pairs})
+    return [i * buckets + i % buckets for i in range(min(count, len(pairs) // buckets))]
+
+
+def draw(
+    answer: Callable[[PairBatch], torch.Tensor], pairs: Pairs, positions: Sequence[int]
+) -> list[Sample]:
+    """The samples at `positions`, filled."""
+    found = []
+    for i in positions:
+        loaded = pairs.load(i, i + 1)
+        result = metrics.composite_bytes(answer(loaded).cpu(), loaded.images, loaded.masks)
+        arrays = (loaded.images[0].numpy(), loaded.masks[0].numpy(), result[0].numpy())
+        found.append(Sample(loaded.pairs[0].name, *arrays))
+    return found
+
+
+def save(table: str, samples: Sequence[Sample]) -> str:
+    """Publish the samples beside the table at `table`; their URL."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for sample in samples:
+            mask = np.repeat(sample.mask[..., None] * 255, 3, 2).astype(np.uint8)
+            panels = {"": sample.image, "_mask": mask, "_result": sample.result}
+            for suffix, pixels in panels.items():
+                member = zipfile.ZipInfo(f"{sample.name}{suffix}.png", EPOCH)
+                archive.writestr(member, pictures.encode(pictures.Picture(pixels)))
+    store.write(url_of(table), buffer.getvalue())
+    return url_of(table)
+
+
+def load(table: str) -> list[Sample]:
+    """The samples kept beside the table at `table`; none where it has none."""
+    if not store.exists(url_of(table)):
+        return []
+    found = []
+    with zipfile.ZipFile(io.BytesIO(store.read(url_of(table)))) as archive:
+
+        def pixels(name: str) -> Bytes:
+            return pictures.decode(archive.read(name), name).pixels
+
+        for name in archive.namelist():
+            if (stem := name.removesuffix("_result.png")) != name:
+                mask = (pixels(f"{stem}_mask.png")[..., 0] > 127).astype(np.uint8)
+                found.append(Sample(stem, pixels(f"{stem}.png"), mask, pixels(name)))
+    return found

@@ -1,0 +1,1 @@
+"""Any inpainter as a function of image and mask, for images of any size."""

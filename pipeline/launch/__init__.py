@@ -1,0 +1,1 @@
+"""Processes on this node: how many, started and stopped together, their output."""

@@ -1,0 +1,1 @@
+"""The whole path on photographs that a dependency ships."""

@@ -1,0 +1,1 @@
+"""Registered models: packaging, registration, promotion."""

@@ -1,0 +1,173 @@
+"""The history of a production model: an append-only log of versions, and what follows from it.
+
+A promotion is one new version that says, in tags set as it is created, which champion its gate was
+decided against (`gate.baseline`). Numbers come from the database, so all readers see one order, and
+`fold` gives the champion: a version counts if its baseline was the champion when its turn came. Of
+two that were decided against the same champion, the later one does not count. The alias `champion`
+only repeats what `fold` says. Each version holds the hash of its baseline's tags, so that a change
+of the past shows.
+"""
+
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+ALIAS = "champion"
+HEAD = "gate.head"
+UNSEALED = ("gate.digest", "gate.result")
+
+
+class History(NamedTuple):
+    """`line`: every champion in order. `stack`: those that a rollback can go back through."""
+
+    line: list[Any]
+    stack: list[Any]
+
+    @property
+    def champion(self) -> Any | None:
+        return self.line[-1] if self.line else None
+
+
+def fold(versions: list[Any]) -> History:
+    """`versions`: all of one registered model, oldest first."""
+    line: list[Any] = []
+    stack: list[Any] = []
+    for version in versions:
+        tags = version.tags
+        if "gate.baseline" not in tags or int(tags["gate.baseline"]) != number(line):
+            continue
+        line.append(version)
+        if tags["gate.kind"] == "rollback":
+            while stack and content(stack[-1]) != tags["gate.content"]:
+                stack.pop()
+        else:
+            stack.append(version)
+    return History(line, stack)
+
+
+def number(line: list[Any]) -> int:
+    """The champion's version number; 0 before the first."""
+    return int(line[-1].version) if line else 0
+
+
+def content(version: Any) -> str:
+    """The promotion whose bytes a version holds: its own, or the one rolled back to."""
+    return version.tags.get("gate.content", str(version.version))
+
+
+def append(client: Any, name: str, source: Any, tags: dict[str, str], baseline: Any | None) -> Any:
+    """Creates the version that claims to follow `baseline`; returns it. `settle` tells if it does.
+
+    source: (logged model id, run id or None, description).
+    """
+    model_id, run_id, description = source
+    tags = {
+        **tags,
+        "gate.baseline": str(baseline.version if baseline else 0),
+        "gate.previous": baseline.tags["gate.digest"] if baseline else "",
+    }
+    tags["gate.digest"] = digest(tags)
+    return client.create_model_version(
+        name,
+        source=f"models:/{model_id}",
+        run_id=run_id,
+        tags=tags,
+        description=description,
+        model_id=model_id,
+    )
+
+
+def target(name: str, history: History, version: int | None) -> Any:
+    """The promotion that a rollback goes back to; ValueError where there is none."""
+    if not history.line:
+        raise ValueError(f"{name} never had a champion: promote a version first")
+    if version is not None:
+        return promoted(name, history.line[:-1], version)
+    if len(history.stack) < 2:
+        raise ValueError(f"{name} has no champion before {history.line[-1].version}")
+    return history.stack[-2]
+
+
+def promoted(name: str, among: list[Any], version: int) -> Any:
+    """The version of that number `among` those that were champions; ValueError lists them."""
+    past = {int(each.version): each for each in among if "gate.digest" in each.tags}
+    if version not in past:
+        known = ", ".join(map(str, past)) or "none"
+        raise ValueError(f"version {version} of {name} was no champion; those were: {known}")
+    return past[version]
+
+
+def settle(client: Any, name: str) -> History:
+    """Makes the alias say what the history says; by any number of processes at once.
+
+    Raises ValueError if a promoted version was deleted: the history would name an old champion.
+    """
+    from pipeline.registry.register import versions
+
+    while True:
+        every = versions(client, name)
+        model = client.get_registered_model(name)
+        if gone := deleted(model, every):
+            raise ValueError(
+                f"{name} lost its promoted version {gone[0]}: choose the version to go on from "
+                f"with `rollback {name} version=N`"
+            )
+        history = fold(every)
+        champion = history.champion
+        if champion is None or str(model.aliases.get(ALIAS)) == str(champion.version):
+            return history
+        # Another process may have read an older state and set it last: look again after setting.
+        client.set_registered_model_alias(name, ALIAS, str(champion.version))
+        head = f"{champion.version} {champion.tags['gate.digest']}"
+        client.set_registered_model_tag(name, HEAD, head)
+
+
+def deleted(model: Any, versions: list[Any]) -> list[int]:
+    """Numbers of promoted versions that others build on and that are no longer there."""
+    named = {
+        int(v.tags["gate.baseline"])
+        for v in versions
+        if "gate.baseline" in v.tags and v.tags.get("gate.result") != "orphaned"
+    }
+    named |= {int(number) for number in model.tags.get(HEAD, "").split()[:1]}
+    return sorted(named - {int(version.version) for version in versions} - {0})
+
+
+def mend(client: Any, name: str, versions: list[Any], target: Any) -> None:
+    """After a deletion: `target` is the champion that the log's remains name from now on."""
+    for version in versions:
+        baseline = version.tags.get("gate.baseline")
+        if baseline and int(baseline) in deleted(client.get_registered_model(name), versions):
+            client.set_model_version_tag(name, str(version.version), "gate.result", "orphaned")
+    client.set_registered_model_tag(name, HEAD, f"{target.version} {target.tags['gate.digest']}")
+
+
+def faults(model: Any, versions: list[Any]) -> list[str]:
+    """What is wrong with the record: deleted or changed versions, an alias moved by hand."""
+    found = [f"promoted version {number} was deleted" for number in deleted(model, versions)]
+    there = {int(version.version): version for version in versions}
+    for version in versions:
+        tags = version.tags
+        if "gate.digest" not in tags:
+            continue
+        if digest(tags) != tags["gate.digest"]:
+            found.append(f"the tags of version {version.version} were changed")
+        baseline = there.get(int(tags["gate.baseline"]))
+        if baseline is not None and baseline.tags.get("gate.digest") != tags["gate.previous"]:
+            found.append(
+                f"version {version.version} was decided against another {baseline.version}"
+            )
+    alias = model.aliases.get(ALIAS)
+    champion = fold(versions).champion
+    if str(alias) != str(champion.version if champion else None):
+        expected = champion.version if champion else "nothing"
+        found.append(
+            f"alias {ALIAS} says {alias or 'nothing'}, the history {expected}: the next promote or "
+            "rollback sets it right"
+        )
+    return found
+
+
+def digest(tags: dict[str, str]) -> str:
+    sealed = {k: v for k, v in tags.items() if k not in UNSEALED}
+    return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()

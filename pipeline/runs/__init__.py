@@ -1,0 +1,1 @@
+"""A run's folder on disk or in a bucket: what identifies it and what it holds."""

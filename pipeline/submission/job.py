@@ -1,0 +1,147 @@
+"""Which folders and URLs a job reads and writes: are all named, and do its machines see them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from jobs.spec import Cluster
+from pipeline.config.compose import ConfigError
+from shards import store
+
+READS = ("source", "checkpoint", "run", "init", "weights", "predictions", "url", "model", "image",
+         "mask")  # fmt: skip
+WRITES = ("out", "export", "features")
+MAYBE = ("weights", "model", "image", "mask")  # a name, a rectangle, or a path
+RECORDED = ("train", "register", "promote", "rollback")  # verbs that do nothing without a record
+
+
+class Places(NamedTuple):
+    """`named`: key and value as given. `reads` and `writes`: those on a disk, absolute."""
+
+    named: tuple[tuple[str, str], ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+
+def places(verb: str, configs: Sequence[Any], runs: Sequence[str]) -> Places:
+    """Of all points of a job; `runs` are those that it trains, or what it is about."""
+    named: dict[tuple[str, str], bool] = {}
+    for config in configs:
+        for name in (*READS, *WRITES):
+            value = getattr(config, name, None)
+            if _is_place(name, value):
+                named[name, str(value)] = name in WRITES
+        for group in ("data", "masks"):
+            if value := getattr(getattr(config, group, None), "url", None):
+                named[f"{group}.url", str(value)] = False
+    if verb == "train":
+        named |= {("run", run): True for run in runs}
+    found: dict[bool, list[str]] = {True: [], False: []}
+    for (_, value), written in named.items():
+        if store.is_local(value):
+            path = os.path.abspath(store.local(value))
+            file = written and verb in ("evaluate", "predict") and Path(path).suffix
+            found[written].append(os.path.dirname(path) if file else path)
+    return Places(
+        tuple(named), tuple(dict.fromkeys(found[False])), tuple(dict.fromkeys(found[True]))
+    )
+
+
+def refuse_incomplete(verb: str, config: Any, tasks: int | None) -> None:
+    """What the verb itself would refuse, or end well without doing, once it had waited its turn."""
+    divides = verb == "shard" and config.action == "write"
+    if tasks and not divides:
+        raise ConfigError(f"cluster.tasks={tasks}: only `shard` is divided into tasks")
+    if divides:
+        for name, what in (("source", "what was published"), ("out", "where the set goes")):
+            if getattr(config, name) is None:
+                raise ConfigError(f"shard without {name}= makes no set: say {what}")
+        if tasks and config.task is not None:
+            raise ConfigError(
+                f"task={config.task} is told to each element by cluster.tasks={tasks}"
+            )
+    elif verb == "shard" and config.url is None and config.out is None:
+        raise ConfigError(f"shard {config.action} needs the URL of a sharded set")
+    if verb == "evaluate":
+        given = [
+            n for n in ("checkpoint", "model", "predictions") if getattr(config, n) is not None
+        ]
+        if len(given) > 1 or not given and config.export is None:
+            raise ConfigError(
+                f"evaluate {' and '.join(f'{n}=' for n in given) or 'of nothing'}: give one of "
+                "checkpoint=, model=, predictions="
+            )
+        if config.data.url is None:
+            raise ConfigError("data.url= is missing: the sharded set that holds the pictures")
+
+
+def _is_place(name: str, value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    return name not in MAYBE or "/" in value and not value.startswith("models:/")
+
+
+def is_tag(image: str) -> bool:
+    """Of a registry, and not by digest."""
+    return "@sha256:" not in image and not image.startswith(("/", "."))
+
+
+def refuse_relative(found: Places) -> None:
+    """Inside an image the working folder is the image's own."""
+    for name, value in found.named:
+        if store.is_local(value) and not store.local(value).is_absolute():
+            raise ConfigError(
+                f"{name}={value} is relative, and inside an image that is another folder: give an "
+                f"absolute path{' (or root=)' if name == 'run' else ''}, or cluster.code=snapshot"
+            )
+
+
+def refuse_local(found: Places, what: str, folder: str, cluster: Cluster) -> None:
+    """A pod sees buckets and mounted claims, and nothing of this machine.
+
+    `folder` is written by `submit` too, so a claim must be mounted here as it is in the pods.
+    """
+    for name, place in ((what, folder), *found.named):
+        if store.is_local(place) and _claim(place, cluster) is None:
+            raise ConfigError(
+                f"{name}={place} is a folder of this machine, which pods do not see: give an "
+                "s3:// URL, or a path on one of cluster.volumes"
+            )
+    mount = _claim(folder, cluster) if store.is_local(folder) else None
+    if mount is not None and not os.path.isdir(mount):
+        raise ConfigError(
+            f"{what}={folder} lies on a claim that is not mounted at {mount} on this machine, and "
+            "`submit` writes the configuration there: mount it here too, or give an s3:// URL"
+        )
+
+
+def _claim(place: str, cluster: Cluster) -> str | None:
+    """Where the claim is mounted that holds the path."""
+    path = os.path.normpath(store.local(place))
+    mounts = [os.path.normpath(mount) for mount in cluster.volumes.values()]
+    return next((m for m in mounts if path == m or path.startswith(f"{m.rstrip('/')}/")), None)
+
+
+def refuse_hidden_record(verb: str, config: Any, cluster: Cluster) -> None:
+    """A tracking server that only this machine can reach is none for pods."""
+    wanted = verb in RECORDED and not getattr(config, "smoke", False)
+    if not wanted or verb == "train" and not config.tracking.enabled:
+        return
+    uri = cluster.env.get("MLFLOW_TRACKING_URI") or os.environ.get("MLFLOW_TRACKING_URI", "")
+    host = urlsplit(uri).hostname or ""
+    file = re.match(r"sqlite:///(.*)", uri)
+    if (
+        not uri
+        or host == "localhost"
+        or host.startswith("127.")
+        or (file and _claim(file[1], cluster) is None)
+    ):
+        raise ConfigError(
+            f"MLFLOW_TRACKING_URI={uri or '(not set)'} is no record that pods can reach: set it to "
+            f"https://HOST{', or tracking.enabled=false' if verb == 'train' else ''}"
+        )

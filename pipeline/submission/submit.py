@@ -1,0 +1,268 @@
+"""`submit VERB … [then VERB …]`: verbs as jobs, with everything decided before the queue.
+
+The configuration is resolved here and written to the job's folder, the code is a commit, the run's
+id and MLflow run exist before the job does: a requeue changes none of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from jobs import scheduler, snapshot
+from jobs.scheduler import Stage
+from jobs.spec import SubmitError, Unheard
+from pipeline.common import joblock
+from pipeline.config.schema import CACHE
+from pipeline.runs import checkpoints as stored
+from pipeline.runs import job_record as jobrecord
+from pipeline.runs.identity import check_same, folder_of, settled
+from pipeline.runs.job_record import Record
+from pipeline.submission import staging as jobundo
+from pipeline.submission.plan import ROOT, Part, job_of, parse, say
+from pipeline.training import pretrained
+from shards import store
+
+
+def main(words: Sequence[str], dry_run: bool = False) -> Any:
+    """Does, or with `dry_run` only shows, or with check=true only asks. See `show`."""
+    parts = parse(words)
+    stages = [Stage(*job_of(part, dry_run)) for part in parts]
+    if dry_run:
+        return scheduler.render(stages)
+    stages = [Stage(job, scheduler.located(cluster)) for job, cluster in stages]
+    if any(part.settings.check for part in parts):
+        return {"check": scheduler.ask(stages)}
+    scheduler.render(stages)
+    with ExitStack() as locks:
+        for place in sorted({place for part in parts for place in _places(part)}):
+            locks.enter_context(joblock.held(place))
+        _refuse_live(parts)
+        for part in parts:
+            _preflight(part, first=part is parts[0])
+        scheduler.judge(stages)  # whatever it refuses, before anything is written
+        records = _submitted(parts, stages)
+    return {"jobs": [_told(*each) for each in zip(parts, stages, records)]}
+
+
+def _submitted(parts: Sequence[Part], stages: Sequence[Stage]) -> list[Record]:
+    """Each job's record lies there before the scheduler is asked: whatever kills us then, `status`
+    and the next `submit` find the job by its name."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    records = [
+        _record(part, stage, now, sought)
+        for part, stage, sought in zip(parts, stages, scheduler.sought(stages))
+    ]
+    with ExitStack() as undo:
+        for part, stage, record in zip(parts, stages, records):
+            for place in _places(part):
+                jobundo.keep_place(undo, place, ("config.yaml", jobrecord.NAME))
+            for name in ("job.sbatch", "job.sh"):
+                jobundo.keep(undo, store.join(part.folder, name))
+            _write_configs(part, _announce(part, undo))
+            _write_weights(part, undo)
+            _write_code(part, stage, undo)
+            _forget_pods(stage, undo)
+            jobrecord.write(record)
+        for record in records:
+            jobrecord.point_to(record)
+        with joblock.unstopped() as stopped:
+            try:
+                numbers = scheduler.submit(stages, [record.before for record in records])
+            except Unheard:
+                undo.pop_all()  # what may be in the queue keeps its record
+                raise
+            undo.pop_all()
+            records = [replace(r, number=number) for r, number in zip(records, numbers)]
+            for record in records:
+                try:
+                    jobrecord.write(record)
+                except (OSError, ValueError) as error:
+                    say(f"{record.id} is in the queue, its number {record.number} could not be "
+                        f"written, `status` will ask for it: {error}")  # fmt: skip
+            for record in records if stopped else ():
+                say(f"{record.id} is in the queue already: `cancel {record.id}` takes it out")
+    return records
+
+
+def _record(part: Part, stage: Stage, now: str, sought: tuple[str, ...]) -> Record:
+    last = jobrecord.read(part.folder)
+    last = last and last.settled()
+    return Record(
+        id=part.id, verb=part.verb, run=stage.job.run, folder=stage.job.folder, number="",
+        cluster=jobrecord.where_of(stage.cluster), submitted=now, commit=stage.job.commit,
+        points=tuple(part.runs) if len(part.points) > 1 else (), pods=scheduler.pods(stage),
+        before=tuple(n for n in (*last.before, last.number) if n) if last else (),
+        sought=sought)  # fmt: skip
+
+
+def _told(part: Part, stage: Stage, record: Record) -> dict[str, Any]:
+    job, told = stage.job, {"number": record.number, "scheduler": part.cluster.scheduler}
+    return {"id": job.id, "verb": job.verb, "run": job.run, "folder": job.folder, **told}
+
+
+def show(result: Any) -> str:
+    if isinstance(result, str):
+        return result
+    if "check" in result:
+        return "\n".join(result["check"])
+    lines = [f"{j['verb']} {j['id']} is {j['scheduler']} job {j['number']}" for j in result["jobs"]]
+    last = result["jobs"][-1]["id"]
+    return "\n".join(
+        [*lines, f"python -m pipeline status {last}", f"python -m pipeline logs {last} -f"]
+    )
+
+
+# --- what is written before the job exists --------------------------------------------------------
+
+
+def _places(part: Part) -> set[str]:
+    """The job's folder, and the runs that it trains."""
+    return {part.folder, *(part.runs if part.trains else ())}
+
+
+def _refuse_live(parts: Sequence[Part]) -> None:
+    for part in parts:
+        for place in _places(part):
+            record = jobrecord.read(place)
+            record = record and record.settled()
+            if record and (found := record.status()).state.live:
+                raise SubmitError(
+                    f"{record.id} is {found.line()} as {record.cluster['scheduler']} job "
+                    f"{record.number}: `logs {record.id}` to watch, `cancel {record.id}` to stop it"
+                )
+
+
+def _preflight(part: Part, first: bool) -> None:
+    """Refuse here what every node would; what an earlier stage makes is not there to be seen."""
+    for point in part.points:
+        if first:
+            try:
+                _look(part, point.config)
+            except OSError as error:
+                say(f"not verified from here: {' '.join(str(error).split())}")
+        elif part.verb == "train":
+            pretrained.check(point.config)
+            check_same(point.config, folder_of(point.config))
+
+
+def _look(part: Part, config: Any) -> None:
+    """What the verb itself would refuse, as far as it can be seen without torch."""
+    if part.verb == "train":
+        from pipeline.launch.topology import process_count
+        from pipeline.training.preflight import preflight
+
+        cluster = part.cluster
+        here = cluster.scheduler == "local"
+        preflight(config, process_count(config) if here else cluster.nodes * cluster.processes)
+        return
+    from shards.manifest import open_manifest
+
+    # A claim is not mounted here: of what pods read only what lies in a bucket can be seen.
+    pods = part.cluster.scheduler == "kubernetes"
+    given = {
+        "evaluate": ("data.url", "masks.url", "checkpoint"),
+        "shard": ("source",) if getattr(config, "action", "write") == "write" else (),
+    }
+    for name in given.get(part.verb, ()):
+        url = reduce(getattr, name.split("."), config)
+        if url is None or pods and store.is_local(url):
+            continue
+        if name == "checkpoint":
+            stored.find(url)
+        elif name != "source":
+            open_manifest(url)
+        elif store.is_local(url) and not store.local(url).expanduser().exists():
+            raise SubmitError(f"source={url} does not exist: give the folder or archive to shard")
+
+
+def _write_configs(part: Part, mlflow_runs: dict[str, str]) -> None:
+    from pipeline.runs.folder import update_run_json
+
+    points = [replace(p, config=_with_weights(part, p.config)) for p in part.points]
+    if not part.trains:
+        text = points[0].yaml()
+        store.write(store.join(part.folder, "config.yaml"), text.encode())
+        return
+    for point, run in zip(points, part.runs):
+        config = settled(point.config, folder_of(point.config))  # bits depend on what `auto` meant
+        named = replace(point, config=replace(config, run=run))
+        store.write(store.join(run, "config.yaml"), named.yaml().encode())
+        if run in mlflow_runs:
+            update_run_json(run, mlflow_run_id=mlflow_runs[run])
+
+
+def _with_weights(part: Part, config: Any) -> Any:
+    """What is still to come from a cache comes with the job: that of a pod is empty."""
+    if part.verb != "train" or not pretrained.from_cache(config):
+        return config
+    return replace(config, weights=store.join(part.folder, "weights"))
+
+
+def _write_weights(part: Part, undo: ExitStack) -> None:
+    found: set[tuple[str, str]] = set()
+    for config in (point.config for point in part.points if part.verb == "train"):
+        found |= {(_with_weights(part, config).weights, n) for n in pretrained.from_cache(config)}
+    for place, name in sorted(found):
+        jobundo.keep(undo, pretrained.place(place, name))
+        store.write(pretrained.place(place, name), pretrained.read(CACHE, name))
+
+
+def _write_code(part: Part, stage: Stage, undo: ExitStack) -> None:
+    if stage.job.code is None:
+        return
+    diff = store.join(stage.job.folder, "code", f"{stage.job.commit}.diff")
+    for url in (stage.job.code, diff):
+        jobundo.keep_code(undo, url)
+    taken = snapshot.take(ROOT, part.cluster.allow_dirty)
+    if taken.name != stage.job.commit:
+        raise SubmitError(f"{ROOT} was changed while it was submitted: submit again")
+    data = snapshot.archive(taken)
+    if part.cluster.scheduler == "kubernetes":
+        store.write(stage.job.code, data)
+    else:
+        snapshot.unpack(data, Path(stage.job.code))
+    if taken.diff:
+        store.write(diff, taken.recorded)
+
+
+def _forget_pods(stage: Stage, undo: ExitStack) -> None:
+    """The last words of an earlier submission's pods are not this one's."""
+    logs = store.join(stage.job.folder, "logs")
+    for name in store.names(logs) if scheduler.pods(stage) else []:
+        if name.endswith(".state"):
+            jobundo.keep(undo, store.join(logs, name))
+            store.remove(store.join(logs, name))
+
+
+def _announce(part: Part, undo: ExitStack) -> dict[str, str]:
+    """MLflow runs with status SCHEDULED, the points of a sweep under one parent: ids by run."""
+    config = part.points[0].config
+    if not part.trains or not config.tracking.enabled:
+        return {}
+    from pipeline.tracking.lifecycle import announce
+
+    try:
+        uri = part.cluster.env.get("MLFLOW_TRACKING_URI")
+        made = announce([p.config for p in part.points], part.runs, part.id, uri)
+    except (ValueError, OSError) as error:
+        if config.tracking.required:
+            raise
+        say(f"no MLflow run was made, it will be when the job starts: {error}")
+        return {}
+    undo.callback(_withdraw, config, made, uri)
+    return {each.run: each.mlflow_run for each in made if each.run}
+
+
+def _withdraw(config: Any, made: Any, uri: str | None) -> None:
+    from pipeline.tracking.lifecycle import withdraw
+
+    try:
+        withdraw(config, made, uri)
+    except ValueError as error:
+        say(f"its MLflow run could not be taken back: {error}")

@@ -1,0 +1,1 @@
+"""MLflow: what runs record, and how it gets there through outages."""

@@ -1,0 +1,238 @@
+"""From the spool to MLflow: each event becomes the request it stands for.
+
+Sending an event twice must change nothing: metrics have the same time and value, parameters and
+tags the same content, files the same name. So after any interruption it is enough to go on from the
+cursor.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.runs.folder import read_run_json, update_run_json
+from pipeline.tracking import client as server
+from pipeline.tracking.spool import Event, Unsent, discard
+from shards import store
+
+UID = "lacuna.uid"
+HEARTBEAT = "lacuna.heartbeat"
+BATCH = {"metrics": 1000, "params": 100, "tags": 100}
+LIMIT = {"key": 250, "param": 6000, "tag": 5000}
+NEVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
+
+
+class Gone(server.ServerError):
+    """The run was deleted in MLflow: nothing more can be sent to it."""
+
+
+class Delivery:
+    """Sends a run's events. `run` is the run's folder or URL, where `run.json` lies."""
+
+    def __init__(self, client: Any, uri: str, run: str, unsent: Unsent) -> None:
+        self.client, self.uri, self.run, self.unsent = client, uri, run, unsent
+        self.rejected = 0
+        self.run_id: str | None = read_run_json(run).get("mlflow_run_id")
+
+    def send(self, events: list[Event]) -> None:
+        """Sends events in order and moves the cursor behind what was sent.
+
+        What the server will never take is set aside. Anything else that fails raises; the rest is
+        then sent by the next call.
+        """
+        waiting: list[Event] = []
+        for event in events:
+            if event.kind in ("metrics", "tags"):
+                waiting.append(event)
+                continue
+            self._flush(waiting)
+            waiting = []
+            self._one(event, getattr(self, f"_{event.kind}", None))
+        self._flush(waiting)
+
+    def _flush(self, events: list[Event]) -> None:
+        if not events:
+            return
+        try:
+            self._log(events)
+        except Exception as error:
+            if not self._hopeless(error):
+                raise
+            for event in events:  # one of them is poison: the others go alone
+                self._one(event, lambda event: self._log([event]))
+            return
+        self.unsent.advance(events[-1].after)
+
+    def _one(self, event: Event, deliver: Callable[[Event], None] | None) -> None:
+        try:
+            if deliver is None:
+                raise ValueError("no such kind of event")
+            deliver(event)
+        except Exception as error:
+            if not self._hopeless(error):
+                raise
+            self.unsent.reject(event, " ".join(str(error).split())[:500])
+            self.rejected += 1
+            self.unsent.advance(event.after)
+            return
+        self.unsent.advance(event.after)
+        for name in event.fields.get("files", ()):
+            discard(self.unsent.folder, name)
+
+    def _hopeless(self, error: Exception) -> bool:
+        """Whether the server would say so for ever. Raises Gone if the run itself is gone."""
+        from mlflow.exceptions import MlflowException, RestException
+
+        if isinstance(error, server.ServerError):
+            return False
+        if not isinstance(error, MlflowException):
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            return isinstance(error, (ValueError, TypeError, KeyError, FileNotFoundError)) or (
+                status in (400, 413, 414, 415, 422)
+            )
+        # A proxy's page, or a server of something else, must not empty the spool.
+        if self.uri.startswith("http") and not isinstance(error, RestException):
+            return False
+        if error.error_code not in (*NEVER, "RESOURCE_DOES_NOT_EXIST"):
+            return False
+        if self.run_id is not None:
+            self._alive()
+        return True
+
+    def _alive(self) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            stage = self.client.get_run(self.run_id).info.lifecycle_stage
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            stage = "deleted"
+        if stage == "deleted":
+            raise Gone(
+                f"MLflow run {self.run_id} was deleted on {server.shown(self.uri)}: restore it "
+                "there, or remove spool/ and mlflow_run_id from run.json to record a new one"
+            )
+
+    # --- one method for each kind of event -------------------------------------------------------
+
+    def _start(self, event: Event) -> None:
+        fields = event.fields
+        experiment = server.experiment_id(self.client, self.uri, fields["experiment"])
+        self.run_id = self.run_id or fields.get("run_id")
+        if self.run_id is None:
+            self.run_id = self._find(experiment, fields["uid"]) or self._create(experiment, event)
+        else:
+            self._alive()
+            experiment = self.client.get_run(self.run_id).info.experiment_id
+        update_run_json(
+            self.run,
+            mlflow_run_id=self.run_id,
+            mlflow_experiment_id=experiment,
+            mlflow_uri=server.shown(self.uri),
+        )
+        self.client.update_run(self.run_id, status="RUNNING")
+        there = self.client.get_run(self.run_id).data
+        if "job.error" in there.tags:  # of an attempt that failed
+            self.client.delete_tag(self.run_id, "job.error")
+        known = there.params
+        wanted = {k[: LIMIT["key"]]: v[: LIMIT["param"]] for k, v in fields["params"].items()}
+        changed = {k: v for k, v in wanted.items() if known.get(k, v) != v}
+        tags = dict(fields["tags"])
+        if changed:  # MLflow holds the first value of a parameter for ever
+            tags[f"resume.{fields['attempt']}.overrides"] = json.dumps(changed, sort_keys=True)
+        self._log_dicts({k: v for k, v in wanted.items() if k not in known}, tags)
+        if fields.get("dataset"):
+            self._log_dataset(**fields["dataset"])
+
+    def _find(self, experiment: str, uid: str) -> str | None:
+        found = self.client.search_runs([experiment], f"tags.`{UID}` = '{uid}'", max_results=1)
+        return found[0].info.run_id if found else None
+
+    def _create(self, experiment: str, event: Event) -> str:
+        tags = {UID: event.fields["uid"], "mlflow.runName": event.fields["run_name"]}
+        if event.fields.get("parent"):
+            tags["mlflow.parentRunId"] = event.fields["parent"]
+        made = self.client.create_run(experiment, start_time=event.time_ms, tags=tags)
+        return made.info.run_id
+
+    def _log_dataset(self, name: str, url: str, digest: str) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        source = json.dumps({"uri": store.display(url)})
+        kind = "s3" if url.startswith("s3://") else "local"
+        dataset = Dataset(name, digest[:32], kind, source)
+        tags = [InputTag("mlflow.data.context", "train"), InputTag("manifest_sha256", digest)]
+        self.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
+
+    def _log(self, events: list[Event]) -> None:
+        from mlflow.entities import Metric
+
+        metrics, tags = [], {}
+        for event in events:
+            if event.kind == "tags":
+                tags.update(event.fields["values"])
+            else:
+                metrics += [
+                    Metric(key, value, event.time_ms, event.fields["step"])
+                    for key, value in event.fields["values"].items()
+                ]
+        tags[HEARTBEAT] = str(events[-1].time_ms)
+        if metrics:
+            tags["lacuna.images_seen"] = str(max(metric.step for metric in metrics))
+        for start in range(0, len(metrics), BATCH["metrics"]):
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + BATCH["metrics"]])
+        self._log_dicts({}, tags)
+
+    def _log_dicts(self, params: dict[str, str], tags: dict[str, str]) -> None:
+        from mlflow.entities import Param, RunTag
+
+        listed = [Param(k, v) for k, v in params.items()]
+        for start in range(0, len(listed), BATCH["params"]):
+            self.client.log_batch(self.run_id, params=listed[start : start + BATCH["params"]])
+        named = [RunTag(k[: LIMIT["key"]], v[: LIMIT["tag"]]) for k, v in tags.items()]
+        for start in range(0, len(named), BATCH["tags"]):
+            self.client.log_batch(self.run_id, tags=named[start : start + BATCH["tags"]])
+
+    def _image(self, event: Event) -> None:
+        """What `MlflowClient.log_image` does, with a name that is the same at every try."""
+        from PIL import Image
+
+        file = self.unsent.folder / "files" / event.fields["files"][0]
+        height, width = event.fields["shape"][:2]
+        pixels = np.frombuffer(file.read_bytes(), np.uint8).reshape(height, width, 3)
+        key, step = event.fields["key"], event.fields["step"]
+        unique = hashlib.sha256(f"{key} {step} {event.time_ms}".encode()).hexdigest()[:32]
+        stem = f"{key.replace('/', '~')}+step+{step}+timestamp+{event.time_ms}+{unique}"
+        with tempfile.TemporaryDirectory() as folder:
+            image = Image.fromarray(pixels)
+            image.save(Path(folder, f"{stem}.png"))
+            image.thumbnail((256, 256))
+            image.save(Path(folder, f"{stem}+compressed.webp"))
+            self.client.log_artifacts(self.run_id, folder, "images")
+        self._log_dicts({}, {"mlflow.loggedImages": "True"})
+
+    def _artifact(self, event: Event) -> None:
+        holder = self.unsent.folder / "files" / event.fields["files"][0]
+        self.client.log_artifacts(self.run_id, str(holder), event.fields["folder"] or None)
+
+    def _finish(self, event: Event) -> None:
+        status = event.fields["status"]
+        experiment = self.client.get_run(self.run_id).info.experiment_id
+        same = f"tags.`{UID}` = '{event.fields['uid']}'"
+        for twin in self.client.search_runs([experiment], same):
+            if twin.info.run_id != self.run_id:  # of a creation whose answer came too late
+                self.client.delete_run(twin.info.run_id)
+        if status == "REQUEUED":
+            self._log_dicts({}, {"job.state": "requeued"})
+            self.client.update_run(self.run_id, status="SCHEDULED")
+            return
+        self._log_dicts({}, {"job.state": status.lower()})
+        self.client.set_terminated(self.run_id, status, event.time_ms)
+
+    def _end(self, event: Event) -> None:
+        """The last line of a segment: nothing to send."""

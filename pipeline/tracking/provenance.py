@@ -1,0 +1,240 @@
+"""What a run was made of: commit, uncommitted changes, packages, hardware, the job it ran in.
+
+Everything that leaves here as text went through `redact`.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from jobs import git as vcs
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+MAX_DIFF = 1 << 20
+JOB = {
+    "SLURM_JOB_ID": "slurm.job_id",
+    "SLURM_ARRAY_JOB_ID": "slurm.array_job_id",
+    "SLURM_ARRAY_TASK_ID": "slurm.array_task_id",
+    "SLURM_RESTART_COUNT": "slurm.restart_count",
+    "SLURM_JOB_NODELIST": "slurm.nodes",
+    "SLURM_CLUSTER_NAME": "slurm.cluster",
+    "SLURM_JOB_PARTITION": "slurm.partition",
+    "POD_NAME": "pod.name",
+    "POD_NAMESPACE": "pod.namespace",
+    "NODE_NAME": "pod.node",
+    "JOB_COMPLETION_INDEX": "pod.completion_index",
+    "LACUNA_IMAGE": "image.digest",
+}
+SECRET_NAME = re.compile(
+    r"(?i)passw(or)?d|secret|token|credential|api_?key|access_?key|private_?key"
+)
+ASSIGNED = [
+    (re.compile(r"(?i)([\w.-]*(?:passw(?:or)?d|secret|token|api_?key|access_?key|private_?key)"
+                r"[\w.-]*[\"']?\s*[:=]\s*[\"']?)([^\s\"',;&]{6,})"), r"\1***"),
+]  # fmt: skip
+SHAPES = [
+    (re.compile(r"(\w+://)[^/\s:@]*:[^/\s@]+@"), r"\1***@"),
+    (re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b"), "***"),
+    (re.compile(r"\b(ghp|gho|ghs|github_pat|glpat|hf|sk|xox[abp])[-_][A-Za-z0-9_-]{16,}"), "***"),
+    (re.compile(r"(?i)\b(bearer|basic) [A-Za-z0-9+/=._-]{12,}"), r"\1 ***"),
+    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.S),
+     "***"),
+]  # fmt: skip
+
+
+def environment(checkout: Path = CHECKOUT) -> tuple[dict[str, str], dict[str, str]]:
+    """Tags that say where a run comes from, and texts by artifact path with the details."""
+    head, diff = git(checkout)
+    installed = packages()
+    machine = hardware()
+    lock = checkout / "constraints.txt"
+    tags = {
+        "mlflow.source.name": redact(shlex.join(["python", *sys.orig_argv[1:]])),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": user(),
+        "git.dirty": str(bool(diff)).lower(),
+        "packages.sha256": hashlib.sha256(installed.encode()).hexdigest(),
+        "python": platform.python_version(),
+        "host": socket.gethostname(),
+        **{name: os.environ[key] for key, name in JOB.items() if os.environ.get(key)},
+        **{f"hardware.{key}": str(value) for key, value in machine.items()},
+    }
+    if head:
+        tags["mlflow.source.git.commit"] = head
+    if lock.exists():
+        tags["lock.sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest()
+    files = {
+        "environment/packages.txt": installed,
+        "environment/hardware.json": json.dumps(machine, indent=1) + "\n",
+    }
+    if diff:
+        files["environment/uncommitted.patch"] = diff
+    return tags, files
+
+
+def git(checkout: Path = CHECKOUT) -> tuple[str | None, str]:
+    """The commit, and what differs from it (redacted, at most 1 MiB). (None, "") outside git.
+
+    A job's snapshot has no `.git`: its commit comes in `LACUNA_COMMIT`, the URL of what differs in
+    `LACUNA_DIFF`.
+    """
+    if "LACUNA_COMMIT" in os.environ:  # git would find a checkout that lies around the snapshot
+        return commit(checkout), redact(_recorded(os.environ.get("LACUNA_DIFF")))
+    try:
+        with vcs.apart(checkout) as own:
+            diff = vcs.diff(checkout, vcs.commit(checkout), vcs.tree(checkout, own, []), own)
+        new = vcs.unknown(checkout)
+    except (OSError, subprocess.SubprocessError):
+        return commit(checkout), ""
+    untracked = "".join(f"# untracked: {name}\n" for name in new[:200])
+    return commit(checkout), redact((diff[:MAX_DIFF] + untracked).encode(errors="replace").decode())
+
+
+def _recorded(url: str | None) -> str:
+    """The changes that `submit` took along."""
+    from shards import store
+
+    if url is None:
+        return ""
+    try:
+        return store.read(url)[:MAX_DIFF].decode(errors="replace")
+    except (OSError, ValueError):
+        return f"# {store.display(url)} cannot be read\n"
+
+
+def commit(checkout: Path = CHECKOUT) -> str | None:
+    """The commit of the code that runs."""
+    if told := os.environ.get("LACUNA_COMMIT"):
+        return told
+    try:
+        return vcs.commit(checkout)
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def packages() -> str:
+    """Installed distributions, `name==version` a line, sorted."""
+    found = {
+        f"{d.metadata['Name']}=={d.version}"
+        for d in importlib.metadata.distributions()
+        if d.version
+    }
+    return "".join(f"{line}\n" for line in sorted(found, key=str.lower))
+
+
+def hardware() -> dict[str, Any]:
+    """CPU, memory and accelerators of this machine, with torch's and the driver's versions."""
+    import psutil
+    import torch
+
+    found: dict[str, Any] = {
+        "cpu": cpu_name(),
+        "cores": _cores(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "none",
+    }
+    if torch.cuda.is_available():
+        found["gpus"] = torch.cuda.device_count()
+        found["gpu"] = torch.cuda.get_device_name(0)
+        found["gpu_memory_gb"] = round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
+        found["cudnn"] = str(torch.backends.cudnn.version())
+        if handles := _gpu_handles():
+            found["driver"] = str(handles[0].nvmlSystemGetDriverVersion())
+    return found
+
+
+def system_metrics(node: str = "0", folder: str = ".") -> dict[str, float]:
+    """One sample of this machine under `system/<node>/`: CPU %, memory, disk, network, GPUs."""
+    import psutil
+
+    memory, disk, network = (
+        psutil.virtual_memory(),
+        psutil.disk_usage(folder),
+        psutil.net_io_counters(),
+    )
+    sample = {
+        "cpu_percent": psutil.cpu_percent(),
+        "memory_gb": memory.used / 2**30,
+        "memory_percent": memory.percent,
+        "process_rss_gb": psutil.Process().memory_info().rss / 2**30,
+        "disk_percent": disk.percent,
+        "net_received_gb": network.bytes_recv / 2**30,
+        "net_sent_gb": network.bytes_sent / 2**30,
+    }
+    nvml, handles = _gpu_handles() or (None, [])
+    for index, handle in enumerate(handles):
+        assert nvml is not None
+        used = nvml.nvmlDeviceGetMemoryInfo(handle)
+        sample[f"gpu{index}_percent"] = nvml.nvmlDeviceGetUtilizationRates(handle).gpu
+        sample[f"gpu{index}_memory_gb"] = used.used / 2**30
+        sample[f"gpu{index}_watts"] = nvml.nvmlDeviceGetPowerUsage(handle) / 1000
+    return {f"system/{node}/{key}": float(value) for key, value in sample.items()}
+
+
+def other_node_metrics() -> dict[str, float]:
+    """`system_metrics` of this node if this is its first process, to be gathered by rank 0.
+
+    Empty on the first node, which its Tracker samples, and in every other process.
+    """
+    rank, here = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    node = rank // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return {} if node == 0 or here else system_metrics(str(node))
+
+
+def redact(text: str) -> str:
+    """`text` with passwords, keys and tokens as `***`; secrets of the environment too."""
+    for name, value in os.environ.items():
+        if SECRET_NAME.search(name) and len(value) >= 6:
+            text = text.replace(value, "***")
+    for pattern, replacement in (*ASSIGNED, *SHAPES):
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def user() -> str:
+    """The account's name; its number where it has none, as in a pod."""
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _cores() -> int:
+    """Those this process may use; macOS cannot say."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        return found.group(1) if found else platform.machine()
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+@functools.cache
+def _gpu_handles() -> tuple[Any, list[Any]] | None:
+    """NVML and its device handles; None without nvidia-ml-py or a GPU."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        count = pynvml.nvmlDeviceGetCount()
+        return pynvml, [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
+    except Exception:  # NVML has its own error class, absent where the package is
+        return None

@@ -1,0 +1,298 @@
+"""One run's record in MLflow. Only rank 0 has a Tracker.
+
+A call appends an event to the run's spool and returns (microseconds, no network). One daemon thread
+sends what is there, with the run's id spelled out, and tries again for as long as the server does
+not take it: an outage neither slows training nor loses a point. What is left at the end waits for
+`python -m pipeline sync RUN`.
+"""
+
+import math
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from pipeline.runs.job_record import cancelled
+from pipeline.tracking import client as server
+from pipeline.tracking import provenance as capture
+from pipeline.tracking.keys import clean, flatten, lower_is_better
+from pipeline.tracking.remote_spool import (
+    STATE,
+    fetch_spool,
+    place,
+    push_spool,
+    read_state,
+    spool_folder,
+)
+from pipeline.tracking.sender import Sender, say
+from pipeline.tracking.spool import Spool, Unsent, write_json
+from shards import store
+
+STATUSES = ("FINISHED", "FAILED", "KILLED", "REQUEUED")
+
+
+class Tracker:
+    """Records a run.
+
+    run_dir: the run's folder or URL. The spool of a remote run lies in a cache folder; `publish`
+        (with each checkpoint) copies it to the run, where the next node finds it.
+    uri: MLflow; None: the environment's, else sqlite under `root`, the folder that holds the runs.
+    run_id: an MLflow run made before (at submit); None: the one in `run.json`, else a new one.
+    required: a server that cannot be used raises ServerError in `start`.
+    drain: False only spools; `sync` sends from a machine that has a route.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | os.PathLike,
+        *,
+        root: str | None = None,
+        uri: str | None = None,
+        experiment: str,
+        run_name: str,
+        run_id: str | None = None,
+        parent: str | None = None,
+        required: bool = False,
+        drain: bool = True,
+        sample_every: float = 15.0,
+    ) -> None:
+        server.ask_once()
+        self.run = str(run_dir)
+        self.uri = server.uri_for(self.run, root, uri)
+        self.folder = spool_folder(self.run)
+        self._identity = {"experiment": experiment, "run_name": run_name, "parent": parent}
+        self._given_id, self._required, self._drains = run_id, required, drain
+        self._sample_every = sample_every
+        self._state: dict[str, Any] = {}
+        self._threads: list[threading.Thread] = []
+        self._stop, self._wake, self._due = (threading.Event() for _ in range(3))
+        self._pushing = threading.Lock()
+        self._sender = Sender(self.run, self.uri, self.folder)
+        self._step = self._nonfinite = self._lost = 0
+
+    # --- what the training loop calls ------------------------------------------------------------
+
+    def start(
+        self,
+        params: dict[str, Any],
+        tags: dict[str, str],
+        dataset: tuple[str, str, str] | None = None,
+    ) -> None:
+        """Begins the run, or goes on with it. `dataset` is (name, url, digest).
+
+        Parameters may be nested; the environment is captured here. Raises OSError if the spool
+        cannot be written, ServerError if tracking is required and cannot be had.
+        """
+        if not store.is_local(self.run):
+            fetch_spool(self.run, self.folder)
+        self.spool = Spool(self.folder)
+        self._state = self._read_state()
+        captured, texts = capture.environment()
+        started = self.spool.append(
+            "start",
+            uid=self._state["uid"],
+            run_id=self._given_id,
+            attempt=self._state["attempt"],
+            params=flatten(params),
+            tags={**captured, **tags, "job.state": "running"},
+            dataset=dict(zip(("name", "url", "digest"), dataset)) if dataset else None,
+            **self._identity,
+        )
+        if not started:
+            raise OSError(f"cannot write {self.folder}: free some space there")
+        for path, text in texts.items():
+            self.text(path, text)
+        if self._drains:
+            self._prepare()
+            self._begin(self._send)
+        if not store.is_local(self.run):
+            self.publish()  # the next node must know this run's uid, however early this one dies
+            self._begin(self._publish_when_due)
+        self._begin(self._watch_machine)
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        """Numbers at `step` (images seen). Non-finite ones are counted in `health/nonfinite`.
+
+        The best of each `val/*` is kept as `best/*`; `best/step` is that of the best `val/psnr`.
+        """
+        finite = {clean(key): float(v) for key, v in values.items() if math.isfinite(v)}
+        if len(finite) < len(values):
+            self._nonfinite += len(values) - len(finite)
+            finite["health/nonfinite"] = float(self._nonfinite)
+        if self.spool.lost > self._lost:
+            self._lost = self.spool.lost
+            finite["health/spool_lost"] = float(self._lost)
+        finite.update(self._improved(finite, step))
+        self._step = int(step)
+        if finite:
+            self.spool.append("metrics", values=finite, step=int(step))
+
+    def image(self, key: str, pixels: np.ndarray, step: int) -> None:
+        """A picture, uint8 H×W×3, at `step`; one key is one card with a slider in the UI."""
+        assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
+        if name := self.spool.picture(pixels):
+            self.spool.append(
+                "image", key=clean(key), step=int(step), shape=pixels.shape, files=[name]
+            )
+
+    def artifact(self, local_path: str | os.PathLike, folder: str = "") -> None:
+        """A file or folder as it is now, under `folder` among the run's artifacts."""
+        top = Path(local_path)
+        files = sorted(p for p in top.rglob("*") if p.is_file()) if top.is_dir() else [top]
+        for file in files:
+            within = PurePosixPath(folder, *file.parent.relative_to(top.parent).parts)
+            if name := self.spool.keep(file):
+                self.spool.append("artifact", folder=str(within).strip("."), files=[name])
+
+    def text(self, path: str, text: str) -> None:
+        """`text` as the artifact `path`."""
+        folder, _, name = path.rpartition("/")
+        if kept := self.spool.text(name, text):
+            self.spool.append("artifact", folder=folder, files=[kept])
+
+    def tag(self, key: str, value: str) -> None:
+        self.spool.append("tags", values={clean(key): str(value)})
+
+    def publish(self) -> None:
+        """Has the unsent spool of a remote run copied to the run's URL; with every checkpoint."""
+        self.spool.rotate()
+        self._due.set()
+
+    def finish(self, status: str, wait: float = 60.0) -> None:
+        """Ends the record: FINISHED, FAILED, KILLED, or REQUEUED, which leaves the run open.
+
+        Waits at most `wait` seconds for what is unsent, then says how to send it.
+        """
+        if status not in STATUSES:
+            raise ValueError(f"status {status!r} is not one of {', '.join(STATUSES)}")
+        self.spool.append("finish", status=status, uid=self._state["uid"])
+        self._keep_state(ended=status)
+        for event in (self._stop, self._wake, self._due):
+            event.set()
+        deadline = time.monotonic() + wait
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._sender.give_up.set()
+        self.spool.close()
+        self._push()
+        left = Unsent(self.folder).count()
+        if left:
+            say(f"{left} events wait; to send them: python -m pipeline sync {self.run}")
+        if self.spool.lost:
+            say(f"{self.spool.lost} events were lost: {self.folder} could not be written")
+        if self._sender.rejected:
+            say(
+                f"{self._sender.rejected} events were refused: see {self.folder / 'rejected.jsonl'}"
+            )
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        """FINISHED; FAILED after an exception; KILLED on Ctrl-C and after `cancel`; REQUEUED on
+        exit status 75."""
+        if not self._state:
+            return  # it never began
+        if kind is None or isinstance(error, SystemExit) and not error.code:
+            self.finish("FINISHED")
+        elif isinstance(error, SystemExit) and error.code == 75:
+            self.finish("KILLED" if cancelled(self.run) else "REQUEUED", wait=10)
+        else:
+            self.tag("job.error", capture.redact(" ".join(str(error).split()) or kind.__name__))
+            self.finish("KILLED" if kind is KeyboardInterrupt else "FAILED", wait=10)
+
+    # --- state -----------------------------------------------------------------------------------
+
+    def _read_state(self) -> dict[str, Any]:
+        state = read_state(self.folder) or {"uid": uuid.uuid4().hex, "attempt": 0, "best": {}}
+        state |= {"attempt": state["attempt"] + 1, "ended": None}
+        state |= {"at": place(self.folder), "drains": self._drains}
+        write_json(self.folder / STATE, state)
+        return state
+
+    def _keep_state(self, **changed: Any) -> None:
+        self._state |= changed
+        try:
+            write_json(self.folder / STATE, self._state)
+        except OSError:
+            self.spool.lost += 1
+
+    def _improved(self, values: dict[str, float], step: int) -> dict[str, float]:
+        better: dict[str, float] = {}
+        for key, value in values.items():
+            if not key.startswith("val/"):
+                continue
+            name = "best/" + key.removeprefix("val/")
+            sign = -1 if lower_is_better(key) else 1
+            best = self._state["best"].get(name)
+            if best is None or sign * value > sign * best:
+                better[name] = value
+                if key == "val/psnr":
+                    better["best/step"] = float(step)
+        if better:
+            self._keep_state(best=self._state["best"] | better)
+        return better
+
+    # --- threads ---------------------------------------------------------------------------------
+
+    def _begin(self, target: Callable[[], None]) -> None:
+        self._threads.append(threading.Thread(target=target, daemon=True))
+        self._threads[-1].start()
+
+    def _prepare(self) -> None:
+        """Loads here what sending needs: an import in a thread would hold up the loop."""
+        import PIL.Image  # noqa: F401
+
+        try:
+            client = server.connect(self.uri)
+            if self._required:
+                server.ping(client, self.uri)
+        except server.ServerError as error:
+            if self._required:
+                raise
+            self._sender.tell(str(error))
+
+    def _send(self) -> None:
+        self._sender.until(self._stop, self._wake, self.spool.sync)
+
+    def _publish_when_due(self) -> None:
+        while self._due.wait() and not self._stop.is_set():
+            self._due.clear()
+            self._push()
+
+    def _push(self) -> None:
+        if store.is_local(self.run):
+            return
+        with self._pushing:
+            try:
+                push_spool(self.run, self.folder, self._drains)
+            except Exception as error:  # the next checkpoint tries again; training goes on
+                told = " ".join(str(error).split())
+                say(f"the spool could not be copied to {store.display(self.run)}: {told}")
+
+    def _watch_machine(self) -> None:
+        while True:
+            sample = capture.system_metrics(folder=str(self.folder))
+            self.spool.append("metrics", values=sample, step=self._step)
+            if not self._drains:
+                self.spool.sync()
+            if self._stop.wait(self._sample_every):
+                return
+
+
+class Muted:
+    """Takes a Tracker's calls and does nothing: the other ranks, and `tracking.enabled=false`."""
+
+    def start(self, *args: Any, **kwargs: Any) -> None: ...
+
+    metrics = image = artifact = text = tag = publish = finish = start
+
+    def __enter__(self) -> "Muted":
+        return self
+
+    def __exit__(self, *args: Any) -> None: ...

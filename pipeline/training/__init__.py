@@ -1,0 +1,1 @@
+"""One training run, from preflight to the last checkpoint."""

@@ -1,0 +1,102 @@
+"""The arithmetic of a training step, counted as it runs, and what the device could do at most."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.training import method
+from pipeline.training.engine import Engine
+from pipeline.training.method import Method
+
+# Dense FLOP/s in bf16 and fp16 with fp32 sums, from the vendor's data sheets; no sparsity.
+PEAKS = {
+    r"B200": 2250e12,
+    r"H100 PCIe": 756e12,
+    r"H100 NVL": 835e12,
+    r"H100|H200|GH200": 989e12,
+    r"A100": 312e12,
+    r"L40S": 362e12,
+    r"L4\b": 121e12,
+    r"A40\b": 150e12,
+    r"A10\b": 125e12,
+    r"RTX A6000": 155e12,
+    r"RTX 4090": 165e12,
+    r"V100": 125e12,
+    r"T4\b": 65e12,
+}
+
+
+class Work(NamedTuple):
+    flop: float
+    bytes: float  # read and written by every operator, as if nothing stayed in a cache
+
+
+def peak(device_name: str, precision: str) -> float | None:
+    """FLOP/s that a device of this name is sold with; None for what is not known, and for fp32."""
+    if precision == "fp32":
+        return None
+    known = (rate for name, rate in PEAKS.items() if re.search(name, device_name))
+    return next(known, None)
+
+
+def image_seconds(networks: Method, engine: Engine, side: int) -> float:
+    """What a picture's training takes where all devices run at their peak; 0 if that is unknown.
+
+    To be called before `Engine.start`.
+    """
+    if engine.device.type != "cuda":
+        return 0.0
+    rate = peak(torch.cuda.get_device_name(engine.device), engine.precision)
+    return of_image(networks, engine, side).flop / rate / engine.world_size if rate else 0.0
+
+
+def of_image(networks: Method, engine: Engine, side: int) -> Work:
+    """Work of one picture in a training step: all networks' forward and backward, at side × side.
+
+    Counted on copies of the networks, with a hole over a quarter of the picture; what a backward
+    pass computes again is counted again; optimisers are not. Norms are in evaluation mode: nothing
+    is exchanged with other ranks, and one picture is enough.
+    """
+    copied = copy.deepcopy(networks)
+    for trainee in copied.trainees:
+        trainee.module.eval()
+    image = torch.full((1, 3, side, side), 0.5, device=engine.device)
+    mask = torch.zeros_like(image[:, :1])
+    mask[:, :, side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = 1
+    own = [engine.device] if engine.device.type == "cuda" else []  # not every GPU of the node
+    with (
+        torch.random.fork_rng(own),
+        Traffic() as traffic,
+        FlopCounterMode(display=False) as counter,
+    ):
+        method.backward(copied, engine, image, mask, 1.0)
+    return Work(counter.get_total_flops(), traffic.bytes)
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes of the tensors that operators take and give; views are free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.bytes += sum(_sizes((args, kwargs))) + sum(_sizes(out))
+        return out
+
+
+def _sizes(tree: Any) -> Iterator[int]:
+    return (x.numel() * x.element_size() for x in tree_leaves(tree) if isinstance(x, Tensor))

@@ -1,0 +1,236 @@
+"""The training loop: one image's way from a shard to a checkpoint, read top to bottom.
+
+stream -> generator -> objective -> engine -> tracking -> checkpoint -> validation. Progress is
+counted in `images_seen`, over all ranks; it is the data position too. The same command continues a
+stopped run to the sample and, with the same processes and threads, to the bit.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.common.signals import stop_requests
+from pipeline.config.phases import phase_at
+from pipeline.config.schema import TrainConfig
+from pipeline.evaluation.scoring import fixed_pairs, pictures, validate
+from pipeline.launch.workers import SAVED
+from pipeline.runs.identity import RunFolder, folder_of, held, settled
+from pipeline.tracking.provenance import other_node_metrics
+from pipeline.training import checkpointing as checkpoint
+from pipeline.training import flops, method
+from pipeline.training.engine import Engine
+from pipeline.training.guards import check_alike
+from pipeline.training.memory import elsewhere, explained
+from pipeline.training.method import Method
+from pipeline.training.progress import Meter
+from pipeline.training.resume import resume, save
+from pipeline.training.run_log import (
+    described,
+    finish,
+    headline,
+    note_checkpoint,
+    open_tracker,
+    show,
+)
+from pipeline.training.steplog import StepLog
+from pipeline.training.watchdog import Watch, straggler
+from shards.decode import Crop
+from shards.manifest import Manifest, open_manifest
+from shards.masks import MaskPolicy
+from shards.stream import Stream, check_guards
+
+
+def train(config: TrainConfig) -> None:
+    """Train as one of the run's processes. SystemExit(75) after a stop that was asked for."""
+    run = folder_of(config)
+    config = settled(config, run)
+    engine = Engine(config)
+    try:
+        watching = Watch(engine.rank, engine.world_size, config.parallel.hang_timeout)
+        with watching as watch, ExitStack() as stack:
+            if engine.is_main:
+                stack.enter_context(held(run))
+            if _train(config, run, engine, watch, stack):
+                raise SystemExit(SAVED)
+    except torch.OutOfMemoryError as error:  # of a micro-batch `explained` says what fits
+        raise elsewhere(error, config.accumulate) from None
+    finally:
+        engine.close(sys.exception())
+
+
+def _train(
+    config: TrainConfig, run: RunFolder, engine: Engine, watch: Watch, stack: ExitStack
+) -> bool:
+    """True after a stop that was asked for. Returns, so that no traceback keeps the networks."""
+    assert config.data.url is not None
+    manifest = open_manifest(config.data.url)
+    networks = method.build(config, engine)
+    check_alike(config, manifest, engine)
+    image_seconds = flops.image_seconds(networks, engine, config.data.crop)
+    state = resume(config, run, networks, manifest, engine)
+    engine.start(networks.trainees)
+    stream = stack.enter_context(open_stream(config, engine, manifest, state.images_seen))
+    check_guards(state.data or stream.guards(), stream.guards())
+    state.data = stream.guards()
+    pairs = fixed_pairs(config, manifest)
+    engine.any(False)  # a stop ends a process before this, and is voted on after
+    stop = stack.enter_context(stop_requests())
+    tracker = stack.enter_context(open_tracker(config, run, engine, manifest))
+    for name, source in networks.pretrained.items():
+        tracker.tag(f"weights.{name}", source)
+    saver = checkpoint.Saver(run, config.checkpoint.keep)
+    stack.callback(saver.close)
+    place = engine.is_main, engine.world_size
+    meter = Meter(state.images_seen, config.max_images, *place, image_seconds)
+    stack.callback(meter.close)
+    log = StepLog(run, engine, config.log.every or (20 if engine.device.type == "cuda" else 1))
+    log.cut(state.images_seen)
+    meter.say(headline(config, run, engine, state.images_seen, networks))
+
+    stopping, owed, in_a_row = False, False, 0
+    while state.images_seen < config.max_images and not stopping:
+        began = time.perf_counter()
+        number = state.images_seen // config.batch + 1
+        watch.mark(number, "waiting for data")
+        batch = next(stream)
+        waited = time.perf_counter() - began
+        watch.mark(number, "computing")
+        phase = phase_at(config.objective.phases, state.images_seen)
+        networks.set_rates(phase)
+        losses = step(networks, engine, batch.images, batch.masks, config)
+        stepped = engine.step(networks.trainees, config.ema)
+        state.skipped += not stepped
+        in_a_row = 0 if stepped else in_a_row + (not engine.lowers_scale(networks.trainees))
+        watch.mark(number, "voting")
+        before, state.images_seen = state.images_seen, batch.position
+        if stepped:
+            state.metrics = {}  # were of other weights: a checkpoint is selected by its own
+        stopping = engine.any(bool(stop)) and stepped
+        done = state.images_seen >= config.max_images
+        due = partial(_crossed, before, state.images_seen)
+        owed = owed or due(config.checkpoint.every_images)
+        saving = done or stopping or (owed and stepped)  # never what may have diverged
+        logged = log.add(losses, state.images_seen, phase.lr, state.skipped, flush=saving)
+        meter.step(config.batch, time.perf_counter() - began, waited, logged)
+        if logged:
+            tracker.metrics({**logged, "g/lr": phase.lr, **meter.values()}, state.images_seen)
+        if in_a_row >= config.max_skipped:
+            raise FloatingPointError(
+                f"{in_a_row} steps in a row had a gradient that is not finite, the last at "
+                f"{state.images_seen} images: the checkpoint before them is kept; lower the "
+                f"learning rate or set clip="
+            )
+
+        if not stopping and (done or due(config.validate.every_images)):
+            began = time.perf_counter()
+            watch.mark(number, "validating")
+            engine.average_buffers(networks.trainees)
+            inpaint = inpainter(networks.generator.evaluated(), engine, watch)
+            state.metrics = validate(inpaint, pairs, engine)
+            tracker.metrics(state.metrics, state.images_seen)
+            meter.say(f"{state.images_seen} images: " + described(state.metrics))
+            if engine.is_main:
+                shown = pictures(inpaint, pairs, config.validate.samples, engine.device)
+                show(run, tracker, shown, state.images_seen)
+            meter.elsewhere(time.perf_counter() - began)
+        if saving:
+            began = time.perf_counter()
+            watch.after(number, "writing the checkpoint before", saver.wait)
+            watch.mark(number, "saving")
+            engine.average_buffers(networks.trainees)
+            save(config, networks, engine, saver, manifest, state)
+            owed = False
+            note_checkpoint(tracker, saver.published)
+            meter.elsewhere(time.perf_counter() - began, stall=True)
+            for machine in engine.gather(other_node_metrics()):
+                tracker.metrics(machine, state.images_seen)
+            ratio, line = straggler(engine.gather(meter.pace()))
+            tracker.metrics({"perf/straggler": ratio}, state.images_seen)
+            if line:
+                meter.say(line)
+            tracker.publish()
+
+    watch.rest()
+    saver.wait()
+    note_checkpoint(tracker, saver.published)
+    if engine.is_main:
+        finish(run, tracker, meter, state, "stopped" if stopping else "finished")
+    if stopping:
+        meter.say(f"stopped ({stop.reason or 'another rank'}): saved at {state.images_seen} images")
+    return stopping
+
+
+def step(
+    networks: Method, engine: Engine, images: Tensor, masks: Tensor, config: TrainConfig
+) -> dict[str, Tensor]:
+    """Gradients of one global batch, micro-batch by micro-batch; this rank's mean of each term.
+
+    images: uint8 N x H x W x 3, masks: uint8 N x H x W, 1 = hole; made float once, on the device.
+    """
+    engine.begin(networks.trainees)
+    share = 1 / config.accumulate
+    sums: dict[str, Tensor] = {}
+    for i, (pixels, holes) in enumerate(
+        zip(images.chunk(config.accumulate), masks.chunk(config.accumulate), strict=True)
+    ):
+        image = pixels.to(engine.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+        mask = holes.to(engine.device, non_blocking=True).unsqueeze(1).float()
+        with (
+            explained(networks, engine, image, mask, config.accumulate),
+            engine.micro_batch(networks.trainees, last=i == config.accumulate - 1),
+        ):
+            values = method.backward(networks, engine, image, mask, share)
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0) + value * share
+    return sums
+
+
+def inpainter(generator: torch.nn.Module, engine: Engine, watch: Watch) -> Any:
+    """What validation calls: (erased image, mask) -> image, in evaluation mode."""
+
+    def inpaint(image: Tensor, mask: Tensor) -> Tensor:
+        watch.touch()
+        before = generator.training
+        generator.eval()
+        try:
+            with torch.no_grad(), engine.autocast():
+                image = generator(image, mask).image
+        finally:
+            generator.train(before)
+        if not torch.isfinite(image).all():
+            raise FloatingPointError(
+                "the weights give pictures that are not finite: the checkpoint before is kept; "
+                "lower the learning rate or set clip="
+            )
+        return image
+
+    return inpaint
+
+
+def open_stream(config: TrainConfig, engine: Engine, manifest: Manifest, position: int) -> Stream:
+    data, holes = config.data, config.masks
+    crop = Crop(data.crop, data.crop_mode, data.resize_short, data.flip)  # type: ignore[arg-type]
+    policy = MaskPolicy(holes.kind, holes.low, holes.high, holes.border, holes.url)  # type: ignore[arg-type]
+    return Stream(
+        manifest,
+        data.train,
+        batch=config.batch,
+        rank=engine.rank,
+        world_size=engine.world_size,
+        seed=config.seed,
+        crop=crop,
+        masks=policy,
+        threads=config.loader_threads,
+        position=position,
+    )
+
+
+def _crossed(before: int, after: int, every: int) -> bool:
+    return every > 0 and before // every < after // every

@@ -1,0 +1,285 @@
+"""What is refused before any worker starts: each in one line, for what would end every one of them.
+
+Nothing here imports torch, so that a launcher stays cheap. What a network takes (multiples of
+`data.crop` and `validate.size`) is known where the networks are, and told by the workers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.util import find_spec
+
+from pipeline.config.compose import ConfigError
+from pipeline.config.groups import DataConfig, MasksConfig
+from pipeline.config.phases import check_phases
+from pipeline.config.schema import TrainConfig
+from pipeline.launch.topology import counted, surely_no_gpu
+from pipeline.runs import checkpoints as stored
+from pipeline.runs.folder import read_run_json
+from pipeline.runs.identity import (
+    RunFolder,
+    check_same,
+    folder_of,
+    held,
+    images_saved,
+    other_dataset,
+    saved_config,
+)
+from pipeline.training import pretrained
+from shards import store
+from shards.manifest import Manifest, open_manifest, read_index
+from shards.masks import FIXED, MaskPolicy
+
+VALIDATED = "(0.2,0.3]"  # the bucket of a mask set that validation takes its holes from
+# Options of a model that change what it computes and none of its tensors.
+COMPUTED = ("gate", "taps", "temperature", "propagation")
+
+
+def preflight(
+    config: TrainConfig, world_size: int, first: bool = True, locks: bool = True
+) -> RunFolder:
+    """Refuse here, in one line and before any worker starts, what would end every one of them.
+
+    `first`: on the first node, whose rank 0 reads pretrained weights and holds the run; the others
+    may come while it does already. `locks`: try to hold it.
+    """
+    check_phases(config.objective.phases)
+    check_processes(config, world_size)
+    if len(config.objective.betas) != 2:
+        raise ConfigError(
+            f"objective.betas={config.objective.betas} must be two numbers, b1 and b2"
+        )
+    if config.data.url is None:
+        missing = "data.url= is missing: the sharded set to train on (`shard` makes one)"
+        unknown = config.run is not None and saved_config(config.run) is None
+        where = f"; {store.display(str(config.run))} holds no config.yaml to go on from"
+        raise ConfigError(missing + where * unknown)
+    manifest = open_manifest(config.data.url)
+    check_splits(config.data, manifest)
+    check_sizes(config, manifest)
+    check_masks(config.masks, config.validate.size)
+    if first:
+        pretrained.check(config)
+    run = folder_of(config)
+    check_same(config, run)
+    trained_on = read_run_json(run.url).get("dataset", manifest.digest)
+    if trained_on != manifest.digest:
+        raise ConfigError(other_dataset(run.url, trained_on, manifest))
+    if config.init is not None and not images_saved(run.url):  # a resume takes its own weights
+        check_init(config, config.init)
+    if first and locks:
+        with held(run):
+            return run  # rank 0 holds it from now on
+    return run
+
+
+def check_processes(config: TrainConfig, world_size: int) -> None:
+    """Refuse processes, threads and precision that cannot be on these machines."""
+    strategy = config.parallel.strategy
+    if strategy == "single" and world_size > 1:
+        raise ConfigError(
+            f"parallel=single is one process, and this job has {world_size}: give parallel=ddp, or "
+            f"one node with one process"
+        )
+    if strategy.startswith("zero") and find_spec("deepspeed") is None:
+        raise ConfigError(
+            f"parallel={strategy} needs DeepSpeed, which is not installed: "
+            f"DS_BUILD_OPS=0 pip install -e .[deepspeed], or parallel=ddp"
+        )
+    if strategy.startswith("zero") and config.precision == "fp16":
+        raise ConfigError(
+            f"precision=fp16 is for parallel=ddp and single; parallel={strategy} takes bf16 or fp32"
+        )
+    here = "PET_NNODES" in os.environ or config.cluster.scheduler == "local"  # not: submitted
+    if config.precision == "fp16" and here and surely_no_gpu():
+        raise ConfigError("precision=fp16 needs a GPU; on this CPU use fp32, bf16 or auto")
+    if config.threads != "auto":
+        counted("threads", config.threads)
+    if config.batch % (world_size * config.accumulate):
+        raise ConfigError(
+            f"batch={config.batch} is not divisible by {world_size} processes x "
+            f"accumulate={config.accumulate}: choose a multiple of {world_size * config.accumulate}"
+        )
+
+
+# --- the dataset ---------------------------------------------------------------------------------
+
+
+def check_splits(data: DataConfig, manifest: Manifest) -> None:
+    """Refuse splits that are not there, and to select checkpoints on what results are taken on."""
+    if data.validate == "test":
+        raise ConfigError(
+            "data.validate=test: the best checkpoint would be selected on the pictures that "
+            f"results are taken on; give val, which `shard data.holdout={_share(data)}` makes from "
+            "train where the publisher has none"
+        )
+    for key, split in (("train", data.train), ("validate", data.validate)):
+        if not manifest.splits.get(split):
+            there = ", ".join(sorted(manifest.splits))
+            mend = ""
+            if key == "validate":
+                mend = (
+                    f": `shard data.holdout={_share(data)}` with a new out= holds pictures of "
+                    "train out for it; test is for results alone"
+                )
+            raise ConfigError(
+                f"data.{key}={split} is no split of {store.display(manifest.url)} (it has "
+                f"{there}){mend}"
+            )
+
+
+def _share(data: DataConfig) -> float:
+    return data.holdout or 0.01
+
+
+def check_sizes(config: TrainConfig, manifest: Manifest) -> None:
+    """Refuse squares that the pictures do not hold, by the index.
+
+    Of training's, that of the first shard; of the validated pictures, that of each.
+    """
+    data, size = config.data, config.validate.size
+    if data.crop_mode != "resized":
+        sides = _sides(manifest, data.train, manifest.splits[data.train].shards[0].samples)
+        _check_side("data.crop", data.crop, data, manifest, data.train, sides)
+    sides = _sides(manifest, data.validate, config.validate.pairs)
+    _check_side("validate.size", size, data, manifest, data.validate, sides)
+
+
+def _sides(manifest: Manifest, split: str, pictures: int) -> Iterator[int]:
+    """Shorter sides of the first `pictures` of a split in key order; reads no more indexes."""
+    for shard in manifest.splits[split].shards:
+        index = read_index(manifest, split, shard).slice(0, pictures)
+        yield from map(min, index["width"].to_pylist(), index["height"].to_pylist())
+        pictures -= len(index)
+        if pictures <= 0:
+            return
+
+
+def _check_side(
+    key: str, side: int, data: DataConfig, manifest: Manifest, split: str, sides: Iterator[int]
+) -> None:
+    if (data.resize_short or 0) >= side:
+        return
+    if data.resize_short is not None:
+        raise ConfigError(
+            f"{key}={side} is larger than data.resize_short={data.resize_short}: "
+            f"resize to at least that"
+        )
+    smallest = min(sides, default=side)
+    if smallest < side:
+        raise ConfigError(
+            f"{key}={side} is larger than pictures of {store.display(manifest.url)}: the smallest "
+            f"side looked at in {split} is {smallest}; lower it, or set data.resize_short="
+        )
+
+
+# --- holes ---------------------------------------------------------------------------------------
+
+
+def check_masks(masks: MasksConfig, size: int) -> None:
+    """Refuse holes that cannot be drawn, and a mask set that training or validation cannot use."""
+    if masks.kind == "none":
+        raise ConfigError(
+            "masks.kind=none leaves nothing to fill, and nothing to validate: train with "
+            "irregular, center, square or external"
+        )
+    if masks.low >= masks.high:
+        raise ConfigError(
+            f"masks.low={masks.low} is not below masks.high={masks.high}: give two shares of the "
+            f"picture, low < high"
+        )
+    if masks.kind == "external" and masks.url is None:
+        raise ConfigError(
+            "masks.kind=external takes its holes from a set: masks.url= is missing "
+            "(`masks out=DIR` makes one)"
+        )
+    if masks.kind != "external" and masks.url is not None:
+        raise ConfigError(
+            f"masks.url={store.display(masks.url)} is for masks.kind=external, and masks.kind is "
+            f"{masks.kind}: leave one of them out"
+        )
+    MaskPolicy(masks.kind, masks.low, masks.high, masks.border, masks.url)  # type: ignore[arg-type]
+    if masks.url is not None:
+        _check_mask_set(masks, open_manifest(masks.url), size)
+
+
+def _check_mask_set(masks: MasksConfig, found: Manifest, size: int) -> None:
+    where = f"masks.url={store.display(found.url)}"
+    if found.kind != "masks":
+        raise ConfigError(f"{where} holds {found.kind}, no masks: give what `masks out=` wrote")
+    rows = [
+        row
+        for split in sorted(found.splits)
+        for shard in found.splits[split].shards
+        for row in read_index(found, split, shard)
+        .select(["width", "height", "bucket", "ratio"])
+        .to_pylist()
+    ]
+    fitting = (masks.low < r["ratio"] <= masks.high and r["bucket"] != FIXED for r in rows)
+    if not any(fitting):
+        raise ConfigError(
+            f"{where} has no irregular mask of a ratio in ({masks.low}, {masks.high}]: widen "
+            f"masks.low= and masks.high=, or make masks of that size of hole"
+        )
+    validated = {(r["width"], r["height"]) for r in rows if r["bucket"] == VALIDATED}
+    if not validated:
+        raise ConfigError(
+            f"{where} has no masks in {VALIDATED}, which validation takes: make or import them"
+        )
+    if validated != {(size, size)}:
+        width, height = min(validated - {(size, size)})
+        raise ConfigError(
+            f"{where} has masks of {width}x{height}, and validate.size is {size}: set "
+            f"validate.size={width}, or make masks with size={size}"
+        )
+
+
+# --- weights to start from -----------------------------------------------------------------------
+
+
+def check_init(config: TrainConfig, init: str) -> None:
+    """Refuse weights that are not there, or by what is told of them another architecture's."""
+    shown, model = store.display(init), asdict(config.model)
+    if init.startswith("models:"):
+        told = _registered(init, config)
+    else:
+        url, name = stored.address(init)
+        found = {c.name: c for c in stored.checkpoints(url)}
+        if not found:
+            raise ConfigError(
+                f"init={shown} holds no checkpoint: give a run, one of its checkpoints, or "
+                f"models:/NAME@champion"
+            )
+        if name and name not in found:
+            raise ConfigError(f"init={shown} does not exist: that run has {', '.join(found)}")
+        told = found[name or max(found)].state.get("model", {})
+    for key, value in model.items():
+        before = told.get(key, value)
+        if before != value and key not in COMPUTED:
+            raise ConfigError(
+                f"init={shown} holds weights of model.{key}={before}, which do not fit "
+                f"model.{key}={value}: give model.{key}={before}"
+            )
+
+
+def _registered(init: str, config: TrainConfig) -> dict[str, str]:
+    """What the registry tells of a version's architecture: the network's name."""
+    from pipeline.tracking import client as server
+    from pipeline.tracking.model_versions import find_version
+
+    where = server.tracking_uri(config.root, config.cluster.env.get("MLFLOW_TRACKING_URI"))
+    try:
+        client = server.connect(where, make=False)
+    except server.ServerError as error:
+        raise ConfigError(f"init={init}: {error}") from None
+    try:
+        with server.explained(where):
+            version = find_version(client, init)
+    except server.ServerError as error:  # who submits need not reach it
+        raise ConnectionError(f"init={init}: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"init={init}: {error}") from None
+    network = version.tags.get("lacuna.network")
+    return {"name": network} if network else {}
