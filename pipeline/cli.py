@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.groups import MODELS
-from pipeline.config.verbs import VERBS, VerbSpec
-from pipeline.launch.output import kept
-from pipeline.launch.workers import leave_word
+from pipeline.config.verbs import VERBS, VerbSpec, positional
+from pipeline.launch.output import kept, leave_word
 from shards.store import Unavailable
 
 OPTIONS = {
@@ -84,7 +83,8 @@ def _complain(line: str) -> None:
 
 
 def _run(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int:
-    from pipeline.config.compose import ConfigError, compose
+    from pipeline.common.errors import ConfigError
+    from pipeline.config.compose import compose
 
     words = [SHORT.get((known.verb, word), word) for word in words]
     for word in words:
@@ -104,26 +104,6 @@ def _run(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int:
         told = {"config": asdict(resolved.config), "origins": resolved.origins, "would": would}
         return _print(told if known.json else would, known.json, None)
     return _print(spec.main(resolved.config), known.json, module)
-
-
-def positional(spec: VerbSpec, words: list[str]) -> list[str]:
-    """`shard verify URL` and `promote NAME` as key=value words."""
-    words = list(words)
-    if spec.actions and words and words[0] in spec.actions:
-        words[0] = f"action={words[0]}"
-        start = 1
-    else:
-        start = 0
-    bare = start
-    while spec.positional and bare < len(words) and "=" not in words[bare].split("/")[0]:
-        bare += 1
-    if bare > start and spec.positional != "names":
-        if bare - start > 1:
-            raise ValueError(f"{' '.join(words[start:bare])}: one {spec.positional} at a time")
-        words[start] = f"{spec.positional}={words[start]}"
-    elif bare > start:
-        words[start:bare] = [f"{spec.positional}=[{','.join(words[start:bare])}]"]
-    return words
 
 
 def _print(result: Any, as_json: bool, module: Any) -> int:

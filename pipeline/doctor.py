@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.common.environment import cache_dir
 from pipeline.config.schema import DoctorConfig
 
 NEEDED_GB = 5
@@ -94,7 +95,7 @@ def devices() -> Check:
 def precision() -> Check:
     import torch
 
-    from pipeline.launch.device import choose_precision
+    from pipeline.launch.topology import choose_precision
 
     chosen = choose_precision("auto", torch.cuda.is_available())
     why = "native on this device" if chosen == "bf16" else "bf16 is not native on this device"
@@ -121,7 +122,7 @@ def disk() -> Check:
 
 
 def cache() -> Check:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lacuna"
+    home = cache_dir()
     return _writable("cache", home, "set XDG_CACHE_HOME to a folder that can be written")
 
 
@@ -139,18 +140,19 @@ def tracking() -> Check:
     """A run is made and deleted: reading alone would not show a right that is missing."""
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         return Check("mlflow", "ok", "sqlite beside the runs (MLFLOW_TRACKING_URI is not set)")
+    from pipeline.common.environment import user
     from pipeline.tracking import client as server
-    from pipeline.tracking.provenance import user
+    from pipeline.tracking import errors
 
     try:
         uri = server.tracking_uri()
         client = server.connect(uri)
-        with server.explained(uri):
+        with errors.explained(uri):
             experiment = server.experiment_id(client, uri, f"{user()}/doctor")
             client.delete_run(client.create_run(experiment).info.run_id)
-    except server.ServerError as error:
+    except errors.ServerError as error:
         return Check("mlflow", "bad", str(error), "check MLFLOW_TRACKING_URI and its account")
-    return Check("mlflow", "ok", f"{server.shown(uri)} takes a run")
+    return Check("mlflow", "ok", f"{errors.shown(uri)} takes a run")
 
 
 def scheduler() -> Check:
@@ -196,9 +198,8 @@ def storage(url: str) -> Check:
 
 def all_reduce() -> Check:
     """The exchange that training depends on, between the workers of all nodes of this job."""
-    from pipeline.launch.topology import visible_gpus
+    from pipeline.launch.topology import place, visible_gpus
     from pipeline.launch.workers import supervise
-    from pipeline.training.launcher import place
 
     here = place(os.environ, max(1, visible_gpus()))
     command = [sys.executable, "-m", "pipeline", "doctor"]

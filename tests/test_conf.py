@@ -148,7 +148,7 @@ def test_a_recipes_network_can_be_built_as_it_is_written(name):
 
     import torch
 
-    from pipeline.training.checkpointing import build_generator
+    from pipeline.runs.checkpoints import build_generator
 
     config = compose("train", [f"experiment={name}"]).config
     with torch.device("meta"):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.bench.timing import report, target
-from pipeline.runs.identity import folder_at
+from pipeline.runs.folder import folder_at
 from pipeline.training.checkpointing import Saver
 
 STALL_MS = 100.0

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from pipeline.launch.device import core_count
-from pipeline.tracking.provenance import cpu_name
+from pipeline.common.environment import core_count, cpu_name
 
 REPETITIONS = 5
 

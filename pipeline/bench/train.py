@@ -30,15 +30,14 @@ from models.masking import composite, erase
 from pipeline.bench.timing import report, target
 from pipeline.config.compose import compose
 from pipeline.config.schema import TrainConfig
-from pipeline.runs.identity import folder_at
+from pipeline.launch.topology import Place, free_port
+from pipeline.runs.folder import folder_at
 from pipeline.training import flops, method
 from pipeline.training.engine import Engine
-from pipeline.training.launcher import Place, free_port
 from pipeline.training.loop import open_stream, step
-from pipeline.training.method import Method, own_features
-from pipeline.training.objectives import Computed, total
+from pipeline.training.method import Computed, Method, own_features, total
 from pipeline.training.progress import Meter, peak_memory_mb
-from pipeline.training.steplog import StepLog
+from pipeline.training.run_log import StepLog
 from pipeline.training.watchdog import Watch
 from shards.manifest import open_manifest
 

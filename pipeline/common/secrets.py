@@ -7,15 +7,25 @@ import re
 from typing import Any
 
 from jobs.spec import SECRET_NAME
-from pipeline.tracking.provenance import SHAPES
+from pipeline.common.errors import ConfigError
+
+ASSIGNED = [
+    (re.compile(r"(?i)([\w.-]*(?:passw(?:or)?d|secret|token|api_?key|access_?key|private_?key)"
+                r"[\w.-]*[\"']?\s*[:=]\s*[\"']?)([^\s\"',;&]{6,})"), r"\1***"),
+]  # fmt: skip
+SHAPES = [
+    (re.compile(r"(\w+://)[^/\s:@]*:[^/\s@]+@"), r"\1***@"),
+    (re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b"), "***"),
+    (re.compile(r"\b(ghp|gho|ghs|github_pat|glpat|hf|sk|xox[abp])[-_][A-Za-z0-9_-]{16,}"), "***"),
+    (re.compile(r"(?i)\b(bearer|basic) [A-Za-z0-9+/=._-]{12,}"), r"\1 ***"),
+    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.S),
+     "***"),
+]  # fmt: skip
+
 
 TEXTS = ("cluster.setup", "cluster.sbatch", "cluster.patch", "cluster.env")  # that stand in jobs
 # NAME=value and --name value. `$NAME`, `$(command)`, `<file` name no secret.
 ASSIGNMENT = re.compile(r"([\w-]+(?==)|--[\w-]+(?= ))[= ][\"']?(?![$`<=&|;-])[^\s\"']")
-
-
-class ConfigError(ValueError):
-    """Something the user wrote cannot be: one line that says what to write instead."""
 
 
 def refuse_secret(name: str, value: Any) -> None:
@@ -46,3 +56,13 @@ def _refuse_literal(name: str, text: str) -> None:
             f"{name} holds a secret as plain text ({shown}): write NAME=value into the file of "
             "cluster.secrets_file (Kubernetes: a Secret named in cluster.secrets) and say $NAME"
         )
+
+
+def redact(text: str) -> str:
+    """`text` with passwords, keys and tokens as `***`; secrets of the environment too."""
+    for name, value in os.environ.items():
+        if SECRET_NAME.search(name) and len(value) >= 6:
+            text = text.replace(value, "***")
+    for pattern, replacement in (*ASSIGNED, *SHAPES):
+        text = pattern.sub(replacement, text)
+    return text

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class StopRequest:
     """True once this process was asked to stop."""
@@ -39,3 +41,20 @@ def stop_requests() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():  # too late: what there was to save is saved
             signal.signal(number, handler if number == signal.SIGINT else signal.SIG_IGN)
+
+
+@contextmanager
+def unstopped() -> Iterator[list[int]]:
+    """A stop that comes meanwhile is obeyed afterwards: what was taken is written down first.
+
+    The list that it gives holds the signals that came."""
+    heard: list[int] = []
+    caught = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {n: signal.signal(n, lambda number, _: heard.append(number)) for n in caught}
+    try:
+        yield heard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if heard:
+        raise KeyboardInterrupt if heard[0] == signal.SIGINT else SystemExit(128 + heard[0])

@@ -11,8 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.common.environment import cache_dir
 from pipeline.evaluation import results
 from pipeline.tracking import client as server
+from pipeline.tracking import errors
 from pipeline.tracking.sender import say
 from shards import store
 
@@ -76,7 +78,7 @@ def _from_mlflow(root: str) -> Iterator[Evaluation]:
         return
     try:
         client = server.connect(uri)
-        with server.explained(uri):
+        with errors.explained(uri):
             experiments = [e.experiment_id for e in _pages(client.search_experiments)]
             if not experiments:
                 return
@@ -87,7 +89,7 @@ def _from_mlflow(root: str) -> Iterator[Evaluation]:
                     if artifact.path.endswith(".parquet"):
                         url = _fetched(client, run.info.run_id, artifact.path)
                         yield from _ours(url, run.info.run_id)
-    except server.ServerError as error:
+    except errors.ServerError as error:
         say(f"{error}; only evaluations below {root} are compared")
 
 
@@ -104,7 +106,7 @@ def _pages(search: Callable[..., Any]) -> Iterator[Any]:
 
 def _fetched(client: Any, run_id: str, path: str) -> str:
     """A run's table, and its pictures if it has some, as files of the cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = cache_dir()
     folder = cache / "lacuna" / "evaluations" / run_id
     folder.mkdir(parents=True, exist_ok=True)
     pictures = f"{path.removesuffix('.parquet')}.pictures.zip"

@@ -8,13 +8,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
+from models.multiscale import MultiScale
 from pipeline.comparison import papers, report
 from pipeline.comparison.collect import Evaluation, digest, gather
 from pipeline.comparison.rows import MEAN, Group, block_rows, fits, our_row, overall
-from pipeline.comparison.table import Row, Sheet, as_csv, as_markdown, as_text
+from pipeline.comparison.table import Cell, Row, Sheet, as_csv, as_markdown, as_text
 from pipeline.config.schema import CompareConfig
 from shards import store
 from shards.masks import NAMES as IRREGULAR
+
+COUNTED = "counted in the network that we build"
+
 
 MEASURED = ("psnr", "ssim", "l1")
 
@@ -25,9 +31,7 @@ def main(config: CompareConfig) -> dict[str, Any]:
     With `out=` also compare.md, compare.csv and compare.html there, logged to MLflow.
     """
     if config.table == "1":
-        from pipeline.comparison.table1 import sheet as counted
-
-        groups, sheet = [], counted()
+        groups, sheet = [], sheet()
     else:
         groups = group(gather(config.root, config.runs))
         sheet = build(groups, config.table, config.protocol, config.against)
@@ -191,3 +195,29 @@ def _row_json(row: Row) -> dict[str, Any]:
     ]
     told = {"label": row.label, "kind": row.kind, "block": row.block, "against": row.against}
     return {**told, "provenance": row.provenance, "cells": cells}
+
+
+def weights(structure: str) -> list[int]:
+    """Convolution weights of the branches, and with the 1×1 reduction, of 128 input channels."""
+    none = {"channel": "none", "spatial": "none", "norm": "none"}
+    built = MultiScale(128, 48, structure, gate="sigmoid", squeeze="full", **none)
+    inside = [built.branches, nn.ModuleList([built.branches, built.reduce])]
+    return [
+        sum(m.weight.numel() for m in part.modules() if isinstance(m, nn.Conv2d)) for part in inside
+    ]
+
+
+def sheet() -> Sheet:
+    printed = papers.table("1")
+    columns = printed["columns"]
+    rows = []
+    for row in printed["rows"]:
+        texts = [float(text.removesuffix("K")) * 1000 for text in row["printed"]]
+        cells = {(c, "weights"): Cell(v, "rounded to thousands") for c, v in zip(columns, texts)}
+        rows.append(Row(row["method"], "paper", cells, f"counted: {printed['counting']}"))
+        counts = weights(row["structure"])
+        ours = {(c, "weights"): Cell(float(v), COUNTED) for c, v in zip(columns, counts)}
+        rows.append(Row(row["structure"], "ours", ours, "ours"))
+    paper = papers.load()["papers"][printed["paper"]]
+    title = f"{paper['name']}, table 1: {printed['caption']}"
+    return Sheet(title, columns, ["weights"], rows, notes=[paper["citation"]])

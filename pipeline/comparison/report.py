@@ -16,6 +16,7 @@ from pipeline.config.schema import CompareConfig
 from pipeline.evaluation import pair_images as gallery
 from pipeline.inference import images as pictures
 from pipeline.tracking import client as server
+from pipeline.tracking import errors
 from pipeline.tracking.sender import say
 from shards import store
 
@@ -48,7 +49,7 @@ def render(sheet: Sheet, evaluations: Sequence[tuple[str, Evaluation]], root: st
 
 def log(config: CompareConfig, word: str, urls: Iterable[str]) -> None:
     """The report as an MLflow run of its own, under `report/`; one run for each `out=`."""
-    from pipeline.tracking.provenance import user
+    from pipeline.common.environment import user
     from pipeline.tracking.tracker import Tracker
 
     experiment = config.tracking.experiment or f"{user()}/compare"
@@ -168,9 +169,9 @@ def _history(run_id: str, metric: str, root: str) -> list[tuple[float, float]]:
     uri = server.tracking_uri(root)
     try:
         client = server.connect(uri, make=False)
-        with server.explained(uri):
+        with errors.explained(uri):
             found = client.get_metric_history(run_id, metric)
-    except server.ServerError as error:
+    except errors.ServerError as error:
         say(f"{error}; the report has no curves")
         return []
     return sorted({(float(m.step), float(m.value)) for m in found})

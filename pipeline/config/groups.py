@@ -5,9 +5,12 @@ A key that is not here, or in `config`, is refused (`pipeline.config.compose`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+VALIDATED = "(0.2,0.3]"  # the bucket of a mask set that validation takes its holes from
+
 
 STRUCTURES = ("msau", "single", "inception_v1", "inception_v3")
 CHANNEL = ("augmented", "none", "se", "cbam", "sca")
@@ -204,35 +207,19 @@ class TrackingConfig:
 # --- walking a schema ----------------------------------------------------------------------------
 
 
-def known_keys(kind: type, prefix: str = "") -> list[str]:
-    """Dotted names of all values of a schema, a model's options of every model included."""
-    found = []
-    for f in fields(kind):
-        default = f.default_factory() if callable(f.default_factory) else f.default
-        if f.name == "model" and is_dataclass(default):
-            for model in MODELS.values():
-                found += known_keys(model, f"{prefix}model.")
-        elif is_dataclass(default):
-            found += known_keys(type(default), f"{prefix}{f.name}.")
-        else:
-            found.append(f"{prefix}{f.name}")
-    return list(dict.fromkeys(found))
+def phase_at(phases: Sequence[Phase], images_seen: int) -> Phase:
+    """The phase of the step that starts at `images_seen`."""
+    for phase in phases:
+        if phase.until is None or images_seen < phase.until:
+            return phase
+    return phases[-1]
 
 
-def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of everything in a resolved configuration."""
-    for f in fields(node):
-        value = getattr(node, f.name)
-        if is_dataclass(value):
-            yield from leaves(value, f"{prefix}{f.name}.")
-        else:
-            yield f"{prefix}{f.name}", value
-
-
-def meaning(kind: type, dotted: str) -> str:
-    """What `--help` says of a key."""
-    for part in dotted.split("."):
-        found = next(f for f in fields(kind) if f.name == part)
-        default = found.default_factory() if callable(found.default_factory) else found.default
-        kind = type(default) if is_dataclass(default) else kind
-    return str(found.metadata.get("help", ""))
+def check_phases(phases: Sequence[Phase]) -> None:
+    """Ends must rise, and only the last may be open."""
+    ends = [p.until for p in phases]
+    if not phases:
+        raise ValueError("objective.phases is empty: give at least [{until: null, lr: 3.0e-4}]")
+    closed = [e for e in ends if e is not None]
+    if None in ends[:-1] or closed != sorted(set(closed)):
+        raise ValueError(f"objective.phases end at {ends}: ends must rise, null only at the last")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from pipeline.config import jobconfig
+from pipeline.config import schema
 from pipeline.config import schema as config
 
 
@@ -40,7 +40,7 @@ VERBS: dict[str, VerbSpec] = {
         "what this machine can do, and the mend for what it cannot",
     ),
     "fetch": VerbSpec(
-        "pipeline.training.fetch",
+        "pipeline.training.weights",
         config.FetchConfig,
         "pretrained weights into the cache, checked: vgg16, densenet121",
         positional="names",
@@ -124,21 +124,41 @@ VERBS: dict[str, VerbSpec] = {
     ),
     "submit": VerbSpec(
         "pipeline.submission.submit",
-        jobconfig.SubmitConfig,
+        schema.SubmitConfig,
         "VERB [key=value ...] [then VERB ...] as jobs on SLURM, Kubernetes or this machine",
         groups={"cluster": "local"},
     ),
     "status": VerbSpec(
         "pipeline.submission.status",
-        jobconfig.StatusConfig,
+        schema.StatusConfig,
         "how submitted jobs are, and why",
         "id",
     ),
-    "logs": VerbSpec("pipeline.submission.logs", jobconfig.LogsConfig, "what a job said", "id"),
+    "logs": VerbSpec("pipeline.submission.logs", schema.LogsConfig, "what a job said", "id"),
     "cancel": VerbSpec(
-        "pipeline.submission.cancel", jobconfig.CancelConfig, "ask a job to save and leave", "id"
+        "pipeline.submission.cancel", schema.CancelConfig, "ask a job to save and leave", "id"
     ),
     "bench": VerbSpec(
         "pipeline.bench", config.BenchConfig, "what this machine does, as ratios", positional="what"
     ),
 }
+
+
+def positional(spec: VerbSpec, words: list[str]) -> list[str]:
+    """`shard verify URL` and `promote NAME` as key=value words."""
+    words = list(words)
+    if spec.actions and words and words[0] in spec.actions:
+        words[0] = f"action={words[0]}"
+        start = 1
+    else:
+        start = 0
+    bare = start
+    while spec.positional and bare < len(words) and "=" not in words[bare].split("/")[0]:
+        bare += 1
+    if bare > start and spec.positional != "names":
+        if bare - start > 1:
+            raise ValueError(f"{' '.join(words[start:bare])}: one {spec.positional} at a time")
+        words[start] = f"{spec.positional}={words[start]}"
+    elif bare > start:
+        words[start:bare] = [f"{spec.positional}=[{','.join(words[start:bare])}]"]
+    return words

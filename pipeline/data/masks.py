@@ -1,11 +1,11 @@
 """`masks`: an evaluation mask set, drawn in six buckets or imported, published with a digest."""
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
+from pipeline.common.console import say
 from pipeline.common.inputs import protect
 from pipeline.config.schema import MakeMasksConfig
 from shards import manifest, mask_import, mask_sets, store
@@ -20,7 +20,7 @@ def main(config: MakeMasksConfig) -> dict[str, Any]:
     """
     result: dict[str, Any] = {"out": store.display(config.out), "size": config.size}
     if config.source is None:
-        _say(f"drawing {config.per_bucket} masks of {config.size}x{config.size} a bucket")
+        say(f"drawing {config.per_bucket} masks of {config.size}x{config.size} a bucket")
         done = mask_sets.write_mask_set(
             config.out, config.size, config.per_bucket, config.seed, config.border, config.fixed
         )
@@ -28,7 +28,7 @@ def main(config: MakeMasksConfig) -> dict[str, Any]:
         protect({"source": [config.source]}, {"out": [config.out]}, below=True)
         source = mask_import.open_source(config.source)
         polarity = mask_import.judge(source, config.polarity)
-        _say(f"{len(source.files)} masks, {polarity} by their ratios")
+        say(f"{len(source.files)} masks, {polarity} by their ratios")
         options = {
             "source": source.digest(),
             "polarity": polarity,
@@ -49,7 +49,7 @@ def main(config: MakeMasksConfig) -> dict[str, Any]:
         outside = len(source.files) - found.total() + found[FIXED]
         result |= {"polarity": polarity, "outside": outside}
     for line in _table(result):
-        _say(line)
+        say(line)
     return result
 
 
@@ -72,7 +72,3 @@ def _table(result: dict[str, Any]) -> Iterator[str]:
         yield f"  {name:>10}  {count}"
     if result.get("outside"):
         yield f"  left out    {result['outside']} with ratios outside (0.01, 0.6]"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)

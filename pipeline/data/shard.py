@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.console import say, show_sharding
 from pipeline.common.inputs import protect
 from pipeline.config.schema import ShardConfig
 from shards import external, plan, store, upkeep, writer
@@ -60,7 +61,7 @@ def _write(config: ShardConfig) -> dict[str, Any]:
             )
         try:
             finished = external.write(
-                config.out, config.data.name, config.source, _say, config.max_reject_rate
+                config.out, config.data.name, config.source, say, config.max_reject_rate
             )
         except external.SourceError:
             print(layout.offer.text(), file=sys.stderr)
@@ -93,10 +94,10 @@ def _fill(
         task=task,
         max_reject_rate=config.max_reject_rate,
     ):
-        _show_progress(progress)
+        show_sharding(progress)
     left = writer.missing(config.out, planned)
     if left and task[1] > 1:
-        _say(f"{len(left)} of {len(planned.shards())} shards are left to other tasks")
+        say(f"{len(left)} of {len(planned.shards())} shards are left to other tasks")
         return {"url": store.display(config.out), "shards_left": len(left)}
     finished = writer.finalise(config.out, planned, max_reject_rate=config.max_reject_rate)
     return _result(finished, time.monotonic() - begun)
@@ -114,10 +115,10 @@ def _plan(config: ShardConfig, listed_anew: bool) -> tuple[plan.Plan, Path]:
     saved = plan.load(config.out, data.name, "images", options)
     if saved is not None:
         count = saved.rows.num_rows
-        _say(f"going on with the plan of {count} images at {store.display(config.out)}")
+        say(f"going on with the plan of {count} images at {store.display(config.out)}")
         if not listed_anew:
             return saved, root
-    _say(f"listing {given}")
+    say(f"listing {given}")
     layout = source(data.layout)
     try:
         made = plan.make_plan(
@@ -138,7 +139,7 @@ def _plan(config: ShardConfig, listed_anew: bool) -> tuple[plan.Plan, Path]:
                 f"{made.rows.num_rows} and not the same: give another out="
             )
         return saved, root
-    _say(f"{made.rows.num_rows} images in {len(made.shards())} shards")
+    say(f"{made.rows.num_rows} images in {len(made.shards())} shards")
     _compare(made, layout.offer)
     return made, root
 
@@ -146,7 +147,7 @@ def _plan(config: ShardConfig, listed_anew: bool) -> tuple[plan.Plan, Path]:
 def _counted(entries: Iterator[plan.Entry]) -> Iterator[plan.Entry]:
     for count, entry in enumerate(entries, start=1):
         if count % 200_000 == 0:
-            _say(f"{count:,} images so far")
+            say(f"{count:,} images so far")
         yield entry
 
 
@@ -155,7 +156,7 @@ def _compare(made: plan.Plan, offer: Offer) -> None:
     for row in made.rows["split"].value_counts().to_pylist():
         published = offer.counts.get(row["values"], row["counts"])
         if published != row["counts"]:
-            _say(f"note: {row['counts']:,} images for {row['values']}, published {published:,}")
+            say(f"note: {row['counts']:,} images for {row['values']}, published {published:,}")
 
 
 def _policy(config: ShardConfig) -> Policy:
@@ -202,7 +203,7 @@ def _result(finished: writer.Finished, seconds: float) -> dict[str, Any]:
 
 
 def _stop(number: int, frame: object) -> None:
-    _say("stopped on request; the same command goes on from here")
+    say("stopped on request; the same command goes on from here")
     raise SystemExit(75)
 
 
@@ -225,7 +226,7 @@ def _verify(config: ShardConfig) -> dict[str, Any]:
         count, read = count + 1, read + checked.bytes
         faults += [f"{checked.split}/{checked.shard}: {fault}" for fault in checked.faults]
     for fault in faults:
-        _say(fault)
+        say(fault)
     if faults:
         raise OSError(
             f"{store.display(manifest.url)}: {len(faults)} faults in {count} shards; "
@@ -272,22 +273,3 @@ def show(result: dict[str, Any]) -> str:
         end = "deleted" if result["deleted"] else "listed only; delete=true removes them"
         return "\n".join([*rows, f"{len(rows)} left behind by killed writers ({end})"])
     return "\n".join(f"{name:<11} {value}" for name, value in result.items())
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _show_progress(progress: writer.Progress) -> None:
-    minutes, seconds = divmod(round(progress.seconds_left), 60)
-    line = (
-        f"shard {progress.shards}/{progress.of_shards}  "
-        f"{progress.images}/{progress.of_images} images  {progress.rejected} rejected  "
-        f"{progress.bytes / 2**20:.0f} MiB  {progress.rate:.0f} images/s  "
-        f"{minutes}:{seconds:02d} left"
-    )
-    if sys.stderr.isatty():
-        last = progress.shards == progress.of_shards
-        print(f"\r\x1b[K{line}", end="\n" if last else "", file=sys.stderr, flush=True)
-    else:
-        _say(line)

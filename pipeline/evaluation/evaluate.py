@@ -6,120 +6,39 @@ scored once, in the same company, so that any world size gives the same table. T
 continues an interrupted evaluation from the parts that are there.
 """
 
+import hashlib
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 import torch
+from omegaconf import OmegaConf
 
-from models import masking
+from pipeline.common import console
 from pipeline.common.inputs import protect
 from pipeline.config.schema import EvaluateConfig
-from pipeline.evaluation import metrics, parts, predictions, results
+from pipeline.evaluation import pair_images, results
 from pipeline.evaluation import pair_images as gallery
-from pipeline.evaluation.facts import pair_up, place_of, recipe
-from pipeline.evaluation.pairs import PairBatch, Pairs
-from pipeline.evaluation.results import SCHEMA
+from pipeline.evaluation.pairs import Pairs, pair_up
+from pipeline.evaluation.results import place_of
+from pipeline.evaluation.scoring import CONVENTIONS, Answer, _score, asking
 from pipeline.inference import sources
+from pipeline.runs.identity import FIXED, MUTABLE, saved_config
+from pipeline.tracking.delivery import flatten
 from shards import store
 
-Inpaint = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Answer = Callable[[PairBatch], torch.Tensor]  # uint8 N×H×W×3, what the hole is taken from
-CONVENTIONS = tuple(metrics.SSIM_WINDOWS)
-READ_AHEAD = 2  # batches decoded while one is inpainted
+# No part of what a run learns, or said elsewhere (the dataset by its digest).
+ASIDE = (*MUTABLE, *FIXED, "seed", "experiment", "validate.", "data.url", "init")
+PATIENCE = 600.0  # seconds without a new part before the others are given up
+
+
 PART = 16  # batches
 RESULT = "LACUNA_RESULT"  # where rank 0 leaves what its launcher returns
-
-
-def score(
-    inpaint: Inpaint,
-    pairs: Pairs,
-    batch: int = 8,
-    device: torch.device | str = "cpu",
-    conventions: Iterable[str] = CONVENTIONS,
-    rank: int = 0,
-    world_size: int = 1,
-) -> pa.Table:
-    """One row for each of this rank's pairs, columns of `SCHEMA`, in the order of the pairs.
-
-    inpaint: image N×3×H×W float in [0, 1] with its holes erased, mask N×1×H×W (1 = hole), both on
-    `device` → N×3×H×W. SSIM columns outside `conventions` are null.
-    """
-    starts = range(0, len(pairs), batch)[rank::world_size]
-    answer = asking(inpaint, device)
-    return _score(answer, pairs, starts, batch, device, tuple(conventions))
-
-
-def asking(inpaint: Inpaint, device: torch.device | str) -> Answer:
-    """What a network answers to a batch. The hole is hidden from it."""
-
-    @torch.no_grad()
-    def answer(loaded: PairBatch) -> torch.Tensor:
-        mask = loaded.masks.to(device).unsqueeze(1).float()
-        image = loaded.images.to(device).permute(0, 3, 1, 2).float() / 255
-        return metrics.to_bytes(inpaint(masking.erase(image, mask), mask))
-
-    return answer
-
-
-def fill(inpaint: Inpaint, loaded: PairBatch, device: torch.device | str) -> torch.Tensor:
-    """The composites of a batch, uint8 N×H×W×3 on `device`."""
-    return _composite(asking(inpaint, device), loaded, device)
-
-
-def _composite(answer: Answer, loaded: PairBatch, device: torch.device | str) -> torch.Tensor:
-    images, masks = loaded.images.to(device), loaded.masks.to(device)
-    return metrics.composite_bytes(answer(loaded).to(device), images, masks)
-
-
-def _score(
-    answer: Answer,
-    pairs: Pairs,
-    starts: Sequence[int],
-    batch: int,
-    device: torch.device | str,
-    conventions: tuple[str, ...],
-) -> pa.Table:
-    tables = [SCHEMA.empty_table()]
-    for start, loaded in batches(pairs, starts, batch):
-        result = _composite(answer, loaded, device)
-        images, masks = loaded.images.to(device), loaded.masks.to(device)
-        values = metrics.measure(result, images, masks, conventions)
-        tables.append(_rows(start, loaded, masks, values))
-    return pa.concat_tables(tables)
-
-
-def batches(pairs: Pairs, starts: Sequence[int], batch: int) -> Iterator[tuple[int, PairBatch]]:
-    """The batches that begin at `starts`, decoded ahead in threads."""
-    with ThreadPoolExecutor(READ_AHEAD) as pool:
-        waiting = [pool.submit(pairs.load, s, s + batch) for s in starts[:READ_AHEAD]]
-        for i, start in enumerate(starts):
-            loaded = waiting.pop(0).result()
-            for ahead in starts[i + READ_AHEAD : i + READ_AHEAD + 1]:
-                waiting.append(pool.submit(pairs.load, ahead, ahead + batch))
-            yield start, loaded
-
-
-def _rows(
-    start: int, loaded: PairBatch, masks: torch.Tensor, values: dict[str, torch.Tensor]
-) -> pa.Table:
-    columns: dict[str, Any] = {
-        "pair": range(start, start + len(loaded.pairs)),
-        "name": [pair.name for pair in loaded.pairs],
-        "key": [pair.image.key for pair in loaded.pairs],
-        "mask_key": [pair.mask.key for pair in loaded.pairs],
-        "bucket": [pair.bucket for pair in loaded.pairs],
-        "ratio": masks.double().mean((1, 2)).tolist(),
-    }
-    for name in metrics.METRICS:
-        found = values[name].tolist() if name in values else [None] * len(loaded.pairs)
-        columns[name] = pa.array(found, pa.float64(), from_pandas=True)  # NaN → null
-    return pa.table(columns, schema=SCHEMA)
 
 
 # --- the verb -------------------------------------------------------------------------------------
@@ -135,9 +54,8 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
     _protect(config)
     if "RANK" in os.environ:
         return _work(config, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    from pipeline.launch.topology import visible_gpus
+    from pipeline.launch.topology import place, visible_gpus
     from pipeline.launch.workers import supervise
-    from pipeline.training.launcher import place
 
     count = visible_gpus() if config.processes == "auto" else config.processes
     if not str(count).isdigit():
@@ -156,7 +74,7 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
 
 def _work(config: EvaluateConfig, rank: int, world_size: int) -> dict[str, Any]:
     """A worker's part; rank 0 hands the result to its launcher."""
-    from pipeline.launch.device import core_count
+    from pipeline.common.environment import core_count
 
     threads = core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(max(1, threads))
@@ -177,7 +95,7 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
     pairs, facts = pair_up(config)
     if config.export is not None:
         if rank == 0:
-            predictions.export(pairs, config.export, parts.progress("export", len(pairs)))
+            pair_images.export(pairs, config.export, console.progress("export", len(pairs)))
         if not (config.checkpoint or config.model or config.predictions):
             return {"exported": len(pairs), "out": config.export, "pairs_digest": pairs.digest}
     answer, told = _answer(config, pairs, device)
@@ -188,18 +106,18 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
         "name": told["name"],
         "batch": config.batch,
     }  # not what it is called by `name=`
-    shares = parts.folder(url, same)
+    shares = folder(url, same)
     starts = range(0, len(pairs), config.batch)
     groups = [starts[i : i + PART] for i in range(0, len(starts), PART)]
-    tell = parts.progress(facts["name"], len(pairs), rank == 0)
+    tell = console.progress(facts["name"], len(pairs), rank == 0)
     for number in range(rank, len(groups), world_size):
-        if not store.exists(parts.path(shares, number)):
+        if not store.exists(path(shares, number)):
             table = _score(answer, pairs, groups[number], config.batch, device, CONVENTIONS)
-            results.save(parts.path(shares, number), table, {})
+            results.save(path(shares, number), table, {})
         tell(min(len(pairs), (number + 1) * PART * config.batch))
     if rank:
         return {"rank": rank, "pairs": len(pairs)}
-    table = results.merge(parts.collect(shares, len(groups)), len(pairs))
+    table = results.merge(collect(shares, len(groups)), len(pairs))
     results.save(url, table, facts)
     kept = gallery.save(url, gallery.draw(answer, pairs, gallery.chosen(pairs, config.pictures)))
     store.remove(shares, recursive=True)
@@ -241,8 +159,8 @@ def dry_run(config: EvaluateConfig) -> str:
 
 def _remember(config: EvaluateConfig, result: dict[str, Any]) -> None:
     """Keep the checkpoint that was scored, and log the scores in its run."""
-    from pipeline.tracking.record import record
-    from pipeline.training.checkpointing import pin
+    from pipeline.runs.checkpoints import pin
+    from pipeline.tracking.lifecycle import record
 
     pin(result["run"], result["images_seen"])
     if not config.tracking.enabled:
@@ -258,7 +176,7 @@ def _remember(config: EvaluateConfig, result: dict[str, Any]) -> None:
 def _draw_features(config: EvaluateConfig, pairs: Pairs) -> list[str]:
     """Pictures of what the generator sees in three of the pairs."""
     from pipeline.evaluation import figures as features
-    from pipeline.training.checkpointing import load_generator
+    from pipeline.runs.checkpoints import load_generator
 
     generator, _ = load_generator(str(config.checkpoint), weights=config.weights)
     loaded = [pairs.load(i, i + 1) for i in gallery.chosen(pairs, 6)[1::2]]
@@ -284,7 +202,54 @@ def _answer(
             "give one of checkpoint=, model=, predictions="
         )
     if config.predictions is not None:
-        return predictions.answers(config.predictions, pairs)
+        return pair_images.answers(config.predictions, pairs)
     source = sources.load(config.model, config.checkpoint, config.weights, device)
     facts = {**source.facts, "name": source.name}
     return asking(source.fill, device), facts | recipe(facts)
+
+
+def recipe(facts: dict[str, Any]) -> dict[str, Any]:
+    """Experiment and seed of the run, and a hash of all else that decides what it learns.
+
+    Runs with one hash differ in nothing but their seed. Empty for what is no run.
+    """
+    saved = saved_config(facts["run"]) if "run" in facts else None
+    if saved is None:
+        return {}
+    everything = flatten(OmegaConf.to_container(saved))  # type: ignore[arg-type]
+    rest = {name: value for name, value in everything.items() if not name.startswith(ASIDE)}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return {"experiment": saved.get("experiment"), "seed": saved.get("seed"), "recipe": digest}
+
+
+def folder(url: str, same: Mapping[str, Any]) -> str:
+    """A folder beside `url` that only work with the same description finds again."""
+    word = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{url}.parts-{word}"
+
+
+def path(parts: str, number: int) -> str:
+    return store.join(parts, f"part-{number:06d}.parquet")
+
+
+def collect(parts: str, count: int, patience: float = PATIENCE) -> list[pa.Table]:
+    """All parts in order, waiting for those of other ranks.
+
+    Raises TimeoutError when none has come for `patience` seconds.
+    """
+    wanted = [path(parts, number).rsplit("/", 1)[-1] for number in range(count)]
+    last, seen = time.monotonic(), -1
+    while True:
+        there = set(store.names(parts))
+        missing = [name for name in wanted if name not in there]
+        if not missing:
+            return [results.load(store.join(parts, name))[0] for name in wanted]
+        if len(there) != seen:
+            last, seen = time.monotonic(), len(there)
+        if time.monotonic() - last > patience:
+            raise TimeoutError(
+                f"{len(missing)} of {count} parts of other ranks have not come to "
+                f"{store.display(parts)} for {patience:.0f} s, first {missing[0]}: is it a "
+                "folder that all machines see? The same command goes on from what is there"
+            )
+        time.sleep(min(0.5, patience))

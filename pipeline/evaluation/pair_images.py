@@ -4,10 +4,11 @@ Members: KEY.png (original), KEY_mask.png (white: hole), KEY_result.png (composi
 the set has the hole of bucket i, i + 1, …, so that a dozen pictures show every bucket.
 """
 
+import hashlib
 import io
 import zipfile
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from pipeline.evaluation import metrics
 from pipeline.evaluation.pairs import PairBatch, Pairs
 from pipeline.inference import images as pictures
+from pipeline.inference.images import Picture
 from shards import store
 
 Bytes = NDArray[np.uint8]
@@ -82,3 +84,53 @@ def load(table: str) -> list[Sample]:
                 mask = (pixels(f"{stem}_mask.png")[..., 0] > 127).astype(np.uint8)
                 found.append(Sample(stem, pixels(f"{stem}.png"), mask, pixels(name)))
     return found
+
+
+def export(pairs: Pairs, out: str, tell: Callable[[int], None]) -> None:
+    """Write every pair into the folder or URL `out`; files that are there are written again."""
+    for i in range(len(pairs)):
+        loaded = pairs.load(i, i + 1)
+        name = loaded.pairs[0].name
+        mask = np.repeat(loaded.masks[0].numpy()[..., None] * 255, 3, 2)
+        pictures.write(store.join(out, f"{name}.png"), Picture(loaded.images[0].numpy()))
+        pictures.write(store.join(out, f"{name}_mask.png"), Picture(mask))
+        tell(i + 1)
+
+
+def answers(
+    folder: str, pairs: Pairs
+) -> tuple[Callable[[PairBatch], torch.Tensor], dict[str, Any]]:
+    """What the pictures in `folder` answer to a batch, and the facts that results carry.
+
+    Grey, 16-bit and transparent pictures are read as `inference.images` says. ValueError
+    when one is missing, or has another size than its pair.
+    """
+    there = set(store.names(folder))
+    missing = [pair.name for pair in pairs.pairs if f"{pair.name}.png" not in there]
+    if missing:
+        raise ValueError(
+            f"predictions={store.display(folder)} lacks {len(missing)} of {len(pairs)} pictures, "
+            f"first {missing[0]}.png: `evaluate export=DIR` with the same keys writes the pairs"
+        )
+    sha = hashlib.sha256()
+    for pair in pairs.pairs:
+        sha.update(store.read(store.join(folder, f"{pair.name}.png")))
+
+    def answer(loaded: PairBatch) -> torch.Tensor:
+        return torch.stack([_read(folder, pair.name, pairs.size) for pair in loaded.pairs])
+
+    name = folder.rstrip("/").rsplit("/", 1)[-1]
+    facts = {"name": name, "weights": "unknown", "sha256": sha.hexdigest()}
+    return answer, facts | {"predictions": store.display(folder)}
+
+
+def _read(folder: str, name: str, size: int) -> torch.Tensor:
+    url = store.join(folder, f"{name}.png")
+    pixels = pictures.read(url).pixels
+    if pixels.shape[:2] != (size, size):
+        height, width = pixels.shape[:2]
+        raise ValueError(
+            f"{store.display(url)} is {width}×{height}, its pair {size}×{size}: "
+            "answer with the picture's own size"
+        )
+    return torch.from_numpy(pixels.copy())

@@ -5,37 +5,31 @@ holds fewer masks than there are pictures its masks go round again, and `reused`
 bucket `center` needs no mask set: the middle half of each side is the hole (MUSICAL).
 """
 
+from __future__ import annotations
+
 import hashlib
 import io
-import zlib
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
+import sys
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.config.groups import VALIDATED
+from pipeline.config.schema import EvaluateConfig, TrainConfig
 from shards import store
 from shards.decode import Crop, Scratch, into
-from shards.manifest import Manifest, read_index
-from shards.masks import center
+from shards.manifest import Manifest, open_manifest
+from shards.masks import BUCKETS, center, irregular, square
+from shards.samples import Sample, payload, samples
+
+SEED = 20210217  # of validation masks: the same for every run, whatever its seed
+
 
 CENTER = "center"
-
-
-class Sample(NamedTuple):
-    """One member of a sharded set and where its bytes lie."""
-
-    key: int
-    url: str
-    offset: int
-    size: int
-    crc32: int
-    content: int  # hash of the bytes
-    bucket: str = ""
 
 
 class Pair(NamedTuple):
@@ -122,25 +116,6 @@ def make_pairs(
     )
 
 
-def samples(manifest: Manifest, split: str) -> list[Sample]:
-    """A split's samples in key order. ValueError lists the splits there are."""
-    if split not in manifest.splits:
-        raise ValueError(
-            f"{store.display(manifest.url)} has no split {split!r}: set split= to one of "
-            f"{', '.join(sorted(manifest.splits))}"
-        )
-    found = []
-    for shard in manifest.splits[split].shards:
-        index = read_index(manifest, split, shard)
-        url = manifest.shard_url(split, shard)
-        names = ["sample_id", "offset", "size", "crc32", "content_hash"]
-        columns = [index[name].to_pylist() for name in names]
-        bucket = index["bucket"] if "bucket" in index.column_names else pa.nulls(len(index))
-        for row in zip(*columns, bucket.to_pylist()):
-            found.append(Sample(row[0], url, row[1], row[2], row[3], row[4], row[5] or ""))
-    return sorted(found)
-
-
 def _masks_by_bucket(masks: Manifest | None, buckets: list[str]) -> dict[str, list[Sample]]:
     if not buckets:
         return {}
@@ -174,14 +149,71 @@ def _digest(pairs: list[Pair], size: int, resize_short: int | None) -> str:
     return sha.hexdigest()
 
 
-@lru_cache(maxsize=64)
-def payload(sample: Sample) -> bytes:
-    """The sample's bytes as they are stored, checked; ValueError where they are other bytes."""
-    for _ in range(3):
-        data = store.read(sample.url, sample.offset, sample.offset + sample.size)
-        if zlib.crc32(data) == sample.crc32:
-            return data
-    raise ValueError(
-        f"sample {sample.key} of {store.display(sample.url)} has other bytes than its index "
-        "says, read three times: `shard verify` the set"
+def pair_up(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
+    """The protocol's pairs, and the facts about them that results carry."""
+    protocol = config.protocol
+    if config.data.url is None:
+        raise ValueError("data.url= is missing: the sharded set that holds the pictures")
+    images = open_manifest(config.data.url)
+    masks = open_manifest(config.masks.url) if config.masks.url else None
+    pairs = make_pairs(
+        images,
+        config.split,
+        masks,
+        protocol.buckets,
+        protocol.size,
+        config.data.resize_short,
+        config.limit,
     )
+    if pairs.reused:
+        print(
+            "evaluate: fewer masks in a bucket than pictures: its masks go round again",
+            file=sys.stderr,
+        )
+    facts = {
+        "protocol": protocol.name,
+        "ssim": protocol.ssim,
+        "size": protocol.size,
+        "pairs": len(pairs),
+        "images": len(pairs) // len(protocol.buckets),
+        "pairs_digest": pairs.digest,
+        "masks_reused": pairs.reused,
+        "dataset": images.digest,
+        "dataset_name": images.name,
+        "split": config.split,
+        "limit": config.limit,
+        "resize_short": config.data.resize_short,
+        "data_url": store.display(images.url),
+        "masks_url": store.display(masks.url) if masks else None,
+        "masks": masks.digest if masks else None,
+        "masks_name": masks.name if masks else None,
+        "masks_count": sum(s.samples for s in masks.splits.values()) if masks else 0,
+    }
+    return pairs, facts
+
+
+@dataclass(frozen=True)
+class DrawnPairs(Pairs):
+    """Pairs whose masks are drawn instead of read from a set: irregular ones bucket after bucket,
+    or squares."""
+
+    kind: str = "irregular"
+
+    def _mask(self, pair: Pair) -> NDArray[np.uint8]:
+        if self.kind == "square":
+            return square(self.size, self.size, (SEED, pair.image.key))
+        low, high = BUCKETS[pair.image.key % len(BUCKETS)]
+        return irregular(self.size, self.size, low, high, 0, (SEED, pair.image.key))
+
+
+def fixed_pairs(config: TrainConfig, manifest: Manifest) -> Pairs:
+    """The first `validate.pairs` pictures of the split, each with a hole of the kind trained on."""
+    kind, size, short = config.masks.kind, config.validate.size, config.data.resize_short
+    split, count = config.data.validate, config.validate.pairs
+    if config.masks.url is not None:
+        masks = open_manifest(config.masks.url)
+        return make_pairs(manifest, split, masks, [VALIDATED], size, short, count)
+    pairs = make_pairs(manifest, split, None, [CENTER], size, short, count)
+    if kind == "center":
+        return pairs
+    return DrawnPairs(**{f.name: getattr(pairs, f.name) for f in fields(Pairs)}, kind=kind)

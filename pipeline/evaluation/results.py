@@ -6,6 +6,7 @@ metadata, so that a file alone says what was measured on what.
 
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -118,3 +119,13 @@ def as_text(result: Mapping[str, Any]) -> str:
             f"{f'[{low:.3f}, {high:.3f}]':>18}{ssim:>9}{row['l1']:>8.3f}"
         )
     return "\n".join(lines)
+
+
+def place_of(facts: dict[str, Any]) -> str:
+    """Where the table goes: into the run's folder, or that of evaluations of other things."""
+    pairs = facts["pairs_digest"][:8]
+    if "run" in facts:
+        stem = f"{facts['protocol']}-{facts['weights']}-{facts['images_seen']:012d}-{pairs}"
+        return store.join(facts["run"], "evaluation", f"{stem}.parquet")
+    name = re.sub(r"[^A-Za-z0-9.-]+", "_", facts["name"]).strip("_")
+    return f"runs/evaluation/{facts['protocol']}-{name}-{pairs}.parquet"

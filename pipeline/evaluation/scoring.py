@@ -1,61 +1,37 @@
-"""Validation while training: fixed pairs of the `val` split, scored on all ranks."""
+"""Score an inpainter on fixed pairs, on one rank or on all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
-from models.masking import composite
-from pipeline.config.schema import TrainConfig
-from pipeline.evaluation.evaluate import fill, score
-from pipeline.evaluation.pairs import CENTER, Pair, Pairs, make_pairs
-from pipeline.evaluation.results import merge
-from pipeline.training.engine import Engine
-from pipeline.training.preflight import VALIDATED
-from shards.manifest import Manifest, open_manifest
-from shards.masks import BUCKETS, irregular, square
+from models import masking
+from pipeline.evaluation import metrics
+from pipeline.evaluation.pairs import PairBatch, Pairs
+from pipeline.evaluation.results import SCHEMA, merge
 
-SEED = 20210217  # of validation masks: the same for every run, whatever its seed
-
-
-@dataclass(frozen=True)
-class DrawnPairs(Pairs):
-    """Pairs whose masks are drawn instead of read from a set: irregular ones bucket after bucket,
-    or squares."""
-
-    kind: str = "irregular"
-
-    def _mask(self, pair: Pair) -> NDArray[np.uint8]:
-        if self.kind == "square":
-            return square(self.size, self.size, (SEED, pair.image.key))
-        low, high = BUCKETS[pair.image.key % len(BUCKETS)]
-        return irregular(self.size, self.size, low, high, 0, (SEED, pair.image.key))
-
-
-def fixed_pairs(config: TrainConfig, manifest: Manifest) -> Pairs:
-    """The first `validate.pairs` pictures of the split, each with a hole of the kind trained on."""
-    kind, size, short = config.masks.kind, config.validate.size, config.data.resize_short
-    split, count = config.data.validate, config.validate.pairs
-    if config.masks.url is not None:
-        masks = open_manifest(config.masks.url)
-        return make_pairs(manifest, split, masks, [VALIDATED], size, short, count)
-    pairs = make_pairs(manifest, split, None, [CENTER], size, short, count)
-    if kind == "center":
-        return pairs
-    return DrawnPairs(**{f.name: getattr(pairs, f.name) for f in fields(Pairs)}, kind=kind)
+Inpaint = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Answer = Callable[[PairBatch], torch.Tensor]  # uint8 N×H×W×3, what the hole is taken from
+CONVENTIONS = tuple(metrics.SSIM_WINDOWS)
+READ_AHEAD = 2  # batches decoded while one is inpainted
 
 
 def validate(
-    inpaint: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], pairs: Pairs, engine: Engine
+    inpaint: Inpaint,
+    pairs: Pairs,
+    gather: Callable[[Any], list[Any]],
+    device: torch.device,
+    rank: int,
+    world_size: int,
 ) -> dict[str, float]:
     """`val/*`: means over all pairs, the same number on every rank and for any world size."""
-    mine = score(inpaint, pairs, 4, engine.device, ("gauss11_rgb",), engine.rank, engine.world_size)
-    table = merge(engine.gather(mine), len(pairs))
+    mine = score(inpaint, pairs, 4, device, ("gauss11_rgb",), rank, world_size)
+    table = merge(gather(mine), len(pairs))
     names = {"val/psnr": "psnr", "val/ssim": "ssim_gauss11_rgb", "val/l1": "l1"}
     return {k: float(np.mean(table[column].to_numpy())) for k, column in names.items()}
 
@@ -75,4 +51,87 @@ def pictures(inpaint: Any, pairs: Pairs, count: int, device: Any) -> list[dict[s
     return found
 
 
-__all__ = ["composite", "fixed_pairs", "pictures", "validate"]
+def score(
+    inpaint: Inpaint,
+    pairs: Pairs,
+    batch: int = 8,
+    device: torch.device | str = "cpu",
+    conventions: Iterable[str] = CONVENTIONS,
+    rank: int = 0,
+    world_size: int = 1,
+) -> pa.Table:
+    """One row for each of this rank's pairs, columns of `SCHEMA`, in the order of the pairs.
+
+    inpaint: image N×3×H×W float in [0, 1] with its holes erased, mask N×1×H×W (1 = hole), both on
+    `device` → N×3×H×W. SSIM columns outside `conventions` are null.
+    """
+    starts = range(0, len(pairs), batch)[rank::world_size]
+    answer = asking(inpaint, device)
+    return _score(answer, pairs, starts, batch, device, tuple(conventions))
+
+
+def asking(inpaint: Inpaint, device: torch.device | str) -> Answer:
+    """What a network answers to a batch. The hole is hidden from it."""
+
+    @torch.no_grad()
+    def answer(loaded: PairBatch) -> torch.Tensor:
+        mask = loaded.masks.to(device).unsqueeze(1).float()
+        image = loaded.images.to(device).permute(0, 3, 1, 2).float() / 255
+        return metrics.to_bytes(inpaint(masking.erase(image, mask), mask))
+
+    return answer
+
+
+def fill(inpaint: Inpaint, loaded: PairBatch, device: torch.device | str) -> torch.Tensor:
+    """The composites of a batch, uint8 N×H×W×3 on `device`."""
+    return _composite(asking(inpaint, device), loaded, device)
+
+
+def _composite(answer: Answer, loaded: PairBatch, device: torch.device | str) -> torch.Tensor:
+    images, masks = loaded.images.to(device), loaded.masks.to(device)
+    return metrics.composite_bytes(answer(loaded).to(device), images, masks)
+
+
+def _score(
+    answer: Answer,
+    pairs: Pairs,
+    starts: Sequence[int],
+    batch: int,
+    device: torch.device | str,
+    conventions: tuple[str, ...],
+) -> pa.Table:
+    tables = [SCHEMA.empty_table()]
+    for start, loaded in batches(pairs, starts, batch):
+        result = _composite(answer, loaded, device)
+        images, masks = loaded.images.to(device), loaded.masks.to(device)
+        values = metrics.measure(result, images, masks, conventions)
+        tables.append(_rows(start, loaded, masks, values))
+    return pa.concat_tables(tables)
+
+
+def batches(pairs: Pairs, starts: Sequence[int], batch: int) -> Iterator[tuple[int, PairBatch]]:
+    """The batches that begin at `starts`, decoded ahead in threads."""
+    with ThreadPoolExecutor(READ_AHEAD) as pool:
+        waiting = [pool.submit(pairs.load, s, s + batch) for s in starts[:READ_AHEAD]]
+        for i, start in enumerate(starts):
+            loaded = waiting.pop(0).result()
+            for ahead in starts[i + READ_AHEAD : i + READ_AHEAD + 1]:
+                waiting.append(pool.submit(pairs.load, ahead, ahead + batch))
+            yield start, loaded
+
+
+def _rows(
+    start: int, loaded: PairBatch, masks: torch.Tensor, values: dict[str, torch.Tensor]
+) -> pa.Table:
+    columns: dict[str, Any] = {
+        "pair": range(start, start + len(loaded.pairs)),
+        "name": [pair.name for pair in loaded.pairs],
+        "key": [pair.image.key for pair in loaded.pairs],
+        "mask_key": [pair.mask.key for pair in loaded.pairs],
+        "bucket": [pair.bucket for pair in loaded.pairs],
+        "ratio": masks.double().mean((1, 2)).tolist(),
+    }
+    for name in metrics.METRICS:
+        found = values[name].tolist() if name in values else [None] * len(loaded.pairs)
+        columns[name] = pa.array(found, pa.float64(), from_pandas=True)  # NaN → null
+    return pa.table(columns, schema=SCHEMA)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from pipeline.common.inputs import protect
 from pipeline.config.schema import PredictConfig
-from pipeline.evaluation.pairs import Sample, payload, samples
 from pipeline.inference import images as pictures
 from pipeline.inference import sources as inpaint
 from pipeline.inference.images import SUFFIXES, Picture, suffix
@@ -24,6 +23,7 @@ from pipeline.inference.tiling import fill_any
 from shards import store
 from shards.manifest import FILE as MANIFEST
 from shards.manifest import open_manifest
+from shards.samples import Sample, payload, samples
 
 Bytes = NDArray[np.uint8]
 

@@ -4,6 +4,8 @@
 any H×W the source takes. Known pixels of the answer are not to be relied on: composite them.
 """
 
+import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.common.environment import cache_dir
+from pipeline.inference import archive
+from pipeline.inference.archive import Archive
+from pipeline.tracking import client as server
+from pipeline.tracking import errors
+from pipeline.tracking.model_versions import download, find_version
 from shards import store
+
+ARCHIVE = "artifacts/inpainter.pt2"
+WEIGHTS = {"raw": "generator", "ema": "generator_ema"}  # names of a checkpoint's files
+
 
 Fill = Callable[[Tensor, Tensor], Tensor]
 
@@ -79,7 +91,7 @@ def _is_folder(model: str) -> bool:
 
 def _checkpoint(url: str, weights: str, device: torch.device | str) -> Source:
     from models.inpainter import Inpainter
-    from pipeline.training.checkpointing import load_generator
+    from pipeline.runs.checkpoints import load_generator
 
     generator, state = load_generator(url, weights=weights)
     facts = {name: state[name] for name in ("run", "url", "weights", "images_seen")}
@@ -89,7 +101,6 @@ def _checkpoint(url: str, weights: str, device: torch.device | str) -> Source:
 
 
 def _archive(model: str, device: torch.device | str) -> Source:
-    from pipeline.registry.register import load_archive
 
     is_file = model.endswith(".pt2") or Path(model).is_file()
     if not is_file and not model.startswith("models:"):
@@ -118,3 +129,40 @@ def refuse_a_look_into_the_hole(source: Source, device: torch.device | str) -> N
             f"{source.name} looks at pixels that the mask hides: it takes masks the other way "
             "round, or does not erase them; export it with 1 = hole, erased inside"
         )
+
+
+def load_archive(
+    uri: str, device: str = "cpu", root: str = "runs"
+) -> tuple[Archive, dict[str, Any]]:
+    """The inpainter behind `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a local `.pt2` file.
+
+    Second: sha256, and for a registered one model_uri, name, version, network and the other
+    `lacuna.*` tags. Raises ValueError, one line, for a name, version or alias that is not there and
+    for bytes that are not those that were registered.
+    """
+    if not uri.startswith("models:"):
+        loaded = archive.load(uri, device=device)
+        return loaded, {"sha256": loaded.sha256, "model_uri": uri}
+    where = server.tracking_uri(root)
+    client = server.connect(where, make=False)
+    with errors.explained(where):
+        version = find_version(client, uri)
+        tags = {k[7:]: v for k, v in version.tags.items() if k.startswith("lacuna.")}
+        if not {"sha256", "model_id"} <= set(tags):
+            raise ValueError(f"{uri} was not made by `register`: register its run")
+        path = fetch(where, tags["model_id"], tags["sha256"])
+    info = {**tags, "model_uri": f"models:/{version.name}/{version.version}"}
+    info |= {"name": version.name, "version": int(version.version)}
+    return archive.load(str(path), tags["sha256"], device), info
+
+
+def fetch(uri: str, model_id: str, sha256: str) -> Path:
+    """The archive of a logged model, from the cache or downloaded into it."""
+    cache = cache_dir() / "models"
+    path = cache / f"{sha256}.pt2"
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            download(uri, model_id, ARCHIVE, Path(folder))
+            os.replace(Path(folder, ARCHIVE), path)
+    return path

@@ -9,12 +9,23 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
+import threading
+import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
-from pipeline.launch import workers as supervise
 from shards import store
+
+ERROR_FILE = "LACUNA_ERROR_FILE"  # where a worker leaves the line that its launcher reports
+PUBLISH = "LACUNA_PUBLISH"  # a worker makes this file when its node's log is to be published
+NODE_ERRORS = "LACUNA_ERRORS"  # where each node's launcher leaves its line: this, `-` and its rank
+TERMINATION = Path("/dev/termination-log")  # what Kubernetes shows of a container that failed
+PUBLISH_EVERY = 60.0  # seconds between copies of a log into a bucket that nobody asks for
+_words: list[str] = []
+
 
 PODS = "LACUNA_PODS"  # URL that the names begin with; the pod's number follows
 STOPPED = 128 + signal.SIGTERM
@@ -30,7 +41,7 @@ def kept(body: Callable[[], int]) -> int:
     # its grace period is over. Who has something to save has a handler of its own.
     before_stop = signal.signal(signal.SIGTERM, _stop)
     note(place, "RUNNING")
-    with supervise.output(f"{place}.log") as writing:
+    with output(f"{place}.log") as writing:
         before = [os.dup(1), os.dup(2)]
         if writing is not None:
             os.dup2(writing, 1)
@@ -50,9 +61,9 @@ def kept(body: Callable[[], int]) -> int:
             for number, saved in enumerate(before, start=1):
                 os.dup2(saved, number)
                 os.close(saved)
-    word = {0: "SUCCEEDED", supervise.SAVED: "INTERRUPTED stopped on request, everything saved",
+    word = {0: "SUCCEEDED", os.EX_TEMPFAIL: "INTERRUPTED stopped on request, everything saved",
             STOPPED: "INTERRUPTED stopped on request"}  # fmt: skip
-    note(place, word.get(status, f"FAILED {supervise.last_word() or f'exit {status}'}"))
+    note(place, word.get(status, f"FAILED {last_word() or f'exit {status}'}"))
     return status
 
 
@@ -63,3 +74,98 @@ def _stop(number: int, frame: object) -> None:
 def note(place: str, line: str) -> None:
     with suppress(OSError, ValueError):
         store.write(f"{place}.state", f"{line}\n".encode())
+
+
+def last_word() -> str | None:
+    """The error that this process left last."""
+    return _words[-1] if _words else None
+
+
+def leave_word(line: str) -> bool:
+    """Leave the error of this process where its launcher, Kubernetes or `status` looks for it.
+
+    True in a worker: its launcher then says it, once for all of them.
+    """
+    mine = os.environ.get(ERROR_FILE)
+    _words.extend([line] if line else [])
+    with suppress(OSError):
+        if mine is not None:
+            Path(mine).write_text(line + "\n")
+        elif line and "PET_NNODES" in os.environ:
+            if TERMINATION.exists():
+                TERMINATION.write_text(line + "\n")
+            if kept := os.environ.get(NODE_ERRORS):
+                path = Path(f"{kept}-{os.environ.get('PET_NODE_RANK', '0')}")
+                whole = path.with_name(f".{path.name}")  # a full disk leaves an empty one
+                whole.write_text(f"{time.time():.3f} {line}\n")
+                whole.replace(path)
+    return mine is not None
+
+
+@contextmanager
+def output(log: str | None) -> Iterator[int | None]:
+    """The file descriptor that workers write to; None where that is our own stderr."""
+    if log is None or sys.stderr.isatty():
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        path = store.local(log) if store.is_local(log) else Path(scratch, "log")
+        reading, writing = os.pipe()
+        ours = os.dup(2)  # whatever our own stderr becomes
+        copying = threading.Thread(target=_copy, args=(reading, path, ours), daemon=True)
+        copying.start()
+        over, asked = threading.Event(), Path(scratch, "asked")
+        publishing = threading.Thread(target=_publish, args=(path, log, over, asked), daemon=True)
+        if not store.is_local(log):
+            os.environ[PUBLISH] = str(asked)
+            publishing.start()
+        try:
+            yield writing
+        finally:
+            os.close(writing)
+            copying.join(5)  # a process that a worker left behind may hold the pipe
+            if not copying.is_alive():
+                os.close(ours)
+            over.set()
+            if publishing.is_alive():
+                publishing.join(30)
+            os.environ.pop(PUBLISH, None)
+
+
+def _copy(reading: int, path: Path, ours: int) -> None:
+    """Until every writer has closed the pipe. A full disk or a closed stderr blocks nobody."""
+    while chunk := os.read(reading, 1 << 16):
+        with suppress(OSError):
+            rest = chunk
+            while rest:
+                rest = rest[os.write(ours, rest) :]
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "ab") as file:
+                file.write(chunk)
+
+
+def publish_log() -> None:
+    """Asks the launcher to publish the log of this node within a second: at a checkpoint."""
+    with suppress(OSError):
+        if asked := os.environ.get(PUBLISH):
+            Path(asked).touch()
+
+
+def _publish(path: Path, url: str, over: threading.Event, asked: Path) -> None:
+    """Copy the log to its URL now and then, when asked and at the end, behind what is there."""
+    earlier: bytes | None = None
+    sent, due, last = 0, time.monotonic() + PUBLISH_EVERY, False
+    while not last:
+        last = over.wait(1.0)
+        if not (last or asked.exists() or time.monotonic() > due):
+            continue
+        asked.unlink(missing_ok=True)  # first: who asks from here on has said more
+        due = time.monotonic() + PUBLISH_EVERY
+        data = path.read_bytes() if path.exists() else b""
+        with suppress(OSError, ValueError):  # what a bucket does not take now it takes next time
+            if earlier is None:
+                earlier = store.read(url) if store.exists(url) else b""
+            if len(data) > sent:
+                store.write(url, earlier + data)
+                sent = len(data)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.common.secrets import ConfigError
+import torch
+
+from pipeline.common.environment import core_count
+from pipeline.common.errors import ConfigError
 from pipeline.config.schema import TrainConfig
 
 DEVICES = ("nvidia[0-9]*", "kfd", "dxg")  # in /dev: NVIDIA's, AMD's, a Windows host's
@@ -50,3 +56,100 @@ def surely_no_gpu() -> bool:
     hidden = "CUDA_VISIBLE_DEVICES" in os.environ
     there = not hidden and any(next(Path("/dev").glob(name), None) for name in DEVICES)
     return not there and not visible_gpus()
+
+
+def uses_gpu(config: TrainConfig) -> bool:
+    """Whether this process trains on a GPU.
+
+    ConfigError where it would fall back to the CPU though GPUs are asked for, or are there and
+    counted by `processes=auto`; and where two processes would share one, which NCCL refuses.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    asked, local = config.cluster.gpus_per_node, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not count and asked:
+        raise ConfigError(
+            f"cluster.gpus_per_node={asked}, but torch sees no GPU on this node: check the driver "
+            f"and CUDA_VISIBLE_DEVICES (`doctor`)"
+        )
+    if not count and config.processes == "auto" and (there := visible_gpus()):
+        raise ConfigError(
+            f"this machine has {there} GPUs by its driver, but torch sees none: check its build "
+            f"(`doctor`), or give processes=1 to train on the CPU"
+        )
+    if 0 < count < local:
+        raise ConfigError(
+            f"{local} processes were started on this node, but torch sees {count} GPUs: give "
+            f"processes=auto, one for each, or hide them with CUDA_VISIBLE_DEVICES="
+        )
+    return count > 0
+
+
+def choose_precision(wanted: str, on_gpu: bool) -> str:
+    """`auto` is bf16 where the device has it natively: CUDA from sm_80, CPUs with AMX."""
+    if wanted == "auto":
+        if on_gpu:
+            return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp32"
+        return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+    if wanted == "fp16" and not on_gpu:
+        raise ConfigError("precision=fp16 needs a GPU; on this CPU use fp32, bf16 or auto")
+    if wanted == "bf16" and on_gpu and torch.cuda.get_device_capability()[0] < 8:
+        raise ConfigError("precision=bf16: this GPU has no bf16; use precision=fp16 or fp32")
+    return wanted
+
+
+def thread_count(wanted: str, processes: int) -> int:
+    """`threads=`: a number, or this machine's cores shared by its processes."""
+    if wanted == "auto":
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+        return max(1, core_count() // local)
+    return counted("threads", wanted)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this launcher stands in the job."""
+
+    nodes: int
+    node_rank: int
+    processes: int
+    master_addr: str
+    master_port: int
+    grace: float = 120.0  # seconds that workers get to save
+
+    @property
+    def workers(self) -> list[dict[str, str]]:
+        return [self.worker(local_rank) for local_rank in range(self.processes)]
+
+    def worker(self, local_rank: int) -> dict[str, str]:
+        """Environment of one worker: torch's names."""
+        return {
+            "RANK": str(self.node_rank * self.processes + local_rank),
+            "LOCAL_RANK": str(local_rank),
+            "WORLD_SIZE": str(self.nodes * self.processes),
+            "LOCAL_WORLD_SIZE": str(self.processes),
+            "MASTER_ADDR": self.master_addr,
+            "MASTER_PORT": str(self.master_port),
+        }
+
+
+def place(environment: Mapping[str, str], processes: int) -> Place:
+    """The launcher's place; the only function that reads `PET_*`."""
+    if "PET_NNODES" not in environment:
+        return Place(1, 0, processes, "127.0.0.1", free_port())
+    try:
+        return Place(
+            int(environment["PET_NNODES"]),
+            int(environment.get("PET_NODE_RANK", "0")),
+            int(environment.get("PET_NPROC_PER_NODE", processes)),
+            environment.get("PET_MASTER_ADDR", "127.0.0.1"),
+            int(environment.get("PET_MASTER_PORT", "29400")),
+            float(environment.get("PET_SHUTDOWN_TIMEOUT", "120")),
+        )
+    except ValueError as error:
+        raise ConfigError(f"PET_* must be numbers as torchrun reads them: {error}") from None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -13,27 +13,24 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
+
+import psutil
 
 from jobs.cause import cause
-from shards import store
+from pipeline.launch.output import ERROR_FILE, leave_word, output
 
-SAVED, CONFIGURATION = 75, 78
+STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOPPED = tuple(-number for number in STOP_SIGNALS)  # statuses: what it had to save has a handler
 PR_SET_PDEATHSIG = 1
-ERROR_FILE = "LACUNA_ERROR_FILE"  # where a worker leaves the line that its launcher reports
-PUBLISH = "LACUNA_PUBLISH"  # a worker makes this file when its node's log is to be published
-NODE_ERRORS = "LACUNA_ERRORS"  # where each node's launcher leaves its line: this, `-` and its rank
-TERMINATION = Path("/dev/termination-log")  # what Kubernetes shows of a container that failed
 CRASHED = 30.0  # seconds: over NCCL those left behind would wait in an exchange for ever
-PUBLISH_EVERY = 60.0  # seconds between copies of a log into a bucket that nobody asks for
 
 
 class Ended(NamedTuple):
@@ -78,7 +75,9 @@ def supervise(
                     )
                 )
             while any(w.poll() is None for w in started):
-                bad = [i for i, w in enumerate(started) if w.poll() not in (None, 0, SAVED)]
+                bad = [
+                    i for i, w in enumerate(started) if w.poll() not in (None, 0, os.EX_TEMPFAIL)
+                ]
                 first = first or bad
                 if deadline is None and (stop or any(w.poll() for w in started)):
                     given = min(grace, CRASHED) if bad and not stop else grace
@@ -92,13 +91,15 @@ def supervise(
                 signal.signal(number, handler)
         statuses = [w.wait() for w in started]
         status = outcome(statuses, [statuses[i] for i in first], bool(stop))
-        error = None if status in (0, SAVED) else _cause(first, statuses, workers, errors)
+        error = None if status in (0, os.EX_TEMPFAIL) else _cause(first, statuses, workers, errors)
         leave_word(error or "")
         told = error
-        if status == SAVED and (ended := [i for i in range(len(started)) if statuses[i] < 0]):
+        if status == os.EX_TEMPFAIL and (
+            ended := [i for i in range(len(started)) if statuses[i] < 0]
+        ):
             got = [*stop, *(-statuses[i] for i in [*first, *ended] if i in ended)][0]
             told = f"stopped ({signal.Signals(got).name}) {early}"
-        if told is not None and status != CONFIGURATION and writing is not None:
+        if told is not None and status != os.EX_CONFIG and writing is not None:
             os.write(writing, f"{told}\n".encode())
         elif told is not None:
             print(told, file=sys.stderr, flush=True)
@@ -112,52 +113,23 @@ def outcome(statuses: list[int], first: list[int] | None = None, asked: bool = F
     a request to stop ended had not begun, and so the group had not: the others' ends follow from
     it, where it was `asked` or was the `first` to end badly. That is 75.
     """
-    if CONFIGURATION in statuses:
-        return CONFIGURATION
-    led = STOPPED if asked else first or [s for s in statuses if s not in (0, SAVED)]
+    if os.EX_CONFIG in statuses:
+        return os.EX_CONFIG
+    led = STOPPED if asked else first or [s for s in statuses if s not in (0, os.EX_TEMPFAIL)]
     if set(statuses) & set(STOPPED) and set(led) <= set(STOPPED):
-        return SAVED
+        return os.EX_TEMPFAIL
     if all(status == 0 for status in statuses):
         return 0
-    if all(status in (0, SAVED) for status in statuses):
-        return SAVED
+    if all(status in (0, os.EX_TEMPFAIL) for status in statuses):
+        return os.EX_TEMPFAIL
     return 1
-
-
-_words: list[str] = []
-
-
-def last_word() -> str | None:
-    """The error that this process left last."""
-    return _words[-1] if _words else None
-
-
-def leave_word(line: str) -> bool:
-    """Leave the error of this process where its launcher, Kubernetes or `status` looks for it.
-
-    True in a worker: its launcher then says it, once for all of them.
-    """
-    mine = os.environ.get(ERROR_FILE)
-    _words.extend([line] if line else [])
-    with suppress(OSError):
-        if mine is not None:
-            Path(mine).write_text(line + "\n")
-        elif line and "PET_NNODES" in os.environ:
-            if TERMINATION.exists():
-                TERMINATION.write_text(line + "\n")
-            if kept := os.environ.get(NODE_ERRORS):
-                path = Path(f"{kept}-{os.environ.get('PET_NODE_RANK', '0')}")
-                whole = path.with_name(f".{path.name}")  # a full disk leaves an empty one
-                whole.write_text(f"{time.time():.3f} {line}\n")
-                whole.replace(path)
-    return mine is not None
 
 
 def _cause(
     first: list[int], statuses: list[int], workers: Sequence[Mapping[str, str]], errors: list[Path]
 ) -> str:
     """The line of a worker that failed first; what the others said follows from its death."""
-    bad = first or [i for i, status in enumerate(statuses) if status not in (0, SAVED)]
+    bad = first or [i for i, status in enumerate(statuses) if status not in (0, os.EX_TEMPFAIL)]
     said = [_said(statuses[i], workers[i], errors[i]) for i in bad]
     return cause(enumerate(said)) or said[0]
 
@@ -199,70 +171,40 @@ def die_with_parent() -> None:
 # --- what the workers say -------------------------------------------------------------------------
 
 
-@contextmanager
-def output(log: str | None) -> Iterator[int | None]:
-    """The file descriptor that workers write to; None where that is our own stderr."""
-    if log is None or sys.stderr.isatty():
-        yield None
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        path = store.local(log) if store.is_local(log) else Path(scratch, "log")
-        reading, writing = os.pipe()
-        ours = os.dup(2)  # whatever our own stderr becomes
-        copying = threading.Thread(target=_copy, args=(reading, path, ours), daemon=True)
-        copying.start()
-        over, asked = threading.Event(), Path(scratch, "asked")
-        publishing = threading.Thread(target=_publish, args=(path, log, over, asked), daemon=True)
-        if not store.is_local(log):
-            os.environ[PUBLISH] = str(asked)
-            publishing.start()
+def attended(
+    command: list[str], environment: Mapping[str, str], stdout: IO[str]
+) -> tuple[int, float]:
+    """Exit status of `command`, and the peak of the memory of its processes together in MB.
+
+    Requests to stop are passed on, and its own end is waited for: what saves, saves. It is killed
+    by the kernel when this process is.
+    """
+    child = subprocess.Popen(
+        command, env=environment, stdout=stdout, preexec_fn=die_with_parent, process_group=0
+    )
+    before = {n: signal.signal(n, lambda got, _: child.send_signal(got)) for n in STOPS}
+    peak = 0.0
+    try:
+        while True:
+            try:
+                return child.wait(0.5), peak
+            except subprocess.TimeoutExpired:
+                peak = max(peak, memory_mb(child.pid))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def memory_mb(pid: int) -> float:
+    """Resident memory of a process and its descendants, pages that they share counted in each."""
+    total = 0
+    try:
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return 0.0
+    for process in family:
         try:
-            yield writing
-        finally:
-            os.close(writing)
-            copying.join(5)  # a process that a worker left behind may hold the pipe
-            if not copying.is_alive():
-                os.close(ours)
-            over.set()
-            if publishing.is_alive():
-                publishing.join(30)
-            os.environ.pop(PUBLISH, None)
-
-
-def _copy(reading: int, path: Path, ours: int) -> None:
-    """Until every writer has closed the pipe. A full disk or a closed stderr blocks nobody."""
-    while chunk := os.read(reading, 1 << 16):
-        with suppress(OSError):
-            rest = chunk
-            while rest:
-                rest = rest[os.write(ours, rest) :]
-        with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "ab") as file:
-                file.write(chunk)
-
-
-def publish_log() -> None:
-    """Asks the launcher to publish the log of this node within a second: at a checkpoint."""
-    with suppress(OSError):
-        if asked := os.environ.get(PUBLISH):
-            Path(asked).touch()
-
-
-def _publish(path: Path, url: str, over: threading.Event, asked: Path) -> None:
-    """Copy the log to its URL now and then, when asked and at the end, behind what is there."""
-    earlier: bytes | None = None
-    sent, due, last = 0, time.monotonic() + PUBLISH_EVERY, False
-    while not last:
-        last = over.wait(1.0)
-        if not (last or asked.exists() or time.monotonic() > due):
+            total += process.memory_info().rss
+        except psutil.Error:
             continue
-        asked.unlink(missing_ok=True)  # first: who asks from here on has said more
-        due = time.monotonic() + PUBLISH_EVERY
-        data = path.read_bytes() if path.exists() else b""
-        with suppress(OSError, ValueError):  # what a bucket does not take now it takes next time
-            if earlier is None:
-                earlier = store.read(url) if store.exists(url) else b""
-            if len(data) > sent:
-                store.write(url, earlier + data)
-                sent = len(data)
+    return total / 1e6

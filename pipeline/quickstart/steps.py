@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.compose import ConfigError, compose
+from pipeline.common.errors import ConfigError
+from pipeline.config.compose import compose
 from pipeline.config.schema import QuickstartConfig
 from pipeline.data import photographs
-from pipeline.launch.attend import attended
 from pipeline.launch.topology import visible_gpus
+from pipeline.launch.workers import attended
 from shards import store
 
 MARK = "quickstart.json"

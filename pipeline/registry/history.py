@@ -10,7 +10,13 @@ of the past shows.
 
 import hashlib
 import json
+import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from pipeline.registry import package
+from pipeline.tracking import client as server
+from pipeline.tracking import errors, model_versions
 
 ALIAS = "champion"
 HEAD = "gate.head"
@@ -102,7 +108,7 @@ def settle(client: Any, name: str) -> History:
 
     Raises ValueError if a promoted version was deleted: the history would name an old champion.
     """
-    from pipeline.registry.register import versions
+    from pipeline.tracking.model_versions import versions
 
     while True:
         every = versions(client, name)
@@ -171,3 +177,32 @@ def faults(model: Any, versions: list[Any]) -> list[str]:
 def digest(tags: dict[str, str]) -> str:
     sealed = {k: v for k, v in tags.items() if k not in UNSEALED}
     return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
+
+
+def verify(name: str, root: str = "runs") -> dict[str, Any]:
+    """Checks the record and every promoted file. Raises ValueError that names what is wrong."""
+    uri = server.tracking_uri(root)
+    client = server.connect(uri, make=False)
+    with errors.explained(uri):
+        model_versions.find_version(client, f"models:/{name}")
+        every = model_versions.versions(client, name)
+        found = faults(client.get_registered_model(name), every)
+        promoted = [version for version in every if "gate.digest" in version.tags]
+        for version in promoted:
+            found += _damage(uri, version)
+    if found:
+        raise ValueError(f"{name}: {'; '.join(found)}")
+    return {"name": name, "versions": len(promoted), "faults": []}
+
+
+def _damage(uri: str, version: Any) -> list[str]:
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            model_versions.download(uri, version.tags["lacuna.model_id"], "", Path(scratch))
+        except (MlflowException, OSError):
+            return [f"the files of version {version.version} are gone"]
+        if package.tree_digest(Path(scratch)) != version.tags["lacuna.tree_sha256"]:
+            return [f"the files of version {version.version} were changed"]
+    return []

@@ -1,9 +1,11 @@
 """The files of a logged model: pyfunc code, archive, golden pair, model card, requirements."""
 
+import hashlib
 import importlib.metadata
 import json
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,16 @@ from PIL import Image
 
 from models.inpainter import Inpainter
 from pipeline.inference import archive
-from pipeline.registry import card
 from pipeline.tracking import client as server
+
+LIMITS = """\
+- Pictures are RGB of 8 bits; the network saw square crops of training pictures, with holes drawn at
+  random. It continues texture and structure; it does not know what stood in the hole.
+- Memory grows with the picture: the archive is meant for up to 512×512. `predict` cuts larger ones
+  into tiles.
+- Known pixels come out bit for bit. The hole is where the mask is white (above 127).
+"""
+
 
 PINNED = ("mlflow", "torch", "numpy", "Pillow")
 
@@ -50,7 +60,7 @@ def write(
     for name, pixels in (("image", picture), ("mask", mask), ("filled", filled)):
         Image.fromarray(pixels).save(golden / f"{name}.png")
     pair = {name: (golden / f"{name}.png").read_bytes() for name in ("image", "mask")}
-    (folder / "README.md").write_text(card.text(facts, evaluation))
+    (folder / "README.md").write_text(text(facts, evaluation))
     (folder / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
     signature = ModelSignature(
         inputs=Schema([ColSpec("binary", "image"), ColSpec("binary", "mask")]),
@@ -98,3 +108,66 @@ def _fill(inpainter: torch.nn.Module, picture: np.ndarray, mask: np.ndarray) -> 
     hole = torch.from_numpy(mask).unsqueeze(0).unsqueeze(0).float() / 255
     with torch.inference_mode():
         return inpainter(image, hole)[0].permute(1, 2, 0).numpy()
+
+
+def text(facts: Mapping[str, str], evaluation: Mapping[str, Any] | None = None) -> str:
+    """Markdown. `evaluation` is what `evaluate` returned for these weights, where it did."""
+    lines = [
+        f"# {facts['name']}",
+        "",
+        f"Fills holes in photographs: {facts['network']}, after {int(facts['images_seen']):,} "
+        f"images ({facts['weights']} weights).",
+        "",
+        "| | |",
+        "|---|---|",
+    ]
+    for key, label in (
+        ("dataset", "training data (sha256 of its manifest)"),
+        ("run", "run"),
+        ("run_id", "MLflow run"),
+        ("commit", "code"),
+        ("sha256", "sha256 of inpainter.pt2"),
+        ("weights_sha256", "sha256 of the weights"),
+        ("registered_by", "registered by"),
+    ):
+        if key in facts:
+            lines.append(f"| {label} | `{facts[key]}` |")
+    lines += ["", "## Measured", "", *_measured(evaluation)]
+    lines += ["", "## Limits", "", LIMITS]
+    lines += [
+        "## Licence",
+        "",
+        "The code is Apache-2.0. The weights are as free as the pictures they were trained on: see "
+        "the licence of the data set.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _measured(evaluation: Mapping[str, Any] | None) -> list[str]:
+    if not evaluation:
+        return ["Nothing yet: `python -m pipeline evaluate` measures, `promote` asks for it."]
+    lines = [
+        f"Protocol {evaluation['protocol']}, {evaluation['pairs']} pairs, on the composite.",
+        "",
+        "| hole ratio | n | PSNR dB [95 %] | SSIM | L1 % |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in evaluation["buckets"].items():
+        low, high = row["psnr_ci"]
+        ssim = f"{row['ssim']:.4f}" if "ssim" in row else "-"
+        lines.append(
+            f"| {name} | {row['n']} | {row['psnr']:.3f} [{low:.3f}, {high:.3f}] | {ssim} "
+            f"| {row['l1']:.3f} |"
+        )
+    return lines
+
+
+def tree_digest(folder: Path) -> str:
+    """sha256 over the names and hashes of all files below a folder."""
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -13,15 +13,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.common.environment import user
 from pipeline.config.schema import PromoteConfig, RollbackConfig
 from pipeline.evaluation import results
-from pipeline.registry import audit, card, gate
+from pipeline.registry import gate, history, package
 from pipeline.registry import history as champions
 from pipeline.registry import reference_pairs as pinned
 from pipeline.registry import register as registry
 from pipeline.registry.history import ALIAS, number
 from pipeline.tracking import client as server
-from pipeline.tracking.provenance import user
+from pipeline.tracking import errors, model_versions
 from pipeline.tracking.sender import say
 from shards import store
 
@@ -45,7 +46,7 @@ def main(config: PromoteConfig | RollbackConfig) -> dict[str, Any]:
     if isinstance(config, RollbackConfig):
         return rollback(config.model, config.version, config.root)
     if config.verify:
-        return audit.verify(config.into or config.model.partition("/")[0], config.root)
+        return history.verify(config.into or config.model.partition("/")[0], config.root)
     return promote(config)
 
 
@@ -54,9 +55,9 @@ def dry_run(config: PromoteConfig | RollbackConfig) -> str:
     run = getattr(config, "run", None)
     uri = server.uri_for(run if run and store.exists(run) else None, config.root)
     client = server.connect(uri, make=False)
-    with server.explained(uri):
+    with errors.explained(uri):
         if isinstance(config, RollbackConfig):
-            history = champions.fold(registry.versions(client, config.model))
+            history = champions.fold(model_versions.versions(client, config.model))
             target = champions.target(config.model, history, config.version)
             now = history.line[-1].version
             return f"would make {config.model}/{target.version} champion again, in place of {now}"
@@ -64,7 +65,7 @@ def dry_run(config: PromoteConfig | RollbackConfig) -> str:
             return "changes nothing: verify=true only reads"
         found = _candidate(client, config)
         name = config.into or found.name
-        before = champions.fold(registry.versions(client, name)).champion
+        before = champions.fold(model_versions.versions(client, name)).champion
         against = (
             f"champion {name}/{before.version}" if before else "the absolute floors (no champion)"
         )
@@ -82,7 +83,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
     run = config.run if config.run and store.exists(config.run) else None
     uri = server.uri_for(run, config.root if run is None else None)
     client = server.connect(uri, make=False)
-    with server.explained(uri):
+    with errors.explained(uri):
         candidate = _candidate(client, config)
         name = registry.checked_name(config.into or candidate.name)
         tags = _own(candidate)
@@ -116,9 +117,9 @@ def rollback(name: str, version: int | None = None, root: str = "runs") -> dict[
     """
     uri = server.tracking_uri(root)
     client = server.connect(uri, make=False)
-    with server.explained(uri):
-        registry.find_version(client, f"models:/{name}")
-        every = registry.versions(client, name)
+    with errors.explained(uri):
+        model_versions.find_version(client, f"models:/{name}")
+        every = model_versions.versions(client, name)
         history = champions.fold(every)
         if version and champions.deleted(client.get_registered_model(name), every):
             target = champions.promoted(name, every, version)
@@ -143,18 +144,20 @@ def _candidate(client: Any, config: PromoteConfig) -> Any:
     """The registered version that is meant: NAME/VERSION, the run's newest, else the newest."""
     name, _, number = config.model.partition("/")
     if number or not config.run:
-        found = registry.find_version(client, f"models:/{name}" + (f"/{number}" if number else ""))
+        found = model_versions.find_version(
+            client, f"models:/{name}" + (f"/{number}" if number else "")
+        )
         if number:
             return found
     wanted = config.run and registry.run_name(config.run)
-    for version in reversed(registry.versions(client, registry.checked_name(name))):
+    for version in reversed(model_versions.versions(client, registry.checked_name(name))):
         if "gate.digest" in version.tags or "lacuna.model_id" not in version.tags:
             continue
         if not wanted or version.tags.get("lacuna.run") == wanted or version.run_id == config.run:
             return version
     raise ValueError(
         f"{name} has no version of {config.run or 'any run'} at "
-        f"{server.shown(client.tracking_uri)}: python -m pipeline register "
+        f"{errors.shown(client.tracking_uri)}: python -m pipeline register "
         f"run={config.run or 'RUN'}"
     )
 
@@ -195,25 +198,25 @@ def _copy(
     experiment = server.experiment_id(client, uri, f"registry/{name}")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "model")
-        registry.download(uri, tags["model_id"], "", folder)
-        if registry.tree_digest(folder) != tags["tree_sha256"]:
+        model_versions.download(uri, tags["model_id"], "", folder)
+        if package.tree_digest(folder) != tags["tree_sha256"]:
             raise ValueError(
                 f"the files of {candidate.name}/{candidate.version} are not those that were "
                 "registered: register the run again under another name="
             )
         summary = {**pairs, **results.summarise(scores, pairs["ssim"])}
-        text = card.text(tags, summary)
+        text = package.text(tags, summary)
         (folder / "gate").mkdir()
         (folder / "gate" / "README.md").write_text(text)
         results.save(str(folder / "gate" / "evaluation.parquet"), scores, pairs)
-        tree = registry.tree_digest(folder)
+        tree = package.tree_digest(folder)
         made = client.create_logged_model(experiment, name=name, model_type="inpainting")
         client.log_model_artifacts(made.model_id, str(folder))
         client.finalize_logged_model(made.model_id, "READY")
         back = Path(scratch, "back")
-        registry.download(uri, made.model_id, "", back)
-        if registry.tree_digest(back) != tree:
-            raise ValueError(f"what {server.shown(uri)} stored is not what was sent; run it again")
+        model_versions.download(uri, made.model_id, "", back)
+        if package.tree_digest(back) != tree:
+            raise ValueError(f"what {errors.shown(uri)} stored is not what was sent; run it again")
     return (made.model_id, candidate.run_id or None, text), tree
 
 
@@ -250,7 +253,7 @@ def _record_refusal(client: Any, candidate: Any, reasons: list[str]) -> None:
         if candidate.run_id:
             client.set_tag(candidate.run_id, "gate.reasons", text)
     except MlflowException as error:  # another account's run: the refusal stands all the same
-        say(f"the refusal could not be recorded: {server.explain(error, 'MLflow')}")
+        say(f"the refusal could not be recorded: {errors.explain(error, 'MLflow')}")
 
 
 def _must_count(client: Any, name: str, made: Any, before: Any | None) -> None:

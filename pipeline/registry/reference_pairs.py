@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline.config.groups import DataConfig, MasksConfig, ProtocolConfig, TrackingConfig
 from pipeline.config.schema import EvaluateConfig
 from pipeline.evaluation import results
-from pipeline.registry import register as registry
+from pipeline.tracking import model_versions
 from shards import store
 
 TAG = "gate.pinned"
@@ -73,7 +73,7 @@ def champion_scores(uri: str, champion: Any, pairs: dict[str, Any], fresh: bool)
     tags = {k.removeprefix("lacuna."): v for k, v in champion.tags.items()}
     if not fresh:
         with tempfile.TemporaryDirectory() as scratch:
-            registry.download(uri, tags["model_id"], "gate", Path(scratch))
+            model_versions.download(uri, tags["model_id"], "gate", Path(scratch))
             table, facts = results.load(str(Path(scratch, "gate", "evaluation.parquet")))
         if facts["pairs_digest"] == pairs["pairs_digest"]:
             return table

@@ -4,25 +4,22 @@ A version is a LoggedModel: `serving.py` (a pyfunc, models from code) around `in
 `torch.export` archive made on the CPU in fp32. We load the archive, never code from a registry.
 """
 
-import hashlib
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.environment import user
 from pipeline.config.schema import RegisterConfig
 from pipeline.evaluation import results
-from pipeline.inference import archive
-from pipeline.inference.archive import Archive
+from pipeline.inference.sources import WEIGHTS
 from pipeline.registry import package
+from pipeline.registry.package import tree_digest
 from pipeline.runs.folder import read_run_json
 from pipeline.tracking import client as server
-from pipeline.tracking.model_versions import checked_name, find_version, versions
-from pipeline.tracking.provenance import user
+from pipeline.tracking import errors
+from pipeline.tracking.model_versions import checked_name, versions
 from shards import store
-
-ARCHIVE = "artifacts/inpainter.pt2"
-WEIGHTS = {"raw": "generator", "ema": "generator_ema"}  # names of a checkpoint's files
 
 
 def main(config: RegisterConfig) -> dict[str, Any]:
@@ -30,11 +27,11 @@ def main(config: RegisterConfig) -> dict[str, Any]:
 
 
 def dry_run(config: RegisterConfig) -> str:
-    from pipeline.training.checkpointing import find
+    from pipeline.runs.checkpoints import find
 
     found = find(config.run, config.checkpoint)
     name = checked_name(config.name or f"inpaint-{found.state['model']['name']}")
-    where = server.shown(server.uri_for(config.run))
+    where = errors.shown(server.uri_for(config.run))
     return f"would export {store.display(found.url)} and register it as {name} at {where}"
 
 
@@ -50,7 +47,7 @@ def register(
     Returns model_uri, name, version, sha256 (of the archive), model_id, images_seen, link.
     Raises ValueError for a run without that checkpoint, a bad name, a model of another network.
     """
-    from pipeline.training.checkpointing import load_generator, pin
+    from pipeline.runs.checkpoints import load_generator, pin
 
     generator, info = load_generator(run, checkpoint, weights)
     network = info["model"]["name"]
@@ -58,7 +55,7 @@ def register(
     recorded = read_run_json(info["run"])
     uri = server.uri_for(info["run"], root)
     client = server.connect(uri)
-    with server.explained(uri):
+    with errors.explained(uri):
         _own_model(client, name, network)
         digest = info["files"][WEIGHTS[info["weights"]]]["sha256"]
         found = _registered(client, name, digest)
@@ -77,63 +74,6 @@ def register(
         "images_seen": info["images_seen"],
         "link": server.model_link(uri, name, found.version),
     }
-
-
-def load_archive(
-    uri: str, device: str = "cpu", root: str = "runs"
-) -> tuple[Archive, dict[str, Any]]:
-    """The inpainter behind `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a local `.pt2` file.
-
-    Second: sha256, and for a registered one model_uri, name, version, network and the other
-    `lacuna.*` tags. Raises ValueError, one line, for a name, version or alias that is not there and
-    for bytes that are not those that were registered.
-    """
-    if not uri.startswith("models:"):
-        loaded = archive.load(uri, device=device)
-        return loaded, {"sha256": loaded.sha256, "model_uri": uri}
-    where = server.tracking_uri(root)
-    client = server.connect(where, make=False)
-    with server.explained(where):
-        version = find_version(client, uri)
-        tags = {k[7:]: v for k, v in version.tags.items() if k.startswith("lacuna.")}
-        if not {"sha256", "model_id"} <= set(tags):
-            raise ValueError(f"{uri} was not made by `register`: register its run")
-        path = fetch(where, tags["model_id"], tags["sha256"])
-    info = {**tags, "model_uri": f"models:/{version.name}/{version.version}"}
-    info |= {"name": version.name, "version": int(version.version)}
-    return archive.load(str(path), tags["sha256"], device), info
-
-
-def fetch(uri: str, model_id: str, sha256: str) -> Path:
-    """The archive of a logged model, from the cache or downloaded into it."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lacuna" / "models"
-    path = cache / f"{sha256}.pt2"
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            download(uri, model_id, ARCHIVE, Path(folder))
-            os.replace(Path(folder, ARCHIVE), path)
-    return path
-
-
-def download(uri: str, model_id: str, inside: str, folder: Path) -> None:
-    """Copies `inside` (a file or folder; "" is all) of a logged model below `folder`."""
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    location = server.connect(uri).get_logged_model(model_id).artifact_location
-    repository = get_artifact_repository(location, tracking_uri=uri)
-    folder.mkdir(parents=True, exist_ok=True)
-    repository.download_artifacts(inside, str(folder))
-
-
-def tree_digest(folder: Path) -> str:
-    """sha256 over the names and hashes of all files below a folder."""
-    lines = [
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n"
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def run_name(run: str) -> str:

@@ -9,9 +9,14 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor, nn
+
+from models import GENERATORS
+from pipeline.runs.folder import folder_at, read_run_json, update_run_json
 from shards import store
 
 if TYPE_CHECKING:
@@ -140,3 +145,66 @@ def find(url: str, which: str = "last") -> Checkpoint:
 def score(checkpoint: Checkpoint) -> tuple[float, int]:
     metric = float(checkpoint.state.get("metrics", {}).get(METRIC, "nan"))
     return (metric if metric == metric else float("-inf"), checkpoint.images_seen)
+
+
+def images_saved(url: str) -> int:
+    """`images_seen` of a run's newest checkpoint by its name alone; 0 where there is none."""
+    base = store.join(url, "checkpoints")
+    for name in reversed(store.names(base)):
+        if name.isdigit() and store.exists(store.join(base, name, "state.json")):
+            return int(name)
+    return 0
+
+
+def build_generator(model: Mapping[str, Any]) -> nn.Module:
+    """A generator from its configuration: `name` and the options of its class."""
+    options = {k: v for k, v in model.items() if k != "name"}
+    return GENERATORS[model["name"]](**options)
+
+
+def load_generator(
+    url: str, which: str = "last", weights: str = "auto"
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The generator of a run or checkpoint, on the CPU in fp32 and evaluation mode.
+
+    weights: raw, ema, or auto (ema where the run has it). Second: what its state says, with `run`,
+    `url` and `weights` added.
+    """
+    checkpoint = find(url, which)
+    averaged = "generator_ema" in checkpoint.state["files"]
+    if weights == "ema" and not averaged:
+        raise ValueError(f"{store.display(checkpoint.url)} has no averaged weights: weights=raw")
+    chosen = "ema" if averaged and weights != "raw" else "raw"
+    generator = build_generator(checkpoint.state["model"])
+    load_weights(generator, checkpoint, "generator_ema" if chosen == "ema" else "generator")
+    run = checkpoint.url.rsplit("/checkpoints/", 1)[0]
+    info = {**checkpoint.state, "run": run, "url": checkpoint.url, "weights": chosen}
+    return generator.eval(), info
+
+
+def load_weights(module: nn.Module, checkpoint: Checkpoint, name: str) -> None:
+    """Copy one file's tensors into a network; ValueError where it is another network's."""
+    put(checkpoint.read(name), module, store.display(checkpoint.url))
+
+
+def put(tensors: Mapping[str, Tensor], module: nn.Module, source: str) -> None:
+    """Copy tensors by name into a network; ValueError, naming `source`, where they do not fit."""
+    own = module.state_dict()
+    wrong = sorted(
+        k
+        for k in tensors.keys() | own.keys()
+        if k not in tensors or k not in own or tensors[k].shape != own[k].shape
+    )
+    if wrong:
+        raise ValueError(
+            f"{source} holds another architecture: {len(wrong)} tensors "
+            f"differ, first {wrong[0]}; use the model= and widths that it was trained with"
+        )
+    module.load_state_dict(tensors)
+
+
+def pin(run_url: str, images_seen: int) -> None:
+    """Keep a checkpoint for good: something names it (an evaluation, the registry)."""
+    run = folder_at(run_url)
+    kept = set(read_run_json(run.url).get("pinned", [])) | {images_seen}
+    update_run_json(run.url, pinned=sorted(kept))

@@ -4,13 +4,26 @@ The checkpoint, the launcher and the tracker each own some keys; `update_run_jso
 into what is there, atomically: a reader sees one whole object, no writer undoes another's.
 """
 
+from __future__ import annotations
+
 import fcntl
+import hashlib
 import json
+import os
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.environment import cache_dir
+from pipeline.common.errors import ConfigError
+from pipeline.common.locks import Held, hold, is_leased, leased, sign
 from shards import store
+
+SUBMITTING = ".submit.lock"  # of a job that is being submitted
+
 
 NAME = "run.json"
 _writers = threading.Lock()
@@ -61,3 +74,80 @@ def _merge(url: str, run: str, keys: dict[str, Any]) -> dict[str, Any]:
     merged = {k: v for k, v in {**read_run_json(run), **keys}.items() if v is not None}
     store.write(url, (json.dumps(merged, indent=1, sort_keys=True) + "\n").encode())
     return merged
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`url`: what the user named; `local`: where this process reads and writes."""
+
+    url: str
+    local: Path
+    _sent: dict[str, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
+
+    def publish(self) -> None:
+        """Copy to the URL what changed since, but for checkpoints and run.json, written there."""
+        if store.is_local(self.url):
+            return
+        for path in sorted(self.local.rglob("*")):
+            name = path.relative_to(self.local).as_posix()
+            hidden = f"/{name}".count("/.")  # the lock, and what is being written
+            if hidden or name == "run.json" or not path.is_file():
+                continue
+            found = path.stat()
+            state = found.st_mtime_ns, found.st_size
+            if self._sent.get(name) != state:
+                store.upload(store.join(self.url, name), path)
+                self._sent[name] = state
+
+
+def folder_at(url: str) -> RunFolder:
+    """The folder of a run by its path or URL."""
+    if store.is_local(url):
+        return RunFolder(url, store.local(url).absolute())
+    cache = cache_dir() / "runs"
+    return RunFolder(url, cache / hashlib.sha256(url.encode()).hexdigest()[:16])
+
+
+@contextmanager
+def held(run: RunFolder) -> Iterator[None]:
+    """Hold the run for writing; a second live writer is refused, naming the first.
+
+    A folder that holds nothing else in the end is removed.
+    """
+    path = run.local / ".lock"
+    with ExitStack() as stack:
+        try:
+            handle = stack.enter_context(hold(path))
+        except Held as error:
+            raise ConfigError(
+                f"{run.url} is being trained by {error.owner}: wait, stop that one, or name "
+                "another run="
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"run={run.url} cannot be written ({error.strerror}): name another folder"
+            ) from None
+        if not store.is_local(run.url):
+            stack.enter_context(leased(run.url))
+        sign(handle)
+        try:
+            yield
+        finally:
+            if set(os.listdir(run.local)) <= {path.name, SUBMITTING}:
+                path.unlink()
+                with suppress(OSError):
+                    run.local.rmdir()
+
+
+def is_held(url: str) -> bool:
+    """Whether somebody alive holds the run; of one in a bucket it may take a minute to tell."""
+    if not store.is_local(url):
+        return is_leased(url)
+    try:
+        with open(store.local(url) / ".lock") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # never held, or moved
+        return False
+    return False

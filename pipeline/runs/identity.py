@@ -6,23 +6,19 @@ under the cache, and `publish` copies what must survive this machine.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
+from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from pipeline.common.lease import is_leased, leased
-from pipeline.common.locks import Held, hold, sign
-from pipeline.config.compose import ConfigError
-from pipeline.config.groups import leaves
+from pipeline.common.errors import ConfigError
+from pipeline.config.resolve import leaves
 from pipeline.config.schema import TrainConfig
+from pipeline.runs.checkpoints import images_saved
+from pipeline.runs.folder import RunFolder, folder_at
 from shards import store
 
 if TYPE_CHECKING:
@@ -47,31 +43,6 @@ ASIDE = ("run", "root", "smoke")  # of these: nothing that somebody would want t
 # No part of what names a run either, but its bits depend on them: fixed once it has started.
 FIXED = ("threads", "loader_threads", "log.")
 AUTO = ("threads", "precision")
-SUBMITTING = ".submit.lock"  # of a job that is being submitted
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """`url`: what the user named; `local`: where this process reads and writes."""
-
-    url: str
-    local: Path
-    _sent: dict[str, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
-
-    def publish(self) -> None:
-        """Copy to the URL what changed since, but for checkpoints and run.json, written there."""
-        if store.is_local(self.url):
-            return
-        for path in sorted(self.local.rglob("*")):
-            name = path.relative_to(self.local).as_posix()
-            hidden = f"/{name}".count("/.")  # the lock, and what is being written
-            if hidden or name == "run.json" or not path.is_file():
-                continue
-            found = path.stat()
-            state = found.st_mtime_ns, found.st_size
-            if self._sent.get(name) != state:
-                store.upload(store.join(self.url, name), path)
-                self._sent[name] = state
 
 
 def science(config: TrainConfig) -> dict[str, Any]:
@@ -92,23 +63,6 @@ def folder_of(config: TrainConfig) -> RunFolder:
     recipe = (config.experiment or "train").replace("/", "-")
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return folder_at(store.join(config.root, f"{recipe}-{digest}"))
-
-
-def folder_at(url: str) -> RunFolder:
-    """The folder of a run by its path or URL."""
-    if store.is_local(url):
-        return RunFolder(url, store.local(url).absolute())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lacuna" / "runs"
-    return RunFolder(url, cache / hashlib.sha256(url.encode()).hexdigest()[:16])
-
-
-def images_saved(url: str) -> int:
-    """`images_seen` of a run's newest checkpoint by its name alone; 0 where there is none."""
-    base = store.join(url, "checkpoints")
-    for name in reversed(store.names(base)):
-        if name.isdigit() and store.exists(store.join(base, name, "state.json")):
-            return int(name)
-    return 0
 
 
 def saved_config(url: str) -> Any:
@@ -186,51 +140,6 @@ def write_config(config: TrainConfig, run: RunFolder) -> None:
     """config.yaml: resolved and complete; what `train run=` alone reads."""
     text = OmegaConf.to_yaml(OmegaConf.structured(replace(config, run=run.url)))
     store.write(str(run.local / "config.yaml"), text.encode())
-
-
-@contextmanager
-def held(run: RunFolder) -> Iterator[None]:
-    """Hold the run for writing; a second live writer is refused, naming the first.
-
-    A folder that holds nothing else in the end is removed.
-    """
-    path = run.local / ".lock"
-    with ExitStack() as stack:
-        try:
-            handle = stack.enter_context(hold(path))
-        except Held as error:
-            raise ConfigError(
-                f"{run.url} is being trained by {error.owner}: wait, stop that one, or name "
-                "another run="
-            ) from None
-        except OSError as error:
-            raise ConfigError(
-                f"run={run.url} cannot be written ({error.strerror}): name another folder"
-            ) from None
-        if not store.is_local(run.url):
-            stack.enter_context(leased(run.url))
-        sign(handle)
-        try:
-            yield
-        finally:
-            if set(os.listdir(run.local)) <= {path.name, SUBMITTING}:
-                path.unlink()
-                with suppress(OSError):
-                    run.local.rmdir()
-
-
-def is_held(url: str) -> bool:
-    """Whether somebody alive holds the run; of one in a bucket it may take a minute to tell."""
-    if not store.is_local(url):
-        return is_leased(url)
-    try:
-        with open(store.local(url) / ".lock") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # never held, or moved
-        return False
-    return False
 
 
 def _plain(name: str, value: Any) -> Any:

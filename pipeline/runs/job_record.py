@@ -19,6 +19,7 @@ from jobs import scheduler
 from jobs.kubectl import GONE
 from jobs.slurm_status import from_notes
 from jobs.spec import Cluster, State, Status, SubmitError
+from pipeline.common.environment import cache_dir
 from shards import store
 
 NAME = "jobs.json"
@@ -217,4 +218,4 @@ def _all(places: Sequence[str]) -> Iterator[Record | Unread | None]:
 
 
 def pointers() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lacuna" / "jobs"
+    return cache_dir() / "jobs"

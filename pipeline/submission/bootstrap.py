@@ -14,8 +14,7 @@ import tempfile
 from pathlib import Path
 
 from jobs.snapshot import importable, unpack
-from pipeline.launch.output import kept
-from pipeline.launch.workers import CONFIGURATION, leave_word
+from pipeline.launch.output import kept, leave_word
 from shards import store
 
 
@@ -30,7 +29,7 @@ def main(argv: list[str]) -> None:
         told = f"the code at {place} cannot be had: {str(error) or type(error).__name__}"
         lasting = isinstance(error, (ValueError, FileNotFoundError))
         passing = isinstance(error, store.Unavailable)
-        raise SystemExit(_ended(told, CONFIGURATION if lasting and not passing else 1)) from None
+        raise SystemExit(_ended(told, os.EX_CONFIG if lasting and not passing else 1)) from None
     before = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
     os.environ["LACUNA_CODE"] = str(code)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(code), *before])

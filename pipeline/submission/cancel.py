@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs import scheduler
 from jobs.spec import SubmitError
-from pipeline.config.jobconfig import CancelConfig
+from pipeline.config.schema import CancelConfig
 from pipeline.runs import job_record as jobrecord
 from pipeline.runs.folder import read_run_json
 
@@ -43,13 +43,14 @@ def _mark(run: str) -> None:
     if not mlflow_run:
         return
     from pipeline.tracking import client as server
+    from pipeline.tracking import errors
 
     uri = server.uri_for(run)
     try:
         client = server.connect(uri)
-        with server.explained(uri):
+        with errors.explained(uri):
             client.set_terminated(mlflow_run, "KILLED")
-    except server.ServerError as error:
+    except errors.ServerError as error:
         print(f"its MLflow run was not marked: {error}", file=sys.stderr)
 
 

@@ -6,7 +6,7 @@ import os
 
 from jobs import snapshot
 from jobs.spec import Cluster
-from pipeline.config.compose import refuse_secret
+from pipeline.common.secrets import refuse_secret
 from shards import store
 
 # Not secret, and as true in the job as here.

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from jobs.spec import Cluster
-from pipeline.config.compose import ConfigError
+from jobs import snapshot
+from jobs.spec import Cluster, Job, SubmitError
+from pipeline.common.console import say
+from pipeline.common.errors import ConfigError
+from pipeline.submission import environment as jobenv
+from pipeline.submission.plan import SEVERAL, Part
 from shards import store
+
+ROOT = Path(__file__).resolve().parents[2]
+
 
 READS = ("source", "checkpoint", "run", "init", "weights", "predictions", "url", "model", "image",
          "mask")  # fmt: skip
@@ -145,3 +154,67 @@ def refuse_hidden_record(verb: str, config: Any, cluster: Cluster) -> None:
             f"MLFLOW_TRACKING_URI={uri or '(not set)'} is no record that pods can reach: set it to "
             f"https://HOST{', or tracking.enabled=false' if verb == 'train' else ''}"
         )
+
+
+def job_of(part: Part, dry_run: bool) -> tuple[Job, Cluster]:
+    """What the scheduler is told. Touches nothing."""
+    cluster, taken, code, sha256 = part.cluster, None, None, ""
+    kubernetes = cluster.scheduler == "kubernetes"
+    if not kubernetes and not store.is_local(cluster.folder or ""):
+        raise ConfigError(
+            f"cluster.folder={cluster.folder} is no disk: scripts and logs lie on one"
+        )
+    folder = part.folder if kubernetes else os.path.abspath(store.local(part.folder))
+    needs = places(part.verb, [p.config for p in part.points], part.runs)
+    if kubernetes:
+        refuse_local(needs, "run" if part.trains else "root", part.folder, cluster)
+        refuse_hidden_record(part.verb, part.points[0].config, cluster)
+    elif cluster.container != "none" and cluster.code == "image":
+        refuse_relative(needs)
+    refuse_incomplete(part.verb, part.points[0].config, cluster.tasks)
+    if cluster.image and cluster.code == "snapshot" and is_tag(cluster.image):
+        say(f"cluster.image={cluster.image} is a tag, which may be another environment tomorrow: "
+            "NAME@sha256:DIGEST is one for ever")  # fmt: skip
+    if cluster.code == "snapshot":
+        taken = _snapshot(part, dry_run)
+        code = store.join(folder, "code", taken.name + ".tar.gz" * kubernetes)
+        if kubernetes:
+            sha256 = hashlib.sha256(snapshot.archive(taken)).hexdigest()
+        else:
+            snapshot.importable(code, _place_of(part))
+    job = Job(
+        id=part.id, verb=part.verb, arguments=(), run=part.runs[0], folder=folder, cwd=os.getcwd(),
+        code=code, code_sha256=sha256, commit=taken.name if taken else None, reads=needs.reads,
+        env={**jobenv.forwarded(cluster), **jobenv.origin(cluster, taken, folder, code)},
+        writes=needs.writes)  # fmt: skip
+    if part.is_run:
+        job = replace(job, arguments=(f"run={part.runs[0]}",))
+    elif len(part.points) > 1:
+        job = replace(job, run=folder, elements=tuple((f"run={run}",) for run in part.runs))
+    else:
+        job = replace(job, arguments=(f"config={store.join(folder, 'config.yaml')}",))
+    if tasks := cluster.tasks:
+        job = replace(job, elements=tuple((f"task={i}/{tasks}",) for i in range(tasks)))
+    if cluster.nodes > 1 and part.verb not in SEVERAL:
+        raise ConfigError(
+            f"cluster.nodes={cluster.nodes}: {part.verb} runs on one machine; leave it out, or say "
+            "it after the verb that takes several"
+        )
+    return job, cluster
+
+
+def _snapshot(part: Part, dry_run: bool) -> snapshot.Snapshot:
+    try:
+        return snapshot.take(ROOT, part.cluster.allow_dirty)
+    except SubmitError as error:
+        if not dry_run or "uncommitted" not in str(error):
+            raise
+        say(f"to be mended before it is submitted: {error}")
+        return snapshot.take(ROOT, allow_dirty=True)
+
+
+def _place_of(part: Part) -> str:
+    """The key and value that say where its folder is."""
+    if part.cluster.folder:
+        return f"cluster.folder={part.cluster.folder}"
+    return f"run={part.runs[0]}" if part.is_run else f"root={part.settings.root}"

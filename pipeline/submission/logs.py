@@ -10,7 +10,7 @@ from jobs import kubectl
 from jobs.slurm_status import notes
 from jobs.spec import SubmitError
 from jobs.watching import watched
-from pipeline.config.jobconfig import LogsConfig
+from pipeline.config.schema import LogsConfig
 from pipeline.runs import job_record as jobrecord
 from pipeline.runs.job_record import Record
 from shards import store

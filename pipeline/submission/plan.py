@@ -9,26 +9,27 @@ import hashlib
 import itertools
 import os
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from typing import Any
 
-from jobs import snapshot
-from jobs.spec import SECRET_NAME, Cluster, Job, SubmitError, check_least, private_file
-from pipeline.cli import positional
-from pipeline.config.compose import ConfigError, Resolved, compose
-from pipeline.config.jobconfig import SubmitConfig
-from pipeline.config.verbs import VERBS
+from jobs.spec import SECRET_NAME, Cluster, check_least, private_file
+from pipeline.common.console import say
+from pipeline.common.environment import config_dir
+from pipeline.common.errors import ConfigError
+from pipeline.config.compose import compose
+from pipeline.config.resolve import Resolved
+from pipeline.config.schema import SubmitConfig
+from pipeline.config.verbs import VERBS, positional
 from pipeline.runs.identity import folder_of
-from pipeline.submission import environment as jobenv
-from pipeline.submission import job as jobplaces
-from pipeline.submission import jobchain
 from pipeline.training import pretrained
 from shards import store
 
+KNOWN = {"train": {"data.url": "set"}, "evaluate": {"data.url": "set", "checkpoint": "run"},
+         "register": {"run": "run"}, "promote": {"run": "run"}}  # fmt: skip
+
+
 ALONE = ("submit", "status", "logs", "cancel")
-ROOT = Path(__file__).resolve().parents[2]
 SEVERAL = ("train", "doctor")  # verbs that take several machines
 ON_GPUS = (*SEVERAL, "evaluate", "predict", "demo", "bench", "quickstart")
 
@@ -109,7 +110,7 @@ def parse(words: Sequence[str]) -> list[Part]:
         check_least(settings.config.cluster)
         fitted = replace(settings.config, cluster=_fitting(verb, settings.config.cluster, mine))
         others = positional(VERBS[verb], [w for w in rest if w not in mine])
-        others = jobchain.told(verb, others, known)
+        others = told(verb, others, known)
         if verb == "train":
             others += [w for w in carried if w.startswith("root=")][-1:]
         points = [compose(verb, point) for point in _points(verb, others)]
@@ -120,7 +121,7 @@ def parse(words: Sequence[str]) -> list[Part]:
         parts.append(Part(verb, _with_secrets(fitted), tuple(points)))
         _refuse_same(parts[-1])
         _refuse_ignored(parts[-1])
-        jobchain.learn(verb, points[0].config, parts[-1].runs, known)
+        learn(verb, points[0].config, parts[-1].runs, known)
     if not parts:
         raise ConfigError("submit what? submit VERB [key=value ...] cluster=slurm")
     return parts
@@ -207,7 +208,7 @@ def _with_secrets(settings: SubmitConfig) -> SubmitConfig:
     cluster = settings.cluster
     if cluster.scheduler == "kubernetes":
         return settings
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "lacuna"
+    home = config_dir()
     path = cluster.secrets_file or str(home / "secrets.env")
     if cluster.secrets_file or os.path.exists(path):
         return replace(settings, cluster=replace(cluster, secrets_file=private_file(path)))
@@ -218,69 +219,22 @@ def _with_secrets(settings: SubmitConfig) -> SubmitConfig:
     return settings
 
 
-def job_of(part: Part, dry_run: bool) -> tuple[Job, Cluster]:
-    """What the scheduler is told. Touches nothing."""
-    cluster, taken, code, sha256 = part.cluster, None, None, ""
-    kubernetes = cluster.scheduler == "kubernetes"
-    if not kubernetes and not store.is_local(cluster.folder or ""):
-        raise ConfigError(
-            f"cluster.folder={cluster.folder} is no disk: scripts and logs lie on one"
-        )
-    folder = part.folder if kubernetes else os.path.abspath(store.local(part.folder))
-    places = jobplaces.places(part.verb, [p.config for p in part.points], part.runs)
-    if kubernetes:
-        jobplaces.refuse_local(places, "run" if part.trains else "root", part.folder, cluster)
-        jobplaces.refuse_hidden_record(part.verb, part.points[0].config, cluster)
-    elif cluster.container != "none" and cluster.code == "image":
-        jobplaces.refuse_relative(places)
-    jobplaces.refuse_incomplete(part.verb, part.points[0].config, cluster.tasks)
-    if cluster.image and cluster.code == "snapshot" and jobplaces.is_tag(cluster.image):
-        say(f"cluster.image={cluster.image} is a tag, which may be another environment tomorrow: "
-            "NAME@sha256:DIGEST is one for ever")  # fmt: skip
-    if cluster.code == "snapshot":
-        taken = _taken(part, dry_run)
-        code = store.join(folder, "code", taken.name + ".tar.gz" * kubernetes)
-        if kubernetes:
-            sha256 = hashlib.sha256(snapshot.archive(taken)).hexdigest()
-        else:
-            snapshot.importable(code, _place_of(part))
-    job = Job(
-        id=part.id, verb=part.verb, arguments=(), run=part.runs[0], folder=folder, cwd=os.getcwd(),
-        code=code, code_sha256=sha256, commit=taken.name if taken else None, reads=places.reads,
-        env={**jobenv.forwarded(cluster), **jobenv.origin(cluster, taken, folder, code)},
-        writes=places.writes)  # fmt: skip
-    if part.is_run:
-        job = replace(job, arguments=(f"run={part.runs[0]}",))
-    elif len(part.points) > 1:
-        job = replace(job, run=folder, elements=tuple((f"run={run}",) for run in part.runs))
-    else:
-        job = replace(job, arguments=(f"config={store.join(folder, 'config.yaml')}",))
-    if tasks := cluster.tasks:
-        job = replace(job, elements=tuple((f"task={i}/{tasks}",) for i in range(tasks)))
-    if cluster.nodes > 1 and part.verb not in SEVERAL:
-        raise ConfigError(
-            f"cluster.nodes={cluster.nodes}: {part.verb} runs on one machine; leave it out, or say "
-            "it after the verb that takes several"
-        )
-    return job, cluster
+def told(verb: str, words: list[str], known: dict[str, str]) -> list[str]:
+    """The words of a verb, and those that follow from what earlier verbs make."""
+    given = {word.partition("=")[0] for word in words}
+    if verb == "evaluate" and given & {"model", "predictions", "export"}:
+        given.add("checkpoint")
+    wanted = {k: v for k, v in KNOWN.get(verb, {}).items() if v in known and k not in given}
+    for name, what in wanted.items():
+        if not known[what]:
+            raise ConfigError(f"{verb} follows a sweep of several runs: say by {name}= which")
+    return [*words, *(f"{name}={known[what]}" for name, what in wanted.items())]
 
 
-def _taken(part: Part, dry_run: bool) -> snapshot.Snapshot:
-    try:
-        return snapshot.take(ROOT, part.cluster.allow_dirty)
-    except SubmitError as error:
-        if not dry_run or "uncommitted" not in str(error):
-            raise
-        say(f"to be mended before it is submitted: {error}")
-        return snapshot.take(ROOT, allow_dirty=True)
-
-
-def _place_of(part: Part) -> str:
-    """The key and value that say where its folder is."""
-    if part.cluster.folder:
-        return f"cluster.folder={part.cluster.folder}"
-    return f"run={part.runs[0]}" if part.is_run else f"root={part.settings.root}"
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def learn(verb: str, config: Any, runs: Sequence[str], known: dict[str, str]) -> None:
+    """Adds what the verb makes; of several runs none is the one that is meant."""
+    if verb == "shard":
+        known["set"] = str(config.out)
+    elif verb == "train":
+        known["run"] = runs[0] if len(runs) == 1 else ""
+        known["set"] = str(config.data.url)

@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.cause import cause, follows
 from jobs.spec import State, SubmitError
-from pipeline.config.jobconfig import StatusConfig
+from pipeline.config.schema import StatusConfig
 from pipeline.runs import job_record as jobrecord
 from pipeline.runs.folder import read_run_json
 from pipeline.runs.job_record import Record, Unread

@@ -11,20 +11,28 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import reduce
-from pathlib import Path
 from typing import Any
 
-from jobs import scheduler, snapshot
+from jobs import scheduler
 from jobs.scheduler import Stage
 from jobs.spec import SubmitError, Unheard
-from pipeline.common import joblock
-from pipeline.config.schema import CACHE
+from pipeline.common import signals
+from pipeline.common.console import say
 from pipeline.runs import checkpoints as stored
 from pipeline.runs import job_record as jobrecord
-from pipeline.runs.identity import check_same, folder_of, settled
+from pipeline.runs.identity import check_same, folder_of
 from pipeline.runs.job_record import Record
+from pipeline.submission import staging
 from pipeline.submission import staging as jobundo
-from pipeline.submission.plan import ROOT, Part, job_of, parse, say
+from pipeline.submission.job import job_of
+from pipeline.submission.plan import Part, parse
+from pipeline.submission.staging import (
+    announce,
+    forget_pods,
+    write_code,
+    write_configs,
+    write_weights,
+)
 from pipeline.training import pretrained
 from shards import store
 
@@ -41,7 +49,7 @@ def main(words: Sequence[str], dry_run: bool = False) -> Any:
     scheduler.render(stages)
     with ExitStack() as locks:
         for place in sorted({place for part in parts for place in _places(part)}):
-            locks.enter_context(joblock.held(place))
+            locks.enter_context(staging.held_for_submission(place))
         _refuse_live(parts)
         for part in parts:
             _preflight(part, first=part is parts[0])
@@ -64,14 +72,14 @@ def _submitted(parts: Sequence[Part], stages: Sequence[Stage]) -> list[Record]:
                 jobundo.keep_place(undo, place, ("config.yaml", jobrecord.NAME))
             for name in ("job.sbatch", "job.sh"):
                 jobundo.keep(undo, store.join(part.folder, name))
-            _write_configs(part, _announce(part, undo))
-            _write_weights(part, undo)
-            _write_code(part, stage, undo)
-            _forget_pods(stage, undo)
+            write_configs(part, announce(part, undo))
+            write_weights(part, undo)
+            write_code(part, stage, undo)
+            forget_pods(stage, undo)
             jobrecord.write(record)
         for record in records:
             jobrecord.point_to(record)
-        with joblock.unstopped() as stopped:
+        with signals.unstopped() as stopped:
             try:
                 numbers = scheduler.submit(stages, [record.before for record in records])
             except Unheard:
@@ -179,90 +187,3 @@ def _look(part: Part, config: Any) -> None:
             open_manifest(url)
         elif store.is_local(url) and not store.local(url).expanduser().exists():
             raise SubmitError(f"source={url} does not exist: give the folder or archive to shard")
-
-
-def _write_configs(part: Part, mlflow_runs: dict[str, str]) -> None:
-    from pipeline.runs.folder import update_run_json
-
-    points = [replace(p, config=_with_weights(part, p.config)) for p in part.points]
-    if not part.trains:
-        text = points[0].yaml()
-        store.write(store.join(part.folder, "config.yaml"), text.encode())
-        return
-    for point, run in zip(points, part.runs):
-        config = settled(point.config, folder_of(point.config))  # bits depend on what `auto` meant
-        named = replace(point, config=replace(config, run=run))
-        store.write(store.join(run, "config.yaml"), named.yaml().encode())
-        if run in mlflow_runs:
-            update_run_json(run, mlflow_run_id=mlflow_runs[run])
-
-
-def _with_weights(part: Part, config: Any) -> Any:
-    """What is still to come from a cache comes with the job: that of a pod is empty."""
-    if part.verb != "train" or not pretrained.from_cache(config):
-        return config
-    return replace(config, weights=store.join(part.folder, "weights"))
-
-
-def _write_weights(part: Part, undo: ExitStack) -> None:
-    found: set[tuple[str, str]] = set()
-    for config in (point.config for point in part.points if part.verb == "train"):
-        found |= {(_with_weights(part, config).weights, n) for n in pretrained.from_cache(config)}
-    for place, name in sorted(found):
-        jobundo.keep(undo, pretrained.place(place, name))
-        store.write(pretrained.place(place, name), pretrained.read(CACHE, name))
-
-
-def _write_code(part: Part, stage: Stage, undo: ExitStack) -> None:
-    if stage.job.code is None:
-        return
-    diff = store.join(stage.job.folder, "code", f"{stage.job.commit}.diff")
-    for url in (stage.job.code, diff):
-        jobundo.keep_code(undo, url)
-    taken = snapshot.take(ROOT, part.cluster.allow_dirty)
-    if taken.name != stage.job.commit:
-        raise SubmitError(f"{ROOT} was changed while it was submitted: submit again")
-    data = snapshot.archive(taken)
-    if part.cluster.scheduler == "kubernetes":
-        store.write(stage.job.code, data)
-    else:
-        snapshot.unpack(data, Path(stage.job.code))
-    if taken.diff:
-        store.write(diff, taken.recorded)
-
-
-def _forget_pods(stage: Stage, undo: ExitStack) -> None:
-    """The last words of an earlier submission's pods are not this one's."""
-    logs = store.join(stage.job.folder, "logs")
-    for name in store.names(logs) if scheduler.pods(stage) else []:
-        if name.endswith(".state"):
-            jobundo.keep(undo, store.join(logs, name))
-            store.remove(store.join(logs, name))
-
-
-def _announce(part: Part, undo: ExitStack) -> dict[str, str]:
-    """MLflow runs with status SCHEDULED, the points of a sweep under one parent: ids by run."""
-    config = part.points[0].config
-    if not part.trains or not config.tracking.enabled:
-        return {}
-    from pipeline.tracking.lifecycle import announce
-
-    try:
-        uri = part.cluster.env.get("MLFLOW_TRACKING_URI")
-        made = announce([p.config for p in part.points], part.runs, part.id, uri)
-    except (ValueError, OSError) as error:
-        if config.tracking.required:
-            raise
-        say(f"no MLflow run was made, it will be when the job starts: {error}")
-        return {}
-    undo.callback(_withdraw, config, made, uri)
-    return {each.run: each.mlflow_run for each in made if each.run}
-
-
-def _withdraw(config: Any, made: Any, uri: str | None) -> None:
-    from pipeline.tracking.lifecycle import withdraw
-
-    try:
-        withdraw(config, made, uri)
-    except ValueError as error:
-        say(f"its MLflow run could not be taken back: {error}")

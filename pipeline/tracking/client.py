@@ -6,19 +6,22 @@ it decides about telemetry while it is imported.
 """
 
 import fcntl
+import functools
 import logging
 import os
 import re
 import shutil
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pipeline.runs.folder import read_run_json
-from pipeline.tracking.disks import warn_of_network
+from pipeline.tracking.errors import ServerError, explained, shown
 from shards import store
+
+NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "ceph", "fuse.sshfs")
+
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -31,10 +34,6 @@ QUIET = {
     "GRADIO_ANALYTICS_ENABLED": "False",
 }
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
-
-
-class ServerError(ValueError):
-    """The tracking server cannot be used as asked; one line that says why and what to do."""
 
 
 def telemetry_off() -> None:
@@ -104,14 +103,6 @@ def uri_for(run: str | None, root: str | None = None, uri: str | None = None) ->
         return tracking_uri(root or "runs", uri)
     recorded = read_run_json(run).get("mlflow_uri")
     return tracking_uri(root or default_root(run), recorded)
-
-
-def shown(uri: str) -> str:
-    """The URI without user, password and query."""
-    if uri.startswith("sqlite:"):
-        return uri
-    parts = urlsplit(uri)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def connect(uri: str, make: bool = True) -> Any:
@@ -211,71 +202,6 @@ def ui_command(uri: str) -> str:
     return shown(uri)
 
 
-@contextmanager
-def explained(uri: str) -> Any:
-    """Turns what MLflow raises into a ServerError of one line."""
-    try:
-        yield
-    except ServerError:
-        raise
-    except Exception as error:
-        line = explain(error, uri)
-        if line is None:
-            raise
-        raise ServerError(line) from error
-
-
-def explain(error: BaseException, uri: str) -> str | None:
-    """One line for what MLflow, SQLAlchemy or the network raised; None if it is no such thing."""
-    if not _foreign(error):
-        return None
-    text, where = str(error), shown(uri)
-    code = getattr(error, "error_code", "")
-    user = os.environ.get("MLFLOW_TRACKING_USERNAME", "no user name")
-    if "out-of-date database schema" in text or "Can't locate revision" in text:
-        return (
-            f"{where} was written by another version of MLflow: install that version, or back the "
-            f"file up and run `mlflow db upgrade {where}`"
-        )
-    if "Invalid Host header" in text:
-        return (
-            f"{where} refuses to be called by this name: start the server with "
-            f"--allowed-hosts '{urlsplit(uri).hostname}:*', or use a name that it knows"
-        )
-    if re.search("error code 401|401 Client", text) or code in (
-        "UNAUTHENTICATED",
-        "CUSTOMER_UNAUTHORIZED",
-    ):
-        return f"{where} refused {user}: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-    if re.search("error code 403|403 Client", text) or code == "PERMISSION_DENIED":
-        return f"{where} does not let {user} do this: an administrator grants {_missing(text)}"
-    if "failed with exception" in text or "timeout exception" in text:
-        return f"{where} does not answer: start it, or check MLFLOW_TRACKING_URI and the network"
-    if "error code 404" in text or "not in a valid JSON format" in text:
-        return f"{where} answers, but not as an MLflow server: check MLFLOW_TRACKING_URI"
-    if "unable to open database file" in text or "readonly database" in text:
-        return f"{where} cannot be written: check the folder's permissions, or set root="
-    if "file is not a database" in text or "already exists" in text and "table" in text:
-        return f"{where} is damaged: move it away; `sync` sends what the runs still hold"
-    return f"{where}: {' '.join(text.split())[:300]}"
-
-
-def _missing(text: str) -> str:
-    """The permission that a refused request lacked, by the endpoint that MLflow's error names."""
-    asked = re.search(r"(?:endpoint |https?://)\S*?api/\d\.0/(?:mlflow/)?([^\s?]+)", text)
-    what = asked[1] if asked else ""
-    if what.startswith(("registered-models", "model-versions", "registry")):
-        return f"MANAGE on the registered model ({what}), which is a promoter's"
-    if what:
-        return f"EDIT on the experiment ({what})"
-    return "EDIT on the experiment for training, MANAGE on the registered model for promotion"
-
-
-def _foreign(error: BaseException) -> bool:
-    top = type(error).__module__.partition(".")[0]
-    return top in ("mlflow", "sqlalchemy", "requests", "urllib3", "alembic", "psycopg", "sqlite3")
-
-
 def _create_database(path: Path) -> None:
     """Migrations run in a file of another name: killed half-way, or raced, they leave no ruin."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -292,3 +218,33 @@ def _create_database(path: Path) -> None:
         made = SqlAlchemyStore(f"sqlite:///{fresh}", (path.parent / "mlartifacts").as_uri())
         made.engine.dispose()
         os.replace(fresh, path)
+
+
+@functools.cache
+def warn_of_network(path: Path) -> None:
+    """Says once, on stderr, that a sqlite file lies on a network disk."""
+    kind = disk_of(path)
+    if kind.startswith(NETWORK):
+        print(
+            f"tracking: {path} lies on {kind}, where sqlite breaks under several jobs: set "
+            "MLFLOW_TRACKING_URI to a server (jobs/deploy/server), or root= to a disk of this node",
+            file=sys.stderr,
+        )
+
+
+def disk_of(path: Path, table: Path = Path("/proc/self/mountinfo")) -> str:
+    """The type of the file system that holds `path`; "" where Linux does not tell.
+
+    table: mountinfo as proc(5) has it; of two mounts at one place the later one counts.
+    """
+    try:
+        lines = table.read_text().splitlines()
+    except OSError:
+        return ""
+    depth, kind = -1, ""
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        mounted = left.split()[4].replace("\\040", " ")
+        if path.resolve().is_relative_to(mounted) and len(mounted) >= depth:
+            depth, kind = len(mounted), right.split()[0]
+    return kind

@@ -14,12 +14,11 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from jobs.spec import State
+from pipeline.common.secrets import redact
 from pipeline.config.schema import RunsConfig
 from pipeline.runs import job_record as jobrecord
-from pipeline.runs.folder import folders, read_run_json
-from pipeline.runs.identity import is_held
+from pipeline.runs.folder import folders, is_held, read_run_json
 from pipeline.tracking.delivery import HEARTBEAT
-from pipeline.tracking.provenance import redact
 from pipeline.tracking.remote_spool import read_state
 from shards import store
 from shards.upkeep import seconds

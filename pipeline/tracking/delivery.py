@@ -5,8 +5,10 @@ tags the same content, files the same name. So after any interruption it is enou
 cursor.
 """
 
+import functools
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.common import secrets
 from pipeline.runs.folder import read_run_json, update_run_json
 from pipeline.tracking import client as server
+from pipeline.tracking import errors
 from pipeline.tracking.spool import Event, Unsent, discard
 from shards import store
+
+LOWER_IS_BETTER = ("l1", "l2", "mae", "loss", "lpips", "fid")
+
 
 UID = "lacuna.uid"
 HEARTBEAT = "lacuna.heartbeat"
@@ -26,7 +33,7 @@ LIMIT = {"key": 250, "param": 6000, "tag": 5000}
 NEVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
 
 
-class Gone(server.ServerError):
+class Gone(errors.ServerError):
     """The run was deleted in MLflow: nothing more can be sent to it."""
 
 
@@ -87,7 +94,7 @@ class Delivery:
         """Whether the server would say so for ever. Raises Gone if the run itself is gone."""
         from mlflow.exceptions import MlflowException, RestException
 
-        if isinstance(error, server.ServerError):
+        if isinstance(error, errors.ServerError):
             return False
         if not isinstance(error, MlflowException):
             status = getattr(getattr(error, "response", None), "status_code", None)
@@ -114,7 +121,7 @@ class Delivery:
             stage = "deleted"
         if stage == "deleted":
             raise Gone(
-                f"MLflow run {self.run_id} was deleted on {server.shown(self.uri)}: restore it "
+                f"MLflow run {self.run_id} was deleted on {errors.shown(self.uri)}: restore it "
                 "there, or remove spool/ and mlflow_run_id from run.json to record a new one"
             )
 
@@ -133,7 +140,7 @@ class Delivery:
             self.run,
             mlflow_run_id=self.run_id,
             mlflow_experiment_id=experiment,
-            mlflow_uri=server.shown(self.uri),
+            mlflow_uri=errors.shown(self.uri),
         )
         self.client.update_run(self.run_id, status="RUNNING")
         there = self.client.get_run(self.run_id).data
@@ -236,3 +243,28 @@ class Delivery:
 
     def _end(self, event: Event) -> None:
         """The last line of a segment: nothing to send."""
+
+
+def lower_is_better(metric: str) -> bool:
+    return any(word in metric for word in LOWER_IS_BETTER)
+
+
+@functools.lru_cache(4096)
+def clean(key: str) -> str:
+    """A key with only what MLflow allows: `val/psnr (0.1,0.2]` becomes `val/psnr 0.1_0.2`."""
+    return re.sub(r"_*([/ ])_*", r"\1", re.sub(r"[^\w\-./ ]+", "_", key)).strip("_")[:250]
+
+
+def flatten(params: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested dictionaries as dotted keys; lists as JSON; secrets as `***`."""
+    flat: dict[str, str] = {}
+    for key, value in params.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{name}.")
+        elif value and secrets.SECRET_NAME.search(str(key)):
+            flat[clean(name)] = "***"
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            flat[clean(name)] = secrets.redact(text)
+    return flat

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from pipeline.tracking import client as server
+from pipeline.tracking import errors
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -23,13 +25,13 @@ def find_version(client: Any, uri: str) -> Any:
     every = versions(client, name)
     if not every:
         known = ", ".join(m.name for m in client.search_registered_models(max_results=20))
-        where = server.shown(client.tracking_uri)
+        where = errors.shown(client.tracking_uri)
         raise ValueError(f"no registered model {name!r} at {where}; there are: {known or 'none'}")
     if alias:
         aliases = client.get_registered_model(name).aliases
         if alias not in aliases:
             known = ", ".join(aliases) or "none: promote a version first"
-            where = server.shown(client.tracking_uri)
+            where = errors.shown(client.tracking_uri)
             raise ValueError(f"{name} has no alias {alias!r} at {where}; it has {known}")
         number = aliases[alias]
     if number in (None, "latest"):
@@ -38,7 +40,7 @@ def find_version(client: Any, uri: str) -> Any:
         if int(version.version) == int(number):
             return version
     known = ", ".join(str(v.version) for v in every)
-    where = server.shown(client.tracking_uri)
+    where = errors.shown(client.tracking_uri)
     raise ValueError(f"{name} has no version {number} at {where}; it has {known}")
 
 
@@ -60,3 +62,13 @@ def checked_name(name: str) -> str:
             "such as inpaint-msanet"
         )
     return name
+
+
+def download(uri: str, model_id: str, inside: str, folder: Path) -> None:
+    """Copies `inside` (a file or folder; "" is all) of a logged model below `folder`."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    location = server.connect(uri).get_logged_model(model_id).artifact_location
+    repository = get_artifact_repository(location, tracking_uri=uri)
+    folder.mkdir(parents=True, exist_ok=True)
+    repository.download_artifacts(inside, str(folder))

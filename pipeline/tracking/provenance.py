@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import shlex
 import socket
 import subprocess
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs import git as vcs
+from pipeline.common.environment import core_count, cpu_name, user
+from pipeline.common.secrets import redact
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 MAX_DIFF = 1 << 20
@@ -35,21 +36,6 @@ JOB = {
     "JOB_COMPLETION_INDEX": "pod.completion_index",
     "LACUNA_IMAGE": "image.digest",
 }
-SECRET_NAME = re.compile(
-    r"(?i)passw(or)?d|secret|token|credential|api_?key|access_?key|private_?key"
-)
-ASSIGNED = [
-    (re.compile(r"(?i)([\w.-]*(?:passw(?:or)?d|secret|token|api_?key|access_?key|private_?key)"
-                r"[\w.-]*[\"']?\s*[:=]\s*[\"']?)([^\s\"',;&]{6,})"), r"\1***"),
-]  # fmt: skip
-SHAPES = [
-    (re.compile(r"(\w+://)[^/\s:@]*:[^/\s@]+@"), r"\1***@"),
-    (re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b"), "***"),
-    (re.compile(r"\b(ghp|gho|ghs|github_pat|glpat|hf|sk|xox[abp])[-_][A-Za-z0-9_-]{16,}"), "***"),
-    (re.compile(r"(?i)\b(bearer|basic) [A-Za-z0-9+/=._-]{12,}"), r"\1 ***"),
-    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.S),
-     "***"),
-]  # fmt: skip
 
 
 def environment(checkout: Path = CHECKOUT) -> tuple[dict[str, str], dict[str, str]]:
@@ -139,7 +125,7 @@ def hardware() -> dict[str, Any]:
 
     found: dict[str, Any] = {
         "cpu": cpu_name(),
-        "cores": _cores(),
+        "cores": core_count(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "none",
@@ -190,41 +176,6 @@ def other_node_metrics() -> dict[str, float]:
     rank, here = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     node = rank // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return {} if node == 0 or here else system_metrics(str(node))
-
-
-def redact(text: str) -> str:
-    """`text` with passwords, keys and tokens as `***`; secrets of the environment too."""
-    for name, value in os.environ.items():
-        if SECRET_NAME.search(name) and len(value) >= 6:
-            text = text.replace(value, "***")
-    for pattern, replacement in (*ASSIGNED, *SHAPES):
-        text = pattern.sub(replacement, text)
-    return text
-
-
-def user() -> str:
-    """The account's name; its number where it has none, as in a pod."""
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
-
-
-def _cores() -> int:
-    """Those this process may use; macOS cannot say."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def cpu_name() -> str:
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
-        return found.group(1) if found else platform.machine()
-    except OSError:
-        return platform.processor() or platform.machine()
 
 
 @functools.cache

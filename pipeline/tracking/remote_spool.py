@@ -8,11 +8,11 @@ sent: the trainer, or where it only spools (`drains` in its state is false) whoe
 import contextlib
 import hashlib
 import json
-import os
 import socket
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.environment import cache_dir
 from pipeline.tracking.spool import CURSOR, drop_sent, write_json
 from shards import store
 
@@ -24,7 +24,7 @@ def spool_folder(run: str) -> Path:
     """Where a run's events lie on this machine."""
     if store.is_local(run):
         return store.local(run) / "spool"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = cache_dir()
     return cache / "lacuna" / "spool" / hashlib.sha256(run.encode()).hexdigest()[:16]
 
 

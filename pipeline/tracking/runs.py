@@ -9,8 +9,9 @@ from typing import Any
 from pipeline.config.schema import RunsConfig
 from pipeline.runs.folder import folders, read_run_json
 from pipeline.tracking import client as server
+from pipeline.tracking import errors
 from pipeline.tracking.close import close, dead, silence
-from pipeline.tracking.keys import lower_is_better
+from pipeline.tracking.delivery import lower_is_better
 from shards import store
 from shards.upkeep import seconds
 
@@ -24,10 +25,10 @@ def main(config: RunsConfig) -> dict[str, Any]:
         return prune(config)
     uri = server.tracking_uri(config.root)
     client = server.connect(uri, make=False)
-    with server.explained(uri):
+    with errors.explained(uri):
         if config.action == "close":
             return {"closed": close(client, config)}
-        return {"uri": server.shown(uri), "runs": listed(client, uri, config)}
+        return {"uri": errors.shown(uri), "runs": listed(client, uri, config)}
 
 
 def dry_run(config: RunsConfig) -> str:
@@ -41,7 +42,7 @@ def dry_run(config: RunsConfig) -> str:
         return "changes nothing"
     uri = server.tracking_uri(config.root)
     client = server.connect(uri, make=False)
-    with server.explained(uri):
+    with errors.explained(uri):
         found = [f"{each.run.info.run_name} ({each.reason})" for each in dead(client, config)]
     return f"would close {len(found)} runs: {', '.join(found)}"
 
@@ -89,7 +90,7 @@ def prune(config: RunsConfig) -> dict[str, Any]:
     Never one that an evaluation or the registry names, never of a run that still sends or whose
     checkpoints that stay cannot be read back whole. Without `delete=true` only says which.
     """
-    from pipeline.training import checkpointing as checkpoint
+    from pipeline.runs import checkpoints
 
     age = seconds(config.older_than or "30d")
     keep = {word.strip() for word in config.keep.split(",") if word.strip()}
@@ -97,13 +98,13 @@ def prune(config: RunsConfig) -> dict[str, Any]:
         raise ValueError(f"keep={config.keep} is not allowed: best, last or best,last")
     doomed, refused = [], []
     for run in folders(config.root):
-        every = checkpoint.checkpoints(str(run))
+        every = checkpoints.checkpoints(str(run))
         if not every or time.time() - _newest(run / "checkpoints") < age:
             continue
-        spared = {checkpoint.find(str(run), which).images_seen for which in keep}
+        spared = {checkpoints.find(str(run), which).images_seen for which in keep}
         pinned = set(read_run_json(str(run)).get("pinned", []))
         kept = [each for each in every if each.images_seen in spared]
-        torn = [each for each in kept if len(every) > len(kept) and not checkpoint.is_whole(each)]
+        torn = [each for each in kept if len(every) > len(kept) and not checkpoints.is_whole(each)]
         for each in every:
             if each.images_seen in spared:
                 continue
@@ -153,7 +154,7 @@ def _logged(client: Any, experiments: list[str], metric: str) -> None:
         known |= set(run.data.metrics)
     near = difflib.get_close_matches(metric, sorted(known), 3, 0.4)
     hint = f"did you mean {', '.join(near)}?" if near else "`runs` shows what there is"
-    where = server.shown(client.tracking_uri)
+    where = errors.shown(client.tracking_uri)
     raise ValueError(f"no run at {where} has logged the metric {metric!r}; {hint}")
 
 

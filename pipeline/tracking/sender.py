@@ -5,8 +5,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline.common import secrets
 from pipeline.tracking import client as server
-from pipeline.tracking import provenance as capture
+from pipeline.tracking import errors
 from pipeline.tracking.delivery import Delivery, Gone
 from pipeline.tracking.spool import Unsent, draining
 
@@ -69,7 +70,7 @@ class Sender:
                 self.tell(str(error))
                 return
             except Exception as error:  # whatever it is, training goes on and the events stay
-                self.tell(server.explain(error, self.uri) or f"{type(error).__name__}: {error}")
+                self.tell(errors.explain(error, self.uri) or f"{type(error).__name__}: {error}")
                 pause = min(30.0, pause * 2)
             tidy()
             if stopping:
@@ -90,4 +91,4 @@ class Sender:
 
 
 def say(line: str) -> None:
-    print(f"tracking: {capture.redact(line)}", file=sys.stderr, flush=True)
+    print(f"tracking: {secrets.redact(line)}", file=sys.stderr, flush=True)

@@ -9,9 +9,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.lease import Taken, leased
+from pipeline.common.locks import Taken, leased
 from pipeline.config.schema import SyncConfig
 from pipeline.tracking import client as server
+from pipeline.tracking import errors
 from pipeline.tracking.remote_spool import (
     fetch_spool,
     push_sent,
@@ -42,7 +43,7 @@ def main(config: SyncConfig) -> dict[str, Any]:
             raise ValueError(f"{store.display(config.dir)} holds no run: name a run's folder")
         result = _told(list(senders.values()))
         if troubles:
-            raise server.ServerError(f"{result['left']} events wait: {'; '.join(troubles)}")
+            raise errors.ServerError(f"{result['left']} events wait: {'; '.join(troubles)}")
         return result
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -61,7 +62,7 @@ def dry_run(config: SyncConfig) -> str:
             fetch_spool(sender.run, sender.folder)
     return "\n".join(
         f"would send {Unsent(s.folder).count()} events of {store.display(s.run)} to "
-        f"{server.shown(s.uri)}"
+        f"{errors.shown(s.uri)}"
         for s in found
     )
 
@@ -106,7 +107,7 @@ def _round(senders: list[Sender]) -> list[str]:
         except Taken as error:
             sender.tell(f"{error.owner} holds the run and sends its events")
         except Exception as error:
-            line = server.explain(error, sender.uri) or f"{type(error).__name__}: {error}"
+            line = errors.explain(error, sender.uri) or f"{type(error).__name__}: {error}"
             sender.tell(line)
             troubles.append(line)
     return list(dict.fromkeys(troubles))

@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.common import secrets
 from pipeline.runs.job_record import cancelled
 from pipeline.tracking import client as server
+from pipeline.tracking import errors
 from pipeline.tracking import provenance as capture
-from pipeline.tracking.keys import clean, flatten, lower_is_better
+from pipeline.tracking.delivery import clean, flatten, lower_is_better
 from pipeline.tracking.remote_spool import (
     STATE,
     fetch_spool,
@@ -203,7 +205,7 @@ class Tracker:
         elif isinstance(error, SystemExit) and error.code == 75:
             self.finish("KILLED" if cancelled(self.run) else "REQUEUED", wait=10)
         else:
-            self.tag("job.error", capture.redact(" ".join(str(error).split()) or kind.__name__))
+            self.tag("job.error", secrets.redact(" ".join(str(error).split()) or kind.__name__))
             self.finish("KILLED" if kind is KeyboardInterrupt else "FAILED", wait=10)
 
     # --- state -----------------------------------------------------------------------------------
@@ -252,7 +254,7 @@ class Tracker:
             client = server.connect(self.uri)
             if self._required:
                 server.ping(client, self.uri)
-        except server.ServerError as error:
+        except errors.ServerError as error:
             if self._required:
                 raise
             self._sender.tell(str(error))

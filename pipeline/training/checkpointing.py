@@ -16,19 +16,36 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
+from safetensors.torch import load as parse
 from safetensors.torch import save as serialise
-from torch import Tensor, nn
+from torch import Tensor
 
-from models import GENERATORS
-from pipeline.runs.checkpoints import NAME, SCHEMA, Checkpoint, checkpoints, find, is_whole, score
+from pipeline.common.errors import ConfigError
+from pipeline.config.schema import TrainConfig
+from pipeline.launch.output import publish_log
+from pipeline.runs import checkpoints as stored
+from pipeline.runs.checkpoints import (
+    NAME,
+    SCHEMA,
+    Checkpoint,
+    checkpoints,
+    is_whole,
+    put,
+    score,
+)
 from pipeline.runs.checkpoints import latest as latest
-from pipeline.runs.folder import read_run_json, update_run_json
-from pipeline.runs.identity import RunFolder, folder_at
+from pipeline.runs.folder import RunFolder, read_run_json, update_run_json
+from pipeline.runs.identity import other_dataset
+from pipeline.training.engine import Engine
+from pipeline.training.method import Method
 from pipeline.training.network import Trainee
+from pipeline.training.progress import State
 from shards import store
+from shards.manifest import Manifest
 
 SCALER = ("scale", "_growth_tracker")  # of fp16's loss scaler: what changes
 Files = dict[str, dict[str, Tensor]]
@@ -111,60 +128,6 @@ class Saver:
             store.remove(store.join(base, name), recursive=True)
 
 
-def build_generator(model: Mapping[str, Any]) -> nn.Module:
-    """A generator from its configuration: `name` and the options of its class."""
-    options = {k: v for k, v in model.items() if k != "name"}
-    return GENERATORS[model["name"]](**options)
-
-
-def load_generator(
-    url: str, which: str = "last", weights: str = "auto"
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The generator of a run or checkpoint, on the CPU in fp32 and evaluation mode.
-
-    weights: raw, ema, or auto (ema where the run has it). Second: what its state says, with `run`,
-    `url` and `weights` added.
-    """
-    checkpoint = find(url, which)
-    averaged = "generator_ema" in checkpoint.state["files"]
-    if weights == "ema" and not averaged:
-        raise ValueError(f"{store.display(checkpoint.url)} has no averaged weights: weights=raw")
-    chosen = "ema" if averaged and weights != "raw" else "raw"
-    generator = build_generator(checkpoint.state["model"])
-    load_weights(generator, checkpoint, "generator_ema" if chosen == "ema" else "generator")
-    run = checkpoint.url.rsplit("/checkpoints/", 1)[0]
-    info = {**checkpoint.state, "run": run, "url": checkpoint.url, "weights": chosen}
-    return generator.eval(), info
-
-
-def load_weights(module: nn.Module, checkpoint: Checkpoint, name: str) -> None:
-    """Copy one file's tensors into a network; ValueError where it is another network's."""
-    put(checkpoint.read(name), module, store.display(checkpoint.url))
-
-
-def put(tensors: Mapping[str, Tensor], module: nn.Module, source: str) -> None:
-    """Copy tensors by name into a network; ValueError, naming `source`, where they do not fit."""
-    own = module.state_dict()
-    wrong = sorted(
-        k
-        for k in tensors.keys() | own.keys()
-        if k not in tensors or k not in own or tensors[k].shape != own[k].shape
-    )
-    if wrong:
-        raise ValueError(
-            f"{source} holds another architecture: {len(wrong)} tensors "
-            f"differ, first {wrong[0]}; use the model= and widths that it was trained with"
-        )
-    module.load_state_dict(tensors)
-
-
-def pin(run_url: str, images_seen: int) -> None:
-    """Keep a checkpoint for good: something names it (an evaluation, the registry)."""
-    run = folder_at(run_url)
-    kept = set(read_run_json(run.url).get("pinned", [])) | {images_seen}
-    update_run_json(run.url, pinned=sorted(kept))
-
-
 def files_of(trainees: Sequence[Trainee]) -> Files:
     """Everything of the networks in training that a bit-exact resume needs; all ranks call it."""
     files: Files = {}
@@ -205,3 +168,116 @@ def restore(checkpoint: Checkpoint, trainees: Sequence[Trainee], read: Read | No
         if trainee.scaler is not None and f"{trainee.name}_scaler" in checkpoint.state["files"]:
             told = {k: t.item() for k, t in read(f"{trainee.name}_scaler").items()}
             trainee.scaler.load_state_dict({**trainee.scaler.state_dict(), **told})
+
+
+def resume(
+    config: TrainConfig, run: RunFolder, networks: Method, manifest: Manifest, engine: Engine
+) -> State:
+    """Put the newest whole checkpoint, or the weights at `init=`, into networks and optimisers.
+
+    Rank 0 reads every file, once, and shares it: the others need not see the run's folder.
+    """
+    mine = stored.latest(run.url) if engine.is_main else None
+    found = engine.share(mine and stored.Checkpoint(mine.url, mine.state))
+    if found is None:
+        if config.init is not None:
+            lineage = initialise(config.init, config.root, networks, engine)
+            if engine.is_main:
+                update_run_json(run.url, init=lineage)
+        return State()
+    if found.state["dataset"] != manifest.digest:
+        raise ConfigError(other_dataset(run.url, found.state["dataset"], manifest))
+    now = networks.pretrained.get("vgg16")  # in no checkpoint, as the discriminator's are
+    before = found.state.get("pretrained", {}).get("vgg16", now)
+    if now is not None and before != now:
+        raise ConfigError(
+            f"{store.display(run.url)} was trained towards features of {before[:12]} weights of "
+            f"vgg16, here they are {now[:12]}: give it the same ones (by weights=random, or "
+            f"weights= a folder or URL that holds them), or start another with run=NEW"
+        )
+
+    def read(name: str) -> dict[str, Tensor]:
+        return parse(engine.share(mine and mine.data(name)))
+
+    restore(found, networks.trainees, read)
+    return State(**{f.name: found.state[f.name] for f in fields(State)})
+
+
+def initialise(init: str, root: str, networks: Method, engine: Engine) -> dict[str, Any]:
+    """Weights of a run, a checkpoint or a registered model into the generator and its average.
+
+    Returns the lineage: what was named, and whose weights it was, by hash. A run's averaged weights
+    are taken where it has them, as everywhere. Rank 0 reads; what it refuses every rank refuses.
+    """
+    told: Any = None
+    if engine.is_main:
+        try:
+            told = _registered(init, root) if init.startswith("models:") else _saved(init)
+        except ValueError as error:
+            told = error
+    told = engine.share(told)
+    if isinstance(told, ValueError):
+        raise told
+    data, lineage = told
+    tensors, source = parse(data), lineage.get("model_uri") or lineage["checkpoint"]
+    for name, module in networks.generator.networks.items():
+        put(tensors, module, f"init={init} ({source}) as {name}")
+    return {"given": store.display(init), **lineage}
+
+
+def _saved(init: str) -> tuple[bytes, dict[str, Any]]:
+    """A checkpoint's generator; of a run the newest one whose is whole, a torn one is told of."""
+    url, name = stored.address(init)
+    for found in [stored.find(init)] if name else reversed(stored.checkpoints(url)):
+        averaged = "generator_ema" in found.state["files"]
+        file = "generator_ema" if averaged else "generator"
+        lineage = {
+            "checkpoint": store.display(found.url),
+            "images_seen": found.images_seen,
+            "weights": "ema" if averaged else "raw",
+            "sha256": found.state["files"][file]["sha256"],
+        }
+        try:
+            return found.data(file), lineage
+        except store.StoreError:
+            raise
+        except (ValueError, FileNotFoundError):
+            if name:
+                raise ConfigError(
+                    f"init={store.display(init)} is torn or corrupted: name another checkpoint, or "
+                    f"its run for the newest that is whole"
+                ) from None
+            stored.passed_over(found.url)
+    raise ConfigError(f"init={store.display(init)} holds no whole checkpoint: name a run's folder")
+
+
+def _registered(init: str, root: str) -> tuple[bytes, dict[str, Any]]:
+    from pipeline.inference.sources import load_archive
+
+    loaded, facts = load_archive(init, root=root)
+    state = loaded.program.state_dict
+    tensors = {k.removeprefix("generator."): t.data.contiguous() for k, t in state.items()}
+    names = ("model_uri", "run", "images_seen", "weights", "weights_sha256", "sha256")
+    return serialise(tensors), {name: facts[name] for name in names if name in facts}
+
+
+def save(
+    config: TrainConfig,
+    networks: Method,
+    engine: Engine,
+    saver: Saver,
+    manifest: Manifest,
+    state: State,
+) -> None:
+    """Hand a checkpoint to `saver`; all ranks call it, rank 0 writes. Each node's log goes too."""
+    publish_log()
+    files = files_of(networks.trainees)
+    if engine.is_main:
+        facts = {
+            **asdict(state),
+            "model": asdict(config.model),
+            "dataset": manifest.digest,
+            "pretrained": networks.pretrained,
+            "world_size": engine.world_size,
+        }
+        saver.save(state.images_seen, files, facts)

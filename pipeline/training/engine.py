@@ -23,13 +23,12 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from pipeline.config.compose import ConfigError
+from pipeline.common.errors import ConfigError
 from pipeline.config.schema import TrainConfig
-from pipeline.launch.device import choose_precision, thread_count, uses_gpu
-from pipeline.training.network import Trainee
+from pipeline.launch.topology import choose_precision, thread_count, uses_gpu
+from pipeline.training.network import STAGES, Sharded, Trainee
 from pipeline.training.sync_batchnorm import synchronised
 from pipeline.training.watchdog import FIRST
-from pipeline.training.zero import STAGES, Sharded
 
 warnings.filterwarnings("ignore", message=r".*broadcast_buffers.*", category=FutureWarning)
 

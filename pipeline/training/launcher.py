@@ -12,68 +12,22 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config.compose import ConfigError
+from pipeline.common.errors import ConfigError
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.output import PODS
-from pipeline.launch.topology import process_count
-from pipeline.launch.workers import CONFIGURATION, SAVED, STOP_SIGNALS, Ended, supervise
-from pipeline.runs.folder import read_run_json, update_run_json
-from pipeline.runs.identity import RunFolder, folder_of, held, images_saved
+from pipeline.launch.topology import Place, place, process_count
+from pipeline.launch.workers import STOP_SIGNALS, Ended, supervise
+from pipeline.runs.checkpoints import images_saved
+from pipeline.runs.folder import RunFolder, held, read_run_json, update_run_json
+from pipeline.runs.identity import folder_of
 from pipeline.training.preflight import preflight
 from shards import store
 
 EARLY = "before training began"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where this launcher stands in the job."""
-
-    nodes: int
-    node_rank: int
-    processes: int
-    master_addr: str
-    master_port: int
-    grace: float = 120.0  # seconds that workers get to save
-
-    @property
-    def workers(self) -> list[dict[str, str]]:
-        return [self.worker(local_rank) for local_rank in range(self.processes)]
-
-    def worker(self, local_rank: int) -> dict[str, str]:
-        """Environment of one worker: torch's names."""
-        return {
-            "RANK": str(self.node_rank * self.processes + local_rank),
-            "LOCAL_RANK": str(local_rank),
-            "WORLD_SIZE": str(self.nodes * self.processes),
-            "LOCAL_WORLD_SIZE": str(self.processes),
-            "MASTER_ADDR": self.master_addr,
-            "MASTER_PORT": str(self.master_port),
-        }
-
-
-def place(environment: Mapping[str, str], processes: int) -> Place:
-    """The launcher's place; the only function that reads `PET_*`."""
-    if "PET_NNODES" not in environment:
-        return Place(1, 0, processes, "127.0.0.1", free_port())
-    try:
-        return Place(
-            int(environment["PET_NNODES"]),
-            int(environment.get("PET_NODE_RANK", "0")),
-            int(environment.get("PET_NPROC_PER_NODE", processes)),
-            environment.get("PET_MASTER_ADDR", "127.0.0.1"),
-            int(environment.get("PET_MASTER_PORT", "29400")),
-            float(environment.get("PET_SHUTDOWN_TIMEOUT", "120")),
-        )
-    except ValueError as error:
-        raise ConfigError(f"PET_* must be numbers as torchrun reads them: {error}") from None
 
 
 def main(config: TrainConfig) -> dict[str, Any]:
@@ -113,7 +67,7 @@ def _stopped_early(number: int, frame: object) -> None:
     for other in STOP_SIGNALS:
         signal.signal(other, signal.SIG_IGN)
     print(f"stopped ({signal.Signals(number).name}) {EARLY}", file=sys.stderr, flush=True)
-    raise SystemExit(SAVED)
+    raise SystemExit(os.EX_TEMPFAIL)
 
 
 def _note_end(config: TrainConfig, run: RunFolder, ended: Ended) -> None:
@@ -123,9 +77,9 @@ def _note_end(config: TrainConfig, run: RunFolder, ended: Ended) -> None:
     if ended.status:
         with held(run):  # what never began leaves no folder
             if ended.error and config.tracking.enabled:
-                from pipeline.tracking import record
+                from pipeline.tracking import lifecycle
 
-                record.ended(run.url, ended.error, config.tracking.drain)
+                lifecycle.ended(run.url, ended.error, config.tracking.drain)
 
 
 def _remember(config: TrainConfig, here: Place, error: str) -> None:
@@ -150,7 +104,7 @@ def _smoke(config: TrainConfig, here: Place) -> dict[str, Any]:
 
 def _leave(status: int) -> None:
     """SystemExit unless all went well; the user's own command line gets 2 for what it said."""
-    if status == CONFIGURATION and "PET_NNODES" not in os.environ:
+    if status == os.EX_CONFIG and "PET_NNODES" not in os.environ:
         status = 2
     if status:
         raise SystemExit(status)
@@ -167,9 +121,3 @@ def dry_run(config: TrainConfig) -> str:
         f"would {start} {config.max_images} images in {store.display(run.url)}, "
         f"{here.nodes * here.processes} processes"
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

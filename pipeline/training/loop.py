@@ -7,6 +7,7 @@ stopped run to the sample and, with the same processes and threads, to the bit.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from contextlib import ExitStack
@@ -17,21 +18,22 @@ import torch
 from torch import Tensor
 
 from pipeline.common.signals import stop_requests
-from pipeline.config.phases import phase_at
+from pipeline.config.groups import phase_at
 from pipeline.config.schema import TrainConfig
-from pipeline.evaluation.scoring import fixed_pairs, pictures, validate
-from pipeline.launch.workers import SAVED
-from pipeline.runs.identity import RunFolder, folder_of, held, settled
+from pipeline.evaluation.pairs import fixed_pairs
+from pipeline.evaluation.scoring import pictures, validate
+from pipeline.runs.folder import RunFolder, held
+from pipeline.runs.identity import folder_of, settled
 from pipeline.tracking.provenance import other_node_metrics
 from pipeline.training import checkpointing as checkpoint
 from pipeline.training import flops, method
+from pipeline.training.checkpointing import resume, save
 from pipeline.training.engine import Engine
-from pipeline.training.guards import check_alike
-from pipeline.training.memory import elsewhere, explained
+from pipeline.training.guards import check_alike, elsewhere, explained
 from pipeline.training.method import Method
 from pipeline.training.progress import Meter
-from pipeline.training.resume import resume, save
 from pipeline.training.run_log import (
+    StepLog,
     described,
     finish,
     headline,
@@ -39,7 +41,6 @@ from pipeline.training.run_log import (
     open_tracker,
     show,
 )
-from pipeline.training.steplog import StepLog
 from pipeline.training.watchdog import Watch, straggler
 from shards.decode import Crop
 from shards.manifest import Manifest, open_manifest
@@ -58,7 +59,7 @@ def train(config: TrainConfig) -> None:
             if engine.is_main:
                 stack.enter_context(held(run))
             if _train(config, run, engine, watch, stack):
-                raise SystemExit(SAVED)
+                raise SystemExit(os.EX_TEMPFAIL)
     except torch.OutOfMemoryError as error:  # of a micro-batch `explained` says what fits
         raise elsewhere(error, config.accumulate) from None
     finally:
@@ -133,7 +134,9 @@ def _train(
             watch.mark(number, "validating")
             engine.average_buffers(networks.trainees)
             inpaint = inpainter(networks.generator.evaluated(), engine, watch)
-            state.metrics = validate(inpaint, pairs, engine)
+            state.metrics = validate(
+                inpaint, pairs, engine.gather, engine.device, engine.rank, engine.world_size
+            )
             tracker.metrics(state.metrics, state.images_seen)
             meter.say(f"{state.images_seen} images: " + described(state.metrics))
             if engine.is_main:

@@ -11,28 +11,19 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.util import find_spec
 
-from pipeline.config.compose import ConfigError
-from pipeline.config.groups import DataConfig, MasksConfig
-from pipeline.config.phases import check_phases
+from pipeline.common.errors import ConfigError
+from pipeline.config.groups import VALIDATED, DataConfig, MasksConfig, check_phases
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import counted, surely_no_gpu
 from pipeline.runs import checkpoints as stored
-from pipeline.runs.folder import read_run_json
-from pipeline.runs.identity import (
-    RunFolder,
-    check_same,
-    folder_of,
-    held,
-    images_saved,
-    other_dataset,
-    saved_config,
-)
+from pipeline.runs.checkpoints import images_saved
+from pipeline.runs.folder import RunFolder, held, read_run_json
+from pipeline.runs.identity import check_same, folder_of, other_dataset, saved_config
 from pipeline.training import pretrained
 from shards import store
 from shards.manifest import Manifest, open_manifest, read_index
 from shards.masks import FIXED, MaskPolicy
 
-VALIDATED = "(0.2,0.3]"  # the bucket of a mask set that validation takes its holes from
 # Options of a model that change what it computes and none of its tensors.
 COMPUTED = ("gate", "taps", "temperature", "propagation")
 
@@ -267,17 +258,18 @@ def check_init(config: TrainConfig, init: str) -> None:
 def _registered(init: str, config: TrainConfig) -> dict[str, str]:
     """What the registry tells of a version's architecture: the network's name."""
     from pipeline.tracking import client as server
+    from pipeline.tracking import errors
     from pipeline.tracking.model_versions import find_version
 
     where = server.tracking_uri(config.root, config.cluster.env.get("MLFLOW_TRACKING_URI"))
     try:
         client = server.connect(where, make=False)
-    except server.ServerError as error:
+    except errors.ServerError as error:
         raise ConfigError(f"init={init}: {error}") from None
     try:
-        with server.explained(where):
+        with errors.explained(where):
             version = find_version(client, init)
-    except server.ServerError as error:  # who submits need not reach it
+    except errors.ServerError as error:  # who submits need not reach it
         raise ConnectionError(f"init={init}: {error}") from None
     except ValueError as error:
         raise ConfigError(f"init={init}: {error}") from None

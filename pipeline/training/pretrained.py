@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, deserialize
 
-from pipeline.config.compose import ConfigError
+from pipeline.common.errors import ConfigError
 from pipeline.config.groups import ObjectiveConfig
 from pipeline.config.schema import CACHE, RANDOM, TrainConfig
 from shards import store

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -182,3 +183,13 @@ class _Live:
 
     def close(self) -> None:
         self._progress.stop()
+
+
+@dataclass
+class State:
+    """Where the run stands: with the networks, all that a resume needs."""
+
+    images_seen: int = 0
+    skipped: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)  # what the data position belongs to

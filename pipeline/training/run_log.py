@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import socket
 import sys
@@ -12,18 +13,19 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline.common.environment import user
 from pipeline.config.schema import TrainConfig
-from pipeline.runs.folder import read_run_json, update_run_json
-from pipeline.runs.identity import RunFolder, difference, images_saved, saved_config, write_config
-from pipeline.tracking.provenance import commit, hardware, user
+from pipeline.runs.checkpoints import Checkpoint, images_saved
+from pipeline.runs.folder import RunFolder, read_run_json, update_run_json
+from pipeline.runs.identity import difference, saved_config, write_config
+from pipeline.tracking.provenance import commit, hardware
 from pipeline.tracking.tracker import Muted, Tracker
-from pipeline.training.checkpointing import Checkpoint
 from pipeline.training.engine import Engine
 from pipeline.training.method import Method
-from pipeline.training.progress import Meter
-from pipeline.training.resume import State
+from pipeline.training.progress import Meter, State
 from shards import store
 from shards.manifest import Manifest
 
@@ -133,3 +135,56 @@ def headline(
 
 def described(values: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+class StepLog:
+    """steps.jsonl: one object a line, means over ranks and over the steps since the last line."""
+
+    def __init__(self, run: RunFolder, engine: Engine, every: int) -> None:
+        self.url = store.join(run.url, "steps.jsonl")
+        self.path, self.engine, self.every = run.local / "steps.jsonl", engine, every
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def cut(self, images_seen: int) -> None:
+        """Drop lines after the checkpoint that the run goes on from, and a torn last line.
+
+        In a bucket lie at least the lines before each checkpoint; what this machine may still have
+        of an earlier attempt does not count.
+        """
+        if not self.engine.is_main:
+            return
+        try:
+            lines = store.read(self.url).decode().splitlines()
+        except FileNotFoundError:
+            lines = []
+        kept = []
+        for line in lines:
+            try:
+                if json.loads(line)["images_seen"] <= images_seen:
+                    kept.append(line + "\n")
+            except ValueError:
+                break
+        if kept or self.path.exists():
+            store.write(str(self.path), "".join(kept).encode())
+
+    def add(
+        self, losses: dict[str, Tensor], images_seen: int, lr: float, skipped: int, flush: bool
+    ) -> dict[str, float]:
+        """Count a step; at a line's end write it on rank 0 and return its losses on every rank."""
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0) + value
+        self._count += 1
+        if self._count < self.every and not flush:
+            return {}
+        values = self.engine.means({k: v / self._count for k, v in self._sums.items()})
+        self._sums, self._count = {}, 0
+        if self.engine.is_main:
+            finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+            line = {"images_seen": images_seen, **finite, "lr": lr, "skipped": skipped}
+            try:
+                with open(self.path, "a") as out:
+                    out.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise store.unwritable(self.path, error) from error
+        return values

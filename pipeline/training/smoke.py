@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import TrainConfig
-from pipeline.runs.folder import read_run_json
-from pipeline.runs.identity import RunFolder, folder_at, folder_of, write_config
+from pipeline.runs.folder import RunFolder, folder_at, read_run_json
+from pipeline.runs.identity import folder_of, write_config
 from shards import store
 
 STEPS = 2  # of each phase
@@ -74,7 +74,7 @@ def _report(
     """Export what was saved; peak memory, and hours at the speed of the fastest step."""
     from models.inpainter import Inpainter
     from pipeline.inference import archive
-    from pipeline.training.checkpointing import load_generator
+    from pipeline.runs.checkpoints import load_generator
 
     generator, info = load_generator(run.url)
     archive.save(Inpainter(generator), folder / "inpainter.pt2")

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pipeline.launch.workers import leave_word
+from pipeline.launch.output import leave_word
 
 TALE = 3  # looks in a row at which a silent rank is silent
 FIRST = 10  # times `limit` for what a process does for the first time: kernels are compiled

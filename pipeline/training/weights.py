@@ -6,12 +6,14 @@ networks use as safetensors under `$XDG_CACHE_HOME/lacuna/weights`. `load` fills
 such a file; `pretrained` finds it.
 """
 
+from __future__ import annotations
+
 import hashlib
 import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load as parse
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from models.densenet import DenseNetDiscriminator, torchvision_names
 from models.vgg import VGG16Features
-from pipeline.config.schema import CACHE
+from pipeline.config.schema import CACHE, FetchConfig
 from pipeline.training import pretrained
 from shards import store
 
@@ -153,3 +155,17 @@ def fetch_all(names: Sequence[str], source: str | None = None, sha256: str | Non
     if sha256 and len(names) != 1:
         raise ValueError("sha256= is of one file: name one of " + ", ".join(PUBLISHED))
     return {"weights": [fetch(name, source, sha256) for name in names or PUBLISHED]}
+
+
+def main(config: FetchConfig) -> dict[str, Any]:
+
+    return fetch_all(config.names, config.source, config.sha256)
+
+
+def dry_run(config: FetchConfig) -> str:
+
+    return "\n".join(
+        f"would read {store.display(origin(name, config.source))}, check its sha256 and write "
+        f"{cached(name)}"
+        for name in config.names or PUBLISHED
+    )

@@ -12,8 +12,7 @@ from models import GENERATORS, losses
 from models.densenet import DenseNetDiscriminator
 from models.masking import composite, erase
 from pipeline.config.compose import compose, options
-from pipeline.training.method import own_features
-from pipeline.training.objectives import Computed, generator_terms, total
+from pipeline.training.method import Computed, generator_terms, own_features, total
 
 pytestmark = pytest.mark.slow
 

@@ -11,11 +11,11 @@ from conftest import TINY
 from safetensors.torch import save_file
 
 from models.vgg import VGG16Features
-from pipeline.config.compose import ConfigError
+from pipeline.common.errors import ConfigError
 from pipeline.config.schema import TrainConfig
-from pipeline.training.checkpointing import checkpoints
+from pipeline.launch.topology import free_port
+from pipeline.runs.checkpoints import checkpoints
 from pipeline.training.guards import check_alike
-from pipeline.training.launcher import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 

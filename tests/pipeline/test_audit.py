@@ -7,8 +7,8 @@ import pytest
 from pipeline.config.schema import RollbackConfig
 from pipeline.evaluation import results
 from pipeline.registry import promote
-from pipeline.registry import register as registry
 from pipeline.runs.folder import read_run_json
+from pipeline.tracking import model_versions
 from tests.support.promotion import (
     NAME,
     candidate,
@@ -30,7 +30,7 @@ def test_production_survives_the_deletion_of_what_it_came_from(root):
 
     assert verify()["faults"] == []
     folder = root / "check"
-    registry.download(uri(root), champion(root).tags["lacuna.model_id"], "", folder)
+    model_versions.download(uri(root), champion(root).tags["lacuna.model_id"], "", folder)
     assert (folder / "artifacts" / "inpainter.pt2").read_text() == run
     assert results.load(str(folder / "gate" / "evaluation.parquet"))[0].num_rows == 360
 

@@ -4,8 +4,9 @@ import subprocess
 
 import pytest
 
+from pipeline.common import secrets
 from pipeline.tracking import provenance as capture
-from pipeline.tracking.keys import flatten
+from pipeline.tracking.delivery import flatten
 
 
 @pytest.mark.parametrize(
@@ -62,12 +63,12 @@ def test_a_snapshot_is_what_submit_took_whatever_checkout_lies_around_it(monkeyp
 )
 def test_secrets_are_taken_out_of_a_diff(text, secret):
     assert secret in text
-    assert secret not in capture.redact(f"before\n{text}\nafter")
+    assert secret not in secrets.redact(f"before\n{text}\nafter")
 
 
 def test_secrets_of_the_environment_are_taken_out_wherever_they_stand(monkeypatch):
     monkeypatch.setenv("SITE_DB_PASSWORD", "correct-horse")
-    assert capture.redact("psql 'x correct-horse y'") == "psql 'x *** y'"
+    assert secrets.redact("psql 'x correct-horse y'") == "psql 'x *** y'"
     assert flatten({"data": {"url": "correct-horse"}, "s3_secret": "abc"}) == {
         "data.url": "***",
         "s3_secret": "***",

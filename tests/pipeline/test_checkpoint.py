@@ -6,10 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.runs.folder import update_run_json
-from pipeline.runs.identity import folder_at
-from pipeline.training import checkpointing as checkpoint
-from pipeline.training.checkpointing import Saver, checkpoints, find, latest, load_generator, pin
+from pipeline.runs.checkpoints import (
+    build_generator,
+    checkpoints,
+    find,
+    latest,
+    load_generator,
+    pin,
+)
+from pipeline.runs.folder import folder_at, update_run_json
+from pipeline.training.checkpointing import Saver
 from shards.store import StoreError
 
 MODEL = {"name": "msanet", "width": 0.1}
@@ -134,7 +140,7 @@ def test_nothing_is_dropped_where_the_newest_cannot_be_read_back(run, monkeypatc
     for n in (1, 2):
         save(run, n, keep=1)
     assert seen(run) == [2]
-    monkeypatch.setattr(checkpoint, "is_whole", lambda found: False)
+    monkeypatch.setattr(checkpoints, "is_whole", lambda found: False)
     save(run, 3, keep=1)
     assert seen(run) == [2, 3]
 
@@ -150,8 +156,8 @@ def test_a_checkpoint_is_found_by_its_own_address_too(run):
 
 
 def test_a_generator_comes_back_with_its_weights(run):
-    made = checkpoint.build_generator(MODEL)
-    averaged = checkpoint.build_generator(MODEL)
+    made = build_generator(MODEL)
+    averaged = build_generator(MODEL)
     files = {"generator": dict(made.state_dict()), "generator_ema": dict(averaged.state_dict())}
     save(run, 7, files=files)
     for weights, expected in (("raw", made), ("ema", averaged), ("auto", averaged)):
@@ -162,7 +168,7 @@ def test_a_generator_comes_back_with_its_weights(run):
 
 
 def test_another_architecture_is_refused_naming_a_tensor(run):
-    wider = checkpoint.build_generator({"name": "msanet", "width": 0.2})
+    wider = build_generator({"name": "msanet", "width": 0.2})
     save(run, 7, files={"generator": dict(wider.state_dict())})
     with pytest.raises(ValueError, match=r"another architecture: \d+ tensors differ, first "):
         load_generator(run.url)

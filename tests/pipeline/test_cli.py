@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli
-from pipeline.config.groups import key, known_keys
+from pipeline.config.groups import key
+from pipeline.config.resolve import known_keys
 from pipeline.config.verbs import VERBS
 from shards.store import StoreError, Unavailable
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipeline.config.compose import ConfigError, compose
+from pipeline.common.errors import ConfigError
+from pipeline.config.compose import compose
 from pipeline.config.groups import MsanetModel, Phase
 
 

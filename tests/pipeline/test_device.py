@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline.config.compose import ConfigError, compose
+from pipeline.common.errors import ConfigError
+from pipeline.config.compose import compose
 from pipeline.config.schema import TrainConfig
-from pipeline.launch.device import choose_precision, uses_gpu
+from pipeline.launch.topology import choose_precision, uses_gpu
 from pipeline.quickstart.steps import steps
-from pipeline.runs.identity import RunFolder
+from pipeline.runs.folder import RunFolder
 from pipeline.training.engine import Engine
 from pipeline.training.run_log import headline
 

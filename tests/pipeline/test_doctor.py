@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training.launcher import free_port
+from pipeline.launch.topology import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "MLFLOW_TRACKING_URI": ""}

@@ -7,9 +7,10 @@ from importlib.util import find_spec
 import pytest
 from support.strategies import engine_of, trained
 
-from pipeline.config.compose import ConfigError, compose
+from pipeline.common.errors import ConfigError
+from pipeline.config.compose import compose
 from pipeline.config.schema import TrainConfig
-from pipeline.training.checkpointing import latest
+from pipeline.runs.checkpoints import latest
 from pipeline.training.engine import Engine
 from pipeline.training.preflight import preflight
 

@@ -7,8 +7,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from models import masking
 from pipeline.evaluation import results
-from pipeline.evaluation.evaluate import score
 from pipeline.evaluation.pairs import make_pairs
+from pipeline.evaluation.scoring import score
 from shards.manifest import open_manifest
 from shards.masks import NAMES
 from tests.support.pairs import BUCKETS, PICTURES, SIZE, crops, hole, image_set, mask_set

@@ -13,11 +13,10 @@ from PIL import Image
 from models import GENERATORS
 from pipeline.config.compose import compose
 from pipeline.config.groups import MsanetModel
-from pipeline.evaluation import evaluate, parts, results
+from pipeline.evaluation import evaluate, results, scoring
 from pipeline.evaluation import pair_images as gallery
 from pipeline.inference.sources import telea
-from pipeline.runs.folder import read_run_json
-from pipeline.runs.identity import folder_at
+from pipeline.runs.folder import folder_at, read_run_json
 from pipeline.training.checkpointing import Saver
 from shards.masks import NAMES
 from tests.support.pairs import BUCKETS, PICTURES, SIZE, crops, image_set, mask_set
@@ -128,8 +127,8 @@ def test_an_interrupted_evaluation_goes_on_from_its_parts(words, tmp_path, monke
         patch.setattr(results, "save", breaks)
         verb(*again)
     assert not (tmp_path / "b.parquet").exists()
-    asked, score = [], evaluate._score
-    monkeypatch.setattr(evaluate, "_score", lambda *a: asked.append(a) or score(*a))
+    asked, score = [], scoring._score
+    monkeypatch.setattr(scoring, "_score", lambda *a: asked.append(a) or score(*a))
     result = verb(*again)
     assert len(asked) == PAIRS / 5 - 3
     assert result["buckets"] == whole["buckets"] and result["mean6"] == whole["mean6"]
@@ -169,12 +168,14 @@ def test_another_yardstick_never_goes_on_from_the_parts_of_one(words, tmp_path, 
 
 def test_other_weights_never_go_on_from_these_parts():
     same = {"sha256": "a", "pairs_digest": "b", "batch": 8}
-    assert parts.folder("x.parquet", same) != parts.folder("x.parquet", {**same, "sha256": "c"})
+    assert evaluate.folder("x.parquet", same) != evaluate.folder(
+        "x.parquet", {**same, "sha256": "c"}
+    )
 
 
 def test_parts_that_never_come_are_named_instead_of_waited_for(tmp_path):
     with pytest.raises(TimeoutError, match=r"2 of 2 parts .* first part-000000\.parquet"):
-        parts.collect(str(tmp_path), 2, patience=0.01)
+        evaluate.collect(str(tmp_path), 2, patience=0.01)
 
 
 @pytest.mark.slow

@@ -7,17 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.compose import ConfigError, compose
-from pipeline.runs.identity import (
-    RunFolder,
-    check_same,
-    folder_at,
-    folder_of,
-    held,
-    science,
-    settled,
-    write_config,
-)
+from pipeline.common.errors import ConfigError
+from pipeline.config.compose import compose
+from pipeline.runs.folder import RunFolder, folder_at, held
+from pipeline.runs.identity import check_same, folder_of, science, settled, write_config
 from shards import store
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from jobs.spec import SubmitError
-from pipeline.common import joblock, lease
+from pipeline.common import locks, signals
+from pipeline.submission import staging
 from shards import store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +32,7 @@ def held_by(place):
 def refused(place, pid):
     with (
         pytest.raises(SubmitError, match=rf"is being submitted by \S+ pid {pid}: wait") as told,
-        joblock.held(place),
+        staging.held_for_submission(place),
     ):
         pass
     return str(told.value)
@@ -47,28 +48,28 @@ def test_a_second_submission_is_refused_until_the_first_is_gone(tmp_path):
     first = held_by(place)
     assert refused(place, first.pid).startswith(f"{place} is")
     killed(first)
-    with joblock.held(place):
+    with staging.held_for_submission(place):
         refused(place, os.getpid())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_lies_in_the_folder_outlasts_the_lock(tmp_path):
     (tmp_path / "theirs").touch()
-    with joblock.held(str(tmp_path)):
+    with staging.held_for_submission(str(tmp_path)):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
 @pytest.mark.s3
 def test_in_a_bucket_too(bucket, monkeypatch):
-    monkeypatch.setattr(lease, "BEAT", 0.1)
+    monkeypatch.setattr(locks, "BEAT", 0.1)
     place = store.join(bucket, "runs/job")
     first = held_by(place)
     assert refused(place, first.pid).startswith(f"{place} is")
     killed(first)
-    with joblock.held(place):
+    with staging.held_for_submission(place):
         refused(place, os.getpid())
-    with joblock.held(place):
+    with staging.held_for_submission(place):
         pass
 
 
@@ -77,7 +78,7 @@ def test_in_a_bucket_too(bucket, monkeypatch):
 )
 def test_a_stop_is_obeyed_once_all_is_written(number, end):
     done = []
-    with pytest.raises(end), joblock.unstopped() as heard:
+    with pytest.raises(end), signals.unstopped() as heard:
         os.kill(os.getpid(), number)
         done.append(list(heard))
     assert done == [[number]]
@@ -86,6 +87,6 @@ def test_a_stop_is_obeyed_once_all_is_written(number, end):
 
 
 def test_a_refusal_is_told_whatever_stop_came_with_it():
-    with pytest.raises(SubmitError, match="shut"), joblock.unstopped():
+    with pytest.raises(SubmitError, match="shut"), signals.unstopped():
         os.kill(os.getpid(), signal.SIGINT)
         raise SubmitError("shut")

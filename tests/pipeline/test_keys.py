@@ -1,6 +1,6 @@
 """Names as MLflow takes them."""
 
-from pipeline.tracking.keys import clean
+from pipeline.tracking.delivery import clean
 
 
 def test_keys_become_what_mlflow_allows_and_stay_apart():

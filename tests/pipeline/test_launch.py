@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.config.compose import ConfigError
-from pipeline.training.launcher import Place, place
+from pipeline.common.errors import ConfigError
+from pipeline.launch.topology import Place, place
 
 ROOT = Path(__file__).resolve().parents[2]
 PET = {

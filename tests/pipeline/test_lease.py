@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.common import lease
-from pipeline.common.lease import leased
-from pipeline.config.compose import ConfigError
+from pipeline.common import locks
+from pipeline.common.errors import ConfigError
+from pipeline.common.locks import leased
 from shards import store
 
 pytestmark = pytest.mark.s3
@@ -27,8 +27,8 @@ HOLD = (
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(lease, "BEAT", 0.1)
-    monkeypatch.setattr(lease, "STALE", 1.0)
+    monkeypatch.setattr(locks, "BEAT", 0.1)
+    monkeypatch.setattr(locks, "STALE", 1.0)
 
 
 @pytest.fixture
@@ -54,38 +54,38 @@ def test_a_second_live_writer_is_refused_naming_the_first(run, holder):
 
 
 def test_whether_a_run_is_held_is_told_without_taking_it(run, holder, monkeypatch):
-    assert not lease.is_leased(f"{run}-never-held")
-    assert lease.is_leased(run) and lease.is_leased(run)
-    monkeypatch.setattr(lease.socket, "gethostname", lambda: "another machine")
+    assert not locks.is_leased(f"{run}-never-held")
+    assert locks.is_leased(run) and locks.is_leased(run)
+    monkeypatch.setattr(locks.socket, "gethostname", lambda: "another machine")
     holder.kill()
     holder.wait()
-    assert not lease.is_leased(run)
+    assert not locks.is_leased(run)
 
 
 def test_a_silent_writer_is_superseded_once_its_heartbeat_stands_still(run, holder, monkeypatch):
-    monkeypatch.setattr(lease.socket, "gethostname", lambda: "another machine")
+    monkeypatch.setattr(locks.socket, "gethostname", lambda: "another machine")
     holder.kill()
     holder.wait()
     began = time.monotonic()
     with leased(run):
-        assert time.monotonic() - began >= lease.STALE
+        assert time.monotonic() - began >= locks.STALE
 
 
 def test_a_dead_writer_of_this_machine_is_superseded_at_once(run, holder, monkeypatch):
-    monkeypatch.setattr(lease, "STALE", 60.0)
+    monkeypatch.setattr(locks, "STALE", 60.0)
     holder.kill()
     holder.wait()
     began = time.monotonic()
     with leased(run):
-        assert time.monotonic() - began < lease.STALE, "it was waited for"
+        assert time.monotonic() - began < locks.STALE, "it was waited for"
 
 
 def test_a_writer_that_left_in_order_is_followed_at_once(run, monkeypatch):
-    monkeypatch.setattr(lease, "STALE", 60.0)
+    monkeypatch.setattr(locks, "STALE", 60.0)
     began = time.monotonic()
     for _ in range(3):
         with leased(run):
-            assert time.monotonic() - began < lease.STALE, "it was waited for"
+            assert time.monotonic() - began < locks.STALE, "it was waited for"
 
 
 def test_a_holder_that_only_sends_events_is_waited_for(run):

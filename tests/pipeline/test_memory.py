@@ -10,13 +10,12 @@ import torch
 from conftest import TINY
 from support.strategies import engine_of, networks_of
 
-from pipeline.config.compose import ConfigError
+from pipeline.common.errors import ConfigError
 from pipeline.config.schema import TrainConfig
-from pipeline.launch.workers import CONFIGURATION
+from pipeline.launch.topology import free_port
 from pipeline.training import sync_batchnorm as syncnorm
-from pipeline.training.launcher import free_port
+from pipeline.training.guards import too_large
 from pipeline.training.loop import step
-from pipeline.training.memory import too_large
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,7 +76,7 @@ def test_memory_that_ends_outside_of_a_step_is_one_line_too(small_set, tmp_path)
         text=True,
         timeout=120,
     )
-    assert done.returncode == CONFIGURATION
+    assert done.returncode == os.EX_CONFIG
     assert "(CUDA out of memory. Tried 20 GiB): set accumulate=2," in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from pipeline.config.compose import compose
-from pipeline.config.groups import Phase
-from pipeline.config.phases import check_phases, phase_at
-from pipeline.training.objectives import Computed, generator_terms, total
+from pipeline.config.groups import Phase, check_phases, phase_at
+from pipeline.training.method import Computed, generator_terms, total
 
 
 def objective(*words):

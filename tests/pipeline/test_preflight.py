@@ -9,13 +9,16 @@ import torch
 from support.sets import samples
 from support.trained import finished_run, registered
 
-from pipeline.config.compose import ConfigError, compose
+from pipeline.common.errors import ConfigError
+from pipeline.config.compose import compose
 from pipeline.config.groups import MODELS
+from pipeline.launch.topology import process_count
+from pipeline.runs.checkpoints import build_generator
+from pipeline.runs.folder import folder_at
 from pipeline.runs.identity import write_config
 from pipeline.tracking import client as server
 from pipeline.training import preflight as checks
-from pipeline.training.checkpointing import Saver, build_generator, folder_at
-from pipeline.training.launcher import process_count
+from pipeline.training.checkpointing import Saver
 from pipeline.training.preflight import preflight
 from shards.mask_sets import write_mask_set
 from shards.writer import write_set

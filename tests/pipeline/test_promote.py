@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.config.schema import RollbackConfig
 from pipeline.registry import promote
-from pipeline.registry import register as registry
 from pipeline.runs.folder import read_run_json
+from pipeline.tracking import model_versions
 from tests.support.promotion import (
     NAME,
     candidate,
@@ -91,7 +91,7 @@ def test_promoting_the_champion_again_changes_nothing(root):
     run = candidate(root, "first", 20.0, 1)
     before = do(run)
     assert do(run) == {**before, "what": "champion already"}
-    assert len(registry.versions(client(root), NAME)) == 2
+    assert len(model_versions.versions(client(root), NAME)) == 2
 
 
 def test_scores_of_other_weights_or_other_pairs_do_not_count(root):
@@ -208,7 +208,7 @@ def test_four_promotions_at_once_leave_one_champion_and_one_history(root, tmp_pa
     assert str(champion(root).version) == str(won[0])
     superseded = [
         v
-        for v in registry.versions(client(root), NAME)
+        for v in model_versions.versions(client(root), NAME)
         if v.tags.get("gate.result") == "superseded"
     ]
     assert len(superseded) == 3

@@ -19,9 +19,9 @@ from PIL import Image
 
 from pipeline.config.groups import ObjectiveConfig
 from pipeline.config.schema import TrainConfig
-from pipeline.runs.identity import RunFolder
+from pipeline.runs.checkpoints import build_generator
+from pipeline.runs.folder import RunFolder
 from pipeline.tracking.tracker import Muted
-from pipeline.training.checkpointing import build_generator
 from pipeline.training.method import Method
 from pipeline.training.network import Trainee
 from pipeline.training.run_log import headline, show

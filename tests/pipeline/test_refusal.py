@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipeline.config.compose import ConfigError, compose
+from pipeline.common.errors import ConfigError
+from pipeline.config.compose import compose
 
 # Published examples (AWS's documentation) and made-up values of the publishers' shapes.
 SECRETS = [

@@ -16,9 +16,12 @@ import torch
 from PIL import Image
 
 from models.inpainter import Inpainter
+from pipeline.inference import sources
 from pipeline.registry import register as registry
+from pipeline.runs import checkpoints, folder
 from pipeline.runs.folder import read_run_json
 from pipeline.tracking import client as server
+from pipeline.tracking import model_versions
 from pipeline.training import checkpointing as checkpoint
 from tests.support.trained import finished_run, scored
 
@@ -48,7 +51,7 @@ def files(store, tmp_path_factory):
     """The logged model's files."""
     root, _, told = store
     folder = tmp_path_factory.mktemp("files")
-    registry.download(server.tracking_uri(str(root)), told["model_id"], "", folder)
+    model_versions.download(server.tracking_uri(str(root)), told["model_id"], "", folder)
     return folder
 
 
@@ -74,8 +77,8 @@ def png(pixels):
 
 def test_the_archive_is_the_trained_network_for_any_batch_and_size(store):
     root, run, told = store
-    loaded, info = registry.load_archive(told["model_uri"], root=str(root))
-    eager = Inpainter(checkpoint.load_generator(run)[0]).eval()
+    loaded, info = sources.load_archive(told["model_uri"], root=str(root))
+    eager = Inpainter(checkpoints.load_generator(run)[0]).eval()
     for batch, height, width in ((1, 1, 1), (3, 61, 47), (2, 96, 130)):
         image = torch.rand(batch, 3, height, width)
         mask = (torch.rand(batch, 1, height, width) > 0.6).float()
@@ -116,7 +119,7 @@ def test_the_logged_model_belongs_to_the_run(store):
 def test_the_same_weights_are_registered_once(store):
     _, run, told = store
     assert registry.register(run) == told
-    assert len(registry.versions(client(store), "inpaint-msanet")) == 1
+    assert len(model_versions.versions(client(store), "inpaint-msanet")) == 1
 
 
 def test_requirements_are_pinned_to_what_ran(files):
@@ -126,7 +129,7 @@ def test_requirements_are_pinned_to_what_ran(files):
 
 
 def test_the_files_hold_no_pickle_and_no_path_of_this_machine(files):
-    with zipfile.ZipFile(files / registry.ARCHIVE) as packed:
+    with zipfile.ZipFile(files / sources.ARCHIVE) as packed:
         content = {name: packed.read(name) for name in packed.namelist()}
     for name, data in content.items():
         assert not data.startswith((b"\x80\x02", b"\x80\x04", b"PK")), name
@@ -212,7 +215,7 @@ def test_it_loads_and_answers_in_an_interpreter_without_our_code_or_pickle(store
 )
 def test_a_model_that_is_not_there_is_answered_with_what_is(store, uri, words):
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
-        registry.load_archive(uri, root=str(store[0]))
+        sources.load_archive(uri, root=str(store[0]))
     assert "\n" not in str(caught.value)
 
 
@@ -235,15 +238,15 @@ def test_a_bad_name_is_refused_before_anything_is_exported(store, name):
 def test_a_generator_that_gives_nan_is_not_registered(store):
     root, _, _ = store
     run = finished_run(root / "broken", seed=5)
-    found = checkpoint.find(run)
+    found = checkpoints.find(run)
     tensors = found.read("generator")
     name = next(k for k in tensors if k.endswith("weight"))
     tensors[name].fill_(float("nan"))
-    saver = checkpoint.Saver(checkpoint.folder_at(run), 3)
+    saver = checkpoint.Saver(folder.folder_at(run), 3)
     saver.save(
         2000, {"generator": tensors}, {k: found.state[k] for k in ("model", "dataset", "metrics")}
     )
     saver.close()
     with pytest.raises(ValueError, match="non-finite pixels"):
         registry.register(run, checkpoint="2000")
-    assert len(registry.versions(client(store), "inpaint-msanet")) == 1
+    assert len(model_versions.versions(client(store), "inpaint-msanet")) == 1

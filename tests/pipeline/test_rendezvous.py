@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training.launcher import Place, free_port, place
+from pipeline.launch.topology import Place, free_port, place
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK = """

@@ -9,14 +9,17 @@ import pytest
 import torch
 from support.trained import MODEL, finished_run
 
-from pipeline.config.compose import ConfigError
-from pipeline.config.schema import ObjectiveConfig, TrainConfig
+from pipeline.common.errors import ConfigError
+from pipeline.config.groups import ObjectiveConfig
+from pipeline.config.schema import TrainConfig
 from pipeline.registry import register as registry
+from pipeline.runs.checkpoints import build_generator, find
+from pipeline.runs.folder import folder_at
 from pipeline.tracking import client as server
-from pipeline.training.checkpointing import Saver, build_generator, files_of, find, folder_at
+from pipeline.training.checkpointing import Saver, files_of, initialise, resume
 from pipeline.training.method import Method
 from pipeline.training.network import Trainee
-from pipeline.training.resume import State, initialise, resume
+from pipeline.training.progress import State
 from shards import store
 
 ALONE = SimpleNamespace(rank=0, is_main=True, share=lambda given: given)

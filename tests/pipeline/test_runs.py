@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.schema import RunsConfig
-from pipeline.runs.folder import read_run_json
+from pipeline.runs import checkpoints
+from pipeline.runs.folder import folder_at, read_run_json
 from pipeline.tracking import client as server
 from pipeline.tracking import runs
 from pipeline.tracking.delivery import HEARTBEAT
@@ -86,14 +87,14 @@ def test_close_ends_dead_runs_and_no_living_one(root):
 def several(root, name="run", pinned=()):
     """A run with checkpoints at 1000, 2000, 3000 and 4000 images; 2000 is the best."""
     run = finished_run(root / name)
-    first = checkpoint.find(run)
-    saver = checkpoint.Saver(checkpoint.folder_at(run), 10)
+    first = checkpoints.find(run)
+    saver = checkpoint.Saver(folder_at(run), 10)
     for images, psnr in ((2000, 25.0), (3000, 22.0), (4000, 23.0)):
         facts = {"model": first.state["model"], "dataset": "ab" * 32, "metrics": {"val/psnr": psnr}}
         saver.save(images, {"generator": first.read("generator")}, facts)
     saver.close()
     for images in pinned:
-        checkpoint.pin(run, images)
+        checkpoints.pin(run, images)
     return run
 
 
@@ -105,7 +106,7 @@ def age(run, seconds):
 
 
 def left(run):
-    return [c.images_seen for c in checkpoint.checkpoints(run)]
+    return [c.images_seen for c in checkpoints.checkpoints(run)]
 
 
 def test_prune_says_what_it_would_delete_and_deletes_only_when_told(root):
@@ -130,7 +131,7 @@ def test_prune_refuses_what_the_registry_or_an_evaluation_names(root):
 
 def test_prune_deletes_nothing_where_what_would_stay_is_torn(root):
     run = several(root)
-    path = Path(checkpoint.find(run).url, "generator.safetensors")
+    path = Path(checkpoints.find(run).url, "generator.safetensors")
     path.write_bytes(path.read_bytes()[:-4])
     age(run, 40 * DAY)
     told = do(root, "prune", delete=True)

@@ -10,6 +10,7 @@ import torch
 from support.strategies import engine_of, networks_of
 
 from pipeline.config.schema import TrainConfig
+from pipeline.runs import checkpoints, folder
 from pipeline.training import checkpointing as checkpoint
 from pipeline.training.loop import step
 
@@ -112,7 +113,7 @@ def test_a_forward_that_is_not_finite_leaves_no_trace_in_running_statistics(monk
 
 
 def test_scales_are_in_the_checkpoint(monkeypatch, tmp_path):
-    run = checkpoint.folder_at(str(tmp_path / "run"))
+    run = folder.folder_at(str(tmp_path / "run"))
     with half(monkeypatch) as (config, engine, networks):
         scaler = networks.discriminator.scaler
         scaler.load_state_dict({**scaler.state_dict(), "scale": 1024.0})
@@ -123,6 +124,6 @@ def test_scales_are_in_the_checkpoint(monkeypatch, tmp_path):
         saver.close()
         expected = [trainee.scaler.state_dict() for trainee in networks.trainees]
     with half(monkeypatch) as (_, _, networks):
-        checkpoint.restore(checkpoint.latest(run.url), networks.trainees)
+        checkpoint.restore(checkpoints.latest(run.url), networks.trainees)
         assert [t.scaler.state_dict() for t in networks.trainees] == expected
         assert expected[1]["scale"] == pytest.approx(1024) and expected[0]["_growth_tracker"] == 1

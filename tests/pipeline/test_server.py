@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.tracking import client, errors
 from pipeline.tracking import client as server
-from pipeline.tracking import disks
-from pipeline.tracking.disks import disk_of
+from pipeline.tracking.client import disk_of
 from pipeline.tracking.tracker import Tracker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +55,7 @@ print(client.create_run(experiment).info.run_id)
     "uri", ["runs", "file:///tmp/mlruns", "htp://host:5000", "http://", "ftp://host", "/tmp/x"]
 )
 def test_an_address_that_mlflow_cannot_serve_is_refused_with_the_allowed_ones(uri):
-    with pytest.raises(server.ServerError, match="http.*sqlite.*unset"):
+    with pytest.raises(errors.ServerError, match="http.*sqlite.*unset"):
         server.tracking_uri("runs", uri)
 
 
@@ -70,7 +70,7 @@ def test_a_password_in_the_address_is_used_but_never_shown(monkeypatch):
 
 def test_a_server_that_is_not_there_is_named_in_one_line(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(server.ServerError) as caught:
+    with pytest.raises(errors.ServerError) as caught:
         server.ping(server.connect("http://127.0.0.1:9"), "http://127.0.0.1:9")
     assert "127.0.0.1:9 does not answer" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -94,7 +94,7 @@ def test_a_server_of_something_else_is_told_apart():
     threading.Thread(target=other.serve_forever, daemon=True).start()
     uri = f"http://127.0.0.1:{other.server_port}"
     try:
-        with pytest.raises(server.ServerError, match="not as an MLflow server"):
+        with pytest.raises(errors.ServerError, match="not as an MLflow server"):
             server.ping(server.connect(uri), uri)
     finally:
         other.shutdown()
@@ -117,14 +117,14 @@ def test_a_store_of_an_older_or_newer_mlflow_is_named_with_the_command(
 def test_a_file_that_is_no_database_is_named(tmp_path):
     (tmp_path / "mlflow.db").write_text("not a database at all" * 100)
     uri = server.tracking_uri(str(tmp_path))
-    with pytest.raises(server.ServerError, match="mlflow.db is damaged"):
+    with pytest.raises(errors.ServerError, match="mlflow.db is damaged"):
         server.ping(server.connect(uri), uri)
 
 
 def test_a_place_where_no_database_can_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("no folder")
     uri = server.tracking_uri(str(tmp_path / "file"))
-    with pytest.raises(server.ServerError, match=r"file/mlflow.db cannot be made \(.*\): check"):
+    with pytest.raises(errors.ServerError, match=r"file/mlflow.db cannot be made \(.*\): check"):
         server.connect(uri)
 
 
@@ -132,7 +132,7 @@ def test_required_tracking_fails_at_start_and_not_later(tmp_path):
     run = Tracker(
         tmp_path / "run", uri="http://127.0.0.1:9", experiment="e", run_name="r", required=True
     )
-    with pytest.raises(server.ServerError, match="does not answer"):
+    with pytest.raises(errors.ServerError, match="does not answer"):
         run.start({}, {})
 
 
@@ -206,7 +206,7 @@ def test_the_disk_is_the_one_that_stat_names(tmp_path):
 
 def test_a_store_on_a_network_disk_is_warned_of_once(tmp_path, monkeypatch, capsys):
     """As if tmp_path's own kind of disk were a network's: no such disk can be mounted here."""
-    monkeypatch.setattr(disks, "NETWORK", (disk_of(tmp_path),))
+    monkeypatch.setattr(client, "NETWORK", (disk_of(tmp_path),))
     uri = server.tracking_uri(str(tmp_path))
     for _ in range(2):
         server.connect(uri)
@@ -232,5 +232,5 @@ def test_a_403_names_the_permission_that_the_endpoint_needs(endpoint, words):
         f"API request to endpoint /api/{endpoint} failed with error code 403 != 200. "
         "Response body: 'Permission denied'"
     )
-    told = server.explain(MlflowException(text), "http://mlflow.example")
+    told = errors.explain(MlflowException(text), "http://mlflow.example")
     assert words in told and endpoint.rsplit("/", 1)[-1] in told

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.jobconfig import StatusConfig
+from pipeline.config.schema import StatusConfig
 from pipeline.runs import job_record as jobrecord
 from pipeline.submission import status
 

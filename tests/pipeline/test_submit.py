@@ -13,11 +13,12 @@ import yaml
 
 from jobs import scheduler, snapshot
 from jobs.spec import State, Status
-from pipeline.config.compose import ConfigError, compose
+from pipeline.common.errors import ConfigError
+from pipeline.config.compose import compose
 from pipeline.runs import job_record as jobrecord
 from pipeline.runs.identity import folder_of
 from pipeline.submission import plan as jobplan
-from pipeline.submission import submit
+from pipeline.submission import staging, submit
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDES = ("data.crop=64", "validate.size=64")
@@ -86,7 +87,7 @@ def test_a_submitted_run_is_the_run_that_the_same_words_train_here():
 
 def test_the_resolved_configuration_is_what_runs_whatever_conf_says_later(tmp_path, monkeypatch):
     (part,) = jobplan.parse([*TRAIN, "seed=5", *SLURM])
-    submit._write_configs(part, {})
+    staging.write_configs(part, {})
     home = tmp_path / "config" / "lacuna"
     home.mkdir(parents=True)
     (home / "defaults.yaml").write_text("seed: 77\nbatch: 32\n")
@@ -104,7 +105,7 @@ def test_what_auto_came_to_at_the_first_start_is_kept_when_a_run_is_submitted_ag
         state = run / "checkpoints" / "000000000016" / "state.json"
         state.write_text("{}") if begun else None
         (run / "config.yaml").write_text("threads: '3'\nprecision: bf16\n")
-        submit._write_configs(part, {})
+        staging.write_configs(part, {})
         again = compose("train", [f"run={part.runs[0]}"]).config
         assert (again.threads, again.max_images) == (threads, 64)
         assert again.precision == ("bf16" if begun else "auto")
@@ -113,7 +114,7 @@ def test_what_auto_came_to_at_the_first_start_is_kept_when_a_run_is_submitted_ag
 def test_other_verbs_read_their_resolved_configuration_from_the_jobs_folder():
     words = ["evaluate", "checkpoint=runs/a", "data.url=sets/photos", "weights=raw"]
     (part,) = jobplan.parse([*words, *SLURM])
-    submit._write_configs(part, {})
+    staging.write_configs(part, {})
     again = compose("evaluate", [f"config={part.folder}/config.yaml"])
     assert again.config == part.points[0].config
     assert f"config={Path.cwd()}/{part.folder}/config.yaml" in dry(*words, *SLURM)
@@ -657,7 +658,7 @@ def test_a_refusal_gives_a_run_that_was_there_its_status_back(sbatch, tmp_path, 
     (part,) = jobplan.parse(words)
     run = tmp_path / part.runs[0]
     with ExitStack() as undo:
-        submit._write_configs(part, submit._announce(part, undo))
+        staging.write_configs(part, staging.announce(part, undo))
         undo.pop_all()
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     known = json.loads((run / "run.json").read_text())["mlflow_run_id"]
@@ -671,7 +672,7 @@ def test_a_refusal_gives_a_run_that_was_there_its_status_back(sbatch, tmp_path, 
 def test_a_smoke_test_is_a_job_of_its_own_that_leaves_the_run_alone(tmp_path):
     (part,) = jobplan.parse([*TRAIN, "smoke=true", *SLURM])
     with ExitStack() as undo:
-        submit._write_configs(part, submit._announce(part, undo))
+        staging.write_configs(part, staging.announce(part, undo))
         undo.pop_all()
     assert part.id.startswith("smoke-")
     assert [p.name for p in (tmp_path / "runs").iterdir()] == [part.id]

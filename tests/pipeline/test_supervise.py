@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.launch.topology import place
 from pipeline.launch.workers import outcome, supervise
-from pipeline.runs.identity import images_saved
-from pipeline.training.launcher import place
+from pipeline.runs.checkpoints import images_saved
 from shards import store
 from tests.conftest import TINY
 

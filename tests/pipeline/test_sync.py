@@ -13,8 +13,7 @@ import psutil
 import pytest
 
 from pipeline.config.schema import SyncConfig
-from pipeline.tracking import client as server
-from pipeline.tracking import sync
+from pipeline.tracking import errors, sync
 from pipeline.tracking.spool import Spool, Unsent
 from tests.conftest import TINY
 from tests.support.records import Database, client, logged_steps, run_of, steps, tracker, until
@@ -84,7 +83,7 @@ def test_a_deleted_run_keeps_its_events_and_says_so(root, capfd):
     assert "was deleted" in capfd.readouterr().err
     assert not (root / "deleted/spool/rejected.jsonl").exists()
     assert Unsent(root / "deleted" / "spool").count() > 0
-    with pytest.raises(server.ServerError, match="was deleted"):
+    with pytest.raises(errors.ServerError, match="was deleted"):
         sync.main(SyncConfig(dir=str(root / "deleted")))
 
 

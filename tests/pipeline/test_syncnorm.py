@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.training.launcher import free_port
+from pipeline.launch.topology import free_port
 from pipeline.training.sync_batchnorm import SyncBatchNorm2d, synchronised
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from pipeline.registry import promote
 from pipeline.registry import register as registry
 from pipeline.runs.folder import read_run_json
 from pipeline.tracking import client as server
-from pipeline.tracking import runs
+from pipeline.tracking import errors, model_versions, runs
 from pipeline.tracking.tracker import Tracker
 from tests.support.mlflow_server import Postgres, Process, free_port, postgres_bin
 from tests.support.s3 import moto_server
@@ -143,7 +143,7 @@ def test_the_trainers_account_registers_but_cannot_touch_production(as_user, tmp
     scored(run, 20.0)
     assert (version.name, str(version.version)) == ("inpaint-msanet", "1")
 
-    with pytest.raises(server.ServerError, match="does not let ann do this.*MANAGE"):
+    with pytest.raises(errors.ServerError, match="does not let ann do this.*MANAGE"):
         promote.main(PromoteConfig(model="inpaint-msanet", run=run, into="inpaint"))
     from mlflow.exceptions import MlflowException
 
@@ -156,7 +156,7 @@ def test_the_trainers_account_registers_but_cannot_touch_production(as_user, tmp
         with pytest.raises(MlflowException, match="403|PERMISSION_DENIED|denied"):
             forbidden()
     as_user("admin")
-    assert registry.versions(server.connect(url), "inpaint") == []
+    assert model_versions.versions(server.connect(url), "inpaint") == []
 
     as_user("release")
     told = promote.main(PromoteConfig(model="inpaint-msanet", run=run, into="inpaint"))
@@ -184,7 +184,7 @@ def test_the_trainers_account_registers_but_cannot_touch_production(as_user, tmp
 
 def test_a_wrong_password_and_a_foreign_experiment_are_one_line_each(as_user, tmp_path, capfd):
     url = as_user("ann", "not-the-password")
-    with pytest.raises(server.ServerError, match="refused ann: set MLFLOW_TRACKING_USERNAME"):
+    with pytest.raises(errors.ServerError, match="refused ann: set MLFLOW_TRACKING_USERNAME"):
         server.ping(server.connect(url), url)
 
     as_user("admin")

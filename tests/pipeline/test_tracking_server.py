@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.common.environment import user
 from pipeline.config.compose import compose
 from pipeline.config.schema import SyncConfig
 from pipeline.runs.folder import read_run_json
 from pipeline.tracking import client as server
-from pipeline.tracking import sync
+from pipeline.tracking import errors, sync
 from pipeline.tracking.lifecycle import announce
-from pipeline.tracking.provenance import user
 from pipeline.tracking.spool import Unsent
 from pipeline.tracking.tracker import Tracker
 from shards import store
@@ -116,7 +116,7 @@ def test_a_server_that_never_answers_leaves_everything_to_sync(real, proxy, tmp_
     assert f"python -m pipeline sync {tmp_path / 'offline'}" in told
     assert "mlflow_run_id" not in read_run_json(run.run)
 
-    with pytest.raises(server.ServerError, match="does not answer"):
+    with pytest.raises(errors.ServerError, match="does not answer"):
         run_sync(proxy, run)
     proxy.mode = "ok"
     run_sync(proxy, run)
@@ -154,7 +154,7 @@ def test_an_announcement_whose_answer_is_lost_is_found_by_the_next_submit(
     config = compose("train", ["experiment=quickstart", f"run={run}"]).config
     server.experiment_id(server.connect(proxy.url), proxy.url, f"{user()}/quickstart")
     proxy.mode, proxy.only = "lost", "runs/create"
-    with pytest.raises(server.ServerError):
+    with pytest.raises(errors.ServerError):
         announce([config], [run], "job")
     proxy.mode = "ok"
 
@@ -188,7 +188,7 @@ def test_a_twin_that_appears_late_is_removed_when_the_run_ends(real, proxy, tmp_
 
 def test_a_name_that_the_server_refuses_is_explained(real, proxy):
     proxy.headers = {"Host": "mlflow.cluster.example"}
-    with pytest.raises(server.ServerError, match="--allowed-hosts"):
+    with pytest.raises(errors.ServerError, match="--allowed-hosts"):
         server.ping(server.connect(proxy.url), proxy.url)
 
 
@@ -198,7 +198,7 @@ def test_a_name_that_the_server_refuses_is_explained(real, proxy):
 )
 def test_a_refusal_is_one_line_that_says_what_to_set(proxy, status, words):
     proxy.mode = status
-    with pytest.raises(server.ServerError, match=words) as caught:
+    with pytest.raises(errors.ServerError, match=words) as caught:
         server.ping(server.connect(proxy.url), proxy.url)
     assert "\n" not in str(caught.value)
 

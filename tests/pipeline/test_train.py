@@ -15,8 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.runs.identity import folder_at
-from pipeline.training.checkpointing import Saver, build_generator, checkpoints
+from pipeline.runs.checkpoints import build_generator, checkpoints
+from pipeline.runs.folder import folder_at
+from pipeline.training.checkpointing import Saver
 from shards import store
 
 ROOT = Path(__file__).resolve().parents[2]

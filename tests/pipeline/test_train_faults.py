@@ -11,8 +11,7 @@ from conftest import TINY
 from safetensors.torch import save_file
 
 from models.vgg import VGG16Features
-from pipeline.runs.identity import images_saved
-from pipeline.training.checkpointing import checkpoints, is_whole
+from pipeline.runs.checkpoints import checkpoints, images_saved, is_whole
 from shards import store
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.config.compose import compose
-from pipeline.evaluation.scoring import fixed_pairs
+from pipeline.evaluation.pairs import fixed_pairs
 from shards.manifest import open_manifest
 
 WORDS = ("experiment=quickstart", "validate.size=64", "validate.pairs=6")

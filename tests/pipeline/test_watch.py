@@ -15,8 +15,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from pipeline.launch.topology import place
 from pipeline.training import watchdog as room
-from pipeline.training.launcher import place
 from pipeline.training.watchdog import FIRST, Watch, culprits, straggler
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,13 +22,15 @@ from accelerate.state import AcceleratorState
 from models.densenet import DenseNetDiscriminator
 from models.msanet import MSANet
 from models.musical import Musical
-from pipeline.config.schema import ObjectiveConfig, TrainConfig
+from pipeline.config.groups import ObjectiveConfig
+from pipeline.config.schema import TrainConfig
+from pipeline.launch.topology import free_port
+from pipeline.runs import checkpoints, folder
 from pipeline.training import checkpointing as checkpoint
 from pipeline.training import method
 from pipeline.training.engine import Engine
-from pipeline.training.launcher import free_port
 from pipeline.training.loop import step
-from pipeline.training.objectives import generator_terms
+from pipeline.training.method import generator_terms
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 4  # over all ranks
@@ -114,7 +116,7 @@ def run(out, case, plan):
     engine = Engine(config)
     networks, first = networks_of(plan, engine), 0
     if "start" in plan:
-        found = checkpoint.latest(str(out / plan["start"]))
+        found = checkpoints.latest(str(out / plan["start"]))
         checkpoint.restore(found, networks.trainees)
         first = found.images_seen // BATCH
     number = first
@@ -135,7 +137,7 @@ def run(out, case, plan):
         told.append({**engine.means(losses), "stepped": stepped, "wire": sent})
     files = checkpoint.files_of(networks.trainees)
     if engine.is_main:
-        saver = checkpoint.Saver(checkpoint.folder_at(str(out / case)), 1)
+        saver = checkpoint.Saver(folder.folder_at(str(out / case)), 1)
         saver.save(plan["steps"] * BATCH, files, {"dataset": "noise"})
         saver.close()
         (out / f"{case}.json").write_text(json.dumps(told))

@@ -12,6 +12,7 @@ import torch
 from models import GENERATORS
 from pipeline.evaluation import metrics, results
 from pipeline.registry import register as registry
+from pipeline.runs import checkpoints
 from pipeline.runs.folder import read_run_json, update_run_json
 from pipeline.tracking import client as server
 from pipeline.training import checkpointing as checkpoint
@@ -28,7 +29,7 @@ def finished_run(
     torch.manual_seed(seed)
     options = {key: value for key, value in model.items() if key != "name"}
     generator = GENERATORS[model["name"]](**options)
-    run = checkpoint.folder_at(str(folder))
+    run = folder.folder_at(str(folder))
     saver = checkpoint.Saver(run, 3)
     facts = {"model": model, "dataset": "ab" * 32, "metrics": {}}
     saver.save(1000, {"generator": dict(generator.state_dict())}, facts)
@@ -54,7 +55,7 @@ def registered(run: str, uri: str, name: str = "inpaint-msanet") -> Any:
     from mlflow.models import Model
 
     client = server.connect(uri)
-    found = checkpoint.find(run)
+    found = checkpoints.find(run)
     info = {**found.state, "run": run, "url": found.url, "weights": "raw"}
     digest = found.state["files"]["generator"]["sha256"]
     facts = registry._facts(info, read_run_json(run), name, info["model"]["name"], digest)
@@ -71,7 +72,7 @@ def registered(run: str, uri: str, name: str = "inpaint-msanet") -> Any:
 
 def scored(run: str, psnr: float, noise: float = 0.05, pairs: str = PAIRS, **facts: Any) -> str:
     """Writes an evaluation of the run's checkpoint with scores around `psnr` dB; its path."""
-    found = checkpoint.find(run)
+    found = checkpoints.find(run)
     told = {
         "protocol": "msanet",
         "ssim": "gauss11_rgb",

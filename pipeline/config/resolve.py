@@ -1,0 +1,181 @@
+"""From layers of configuration to typed, checked values with their origins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from typing import Any, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.common.errors import ConfigError
+from pipeline.common.secrets import refuse_secret
+from pipeline.config.groups import MODELS
+from pipeline.config.verbs import VerbSpec
+
+WRITTEN = {dict: ", and written {name: 'a value'}", list: ", and written ['one', 'another']"}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A verb's configuration, and for each dotted key the place that set it."""
+
+    config: Any
+    origins: dict[str, str]
+
+    def yaml(self) -> str:
+        return OmegaConf.to_yaml(OmegaConf.structured(self.config))
+
+    def described(self) -> str:
+        """`key: value  # origin`, one line each, as --dry-run prints it."""
+        lines = [
+            (f"{k}: {_plain(v)}", self.origins.get(k, "default")) for k, v in leaves(self.config)
+        ]
+        width = min(60, max(len(text) for text, _ in lines))
+        return "\n".join(f"{text:<{width}}  # {origin}" for text, origin in lines)
+
+
+def _merge(verb: str, spec: VerbSpec, layers: list[tuple[str, Any, str]]) -> Resolved:
+    base = OmegaConf.structured(spec.schema)
+    given: dict[str, tuple[Any, str]] = {}
+    for name, value, origin in layers:
+        given[name] = (value, origin)
+    if "model.name" in given:
+        name, origin = given["model.name"]
+        if name not in MODELS:
+            raise ConfigError(f"{origin}: model.name={name} is no choice{_near(name, MODELS)}")
+        base.model = OmegaConf.structured(MODELS[name])
+    allowed = known_keys(spec.schema)
+    if "model.name" in given:
+        model = set(known_keys(MODELS[given["model.name"][0]], "model."))
+        allowed = [k for k in allowed if not k.startswith("model.") or k in model]
+    for name, (value, origin) in given.items():
+        if name not in allowed:
+            raise ConfigError(f"{_told(origin)}unknown key {name}{_near(name, allowed)}")
+        _set(base, name, value, origin)
+    with _interpolated():
+        missing = OmegaConf.missing_keys(base)
+        for name in (key for key in allowed if key in missing):
+            raise ConfigError(f"{name}= is missing: {meaning(spec.schema, name)}")
+        resolved = OmegaConf.to_object(base)
+    _check(resolved, {name: origin for name, (_, origin) in given.items()})
+    return Resolved(resolved, {name: origin for name, (_, origin) in given.items()})
+
+
+@contextmanager
+def _interpolated(origin: str = "") -> Iterator[None]:
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            f"{_told(origin)}{str(error).splitlines()[0]}: ${{NAME}} stands for another key here; "
+            "a shell's variable is $NAME"
+        ) from None
+
+
+def _set(base: DictConfig, name: str, value: Any, origin: str) -> None:
+    parent, _, leaf = name.rpartition(".")
+    node = OmegaConf.select(base, parent) if parent else base
+    kind = get_type_hints(OmegaConf.get_type(node))[leaf]
+    element = (get_args(kind) or (None,))[0]
+    try:
+        if is_dataclass(element) and isinstance(value, list):
+            value = [OmegaConf.merge(OmegaConf.structured(element), item) for item in value]
+        node[leaf] = value
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        wanted = str(kind).replace("typing.", "") if get_args(kind) else kind.__name__
+        before = None if OmegaConf.is_missing(node, leaf) else node[leaf]
+        now = f"it is {_plain(before)} by default{WRITTEN.get(get_origin(kind), '')}"
+        reason = str(error).splitlines()[0] if is_dataclass(element) else now
+        raise ConfigError(f"{_told(origin)}{name}={value} is no {wanted}: {reason}") from None
+
+
+def _check(node: Any, origins: dict[str, str], prefix: str = "") -> None:
+    for f in fields(node):
+        name, value = f"{prefix}{f.name}", getattr(node, f.name)
+        choices = f.metadata.get("choices") or ()
+        if is_dataclass(value):
+            _check(value, origins, f"{name}.")
+        elif choices and value not in choices:
+            told = _told(origins.get(name, ""))
+            raise ConfigError(f"{told}{name}={value} is no choice{_near(str(value), choices)}")
+        else:
+            refuse_secret(name, value)
+            _check_range(name, value, f.metadata)
+            for i, item in enumerate(value if isinstance(value, list) else ()):
+                if is_dataclass(item):
+                    _check(item, origins, f"{name}.{i}.")
+
+
+def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    least, most, below = (metadata.get(bound) for bound in ("least", "most", "below"))
+    for number in value if isinstance(value, list) else [value]:
+        if not isinstance(number, (int, float)):
+            continue
+        if number != number or least is not None and number < least:
+            raise ConfigError(f"{name}={_plain(value)} is too small: at least {least}")
+        if most is not None and number > most:
+            raise ConfigError(f"{name}={_plain(value)} is too large: at most {most}")
+        if below is not None and number >= below:
+            raise ConfigError(f"{name}={_plain(value)} is too large: below {below}")
+
+
+def _told(origin: str) -> str:
+    return "" if origin in ("", "command line") else f"{origin}: "
+
+
+def _near(name: str, allowed: Sequence[str] | dict[str, Any]) -> str:
+    names = [str(a) for a in allowed]
+    section = [n for n in names if n.startswith(name.rpartition(".")[0] + ".")]
+    last = {n.rpartition(".")[2]: n for n in names}
+    close = get_close_matches(name, names, 1, 0.6) or [
+        last[c] for c in get_close_matches(name.rpartition(".")[2], list(last), 1, 0.7)
+    ]
+    hint = f"; did you mean {close[0]}?" if close else ""
+    listed = section if "." in name and section else names
+    if len(listed) > 30:
+        listed = [*get_close_matches(name, names, 6, 0.3), "…; --help lists all"]
+    return f"{hint} (allowed: {', '.join(listed)})"
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def known_keys(kind: type, prefix: str = "") -> list[str]:
+    """Dotted names of all values of a schema, a model's options of every model included."""
+    found = []
+    for f in fields(kind):
+        default = f.default_factory() if callable(f.default_factory) else f.default
+        if f.name == "model" and is_dataclass(default):
+            for model in MODELS.values():
+                found += known_keys(model, f"{prefix}model.")
+        elif is_dataclass(default):
+            found += known_keys(type(default), f"{prefix}{f.name}.")
+        else:
+            found.append(f"{prefix}{f.name}")
+    return list(dict.fromkeys(found))
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything in a resolved configuration."""
+    for f in fields(node):
+        value = getattr(node, f.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", value
+
+
+def meaning(kind: type, dotted: str) -> str:
+    """What `--help` says of a key."""
+    for part in dotted.split("."):
+        found = next(f for f in fields(kind) if f.name == part)
+        default = found.default_factory() if callable(found.default_factory) else found.default
+        kind = type(default) if is_dataclass(default) else kind
+    return str(found.metadata.get("help", ""))
