@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
 # A shell starts `pytest &` with SIGINT ignored, and every process under it would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,0 +1,248 @@
+"""Promotion through a real registry: the gate holds, and the record says what was decided."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.schema import RollbackConfig
+from pipeline.registry import promote
+from pipeline.runs.folder import read_run_json
+from pipeline.tracking import model_versions
+from tests.support.promotion import (
+    NAME,
+    candidate,
+    champion,
+    client,
+    do,
+    verify,
+)
+from tests.support.trained import finished_run, scored
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_a_first_champion_then_a_better_one_then_back(root):
+    first = candidate(root, "first", 20.0, 1)
+    told = do(first)
+    assert (told["version"], told["from"], told["champion_before"]) == (
+        2,
+        f"models:/{NAME}/1",
+        None,
+    )
+    assert champion(root).version in (2, "2")
+
+    second = candidate(root, "second", 21.0, 2)
+    told = do(second)
+    assert (told["version"], told["champion_before"]) == (4, 2)
+    assert 0.9 < told["figures"]["mean"]["psnr_difference"] < 1.1
+    assert f"LACUNA_MODEL=models:/{NAME}/4" in told["rollout"]
+    assert told["sha256"] in told["rollout"]
+
+    back = promote.main(RollbackConfig(model=NAME))
+    assert (back["version"], back["champion_before"]) == (5, 4)
+    tags = champion(root).tags
+    assert tags["lacuna.run"] == first
+    assert (tags["gate.kind"], tags["gate.content"]) == ("rollback", "2")
+    assert verify() == {"name": NAME, "versions": 3, "faults": []}
+    with pytest.raises(ValueError, match="no champion before 5"):
+        promote.main(RollbackConfig(model=NAME))
+
+
+def test_the_record_says_who_when_from_where_against_whom_and_why(root):
+    do(candidate(root, "first", 20.0, 1))
+    run = candidate(root, "second", 21.0, 2)
+    do(run)
+    version = champion(root)
+    tags = version.tags
+    assert tags["gate.baseline"] == "2"
+    assert tags["gate.user"] and tags["gate.time"].endswith("+00:00")
+    assert tags["gate.from"] == f"models:/{NAME}/3"
+    assert tags["lacuna.run"] == run
+    assert tags["lacuna.run_id"] == version.run_id == read_run_json(run)["mlflow_run_id"]
+    assert json.loads(tags["gate.figures"])["mean"]["psnr_ci"][0] > 0.9
+    assert "| (0.1,0.2] |" in version.description, "the card shows what was measured"
+
+
+def test_a_worse_model_is_refused_with_its_reasons_on_record(root):
+    do(candidate(root, "first", 21.0, 1))
+    run = candidate(root, "second", 20.0, 2)
+    with pytest.raises(promote.Refused, match=r"\(0.1,0.2\]: psnr is worse: -") as caught:
+        do(run)
+    assert "\n" not in str(caught.value)
+    assert champion(root).version in (2, "2")
+    refused = client(root).get_model_version(NAME, "3").tags["gate.refused"]
+    assert refused in str(caught.value)
+    assert (
+        client(root).get_run(read_run_json(run)["mlflow_run_id"]).data.tags["gate.reasons"]
+        == refused
+    )
+
+
+def test_a_first_champion_must_reach_the_floors(root):
+    with pytest.raises(promote.Refused, match="below the floor of 12"):
+        do(candidate(root, "first", 9.0, 1))
+    assert do(str(root / "first"), floor=5.0)["version"] == 2
+
+
+def test_promoting_the_champion_again_changes_nothing(root):
+    run = candidate(root, "first", 20.0, 1)
+    before = do(run)
+    assert do(run) == {**before, "what": "champion already"}
+    assert len(model_versions.versions(client(root), NAME)) == 2
+
+
+def test_scores_of_other_weights_or_other_pairs_do_not_count(root):
+    run = candidate(root, "first", None, 1)
+    with pytest.raises(ValueError, match="no evaluation of inpaint-msanet .* evaluate checkpoint="):
+        do(run)
+    scored(run, 30.0, sha256="0" * 64)
+    with pytest.raises(ValueError, match="no evaluation of inpaint-msanet"):
+        do(run)
+    scored(run, 20.0)
+    do(run)
+
+    other = candidate(root, "second", 25.0, 2, pairs="e" * 64)
+    with pytest.raises(ValueError, match="no scores of .* on the pinned pairs dddddddddddd"):
+        do(other)
+
+
+def test_the_pinned_pairs_stay_until_they_are_pinned_anew(root):
+    first = candidate(root, "first", 20.0, 1)
+    do(first)
+    pinned = json.loads(client(root).get_registered_model(NAME).tags["gate.pinned"])
+    assert pinned["pairs_digest"] == "d" * 64
+
+    second = candidate(root, "second", 21.0, 2)
+    scored(second, 25.0, pairs="e" * 64)
+    do(second)
+    assert json.loads(client(root).get_registered_model(NAME).tags["gate.pinned"]) == pinned
+
+
+def test_into_takes_either_network_but_a_network_s_own_model_does_not(root):
+    run = candidate(root, "first", 20.0, 1)
+    told = do(run, into="inpaint")
+    assert (told["name"], told["version"]) == ("inpaint", 1)
+    assert client(root).get_registered_model("inpaint").tags["lacuna.network"] == "any"
+    client(root).create_registered_model("inpaint-musical", tags={"lacuna.network": "musical"})
+    with pytest.raises(ValueError, match="holds musical, the challenger is msanet"):
+        do(run, into="inpaint-musical")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"model": "inpaint-other", "run": None},
+            "model 'inpaint-other' at sqlite:///.*; there are",
+        ),
+        ({"model": f"{NAME}/9", "run": None}, "no version 9 at sqlite:///.*mlflow.db; it has 1"),
+        (
+            {"run": "runs/nowhere"},
+            "no version of runs/nowhere at sqlite:///.*: .* register",
+        ),
+        ({"into": "a/b"}, "no name for a registered model"),
+    ],
+)
+def test_what_is_not_there_is_said_in_one_line(root, options, words):
+    run = candidate(root, "first", 20.0, 1)
+    with pytest.raises(ValueError, match=words) as caught:
+        do(**{"run": run, **options})
+    assert "\n" not in str(caught.value)
+
+
+def test_rollback_names_the_versions_that_may_be_chosen(root):
+    candidate(root, "first", 20.0, 1)
+    with pytest.raises(ValueError, match="never had a champion"):
+        promote.main(RollbackConfig(model=NAME))
+    do(str(root / "first"))
+    with pytest.raises(ValueError, match="version 1 of inpaint-msanet was no champion; .* none"):
+        promote.main(RollbackConfig(model=NAME, version=1))
+
+
+RACER = """
+import json, sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from pipeline import champions, promote
+from pipeline.config import PromoteConfig
+append = champions.append
+def together(*args):  # all have decided, against one champion, before the first one writes
+    Path("ready-{number}").touch()
+    while len(list(Path().glob("ready-*"))) < 4:
+        time.sleep(0.01)
+    return append(*args)
+promote.champions.append = together
+try:
+    print(json.dumps(promote.main(PromoteConfig(model={name!r}, run={run!r}))["version"]))
+except ValueError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_four_promotions_at_once_leave_one_champion_and_one_history(root, tmp_path):
+    do(candidate(root, "first", 20.0, 0))
+    runs = [candidate(root, f"run{number}", 20.5 + number / 10, number) for number in range(1, 5)]
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER.format(root=str(ROOT), number=i, name=NAME, run=run)],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i, run in enumerate(runs)
+    ]
+    ended = [child.communicate(timeout=300) for child in children]
+    assert [child.returncode for child in children] == [0] * 4, ended
+    told = [json.loads(out.splitlines()[-1]) for out, _ in ended]
+
+    won = [version for version in told if isinstance(version, int)]
+    lost = [line for line in told if isinstance(line, str)]
+    assert len(won) == 1 and len(lost) == 3
+    assert all(f"moved from 2 to {won[0]}" in line for line in lost)
+    assert str(champion(root).version) == str(won[0])
+    superseded = [
+        v
+        for v in model_versions.versions(client(root), NAME)
+        if v.tags.get("gate.result") == "superseded"
+    ]
+    assert len(superseded) == 3
+    assert verify()["faults"] == []
+
+
+@pytest.mark.slow
+def test_repin_and_fresh_evaluate_the_archives_themselves(small_set, verb, tmp_path, monkeypatch):
+    """The whole way with real pictures: train's set, masks, evaluate, register, promote."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    masks = tmp_path / "masks"
+    assert verb("masks", f"out={masks}", "size=64", "per_bucket=2").returncode == 0
+    where = [f"data.url={small_set}", f"masks.url={masks}", "protocol.size=64"]
+    runs = []
+    for seed in (1, 2):
+        run = finished_run(tmp_path / f"run{seed}", seed=seed)
+        runs.append(run)
+        assert (done := verb("register", f"run={run}")).returncode == 0, done.stderr
+    done = verb("evaluate", f"checkpoint={runs[0]}", "split=val", *where)
+    assert done.returncode == 0, done.stderr
+
+    done = verb("promote", NAME, f"run={runs[0]}", "floor=0", "fresh=true", "--json")
+    assert done.returncode == 0, done.stderr
+    first = json.loads(done.stdout.splitlines()[-1])
+    assert first["version"] == 3
+
+    loose = ["floor=0", "tolerance=100", "bound=100"]
+    done = verb("promote", NAME, f"run={runs[1]}", *loose, "--json")
+    assert done.returncode in (0, 2), done.stderr
+    if done.returncode == 2:
+        assert "ssim" in done.stderr, "random networks differ; only the gate may refuse"
+
+    done = verb("evaluate", f"checkpoint={runs[0]}", "split=test", *where, "--json")
+    table = json.loads(done.stdout.splitlines()[-1])["parquet"]
+    done = verb("promote", f"{NAME}/1", "repin=true", f"pairs={table}", *loose, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["version"] > 3

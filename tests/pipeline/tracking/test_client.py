@@ -1,0 +1,236 @@
+"""Where MLflow is: the embedded store's first use, and one line for each way to miss a server."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from pipeline.tracking import client, errors
+from pipeline.tracking import client as server
+from pipeline.tracking.client import disk_of
+from pipeline.tracking.tracker import Tracker
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(autouse=True)
+def embedded(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_four_processes_may_use_a_fresh_store_at_once(tmp_path):
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from pipeline import server
+uri = server.tracking_uri({str(tmp_path)!r})
+client = server.connect(uri)
+sys.stdin.read(1)
+experiment = server.experiment_id(client, uri, "shared")
+print(client.create_run(experiment).info.run_id)
+"""
+    children = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, stderr=-1, text=True)
+        for _ in range(4)
+    ]
+    told = [child.communicate("x", timeout=120) for child in children]
+
+    assert [child.returncode for child in children] == [0] * 4, told
+    uri = server.tracking_uri(str(tmp_path))
+    found = server.connect(uri).get_experiment_by_name("shared")
+    assert len(server.connect(uri).search_runs([found.experiment_id])) == 4
+
+
+@pytest.mark.parametrize(
+    "uri", ["runs", "file:///tmp/mlruns", "htp://host:5000", "http://", "ftp://host", "/tmp/x"]
+)
+def test_an_address_that_mlflow_cannot_serve_is_refused_with_the_allowed_ones(uri):
+    with pytest.raises(errors.ServerError, match="http.*sqlite.*unset"):
+        server.tracking_uri("runs", uri)
+
+
+def test_a_password_in_the_address_is_used_but_never_shown(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")
+    uri = server.tracking_uri("runs", "https://ann:s3cr%40t@mlflow.example:443/base")
+    assert uri == "https://mlflow.example:443/base"
+    assert os.environ["MLFLOW_TRACKING_USERNAME"] == "ann"
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "s3cr@t"
+
+
+def test_a_server_that_is_not_there_is_named_in_one_line(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(errors.ServerError) as caught:
+        server.ping(server.connect("http://127.0.0.1:9"), "http://127.0.0.1:9")
+    assert "127.0.0.1:9 does not answer" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_of_something_else_is_told_apart():
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = b"<html>welcome</html>"
+            self.send_response(404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    other = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=other.serve_forever, daemon=True).start()
+    uri = f"http://127.0.0.1:{other.server_port}"
+    try:
+        with pytest.raises(errors.ServerError, match="not as an MLflow server"):
+            server.ping(server.connect(uri), uri)
+    finally:
+        other.shutdown()
+        other.server_close()
+
+
+@pytest.mark.parametrize("revision", ["cfd24bdc0731", "ffffffffffff"])
+def test_a_store_of_an_older_or_newer_mlflow_is_named_with_the_command(
+    blank_store, verb, tmp_path, revision
+):
+    """An early revision of MLflow's own, and one that this MLflow does not know."""
+    shutil.copy(blank_store, tmp_path / "mlflow.db")
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute("update alembic_version set version_num = ?", (revision,))
+    done = verb("runs", f"root={tmp_path}", env={"MLFLOW_TRACKING_URI": ""})
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "mlflow db upgrade sqlite:///" in done.stderr
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path):
+    (tmp_path / "mlflow.db").write_text("not a database at all" * 100)
+    uri = server.tracking_uri(str(tmp_path))
+    with pytest.raises(errors.ServerError, match="mlflow.db is damaged"):
+        server.ping(server.connect(uri), uri)
+
+
+def test_a_place_where_no_database_can_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    uri = server.tracking_uri(str(tmp_path / "file"))
+    with pytest.raises(errors.ServerError, match=r"file/mlflow.db cannot be made \(.*\): check"):
+        server.connect(uri)
+
+
+def test_required_tracking_fails_at_start_and_not_later(tmp_path):
+    run = Tracker(
+        tmp_path / "run", uri="http://127.0.0.1:9", experiment="e", run_name="r", required=True
+    )
+    with pytest.raises(errors.ServerError, match="does not answer"):
+        run.start({}, {})
+
+
+@pytest.mark.slow
+def test_nothing_is_reached_but_the_server(tmp_path):
+    """Every connection and every name that is looked up, from import to finish."""
+    code = f"""
+import json, os, sys
+sys.path.insert(0, {str(ROOT)!r})
+for name in ("CI", "GITHUB_ACTIONS", "MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+    os.environ.pop(name, None)
+asked = []
+def hook(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        where = args[1] if event == "socket.connect" else args[0]
+        if isinstance(where, (tuple, str)) and "/" not in str(where):
+            asked.append(str(where))
+            raise OSError("the network is closed")
+sys.addaudithook(hook)
+import numpy as np
+from pipeline.tracking import Tracker
+with Tracker({str(tmp_path / "runs" / "r")!r}, experiment="e", run_name="r") as run:
+    run.start({{"a": 1}}, {{}}, ("set", "/data", "0" * 64))
+    run.metrics({{"g/l1": 1.0}}, 1)
+    run.image("a", np.zeros((4, 4, 3), np.uint8), 1)
+import mlflow, mlflow.pyfunc, mlflow.pytorch, accelerate, hydra, webdataset, torch
+from mlflow.telemetry.client import get_telemetry_client
+print(json.dumps({{"asked": asked, "client": get_telemetry_client() is not None}}))
+"""
+    home = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **home}
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"asked": [], "client": False}
+    assert not list(tmp_path.rglob("telemetry.json"))
+
+
+MOUNTS = """\
+24 1 259:2 / / rw,relatime shared:1 - ext4 /dev/nvme0n1p2 rw
+51 24 0:45 / /home rw,relatime shared:27 - nfs4 filer:/export/home rw,vers=4.2,hard
+52 24 0:46 / /home/ann/my\\040runs rw shared:28 master:3 - lustre mds@tcp:/scratch rw
+53 51 0:47 / /home/local rw,relatime shared:29 - xfs /dev/sdb1 rw
+54 24 0:48 / /tmp rw - overlay overlay rw
+55 24 0:49 / /tmp rw - tmpfs tmpfs rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/ann/mlflow.db", "nfs4"),
+        ("/home/ann/my runs/mlflow.db", "lustre"),
+        ("/home/local/mlflow.db", "xfs"),
+        ("/homes/mlflow.db", "ext4"),
+        ("/tmp/mlflow.db", "tmpfs"),
+    ],
+)
+def test_the_disk_under_a_store_is_the_one_mounted_last_and_nearest(tmp_path, path, kind):
+    """The table as proc(5) describes it; a path that is not there has no link to follow."""
+    (tmp_path / "mountinfo").write_text(MOUNTS)
+    assert disk_of(Path(path), tmp_path / "mountinfo") == kind
+
+
+def test_the_disk_is_the_one_that_stat_names(tmp_path):
+    told = subprocess.run(["findmnt", "-no", "FSTYPE", "-T", tmp_path], capture_output=True)
+    if told.returncode:
+        pytest.skip("findmnt is not installed")
+    assert disk_of(tmp_path / "mlflow.db") == told.stdout.decode().splitlines()[-1].strip()
+
+
+def test_a_store_on_a_network_disk_is_warned_of_once(tmp_path, monkeypatch, capsys):
+    """As if tmp_path's own kind of disk were a network's: no such disk can be mounted here."""
+    monkeypatch.setattr(client, "NETWORK", (disk_of(tmp_path),))
+    uri = server.tracking_uri(str(tmp_path))
+    for _ in range(2):
+        server.connect(uri)
+    told = capsys.readouterr().err
+    assert told.count("sqlite breaks under several jobs: set MLFLOW_TRACKING_URI") == 1
+    assert str(tmp_path / "mlflow.db") in told
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "words"),
+    [
+        ("2.0/mlflow/runs/create", "EDIT on the experiment"),
+        ("2.0/mlflow-artifacts/artifacts/1/x", "EDIT on the experiment"),
+        ("2.0/mlflow/registered-models/alias", "MANAGE on the registered model"),
+        ("2.0/mlflow/model-versions/create", "MANAGE on the registered model"),
+    ],
+)
+def test_a_403_names_the_permission_that_the_endpoint_needs(endpoint, words):
+    """The words of MLflow 3.17's client for an answer 403 of its basic-auth app."""
+    from mlflow.exceptions import MlflowException
+
+    text = (
+        f"API request to endpoint /api/{endpoint} failed with error code 403 != 200. "
+        "Response body: 'Permission denied'"
+    )
+    told = errors.explain(MlflowException(text), "http://mlflow.example")
+    assert words in told and endpoint.rsplit("/", 1)[-1] in told

@@ -1,0 +1,105 @@
+"""A step's arithmetic, against the papers' networks counted by hand and one counted on paper."""
+
+import pytest
+import torch
+from torch import nn
+
+from models import Prediction
+from pipeline.config.compose import compose
+from pipeline.training import flops, method
+from pipeline.training import sync_batchnorm as syncnorm
+from pipeline.training.network import Trainee
+from pipeline.training.progress import Meter
+from tests.support.strategies import engine_of
+
+
+def config_of(experiment, *words):
+    given = [f"experiment={experiment}", "threads=1", "precision=fp32", *words]
+    return compose("train", given).config
+
+
+def test_msa_net_costs_what_its_layer_table_adds_up_to(monkeypatch):
+    """43 GFLOP forward at 256 × 256; the internal targets are a forward of their own: 4 × 43."""
+    config = config_of("msanet/table6/places2")
+    with engine_of(config, monkeypatch) as engine:
+        networks = method.build(config, engine)
+        found = flops.of_image(networks, engine, 64)
+    assert 16 * found.flop == pytest.approx(4 * 43e9, rel=0.03)
+
+
+class Twice(nn.Module):
+    """Two convolutions of 3 × 3, 4 → 8 → 3."""
+
+    multiple, smallest = 1, 1
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(4, 8, 3, padding=1, bias=False)
+        self.b = nn.Conv2d(8, 3, 3, padding=1, bias=False)
+
+    def forward(self, erased, mask):
+        return Prediction(self.b(self.a(torch.cat([erased, mask], 1))), ())
+
+
+def test_a_network_counted_on_paper(monkeypatch):
+    config = config_of("quickstart", "objective.perceptual=0", "objective.style=0")
+    with engine_of(config, monkeypatch) as engine:
+        networks = method.build(config, engine)
+        module = Twice()
+        before = {name: value.clone() for name, value in module.state_dict().items()}
+        networks.generator = Trainee("generator", module, module, networks.generator.optimizer)
+        found = flops.of_image(networks, engine, 16)
+    first, second = 2 * 9 * 4 * 8 * 16 * 16, 2 * 9 * 8 * 3 * 16 * 16
+    assert found.flop == 2 * first + 3 * second  # the first needs no gradient of its input
+    maps = 4 * 16 * 16 * (4 + 8 + 8 + 3)  # what the forward convolutions take and give, in bytes
+    assert found.bytes > 2 * maps
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(p.grad is None for p in module.parameters())
+
+
+def test_counting_leaves_networks_and_random_numbers_as_they_were(monkeypatch):
+    config = config_of("quickstart")
+    with engine_of(config, monkeypatch) as engine:
+        networks = method.build(config, engine)
+        weights = {k: v.clone() for k, v in networks.generator.module.state_dict().items()}
+        random = torch.get_rng_state()
+        flops.of_image(networks, engine, 96)
+        assert torch.equal(random, torch.get_rng_state())
+        for name, value in networks.generator.module.state_dict().items():
+            assert torch.equal(value, weights[name]), name
+
+
+def test_counting_touches_no_other_rank_and_no_other_device(monkeypatch):
+    """As on a node of two GPUs, before anything watches for a rank that hangs."""
+    exchanged = []
+    monkeypatch.setattr(syncnorm, "_world_size", lambda: 2)
+    monkeypatch.setattr(syncnorm.dist, "all_gather", lambda *_: exchanged.append("all_gather"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: exchanged.append(device))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: None)
+    config = config_of("msanet/table6/celeba", "model.width=0.125")
+    with engine_of(config, monkeypatch) as engine:
+        flops.of_image(method.build(config, engine), engine, 64)
+    assert exchanged == []
+
+
+def test_a_device_is_known_by_its_name_and_only_where_tensor_cores_count():
+    assert flops.peak("NVIDIA H100 80GB HBM3", "bf16") == 989e12
+    assert flops.peak("NVIDIA H100 PCIe", "fp16") == 756e12
+    assert flops.peak("NVIDIA A100-SXM4-40GB", "bf16") == 312e12
+    assert flops.peak("NVIDIA L4", "bf16") == 121e12
+    assert flops.peak("NVIDIA L40S", "bf16") == 362e12
+    assert flops.peak("Tesla T4", "fp16") == 65e12
+    assert flops.peak("NVIDIA H100 80GB HBM3", "fp32") is None
+    assert flops.peak("AMD Instinct MI300X", "bf16") is None
+
+
+def test_utilisation_is_the_rate_times_what_a_picture_takes_at_the_peak():
+    meter = Meter(0, 100, False, image_seconds=1e-3)
+    for _ in range(8):
+        meter.step(10, 0.02, 0.0, {})  # 500 pictures a second, once warm
+    assert meter.values()["perf/mfu"] == pytest.approx(0.5)
+    unknown = Meter(0, 100, False)
+    unknown.step(10, 0.02, 0.0, {})
+    found = unknown.values()
+    assert found["perf/step_ms_min"] == 20 and "perf/mfu" not in found

@@ -1,0 +1,110 @@
+"""The launcher's place in a job."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.common.errors import ConfigError
+from pipeline.launch.topology import Place, place
+
+ROOT = Path(__file__).resolve().parents[3]
+PET = {
+    "PET_NNODES": "3",
+    "PET_NODE_RANK": "2",
+    "PET_NPROC_PER_NODE": "4",
+    "PET_MASTER_ADDR": "n1",
+    "PET_MASTER_PORT": "29400",
+}
+
+
+def test_a_node_takes_its_place_from_torchruns_names():
+    here = place(PET, 1)
+    assert here == Place(3, 2, 4, "n1", 29400)
+    environment = here.worker(1)
+    assert environment["RANK"] == "9" and environment["WORLD_SIZE"] == "12"
+    assert environment["LOCAL_RANK"] == "1" and environment["MASTER_ADDR"] == "n1"
+
+
+def test_ranks_of_all_nodes_are_each_number_once():
+    places = [place({**PET, "PET_NODE_RANK": str(node)}, 1) for node in range(3)]
+    ranks = [int(p.worker(local)["RANK"]) for p in places for local in range(p.processes)]
+    assert sorted(ranks) == list(range(12))
+
+
+def test_a_place_that_is_no_number_is_refused():
+    with pytest.raises(ConfigError, match="PET_"):
+        place({**PET, "PET_NODE_RANK": "first"}, 1)
+
+
+def started(*words, **environment):
+    """`train` in a process group of its own, as in a terminal; its messages readable."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "train", *words],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_before_workers_start_is_no_failure(tmp_path, number):
+    """While the launcher asks a bucket that does not answer for the set."""
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        process = started(
+            "data.url=s3://bucket/set",
+            f"run={tmp_path}/run",
+            FSSPEC_S3_ENDPOINT_URL=f"http://127.0.0.1:{deaf.getsockname()[1]}",
+            AWS_ACCESS_KEY_ID="nobody",
+            AWS_SECRET_ACCESS_KEY="nothing",
+        )
+        deaf.settimeout(60)
+        asked = deaf.accept()[0]
+        os.killpg(process.pid, number)
+        told = process.communicate(timeout=60)[1]
+        asked.close()
+    assert process.returncode == 75
+    assert told == f"stopped ({number.name}) before training began\n"
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.parametrize(
+    ("number", "whom", "delay"),
+    [
+        (signal.SIGINT, "all", 0),
+        (signal.SIGTERM, "launcher", 1),
+        (signal.SIGUSR1, "worker", 1),
+        (signal.SIGUSR1, "launcher", 2.5),
+    ],
+)
+def test_a_stop_at_any_moment_of_the_start_loses_nothing_and_is_no_failure(
+    small_set, tmp_path, number, whom, delay
+):
+    from tests.conftest import TINY
+
+    words = [*TINY, f"data.url={small_set}", f"run={tmp_path}/run", "max_images=100000"]
+    process = started(*words, "processes=2")
+    try:
+        while len(workers := psutil.Process(process.pid).children()) < 2:
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(delay)
+        if whom == "all":
+            os.killpg(process.pid, number)
+        else:
+            (process if whom == "launcher" else workers[1]).send_signal(number)
+        told = process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 75, told
+    assert "Traceback" not in told and "Interrupt" not in told
+    assert f"stopped ({number.name}) before training began" in told or ": saved at " in told

@@ -1,0 +1,218 @@
+"""What would end every worker is refused by the launcher, in one line, before one starts."""
+
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from pipeline.common.errors import ConfigError
+from pipeline.config.compose import compose
+from pipeline.config.groups import MODELS
+from pipeline.launch.topology import process_count
+from pipeline.runs.checkpoints import build_generator
+from pipeline.runs.folder import folder_at
+from pipeline.runs.identity import write_config
+from pipeline.tracking import client as server
+from pipeline.training import preflight as checks
+from pipeline.training.checkpointing import Saver
+from pipeline.training.preflight import preflight
+from shards.mask_sets import write_mask_set
+from shards.writer import write_set
+from tests.support.sets import samples
+from tests.support.trained import finished_run, registered
+
+MUSICAL = ("experiment=finetune/folder", "model=musical", "data.crop=64", "validate.size=64")
+WORDS = ("experiment=quickstart", "data.crop=64", "validate.size=64")
+
+
+@pytest.fixture
+def refusal(small_set, tmp_path):
+    """The one line with which a configuration is refused."""
+
+    def refusal(*words, world_size=1, start=WORDS):
+        given = [*start, f"data.url={small_set}", f"run={tmp_path}/run", "processes=1", *words]
+        with pytest.raises(ValueError) as caught:
+            preflight(compose("train", given).config, world_size)
+        assert not (tmp_path / "run").exists()
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return refusal
+
+
+def accepted(small_set, run, *words):
+    given = [*WORDS, f"data.url={small_set}", f"run={run}", "processes=1", *words]
+    return preflight(compose("train", given).config, 1)
+
+
+# --- the dataset ----------------------------------------------------------------------------------
+
+
+def test_checkpoints_are_not_selected_on_test(refusal):
+    said = refusal("data.validate=test")
+    assert "data.validate=test" in said and "shard data.holdout=0.05" in said
+
+
+def test_a_mistyped_run_alone_is_told_to_be_none(refusal, tmp_path):
+    said = refusal("data.url=null")
+    assert said.startswith("data.url= is missing")
+    assert said.endswith(f"{tmp_path}/run holds no config.yaml to go on from")
+
+
+def test_a_set_without_val_is_told_how_it_gets_one_and_that_test_is_none(refusal, tmp_path):
+    """As of Paris StreetView, whose authors hand out train and test."""
+    made = write_set(str(tmp_path / "paris"), "paris", "images",
+                     {"train": samples(3, 96), "test": samples(2, 96)}, options={},
+                     per_shard=9)  # fmt: skip
+    url = f"data.url={made.manifest.url}"
+    said = refusal("data=paris", url, "data.resize_short=null")
+    assert "data.validate=val is no split" in said and "it has test, train" in said
+    assert "shard data.holdout=0.01" in said and "test is for results alone" in said
+    assert "holdout" not in refusal(url, "data.train=trian", "data.validate=train")
+
+
+def test_pictures_that_validation_cannot_crop_are_refused(refusal):
+    said = refusal("validate.size=128")
+    assert "validate.size=128 is larger than pictures" in said and "in val is 96" in said
+    said = refusal("data.resize_short=80", "validate.size=96")
+    assert "validate.size=96 is larger than data.resize_short=80" in said
+    assert "data.crop=128" in refusal("data.crop=128")
+
+
+def test_every_picture_that_validation_takes_is_looked_at(refusal, small_set, tmp_path):
+    """And no other: one too small is the fourth, in the second of the val split's shards."""
+    val = [*samples(3, 96), *samples(1, 64)]
+    url = write_set(str(tmp_path / "set"), "test", "images",
+                    {"train": samples(3, 96), "val": iter(val)}, options={},
+                    per_shard=2).manifest.url  # fmt: skip
+    words = (f"data.url={url}", "validate.size=96")
+    assert "in val is 64" in refusal(*words, "validate.pairs=4")
+    accepted(small_set, tmp_path / "run", *words, "validate.pairs=3")
+
+
+# --- processes and precision ----------------------------------------------------------------------
+
+
+def test_one_process_is_held_to(refusal):
+    two = compose("train", [*WORDS, "parallel=single", "processes=2"]).config
+    with pytest.raises(ConfigError, match="processes=2, but parallel=single is one process"):
+        process_count(two)
+    assert process_count(replace(two, processes="1")) == process_count(
+        replace(two, processes="auto")
+    ) == 1  # fmt: skip
+    assert "parallel=single is one process, and this job has 2" in refusal(
+        "parallel=single", world_size=2
+    )
+
+
+def test_half_precision_without_a_gpu_is_refused_where_it_would_train(
+    refusal, small_set, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "precision=fp16 needs a GPU" in refusal("precision=fp16")
+    accepted(small_set, tmp_path / "sent", "precision=fp16", "cluster.scheduler=slurm")
+    monkeypatch.setenv("PET_NNODES", "1")
+    assert "needs a GPU" in refusal("precision=fp16", "cluster.scheduler=slurm")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    accepted(small_set, tmp_path / "there", "precision=fp16")
+
+
+def test_no_threads_are_no_count(refusal):
+    assert "threads=0 is no count" in refusal("threads=0")
+
+
+@pytest.mark.parametrize("word", ["ema=1.0", "objective.betas=[0.9,1.0]"])
+def test_a_decay_of_one_would_never_move(word):
+    name = word.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"{name}=.* is too large: below 1\.0"):
+        compose("train", [word])
+
+
+# --- holes ----------------------------------------------------------------------------------------
+
+
+def test_holes_that_cannot_be_drawn_are_refused(refusal):
+    assert "masks.low=0.6 is not below masks.high=0.1" in refusal("masks.low=0.6", "masks.high=0.1")
+    assert "masks.url= is missing" in refusal("masks.kind=external")
+    assert "is for masks.kind=external" in refusal("masks.url=/masks", "masks.kind=square")
+    assert "masks.kind=none leaves nothing" in refusal("masks.kind=none")
+    assert "does not fit inside the border" in refusal("masks.high=0.9", "masks.border=0.5")
+
+
+def test_a_mask_set_that_validation_cannot_use_is_refused(refusal, small_set, tmp_path):
+    url = write_mask_set(str(tmp_path / "masks"), 64, 1, 0).manifest.url
+    words = ("masks.kind=external", f"masks.url={url}")
+    accepted(small_set, tmp_path / "run", *words)
+    said = refusal(*words, "validate.size=96")
+    assert "masks of 64x64, and validate.size is 96" in said and "validate.size=64" in said
+    assert "no irregular mask" in refusal(*words, "masks.low=0.9", "masks.high=0.95")
+    assert "holds images, no masks" in refusal("masks.kind=external", f"masks.url={small_set}")
+
+
+# --- weights to start from ------------------------------------------------------------------------
+
+
+def test_weights_that_are_not_there_are_refused(refusal, tmp_path):
+    assert "holds no checkpoint" in refusal(f"init={tmp_path}/nothing")
+    run = finished_run(tmp_path / "first")
+    said = refusal(f"init={run}/checkpoints/000000000007")
+    assert "does not exist: that run has 000000001000" in said
+
+
+def test_weights_of_another_architecture_are_refused_naming_the_option(refusal, tmp_path):
+    run = finished_run(tmp_path / "wide", model={"name": "msanet", "width": 0.2})
+    said = refusal(f"init={run}")
+    assert "model.width=0.2, which do not fit model.width=0.25" in said
+    assert "model.name=msanet" in refusal(f"init={run}", start=MUSICAL)
+
+
+def test_what_a_run_started_from_may_be_gone_when_it_goes_on(small_set, tmp_path):
+    config = compose("train", [*WORDS, f"data.url={small_set}", f"run={tmp_path}/run"]).config
+    config.init = str(tmp_path / "gone")
+    saver = Saver(folder_at(config.run), 1)
+    saver.save(8, {"generator": {"weight": torch.zeros(1)}}, {"model": asdict(config.model)})
+    saver.close()
+    write_config(config, saver.run)
+    assert preflight(config, 1) == saver.run
+    with pytest.raises(ConfigError, match="gone holds no checkpoint"):
+        preflight(replace(config, run=str(tmp_path / "new")), 1)
+
+
+def test_a_registered_model_that_is_not_there_or_another_network_is_refused(
+    root, refusal, tmp_path
+):
+    given = f"root={root}"
+    assert "no registered model 'nope'" in refusal("init=models:/nope", given)
+    uri = server.tracking_uri(str(root))
+    registered(finished_run(tmp_path / "first", uri=uri), uri)
+    assert "inpaint-msanet has no version 7" in refusal("init=models:/inpaint-msanet/7", given)
+    said = refusal("init=models:/inpaint-msanet", given, start=MUSICAL)
+    assert "model.name=msanet, which do not fit model.name=musical" in said
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_only_options_that_change_no_tensor_may_differ_from_those_of_weights(name):
+    """Every other value of each option that `check_init` lets pass; the networks tell."""
+    from dataclasses import fields
+
+    def shapes(**options):
+        with torch.device("meta"):
+            network = build_generator({"name": name, **options})
+        return {key: tensor.shape for key, tensor in network.state_dict().items()}
+
+    others = {"taps": [1, 2], "temperature": [1.0], "propagation": [0, 2]}
+    tried = 0
+    for f in fields(MODELS[name]):
+        if f.name in checks.COMPUTED:
+            for value in others.get(f.name) or f.metadata["choices"]:
+                assert shapes(**{f.name: value}) == shapes(), f.name
+                tried += 1
+    assert tried >= 3
+
+
+def test_the_launcher_looks_without_torch():
+    modules = "pipeline.training.launcher, pipeline.tracking.model_versions"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,171 @@
+"""`init=`: weights of a run, a checkpoint or a registered model; and whose they were."""
+
+import pickle
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pipeline.common.errors import ConfigError
+from pipeline.config.groups import ObjectiveConfig
+from pipeline.config.schema import TrainConfig
+from pipeline.registry import register as registry
+from pipeline.runs.checkpoints import build_generator, find
+from pipeline.runs.folder import folder_at
+from pipeline.tracking import client as server
+from pipeline.training.checkpointing import Saver, files_of, initialise, resume
+from pipeline.training.method import Method
+from pipeline.training.network import Trainee
+from pipeline.training.progress import State
+from shards import store
+from tests.support.trained import MODEL, finished_run
+
+ALONE = SimpleNamespace(rank=0, is_main=True, share=lambda given: given)
+
+
+def fresh(average=False):
+    """A generator of other random weights, in training, with or without an average."""
+    torch.manual_seed(99)
+    network, ema = build_generator(MODEL), build_generator(MODEL) if average else None
+    adam = torch.optim.Adam(network.parameters())
+    trainee = Trainee("generator", network, network, adam, ema)
+    return Method(ObjectiveConfig(), [], trainee)
+
+
+def holds(module, tensors):
+    return all(torch.equal(tensor, tensors[name]) for name, tensor in module.state_dict().items())
+
+
+def test_a_runs_newest_weights_are_taken_and_named_by_hash(tmp_path):
+    run = finished_run(tmp_path / "first")
+    networks = fresh(average=True)
+    lineage = initialise(run, str(tmp_path), networks, ALONE)
+    found = find(run)
+    assert holds(networks.generator.module, found.read("generator"))
+    assert holds(networks.generator.ema, found.read("generator"))  # else it starts from noise
+    assert lineage["given"] == run and lineage["images_seen"] == 1000
+    assert lineage["sha256"] == found.state["files"]["generator"]["sha256"]
+
+
+def test_averaged_weights_are_taken_where_there_are_any(tmp_path):
+    raw, averaged = build_generator(MODEL), build_generator(MODEL)
+    saver = Saver(folder_at(str(tmp_path / "run")), 1)
+    files = {"generator": dict(raw.state_dict()), "generator_ema": dict(averaged.state_dict())}
+    saver.save(8, files, {"model": MODEL})
+    saver.close()
+    networks = fresh()
+    lineage = initialise(str(tmp_path / "run"), str(tmp_path), networks, ALONE)
+    assert lineage["weights"] == "ema"
+    assert holds(networks.generator.module, dict(averaged.state_dict()))
+
+
+def test_weights_of_another_architecture_are_refused_by_name(tmp_path):
+    wider = {"name": "msanet", "width": 0.2}
+    run = finished_run(tmp_path / "wide", model=wider)
+    with pytest.raises(ValueError, match=r"init=.*wide .*another architecture: \d+ tensors differ"):
+        initialise(run, str(tmp_path), fresh(), ALONE)
+
+
+def test_of_a_run_the_newest_whole_weights_are_taken_and_a_torn_one_is_told_of(tmp_path, capsys):
+    run = finished_run(tmp_path / "first")
+    whole = find(run)
+    saver = Saver(folder_at(run), 3)
+    saver.save(2000, {"generator": dict(build_generator(MODEL).state_dict())}, {"model": MODEL})
+    saver.close()
+    torn = tmp_path / "first" / "checkpoints" / "000000002000" / "generator.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-4])
+    networks = fresh()
+    assert initialise(run, str(tmp_path), networks, ALONE)["images_seen"] == 1000
+    assert holds(networks.generator.module, whole.read("generator"))
+    assert "000000002000 is torn or corrupted: passed over" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="000000002000 is torn or corrupted: name another"):
+        initialise(str(torn.parent), str(tmp_path), fresh(), ALONE)
+    Path(whole.url, "generator.safetensors").unlink()
+    with pytest.raises(ConfigError, match="holds no whole checkpoint"):
+        initialise(run, str(tmp_path), fresh(), ALONE)
+
+
+@pytest.mark.s3
+def test_weights_that_a_bucket_does_not_give_are_not_told_to_be_torn(faults, tmp_path):
+    run = finished_run(tmp_path / "first")
+    there = f"{faults.server.bucket()}/run"
+    for path in (tmp_path / "first" / "checkpoints").rglob("*.*"):
+        store.upload(store.join(there, path.relative_to(run).as_posix()), path)
+    denied = {"act": "status", "status": 403, "code": "AccessDenied", "method": "GET", "times": 9}
+    faults.set({**denied, "path": "safetensors"})
+    for init in (there, store.join(there, "checkpoints", f"{1000:012d}")):
+        with pytest.raises(store.StoreError, match="AccessDenied; check the credentials"):
+            initialise(init, str(tmp_path), fresh(), ALONE)
+
+
+def trained_once():
+    """Networks whose optimiser has a state."""
+    networks = fresh(average=True)
+    for parameter in networks.generator.module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    networks.generator.optimizer.step()
+    return networks
+
+
+def test_a_resume_reads_each_file_once_for_all_ranks(tmp_path, monkeypatch):
+    """Rank 1 sees no folder at all, and has the same weights and moments in the end."""
+    run, before = folder_at(str(tmp_path / "run")), trained_once()
+    saver = Saver(run, 1)
+    state = {**vars(State(images_seen=8)), "model": MODEL, "dataset": "d"}
+    saver.save(8, files_of(before.trainees), state)
+    saver.close()
+    reads, sent, read = Counter(), [], store.read
+    monkeypatch.setattr(store, "read", lambda url, *a: reads.update([url]) or read(url, *a))
+    first = SimpleNamespace(rank=0, is_main=True, share=lambda given: sent.append(given) or given)
+    manifest, networks = SimpleNamespace(digest="d", url="set"), fresh(average=True)
+    assert resume(TrainConfig(), run, networks, manifest, first).images_seen == 8
+    assert len(reads) == 4 and set(reads.values()) == {1}  # state, weights, average, optimiser
+    other, received = fresh(average=True), iter(pickle.loads(pickle.dumps(sent)))
+    second = SimpleNamespace(rank=1, is_main=False, share=lambda given: next(received))
+    elsewhere = folder_at(str(tmp_path / "unseen"))
+    assert resume(TrainConfig(), elsewhere, other, manifest, second).images_seen == 8
+    assert len(reads) == 4 and next(received, None) is None
+    for ours in (networks, other):
+        for name, tensors in files_of(ours.trainees).items():
+            expected = files_of(before.trainees)[name]
+            assert tensors.keys() == expected.keys() and len(tensors) > 50
+            assert all(torch.equal(tensor, expected[key]) for key, tensor in tensors.items())
+
+
+def test_what_rank_0_refuses_of_init_every_rank_refuses_alike(tmp_path):
+    sent = []
+    first = SimpleNamespace(rank=0, is_main=True, share=lambda given: sent.append(given) or given)
+    with pytest.raises(ConfigError, match="holds no whole checkpoint"):
+        initialise(str(tmp_path), str(tmp_path), fresh(), first)
+    second = SimpleNamespace(rank=1, is_main=False, share=lambda _: pickle.loads(told))
+    told = pickle.dumps(sent[0])
+    with pytest.raises(ConfigError, match="holds no whole checkpoint"):
+        initialise(str(tmp_path), str(tmp_path), fresh(), second)
+
+
+def test_another_dataset_is_refused_with_what_to_give(tmp_path):
+    run = folder_at(finished_run(tmp_path / "run"))
+    manifest = SimpleNamespace(digest="cd" * 32, url="other")
+    with pytest.raises(ConfigError, match=r"by data.url=, or start another with run=NEW \(init="):
+        resume(TrainConfig(), run, fresh(), manifest, ALONE)
+
+
+@pytest.mark.slow
+def test_a_registered_model_is_a_start_and_stays_in_the_lineage(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = str(tmp_path / "runs")
+    uri = server.tracking_uri(root)
+    run = finished_run(tmp_path / "runs" / "first", uri=uri)
+    told = registry.register(run)
+    client = server.connect(uri)
+    client.set_registered_model_alias(told["name"], "champion", str(told["version"]))
+    networks = fresh(average=True)
+    lineage = initialise(f"models:/{told['name']}@champion", root, networks, ALONE)
+    expected = find(run).read("generator")
+    assert holds(networks.generator.module, expected)
+    assert holds(networks.generator.ema, expected)
+    assert lineage["model_uri"] == told["model_uri"] and lineage["sha256"] == told["sha256"]
+    assert lineage["images_seen"] == "1000" and lineage["given"].endswith("@champion")

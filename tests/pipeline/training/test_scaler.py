@@ -1,0 +1,129 @@
+"""fp16's loss scaling, emulated on the CPU: a scaler for each optimiser, none shared.
+
+A CPU run with fp16 is refused; here networks compute in fp32 while scalers do all that they do.
+"""
+
+import contextlib
+
+import pytest
+import torch
+
+from pipeline.config.schema import TrainConfig
+from pipeline.runs import checkpoints, folder
+from pipeline.training import checkpointing as checkpoint
+from pipeline.training.loop import step
+from tests.support.strategies import engine_of, networks_of
+
+SIDE = 96
+
+
+@contextlib.contextmanager
+def half(monkeypatch, scaled=True, accumulate=1):
+    config = TrainConfig(batch=4, threads="1", precision="fp32", accumulate=accumulate)
+    with engine_of(config, monkeypatch) as engine:
+        engine.precision = "fp16" if scaled else "fp32"
+        networks = networks_of({"method": "musical"}, engine)
+        engine.start(networks.trainees)
+        yield config, engine, networks
+
+
+def batch(number):
+    drawn = torch.Generator().manual_seed(number)
+    images = torch.randint(0, 256, (4, SIDE, SIDE, 3), generator=drawn).to(torch.uint8)
+    return images, (torch.rand(4, SIDE, SIDE, generator=drawn) < 0.2).to(torch.uint8)
+
+
+def test_scaled_and_accumulated_gradients_give_the_unscaled_weights(monkeypatch):
+    """One scaler for both would have unscaled the generator before its last micro-batch."""
+    found = []
+    for scaled in (False, True):
+        with half(monkeypatch, scaled, accumulate=2) as (config, engine, networks):
+            for number in range(2):
+                step(networks, engine, *batch(number), config)
+                assert engine.step(networks.trainees, 0.0)
+            found.append(checkpoint.files_of(networks.trainees))
+    unscaled, scaled = found
+    for name in ("generator", "discriminator"):
+        for key, tensor in unscaled[name].items():
+            torch.testing.assert_close(scaled[name][key], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_an_overflow_in_one_network_halves_its_scale_alone_and_steps_neither(monkeypatch):
+    with half(monkeypatch) as (config, engine, networks):
+        before = checkpoint.files_of(networks.trainees)
+        before = {key: tensor.clone() for key, tensor in before["generator"].items()}
+        bias = networks.discriminator.module.head.bias
+        handle = bias.register_hook(lambda gradient: gradient * float("inf"))
+        step(networks, engine, *batch(0), config)
+        assert not engine.step(networks.trainees, 0.0)
+        handle.remove()
+        scales = [trainee.scaler.get_scale() for trainee in networks.trainees]
+        assert scales == [65536.0, 32768.0]
+        after = networks.generator.module.state_dict()
+        for name, _ in networks.generator.module.named_parameters():
+            assert torch.equal(after[name], before[name])
+        step(networks, engine, *batch(0), config)
+        assert engine.step(networks.trainees, 0.0)
+
+
+def test_a_scale_may_fall_to_one_before_an_overflow_counts_as_divergence(monkeypatch):
+    with half(monkeypatch) as (_, engine, networks):
+        bias = networks.discriminator.module.head.bias
+        skipped = 0
+        while engine.lowers_scale(networks.trainees):
+            for trainee in networks.trainees:
+                trainee.scaler.scale(torch.ones(1))
+                for parameter in trainee.module.parameters():
+                    parameter.grad = torch.zeros_like(parameter)
+            bias.grad.fill_(float("nan"))
+            assert not engine.step(networks.trainees, 0.0)
+            skipped += 1
+    assert 2.0**16 * 0.5**skipped == 0.5
+    with half(monkeypatch, scaled=False) as (_, engine, networks):
+        assert not engine.lowers_scale(networks.trainees)
+
+
+def test_a_forward_that_is_not_finite_leaves_no_trace_in_running_statistics(monkeypatch):
+    """They are no gradient, and a step that is skipped would keep them, and hand them on."""
+    config = TrainConfig(batch=4, threads="1", precision="fp32", ema=0.5)
+    with engine_of(config, monkeypatch) as engine:
+        networks = networks_of({"method": "musical"}, engine)
+        engine.start(networks.trainees)
+        step(networks, engine, *batch(0), config)
+        assert engine.step(networks.trainees, config.ema)
+        before = [
+            {name: tensor.clone() for name, tensor in network.state_dict().items()}
+            for trainee in networks.trainees
+            for network in trainee.networks.values()
+        ]
+        spoilt = networks.generator.module.register_forward_pre_hook(
+            lambda _, given: (given[0] * float("inf"), *given[1:])
+        )
+        step(networks, engine, *batch(1), config)
+        spoilt.remove()
+        assert not engine.step(networks.trainees, config.ema)
+        after = [n.state_dict() for t in networks.trainees for n in t.networks.values()]
+        for ours, theirs in zip(after, before, strict=True):
+            for name, tensor in ours.items():
+                assert torch.equal(tensor, theirs[name]), name
+        step(networks, engine, *batch(2), config)
+        assert engine.step(networks.trainees, config.ema)
+        for tensor in networks.generator.evaluated().state_dict().values():
+            assert torch.isfinite(tensor).all()
+
+
+def test_scales_are_in_the_checkpoint(monkeypatch, tmp_path):
+    run = folder.folder_at(str(tmp_path / "run"))
+    with half(monkeypatch) as (config, engine, networks):
+        scaler = networks.discriminator.scaler
+        scaler.load_state_dict({**scaler.state_dict(), "scale": 1024.0})
+        step(networks, engine, *batch(0), config)
+        assert engine.step(networks.trainees, 0.0)
+        saver = checkpoint.Saver(run, 1)
+        saver.save(4, checkpoint.files_of(networks.trainees), {})
+        saver.close()
+        expected = [trainee.scaler.state_dict() for trainee in networks.trainees]
+    with half(monkeypatch) as (_, _, networks):
+        checkpoint.restore(checkpoints.latest(run.url), networks.trainees)
+        assert [t.scaler.state_dict() for t in networks.trainees] == expected
+        assert expected[1]["scale"] == pytest.approx(1024) and expected[0]["_growth_tracker"] == 1
