@@ -21,6 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.environment import CHECKOUT
 from pipeline.config.groups import MODELS
 from pipeline.config.verbs import VERBS, VerbSpec, positional
 from pipeline.launch.output import kept, leave_word
@@ -90,10 +91,9 @@ def _run(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int:
     for word in words:
         if word.startswith("-"):
             raise ConfigError(f"{word} is no option; they are {', '.join(_options(known.verb))}")
-    if known.verb == "submit":
-        from pipeline.submission import submit
-
-        return _print(submit.main(words, known.dry_run), known.json, submit)
+    if spec.raw:
+        module = import_module(spec.module)
+        return _print(module.main(words, known.dry_run), known.json, module)
     words = positional(spec, sorted(words, key=lambda word: word in SHORT.values()))
     resolved = compose(known.verb, words)
     module = import_module(spec.module)
@@ -127,7 +127,6 @@ def inside_job() -> bool:
 
 
 def _check_layout() -> None:
-    here = Path(__file__).resolve().parent.parent
     code = os.environ.get("LACUNA_CODE")
     if code and here != Path(code).resolve():
         raise ValueError(
@@ -138,10 +137,10 @@ def _check_layout() -> None:
     for package in ("models", "shards", "jobs"):
         found = importlib.util.find_spec(package)
         place = Path(found.origin).resolve().parent if found and found.origin else None
-        if place != here / package:
+        if place != CHECKOUT / package:
             raise ValueError(
                 f"package {package!r} is taken from {place or 'nowhere'} instead of "
-                f"{here / package}: run from the checkout, or unset PYTHONPATH"
+                f"{CHECKOUT / package}: run from the checkout, or unset PYTHONPATH"
             )
 
 

@@ -1,67 +1,174 @@
-"""DESIGN's layers, by the imports that stand in the files."""
+"""Which package imports which, and which package knows which library; read from the files."""
 
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = {"models", "shards", "jobs", "pipeline", "conf"}
-FORBIDDEN = {
+BELOW = {  # what each top-level package may not import
     "models": {"shards", "jobs", "pipeline", "omegaconf", "hydra", "mlflow", "accelerate", "PIL"},
     "shards": {"models", "jobs", "pipeline", "omegaconf", "hydra", "mlflow", "accelerate"},
     "jobs": {"models", "shards", "pipeline", "torch", "mlflow", "numpy", "pyarrow", "accelerate"},
-    "pipeline": set(),
 }
+# Packages of pipeline/ from the bottom up; each may import itself and those it names.
+PACKAGES = {
+    "common": "",
+    "config": "common",
+    "launch": "common config",
+    "runs": "common config",
+    "data": "common config",
+    "tracking": "common config runs",
+    "inference": "common config runs tracking",
+    "evaluation": "common config launch runs tracking inference",
+    "comparison": "common config tracking inference evaluation",
+    "registry": "common config runs tracking inference evaluation",
+    "training": "common config launch runs tracking inference evaluation",
+    "submission": "common config launch runs tracking training",
+    "quickstart": "common config launch data tracking",
+    "bench": "common config launch runs data tracking inference evaluation training",
+    "doctor": "common config launch tracking training",
+    "unpack": "submission",
+    "cli": "common config launch",
+}
+LIBRARIES = {  # a library that must not spread, and where it may be imported
+    "accelerate": {"pipeline/training/engine.py"},
+    "deepspeed": {"pipeline/training/network.py"},
+    "hydra": {"pipeline/config"},
+    "mlflow": {"pipeline/tracking", "pipeline/registry", "pipeline/bench/tracking.py"},
+    "psutil": {"pipeline/launch", "pipeline/tracking"},
+    "s3fs": {"shards/store.py", "shards/objects.py"},
+}
+WITHOUT_TORCH = ["cli", "common", "config", "launch", "runs", "submission"]
+FLOORS = 8
 
 
-def imports(path):
-    """Top-level names that a file imports anywhere, with their full dotted names."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            yield node.module
+@cache
+def tree(path):
+    return ast.parse(path.read_text())
 
 
-def sources(package):
-    return sorted((ROOT / package).rglob("*.py"))
+def sources(*packages):
+    for package in packages:
+        place = ROOT / package
+        yield from sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
 
 
-@pytest.mark.parametrize("package", FORBIDDEN)
-def test_a_package_imports_only_what_lies_below_it(package):
-    assert sources(package)
-    for path in sources(package):
-        wrong = {name.partition(".")[0] for name in imports(path)} & FORBIDDEN[package]
-        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+def imports(node):
+    """Dotted names that a file, or a statement of it, imports: modules, and names in them."""
+    for found in ast.walk(node):
+        if isinstance(found, ast.Import):
+            yield from (alias.name for alias in found.names)
+        elif isinstance(found, ast.ImportFrom) and not found.level:
+            yield from (f"{found.module}.{alias.name}" for alias in found.names)
 
 
-@pytest.mark.parametrize(
-    ("library", "allowed"),
-    [
-        ("accelerate", {"pipeline/training/engine.py"}),
-        ("deepspeed", {"pipeline/training/zero.py"}),
-        ("s3fs", {"shards/store.py", "shards/objects.py"}),
-    ],
-)
-def test_a_library_is_known_to_one_room(library, allowed):
-    found = {
-        str(path.relative_to(ROOT))
-        for package in FORBIDDEN
+def at_module_level(path):
+    """Statements that run at import: neither in a function nor for the type checker alone."""
+    for node in tree(path).body:
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        ):
+            yield node
+
+
+def shown(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("package", BELOW)
+def test_a_top_level_package_imports_only_what_lies_below_it(package):
+    wrong = {
+        f"{shown(path)} imports {name}"
         for path in sources(package)
-        if any(name.partition(".")[0] == library for name in imports(path))
+        for name in imports(tree(path))
+        if name.partition(".")[0] in BELOW[package]
     }
-    assert found <= allowed, f"{library} is imported in {found - allowed}"
+    assert not wrong, "\n".join(sorted(wrong))
 
 
-def loaded_by(statement):
-    """Names of modules in sys.modules after a statement, in a fresh interpreter."""
-    code = f"{statement}\nimport sys\nprint(' '.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_of_the_pipeline_imports_only_those_that_it_names(package):
+    """Imports inside functions count; `cli` imports commands by the names in `config.verbs`."""
+    allowed = {package, *PACKAGES[package].split()}
+    wrong = {
+        f"{shown(path)} imports {name}"
+        for path in sources(f"pipeline/{package}")
+        for name in imports(tree(path))
+        if name.startswith("pipeline.") and name.split(".")[1] not in allowed
+    }
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_the_table_names_every_package_in_an_order_that_allows_no_circle():
+    found = {p.name.removesuffix(".py") for p in (ROOT / "pipeline").iterdir()}
+    assert {name for name in found if not name.startswith("__")} == set(PACKAGES)
+    above = set()
+    for package, below in PACKAGES.items():
+        assert set(below.split()) <= above, package
+        above.add(package)
+
+
+def test_every_command_is_a_module_with_a_main():
+    from pipeline.config.verbs import VERBS
+
+    for verb, spec in VERBS.items():
+        path = ROOT.joinpath(*spec.module.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        defined = {node.name for node in tree(path).body if isinstance(node, ast.FunctionDef)}
+        assert "main" in defined, verb
+
+
+def file_imports():
+    """For each file of pipeline/ the files of pipeline/ that it imports when it is imported."""
+    files = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sources("pipeline")}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    found = {}
+    for name, path in files.items():
+        names = {n for node in at_module_level(path) for n in imports(node)}
+        found[name] = {n if n in files else n.rpartition(".")[0] for n in names} & set(files)
+        found[name] -= {name}
+    return found
+
+
+def test_files_import_each_other_in_few_floors_and_no_circle():
+    edges, floors = file_imports(), {}
+
+    def floor(name, under=()):
+        assert name not in under, f"circle: {' -> '.join((*under, name))}"
+        if name not in floors:
+            floors[name] = 1 + max((floor(n, (*under, name)) for n in edges[name]), default=0)
+        return floors[name]
+
+    highest = max(map(floor, edges))
+    assert highest <= FLOORS, [name for name, n in floors.items() if n > FLOORS]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_library_is_known_where_it_belongs(library):
+    wrong = {
+        shown(path)
+        for path in sources("models", "shards", "jobs", "pipeline")
+        for name in imports(tree(path))
+        if name.partition(".")[0] == library
+        and not any(shown(path).startswith(place) for place in LIBRARIES[library])
+    }
+    assert not wrong, f"{library} is imported in {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("package", WITHOUT_TORCH)
+def test_a_package_that_login_nodes_load_has_no_torch_at_module_level(package):
+    wrong = {
+        f"{shown(path)} imports {name}"
+        for path in sources(f"pipeline/{package}")
+        for node in at_module_level(path)
+        for name in imports(node)
+        if name.partition(".")[0] in ("torch", "mlflow", "models")
+    }
+    assert not wrong, "\n".join(sorted(wrong))
 
 
 @pytest.mark.parametrize(
@@ -75,4 +182,20 @@ def loaded_by(statement):
     ],
 )
 def test_a_login_node_loads_neither_torch_nor_mlflow(statement):
-    assert not {"torch", "mlflow", "accelerate", "pandas"} & loaded_by(statement)
+    code = f"{statement}\nimport sys\nprint(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not {"torch", "mlflow", "accelerate", "pandas"} & set(done.stdout.split())
+
+
+def test_git_is_called_in_one_place():
+    called = {
+        shown(path)
+        for path in sources("models", "shards", "jobs", "pipeline")
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.List)
+        and node.elts
+        and isinstance(node.elts[0], ast.Constant)
+        and node.elts[0].value == "git"
+    }
+    assert called == {"jobs/git.py"}

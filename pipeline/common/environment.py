@@ -7,6 +7,8 @@ import platform
 import re
 from pathlib import Path
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+
 
 def cache_dir() -> Path:
     """Where downloads and records that can be made again are kept: `$XDG_CACHE_HOME/lacuna`."""

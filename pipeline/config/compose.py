@@ -26,12 +26,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.common.environment import config_dir
+from pipeline.common.environment import CHECKOUT, config_dir
 from pipeline.common.errors import ConfigError
 from pipeline.config.resolve import Resolved, _interpolated, _merge, _near, known_keys
 from pipeline.config.verbs import VERBS, VerbSpec
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+CONF = CHECKOUT / "conf"
 
 
 def search_folders() -> list[tuple[str, Path]]:

@@ -15,6 +15,7 @@ class VerbSpec:
     """One verb: `module.main(config) -> dict` does it; the dict is what --json prints.
 
     A module whose verb changes something has `dry_run(config) -> str`, which says what.
+    raw: `main(words, dry_run)` takes the words of the command line as they are.
     """
 
     module: str
@@ -23,6 +24,7 @@ class VerbSpec:
     positional: str | None = None
     actions: tuple[str, ...] = ()
     groups: dict[str, str | None] = field(default_factory=dict)
+    raw: bool = False
 
     def main(self, configuration: Any) -> dict[str, Any]:
         return import_module(self.module).main(configuration)
@@ -127,6 +129,7 @@ VERBS: dict[str, VerbSpec] = {
         schema.SubmitConfig,
         "VERB [key=value ...] [then VERB ...] as jobs on SLURM, Kubernetes or this machine",
         groups={"cluster": "local"},
+        raw=True,
     ),
     "status": VerbSpec(
         "pipeline.submission.status",

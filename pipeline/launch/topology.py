@@ -1,4 +1,4 @@
-"""How many: processes, threads, GPUs. Nothing heavy is imported."""
+"""Nodes, processes, threads and GPUs: how many, and which is this one. torch is imported late."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from pipeline.common.environment import core_count
 from pipeline.common.errors import ConfigError
@@ -64,6 +62,8 @@ def uses_gpu(config: TrainConfig) -> bool:
     ConfigError where it would fall back to the CPU though GPUs are asked for, or are there and
     counted by `processes=auto`; and where two processes would share one, which NCCL refuses.
     """
+    import torch
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     asked, local = config.cluster.gpus_per_node, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not count and asked:
@@ -86,6 +86,8 @@ def uses_gpu(config: TrainConfig) -> bool:
 
 def choose_precision(wanted: str, on_gpu: bool) -> str:
     """`auto` is bf16 where the device has it natively: CUDA from sm_80, CPUs with AMX."""
+    import torch
+
     if wanted == "auto":
         if on_gpu:
             return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp32"

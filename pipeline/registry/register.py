@@ -15,7 +15,7 @@ from pipeline.evaluation import results
 from pipeline.inference.sources import WEIGHTS
 from pipeline.registry import package
 from pipeline.registry.package import tree_digest
-from pipeline.runs.folder import read_run_json
+from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import client as server
 from pipeline.tracking import errors
 from pipeline.tracking.model_versions import checked_name, versions

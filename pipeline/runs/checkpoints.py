@@ -1,6 +1,7 @@
-"""Checkpoints as they lie there, read without torch: which exist, which are whole.
+"""Checkpoints as files: which exist, which are whole, and networks filled from them.
 
-`checkpoint` says what is in them; the launcher looks here before any worker starts.
+`training.checkpointing` writes them. torch is imported late: the launcher looks here before any
+worker starts.
 """
 
 from __future__ import annotations
@@ -13,14 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
-from models import GENERATORS
-from pipeline.runs.folder import folder_at, read_run_json, update_run_json
+from pipeline.runs.folder import folder_at
+from pipeline.runs.run_json import read_run_json, update_run_json
 from shards import store
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 SCHEMA = 1
 METRIC = "val/psnr"
@@ -158,6 +157,8 @@ def images_saved(url: str) -> int:
 
 def build_generator(model: Mapping[str, Any]) -> nn.Module:
     """A generator from its configuration: `name` and the options of its class."""
+    from models import GENERATORS
+
     options = {k: v for k, v in model.items() if k != "name"}
     return GENERATORS[model["name"]](**options)
 

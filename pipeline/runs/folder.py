@@ -1,21 +1,18 @@
-"""`run.json`: the few facts about a run that other processes look up.
+"""A run's folder: where it is, what of it is copied to its URL, and who may write it.
 
-The checkpoint, the launcher and the tracker each own some keys; `update_run_json` merges theirs
-into what is there, atomically: a reader sees one whole object, no writer undoes another's.
+`run=` is a folder or an s3:// URL. Work happens in a local folder; for a URL that is a folder
+under the cache, and `publish` copies what must survive this machine.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pipeline.common.environment import cache_dir
 from pipeline.common.errors import ConfigError
@@ -23,40 +20,6 @@ from pipeline.common.locks import Held, hold, is_leased, leased, sign
 from shards import store
 
 SUBMITTING = ".submit.lock"  # of a job that is being submitted
-
-
-NAME = "run.json"
-_writers = threading.Lock()
-
-
-def read_run_json(run: str) -> dict[str, Any]:
-    """`run.json` of a run folder or URL; `{}` where there is none yet."""
-    url = store.join(str(run), NAME)
-    try:
-        return json.loads(store.read(url))
-    except FileNotFoundError:
-        return {}
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise ValueError(
-            f"{store.display(url)} is not JSON: restore it, or remove it and start again"
-        ) from None
-
-
-def update_run_json(run: str, **keys: Any) -> dict[str, Any]:
-    """Merges `keys` into `run.json`; a value of None removes its key. Returns the merged object.
-
-    Safe between the threads of one process, and between processes on one disk. An object store has
-    no lock: there the holder of the run's lock is the only writer.
-    """
-    url = store.join(str(run), NAME)
-    with _writers:
-        if not store.is_local(url):
-            return _merge(url, run, keys)
-        path = store.local(url)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.with_name(".run.json.lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            return _merge(url, run, keys)
 
 
 def folders(root: str) -> list[Path]:
@@ -68,12 +31,6 @@ def folders(root: str) -> list[Path]:
         raise ValueError(f"{root} is no folder: give root= the folder that holds the runs")
     found = [path.parent for depth in range(4) for path in top.glob("*/" * depth + "run.json")]
     return sorted(found)
-
-
-def _merge(url: str, run: str, keys: dict[str, Any]) -> dict[str, Any]:
-    merged = {k: v for k, v in {**read_run_json(run), **keys}.items() if v is not None}
-    store.write(url, (json.dumps(merged, indent=1, sort_keys=True) + "\n").encode())
-    return merged
 
 
 @dataclass(frozen=True)

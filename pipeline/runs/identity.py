@@ -1,8 +1,4 @@
-"""Which run a configuration means: its folder, what it computes, who holds it.
-
-`run=` is a folder or an s3:// URL. Work happens in a local folder; for a URL that is a folder
-under the cache, and `publish` copies what must survive this machine.
-"""
+"""Which run a configuration means: the hash that names it, and what may change on resume."""
 
 from __future__ import annotations
 

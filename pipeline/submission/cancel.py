@@ -10,7 +10,7 @@ from jobs import scheduler
 from jobs.spec import SubmitError
 from pipeline.config.schema import CancelConfig
 from pipeline.runs import job_record as jobrecord
-from pipeline.runs.folder import read_run_json
+from pipeline.runs.run_json import read_run_json
 
 
 def main(config: CancelConfig) -> dict[str, Any]:

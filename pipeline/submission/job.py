@@ -14,13 +14,11 @@ from urllib.parse import urlsplit
 from jobs import snapshot
 from jobs.spec import Cluster, Job, SubmitError
 from pipeline.common.console import say
+from pipeline.common.environment import CHECKOUT
 from pipeline.common.errors import ConfigError
 from pipeline.submission import environment as jobenv
 from pipeline.submission.plan import SEVERAL, Part
 from shards import store
-
-ROOT = Path(__file__).resolve().parents[2]
-
 
 READS = ("source", "checkpoint", "run", "init", "weights", "predictions", "url", "model", "image",
          "mask")  # fmt: skip
@@ -205,12 +203,12 @@ def job_of(part: Part, dry_run: bool) -> tuple[Job, Cluster]:
 
 def _snapshot(part: Part, dry_run: bool) -> snapshot.Snapshot:
     try:
-        return snapshot.take(ROOT, part.cluster.allow_dirty)
+        return snapshot.take(CHECKOUT, part.cluster.allow_dirty)
     except SubmitError as error:
         if not dry_run or "uncommitted" not in str(error):
             raise
         say(f"to be mended before it is submitted: {error}")
-        return snapshot.take(ROOT, allow_dirty=True)
+        return snapshot.take(CHECKOUT, allow_dirty=True)
 
 
 def _place_of(part: Part) -> str:

@@ -16,11 +16,12 @@ from jobs import scheduler, snapshot
 from jobs.scheduler import Stage
 from jobs.spec import SubmitError
 from pipeline.common.console import say
+from pipeline.common.environment import CHECKOUT
 from pipeline.common.locks import Held, Taken, hold, leased, sign
 from pipeline.config.schema import CACHE
-from pipeline.runs.folder import SUBMITTING, read_run_json
+from pipeline.runs.folder import SUBMITTING
 from pipeline.runs.identity import folder_of, settled
-from pipeline.submission.job import ROOT
+from pipeline.runs.run_json import read_run_json
 from pipeline.submission.plan import Part
 from pipeline.training import pretrained
 from shards import store
@@ -109,7 +110,7 @@ def _taken(place: str, owner: str) -> SubmitError:
 
 
 def write_configs(part: Part, mlflow_runs: dict[str, str]) -> None:
-    from pipeline.runs.folder import update_run_json
+    from pipeline.runs.run_json import update_run_json
 
     points = [replace(p, config=_with_weights(part, p.config)) for p in part.points]
     if not part.trains:
@@ -146,9 +147,9 @@ def write_code(part: Part, stage: Stage, undo: ExitStack) -> None:
     diff = store.join(stage.job.folder, "code", f"{stage.job.commit}.diff")
     for url in (stage.job.code, diff):
         keep_code(undo, url)
-    taken = snapshot.take(ROOT, part.cluster.allow_dirty)
+    taken = snapshot.take(CHECKOUT, part.cluster.allow_dirty)
     if taken.name != stage.job.commit:
-        raise SubmitError(f"{ROOT} was changed while it was submitted: submit again")
+        raise SubmitError(f"{CHECKOUT} was changed while it was submitted: submit again")
     data = snapshot.archive(taken)
     if part.cluster.scheduler == "kubernetes":
         store.write(stage.job.code, data)

@@ -10,8 +10,8 @@ from jobs.cause import cause, follows
 from jobs.spec import State, SubmitError
 from pipeline.config.schema import StatusConfig
 from pipeline.runs import job_record as jobrecord
-from pipeline.runs.folder import read_run_json
 from pipeline.runs.job_record import Record, Unread
+from pipeline.runs.run_json import read_run_json
 from pipeline.submission.logs import errors, last_words
 from shards import store
 

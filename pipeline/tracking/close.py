@@ -17,7 +17,8 @@ from jobs.spec import State
 from pipeline.common.secrets import redact
 from pipeline.config.schema import RunsConfig
 from pipeline.runs import job_record as jobrecord
-from pipeline.runs.folder import folders, is_held, read_run_json
+from pipeline.runs.folder import folders, is_held
+from pipeline.runs.run_json import read_run_json
 from pipeline.tracking.delivery import HEARTBEAT
 from pipeline.tracking.remote_spool import read_state
 from shards import store

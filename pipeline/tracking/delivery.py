@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.common import secrets
-from pipeline.runs.folder import read_run_json, update_run_json
+from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.tracking import client as server
 from pipeline.tracking import errors
 from pipeline.tracking.spool import Event, Unsent, discard

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pipeline.common.environment import user
 from pipeline.common.secrets import redact
 from pipeline.config.schema import TrainConfig
-from pipeline.runs.folder import read_run_json, update_run_json
+from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.tracking import client as server
 from pipeline.tracking import errors
 from pipeline.tracking.client import default_root

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs import git as vcs
-from pipeline.common.environment import core_count, cpu_name, user
+from pipeline.common.environment import CHECKOUT, core_count, cpu_name, user
 from pipeline.common.secrets import redact
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 MAX_DIFF = 1 << 20
 JOB = {
     "SLURM_JOB_ID": "slurm.job_id",

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import RunsConfig
-from pipeline.runs.folder import folders, read_run_json
+from pipeline.runs.folder import folders
+from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import client as server
 from pipeline.tracking import errors
 from pipeline.tracking.close import close, dead, silence

@@ -38,8 +38,9 @@ from pipeline.runs.checkpoints import (
     score,
 )
 from pipeline.runs.checkpoints import latest as latest
-from pipeline.runs.folder import RunFolder, read_run_json, update_run_json
+from pipeline.runs.folder import RunFolder
 from pipeline.runs.identity import other_dataset
+from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.training.engine import Engine
 from pipeline.training.method import Method
 from pipeline.training.network import Trainee

@@ -22,8 +22,9 @@ from pipeline.launch.output import PODS
 from pipeline.launch.topology import Place, place, process_count
 from pipeline.launch.workers import STOP_SIGNALS, Ended, supervise
 from pipeline.runs.checkpoints import images_saved
-from pipeline.runs.folder import RunFolder, held, read_run_json, update_run_json
+from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import folder_of
+from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.training.preflight import preflight
 from shards import store
 

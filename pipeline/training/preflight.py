@@ -17,8 +17,9 @@ from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import counted, surely_no_gpu
 from pipeline.runs import checkpoints as stored
 from pipeline.runs.checkpoints import images_saved
-from pipeline.runs.folder import RunFolder, held, read_run_json
+from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import check_same, folder_of, other_dataset, saved_config
+from pipeline.runs.run_json import read_run_json
 from pipeline.training import pretrained
 from shards import store
 from shards.manifest import Manifest, open_manifest, read_index

@@ -19,8 +19,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pipeline.common.environment import user
 from pipeline.config.schema import TrainConfig
 from pipeline.runs.checkpoints import Checkpoint, images_saved
-from pipeline.runs.folder import RunFolder, read_run_json, update_run_json
+from pipeline.runs.folder import RunFolder
 from pipeline.runs.identity import difference, saved_config, write_config
+from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.tracking.provenance import commit, hardware
 from pipeline.tracking.tracker import Muted, Tracker
 from pipeline.training.engine import Engine

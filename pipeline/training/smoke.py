@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import TrainConfig
-from pipeline.runs.folder import RunFolder, folder_at, read_run_json
+from pipeline.runs.folder import RunFolder, folder_at
 from pipeline.runs.identity import folder_of, write_config
+from pipeline.runs.run_json import read_run_json
 from shards import store
 
 STEPS = 2  # of each phase

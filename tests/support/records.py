@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from pipeline.runs.folder import read_run_json
+from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import client as server
 from pipeline.tracking.tracker import Tracker
 

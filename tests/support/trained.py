@@ -13,7 +13,7 @@ from models import GENERATORS
 from pipeline.evaluation import metrics, results
 from pipeline.registry import register as registry
 from pipeline.runs import checkpoints
-from pipeline.runs.folder import read_run_json, update_run_json
+from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.tracking import client as server
 from pipeline.training import checkpointing as checkpoint
 from shards.masks import NAMES

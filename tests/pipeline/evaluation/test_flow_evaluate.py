@@ -16,7 +16,8 @@ from pipeline.config.groups import MsanetModel
 from pipeline.evaluation import evaluate, results, scoring
 from pipeline.evaluation import pair_images as gallery
 from pipeline.inference.sources import telea
-from pipeline.runs.folder import folder_at, read_run_json
+from pipeline.runs.folder import folder_at
+from pipeline.runs.run_json import read_run_json
 from pipeline.training.checkpointing import Saver
 from shards.masks import NAMES
 from tests.support.pairs import BUCKETS, PICTURES, SIZE, crops, image_set, mask_set

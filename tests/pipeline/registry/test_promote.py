@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config.schema import RollbackConfig
 from pipeline.registry import promote
-from pipeline.runs.folder import read_run_json
+from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import model_versions
 from tests.support.promotion import (
     NAME,

@@ -19,7 +19,7 @@ from models.inpainter import Inpainter
 from pipeline.inference import sources
 from pipeline.registry import register as registry
 from pipeline.runs import checkpoints, folder
-from pipeline.runs.folder import read_run_json
+from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import client as server
 from pipeline.tracking import model_versions
 from pipeline.training import checkpointing as checkpoint

@@ -2,7 +2,7 @@
 
 import threading
 
-from pipeline.runs.folder import read_run_json, update_run_json
+from pipeline.runs.run_json import read_run_json, update_run_json
 
 
 def test_two_writers_of_run_json_keep_each_others_keys(tmp_path):

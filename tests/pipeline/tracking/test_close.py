@@ -15,7 +15,7 @@ from jobs import local
 from jobs.spec import Cluster, Job
 from pipeline.config.schema import RunsConfig
 from pipeline.runs import job_record as jobrecord
-from pipeline.runs.folder import update_run_json
+from pipeline.runs.run_json import update_run_json
 from pipeline.tracking import client as server
 from pipeline.tracking import runs
 from pipeline.tracking.delivery import HEARTBEAT

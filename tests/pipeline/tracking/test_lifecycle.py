@@ -13,7 +13,8 @@ from pipeline.comparison import compare
 from pipeline.config.compose import compose
 from pipeline.config.groups import MsanetModel
 from pipeline.evaluation import evaluate
-from pipeline.runs.folder import folder_at, read_run_json
+from pipeline.runs.folder import folder_at
+from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import client as server
 from pipeline.tracking.lifecycle import send
 from pipeline.tracking.spool import Unsent

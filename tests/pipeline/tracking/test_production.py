@@ -11,7 +11,7 @@ import pytest
 from pipeline.config.schema import PromoteConfig, RollbackConfig, RunsConfig
 from pipeline.registry import promote
 from pipeline.registry import register as registry
-from pipeline.runs.folder import read_run_json
+from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import client as server
 from pipeline.tracking import errors, model_versions, runs
 from pipeline.tracking.tracker import Tracker

@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.config.schema import RunsConfig
 from pipeline.runs import checkpoints
-from pipeline.runs.folder import folder_at, read_run_json
+from pipeline.runs.folder import folder_at
+from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import client as server
 from pipeline.tracking import runs
 from pipeline.tracking.delivery import HEARTBEAT

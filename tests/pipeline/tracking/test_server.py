@@ -9,7 +9,7 @@ import pytest
 from pipeline.common.environment import user
 from pipeline.config.compose import compose
 from pipeline.config.schema import SyncConfig
-from pipeline.runs.folder import read_run_json
+from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import client as server
 from pipeline.tracking import errors, sync
 from pipeline.tracking.lifecycle import announce

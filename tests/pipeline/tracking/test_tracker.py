@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.runs.folder import read_run_json
+from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import client as server
 from tests.support.records import client, run_of, steps, tracker
 

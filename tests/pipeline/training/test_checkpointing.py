@@ -14,7 +14,8 @@ from pipeline.runs.checkpoints import (
     load_generator,
     pin,
 )
-from pipeline.runs.folder import folder_at, update_run_json
+from pipeline.runs.folder import folder_at
+from pipeline.runs.run_json import update_run_json
 from pipeline.training.checkpointing import Saver
 from shards.store import StoreError
 
