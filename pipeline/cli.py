@@ -128,9 +128,9 @@ def inside_job() -> bool:
 
 def _check_layout() -> None:
     code = os.environ.get("LACUNA_CODE")
-    if code and here != Path(code).resolve():
+    if code and CHECKOUT != Path(code).resolve():
         raise ValueError(
-            f"package 'pipeline' is taken from {here} instead of the job's snapshot, "
+            f"package 'pipeline' is taken from {CHECKOUT} instead of the job's snapshot, "
             f"LACUNA_CODE={code}: keep PYTHONPATH as the job's script sets it, and give "
             "cluster.python without -E or -I"
         )

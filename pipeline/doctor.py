@@ -141,14 +141,14 @@ def tracking() -> Check:
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         return Check("mlflow", "ok", "sqlite beside the runs (MLFLOW_TRACKING_URI is not set)")
     from pipeline.common.environment import user
-    from pipeline.tracking import client as server
     from pipeline.tracking import errors
+    from pipeline.tracking.client import connect, experiment_id, tracking_uri
 
     try:
-        uri = server.tracking_uri()
-        client = server.connect(uri)
+        uri = tracking_uri()
+        client = connect(uri)
         with errors.explained(uri):
-            experiment = server.experiment_id(client, uri, f"{user()}/doctor")
+            experiment = experiment_id(client, uri, f"{user()}/doctor")
             client.delete_run(client.create_run(experiment).info.run_id)
     except errors.ServerError as error:
         return Check("mlflow", "bad", str(error), "check MLFLOW_TRACKING_URI and its account")

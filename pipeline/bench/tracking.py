@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.bench.timing import report, target
-from pipeline.tracking import client as server
+from pipeline.tracking.client import connect, experiment_id
 from pipeline.tracking.tracker import Tracker
 
 STALL_MS = 50.0
@@ -129,10 +129,10 @@ def _tracked(folder: Path, uri: str, full: bool = False) -> Iterator[Log]:
 @contextlib.contextmanager
 def _plain(uri: str) -> Iterator[Log]:
     with _no_uri():
-        client = server.connect(uri)
+        client = connect(uri)
         from mlflow.entities import Metric
 
-        run = client.create_run(server.experiment_id(client, uri, "bench")).info.run_id
+        run = client.create_run(experiment_id(client, uri, "bench")).info.run_id
 
         def log(values: dict[str, float], step: int) -> None:
             now = int(time.time() * 1000)

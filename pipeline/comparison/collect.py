@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from pipeline.common.environment import cache_dir
 from pipeline.evaluation import results
-from pipeline.tracking import client as server
 from pipeline.tracking import errors
+from pipeline.tracking.client import connect, sqlite_path, tracking_uri
 from pipeline.tracking.sender import say
 from shards import store
 
@@ -72,12 +72,12 @@ def _named(name: str, found: list[Evaluation]) -> list[Evaluation]:
 
 
 def _from_mlflow(root: str) -> Iterator[Evaluation]:
-    uri = server.tracking_uri(root)
-    database = server.sqlite_path(uri)
+    uri = tracking_uri(root)
+    database = sqlite_path(uri)
     if database is not None and not database.exists():
         return
     try:
-        client = server.connect(uri)
+        client = connect(uri)
         with errors.explained(uri):
             experiments = [e.experiment_id for e in _pages(client.search_experiments)]
             if not experiments:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from pipeline.comparison.collect import Evaluation
 from pipeline.comparison.table import TITLES, Sheet, letter, shown
 from pipeline.config.schema import CompareConfig
-from pipeline.evaluation import pair_images as gallery
-from pipeline.inference import images as pictures
-from pipeline.tracking import client as server
+from pipeline.evaluation import pair_images
+from pipeline.inference import images
 from pipeline.tracking import errors
+from pipeline.tracking.client import connect, tracking_uri
 from pipeline.tracking.sender import say
 from shards import store
 
@@ -28,7 +28,7 @@ PLOT = (60.0, 10.0, 650.0, 210.0)  # left, top, width, height
 
 def render(sheet: Sheet, evaluations: Sequence[tuple[str, Evaluation]], root: str) -> str:
     """The page. `evaluations` are (column's name, evaluation), one for each row of ours."""
-    samples = {name: {s.name: s for s in gallery.load(e.url)} for name, e in evaluations}
+    samples = {name: {s.name: s for s in pair_images.load(e.url)} for name, e in evaluations}
     scores = {name: _scores(e) for name, e in evaluations}
     samples = {name: found for name, found in samples.items() if found}
     environment = jinja2.Environment(
@@ -97,10 +97,10 @@ def _scores(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
 
 
 def _samples(
-    samples: dict[str, dict[str, gallery.Sample]], scores: dict[str, dict[str, dict[str, Any]]]
+    samples: dict[str, dict[str, pair_images.Sample]], scores: dict[str, dict[str, dict[str, Any]]]
 ) -> list[dict[str, Any]]:
     """Rows of pictures: original, mask, each result; a result of another picture is left out."""
-    firsts: dict[str, gallery.Sample] = {}
+    firsts: dict[str, pair_images.Sample] = {}
     for held in samples.values():
         firsts = {**held, **firsts}
     rows = []
@@ -119,12 +119,12 @@ def _samples(
     return rows
 
 
-def _same_pair(one: gallery.Sample, other: gallery.Sample) -> bool:
+def _same_pair(one: pair_images.Sample, other: pair_images.Sample) -> bool:
     return np.array_equal(one.image, other.image) and np.array_equal(one.mask, other.mask)
 
 
 def _picture(pixels: NDArray[np.uint8], told: str) -> dict[str, str]:
-    data = base64.b64encode(pictures.encode(pictures.Picture(pixels))).decode()
+    data = base64.b64encode(images.encode(images.Picture(pixels))).decode()
     return {"src": f"data:image/png;base64,{data}", "told": told}
 
 
@@ -166,9 +166,9 @@ def _curve(
 
 
 def _history(run_id: str, metric: str, root: str) -> list[tuple[float, float]]:
-    uri = server.tracking_uri(root)
+    uri = tracking_uri(root)
     try:
-        client = server.connect(uri, make=False)
+        client = connect(uri, make=False)
         with errors.explained(uri):
             found = client.get_metric_history(run_id, metric)
     except errors.ServerError as error:

@@ -7,7 +7,24 @@ from importlib import import_module
 from typing import Any
 
 from pipeline.config import schema
-from pipeline.config import schema as config
+from pipeline.config.schema import (
+    BenchConfig,
+    CompareConfig,
+    DemoConfig,
+    DoctorConfig,
+    EvaluateConfig,
+    FetchConfig,
+    MakeMasksConfig,
+    PredictConfig,
+    PromoteConfig,
+    QuickstartConfig,
+    RegisterConfig,
+    RollbackConfig,
+    RunsConfig,
+    ShardConfig,
+    SyncConfig,
+    TrainConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -33,23 +50,23 @@ class VerbSpec:
 VERBS: dict[str, VerbSpec] = {
     "quickstart": VerbSpec(
         "pipeline.quickstart.steps",
-        config.QuickstartConfig,
+        QuickstartConfig,
         "the whole path on photographs that ship with scikit-image",
     ),
     "doctor": VerbSpec(
         "pipeline.doctor",
-        config.DoctorConfig,
+        DoctorConfig,
         "what this machine can do, and the mend for what it cannot",
     ),
     "fetch": VerbSpec(
         "pipeline.training.weights",
-        config.FetchConfig,
+        FetchConfig,
         "pretrained weights into the cache, checked: vgg16, densenet121",
         positional="names",
     ),
     "shard": VerbSpec(
         "pipeline.data.shard",
-        config.ShardConfig,
+        ShardConfig,
         "a dataset into WebDataset tars with index and manifest",
         positional="url",
         actions=("verify", "info", "gc"),
@@ -57,12 +74,12 @@ VERBS: dict[str, VerbSpec] = {
     ),
     "masks": VerbSpec(
         "pipeline.data.masks",
-        config.MakeMasksConfig,
+        MakeMasksConfig,
         "a set of evaluation masks, six buckets and fixed",
     ),
     "train": VerbSpec(
         "pipeline.training.launcher",
-        config.TrainConfig,
+        TrainConfig,
         "one training run; the same command again resumes it",
         groups={
             "model": "msanet",
@@ -76,51 +93,51 @@ VERBS: dict[str, VerbSpec] = {
     ),
     "evaluate": VerbSpec(
         "pipeline.evaluation.evaluate",
-        config.EvaluateConfig,
+        EvaluateConfig,
         "PSNR, SSIM and L1 on the composite, by hole ratio",
         groups={"data": "folder", "masks": "irregular", "protocol": "msanet"},
     ),
     "compare": VerbSpec(
         "pipeline.comparison.compare",
-        config.CompareConfig,
+        CompareConfig,
         "runs side by side with the papers' rows: table, Markdown, CSV, HTML",
     ),
     "runs": VerbSpec(
         "pipeline.tracking.runs",
-        config.RunsConfig,
+        RunsConfig,
         "runs as MLflow knows them",
         actions=("list", "close", "du", "prune"),
     ),
     "register": VerbSpec(
         "pipeline.registry.register",
-        config.RegisterConfig,
+        RegisterConfig,
         "a run's generator as a registered model",
     ),
     "promote": VerbSpec(
         "pipeline.registry.promote",
-        config.PromoteConfig,
+        PromoteConfig,
         "a registered model to champion, if the gate lets it",
         positional="model",
     ),
     "rollback": VerbSpec(
         "pipeline.registry.promote",
-        config.RollbackConfig,
+        RollbackConfig,
         "the champion before",
         positional="model",
     ),
     "predict": VerbSpec(
         "pipeline.inference.predict",
-        config.PredictConfig,
+        PredictConfig,
         "inpaint a picture or a folder of any size",
     ),
     "demo": VerbSpec(
         "pipeline.inference.demo",
-        config.DemoConfig,
+        DemoConfig,
         "a page to paint over an object and see it removed",
     ),
     "sync": VerbSpec(
         "pipeline.tracking.sync",
-        config.SyncConfig,
+        SyncConfig,
         "send tracking events that could not be sent",
         positional="dir",
     ),
@@ -142,7 +159,7 @@ VERBS: dict[str, VerbSpec] = {
         "pipeline.submission.cancel", schema.CancelConfig, "ask a job to save and leave", "id"
     ),
     "bench": VerbSpec(
-        "pipeline.bench", config.BenchConfig, "what this machine does, as ratios", positional="what"
+        "pipeline.bench", BenchConfig, "what this machine does, as ratios", positional="what"
     ),
 }
 

@@ -23,7 +23,6 @@ from pipeline.common import console
 from pipeline.common.inputs import protect
 from pipeline.config.schema import EvaluateConfig
 from pipeline.evaluation import pair_images, results
-from pipeline.evaluation import pair_images as gallery
 from pipeline.evaluation.pairs import Pairs, pair_up
 from pipeline.evaluation.results import place_of
 from pipeline.evaluation.scoring import CONVENTIONS, Answer, _score, asking
@@ -119,7 +118,9 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
         return {"rank": rank, "pairs": len(pairs)}
     table = results.merge(collect(shares, len(groups)), len(pairs))
     results.save(url, table, facts)
-    kept = gallery.save(url, gallery.draw(answer, pairs, gallery.chosen(pairs, config.pictures)))
+    kept = pair_images.save(
+        url, pair_images.draw(answer, pairs, pair_images.chosen(pairs, config.pictures))
+    )
     store.remove(shares, recursive=True)
     result = {**facts, **results.summarise(table, facts["ssim"]), "parquet": url, "pictures": kept}
     if config.features is not None:
@@ -175,14 +176,14 @@ def _remember(config: EvaluateConfig, result: dict[str, Any]) -> None:
 
 def _draw_features(config: EvaluateConfig, pairs: Pairs) -> list[str]:
     """Pictures of what the generator sees in three of the pairs."""
-    from pipeline.evaluation import figures as features
+    from pipeline.evaluation import figures
     from pipeline.runs.checkpoints import load_generator
 
     generator, _ = load_generator(str(config.checkpoint), weights=config.weights)
-    loaded = [pairs.load(i, i + 1) for i in gallery.chosen(pairs, 6)[1::2]]
+    loaded = [pairs.load(i, i + 1) for i in pair_images.chosen(pairs, 6)[1::2]]
     images = torch.cat([one.images for one in loaded]).permute(0, 3, 1, 2).float() / 255
     masks = torch.cat([one.masks for one in loaded]).unsqueeze(1).float()
-    return features.draw(generator, images, masks, str(config.features))
+    return figures.draw(generator, images, masks, str(config.features))
 
 
 def show(result: dict[str, Any]) -> str:

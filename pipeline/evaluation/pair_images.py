@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation import metrics
 from pipeline.evaluation.pairs import PairBatch, Pairs
-from pipeline.inference import images as pictures
+from pipeline.inference import images
 from pipeline.inference.images import Picture
 from shards import store
 
@@ -64,7 +64,7 @@ def save(table: str, samples: Sequence[Sample]) -> str:
             panels = {"": sample.image, "_mask": mask, "_result": sample.result}
             for suffix, pixels in panels.items():
                 member = zipfile.ZipInfo(f"{sample.name}{suffix}.png", EPOCH)
-                archive.writestr(member, pictures.encode(pictures.Picture(pixels)))
+                archive.writestr(member, images.encode(images.Picture(pixels)))
     store.write(url_of(table), buffer.getvalue())
     return url_of(table)
 
@@ -77,7 +77,7 @@ def load(table: str) -> list[Sample]:
     with zipfile.ZipFile(io.BytesIO(store.read(url_of(table)))) as archive:
 
         def pixels(name: str) -> Bytes:
-            return pictures.decode(archive.read(name), name).pixels
+            return images.decode(archive.read(name), name).pixels
 
         for name in archive.namelist():
             if (stem := name.removesuffix("_result.png")) != name:
@@ -92,8 +92,8 @@ def export(pairs: Pairs, out: str, tell: Callable[[int], None]) -> None:
         loaded = pairs.load(i, i + 1)
         name = loaded.pairs[0].name
         mask = np.repeat(loaded.masks[0].numpy()[..., None] * 255, 3, 2)
-        pictures.write(store.join(out, f"{name}.png"), Picture(loaded.images[0].numpy()))
-        pictures.write(store.join(out, f"{name}_mask.png"), Picture(mask))
+        images.write(store.join(out, f"{name}.png"), Picture(loaded.images[0].numpy()))
+        images.write(store.join(out, f"{name}_mask.png"), Picture(mask))
         tell(i + 1)
 
 
@@ -126,7 +126,7 @@ def answers(
 
 def _read(folder: str, name: str, size: int) -> torch.Tensor:
     url = store.join(folder, f"{name}.png")
-    pixels = pictures.read(url).pixels
+    pixels = images.read(url).pixels
     if pixels.shape[:2] != (size, size):
         height, width = pixels.shape[:2]
         raise ValueError(

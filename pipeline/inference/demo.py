@@ -18,10 +18,9 @@ import jinja2
 import torch
 
 from pipeline.config.schema import DemoConfig
-from pipeline.inference import images as pictures
-from pipeline.inference import sources as inpaint
+from pipeline.inference import images
 from pipeline.inference.images import Picture
-from pipeline.inference.sources import Source
+from pipeline.inference.sources import Source, load
 from pipeline.inference.tiling import fill_any
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -55,7 +54,7 @@ def make(config: DemoConfig) -> "Server":
     """The server, bound and not yet serving. ValueError when the address cannot be had."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     names = [config.model] + ([config.against] if config.against else [])
-    sources = [inpaint.load(model=name, device=device) for name in names]
+    sources = [load(model=name, device=device) for name in names]
     try:
         return Server(config, sources, device)
     except OSError as error:
@@ -78,7 +77,7 @@ class Server(ThreadingHTTPServer):
 
     def fill(self, number: int, image: bytes, mask: bytes) -> bytes:
         """PNG of the picture with the mask's white filled by a model; ValueError if it cannot."""
-        picture, drawn = pictures.decode(image), pictures.decode(mask, "mask").pixels
+        picture, drawn = images.decode(image), images.decode(mask, "mask").pixels
         holes = (drawn.max(2) > 127).astype("uint8")
         if holes.shape != picture.pixels.shape[:2]:
             raise ValueError("mask and picture differ in size: open the picture again")
@@ -88,7 +87,7 @@ class Server(ThreadingHTTPServer):
             raise ValueError("all of the picture is painted: leave something to fill it from")
         with self.turn:
             filled = fill_any(self.sources[number].fill, picture.pixels, holes, device=self.device)
-        return pictures.encode(Picture(filled, picture.alpha, picture.icc, picture.exif))
+        return images.encode(Picture(filled, picture.alpha, picture.icc, picture.exif))
 
 
 class Handler(BaseHTTPRequestHandler):

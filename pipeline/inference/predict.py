@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.common.inputs import protect
 from pipeline.config.schema import PredictConfig
 from pipeline.inference import images as pictures
-from pipeline.inference import sources as inpaint
+from pipeline.inference import sources
 from pipeline.inference.images import SUFFIXES, Picture, suffix
 from pipeline.inference.tiling import fill_any
 from shards import store
@@ -46,7 +46,7 @@ def main(config: PredictConfig) -> dict[str, Any]:
     """
     jobs = plan(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    source = inpaint.load(model=config.model, device=device)
+    source = sources.load(model=config.model, device=device)
     result: dict[str, Any] = {"model": source.name, "written": [], "strips": [], "holes": []}
     failed = []
     for job in jobs:

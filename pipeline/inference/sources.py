@@ -19,8 +19,8 @@ from torch import Tensor
 from pipeline.common.environment import cache_dir
 from pipeline.inference import archive
 from pipeline.inference.archive import Archive
-from pipeline.tracking import client as server
 from pipeline.tracking import errors
+from pipeline.tracking.client import connect, tracking_uri
 from pipeline.tracking.model_versions import download, find_version
 from shards import store
 
@@ -143,8 +143,8 @@ def load_archive(
     if not uri.startswith("models:"):
         loaded = archive.load(uri, device=device)
         return loaded, {"sha256": loaded.sha256, "model_uri": uri}
-    where = server.tracking_uri(root)
-    client = server.connect(where, make=False)
+    where = tracking_uri(root)
+    client = connect(where, make=False)
     with errors.explained(where):
         version = find_version(client, uri)
         tags = {k[7:]: v for k, v in version.tags.items() if k.startswith("lacuna.")}

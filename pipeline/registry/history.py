@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.registry import package
-from pipeline.tracking import client as server
 from pipeline.tracking import errors, model_versions
+from pipeline.tracking.client import connect, tracking_uri
 
 ALIAS = "champion"
 HEAD = "gate.head"
@@ -181,8 +181,8 @@ def digest(tags: dict[str, str]) -> str:
 
 def verify(name: str, root: str = "runs") -> dict[str, Any]:
     """Checks the record and every promoted file. Raises ValueError that names what is wrong."""
-    uri = server.tracking_uri(root)
-    client = server.connect(uri, make=False)
+    uri = tracking_uri(root)
+    client = connect(uri, make=False)
     with errors.explained(uri):
         model_versions.find_version(client, f"models:/{name}")
         every = model_versions.versions(client, name)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from models.inpainter import Inpainter
 from pipeline.inference import archive
-from pipeline.tracking import client as server
+from pipeline.tracking import client
 
 LIMITS = """\
 - Pictures are RGB of 8 bits; the network saw square crops of training pictures, with holes drawn at
@@ -39,7 +39,7 @@ def write(
 
     evaluation: what the card says was measured, as `card.text` takes it.
     """
-    server.telemetry_off()
+    client.telemetry_off()
     import mlflow.pyfunc
     import pandas
     from mlflow.models import Model, ModelSignature

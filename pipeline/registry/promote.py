@@ -16,13 +16,11 @@ import pyarrow as pa
 from pipeline.common.environment import user
 from pipeline.config.schema import PromoteConfig, RollbackConfig
 from pipeline.evaluation import results
-from pipeline.registry import gate, history, package
+from pipeline.registry import gate, history, package, reference_pairs, register
 from pipeline.registry import history as champions
-from pipeline.registry import reference_pairs as pinned
-from pipeline.registry import register as registry
 from pipeline.registry.history import ALIAS, number
-from pipeline.tracking import client as server
 from pipeline.tracking import errors, model_versions
+from pipeline.tracking.client import connect, experiment_id, tracking_uri, uri_for
 from pipeline.tracking.sender import say
 from shards import store
 
@@ -53,8 +51,8 @@ def main(config: PromoteConfig | RollbackConfig) -> dict[str, Any]:
 def dry_run(config: PromoteConfig | RollbackConfig) -> str:
     """What the gate would be asked; nothing is evaluated."""
     run = getattr(config, "run", None)
-    uri = server.uri_for(run if run and store.exists(run) else None, config.root)
-    client = server.connect(uri, make=False)
+    uri = uri_for(run if run and store.exists(run) else None, config.root)
+    client = connect(uri, make=False)
     with errors.explained(uri):
         if isinstance(config, RollbackConfig):
             history = champions.fold(model_versions.versions(client, config.model))
@@ -81,28 +79,28 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
     reasons; ValueError for a model, run or evaluation that is not there.
     """
     run = config.run if config.run and store.exists(config.run) else None
-    uri = server.uri_for(run, config.root if run is None else None)
-    client = server.connect(uri, make=False)
+    uri = uri_for(run, config.root if run is None else None)
+    client = connect(uri, make=False)
     with errors.explained(uri):
         candidate = _candidate(client, config)
-        name = registry.checked_name(config.into or candidate.name)
+        name = register.checked_name(config.into or candidate.name)
         tags = _own(candidate)
         _production(client, name, tags["network"], apart=name != candidate.name)
         before = champions.settle(client, name).champion
         if before is not None and _own(before)["sha256"] == tags["sha256"] and not config.repin:
             return _told(name, before, before.tags["gate.baseline"], "champion already")
-        pairs = pinned.read(client, name)
+        pairs = reference_pairs.read(client, name)
         if pairs is None or config.repin:
-            pairs = pinned.from_evaluation(tags, config.pairs)
-        ours = pinned.scores(uri, candidate, pairs, config.fresh)
-        theirs = before and pinned.champion_scores(uri, before, pairs, config.repin)
+            pairs = reference_pairs.from_evaluation(tags, config.pairs)
+        ours = reference_pairs.scores(uri, candidate, pairs, config.fresh)
+        theirs = before and reference_pairs.champion_scores(uri, before, pairs, config.repin)
         rules = gate.Rules(config.tolerance, config.bound, floor_psnr=config.floor)
         reasons, figures = gate.decide(ours, theirs, pairs["buckets"], pairs["ssim"], rules)
         if reasons:
             _record_refusal(client, candidate, reasons)
             raise Refused(f"{candidate.name}/{candidate.version} stays out: {'; '.join(reasons)}")
         if before is None or config.repin:
-            pinned.write(client, name, pairs)
+            reference_pairs.write(client, name, pairs)
         source, tree = _copy(client, uri, candidate, name, ours, pairs)
         record = _record(tags, source[0], tree, figures, pairs, candidate)
         made = champions.append(client, name, source, record, before)
@@ -115,8 +113,8 @@ def rollback(name: str, version: int | None = None, root: str = "runs") -> dict[
 
     With `version`, also the way out after a promoted version was deleted.
     """
-    uri = server.tracking_uri(root)
-    client = server.connect(uri, make=False)
+    uri = tracking_uri(root)
+    client = connect(uri, make=False)
     with errors.explained(uri):
         model_versions.find_version(client, f"models:/{name}")
         every = model_versions.versions(client, name)
@@ -149,8 +147,8 @@ def _candidate(client: Any, config: PromoteConfig) -> Any:
         )
         if number:
             return found
-    wanted = config.run and registry.run_name(config.run)
-    for version in reversed(model_versions.versions(client, registry.checked_name(name))):
+    wanted = config.run and register.run_name(config.run)
+    for version in reversed(model_versions.versions(client, register.checked_name(name))):
         if "gate.digest" in version.tags or "lacuna.model_id" not in version.tags:
             continue
         if not wanted or version.tags.get("lacuna.run") == wanted or version.run_id == config.run:
@@ -195,7 +193,7 @@ def _copy(
     Training runs may then be deleted. Returns (model id, run id, description) and the digest.
     """
     tags = _own(candidate)
-    experiment = server.experiment_id(client, uri, f"registry/{name}")
+    experiment = experiment_id(client, uri, f"registry/{name}")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "model")
         model_versions.download(uri, tags["model_id"], "", folder)

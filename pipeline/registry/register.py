@@ -16,8 +16,8 @@ from pipeline.inference.sources import WEIGHTS
 from pipeline.registry import package
 from pipeline.registry.package import tree_digest
 from pipeline.runs.run_json import read_run_json
-from pipeline.tracking import client as server
 from pipeline.tracking import errors
+from pipeline.tracking.client import connect, experiment_id, model_link, uri_for
 from pipeline.tracking.model_versions import checked_name, versions
 from shards import store
 
@@ -31,7 +31,7 @@ def dry_run(config: RegisterConfig) -> str:
 
     found = find(config.run, config.checkpoint)
     name = checked_name(config.name or f"inpaint-{found.state['model']['name']}")
-    where = errors.shown(server.uri_for(config.run))
+    where = errors.shown(uri_for(config.run))
     return f"would export {store.display(found.url)} and register it as {name} at {where}"
 
 
@@ -53,8 +53,8 @@ def register(
     network = info["model"]["name"]
     name = checked_name(name or f"inpaint-{network}")
     recorded = read_run_json(info["run"])
-    uri = server.uri_for(info["run"], root)
-    client = server.connect(uri)
+    uri = uri_for(info["run"], root)
+    client = connect(uri)
     with errors.explained(uri):
         _own_model(client, name, network)
         digest = info["files"][WEIGHTS[info["weights"]]]["sha256"]
@@ -72,7 +72,7 @@ def register(
         "sha256": found.tags["lacuna.sha256"],
         "model_id": found.tags["lacuna.model_id"],
         "images_seen": info["images_seen"],
-        "link": server.model_link(uri, name, found.version),
+        "link": model_link(uri, name, found.version),
     }
 
 
@@ -145,7 +145,7 @@ def _publish(
     from mlflow.models import Model
 
     run_id = recorded.get("mlflow_run_id")
-    experiment = recorded.get("mlflow_experiment_id") or server.experiment_id(
+    experiment = recorded.get("mlflow_experiment_id") or experiment_id(
         client, uri, f"{user()}/registered"
     )
     logged = client.create_logged_model(

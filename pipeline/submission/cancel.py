@@ -9,21 +9,21 @@ from typing import Any
 from jobs import scheduler
 from jobs.spec import SubmitError
 from pipeline.config.schema import CancelConfig
-from pipeline.runs import job_record as jobrecord
+from pipeline.runs import job_record
 from pipeline.runs.run_json import read_run_json
 
 
 def main(config: CancelConfig) -> dict[str, Any]:
     """Cancels it at the scheduler and marks its MLflow run KILLED."""
-    record = jobrecord.find(config.id, config.root)
+    record = job_record.find(config.id, config.root)
     found = record.status()
     if not found.state.live:
         raise SubmitError(f"{record.id} does not run any more: it is {found.line()}")
-    jobrecord.write(replace(record, cancelled=True))  # first: what it stops asks for it
+    job_record.write(replace(record, cancelled=True))  # first: what it stops asks for it
     try:
         scheduler.cancel(record.number, record.where, record.run)
     except SubmitError:
-        jobrecord.write(record)
+        job_record.write(record)
         raise
     for run in record.trained:
         _mark(run)
@@ -31,7 +31,7 @@ def main(config: CancelConfig) -> dict[str, Any]:
 
 
 def dry_run(config: CancelConfig) -> str:
-    record = jobrecord.find(config.id, config.root)
+    record = job_record.find(config.id, config.root)
     found = record.status()
     if not found.state.live:
         return f"{record.id} does not run any more: it is {found.line()}"
@@ -42,12 +42,12 @@ def _mark(run: str) -> None:
     mlflow_run = read_run_json(run).get("mlflow_run_id")
     if not mlflow_run:
         return
-    from pipeline.tracking import client as server
     from pipeline.tracking import errors
+    from pipeline.tracking.client import connect, uri_for
 
-    uri = server.uri_for(run)
+    uri = uri_for(run)
     try:
-        client = server.connect(uri)
+        client = connect(uri)
         with errors.explained(uri):
             client.set_terminated(mlflow_run, "KILLED")
     except errors.ServerError as error:

@@ -16,7 +16,7 @@ from jobs.spec import Cluster, Job, SubmitError
 from pipeline.common.console import say
 from pipeline.common.environment import CHECKOUT
 from pipeline.common.errors import ConfigError
-from pipeline.submission import environment as jobenv
+from pipeline.submission import environment
 from pipeline.submission.plan import SEVERAL, Part
 from shards import store
 
@@ -183,7 +183,7 @@ def job_of(part: Part, dry_run: bool) -> tuple[Job, Cluster]:
     job = Job(
         id=part.id, verb=part.verb, arguments=(), run=part.runs[0], folder=folder, cwd=os.getcwd(),
         code=code, code_sha256=sha256, commit=taken.name if taken else None, reads=needs.reads,
-        env={**jobenv.forwarded(cluster), **jobenv.origin(cluster, taken, folder, code)},
+        env={**environment.forwarded(cluster), **environment.origin(cluster, taken, folder, code)},
         writes=needs.writes)  # fmt: skip
     if part.is_run:
         job = replace(job, arguments=(f"run={part.runs[0]}",))

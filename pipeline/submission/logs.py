@@ -11,7 +11,7 @@ from jobs.slurm_status import notes
 from jobs.spec import SubmitError
 from jobs.watching import watched
 from pipeline.config.schema import LogsConfig
-from pipeline.runs import job_record as jobrecord
+from pipeline.runs import job_record
 from pipeline.runs.job_record import Record
 from shards import store
 
@@ -21,7 +21,7 @@ NOISE = ("srun:", "slurmstepd", "stopped on request", "crash ")
 
 def main(config: LogsConfig) -> None:
     """Prints to stdout; with `follow` until the job has ended."""
-    record = jobrecord.find(config.id, config.root)
+    record = job_record.find(config.id, config.root)
     if record.cluster["scheduler"] == "kubernetes":
         _pods(record, config.follow)
     else:

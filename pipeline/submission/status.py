@@ -9,7 +9,7 @@ from typing import Any
 from jobs.cause import cause, follows
 from jobs.spec import State, SubmitError
 from pipeline.config.schema import StatusConfig
-from pipeline.runs import job_record as jobrecord
+from pipeline.runs import job_record
 from pipeline.runs.job_record import Record, Unread
 from pipeline.runs.run_json import read_run_json
 from pipeline.submission.logs import errors, last_words
@@ -21,9 +21,9 @@ AT_ONCE = 8  # jobs asked about: each takes a process or more, and years leave m
 def main(config: StatusConfig) -> dict[str, Any]:
     """One job, or every job under `root` and every other that this machine knows of."""
     if config.id is not None:
-        return {"jobs": [described(jobrecord.find(config.id, config.root))]}
+        return {"jobs": [described(job_record.find(config.id, config.root))]}
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return {"jobs": list(pool.map(_shown, jobrecord.every(config.root)))}
+        return {"jobs": list(pool.map(_shown, job_record.every(config.root)))}
 
 
 def _shown(record: Record | Unread) -> dict[str, Any]:

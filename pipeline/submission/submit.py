@@ -18,12 +18,10 @@ from jobs.scheduler import Stage
 from jobs.spec import SubmitError, Unheard
 from pipeline.common import signals
 from pipeline.common.console import say
-from pipeline.runs import checkpoints as stored
-from pipeline.runs import job_record as jobrecord
+from pipeline.runs import checkpoints, job_record
 from pipeline.runs.identity import check_same, folder_of
 from pipeline.runs.job_record import Record
 from pipeline.submission import staging
-from pipeline.submission import staging as jobundo
 from pipeline.submission.job import job_of
 from pipeline.submission.plan import Part, parse
 from pipeline.submission.staging import (
@@ -69,16 +67,16 @@ def _submitted(parts: Sequence[Part], stages: Sequence[Stage]) -> list[Record]:
     with ExitStack() as undo:
         for part, stage, record in zip(parts, stages, records):
             for place in _places(part):
-                jobundo.keep_place(undo, place, ("config.yaml", jobrecord.NAME))
+                staging.keep_place(undo, place, ("config.yaml", job_record.NAME))
             for name in ("job.sbatch", "job.sh"):
-                jobundo.keep(undo, store.join(part.folder, name))
+                staging.keep(undo, store.join(part.folder, name))
             write_configs(part, announce(part, undo))
             write_weights(part, undo)
             write_code(part, stage, undo)
             forget_pods(stage, undo)
-            jobrecord.write(record)
+            job_record.write(record)
         for record in records:
-            jobrecord.point_to(record)
+            job_record.point_to(record)
         with signals.unstopped() as stopped:
             try:
                 numbers = scheduler.submit(stages, [record.before for record in records])
@@ -89,7 +87,7 @@ def _submitted(parts: Sequence[Part], stages: Sequence[Stage]) -> list[Record]:
             records = [replace(r, number=number) for r, number in zip(records, numbers)]
             for record in records:
                 try:
-                    jobrecord.write(record)
+                    job_record.write(record)
                 except (OSError, ValueError) as error:
                     say(f"{record.id} is in the queue, its number {record.number} could not be "
                         f"written, `status` will ask for it: {error}")  # fmt: skip
@@ -99,11 +97,11 @@ def _submitted(parts: Sequence[Part], stages: Sequence[Stage]) -> list[Record]:
 
 
 def _record(part: Part, stage: Stage, now: str, sought: tuple[str, ...]) -> Record:
-    last = jobrecord.read(part.folder)
+    last = job_record.read(part.folder)
     last = last and last.settled()
     return Record(
         id=part.id, verb=part.verb, run=stage.job.run, folder=stage.job.folder, number="",
-        cluster=jobrecord.where_of(stage.cluster), submitted=now, commit=stage.job.commit,
+        cluster=job_record.where_of(stage.cluster), submitted=now, commit=stage.job.commit,
         points=tuple(part.runs) if len(part.points) > 1 else (), pods=scheduler.pods(stage),
         before=tuple(n for n in (*last.before, last.number) if n) if last else (),
         sought=sought)  # fmt: skip
@@ -137,7 +135,7 @@ def _places(part: Part) -> set[str]:
 def _refuse_live(parts: Sequence[Part]) -> None:
     for part in parts:
         for place in _places(part):
-            record = jobrecord.read(place)
+            record = job_record.read(place)
             record = record and record.settled()
             if record and (found := record.status()).state.live:
                 raise SubmitError(
@@ -182,7 +180,7 @@ def _look(part: Part, config: Any) -> None:
         if url is None or pods and store.is_local(url):
             continue
         if name == "checkpoint":
-            stored.find(url)
+            checkpoints.find(url)
         elif name != "source":
             open_manifest(url)
         elif store.is_local(url) and not store.local(url).expanduser().exists():

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from jobs.spec import State
 from pipeline.common.secrets import redact
 from pipeline.config.schema import RunsConfig
-from pipeline.runs import job_record as jobrecord
+from pipeline.runs import job_record
 from pipeline.runs.folder import folders, is_held
 from pipeline.runs.run_json import read_run_json
 from pipeline.tracking.delivery import HEARTBEAT
@@ -99,13 +99,13 @@ def _runs(root: str) -> Iterator[str]:
     elif store.local(root).is_dir():
         yield from map(str, folders(root))
     with suppress(OSError, ValueError):  # a bucket that is gone hides no run of others
-        for record in jobrecord.every(root):
-            yield from record.trained if isinstance(record, jobrecord.Record) else ()
+        for record in job_record.every(root):
+            yield from record.trained if isinstance(record, job_record.Record) else ()
 
 
 def _verdict(run: Any, place: str | None, limit: float) -> tuple[str, str] | None:
     long = silence(run) > limit
-    record = jobrecord.read(place) if place else None
+    record = job_record.read(place) if place else None
     if record and place:
         found = record.status()
         state = found.elements.get(_element(record, place), found.state)
@@ -130,7 +130,7 @@ def _host(place: str) -> str | None:
     return read_run_json(place).get("launcher", {}).get("host")
 
 
-def _element(record: jobrecord.Record, place: str) -> str:
+def _element(record: job_record.Record, place: str) -> str:
     """Which element of the job trains the run."""
     names = [point.rstrip("/").rpartition("/")[2] for point in record.points]
     name = place.rstrip("/").rpartition("/")[2]

@@ -18,8 +18,8 @@ import numpy as np
 
 from pipeline.common import secrets
 from pipeline.runs.run_json import read_run_json, update_run_json
-from pipeline.tracking import client as server
 from pipeline.tracking import errors
+from pipeline.tracking.client import experiment_id
 from pipeline.tracking.spool import Event, Unsent, discard
 from shards import store
 
@@ -129,7 +129,7 @@ class Delivery:
 
     def _start(self, event: Event) -> None:
         fields = event.fields
-        experiment = server.experiment_id(self.client, self.uri, fields["experiment"])
+        experiment = experiment_id(self.client, self.uri, fields["experiment"])
         self.run_id = self.run_id or fields.get("run_id")
         if self.run_id is None:
             self.run_id = self._find(experiment, fields["uid"]) or self._create(experiment, event)

@@ -14,9 +14,15 @@ from pipeline.common.environment import user
 from pipeline.common.secrets import redact
 from pipeline.config.schema import TrainConfig
 from pipeline.runs.run_json import read_run_json, update_run_json
-from pipeline.tracking import client as server
 from pipeline.tracking import errors
-from pipeline.tracking.client import default_root
+from pipeline.tracking.client import (
+    ask_once,
+    connect,
+    default_root,
+    experiment_id,
+    tracking_uri,
+    uri_for,
+)
 from pipeline.tracking.delivery import Delivery, clean
 from pipeline.tracking.remote_spool import STATE, push_spool, read_state, spool_folder
 from pipeline.tracking.sender import Sender, say
@@ -45,13 +51,13 @@ def announce(
 
     Raises ServerError where the server does not answer, or knows a run as deleted.
     """
-    server.ask_once()
+    ask_once()
     uri = _uri(configs[0], runs[0], given)
-    client = server.connect(uri)
+    client = connect(uri)
     with errors.explained(uri):
         recipe = configs[0].experiment or "train"
         wanted = configs[0].tracking.experiment or f"{user()}/{recipe}"
-        experiment = server.experiment_id(client, uri, wanted)
+        experiment = experiment_id(client, uri, wanted)
         made = [_parent(client, experiment, name)] if len(runs) > 1 else []
         parent = made[0].mlflow_run if made else None
         return [*made, *(_one(client, experiment, run, parent) for run in runs)]
@@ -60,7 +66,7 @@ def announce(
 def withdraw(config: TrainConfig, announced: Sequence[Announced], given: str | None = None) -> None:
     """The scheduler refused: what was made is deleted, what was there is as it was."""
     uri = _uri(config, next(each.run for each in announced if each.run), given)
-    client = server.connect(uri)
+    client = connect(uri)
     with errors.explained(uri):
         for run, mlflow_run, before in announced:
             if before:
@@ -72,7 +78,7 @@ def withdraw(config: TrainConfig, announced: Sequence[Announced], given: str | N
 
 
 def _uri(config: TrainConfig, run: str, given: str | None) -> str:
-    return server.uri_for(run, config.root if config.run is None else None, given)
+    return uri_for(run, config.root if config.run is None else None, given)
 
 
 def _one(client: Any, experiment: str, run: str, parent: str | None) -> Announced:
@@ -148,8 +154,8 @@ def ended(run: str, error: str, drains: bool) -> None:
     spool.append("finish", status="FAILED", uid=state["uid"])
     write_json(folder / STATE, {**state, "ended": "FAILED"})
     spool.close()
-    server.ask_once()
-    uri = server.uri_for(run)
+    ask_once()
+    uri = uri_for(run)
     try:
         if drains:
             Sender(run, uri, folder).once()
@@ -168,9 +174,9 @@ def send(run: str, folder: Path) -> str | None:
         if not mine:
             return "another process is sending them"
         try:
-            uri = server.tracking_uri(default_root(run))
+            uri = tracking_uri(default_root(run))
             unsent = Unsent(folder)
-            delivery = Delivery(server.connect(uri), uri, run, unsent)
+            delivery = Delivery(connect(uri), uri, run, unsent)
             while events := unsent.read():
                 delivery.send(events)
         except Exception as error:  # the scores are on disk, whatever the server says

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pipeline.tracking import client as server
 from pipeline.tracking import errors
+from pipeline.tracking.client import connect
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -68,7 +68,7 @@ def download(uri: str, model_id: str, inside: str, folder: Path) -> None:
     """Copies `inside` (a file or folder; "" is all) of a logged model below `folder`."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    location = server.connect(uri).get_logged_model(model_id).artifact_location
+    location = connect(uri).get_logged_model(model_id).artifact_location
     repository = get_artifact_repository(location, tracking_uri=uri)
     folder.mkdir(parents=True, exist_ok=True)
     repository.download_artifacts(inside, str(folder))

@@ -9,8 +9,8 @@ from typing import Any
 from pipeline.config.schema import RunsConfig
 from pipeline.runs.folder import folders
 from pipeline.runs.run_json import read_run_json
-from pipeline.tracking import client as server
 from pipeline.tracking import errors
+from pipeline.tracking.client import connect, run_link, tracking_uri, ui_command
 from pipeline.tracking.close import close, dead, silence
 from pipeline.tracking.delivery import lower_is_better
 from shards import store
@@ -24,8 +24,8 @@ def main(config: RunsConfig) -> dict[str, Any]:
         return {"runs": usage(config.root)}
     if config.action == "prune":
         return prune(config)
-    uri = server.tracking_uri(config.root)
-    client = server.connect(uri, make=False)
+    uri = tracking_uri(config.root)
+    client = connect(uri, make=False)
     with errors.explained(uri):
         if config.action == "close":
             return {"closed": close(client, config)}
@@ -41,8 +41,8 @@ def dry_run(config: RunsConfig) -> str:
         )
     if config.action != "close":
         return "changes nothing"
-    uri = server.tracking_uri(config.root)
-    client = server.connect(uri, make=False)
+    uri = tracking_uri(config.root)
+    client = connect(uri, make=False)
     with errors.explained(uri):
         found = [f"{each.run.info.run_name} ({each.reason})" for each in dead(client, config)]
     return f"would close {len(found)} runs: {', '.join(found)}"
@@ -141,7 +141,7 @@ def _row(run: Any, experiments: dict[str, str], uri: str, best: str | None) -> d
         "psnr": metrics.get("best/psnr"),
         "age_h": round((time.time() - info.start_time / 1000) / 3600, 1),
         "run_id": info.run_id,
-        "link": server.run_link(uri, info.experiment_id, info.run_id),
+        "link": run_link(uri, info.experiment_id, info.run_id),
     }
     return {**row, best: metrics[best]} if best else row
 
@@ -197,7 +197,7 @@ def show(result: dict[str, Any]) -> str:
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in table]
     if result.get("uri", "").startswith("sqlite"):
-        lines.append(f"to follow the links: {server.ui_command(result['uri'])}")
+        lines.append(f"to follow the links: {ui_command(result['uri'])}")
     return "\n".join(lines)
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.common import secrets
-from pipeline.tracking import client as server
 from pipeline.tracking import errors
+from pipeline.tracking.client import connect
 from pipeline.tracking.delivery import Delivery, Gone
 from pipeline.tracking.spool import Unsent, draining
 
@@ -81,7 +81,7 @@ class Sender:
 
     def _send(self, unsent: Unsent) -> None:
         if self._delivery is None:
-            client = server.connect(self.uri)
+            client = connect(self.uri)
             self._delivery = Delivery(client, self.uri, self.run, unsent)
         self._delivery.unsent = unsent
         while events := unsent.read():

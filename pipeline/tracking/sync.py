@@ -11,8 +11,7 @@ from typing import Any
 
 from pipeline.common.locks import Taken, leased
 from pipeline.config.schema import SyncConfig
-from pipeline.tracking import client as server
-from pipeline.tracking import errors
+from pipeline.tracking import client, errors
 from pipeline.tracking.remote_spool import (
     fetch_spool,
     push_sent,
@@ -71,7 +70,7 @@ def _senders(where: str, known: dict[str, Sender]) -> list[Sender]:
     """A Sender for each spool at or below `where`; those of an earlier round are kept."""
     for run, folder in _local(where) if store.is_local(where) else _remote(where):
         if str(folder) not in known:
-            known[str(folder)] = Sender(run, server.uri_for(run), folder)
+            known[str(folder)] = Sender(run, client.uri_for(run), folder)
     return list(known.values())
 
 

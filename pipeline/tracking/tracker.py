@@ -19,9 +19,8 @@ import numpy as np
 
 from pipeline.common import secrets
 from pipeline.runs.job_record import cancelled
-from pipeline.tracking import client as server
-from pipeline.tracking import errors
-from pipeline.tracking import provenance as capture
+from pipeline.tracking import errors, provenance
+from pipeline.tracking.client import ask_once, connect, ping, uri_for
 from pipeline.tracking.delivery import clean, flatten, lower_is_better
 from pipeline.tracking.remote_spool import (
     STATE,
@@ -63,9 +62,9 @@ class Tracker:
         drain: bool = True,
         sample_every: float = 15.0,
     ) -> None:
-        server.ask_once()
+        ask_once()
         self.run = str(run_dir)
-        self.uri = server.uri_for(self.run, root, uri)
+        self.uri = uri_for(self.run, root, uri)
         self.folder = spool_folder(self.run)
         self._identity = {"experiment": experiment, "run_name": run_name, "parent": parent}
         self._given_id, self._required, self._drains = run_id, required, drain
@@ -94,7 +93,7 @@ class Tracker:
             fetch_spool(self.run, self.folder)
         self.spool = Spool(self.folder)
         self._state = self._read_state()
-        captured, texts = capture.environment()
+        captured, texts = provenance.environment()
         started = self.spool.append(
             "start",
             uid=self._state["uid"],
@@ -251,9 +250,9 @@ class Tracker:
         import PIL.Image  # noqa: F401
 
         try:
-            client = server.connect(self.uri)
+            client = connect(self.uri)
             if self._required:
-                server.ping(client, self.uri)
+                ping(client, self.uri)
         except errors.ServerError as error:
             if self._required:
                 raise
@@ -279,7 +278,7 @@ class Tracker:
 
     def _watch_machine(self) -> None:
         while True:
-            sample = capture.system_metrics(folder=str(self.folder))
+            sample = provenance.system_metrics(folder=str(self.folder))
             self.spool.append("metrics", values=sample, step=self._step)
             if not self._drains:
                 self.spool.sync()

@@ -27,17 +27,19 @@ from torch import Tensor
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.output import publish_log
-from pipeline.runs import checkpoints as stored
 from pipeline.runs.checkpoints import (
     NAME,
     SCHEMA,
     Checkpoint,
+    address,
     checkpoints,
+    find,
     is_whole,
+    latest,
+    passed_over,
     put,
     score,
 )
-from pipeline.runs.checkpoints import latest as latest
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.identity import other_dataset
 from pipeline.runs.run_json import read_run_json, update_run_json
@@ -178,8 +180,8 @@ def resume(
 
     Rank 0 reads every file, once, and shares it: the others need not see the run's folder.
     """
-    mine = stored.latest(run.url) if engine.is_main else None
-    found = engine.share(mine and stored.Checkpoint(mine.url, mine.state))
+    mine = latest(run.url) if engine.is_main else None
+    found = engine.share(mine and Checkpoint(mine.url, mine.state))
     if found is None:
         if config.init is not None:
             lineage = initialise(config.init, config.root, networks, engine)
@@ -228,8 +230,8 @@ def initialise(init: str, root: str, networks: Method, engine: Engine) -> dict[s
 
 def _saved(init: str) -> tuple[bytes, dict[str, Any]]:
     """A checkpoint's generator; of a run the newest one whose is whole, a torn one is told of."""
-    url, name = stored.address(init)
-    for found in [stored.find(init)] if name else reversed(stored.checkpoints(url)):
+    url, name = address(init)
+    for found in [find(init)] if name else reversed(checkpoints(url)):
         averaged = "generator_ema" in found.state["files"]
         file = "generator_ema" if averaged else "generator"
         lineage = {
@@ -248,7 +250,7 @@ def _saved(init: str) -> tuple[bytes, dict[str, Any]]:
                     f"init={store.display(init)} is torn or corrupted: name another checkpoint, or "
                     f"its run for the newest that is whole"
                 ) from None
-            stored.passed_over(found.url)
+            passed_over(found.url)
     raise ConfigError(f"init={store.display(init)} holds no whole checkpoint: name a run's folder")
 
 

@@ -25,8 +25,7 @@ from pipeline.evaluation.scoring import pictures, validate
 from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import folder_of, settled
 from pipeline.tracking.provenance import other_node_metrics
-from pipeline.training import checkpointing as checkpoint
-from pipeline.training import flops, method
+from pipeline.training import checkpointing, flops, method
 from pipeline.training.checkpointing import resume, save
 from pipeline.training.engine import Engine
 from pipeline.training.guards import check_alike, elsewhere, explained
@@ -86,7 +85,7 @@ def _train(
     tracker = stack.enter_context(open_tracker(config, run, engine, manifest))
     for name, source in networks.pretrained.items():
         tracker.tag(f"weights.{name}", source)
-    saver = checkpoint.Saver(run, config.checkpoint.keep)
+    saver = checkpointing.Saver(run, config.checkpoint.keep)
     stack.callback(saver.close)
     place = engine.is_main, engine.world_size
     meter = Meter(state.images_seen, config.max_images, *place, image_seconds)

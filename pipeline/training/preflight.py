@@ -15,7 +15,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.config.groups import VALIDATED, DataConfig, MasksConfig, check_phases
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import counted, surely_no_gpu
-from pipeline.runs import checkpoints as stored
+from pipeline.runs import checkpoints
 from pipeline.runs.checkpoints import images_saved
 from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import check_same, folder_of, other_dataset, saved_config
@@ -237,8 +237,8 @@ def check_init(config: TrainConfig, init: str) -> None:
     if init.startswith("models:"):
         told = _registered(init, config)
     else:
-        url, name = stored.address(init)
-        found = {c.name: c for c in stored.checkpoints(url)}
+        url, name = checkpoints.address(init)
+        found = {c.name: c for c in checkpoints.checkpoints(url)}
         if not found:
             raise ConfigError(
                 f"init={shown} holds no checkpoint: give a run, one of its checkpoints, or "
@@ -258,13 +258,13 @@ def check_init(config: TrainConfig, init: str) -> None:
 
 def _registered(init: str, config: TrainConfig) -> dict[str, str]:
     """What the registry tells of a version's architecture: the network's name."""
-    from pipeline.tracking import client as server
     from pipeline.tracking import errors
+    from pipeline.tracking.client import connect, tracking_uri
     from pipeline.tracking.model_versions import find_version
 
-    where = server.tracking_uri(config.root, config.cluster.env.get("MLFLOW_TRACKING_URI"))
+    where = tracking_uri(config.root, config.cluster.env.get("MLFLOW_TRACKING_URI"))
     try:
-        client = server.connect(where, make=False)
+        client = connect(where, make=False)
     except errors.ServerError as error:
         raise ConfigError(f"init={init}: {error}") from None
     try:

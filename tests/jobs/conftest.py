@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runs import job_record as jobrecord
+from pipeline.runs import job_record
 from tests.conftest import TINY, run_verb
 from tests.support import kube as stand_in
 from tests.support import slurm_cluster
@@ -74,7 +74,7 @@ def cli(tmp_path_factory):
     def look(folder):
         """What the scheduler says, as `status` asks it: without a process, which takes a second of
         the cores that the jobs run on."""
-        return jobrecord.read(str(cwd / folder)).status()
+        return job_record.read(str(cwd / folder)).status()
 
     def until(condition, what, seconds=240):
         end = time.monotonic() + seconds

@@ -15,7 +15,7 @@ import pytest
 from jobs import slurm as backend
 from jobs import slurm_status
 from jobs.spec import Cluster, Job, State
-from pipeline.runs import job_record as jobrecord
+from pipeline.runs import job_record
 from pipeline.tracking.delivery import HEARTBEAT
 from tests.conftest import TINY
 
@@ -107,7 +107,7 @@ def submitted(cli, slurm, small_set):
     client = MlflowClient(f"sqlite:///{cli.cwd}/runs/mlflow.db")
     for name in NAMES[2:]:
         slurm.run("scancel", numbers[name])
-        path = cli.cwd / "runs" / name / jobrecord.NAME
+        path = cli.cwd / "runs" / name / job_record.NAME
         path.write_text(path.read_text().replace(f'"{numbers[name]}"', f'"{FORGOTTEN}"'))
     old = json.loads((cli.cwd / "runs" / "forgotten" / "run.json").read_text())["mlflow_run_id"]
     client.set_tag(old, HEARTBEAT, str(int((time.time() - 2 * 86400) * 1000)))

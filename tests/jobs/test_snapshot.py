@@ -10,7 +10,7 @@ import pytest
 
 from jobs import snapshot
 from jobs.spec import SubmitError
-from pipeline.submission import bootstrap as unpack
+from pipeline.submission import bootstrap
 
 
 @pytest.fixture
@@ -277,4 +277,4 @@ def test_a_pod_whose_scratch_would_split_the_path_of_the_code_is_told_so(
     (tmp_path / "code.tar.gz").write_bytes(data)
     monkeypatch.setattr("tempfile.tempdir", f"{tmp_path}/12:00")
     with pytest.raises(SubmitError, match="TMPDIR=.*12:00: .*split at ':'"):
-        unpack._unpacked(str(tmp_path / "code.tar.gz"), hashlib.sha256(data).hexdigest())
+        bootstrap._unpacked(str(tmp_path / "code.tar.gz"), hashlib.sha256(data).hexdigest())

@@ -10,10 +10,10 @@ from tests.support.s3 import _proxy, bucket, faults, moto  # noqa: F401
 @pytest.fixture(scope="session")
 def blank_store(tmp_path_factory):
     """mlflow.db of a fresh store; copied for each test, for making it takes long."""
-    from pipeline.tracking import client as server
+    from pipeline.tracking import client
 
     folder = tmp_path_factory.mktemp("blank")
-    server.connect(f"sqlite:///{folder}/mlflow.db")
+    client.connect(f"sqlite:///{folder}/mlflow.db")
     return folder / "mlflow.db"
 
 

@@ -1,9 +1,8 @@
 """Promotion in an embedded registry, of runs that are registered and scored in no time."""
 
 from pipeline.config.schema import PromoteConfig
-from pipeline.registry import promote
-from pipeline.registry import register as registry
-from pipeline.tracking import client as server
+from pipeline.registry import promote, register
+from pipeline.tracking.client import connect
 from tests.support.trained import finished_run, registered, scored
 
 NAME = "inpaint-msanet"
@@ -14,7 +13,7 @@ def uri(root):
 
 
 def client(root):
-    return server.connect(uri(root))
+    return connect(uri(root))
 
 
 def candidate(root, name, psnr, seed, **options):
@@ -31,7 +30,7 @@ def do(run, **options):
 
 
 def champion(root, name=NAME):
-    return registry.find_version(client(root), f"models:/{name}@champion")
+    return register.find_version(client(root), f"models:/{name}@champion")
 
 
 def verify(name=NAME):

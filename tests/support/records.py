@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pipeline.runs.run_json import read_run_json
-from pipeline.tracking import client as server
+from pipeline.tracking.client import connect, tracking_uri
 from pipeline.tracking.tracker import Tracker
 
 
@@ -17,7 +17,7 @@ def tracker(root, name, **options):
 
 
 def client(root):
-    return server.connect(server.tracking_uri(str(root)))
+    return connect(tracking_uri(str(root)))
 
 
 def run_of(root, name):

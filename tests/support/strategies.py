@@ -26,8 +26,7 @@ from pipeline.config.groups import ObjectiveConfig
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import free_port
 from pipeline.runs import checkpoints, folder
-from pipeline.training import checkpointing as checkpoint
-from pipeline.training import method
+from pipeline.training import checkpointing, method
 from pipeline.training.engine import Engine
 from pipeline.training.loop import step
 from pipeline.training.method import generator_terms
@@ -117,7 +116,7 @@ def run(out, case, plan):
     networks, first = networks_of(plan, engine), 0
     if "start" in plan:
         found = checkpoints.latest(str(out / plan["start"]))
-        checkpoint.restore(found, networks.trainees)
+        checkpointing.restore(found, networks.trainees)
         first = found.images_seen // BATCH
     number = first
     if "poison" in plan and engine.rank == 1:
@@ -135,9 +134,9 @@ def run(out, case, plan):
         stepped = engine.step(networks.trainees, config.ema)
         sent = wire() if "wire" in plan else []
         told.append({**engine.means(losses), "stepped": stepped, "wire": sent})
-    files = checkpoint.files_of(networks.trainees)
+    files = checkpointing.files_of(networks.trainees)
     if engine.is_main:
-        saver = checkpoint.Saver(folder.folder_at(str(out / case)), 1)
+        saver = checkpointing.Saver(folder.folder_at(str(out / case)), 1)
         saver.save(plan["steps"] * BATCH, files, {"dataset": "noise"})
         saver.close()
         (out / f"{case}.json").write_text(json.dumps(told))

@@ -11,11 +11,11 @@ import torch
 
 from models import GENERATORS
 from pipeline.evaluation import metrics, results
-from pipeline.registry import register as registry
+from pipeline.registry import register
 from pipeline.runs import checkpoints
 from pipeline.runs.run_json import read_run_json, update_run_json
-from pipeline.tracking import client as server
-from pipeline.training import checkpointing as checkpoint
+from pipeline.tracking.client import connect, experiment_id
+from pipeline.training import checkpointing
 from shards.masks import NAMES
 
 MODEL = {"name": "msanet", "width": 0.0625}
@@ -30,14 +30,14 @@ def finished_run(
     options = {key: value for key, value in model.items() if key != "name"}
     generator = GENERATORS[model["name"]](**options)
     run = folder.folder_at(str(folder))
-    saver = checkpoint.Saver(run, 3)
+    saver = checkpointing.Saver(run, 3)
     facts = {"model": model, "dataset": "ab" * 32, "metrics": {}}
     saver.save(1000, {"generator": dict(generator.state_dict())}, facts)
     saver.close()
     update_run_json(str(folder), url=str(folder), dataset=facts["dataset"])
     if uri:
-        client = server.connect(uri)
-        experiment = server.experiment_id(client, uri, "me/recipe")
+        client = connect(uri)
+        experiment = experiment_id(client, uri, "me/recipe")
         made = client.create_run(experiment, run_name=folder.name)
         client.set_terminated(made.info.run_id)
         update_run_json(
@@ -54,11 +54,11 @@ def registered(run: str, uri: str, name: str = "inpaint-msanet") -> Any:
     (an export takes seconds; promotion never opens the archive)."""
     from mlflow.models import Model
 
-    client = server.connect(uri)
+    client = connect(uri)
     found = checkpoints.find(run)
     info = {**found.state, "run": run, "url": found.url, "weights": "raw"}
     digest = found.state["files"]["generator"]["sha256"]
-    facts = registry._facts(info, read_run_json(run), name, info["model"]["name"], digest)
+    facts = register._facts(info, read_run_json(run), name, info["model"]["name"], digest)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")
         (model / "artifacts").mkdir(parents=True)
@@ -66,8 +66,8 @@ def registered(run: str, uri: str, name: str = "inpaint-msanet") -> Any:
         facts["sha256"] = hashlib.sha256(run.encode()).hexdigest()
         Path(folder, "README.md").write_text(f"# {name}")
         Model().save(str(model / "MLmodel"))
-        registry._own_model(client, name, info["model"]["name"])
-        return registry._publish(client, uri, read_run_json(run), facts, Path(folder))
+        register._own_model(client, name, info["model"]["name"])
+        return register._publish(client, uri, read_run_json(run), facts, Path(folder))
 
 
 def scored(run: str, psnr: float, noise: float = 0.05, pairs: str = PAIRS, **facts: Any) -> str:

@@ -7,12 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.comparison import collect as gather
-from pipeline.comparison import compare, report
+from pipeline.comparison import collect, compare, report
 from pipeline.comparison.collect import Evaluation
 from pipeline.config.compose import compose
-from pipeline.evaluation import pair_images as gallery
-from pipeline.evaluation import results
+from pipeline.evaluation import pair_images, results
 from tests.support.browser import Page, installed
 from tests.support.scores import evaluation, table
 
@@ -30,7 +28,7 @@ def root(tmp_path):
         results.save(url, made.table, made.facts)
         result = np.where(mask[..., None] == 1, np.uint8(level), image)
         names = ("000000000-b0", "000000001-b1")
-        gallery.save(url, [gallery.Sample(*s) for s in zip(names, image, mask, result)])
+        pair_images.save(url, [pair_images.Sample(*s) for s in zip(names, image, mask, result)])
     return str(tmp_path / "runs")
 
 
@@ -82,7 +80,7 @@ def test_more_runs_than_a_page_of_the_server_holds_are_all_found():
         page.token = str(start + max_results) if start + max_results < 2500 else None
         return page
 
-    assert list(gather._pages(search)) == list(range(2500))
+    assert list(collect._pages(search)) == list(range(2500))
     assert asked == [None, "1000", "2000"]
 
 

@@ -13,8 +13,7 @@ from PIL import Image
 from models import GENERATORS
 from pipeline.config.compose import compose
 from pipeline.config.groups import MsanetModel
-from pipeline.evaluation import evaluate, results, scoring
-from pipeline.evaluation import pair_images as gallery
+from pipeline.evaluation import evaluate, pair_images, results, scoring
 from pipeline.inference.sources import telea
 from pipeline.runs.folder import folder_at
 from pipeline.runs.run_json import read_run_json
@@ -143,7 +142,7 @@ def test_an_interrupted_evaluation_goes_on_from_its_parts(words, tmp_path, monke
 
 def test_some_pictures_of_every_bucket_are_kept_beside_the_table(words, tmp_path):
     result = verb(*words, "model=mean_colour", f"out={tmp_path}/t.parquet", "pictures=4")
-    kept = gallery.load(result["parquet"])
+    kept = pair_images.load(result["parquet"])
     assert [s.name[-2:] for s in kept] == ["b0", "b1", "b2", "b3"]
     for sample, crop in zip(kept, crops()):
         hole = sample.mask == 1

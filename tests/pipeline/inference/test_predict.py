@@ -10,9 +10,8 @@ from torch import nn
 from models import Prediction
 from models.inpainter import Inpainter
 from pipeline.config.compose import compose
-from pipeline.inference import archive, predict
-from pipeline.inference import images as pictures
-from pipeline.inference import tiling as tiles
+from pipeline.inference import archive, predict, tiling
+from pipeline.inference.images import decode
 from pipeline.inference.sources import Source, load, refuse_a_look_into_the_hole
 from tests.support.pairs import crops, hole, image_set, mask_set
 
@@ -83,10 +82,10 @@ def test_an_archive_fills_the_hole_alone_and_never_sees_what_it_showed(model):
     mask[60:100, 50:120] = 1
     scribbled = image.copy()
     scribbled[60:100, 50:120] = 255
-    result = tiles.fill_any(model.fill, image, mask)
+    result = tiling.fill_any(model.fill, image, mask)
     assert (result[mask == 0] == image[mask == 0]).all()
     assert (result[mask == 1] != image[mask == 1]).mean() > 0.5
-    assert (result == tiles.fill_any(model.fill, scribbled, mask)).all()
+    assert (result == tiling.fill_any(model.fill, scribbled, mask)).all()
 
 
 @pytest.mark.parametrize(
@@ -158,7 +157,7 @@ def test_sixteen_bits_grey_palette_and_cmyk_become_the_rgb_that_is_documented():
     def through(image, kind="PNG"):
         buffer = io.BytesIO()
         image.save(buffer, kind)
-        return pictures.decode(buffer.getvalue())
+        return decode(buffer.getvalue())
 
     grey = through(Image.fromarray(ramp.astype(np.uint8))).pixels
     assert (grey == ramp[..., None]).all()

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from pipeline.inference import tiling as tiles
+from pipeline.inference import tiling
 
 
 def constant(height=1300, width=1700, level=140):
@@ -40,13 +40,13 @@ def holes():
 
 def test_a_constant_picture_shows_no_seam(holes):
     model = Remembering()
-    result = tiles.fill_any(model, constant(), holes)
+    result = tiling.fill_any(model, constant(), holes)
     assert abs(result.astype(int) - 140).max() <= 1
     assert max(model.sizes) <= 512 and len(model.sizes) > 4
 
 
 def test_tiles_that_disagree_meet_in_a_ramp_and_not_in_a_step(holes):
-    result = tiles.fill_any(Remembering(spread=30), constant(), holes).astype(int)
+    result = tiling.fill_any(Remembering(spread=30), constant(), holes).astype(int)
     for axis in (0, 1):
         step = abs(np.diff(result[..., 0], axis=axis))
         both = np.delete(holes, 0, axis) * np.delete(holes, -1, axis)
@@ -56,7 +56,7 @@ def test_tiles_that_disagree_meet_in_a_ramp_and_not_in_a_step(holes):
 
 def test_known_pixels_of_a_tiled_picture_are_bit_for_bit(holes):
     image = np.random.default_rng(1).integers(0, 256, (1300, 1700, 3), dtype=np.uint8)
-    result = tiles.fill_any(Remembering(), image, holes)
+    result = tiling.fill_any(Remembering(), image, holes)
     assert (result[holes == 0] == image[holes == 0]).all()
     assert (result[holes == 1] != image[holes == 1]).mean() > 0.9
 
@@ -65,14 +65,14 @@ def test_a_small_hole_in_a_large_picture_is_one_crop_with_its_surroundings():
     mask = np.zeros((1300, 1700), np.uint8)
     mask[600:700, 800:1000] = 1
     model = Remembering()
-    tiles.fill_any(model, constant(), mask)
+    tiling.fill_any(model, constant(), mask)
     assert model.sizes == [512]
     assert model.ratios == [pytest.approx(100 * 200 / 512**2)]
 
 
 def test_no_crop_that_is_mostly_hole_is_trusted(holes):
     model = Remembering()
-    tiles.fill_any(model, constant(), holes)
+    tiling.fill_any(model, constant(), holes)
     assert max(model.ratios) <= 0.6
 
 
@@ -83,7 +83,7 @@ def test_a_4k_picture_takes_memory_by_its_pixels_and_tiles_of_the_network():
     mask[:, 1900:1910] = 1
     model = Remembering()
     tracemalloc.start()  # NumPy's and OpenCV's arrays
-    result = tiles.fill_any(model, image, mask)
+    result = tiling.fill_any(model, image, mask)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert max(model.sizes) <= 512 and len(model.sizes) > 30
@@ -95,6 +95,6 @@ def test_a_picture_that_fits_the_tile_goes_through_whole():
     mask = np.zeros((300, 500), np.uint8)
     mask[10:20, 10:20] = 1
     model = Remembering()
-    tiles.fill_any(model, constant(300, 500), mask)
+    tiling.fill_any(model, constant(300, 500), mask)
     assert model.sizes == [500]
-    assert (tiles.fill_any(model, constant(300, 500), mask * 0) == 140).all()
+    assert (tiling.fill_any(model, constant(300, 500), mask * 0) == 140).all()

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.registry import register as registry
-from pipeline.tracking import client as server
+from pipeline.registry import register
+from pipeline.tracking import client
 from tests.support.mlflow_server import Process, free_port
 from tests.support.trained import finished_run
 
@@ -46,8 +46,8 @@ def clean_python(tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, clean_python):
     root = tmp_path_factory.mktemp("serve")
-    uri = server.tracking_uri(str(root / "runs"), f"sqlite:///{root}/runs/mlflow.db")
-    told = registry.register(finished_run(root / "runs" / "run", uri=uri), root=str(root / "runs"))
+    uri = client.tracking_uri(str(root / "runs"), f"sqlite:///{root}/runs/mlflow.db")
+    told = register.register(finished_run(root / "runs" / "run", uri=uri), root=str(root / "runs"))
     port = free_port()
     env = {
         "PATH": f"{Path(clean_python).parent}:{os.environ['PATH']}",

@@ -17,12 +17,12 @@ from PIL import Image
 
 from models.inpainter import Inpainter
 from pipeline.inference import sources
-from pipeline.registry import register as registry
+from pipeline.registry import register
 from pipeline.runs import checkpoints, folder
 from pipeline.runs.run_json import read_run_json
-from pipeline.tracking import client as server
 from pipeline.tracking import model_versions
-from pipeline.training import checkpointing as checkpoint
+from pipeline.tracking.client import connect, tracking_uri
+from pipeline.training import checkpointing
 from tests.support.trained import finished_run, scored
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -35,9 +35,9 @@ def store(tmp_path_factory):
     root = tmp_path_factory.mktemp("registry") / "runs"
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     os.environ["XDG_CACHE_HOME"] = str(root.parent / "cache")
-    run = finished_run(root / "first", uri=server.tracking_uri(str(root)))
+    run = finished_run(root / "first", uri=tracking_uri(str(root)))
     scored(run, 21.5)
-    yield root, run, registry.register(run)
+    yield root, run, register.register(run)
     os.environ.pop("XDG_CACHE_HOME")
 
 
@@ -51,12 +51,12 @@ def files(store, tmp_path_factory):
     """The logged model's files."""
     root, _, told = store
     folder = tmp_path_factory.mktemp("files")
-    model_versions.download(server.tracking_uri(str(root)), told["model_id"], "", folder)
+    model_versions.download(tracking_uri(str(root)), told["model_id"], "", folder)
     return folder
 
 
 def client(store):
-    return server.connect(server.tracking_uri(str(store[0])))
+    return connect(tracking_uri(str(store[0])))
 
 
 def picture(height, width, seed=0):
@@ -118,7 +118,7 @@ def test_the_logged_model_belongs_to_the_run(store):
 
 def test_the_same_weights_are_registered_once(store):
     _, run, told = store
-    assert registry.register(run) == told
+    assert register.register(run) == told
     assert len(model_versions.versions(client(store), "inpaint-msanet")) == 1
 
 
@@ -223,16 +223,16 @@ def test_a_registered_model_of_another_network_is_refused(store):
     _, run, _ = store
     client(store).create_registered_model("inpaint-other", tags={"lacuna.network": "musical"})
     with pytest.raises(ValueError, match="holds musical, the run is msanet"):
-        registry.register(run, name="inpaint-other")
+        register.register(run, name="inpaint-other")
     client(store).create_registered_model("foreign")
     with pytest.raises(ValueError, match="something that is not ours"):
-        registry.register(run, name="foreign")
+        register.register(run, name="foreign")
 
 
 @pytest.mark.parametrize("name", ["a/b", "", "a:b", "-x", "ä", "x" * 101])
 def test_a_bad_name_is_refused_before_anything_is_exported(store, name):
     with pytest.raises(ValueError, match="no name for a registered model"):
-        registry.checked_name(name)
+        register.checked_name(name)
 
 
 def test_a_generator_that_gives_nan_is_not_registered(store):
@@ -242,11 +242,11 @@ def test_a_generator_that_gives_nan_is_not_registered(store):
     tensors = found.read("generator")
     name = next(k for k in tensors if k.endswith("weight"))
     tensors[name].fill_(float("nan"))
-    saver = checkpoint.Saver(folder.folder_at(run), 3)
+    saver = checkpointing.Saver(folder.folder_at(run), 3)
     saver.save(
         2000, {"generator": tensors}, {k: found.state[k] for k in ("model", "dataset", "metrics")}
     )
     saver.close()
     with pytest.raises(ValueError, match="non-finite pixels"):
-        registry.register(run, checkpoint="2000")
+        register.register(run, checkpoint="2000")
     assert len(model_versions.versions(client(store), "inpaint-msanet")) == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.schema import StatusConfig
-from pipeline.runs import job_record as jobrecord
+from pipeline.runs import job_record
 from pipeline.submission import status
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -23,8 +23,8 @@ def elsewhere(tmp_path, monkeypatch):
     """A folder of its own, with one job that can be told of."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    jobrecord.write(jobrecord.Record(**GOOD))
-    jobrecord.point_to(jobrecord.Record(**GOOD))
+    job_record.write(job_record.Record(**GOOD))
+    job_record.point_to(job_record.Record(**GOOD))
     (tmp_path / "runs" / "good" / "logs").mkdir()
     (tmp_path / "runs" / "good" / "logs" / "state-1").write_text("SUCCEEDED\n")
 
@@ -69,7 +69,7 @@ def test_schedulers_are_asked_about_several_jobs_at_a_time(tmp_path, monkeypatch
     for name in "abcd":
         place = f"runs/{name}"
         told = {**GOOD, "id": name, "run": place, "folder": place, "number": name}
-        jobrecord.write(jobrecord.Record(**{**told, "cluster": {"scheduler": "slurm"}}))
+        job_record.write(job_record.Record(**{**told, "cluster": {"scheduler": "slurm"}}))
     jobs = status.main(StatusConfig())["jobs"]
     assert [job["id"] for job in jobs] == ["a", "b", "c", "d", "good"]
     assert [job["restarts"] for job in jobs[:4]] == [4] * 4
@@ -80,7 +80,7 @@ def test_a_bucket_that_does_not_answer_is_given_up_and_hides_no_other(tmp_path):
         "import sys; from pipeline import jobrecord; jobrecord.PATIENCE = 1.0\n"
         "from pipeline.cli import main; sys.exit(main(['status', '--json']))"
     )
-    (jobrecord.pointers() / "far").write_text("s3://bucket/runs/far")
+    (job_record.pointers() / "far").write_text("s3://bucket/runs/far")
     with socket.socket() as silent:  # it takes connections, and says nothing
         silent.bind(("127.0.0.1", 0))
         silent.listen()

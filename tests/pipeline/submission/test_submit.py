@@ -15,10 +15,9 @@ from jobs import scheduler, snapshot
 from jobs.spec import State, Status
 from pipeline.common.errors import ConfigError
 from pipeline.config.compose import compose
-from pipeline.runs import job_record as jobrecord
+from pipeline.runs import job_record
 from pipeline.runs.identity import folder_of
-from pipeline.submission import plan as jobplan
-from pipeline.submission import staging, submit
+from pipeline.submission import plan, staging, submit
 
 ROOT = Path(__file__).resolve().parents[3]
 SIDES = ("data.crop=64", "validate.size=64")
@@ -78,7 +77,7 @@ def test_a_dry_run_needs_neither_torch_nor_mlflow():
 
 
 def test_a_submitted_run_is_the_run_that_the_same_words_train_here():
-    (part,) = jobplan.parse([*TRAIN, *SLURM])
+    (part,) = plan.parse([*TRAIN, *SLURM])
     here = folder_of(compose("train", TRAIN[1:]).config).url
     assert part.runs == [here]
     assert f"runs/{part.id}" == here
@@ -86,7 +85,7 @@ def test_a_submitted_run_is_the_run_that_the_same_words_train_here():
 
 
 def test_the_resolved_configuration_is_what_runs_whatever_conf_says_later(tmp_path, monkeypatch):
-    (part,) = jobplan.parse([*TRAIN, "seed=5", *SLURM])
+    (part,) = plan.parse([*TRAIN, "seed=5", *SLURM])
     staging.write_configs(part, {})
     home = tmp_path / "config" / "lacuna"
     home.mkdir(parents=True)
@@ -98,7 +97,7 @@ def test_the_resolved_configuration_is_what_runs_whatever_conf_says_later(tmp_pa
 
 
 def test_what_auto_came_to_at_the_first_start_is_kept_when_a_run_is_submitted_again(tmp_path):
-    (part,) = jobplan.parse([*TRAIN, "max_images=64", *SLURM])
+    (part,) = plan.parse([*TRAIN, "max_images=64", *SLURM])
     run = tmp_path / part.runs[0]
     for begun, threads in ((False, "auto"), (True, "3")):
         (run / "checkpoints" / "000000000016").mkdir(parents=True, exist_ok=True)
@@ -113,7 +112,7 @@ def test_what_auto_came_to_at_the_first_start_is_kept_when_a_run_is_submitted_ag
 
 def test_other_verbs_read_their_resolved_configuration_from_the_jobs_folder():
     words = ["evaluate", "checkpoint=runs/a", "data.url=sets/photos", "weights=raw"]
-    (part,) = jobplan.parse([*words, *SLURM])
+    (part,) = plan.parse([*words, *SLURM])
     staging.write_configs(part, {})
     again = compose("evaluate", [f"config={part.folder}/config.yaml"])
     assert again.config == part.points[0].config
@@ -122,9 +121,7 @@ def test_other_verbs_read_their_resolved_configuration_from_the_jobs_folder():
 
 def test_the_same_words_are_the_same_job_and_other_words_another():
     words = ["shard", "source=photos", "out=sets/a", *SLURM]
-    one, again, other = (
-        jobplan.parse(w)[0].id for w in (words, words, [*words, "data.shard_mb=3"])
-    )
+    one, again, other = (plan.parse(w)[0].id for w in (words, words, [*words, "data.shard_mb=3"]))
     assert one == again != other
 
 
@@ -146,7 +143,7 @@ def test_a_chain_passes_on_what_earlier_verbs_make():
     words = ["shard", "source=p", "out=sets/a", "cluster.tasks=2", *SLURM, "then", "train",
              "experiment=quickstart", "cluster.nodes=2", "then", "evaluate", "cluster.nodes=1",
              "then", "promote", "inpaint-msanet"]  # fmt: skip
-    shard, train, evaluate, promote = jobplan.parse(words)
+    shard, train, evaluate, promote = plan.parse(words)
     assert train.points[0].config.data.url == "sets/a"
     assert evaluate.points[0].config.data.url == "sets/a"
     assert evaluate.points[0].config.checkpoint == train.runs[0]
@@ -172,7 +169,7 @@ def test_a_chain_on_kubernetes_is_one_jobset_and_refused_without(monkeypatch):
 
 def test_a_sweep_is_one_array_with_a_run_for_each_point():
     words = ["train", "experiment=quickstart", "data.url=sets/a", "seed=0,1", "ema=0,0.9", *SLURM]
-    (part,) = jobplan.parse(words)
+    (part,) = plan.parse(words)
     assert len(set(part.runs)) == 4
     assert {(p.config.seed, p.config.ema) for p in part.points} == {
         (0, 0),
@@ -189,7 +186,7 @@ def test_code_is_a_commit_with_its_path_before_everything_else(monkeypatch):
     commit = snapshot.Snapshot(ROOT, "c" * 40)
     monkeypatch.setattr(snapshot, "take", lambda root, dirty: commit)
     script = dry(*TRAIN, "cluster=slurm", "cluster.gpus_per_node=0")
-    (part,) = jobplan.parse([*TRAIN, "cluster=slurm", "cluster.gpus_per_node=0"])
+    (part,) = plan.parse([*TRAIN, "cluster=slurm", "cluster.gpus_per_node=0"])
     assert f"PYTHONPATH={Path.cwd()}/{part.folder}/code/cccccccccccc" in script
     assert "export PYTHONSAFEPATH=1" in script
     assert f"cd {Path.cwd()} ||" in script
@@ -216,7 +213,7 @@ def test_a_job_is_told_of_which_commit_changes_and_image_it_is(monkeypatch, word
     changed = snapshot.Snapshot(ROOT, "c" * 40, "+x\n", b"tar", "d" * 40)
     monkeypatch.setattr(snapshot, "take", lambda root, dirty: changed)
     words = [*TRAIN, *words, "cluster.code=snapshot", "cluster.allow_dirty=true"]
-    (part,) = jobplan.parse(words)
+    (part,) = plan.parse(words)
     text = re.sub(r"\n *value: ", "=", dry(*words))
     folder = part.folder if "s3:" in part.folder else f"{Path.cwd()}/{part.folder}"
     assert f"LACUNA_COMMIT={'c' * 40}\n" in text
@@ -351,33 +348,33 @@ def test_a_value_of_the_environment_is_no_value_of_the_configuration(monkeypatch
 
 
 def record(folder, **values):
-    made = jobrecord.Record(
+    made = job_record.Record(
         **{"id": "a", "verb": "train", "run": str(folder), "folder": str(folder), "number": "7",
            "cluster": {"scheduler": "slurm"}, "submitted": "2026-01-01T00:00:00Z", **values}
     )  # fmt: skip
-    jobrecord.write(made)
-    jobrecord.point_to(made)
+    job_record.write(made)
+    job_record.point_to(made)
     return made
 
 
 def test_a_record_is_found_by_id_folder_and_from_elsewhere(tmp_path, monkeypatch):
     made = record(tmp_path / "runs" / "a")
-    assert jobrecord.find("a", "runs") == made
-    assert jobrecord.find(str(tmp_path / "runs" / "a"), "other") == made
+    assert job_record.find("a", "runs") == made
+    assert job_record.find(str(tmp_path / "runs" / "a"), "other") == made
     monkeypatch.chdir("/")
-    assert jobrecord.find("a", "runs") == made
-    assert [r.id for r in jobrecord.every("runs")] == ["a"]
+    assert job_record.find("a", "runs") == made
+    assert [r.id for r in job_record.every("runs")] == ["a"]
 
 
 def test_an_unknown_id_is_told_the_known_ones(tmp_path):
     record(tmp_path / "runs" / "a")
     with pytest.raises(ValueError, match=r"no job 'b' was submitted .*\(known: a\)"):
-        jobrecord.find("b", "runs")
+        job_record.find("b", "runs")
 
 
 def test_the_points_of_a_sweep_lead_to_the_sweep(tmp_path):
     made = record(tmp_path / "runs" / "sweep-1", id="sweep-1", points=("runs/p0", "runs/p1"))
-    assert jobrecord.find("p1", "runs") == made
+    assert job_record.find("p1", "runs") == made
 
 
 @pytest.mark.parametrize(
@@ -392,8 +389,8 @@ def test_a_job_that_ended_after_it_was_cancelled_was_cancelled(tmp_path, monkeyp
 
 
 def test_the_record_holds_no_more_of_the_cluster_than_where_it_is(tmp_path):
-    (part,) = jobplan.parse([*TRAIN, *SLURM, "cluster.env={SITE: x}"])
-    kept = jobrecord.where_of(part.cluster)
+    (part,) = plan.parse([*TRAIN, *SLURM, "cluster.env={SITE: x}"])
+    kept = job_record.where_of(part.cluster)
     assert set(kept) == {"scheduler", "context", "namespace", "queue", "kind"}
     assert json.dumps(kept)
 
@@ -426,12 +423,12 @@ def test_a_container_is_given_every_folder_that_its_job_reads_or_writes(tmp_path
         (found,) = re.findall(r"--container-mounts=(\S+?)'? ", dry(*words, *on))
         return set(found.split(","))
 
-    jobs = {part.folder for part in jobplan.parse(["shard", "source=/photos", "out=/sets/a", *on])}
+    jobs = {part.folder for part in plan.parse(["shard", "source=/photos", "out=/sets/a", *on])}
     shard = mounts("shard", "source=/photos", "out=/sets/a", "cluster.tasks=2")
     assert {m.partition(":")[0] for m in shard} == {"/photos", "/sets/a", str(tmp_path), *jobs}
     assert all(m.partition(":")[0] == m.partition(":")[2] for m in shard)
     sweep = [*TRAIN, "data.url=/sets/a", "root=/elsewhere/runs", "seed=1,2"]
-    points = {run for part in jobplan.parse([*sweep, *on]) for run in part.runs}
+    points = {run for part in plan.parse([*sweep, *on]) for run in part.runs}
     assert len(points) == 2
     assert points | {"/sets/a"} <= {m.partition(":")[0] for m in mounts(*sweep)}
 
@@ -509,7 +506,7 @@ REFUSED = [
 def test_only_a_refusal_takes_the_record_of_a_job_back(sbatch, tmp_path, capsys, said, queued):
     """An sbatch that fails with what SLURM says, after slurmctld has taken the job or not."""
     programs, words = tmp_path / "programs", ["masks", "out=m", *SLURM]
-    (part,) = jobplan.parse(words)
+    (part,) = plan.parse(words)
     folder = tmp_path / part.folder
     line = f"JobId=7 JobState=PENDING Reason=Priority StdOut={folder}/logs/slurm-7.out"
     for name, lines in {
@@ -536,7 +533,7 @@ def test_only_a_refusal_takes_the_record_of_a_job_back(sbatch, tmp_path, capsys,
 
 def test_a_refusal_takes_back_no_more_than_was_written(sbatch, tmp_path, small_set):
     words = [*TRAIN, f"data.url={small_set}", *SIDES, *SLURM]
-    (part,) = jobplan.parse(words)
+    (part,) = plan.parse(words)
     run = tmp_path / part.runs[0]
     (run / "logs").mkdir(parents=True)
     before = {"config.yaml": "seed: 7\n", "logs/state-3": "SUCCEEDED\n", "run.json": "{}\n"}
@@ -636,7 +633,7 @@ def test_a_refusal_gives_pods_of_an_earlier_submission_their_last_words_back(tmp
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     where = [f"root={tmp_path}/runs", f"cluster.volumes={{c: {tmp_path}}}", "cluster.code=image"]
     words = ["masks", f"out={tmp_path}/masks", *KUBERNETES, *where]
-    (part,) = jobplan.parse(words)
+    (part,) = plan.parse(words)
     logs = Path(part.folder, "logs")
     logs.mkdir(parents=True)
     (logs / "pod-0.state").write_text("SUCCEEDED\n")
@@ -655,7 +652,7 @@ def test_a_refusal_gives_a_run_that_was_there_its_status_back(sbatch, tmp_path, 
     from mlflow.tracking import MlflowClient
 
     words = [*TRAIN, f"data.url={small_set}", *SIDES, *SLURM]
-    (part,) = jobplan.parse(words)
+    (part,) = plan.parse(words)
     run = tmp_path / part.runs[0]
     with ExitStack() as undo:
         staging.write_configs(part, staging.announce(part, undo))
@@ -670,7 +667,7 @@ def test_a_refusal_gives_a_run_that_was_there_its_status_back(sbatch, tmp_path, 
 
 
 def test_a_smoke_test_is_a_job_of_its_own_that_leaves_the_run_alone(tmp_path):
-    (part,) = jobplan.parse([*TRAIN, "smoke=true", *SLURM])
+    (part,) = plan.parse([*TRAIN, "smoke=true", *SLURM])
     with ExitStack() as undo:
         staging.write_configs(part, staging.announce(part, undo))
         undo.pop_all()

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.tracking import client, errors
-from pipeline.tracking import client as server
 from pipeline.tracking.client import disk_of
 from pipeline.tracking.tracker import Tracker
 
@@ -46,9 +45,9 @@ print(client.create_run(experiment).info.run_id)
     told = [child.communicate("x", timeout=120) for child in children]
 
     assert [child.returncode for child in children] == [0] * 4, told
-    uri = server.tracking_uri(str(tmp_path))
-    found = server.connect(uri).get_experiment_by_name("shared")
-    assert len(server.connect(uri).search_runs([found.experiment_id])) == 4
+    uri = client.tracking_uri(str(tmp_path))
+    found = client.connect(uri).get_experiment_by_name("shared")
+    assert len(client.connect(uri).search_runs([found.experiment_id])) == 4
 
 
 @pytest.mark.parametrize(
@@ -56,13 +55,13 @@ print(client.create_run(experiment).info.run_id)
 )
 def test_an_address_that_mlflow_cannot_serve_is_refused_with_the_allowed_ones(uri):
     with pytest.raises(errors.ServerError, match="http.*sqlite.*unset"):
-        server.tracking_uri("runs", uri)
+        client.tracking_uri("runs", uri)
 
 
 def test_a_password_in_the_address_is_used_but_never_shown(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")
-    uri = server.tracking_uri("runs", "https://ann:s3cr%40t@mlflow.example:443/base")
+    uri = client.tracking_uri("runs", "https://ann:s3cr%40t@mlflow.example:443/base")
     assert uri == "https://mlflow.example:443/base"
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == "ann"
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "s3cr@t"
@@ -71,7 +70,7 @@ def test_a_password_in_the_address_is_used_but_never_shown(monkeypatch):
 def test_a_server_that_is_not_there_is_named_in_one_line(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(errors.ServerError) as caught:
-        server.ping(server.connect("http://127.0.0.1:9"), "http://127.0.0.1:9")
+        client.ping(client.connect("http://127.0.0.1:9"), "http://127.0.0.1:9")
     assert "127.0.0.1:9 does not answer" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -95,7 +94,7 @@ def test_a_server_of_something_else_is_told_apart():
     uri = f"http://127.0.0.1:{other.server_port}"
     try:
         with pytest.raises(errors.ServerError, match="not as an MLflow server"):
-            server.ping(server.connect(uri), uri)
+            client.ping(client.connect(uri), uri)
     finally:
         other.shutdown()
         other.server_close()
@@ -116,16 +115,16 @@ def test_a_store_of_an_older_or_newer_mlflow_is_named_with_the_command(
 
 def test_a_file_that_is_no_database_is_named(tmp_path):
     (tmp_path / "mlflow.db").write_text("not a database at all" * 100)
-    uri = server.tracking_uri(str(tmp_path))
+    uri = client.tracking_uri(str(tmp_path))
     with pytest.raises(errors.ServerError, match="mlflow.db is damaged"):
-        server.ping(server.connect(uri), uri)
+        client.ping(client.connect(uri), uri)
 
 
 def test_a_place_where_no_database_can_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("no folder")
-    uri = server.tracking_uri(str(tmp_path / "file"))
+    uri = client.tracking_uri(str(tmp_path / "file"))
     with pytest.raises(errors.ServerError, match=r"file/mlflow.db cannot be made \(.*\): check"):
-        server.connect(uri)
+        client.connect(uri)
 
 
 def test_required_tracking_fails_at_start_and_not_later(tmp_path):
@@ -207,9 +206,9 @@ def test_the_disk_is_the_one_that_stat_names(tmp_path):
 def test_a_store_on_a_network_disk_is_warned_of_once(tmp_path, monkeypatch, capsys):
     """As if tmp_path's own kind of disk were a network's: no such disk can be mounted here."""
     monkeypatch.setattr(client, "NETWORK", (disk_of(tmp_path),))
-    uri = server.tracking_uri(str(tmp_path))
+    uri = client.tracking_uri(str(tmp_path))
     for _ in range(2):
-        server.connect(uri)
+        client.connect(uri)
     told = capsys.readouterr().err
     assert told.count("sqlite breaks under several jobs: set MLFLOW_TRACKING_URI") == 1
     assert str(tmp_path / "mlflow.db") in told

@@ -14,10 +14,10 @@ import pytest
 from jobs import local
 from jobs.spec import Cluster, Job
 from pipeline.config.schema import RunsConfig
-from pipeline.runs import job_record as jobrecord
+from pipeline.runs import job_record
 from pipeline.runs.run_json import update_run_json
-from pipeline.tracking import client as server
 from pipeline.tracking import runs
+from pipeline.tracking.client import connect, experiment_id, tracking_uri
 from pipeline.tracking.delivery import HEARTBEAT
 from tests.conftest import TINY
 
@@ -41,9 +41,9 @@ def made(root):
     """`made(name, status, days)`: a run's folder; its MLflow run has been silent for so long."""
 
     def make(name, status, days=0, **facts):
-        uri = server.tracking_uri(str(root))
-        client = server.connect(uri)
-        experiment = server.experiment_id(client, uri, "me/recipe")
+        uri = tracking_uri(str(root))
+        client = connect(uri)
+        experiment = experiment_id(client, uri, "me/recipe")
         run = client.create_run(experiment, run_name=name).info.run_id
         client.set_tag(run, HEARTBEAT, str(int((time.time() - days * 86400) * 1000)))
         client.update_run(run, status=status)
@@ -55,7 +55,7 @@ def made(root):
 
 def told(root):
     """Status and reason of each run as MLflow has them."""
-    client = server.connect(server.tracking_uri(str(root)))
+    client = connect(tracking_uri(str(root)))
     found = client.search_runs([e.experiment_id for e in client.search_experiments()])
     return {r.info.run_name: (r.info.status, r.data.tags.get("job.error", "")) for r in found}
 
@@ -72,14 +72,14 @@ def submitted(run, script):
     program.chmod(0o755)
     job = Job(id=run.name, verb="train", arguments=(), run=str(run), folder=str(run))
     number = local.submit(job, Cluster(python=str(program), retries=0))
-    jobrecord.write(jobrecord.Record(
+    job_record.write(job_record.Record(
         id=run.name, verb="train", run=str(run), folder=str(run), number=number,
         cluster={"scheduler": "local"}, submitted=""))  # fmt: skip
     return int(number.partition("_")[0])
 
 
 def over(run):
-    return not jobrecord.read(str(run)).status().state.live
+    return not job_record.read(str(run)).status().state.live
 
 
 def wait(condition, seconds=60):
@@ -167,7 +167,7 @@ def test_a_run_whose_end_could_not_be_sent_gets_that_end(root, made):
 
 def test_a_job_that_cannot_be_asked_about_is_left_alone(root, made, monkeypatch, tmp_path, capsys):
     run = made("unknown", "SCHEDULED", 2)
-    jobrecord.write(jobrecord.Record(
+    job_record.write(job_record.Record(
         id="unknown", verb="train", run=str(run), folder=str(run), number="7",
         cluster={"scheduler": "slurm"}, submitted=""))  # fmt: skip
     monkeypatch.setenv("PATH", str(tmp_path))  # no scontrol

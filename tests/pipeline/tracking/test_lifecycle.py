@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from models import GENERATORS
-from pipeline.comparison import collect as gather
-from pipeline.comparison import compare
+from pipeline.comparison import collect, compare
 from pipeline.config.compose import compose
 from pipeline.config.groups import MsanetModel
 from pipeline.evaluation import evaluate
 from pipeline.runs.folder import folder_at
 from pipeline.runs.run_json import read_run_json
-from pipeline.tracking import client as server
+from pipeline.tracking import client
 from pipeline.tracking.lifecycle import send
 from pipeline.tracking.spool import Unsent
 from pipeline.tracking.tracker import Tracker
@@ -56,7 +55,7 @@ def track(run):
 
 
 def client_of(run):
-    return server.connect(server.tracking_uri(server.default_root(run)))
+    return client.connect(client.tracking_uri(client.default_root(run)))
 
 
 def test_scores_reach_the_run_and_a_comparison_that_has_mlflow_alone(words, run, tmp_path):
@@ -69,7 +68,7 @@ def test_scores_reach_the_run_and_a_comparison_that_has_mlflow_alone(words, run,
     assert found.data.metrics["eval/msanet/psnr 0.1_0.2"] == pytest.approx(bucket)
     shutil.rmtree(run)
     root = str(tmp_path / "runs")
-    (there,) = gather.gather(root)
+    (there,) = collect.gather(root)
     assert there.facts["pairs_digest"] == result["pairs_digest"]
     out = tmp_path / "report"
     told = compare.main(compose("compare", [f"root={root}", f"out={out}"]).config)

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from pipeline.config.schema import PromoteConfig, RollbackConfig, RunsConfig
-from pipeline.registry import promote
-from pipeline.registry import register as registry
+from pipeline.registry import promote, register
 from pipeline.runs.run_json import read_run_json
-from pipeline.tracking import client as server
 from pipeline.tracking import errors, model_versions, runs
+from pipeline.tracking.client import connect, experiment_id, ping
 from pipeline.tracking.tracker import Tracker
 from tests.support.mlflow_server import Postgres, Process, free_port, postgres_bin
 from tests.support.s3 import moto_server
@@ -122,7 +121,7 @@ def test_a_trainer_records_a_run_and_its_files_reach_the_bucket(as_user, product
 
     told = read_run_json(run.run)
     assert told["mlflow_uri"] == url
-    client = server.connect(url)
+    client = connect(url)
     recorded = client.get_run(told["mlflow_run_id"])
     assert recorded.info.status == "FINISHED"
     history = client.get_metric_history(told["mlflow_run_id"], "g/l1")
@@ -136,8 +135,8 @@ def test_a_trainer_records_a_run_and_its_files_reach_the_bucket(as_user, product
 
 def test_the_trainers_account_registers_but_cannot_touch_production(as_user, tmp_path):
     url = as_user("ann")
-    client = server.connect(url)
-    server.experiment_id(client, url, "me/recipe")
+    client = connect(url)
+    experiment_id(client, url, "me/recipe")
     run = finished_run(tmp_path / "candidate", seed=1, uri=url)
     version = registered(run, url)
     scored(run, 20.0)
@@ -156,7 +155,7 @@ def test_the_trainers_account_registers_but_cannot_touch_production(as_user, tmp
         with pytest.raises(MlflowException, match="403|PERMISSION_DENIED|denied"):
             forbidden()
     as_user("admin")
-    assert model_versions.versions(server.connect(url), "inpaint") == []
+    assert model_versions.versions(connect(url), "inpaint") == []
 
     as_user("release")
     told = promote.main(PromoteConfig(model="inpaint-msanet", run=run, into="inpaint"))
@@ -170,7 +169,7 @@ def test_the_trainers_account_registers_but_cannot_touch_production(as_user, tmp
     as_user("release")
     assert promote.main(PromoteConfig(model="inpaint-msanet", run=better, into="inpaint"))
     assert promote.main(RollbackConfig(model="inpaint"))["version"] == 3
-    found = registry.find_version(server.connect(url), "models:/inpaint@champion")
+    found = register.find_version(connect(url), "models:/inpaint@champion")
     assert found.tags["lacuna.run"] == run
 
     worse = finished_run(tmp_path / "worse", seed=3)
@@ -185,10 +184,10 @@ def test_the_trainers_account_registers_but_cannot_touch_production(as_user, tmp
 def test_a_wrong_password_and_a_foreign_experiment_are_one_line_each(as_user, tmp_path, capfd):
     url = as_user("ann", "not-the-password")
     with pytest.raises(errors.ServerError, match="refused ann: set MLFLOW_TRACKING_USERNAME"):
-        server.ping(server.connect(url), url)
+        ping(connect(url), url)
 
     as_user("admin")
-    server.experiment_id(server.connect(url), url, "somebody/else")
+    experiment_id(connect(url), url, "somebody/else")
     as_user("ann")
     run = Tracker(tmp_path / "run", experiment="somebody/else", run_name="intruder")
     run.start({}, {})

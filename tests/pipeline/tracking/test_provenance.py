@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from pipeline.common import secrets
-from pipeline.tracking import provenance as capture
+from pipeline.tracking import provenance
 from pipeline.tracking.delivery import flatten
 
 
@@ -16,7 +16,7 @@ from pipeline.tracking.delivery import flatten
 def test_the_first_process_of_every_other_node_samples_its_machine(monkeypatch, rank, local, keys):
     for name, value in (("RANK", rank), ("LOCAL_RANK", local), ("LOCAL_WORLD_SIZE", "4")):
         monkeypatch.setenv(name, value)
-    found = capture.other_node_metrics()
+    found = provenance.other_node_metrics()
     assert {key[: len("system/1/")] for key in found} == keys
 
 
@@ -25,7 +25,7 @@ def test_a_job_is_named_by_what_its_scheduler_set(monkeypatch):
             "POD_NAME": "train-0", "POD_NAMESPACE": "vision", "NODE_NAME": "node17"}  # fmt: skip
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    tags, files = capture.environment()
+    tags, files = provenance.environment()
     names = ("slurm.job_id", "slurm.array_task_id", "slurm.restart_count", "pod.name")
     assert [tags[name] for name in names] == ["4711", "3", "2", "train-0"]
     assert (tags["pod.namespace"], tags["pod.node"]) == ("vision", "node17")
@@ -37,13 +37,13 @@ def test_a_snapshot_is_what_submit_took_whatever_checkout_lies_around_it(monkeyp
     diff.write_bytes(b"+x = 2\n+caf\xe9\n+password = 'hunter2hunter2'\n")
     monkeypatch.setenv("LACUNA_COMMIT", "c" * 40)
     monkeypatch.setenv("LACUNA_IMAGE", "registry/lacuna@sha256:0")
-    tags, files = capture.environment()
+    tags, files = provenance.environment()
     assert tags["mlflow.source.git.commit"] == "c" * 40
     assert (tags["git.dirty"], tags["image.digest"]) == ("false", "registry/lacuna@sha256:0")
     assert "environment/uncommitted.patch" not in files
     for place, line in ((diff, "+x = 2\n"), (tmp_path / "gone", f"# {tmp_path}/gone cannot be")):
         monkeypatch.setenv("LACUNA_DIFF", str(place))
-        tags, files = capture.environment()
+        tags, files = provenance.environment()
         assert tags["git.dirty"] == "true"
         patch = files["environment/uncommitted.patch"]
         assert patch.startswith(line) and "hunter2" not in patch
@@ -85,11 +85,11 @@ def test_an_uncommitted_change_is_captured_and_scanned(tmp_path):
     git("add", ".")
     git("commit", "-qm", "first")
     git("config", "diff.external", "true")  # which prints nothing
-    assert capture.git(tmp_path)[1] == ""
+    assert provenance.git(tmp_path)[1] == ""
     (tmp_path / "a.py").write_text("x = 2\npassword = 'hunter2hunter2'\n")
     (tmp_path / "new.py").write_text("")
 
-    commit, diff = capture.git(tmp_path)
+    commit, diff = provenance.git(tmp_path)
 
     assert len(commit) == 40
     assert "+x = 2" in diff and "# untracked: new.py" in diff and "hunter2" not in diff

@@ -10,22 +10,22 @@ from pipeline.config.schema import RunsConfig
 from pipeline.runs import checkpoints
 from pipeline.runs.folder import folder_at
 from pipeline.runs.run_json import read_run_json
-from pipeline.tracking import client as server
 from pipeline.tracking import runs
+from pipeline.tracking.client import connect, experiment_id, tracking_uri
 from pipeline.tracking.delivery import HEARTBEAT
-from pipeline.training import checkpointing as checkpoint
+from pipeline.training import checkpointing
 from tests.support.trained import finished_run
 
 DAY = 86400
 
 
 def uri(root):
-    return server.tracking_uri(str(root))
+    return tracking_uri(str(root))
 
 
 def logged(root, name, status="FINISHED", heartbeat_age=0.0, **metrics):
-    client = server.connect(uri(root))
-    experiment = server.experiment_id(client, uri(root), "me/recipe")
+    client = connect(uri(root))
+    experiment = experiment_id(client, uri(root), "me/recipe")
     run = client.create_run(experiment, run_name=name).info.run_id
     for key, value in metrics.items():
         client.log_metric(run, key.replace("__", "/"), value)
@@ -70,8 +70,8 @@ def test_the_state_of_a_silent_run_is_not_called_running(root):
     logged(root, "alive", "RUNNING")
     logged(root, "silent", "RUNNING", heartbeat_age=7200)
     waiting = logged(root, "waiting", "RUNNING", heartbeat_age=7200)
-    server.connect(uri(root)).set_tag(waiting, "job.state", "requeued")
-    server.connect(uri(root)).update_run(waiting, status="SCHEDULED")
+    connect(uri(root)).set_tag(waiting, "job.state", "requeued")
+    connect(uri(root)).update_run(waiting, status="SCHEDULED")
     states = {r["name"]: r["state"] for r in do(root)["runs"]}
     assert states == {"alive": "running", "silent": "silent 2.0 h", "waiting": "requeued"}
 
@@ -80,7 +80,7 @@ def test_close_ends_dead_runs_and_no_living_one(root):
     alive = logged(root, "alive", "RUNNING")
     dead = logged(root, "dead", "RUNNING", heartbeat_age=2 * DAY)
     assert [r["run_id"] for r in do(root, "close")["closed"]] == [dead]
-    client = server.connect(uri(root))
+    client = connect(uri(root))
     assert client.get_run(dead).info.status == "KILLED"
     assert client.get_run(alive).info.status == "RUNNING"
 
@@ -89,7 +89,7 @@ def several(root, name="run", pinned=()):
     """A run with checkpoints at 1000, 2000, 3000 and 4000 images; 2000 is the best."""
     run = finished_run(root / name)
     first = checkpoints.find(run)
-    saver = checkpoint.Saver(folder_at(run), 10)
+    saver = checkpointing.Saver(folder_at(run), 10)
     for images, psnr in ((2000, 25.0), (3000, 22.0), (4000, 23.0)):
         facts = {"model": first.state["model"], "dataset": "ab" * 32, "metrics": {"val/psnr": psnr}}
         saver.save(images, {"generator": first.read("generator")}, facts)

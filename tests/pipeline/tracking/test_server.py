@@ -10,8 +10,8 @@ from pipeline.common.environment import user
 from pipeline.config.compose import compose
 from pipeline.config.schema import SyncConfig
 from pipeline.runs.run_json import read_run_json
-from pipeline.tracking import client as server
 from pipeline.tracking import errors, sync
+from pipeline.tracking.client import connect, experiment_id, model_link, ping, run_link
 from pipeline.tracking.lifecycle import announce
 from pipeline.tracking.spool import Unsent
 from pipeline.tracking.tracker import Tracker
@@ -39,13 +39,13 @@ def proxy(real):
 
 
 def steps(real, run, key="g/l1"):
-    client = server.connect(real.url)
+    client = connect(real.url)
     history = client.get_metric_history(read_run_json(str(run))["mlflow_run_id"], key)
     return sorted(metric.step for metric in history)
 
 
 def named(real, name):
-    client = server.connect(real.url)
+    client = connect(real.url)
     experiments = [e.experiment_id for e in client.search_experiments()]
     return client.search_runs(experiments, f"attributes.run_name = '{name}'")
 
@@ -78,7 +78,7 @@ def test_600_points_arrive_although_the_server_fails_in_the_middle(real, proxy, 
     (recorded,) = named(real, f"fault-{fault}")
     assert recorded.info.status == "FINISHED"
     assert not (run.folder / "rejected.jsonl").exists(), "no event is poison because of an outage"
-    images = server.connect(real.url).list_artifacts(recorded.info.run_id, "images")
+    images = connect(real.url).list_artifacts(recorded.info.run_id, "images")
     assert len(images) == 8, "four pictures with their thumbnails"
 
 
@@ -133,7 +133,7 @@ def run_sync(proxy, run):
 
 
 def test_a_creation_whose_answer_is_lost_makes_no_second_run(real, proxy, tmp_path):
-    server.experiment_id(server.connect(real.url), real.url, "me/faults")
+    experiment_id(connect(real.url), real.url, "me/faults")
     proxy.mode, proxy.only = "lost", "runs/create"
     run = begin(proxy, tmp_path, "ghost")
     until(lambda: len(named(real, "ghost")) > 0)
@@ -152,7 +152,7 @@ def test_an_announcement_whose_answer_is_lost_is_found_by_the_next_submit(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
     database, run = Database(real.folder / "server.db"), str(tmp_path / "announced")
     config = compose("train", ["experiment=quickstart", f"run={run}"]).config
-    server.experiment_id(server.connect(proxy.url), proxy.url, f"{user()}/quickstart")
+    experiment_id(connect(proxy.url), proxy.url, f"{user()}/quickstart")
     proxy.mode, proxy.only = "lost", "runs/create"
     with pytest.raises(errors.ServerError):
         announce([config], [run], "job")
@@ -174,7 +174,7 @@ def test_an_announcement_whose_answer_is_lost_is_found_by_the_next_submit(
 def test_a_twin_that_appears_late_is_removed_when_the_run_ends(real, proxy, tmp_path):
     run = begin(proxy, tmp_path, "twin")
     until(lambda: "mlflow_run_id" in read_run_json(run.run))
-    client = server.connect(real.url)
+    client = connect(real.url)
     experiment = read_run_json(run.run)["mlflow_experiment_id"]
     tags = {"lacuna.uid": run._state["uid"], "mlflow.runName": "twin"}
     client.create_run(experiment, tags=tags)
@@ -189,7 +189,7 @@ def test_a_twin_that_appears_late_is_removed_when_the_run_ends(real, proxy, tmp_
 def test_a_name_that_the_server_refuses_is_explained(real, proxy):
     proxy.headers = {"Host": "mlflow.cluster.example"}
     with pytest.raises(errors.ServerError, match="--allowed-hosts"):
-        server.ping(server.connect(proxy.url), proxy.url)
+        ping(connect(proxy.url), proxy.url)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_name_that_the_server_refuses_is_explained(real, proxy):
 def test_a_refusal_is_one_line_that_says_what_to_set(proxy, status, words):
     proxy.mode = status
     with pytest.raises(errors.ServerError, match=words) as caught:
-        server.ping(server.connect(proxy.url), proxy.url)
+        ping(connect(proxy.url), proxy.url)
     assert "\n" not in str(caught.value)
 
 
@@ -212,7 +212,7 @@ def test_the_dataset_and_the_artifacts_pass_through_the_server(real, tmp_path):
     run.text("notes/hello.txt", "hello")
     run.finish("FINISHED")
 
-    client = server.connect(real.url)
+    client = connect(real.url)
     (recorded,) = named(real, "files")
     assert recorded.info.artifact_uri.startswith("mlflow-artifacts:/")
     where = client.download_artifacts(recorded.info.run_id, "evaluation/out/table.csv")
@@ -226,11 +226,11 @@ def test_links_open_the_page_of_the_run_and_of_the_version(real, tmp_path):
     run = finished_run(tmp_path / "linked", uri=real.url)
     version = registered(run, real.url)
     told = read_run_json(run)
-    link = server.run_link(real.url, told["mlflow_experiment_id"], told["mlflow_run_id"])
+    link = run_link(real.url, told["mlflow_experiment_id"], told["mlflow_run_id"])
     with Page(link) as page:
         page.until("document.body.innerText.includes('About this run')")
         shown = page.run("document.body.innerText")
         assert told["mlflow_run_id"] in shown and "System metrics" in shown
-    with Page(server.model_link(real.url, version.name, version.version)) as page:
+    with Page(model_link(real.url, version.name, version.version)) as page:
         page.until("document.body.innerText.includes('Registered At')")
         assert "Version 1" in page.run("document.body.innerText")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.runs.run_json import read_run_json
-from pipeline.tracking import client as server
+from pipeline.tracking.client import experiment_id
 from tests.support.records import client, run_of, steps, tracker
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -158,7 +158,7 @@ def test_a_resumed_run_goes_on_in_the_same_record(root):
 
 
 def test_a_run_made_at_submit_is_the_one_that_is_recorded(root):
-    made = client(root).create_run(server.experiment_id(client(root), f"sqlite:///{root}/mlflow.db",
+    made = client(root).create_run(experiment_id(client(root), f"sqlite:///{root}/mlflow.db",
                                                         "me/submitted"))  # fmt: skip
     with tracker(root, "submitted", run_id=made.info.run_id) as run:
         run.start({"a": 1}, {})

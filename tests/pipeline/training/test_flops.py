@@ -6,8 +6,7 @@ from torch import nn
 
 from models import Prediction
 from pipeline.config.compose import compose
-from pipeline.training import flops, method
-from pipeline.training import sync_batchnorm as syncnorm
+from pipeline.training import flops, method, sync_batchnorm
 from pipeline.training.network import Trainee
 from pipeline.training.progress import Meter
 from tests.support.strategies import engine_of
@@ -72,8 +71,10 @@ def test_counting_leaves_networks_and_random_numbers_as_they_were(monkeypatch):
 def test_counting_touches_no_other_rank_and_no_other_device(monkeypatch):
     """As on a node of two GPUs, before anything watches for a rank that hangs."""
     exchanged = []
-    monkeypatch.setattr(syncnorm, "_world_size", lambda: 2)
-    monkeypatch.setattr(syncnorm.dist, "all_gather", lambda *_: exchanged.append("all_gather"))
+    monkeypatch.setattr(sync_batchnorm, "_world_size", lambda: 2)
+    monkeypatch.setattr(
+        sync_batchnorm.dist, "all_gather", lambda *_: exchanged.append("all_gather")
+    )
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: exchanged.append(device))
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: None)

@@ -11,7 +11,7 @@ import torch
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import free_port
-from pipeline.training import sync_batchnorm as syncnorm
+from pipeline.training import sync_batchnorm
 from pipeline.training.guards import too_large
 from pipeline.training.loop import step
 from tests.conftest import TINY
@@ -87,12 +87,14 @@ def test_a_training_step_that_does_not_fit_is_tried_smaller_and_explained(monkey
     images, masks = torch.zeros(4, 40, 40, 3, dtype=torch.uint8), torch.ones(4, 40, 40)
     seen = []
     exchanged = []
-    monkeypatch.setattr(syncnorm.dist, "all_gather", lambda *_: exchanged.append("statistics"))
+    monkeypatch.setattr(
+        sync_batchnorm.dist, "all_gather", lambda *_: exchanged.append("statistics")
+    )
 
     def holds_two(module, given):
         seen.append((len(given[0]), module.training))
         if len(given[0]) > 2:
-            monkeypatch.setattr(syncnorm, "_world_size", lambda: 2)  # the other rank had room
+            monkeypatch.setattr(sync_batchnorm, "_world_size", lambda: 2)  # the other rank had room
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with engine_of(config, monkeypatch) as engine:

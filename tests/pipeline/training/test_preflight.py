@@ -14,10 +14,9 @@ from pipeline.launch.topology import process_count
 from pipeline.runs.checkpoints import build_generator
 from pipeline.runs.folder import folder_at
 from pipeline.runs.identity import write_config
-from pipeline.tracking import client as server
-from pipeline.training import preflight as checks
+from pipeline.tracking import client
 from pipeline.training.checkpointing import Saver
-from pipeline.training.preflight import preflight
+from pipeline.training.preflight import COMPUTED, preflight
 from shards.mask_sets import write_mask_set
 from shards.writer import write_set
 from tests.support.sets import samples
@@ -185,7 +184,7 @@ def test_a_registered_model_that_is_not_there_or_another_network_is_refused(
 ):
     given = f"root={root}"
     assert "no registered model 'nope'" in refusal("init=models:/nope", given)
-    uri = server.tracking_uri(str(root))
+    uri = client.tracking_uri(str(root))
     registered(finished_run(tmp_path / "first", uri=uri), uri)
     assert "inpaint-msanet has no version 7" in refusal("init=models:/inpaint-msanet/7", given)
     said = refusal("init=models:/inpaint-msanet", given, start=MUSICAL)
@@ -205,7 +204,7 @@ def test_only_options_that_change_no_tensor_may_differ_from_those_of_weights(nam
     others = {"taps": [1, 2], "temperature": [1.0], "propagation": [0, 2]}
     tried = 0
     for f in fields(MODELS[name]):
-        if f.name in checks.COMPUTED:
+        if f.name in COMPUTED:
             for value in others.get(f.name) or f.metadata["choices"]:
                 assert shapes(**{f.name: value}) == shapes(), f.name
                 tried += 1

@@ -16,8 +16,7 @@ from models.densenet import DenseNetDiscriminator
 from models.vgg import VGG16Features
 from pipeline import cli
 from pipeline.config.compose import compose
-from pipeline.training import launcher as launch
-from pipeline.training import pretrained, weights
+from pipeline.training import launcher, pretrained, weights
 from shards import store
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -67,11 +66,11 @@ def elsewhere(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(launch, "supervise", started)
+    monkeypatch.setattr(launcher, "supervise", started)
     monkeypatch.setattr(scheduler, "submit", started)
     monkeypatch.setattr(scheduler, "judge", lambda _: None)
     monkeypatch.setattr(scheduler, "located", lambda cluster: cluster)
-    before = {n: signal.getsignal(n) for n in launch.STOP_SIGNALS}
+    before = {n: signal.getsignal(n) for n in launcher.STOP_SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

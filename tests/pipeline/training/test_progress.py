@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.training import progress as meter
+from pipeline.training import progress
 
 ROOT = Path(__file__).resolve().parents[3]
 SAYS = """
@@ -35,8 +35,8 @@ def test_a_log_gets_whole_lines_now_and_then():
 
 def test_losses_stay_shown_between_lines_of_the_log_and_days_are_told(monkeypatch, capsys):
     """On a GPU losses are fetched at every twentieth step only."""
-    monkeypatch.setattr(meter, "PLAIN_EVERY", 0.0)
-    told = meter.Meter(0, 5_000_000, True)
+    monkeypatch.setattr(progress, "PLAIN_EVERY", 0.0)
+    told = progress.Meter(0, 5_000_000, True)
     assert told.values() == {}
     for number, losses in enumerate(({}, {"g/l1": 0.5}, {}, {}, {"g/l1": 0.25})):
         assert told.values().get("perf/images_per_s_train") == (16 if number > 3 else None)

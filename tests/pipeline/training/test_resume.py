@@ -11,10 +11,10 @@ import torch
 from pipeline.common.errors import ConfigError
 from pipeline.config.groups import ObjectiveConfig
 from pipeline.config.schema import TrainConfig
-from pipeline.registry import register as registry
+from pipeline.registry import register
 from pipeline.runs.checkpoints import build_generator, find
 from pipeline.runs.folder import folder_at
-from pipeline.tracking import client as server
+from pipeline.tracking.client import connect, tracking_uri
 from pipeline.training.checkpointing import Saver, files_of, initialise, resume
 from pipeline.training.method import Method
 from pipeline.training.network import Trainee
@@ -157,10 +157,10 @@ def test_a_registered_model_is_a_start_and_stays_in_the_lineage(tmp_path, monkey
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = str(tmp_path / "runs")
-    uri = server.tracking_uri(root)
+    uri = tracking_uri(root)
     run = finished_run(tmp_path / "runs" / "first", uri=uri)
-    told = registry.register(run)
-    client = server.connect(uri)
+    told = register.register(run)
+    client = connect(uri)
     client.set_registered_model_alias(told["name"], "champion", str(told["version"]))
     networks = fresh(average=True)
     lineage = initialise(f"models:/{told['name']}@champion", root, networks, ALONE)

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.config.schema import TrainConfig
 from pipeline.runs import checkpoints, folder
-from pipeline.training import checkpointing as checkpoint
+from pipeline.training import checkpointing
 from pipeline.training.loop import step
 from tests.support.strategies import engine_of, networks_of
 
@@ -41,7 +41,7 @@ def test_scaled_and_accumulated_gradients_give_the_unscaled_weights(monkeypatch)
             for number in range(2):
                 step(networks, engine, *batch(number), config)
                 assert engine.step(networks.trainees, 0.0)
-            found.append(checkpoint.files_of(networks.trainees))
+            found.append(checkpointing.files_of(networks.trainees))
     unscaled, scaled = found
     for name in ("generator", "discriminator"):
         for key, tensor in unscaled[name].items():
@@ -50,7 +50,7 @@ def test_scaled_and_accumulated_gradients_give_the_unscaled_weights(monkeypatch)
 
 def test_an_overflow_in_one_network_halves_its_scale_alone_and_steps_neither(monkeypatch):
     with half(monkeypatch) as (config, engine, networks):
-        before = checkpoint.files_of(networks.trainees)
+        before = checkpointing.files_of(networks.trainees)
         before = {key: tensor.clone() for key, tensor in before["generator"].items()}
         bias = networks.discriminator.module.head.bias
         handle = bias.register_hook(lambda gradient: gradient * float("inf"))
@@ -119,11 +119,11 @@ def test_scales_are_in_the_checkpoint(monkeypatch, tmp_path):
         scaler.load_state_dict({**scaler.state_dict(), "scale": 1024.0})
         step(networks, engine, *batch(0), config)
         assert engine.step(networks.trainees, 0.0)
-        saver = checkpoint.Saver(run, 1)
-        saver.save(4, checkpoint.files_of(networks.trainees), {})
+        saver = checkpointing.Saver(run, 1)
+        saver.save(4, checkpointing.files_of(networks.trainees), {})
         saver.close()
         expected = [trainee.scaler.state_dict() for trainee in networks.trainees]
     with half(monkeypatch) as (_, _, networks):
-        checkpoint.restore(checkpoints.latest(run.url), networks.trainees)
+        checkpointing.restore(checkpoints.latest(run.url), networks.trainees)
         assert [t.scaler.state_dict() for t in networks.trainees] == expected
         assert expected[1]["scale"] == pytest.approx(1024) and expected[0]["_growth_tracker"] == 1

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.launch.topology import place
-from pipeline.training import watchdog as room
+from pipeline.training import watchdog
 from pipeline.training.watchdog import FIRST, Watch, culprits, straggler
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -69,7 +69,7 @@ def test_a_straggler_is_named_with_what_it_waits_for():
 def clock(monkeypatch):
     """The watch's clock, in seconds, moved by hand."""
     now = SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr(room, "time", SimpleNamespace(monotonic=lambda: now.seconds))
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: now.seconds))
     return now
 
 
