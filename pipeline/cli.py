@@ -128,7 +128,7 @@ def inside_job() -> bool:
 
 def _check_layout() -> None:
     code = os.environ.get("LACUNA_CODE")
-    if code and CHECKOUT != Path(code).resolve():
+    if code and Path(code).resolve() != CHECKOUT:
         raise ValueError(
             f"package 'pipeline' is taken from {CHECKOUT} instead of the job's snapshot, "
             f"LACUNA_CODE={code}: keep PYTHONPATH as the job's script sets it, and give "
