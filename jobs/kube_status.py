@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs.cause import follows
 from jobs.pod import INDEX, Object
-from jobs.spec import State, Status, explained, last_line, numbers
+from jobs.spec import JobState, Status, explained, last_line, numbers
 
 KILLED = (135, 137, 139)  # SIGBUS, SIGKILL, SIGSEGV
 # A pod that waits for one of these waits for ever, and only its own state says so.
@@ -34,16 +34,16 @@ def judged(job: Object, pods: Sequence[Object]) -> Status:
     return replace(_judged(job, pods), elements=_elements(job, pods))
 
 
-def _elements(job: Object, pods: Sequence[Object]) -> dict[str, State]:
+def _elements(job: Object, pods: Sequence[Object]) -> dict[str, JobState]:
     """By the controller's own lists; only of an array do elements fail alone."""
     spec, said = job.get("spec", {}), job.get("status", {})
     if spec.get("completions", 1) == 1 or "maxFailedIndexes" in spec:
         return {}
     running = {_place(p)[1] for p in pods if p["status"].get("phase") == "Running"}
-    known = dict.fromkeys(running, State.RUNNING)
-    known |= dict.fromkeys(numbers(said.get("completedIndexes", "")), State.SUCCEEDED)
-    known |= dict.fromkeys(numbers(said.get("failedIndexes", "")), State.FAILED)
-    return {str(i): known.get(str(i), State.QUEUED) for i in range(spec["completions"])}
+    known = dict.fromkeys(running, JobState.RUNNING)
+    known |= dict.fromkeys(numbers(said.get("completedIndexes", "")), JobState.SUCCEEDED)
+    known |= dict.fromkeys(numbers(said.get("failedIndexes", "")), JobState.FAILED)
+    return {str(i): known.get(str(i), JobState.QUEUED) for i in range(spec["completions"])}
 
 
 def _judged(job: Object, pods: Sequence[Object]) -> Status:
@@ -55,28 +55,30 @@ def _judged(job: Object, pods: Sequence[Object]) -> Status:
     again = Counter(_place(p) for p in ended)
     restarts = max(again.values(), default=0) + attempts
     if {"Complete", "Completed", "SuccessCriteriaMet"} & set(conditions):
-        return Status(State.SUCCEEDED, "", restarts)
+        return Status(JobState.SUCCEEDED, "", restarts)
     for name in ("Failed", "FailureTarget"):
         if name in conditions:
             why = conditions[name].get("reason", "")
             last = {_place(p): p for p in sorted(ended, key=_finished)}
             told = [_ending(p) for p in sorted(last.values(), key=_blame)]
             reason = "; ".join(filter(None, [why, *told[:1]]))
-            return Status(State.FAILED, reason, restarts - bool(ended))
+            return Status(JobState.FAILED, reason, restarts - bool(ended))
     if job["metadata"].get("deletionTimestamp"):  # what had ended before has only had its time
-        return Status(State.CANCELLED, "being deleted", restarts)
+        return Status(JobState.CANCELLED, "being deleted", restarts)
     waits = [reason for pod in pods if (reason := _waiting(pod))]
     running = [p for p in pods if p["status"].get("phase") == "Running" and not _waiting(p)]
     if running and not waits:
         nodes = sorted({p["spec"].get("nodeName", "?") for p in running})
-        return Status(State.RUNNING, f"on {','.join(nodes)}", restarts)
+        return Status(JobState.RUNNING, f"on {','.join(nodes)}", restarts)
     if "Suspended" in conditions:
-        return Status(State.QUEUED, conditions["Suspended"].get("message", "suspended"), restarts)
+        return Status(
+            JobState.QUEUED, conditions["Suspended"].get("message", "suspended"), restarts
+        )
     if waits:
-        return Status(State.QUEUED, waits[0], restarts)
+        return Status(JobState.QUEUED, waits[0], restarts)
     if any(p["status"].get("phase") == "Succeeded" for p in pods):  # its controller is to say so
-        return Status(State.RUNNING, "its last pods have ended", restarts)
-    return Status(State.QUEUED, "its pods are being made", restarts)
+        return Status(JobState.RUNNING, "its last pods have ended", restarts)
+    return Status(JobState.QUEUED, "its pods are being made", restarts)
 
 
 def queued(workloads: Sequence[Object], name: str) -> str:
@@ -180,11 +182,11 @@ def judged_stage(jobset: Object, pods: Sequence[Object], stage: str) -> Status:
     mine = [name for name in parts if re.fullmatch(rf"{stage}(-\d+)?", name)]
     said = {s["name"]: s for s in jobset.get("status", {}).get("replicatedJobsStatus", [])}
     if mine and all(said.get(name, {}).get("succeeded", 0) >= parts[name] for name in mine):
-        return Status(State.SUCCEEDED, "", whole.restarts)
+        return Status(JobState.SUCCEEDED, "", whole.restarts)
     lost = [name for name in parts if said.get(name, {}).get("failed")]
-    if whole.state is State.FAILED and not (pods or {*lost} & {*mine}):
+    if whole.state is JobState.FAILED and not (pods or {*lost} & {*mine}):
         first = lost[0] if lost else "a stage"
-        return Status(State.CANCELLED, f"{first} before it failed", whole.restarts)
-    if whole.state is State.QUEUED and not pods and mine[:1] != [*parts][:1]:
-        return Status(State.QUEUED, "waits for the stage before it", whole.restarts)
+        return Status(JobState.CANCELLED, f"{first} before it failed", whole.restarts)
+    if whole.state is JobState.QUEUED and not pods and mine[:1] != [*parts][:1]:
+        return Status(JobState.QUEUED, "waits for the stage before it", whole.restarts)
     return whole

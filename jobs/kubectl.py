@@ -13,7 +13,7 @@ from dataclasses import replace
 from jobs import kubernetes
 from jobs.kube_status import judged, judged_stage, queued, refused
 from jobs.pod import Object
-from jobs.spec import Cluster, State, Status, SubmitError, call, last_line
+from jobs.spec import Cluster, JobState, Status, SubmitError, call, last_line
 from jobs.watching import watched
 
 HINTS = {
@@ -176,9 +176,9 @@ def _seen(number: str, cluster: Cluster, run: str | None) -> tuple[Status, list[
     whole, _, stage = number.partition("#")
     job = _get(whole, cluster)
     if not job:
-        return Status(State.UNKNOWN, GONE), []
+        return Status(JobState.UNKNOWN, GONE), []
     if run is not None and (whose := _stranger(job, stage, run)):
-        return Status(State.UNKNOWN, f"{whole} is not this job any more, but of {whose}"), []
+        return Status(JobState.UNKNOWN, f"{whole} is not this job any more, but of {whose}"), []
     pods = _pods(number, cluster)
     found = judged_stage(job, pods, stage) if stage else judged(job, pods)
     held = ""
@@ -186,7 +186,7 @@ def _seen(number: str, cluster: Cluster, run: str | None) -> tuple[Status, list[
         pod["status"].get("phase") in ("Pending", "Running") for pod in pods
     ):
         held = _held(job["metadata"]["name"], stage, cluster)
-    return replace(found, state=State.QUEUED, reason=held) if held else found, pods
+    return replace(found, state=JobState.QUEUED, reason=held) if held else found, pods
 
 
 def _held(name: str, stage: str, cluster: Cluster) -> str:

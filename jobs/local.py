@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from jobs.slurm_status import notes
-from jobs.spec import Cluster, Job, State, Status, SubmitError, check
+from jobs.spec import Cluster, Job, JobState, Status, SubmitError, check
 from jobs.text import rendered
 
 
@@ -73,9 +73,9 @@ def status(number: str, folder: str | Path) -> Status:
     pid, _, started = number.partition("_")
     gone = start_of(int(pid)) != started  # before the note: its last one comes before its end
     word, _, reason = notes(folder).get(pid, "RUNNING").partition(" ")
-    state = State(word) if word in State.__members__ else State.UNKNOWN
+    state = JobState(word) if word in JobState.__members__ else JobState.UNKNOWN
     if state.live and gone:
-        return Status(State.FAILED, "its process was killed")
+        return Status(JobState.FAILED, "its process was killed")
     return Status(state, reason)
 
 

@@ -8,28 +8,28 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from jobs.spec import State, Status, SubmitError, call, explained, last_line, numbers
+from jobs.spec import JobState, Status, SubmitError, call, explained, last_line, numbers
 from jobs.spec import summary as summed
 
 ENDED = {
-    "COMPLETED": State.SUCCEEDED,
-    "CANCELLED": State.CANCELLED,
-    "PENDING": State.QUEUED,
-    "REQUEUED": State.QUEUED,
-    "REQUEUE_HOLD": State.QUEUED,
-    "RESV_DEL_HOLD": State.QUEUED,
-    "SPECIAL_EXIT": State.QUEUED,
-    "SUSPENDED": State.QUEUED,
-    "RUNNING": State.RUNNING,
-    "CONFIGURING": State.RUNNING,
-    "COMPLETING": State.RUNNING,
-    "STAGE_OUT": State.RUNNING,
-    "RESIZING": State.RUNNING,
-    "SIGNALING": State.RUNNING,
-    "STOPPED": State.RUNNING,
-    "PREEMPTED": State.INTERRUPTED,
-    "TIMEOUT": State.INTERRUPTED,
-    "NODE_FAIL": State.INTERRUPTED,
+    "COMPLETED": JobState.SUCCEEDED,
+    "CANCELLED": JobState.CANCELLED,
+    "PENDING": JobState.QUEUED,
+    "REQUEUED": JobState.QUEUED,
+    "REQUEUE_HOLD": JobState.QUEUED,
+    "RESV_DEL_HOLD": JobState.QUEUED,
+    "SPECIAL_EXIT": JobState.QUEUED,
+    "SUSPENDED": JobState.QUEUED,
+    "RUNNING": JobState.RUNNING,
+    "CONFIGURING": JobState.RUNNING,
+    "COMPLETING": JobState.RUNNING,
+    "STAGE_OUT": JobState.RUNNING,
+    "RESIZING": JobState.RUNNING,
+    "SIGNALING": JobState.RUNNING,
+    "STOPPED": JobState.RUNNING,
+    "PREEMPTED": JobState.INTERRUPTED,
+    "TIMEOUT": JobState.INTERRUPTED,
+    "NODE_FAIL": JobState.INTERRUPTED,
 }
 MEANT = {
     "PREEMPTED": "preempted, and not requeued",
@@ -76,14 +76,14 @@ def status(number: str, folder: str | Path) -> Status:
 
 def from_notes(left: dict[str, str], who: str) -> Status:
     """What the last words of a job's parts come to once the scheduler has forgotten it."""
-    states: dict[str, State] = {}
-    reasons: dict[State, str] = {}
+    states: dict[str, JobState] = {}
+    reasons: dict[JobState, str] = {}
     for name, note in left.items():
         word, _, reason = note.partition(" ")
-        state = State(word) if word in State.__members__ else State.UNKNOWN
+        state = JobState(word) if word in JobState.__members__ else JobState.UNKNOWN
         if state.live:  # a note that nobody replaced
             reason = f"{who} has forgotten it; it was {word.lower()}"
-            state = State.UNKNOWN
+            state = JobState.UNKNOWN
         states[name.rpartition("_")[2]] = state
         reasons.setdefault(state, reason)
     whole = summed(states)
@@ -103,8 +103,8 @@ def from_scontrol(
     text: str, notes: dict[str, str] | None = None, logs: str = "<run>/logs"
 ) -> Status:
     """`scontrol -o show job`: one line a job, or one for each element of an array."""
-    states: dict[str, State] = {}
-    reasons: dict[State, str] = {}
+    states: dict[str, JobState] = {}
+    reasons: dict[JobState, str] = {}
     number, restarts = "", 0
     for line in text.strip().splitlines():
         found: dict[str, str] = dict(re.findall(r"(?:^|\s)(\w[\w/:]*)=(\S*)", line))
@@ -112,12 +112,12 @@ def from_scontrol(
         task = found.get("ArrayTaskId")
         note = (notes or {}).get(f"{number}_{task}" if task else number, "")
         state, reason = _state(found["JobState"], _code(found.get("ExitCode", "0:0")), note, logs)
-        if state is State.QUEUED:
+        if state is JobState.QUEUED:
             word = found.get("Reason", "None")
             reason = "" if word == "None" else ": ".join(filter(None, [word, WAITS.get(word, "")]))
-        elif state is State.RUNNING:
+        elif state is JobState.RUNNING:
             reason = f"on {found.get('NodeList', '')}"
-        elif state is State.CANCELLED and found.get("Reason") == NEVER:
+        elif state is JobState.CANCELLED and found.get("Reason") == NEVER:
             reason = NEVER  # any other is what it waited for
         restarts += int(found.get("Restarts", 0))
         for element in numbers(task or number):
@@ -128,8 +128,8 @@ def from_scontrol(
         array, _, element = name.partition("_")
         if element and array == number and element not in states:
             word, _, reason = note.partition(" ")
-            known = State(word) if word in State.__members__ else State.UNKNOWN
-            last = {State.QUEUED: State.CANCELLED, State.RUNNING: State.UNKNOWN}
+            known = JobState(word) if word in JobState.__members__ else JobState.UNKNOWN
+            last = {JobState.QUEUED: JobState.CANCELLED, JobState.RUNNING: JobState.UNKNOWN}
             states[element] = last.get(known, known)
             reasons.setdefault(states[element], "" if known in last else reason)
     whole = summed(states)
@@ -138,8 +138,8 @@ def from_scontrol(
 
 def from_sacct(text: str, notes: dict[str, str] | None = None, logs: str = "<run>/logs") -> Status:
     """`sacct -XPn -o JobID,State,ExitCode`; `CANCELLED by 1000` keeps who did it."""
-    states: dict[str, State] = {}
-    reasons: dict[State, str] = {}
+    states: dict[str, JobState] = {}
+    reasons: dict[JobState, str] = {}
     for line in text.strip().splitlines():
         number, word, code = line.split("|")[:3]
         state, reason = _state(word.split()[0], _code(code), (notes or {}).get(number, ""), logs)
@@ -157,12 +157,14 @@ def _code(text: str) -> int:
     return 128 + int(signal) if int(signal or 0) else int(status)
 
 
-def _state(word: str, code: int, note: str, logs: str) -> tuple[State, str]:
+def _state(word: str, code: int, note: str, logs: str) -> tuple[JobState, str]:
     if word == "FAILED" and code == UNLAUNCHED:
-        return State.FAILED, f"a node cannot open {logs}: is the folder on a shared disk?"
+        return JobState.FAILED, f"a node cannot open {logs}: is the folder on a shared disk?"
     if word == "FAILED":
         saved = code == 75
         last, _, told = note.partition(" ")
         told = "" if last in ("RUNNING", "QUEUED") else told  # it did not come to its last word
-        return (State.INTERRUPTED if saved else State.FAILED), told or explained(code)
-    return ENDED.get(word, State.FAILED if word in MEANT else State.UNKNOWN), MEANT.get(word, "")
+        return (JobState.INTERRUPTED if saved else JobState.FAILED), told or explained(code)
+    return ENDED.get(word, JobState.FAILED if word in MEANT else JobState.UNKNOWN), MEANT.get(
+        word, ""
+    )

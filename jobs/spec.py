@@ -125,7 +125,7 @@ class Job:
         return (python, "-m", "pipeline", self.verb, *self.arguments)
 
 
-class State(StrEnum):
+class JobState(StrEnum):
     """INTERRUPTED: stopped with everything saved, and nobody will start it again unasked."""
 
     QUEUED = "QUEUED"
@@ -138,21 +138,21 @@ class State(StrEnum):
 
     @property
     def live(self) -> bool:
-        return self in (State.QUEUED, State.RUNNING)
+        return self in (JobState.QUEUED, JobState.RUNNING)
 
 
 @dataclass(frozen=True)
 class Status:
     """What a scheduler says of a job, in our words; `reason` is why it waits or what ended it."""
 
-    state: State
+    state: JobState
     reason: str = ""
     restarts: int = 0
-    elements: Mapping[str, State] = field(default_factory=dict)
+    elements: Mapping[str, JobState] = field(default_factory=dict)
 
     def line(self) -> str:
         """`RUNNING · 2 restarts · on n1,n2`: everything known, in one line."""
-        counted = {s: sum(e is s for e in self.elements.values()) for s in State}
+        counted = {s: sum(e is s for e in self.elements.values()) for s in JobState}
         parts = [
             self.state.value,
             ", ".join(f"{n} {s.value.lower()}" for s, n in counted.items() if n),
@@ -162,11 +162,11 @@ class Status:
         return " · ".join(p for p in parts if p)
 
 
-def summary(elements: Mapping[str, State]) -> State:
+def summary(elements: Mapping[str, JobState]) -> JobState:
     """The state of an array: the first of what still moves, then of what went wrong."""
-    order = (State.RUNNING, State.QUEUED, State.FAILED, State.CANCELLED, State.INTERRUPTED,
-             State.UNKNOWN, State.SUCCEEDED)  # fmt: skip
-    return next((s for s in order if s in elements.values()), State.UNKNOWN)
+    order = (JobState.RUNNING, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED,
+             JobState.INTERRUPTED, JobState.UNKNOWN, JobState.SUCCEEDED)  # fmt: skip
+    return next((s for s in order if s in elements.values()), JobState.UNKNOWN)
 
 
 def numbers(text: str) -> list[str]:

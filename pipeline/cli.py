@@ -24,8 +24,8 @@ from typing import Any
 from pipeline.common.environment import CHECKOUT
 from pipeline.config.groups import MODELS
 from pipeline.config.verbs import VERBS, VerbSpec, positional
-from pipeline.launch.output import kept, leave_word
-from shards.store import Unavailable
+from pipeline.launch.output import record_error, with_job_log
+from shards.objects import Unavailable
 
 OPTIONS = {
     "--json": "the result as one JSON object on the last line of stdout",
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if known.help:
         print(_verb_help(known.verb, spec))
         return 0
-    return kept(lambda: _guarded(known, words, spec))
+    return with_job_log(lambda: _guarded(known, words, spec))
 
 
 def _guarded(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int:
@@ -79,7 +79,7 @@ def _guarded(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int
 def _complain(line: str) -> None:
     if len(line) > LONGEST:  # a compiler's whole output, say; the log has it
         line = f"{line[:LONGEST]} …"
-    if not leave_word(line):
+    if not record_error(line):
         print(line, file=sys.stderr)
 
 

@@ -152,7 +152,7 @@ def tracking() -> Check:
             client.delete_run(client.create_run(experiment).info.run_id)
     except errors.ServerError as error:
         return Check("mlflow", "bad", str(error), "check MLFLOW_TRACKING_URI and its account")
-    return Check("mlflow", "ok", f"{errors.shown(uri)} takes a run")
+    return Check("mlflow", "ok", f"{errors.display_uri(uri)} takes a run")
 
 
 def scheduler() -> Check:

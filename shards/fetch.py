@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from shards import store
-from shards.lookup import TRIES, Indexes, Rows, Sample, SampleError
+from shards.lookup import TRIES, Indexes, IndexRow, Rows, SampleError
 from shards.manifest import Manifest
 from shards.order import Piece, Window
 from shards.ranged import Ranges
@@ -27,7 +27,7 @@ READ_AHEAD = 16 << 20
 class Held(Protocol):
     """A window whose samples can be taken, each once, from any thread."""
 
-    def take(self, turn: int) -> Sample: ...
+    def take(self, turn: int) -> IndexRow: ...
 
 
 class Reader(Protocol):
@@ -37,7 +37,7 @@ class Reader(Protocol):
         """Announces that `uses` samples of `window` will be taken, in order of need."""
         ...
 
-    def sample(self, shard: int, row: int) -> Sample:
+    def sample(self, shard: int, row: int) -> IndexRow:
         """One sample by itself."""
         ...
 
@@ -71,7 +71,7 @@ class Local:
             os.posix_fadvise(file.number, start, stop - start, os.POSIX_FADV_WILLNEED)
         return _LocalWindow(self, window)
 
-    def sample(self, shard: int, row: int) -> Sample:
+    def sample(self, shard: int, row: int) -> IndexRow:
         rows = self.indexes[shard]
         file = self._file(shard)
         for _ in range(TRIES):
@@ -124,7 +124,7 @@ class _LocalWindow(NamedTuple):
     reader: Local
     window: Window
 
-    def take(self, turn: int) -> Sample:
+    def take(self, turn: int) -> IndexRow:
         return self.reader.sample(*self.window.locate(turn))
 
 
@@ -161,7 +161,7 @@ class Remote:
             self._wake.notify()
         return held
 
-    def sample(self, shard: int, row: int) -> Sample:
+    def sample(self, shard: int, row: int) -> IndexRow:
         return self._piece(Piece(shard, row, 1))[0]
 
     def wants_more(self) -> bool:
@@ -208,7 +208,7 @@ class Remote:
             with contextlib.suppress(InvalidStateError):
                 held.samples.set_exception(error)
 
-    def _piece(self, piece: Piece) -> list[Sample]:
+    def _piece(self, piece: Piece) -> list[IndexRow]:
         """The samples of a piece, copied out one by one so that each is freed when it is used."""
         rows = self.indexes[piece.shard]
         start, stop = _span(rows, piece)
@@ -233,7 +233,7 @@ class Remote:
 
 class _RemoteWindow:
     def __init__(self, reader: Remote, window: Window, uses: int) -> None:
-        self.window, self.samples = window, Future[list[Sample | None]]()
+        self.window, self.samples = window, Future[list[IndexRow | None]]()
         shards = reader.indexes.shards
         self.bytes = sum(
             piece.samples * shards[piece.shard].bytes // shards[piece.shard].samples
@@ -242,7 +242,7 @@ class _RemoteWindow:
         self._reader: Remote | None = reader
         self._left, self._lock = uses, threading.Lock()
 
-    def take(self, turn: int) -> Sample:
+    def take(self, turn: int) -> IndexRow:
         samples = self.samples.result()
         with self._lock:
             if self._reader is not None:

@@ -18,7 +18,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from shards.pack import Reject, Sample
+from shards.pack import PackedSample, Reject
 
 SMALL = ("reject", "upscale")
 _RGB_JPEG = (0xC0, 0xC1, 0xC2)  # SOF markers: baseline, extended, progressive
@@ -52,7 +52,7 @@ class Policy:
         return asdict(self)
 
 
-def examine(src: str, data: bytes, policy: Policy, label: int = -1) -> Sample | Reject:
+def examine(src: str, data: bytes, policy: Policy, label: int = -1) -> PackedSample | Reject:
     """What becomes of the file `src` with the bytes `data`: never raises for what it holds."""
     if not data:
         return Reject(src, "empty", "no bytes")
@@ -90,7 +90,7 @@ def examine(src: str, data: bytes, policy: Policy, label: int = -1) -> Sample | 
     return _sample(src, encoded, pixels.shape[1], pixels.shape[0], "L" if gray else "RGB", label)
 
 
-def _sample(src: str, data: bytes, width: int, height: int, mode: str, label: int) -> Sample:
+def _sample(src: str, data: bytes, width: int, height: int, mode: str, label: int) -> PackedSample:
     columns = {
         "width": width,
         "height": height,
@@ -98,7 +98,7 @@ def _sample(src: str, data: bytes, width: int, height: int, mode: str, label: in
         "orientation": 1,
         "label": label if label >= 0 else None,
     }
-    return Sample(src, data, "jpg", columns)
+    return PackedSample(src, data, "jpg", columns)
 
 
 def describe(data: bytes) -> dict[str, Any]:

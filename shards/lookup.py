@@ -20,7 +20,7 @@ class SampleError(OSError):
     """A sample whose bytes are not the ones that were indexed, however often they are read."""
 
 
-class Sample(NamedTuple):
+class IndexRow(NamedTuple):
     key: int
     data: bytes
     shard: int
@@ -41,8 +41,8 @@ class Rows(NamedTuple):
     width: np.ndarray
     plain: np.ndarray  # bool, of one entry where it holds for all
 
-    def sample(self, shard: int, row: int, data: bytes) -> Sample:
-        return Sample(
+    def sample(self, shard: int, row: int, data: bytes) -> IndexRow:
+        return IndexRow(
             int(self.key[row]),
             data,
             shard,

@@ -32,7 +32,7 @@ _RANGE = re.compile(r"(\d*\.?\d+)\s*%?\s*(?:-|_|,|to)\s*(\d*\.?\d+)\s*%?")
 
 
 @dataclass(frozen=True)
-class Source:
+class MaskSource:
     """Mask pictures in a folder, tar or zip, in order of their names."""
 
     root: Path
@@ -65,7 +65,7 @@ class Source:
         return total.hexdigest()
 
 
-def open_source(source: str) -> Source:
+def open_source(source: str) -> MaskSource:
     """The mask pictures at `source`. Raises ValueError when there are none."""
     place = Path(source)
     found = sorted((file for file in files(place) if is_image(file.path)), key=lambda f: f.path)
@@ -75,11 +75,11 @@ def open_source(source: str) -> Source:
             "(test_mask.zip: 12,000 PNG of 512x512, white holes)"
         )
     if place.is_dir():
-        return Source(place, "", tuple(found))
-    return Source(place.parent, place.name, tuple(found))
+        return MaskSource(place, "", tuple(found))
+    return MaskSource(place.parent, place.name, tuple(found))
 
 
-def judge(source: Source, polarity: str) -> str:
+def judge(source: MaskSource, polarity: str) -> str:
     """`hole_white` or `hole_black`: what the ratios say, checked against `polarity`.
 
     Raises ValueError when they leave it open, or contradict it.
@@ -121,7 +121,7 @@ def _bounds(path: bytes) -> tuple[float, float]:
     return BUCKETS[0][0], BUCKETS[-1][1]
 
 
-def imported(source: Source, polarity: str, size: int) -> Iterator[Mask]:
+def imported(source: MaskSource, polarity: str, size: int) -> Iterator[Mask]:
     """The masks at size × size, bucketed by the ratio they have there; others are left out.
 
     Resized by nearest neighbour, so that no hole grows; `polarity` as `judge` gave it.

@@ -24,7 +24,8 @@ from shards.masks import (
     square,
 )
 from shards.order import mix
-from shards.writer import Finished, Sample, write_set
+from shards.pack import PackedSample
+from shards.writer import Finished, write_set
 
 SPLIT = "masks"
 PER_SHARD = 2000
@@ -94,7 +95,7 @@ def write_masks(out: str, name: str, masks: Iterator[Mask], options: dict[str, A
     return write_set(out, name, "masks", samples, options=options, per_shard=PER_SHARD)
 
 
-def _sample(mask: Mask) -> Sample:
+def _sample(mask: Mask) -> PackedSample:
     height, width = mask.hole.shape
     done, data = cv2.imencode(
         ".png",
@@ -108,7 +109,7 @@ def _sample(mask: Mask) -> Sample:
         "bucket": mask.bucket,
         "ratio": float(mask.hole.mean(dtype=np.float64)),
     }
-    return Sample(mask.src, data.tobytes(), "png", columns)
+    return PackedSample(mask.src, data.tobytes(), "png", columns)
 
 
 class MaskSet:

@@ -21,7 +21,7 @@ from shards.manifest import COLUMNS
 META = b"lacuna"
 
 
-class Sample(NamedTuple):
+class PackedSample(NamedTuple):
     src: str  # the source's name for it
     data: bytes  # as it shall be stored
     ext: str  # jpg, png, webp
@@ -57,7 +57,7 @@ def content_hash(data: bytes) -> int:
 
 
 def pack(
-    kind: str, number: int, plan_sha256: str, samples: Iterable[tuple[int, Sample | Reject]]
+    kind: str, number: int, plan_sha256: str, samples: Iterable[tuple[int, PackedSample | Reject]]
 ) -> Packed:
     """The shard of `samples`, each with its id, in the order given."""
     from webdataset import TarWriter  # here, because it imports torch: two seconds and 200 MB

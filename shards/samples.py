@@ -12,7 +12,7 @@ from shards import store
 from shards.manifest import Manifest, read_index
 
 
-class Sample(NamedTuple):
+class ImageRecord(NamedTuple):
     """One member of a sharded set and where its bytes lie."""
 
     key: int
@@ -24,7 +24,7 @@ class Sample(NamedTuple):
     bucket: str = ""
 
 
-def samples(manifest: Manifest, split: str) -> list[Sample]:
+def samples(manifest: Manifest, split: str) -> list[ImageRecord]:
     """A split's samples in key order. ValueError lists the splits there are."""
     if split not in manifest.splits:
         raise ValueError(
@@ -39,12 +39,12 @@ def samples(manifest: Manifest, split: str) -> list[Sample]:
         columns = [index[name].to_pylist() for name in names]
         bucket = index["bucket"] if "bucket" in index.column_names else pa.nulls(len(index))
         for row in zip(*columns, bucket.to_pylist()):
-            found.append(Sample(row[0], url, row[1], row[2], row[3], row[4], row[5] or ""))
+            found.append(ImageRecord(row[0], url, row[1], row[2], row[3], row[4], row[5] or ""))
     return sorted(found)
 
 
 @lru_cache(maxsize=64)
-def payload(sample: Sample) -> bytes:
+def payload(sample: ImageRecord) -> bytes:
     """The sample's bytes as they are stored, checked; ValueError where they are other bytes."""
     for _ in range(3):
         data = store.read(sample.url, sample.offset, sample.offset + sample.size)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from shards import manifest as manifests
 from shards import store
 from shards.manifest import Manifest, Shard, Split
-from shards.pack import Packed, Reject, Sample, index_meta, pack
+from shards.pack import Packed, PackedSample, Reject, index_meta, pack
 from shards.plan import Entry, Plan, Row, generated, make_plan, publish, take
 from shards.pool import each
 
@@ -31,7 +31,7 @@ __all__ = [
     "Progress",
     "Reject",
     "Row",
-    "Sample",
+    "PackedSample",
     "TooManyRejects",
     "finalise",
     "make_plan",
@@ -40,7 +40,7 @@ __all__ = [
     "write_set",
 ]
 
-Load = Callable[[Row], Sample | Reject]
+Load = Callable[[Row], PackedSample | Reject]
 REJECTS = pa.schema(
     [
         ("split", pa.string()),
@@ -247,7 +247,7 @@ def write_set(
     out: str,
     name: str,
     kind: str,
-    samples: Mapping[str, Iterable[Sample]],
+    samples: Mapping[str, Iterable[PackedSample]],
     *,
     options: Mapping[str, Any],
     per_shard: int,
@@ -276,7 +276,7 @@ def write_set(
     return finish(out, plan, written, max_reject_rate=0.0)
 
 
-def _chunks(stream: Iterable[Sample], length: int) -> Iterator[list[Sample]]:
+def _chunks(stream: Iterable[PackedSample], length: int) -> Iterator[list[PackedSample]]:
     iterator = iter(stream)
     while chunk := list(itertools.islice(iterator, length)):
         yield chunk

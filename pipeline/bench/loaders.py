@@ -23,7 +23,7 @@ from shards.decode import Crop
 from shards.fetch import open_reader
 from shards.manifest import Manifest
 from shards.masks import MaskPolicy
-from shards.pack import Sample
+from shards.pack import PackedSample
 from shards.stream import Stream, order_of
 from shards.writer import write_set
 
@@ -44,7 +44,7 @@ def pictures(out: Path, images: int) -> Manifest:
     return done.manifest
 
 
-def _crops(count: int) -> Iterator[Sample]:
+def _crops(count: int) -> Iterator[PackedSample]:
     random = np.random.default_rng(0)
     photographs = [getattr(data, name)() for name in ("astronaut", "coffee", "chelsea", "rocket")]
     columns = {"width": SIDE, "height": SIDE, "mode": "RGB", "orientation": 1, "label": 0}
@@ -53,7 +53,7 @@ def _crops(count: int) -> Iterator[Sample]:
         top, left = (random.integers(0, n - SIDE + 1) for n in whole.shape[:2])
         crop = np.ascontiguousarray(whole[top : top + SIDE, left : left + SIDE])
         encoded = simplejpeg.encode_jpeg(crop, quality=82, colorsubsampling="420")
-        yield Sample(f"{number}.jpg", encoded, "jpg", columns)
+        yield PackedSample(f"{number}.jpg", encoded, "jpg", columns)
 
 
 def loose_files(local: Manifest, folder: Path) -> list[str]:

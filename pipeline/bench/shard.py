@@ -22,7 +22,7 @@ from pipeline.bench import loaders
 from pipeline.bench.timing import alternate, faster, report, target, whole
 from shards import store
 from shards.hygiene import Policy, examine
-from shards.pack import Sample, pack
+from shards.pack import PackedSample, pack
 from shards.plan import Row, make_plan
 from shards.sources import source
 from shards.sources.files import Loader, read_file
@@ -163,7 +163,7 @@ def _checking(loose: Path, rows: list[Row]) -> Callable[[], int]:
     held, policy = [read_file(loose, row) for row in rows], Policy()
 
     def work() -> int:
-        return sum(isinstance(examine("x", encoded, policy), Sample) for encoded in held)
+        return sum(isinstance(examine("x", encoded, policy), PackedSample) for encoded in held)
 
     return work
 

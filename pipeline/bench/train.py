@@ -38,7 +38,7 @@ from pipeline.training.loop import open_stream, step
 from pipeline.training.method import Computed, Method, own_features, total
 from pipeline.training.progress import Meter, peak_memory_mb
 from pipeline.training.run_log import StepLog
-from pipeline.training.watchdog import Watch
+from pipeline.training.watchdog import Watchdog
 from shards.manifest import open_manifest
 
 WAIT, OVERHEAD = 0.02, 0.03
@@ -99,7 +99,7 @@ def _write_set(folder: Path, side: int) -> None:
     import cv2
     import simplejpeg
 
-    from shards.pack import Sample
+    from shards.pack import PackedSample
     from shards.writer import write_set
 
     def samples() -> Any:
@@ -109,7 +109,7 @@ def _write_set(folder: Path, side: int) -> None:
             pixels = np.ascontiguousarray(cv2.resize(noise, (size, size)))
             data = simplejpeg.encode_jpeg(pixels, 90, colorsubsampling="420")
             columns = {"width": size, "height": size, "mode": "RGB", "orientation": 1, "label": 0}
-            yield Sample(f"{number}.jpg", data, "jpg", columns)
+            yield PackedSample(f"{number}.jpg", data, "jpg", columns)
 
     write_set(str(folder), "bench", "images", {"train": samples()}, options={}, per_shard=64)
 
@@ -195,7 +195,7 @@ def _row(name: str, given: dict[str, Any], waits: list[float]) -> tuple[Callable
     config = _config(name, given)
     engine = Engine(config)
     networks = method.build(config, engine)
-    engine.start(networks.trainees)
+    engine.start(networks.players)
     networks.set_rates(config.objective.phases[0])
     drawn = torch.Generator().manual_seed(engine.rank)
     shape = (given["batch"], given["side"], given["side"])
@@ -207,7 +207,9 @@ def _row(name: str, given: dict[str, Any], waits: list[float]) -> tuple[Callable
     run.local.mkdir(exist_ok=True)
     log = StepLog(run, engine, 20 if engine.device.type == "cuda" else 1)
     meter = Meter(0, 1 << 40, False, engine.world_size)
-    watch = Watch(engine.rank, 1, 300)  # its thread wakes every five seconds, and rows take turns
+    watch = Watchdog(
+        engine.rank, 1, 300
+    )  # its thread wakes every five seconds, and rows take turns
     stream = None
     if name == "loader":
         stream = open_stream(config, engine, open_manifest(given["set"]), 0)
@@ -223,11 +225,11 @@ def _row(name: str, given: dict[str, Any], waits: list[float]) -> tuple[Callable
             images, masks = batch.images, batch.masks
         watch.mark(seen, "computing")
         if name == "apart":
-            with engine.micro_batch(networks.trainees, last=False):
+            with engine.micro_batch(networks.players, last=False):
                 losses = step(networks, engine, images, masks, config)
         else:
             losses = step(networks, engine, images, masks, config)
-        engine.step(networks.trainees, 0.0)
+        engine.step(networks.players, 0.0)
         watch.mark(seen, "voting")
         engine.any(False)
         logged = log.add(losses, seen, config.objective.phases[0].lr, 0, flush=False)

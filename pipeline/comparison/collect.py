@@ -36,7 +36,7 @@ class Evaluation:
         return what, told["weights"], told["protocol"], told["pairs_digest"]
 
 
-def gather(root: str, wanted: Iterable[str] = ()) -> list[Evaluation]:
+def collect(root: str, wanted: Iterable[str] = ()) -> list[Evaluation]:
     """The newest evaluation of each thing on each set of pairs, in order of names.
 
     wanted: names of runs, MLflow run ids, folders of runs, or Parquet files; none: everything in

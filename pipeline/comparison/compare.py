@@ -12,9 +12,9 @@ from torch import nn
 
 from models.multiscale import MultiScale
 from pipeline.comparison import papers, report
-from pipeline.comparison.collect import Evaluation, digest, gather
+from pipeline.comparison.collect import Evaluation, collect, digest
 from pipeline.comparison.rows import MEAN, Group, block_rows, fits, our_row, overall
-from pipeline.comparison.table import Cell, Row, Sheet, as_csv, as_markdown, as_text
+from pipeline.comparison.table import Cell, Row, Table, as_csv, as_markdown, as_text
 from pipeline.config.schema import CompareConfig
 from shards import store
 from shards.masks import NAMES as IRREGULAR
@@ -33,7 +33,7 @@ def main(config: CompareConfig) -> dict[str, Any]:
     if config.table == "1":
         groups, sheet = [], sheet()
     else:
-        groups = group(gather(config.root, config.runs))
+        groups = group(collect(config.root, config.runs))
         sheet = build(groups, config.table, config.protocol, config.against)
     result: dict[str, Any] = {
         "title": sheet.title,
@@ -55,7 +55,7 @@ def main(config: CompareConfig) -> dict[str, Any]:
     return result
 
 
-def _is_shown(group: Group, sheet: Sheet) -> bool:
+def _is_shown(group: Group, sheet: Table) -> bool:
     return any(row.kind == "ours" and row.label == group.label for row in sheet.rows)
 
 
@@ -92,7 +92,7 @@ def _label(members: list[Evaluation]) -> str:
 
 def build(
     groups: list[Group], table: str | None, protocol: str | None, against: str | None
-) -> Sheet:
+) -> Table:
     """The sheet of a printed table, or of a protocol with the table that it is known by.
 
     protocol: None: that of most evaluations. against: the row that the others are set against;
@@ -120,7 +120,7 @@ def build(
     if ours:
         rows += [our_row(g, "other pictures", columns, measured, reference) for g in ours]
     title = _title(printed, protocol, table)
-    sheet = Sheet(title, columns, measured, rows, reference.label if reference else "")
+    sheet = Table(title, columns, measured, rows, reference.label if reference else "")
     sheet.notes = _notes(printed, groups)
     return sheet
 
@@ -207,7 +207,7 @@ def weights(structure: str) -> list[int]:
     ]
 
 
-def sheet() -> Sheet:
+def sheet() -> Table:
     printed = papers.table("1")
     columns = printed["columns"]
     rows = []
@@ -220,4 +220,4 @@ def sheet() -> Sheet:
         rows.append(Row(row["structure"], "ours", ours, "ours"))
     paper = papers.load()["papers"][printed["paper"]]
     title = f"{paper['name']}, table 1: {printed['caption']}"
-    return Sheet(title, columns, ["weights"], rows, notes=[paper["citation"]])
+    return Table(title, columns, ["weights"], rows, notes=[paper["citation"]])

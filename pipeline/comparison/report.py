@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.comparison.collect import Evaluation
-from pipeline.comparison.table import TITLES, Sheet, letter, shown
+from pipeline.comparison.table import TITLES, Table, letter, shown
 from pipeline.config.schema import CompareConfig
 from pipeline.evaluation import pair_images
 from pipeline.inference import images
@@ -26,7 +26,7 @@ CURVES = {"val/psnr": "PSNR on validation pairs, dB", "val/ssim": "SSIM on valid
 PLOT = (60.0, 10.0, 650.0, 210.0)  # left, top, width, height
 
 
-def render(sheet: Sheet, evaluations: Sequence[tuple[str, Evaluation]], root: str) -> str:
+def render(sheet: Table, evaluations: Sequence[tuple[str, Evaluation]], root: str) -> str:
     """The page. `evaluations` are (column's name, evaluation), one for each row of ours."""
     samples = {name: {s.name: s for s in pair_images.load(e.url)} for name, e in evaluations}
     scores = {name: _scores(e) for name, e in evaluations}
@@ -65,7 +65,7 @@ def log(config: CompareConfig, word: str, urls: Iterable[str]) -> None:
             tracker.artifact(copy, "report")
 
 
-def _grids(sheet: Sheet) -> Iterable[tuple[str, str, list[dict[str, Any]]]]:
+def _grids(sheet: Table) -> Iterable[tuple[str, str, list[dict[str, Any]]]]:
     marks = {status: letter(i) for i, status in enumerate(sheet.statuses())}
     for metric in sheet.metrics:
         lines: list[dict[str, Any]] = []
@@ -97,10 +97,11 @@ def _scores(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
 
 
 def _samples(
-    samples: dict[str, dict[str, pair_images.Sample]], scores: dict[str, dict[str, dict[str, Any]]]
+    samples: dict[str, dict[str, pair_images.EvaluatedPair]],
+    scores: dict[str, dict[str, dict[str, Any]]],
 ) -> list[dict[str, Any]]:
     """Rows of pictures: original, mask, each result; a result of another picture is left out."""
-    firsts: dict[str, pair_images.Sample] = {}
+    firsts: dict[str, pair_images.EvaluatedPair] = {}
     for held in samples.values():
         firsts = {**held, **firsts}
     rows = []
@@ -119,12 +120,12 @@ def _samples(
     return rows
 
 
-def _same_pair(one: pair_images.Sample, other: pair_images.Sample) -> bool:
+def _same_pair(one: pair_images.EvaluatedPair, other: pair_images.EvaluatedPair) -> bool:
     return np.array_equal(one.image, other.image) and np.array_equal(one.mask, other.mask)
 
 
 def _picture(pixels: NDArray[np.uint8], told: str) -> dict[str, str]:
-    data = base64.b64encode(images.encode(images.Picture(pixels))).decode()
+    data = base64.b64encode(images.encode(images.ImageFile(pixels))).decode()
     return {"src": f"data:image/png;base64,{data}", "told": told}
 
 

@@ -36,7 +36,7 @@ class Row:
 
 
 @dataclass
-class Sheet:
+class Table:
     title: str
     columns: list[str]
     metrics: list[str]
@@ -84,7 +84,7 @@ def shown(cell: Cell | None, metric: str) -> str:
     return f"{cell.value:.{digits}f}{spread}"
 
 
-def as_text(sheet: Sheet) -> str:
+def as_text(sheet: Table) -> str:
     """For a terminal: a section a metric, our best starred, footnotes below."""
     lines = [sheet.title]
     for metric, grid in _grids(sheet, star="*"):
@@ -96,7 +96,7 @@ def as_text(sheet: Sheet) -> str:
     return "\n".join([*lines, "", *_below(sheet)]).rstrip()
 
 
-def as_markdown(sheet: Sheet) -> str:
+def as_markdown(sheet: Table) -> str:
     lines = [f"## {sheet.title}"]
     for metric, grid in _grids(sheet, star="**"):
         head, *body = ([_plain(text) for text in row] for row in grid)
@@ -106,7 +106,7 @@ def as_markdown(sheet: Sheet) -> str:
     return "\n".join([*lines, "", *(f"- {_plain(line)}" for line in _below(sheet) if line)]) + "\n"
 
 
-def as_csv(sheet: Sheet) -> str:
+def as_csv(sheet: Table) -> str:
     """One line a number."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -121,7 +121,7 @@ def as_csv(sheet: Sheet) -> str:
     return buffer.getvalue()
 
 
-def _grids(sheet: Sheet, star: str) -> Iterator[tuple[str, list[list[str]]]]:
+def _grids(sheet: Table, star: str) -> Iterator[tuple[str, list[list[str]]]]:
     """Each metric with its rows of text, the head first."""
     marks = {status: letter(i) for i, status in enumerate(sheet.statuses())}
     for metric in sheet.metrics:
@@ -144,7 +144,7 @@ def _grids(sheet: Sheet, star: str) -> Iterator[tuple[str, list[list[str]]]]:
         yield metric, grid
 
 
-def _below(sheet: Sheet) -> list[str]:
+def _below(sheet: Table) -> list[str]:
     lines = [f"{letter(i)}: {status}" for i, status in enumerate(sheet.statuses())]
     told = [(row.label, row.provenance) for row in sheet.rows if row.provenance]
     lines += ["", *(f"{label}: {text}" for label, text in dict.fromkeys(told))]

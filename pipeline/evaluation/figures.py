@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from models.masking import erase, update_known
 from models.msanet import MSANet
 from models.multiscale import DILATIONS
-from pipeline.inference.images import Picture, write
+from pipeline.inference.images import ImageFile, write
 from shards import store
 
 Bytes = NDArray[np.uint8]
@@ -49,7 +49,7 @@ def draw(generator: nn.Module, images: Tensor, masks: Tensor, out: str) -> list[
     urls = []
     for name, page in pages.items():
         urls.append(store.join(out, f"{name}.png"))
-        write(urls[-1], Picture(page))
+        write(urls[-1], ImageFile(page))
     return urls
 
 

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from pipeline.evaluation import metrics
 from pipeline.evaluation.pairs import PairBatch, Pairs
 from pipeline.inference import images
-from pipeline.inference.images import Picture
+from pipeline.inference.images import ImageFile
 from shards import store
 
 Bytes = NDArray[np.uint8]
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same pictures give the same file
 
 
-class Sample(NamedTuple):
+class EvaluatedPair(NamedTuple):
     name: str
     image: Bytes  # H×W×3
     mask: Bytes  # H×W, 1 = hole
@@ -44,18 +44,18 @@ def chosen(pairs: Pairs, count: int) -> list[int]:
 
 def draw(
     answer: Callable[[PairBatch], torch.Tensor], pairs: Pairs, positions: Sequence[int]
-) -> list[Sample]:
+) -> list[EvaluatedPair]:
     """The samples at `positions`, filled."""
     found = []
     for i in positions:
         loaded = pairs.load(i, i + 1)
         result = metrics.composite_bytes(answer(loaded).cpu(), loaded.images, loaded.masks)
         arrays = (loaded.images[0].numpy(), loaded.masks[0].numpy(), result[0].numpy())
-        found.append(Sample(loaded.pairs[0].name, *arrays))
+        found.append(EvaluatedPair(loaded.pairs[0].name, *arrays))
     return found
 
 
-def save(table: str, samples: Sequence[Sample]) -> str:
+def save(table: str, samples: Sequence[EvaluatedPair]) -> str:
     """Publish the samples beside the table at `table`; their URL."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -64,12 +64,12 @@ def save(table: str, samples: Sequence[Sample]) -> str:
             panels = {"": sample.image, "_mask": mask, "_result": sample.result}
             for suffix, pixels in panels.items():
                 member = zipfile.ZipInfo(f"{sample.name}{suffix}.png", EPOCH)
-                archive.writestr(member, images.encode(images.Picture(pixels)))
+                archive.writestr(member, images.encode(images.ImageFile(pixels)))
     store.write(url_of(table), buffer.getvalue())
     return url_of(table)
 
 
-def load(table: str) -> list[Sample]:
+def load(table: str) -> list[EvaluatedPair]:
     """The samples kept beside the table at `table`; none where it has none."""
     if not store.exists(url_of(table)):
         return []
@@ -82,7 +82,7 @@ def load(table: str) -> list[Sample]:
         for name in archive.namelist():
             if (stem := name.removesuffix("_result.png")) != name:
                 mask = (pixels(f"{stem}_mask.png")[..., 0] > 127).astype(np.uint8)
-                found.append(Sample(stem, pixels(f"{stem}.png"), mask, pixels(name)))
+                found.append(EvaluatedPair(stem, pixels(f"{stem}.png"), mask, pixels(name)))
     return found
 
 
@@ -92,8 +92,8 @@ def export(pairs: Pairs, out: str, tell: Callable[[int], None]) -> None:
         loaded = pairs.load(i, i + 1)
         name = loaded.pairs[0].name
         mask = np.repeat(loaded.masks[0].numpy()[..., None] * 255, 3, 2)
-        images.write(store.join(out, f"{name}.png"), Picture(loaded.images[0].numpy()))
-        images.write(store.join(out, f"{name}_mask.png"), Picture(mask))
+        images.write(store.join(out, f"{name}.png"), ImageFile(loaded.images[0].numpy()))
+        images.write(store.join(out, f"{name}_mask.png"), ImageFile(mask))
         tell(i + 1)
 
 

@@ -24,7 +24,7 @@ from shards import store
 from shards.decode import Crop, Scratch, into
 from shards.manifest import Manifest, open_manifest
 from shards.masks import BUCKETS, center, irregular, square
-from shards.samples import Sample, payload, samples
+from shards.samples import ImageRecord, payload, samples
 
 SEED = 20210217  # of validation masks: the same for every run, whatever its seed
 
@@ -34,8 +34,8 @@ CENTER = "center"
 
 class Pair(NamedTuple):
     name: str  # unique: key of the picture, number of the bucket
-    image: Sample
-    mask: Sample
+    image: ImageRecord
+    mask: ImageRecord
     bucket: str
 
 
@@ -104,7 +104,7 @@ def make_pairs(
     if not pictures:
         raise ValueError(f"split {split} of {store.display(images.url)} holds no pictures")
     held = _masks_by_bucket(masks, [b for b in buckets if b != CENTER])
-    nothing = Sample(-1, "", 0, 0, 0, 0, CENTER)
+    nothing = ImageRecord(-1, "", 0, 0, 0, 0, CENTER)
     pairs = []
     for i, picture in enumerate(pictures):
         for number, bucket in enumerate(buckets):
@@ -116,7 +116,7 @@ def make_pairs(
     )
 
 
-def _masks_by_bucket(masks: Manifest | None, buckets: list[str]) -> dict[str, list[Sample]]:
+def _masks_by_bucket(masks: Manifest | None, buckets: list[str]) -> dict[str, list[ImageRecord]]:
     if not buckets:
         return {}
     if masks is None:
@@ -129,7 +129,7 @@ def _masks_by_bucket(masks: Manifest | None, buckets: list[str]) -> dict[str, li
             f"{store.display(masks.url)} holds {masks.kind}, no masks: masks.url= takes what "
             "`masks out=` wrote"
         )
-    held: dict[str, list[Sample]] = {bucket: [] for bucket in buckets}
+    held: dict[str, list[ImageRecord]] = {bucket: [] for bucket in buckets}
     for split in sorted(masks.splits):
         for sample in samples(masks, split):
             held.setdefault(sample.bucket, []).append(sample)

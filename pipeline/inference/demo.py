@@ -19,8 +19,8 @@ import torch
 
 from pipeline.config.schema import DemoConfig
 from pipeline.inference import images
-from pipeline.inference.images import Picture
-from pipeline.inference.sources import Source, load
+from pipeline.inference.images import ImageFile
+from pipeline.inference.sources import LoadedInpainter, load
 from pipeline.inference.tiling import fill_any
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -67,7 +67,9 @@ def make(config: DemoConfig) -> "Server":
 class Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, config: DemoConfig, sources: list[Source], device: torch.device) -> None:
+    def __init__(
+        self, config: DemoConfig, sources: list[LoadedInpainter], device: torch.device
+    ) -> None:
         self.config, self.sources, self.device = config, sources, device
         self.turn = threading.Lock()  # one picture at a time: memory is bounded
         environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
@@ -87,7 +89,7 @@ class Server(ThreadingHTTPServer):
             raise ValueError("all of the picture is painted: leave something to fill it from")
         with self.turn:
             filled = fill_any(self.sources[number].fill, picture.pixels, holes, device=self.device)
-        return images.encode(Picture(filled, picture.alpha, picture.icc, picture.exif))
+        return images.encode(ImageFile(filled, picture.alpha, picture.icc, picture.exif))
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -26,7 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFile:
     pixels: NDArray[np.uint8]  # H×W×3, RGB
     alpha: NDArray[np.uint8] | None = None  # H×W, 0 = transparent
     icc: bytes | None = None
@@ -39,7 +39,7 @@ def suffix(url: str) -> str:
     return f".{name.rsplit('.', 1)[1].lower()}" if "." in name else ""
 
 
-def read(url: str) -> Picture:
+def read(url: str) -> ImageFile:
     """The picture at `url`. ValueError in one line when it is none, torn, or too large."""
     try:
         return decode(store.read(url), store.display(url))
@@ -47,7 +47,7 @@ def read(url: str) -> Picture:
         raise ValueError(f"{store.display(url)}: no such picture") from error
 
 
-def decode(data: bytes, name: str = "picture") -> Picture:
+def decode(data: bytes, name: str = "picture") -> ImageFile:
     """The picture in `data`; `name` is what an error calls it."""
     try:
         with Image.open(io.BytesIO(data)) as file:
@@ -64,7 +64,7 @@ def decode(data: bytes, name: str = "picture") -> Picture:
         raise ValueError(f"{name} cannot be read as a picture ({error})") from error
 
 
-def _rgb(image: Image.Image) -> Picture:
+def _rgb(image: Image.Image) -> ImageFile:
     icc, exif = image.info.get("icc_profile"), image.info.get("exif")
     alpha = None
     if "A" in image.getbands() or "transparency" in image.info:
@@ -79,7 +79,7 @@ def _rgb(image: Image.Image) -> Picture:
         image, icc = _srgb(image, icc), None
     if image.mode in ("L", "LA", "1") and icc:
         icc = None  # a grey profile does not fit RGB pixels
-    return Picture(np.asarray(image.convert("RGB")), alpha, icc, exif)
+    return ImageFile(np.asarray(image.convert("RGB")), alpha, icc, exif)
 
 
 def _srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
@@ -94,7 +94,7 @@ def _srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
     return converted or image.convert("RGB")
 
 
-def encode(picture: Picture, kind: str = "PNG") -> bytes:
+def encode(picture: ImageFile, kind: str = "PNG") -> bytes:
     """Bytes of the picture as PNG, JPEG (quality 95, full colour) or WEBP (lossless)."""
     image = Image.fromarray(picture.pixels)
     if picture.alpha is not None and kind != "JPEG":
@@ -106,7 +106,7 @@ def encode(picture: Picture, kind: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def write(url: str, picture: Picture) -> None:
+def write(url: str, picture: ImageFile) -> None:
     """Publish the picture at `url`, atomically, in the format that its name says."""
     if suffix(url) not in SUFFIXES:
         raise ValueError(

@@ -18,22 +18,22 @@ from pipeline.common.inputs import protect
 from pipeline.config.schema import PredictConfig
 from pipeline.inference import images as pictures
 from pipeline.inference import sources
-from pipeline.inference.images import SUFFIXES, Picture, suffix
+from pipeline.inference.images import SUFFIXES, ImageFile, suffix
 from pipeline.inference.tiling import fill_any
 from shards import store
 from shards.manifest import FILE as MANIFEST
 from shards.manifest import open_manifest
-from shards.samples import Sample, payload, samples
+from shards.samples import ImageRecord, payload, samples
 
 Bytes = NDArray[np.uint8]
 
 
-class Job(NamedTuple):
+class ImageTask(NamedTuple):
     """One picture to be filled. `mask` is what `read_mask` takes, or a sample of a mask set."""
 
     name: str  # what errors call it
-    read: Callable[[], Picture]
-    mask: str | Sample
+    read: Callable[[], ImageFile]
+    mask: str | ImageRecord
     out: str
     image: str | None = None  # its URL; None for a sample of a set
 
@@ -88,7 +88,7 @@ def show(result: dict[str, Any]) -> str:
     return "\n".join([*result["written"], *result["strips"]])
 
 
-def plan(config: PredictConfig) -> list[Job]:
+def plan(config: PredictConfig) -> list[ImageTask]:
     """What is read and written, in order of names; ValueError where they do not fit together, or
     where an input would be overwritten."""
     jobs = _jobs(config)
@@ -103,7 +103,7 @@ def plan(config: PredictConfig) -> list[Job]:
     return jobs
 
 
-def _jobs(config: PredictConfig) -> list[Job]:
+def _jobs(config: PredictConfig) -> list[ImageTask]:
     if suffix(config.image) in SUFFIXES:
         out = config.out
         if suffix(out) not in SUFFIXES:
@@ -126,13 +126,13 @@ def _jobs(config: PredictConfig) -> list[Job]:
     ]
 
 
-def _job(image: str, mask: str, out: str) -> Job:
-    return Job(store.display(image), lambda: pictures.read(image), mask, out, image)
+def _job(image: str, mask: str, out: str) -> ImageTask:
+    return ImageTask(store.display(image), lambda: pictures.read(image), mask, out, image)
 
 
-def _pairs(config: PredictConfig) -> list[Job]:
+def _pairs(config: PredictConfig) -> list[ImageTask]:
     """Every picture of a sharded set: with the next mask of a mask set, or with the one mask."""
-    held: list[Sample] = []
+    held: list[ImageRecord] = []
     if store.exists(store.join(config.mask, MANIFEST)):
         masks = open_manifest(config.mask)
         held = [sample for split in sorted(masks.splits) for sample in samples(masks, split)]
@@ -140,11 +140,11 @@ def _pairs(config: PredictConfig) -> list[Job]:
     for i, sample in enumerate(samples(open_manifest(config.image), config.split)):
         name = f"picture {sample.key}"
 
-        def read(sample: Sample = sample, name: str = name) -> Picture:
+        def read(sample: ImageRecord = sample, name: str = name) -> ImageFile:
             return pictures.decode(payload(sample), name)
 
         mask = held[i % len(held)] if held else config.mask
-        jobs.append(Job(name, read, mask, store.join(config.out, f"{sample.key:09d}.png")))
+        jobs.append(ImageTask(name, read, mask, store.join(config.out, f"{sample.key:09d}.png")))
     return jobs
 
 
@@ -165,7 +165,7 @@ def _masks(mask: str, names: list[str]) -> Iterator[str]:
         yield store.join(mask, found)
 
 
-def read_mask(mask: str | Sample, picture: Picture, name: str) -> Bytes:
+def read_mask(mask: str | ImageRecord, picture: ImageFile, name: str) -> Bytes:
     """uint8 H×W, 1 = hole, of a rectangle `x,y,w,h`, of `alpha`, or of a picture (white: hole),
     which may be a mask set's sample.
 
@@ -185,7 +185,7 @@ def read_mask(mask: str | Sample, picture: Picture, name: str) -> Bytes:
         holes = np.zeros((height, width), bool)
         holes[y : y + h, x : x + w] = True
     else:
-        if isinstance(mask, Sample):
+        if isinstance(mask, ImageRecord):
             shown = f"{mask.key} of the set"
             read = pictures.decode(payload(mask), shown).pixels
         else:
@@ -215,7 +215,7 @@ def _rectangle(mask: str) -> tuple[int, int, int, int] | None:
 def _write_strip(out: str, original: Bytes, mask: Bytes, filled: Bytes) -> str:
     """Original, mask and result side by side, beside `out` as `<stem>_strip.png`."""
     url = _strip_url(out)
-    pictures.write(url, Picture(pictures.strip(original, mask, filled)))
+    pictures.write(url, ImageFile(pictures.strip(original, mask, filled)))
     return url
 
 

@@ -35,7 +35,7 @@ GENERATOR = {"raw": "generator", "ema": "generator_ema"}  # names of a checkpoin
 
 
 @dataclass(frozen=True)
-class Source:
+class LoadedInpainter:
     fill: Fill
     name: str
     facts: dict[str, Any]  # for records: weights, sha256; of a checkpoint run, url, images_seen
@@ -57,7 +57,7 @@ def telea(image: Tensor, mask: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).to(image) / 255
 
 
-YARDSTICKS: dict[str, Fill] = {"mean_colour": mean_colour, "telea": telea}
+BASELINES: dict[str, Fill] = {"mean_colour": mean_colour, "telea": telea}
 
 
 def load(
@@ -65,7 +65,7 @@ def load(
     checkpoint: str | None = None,
     weights: str = "auto",
     device: torch.device | str = "cpu",
-) -> Source:
+) -> LoadedInpainter:
     """The source that `model=` or `checkpoint=` names.
 
     model: `mean_colour`, `telea`, `models:/NAME@alias`, a registered NAME (its champion), an
@@ -74,8 +74,8 @@ def load(
     """
     if (model is None) == (checkpoint is None):
         raise ValueError("give one of model= and checkpoint=")
-    if model is not None and model in YARDSTICKS:
-        return Source(YARDSTICKS[model], model, {"weights": "none"})
+    if model is not None and model in BASELINES:
+        return LoadedInpainter(BASELINES[model], model, {"weights": "none"})
     if checkpoint is not None or _is_folder(str(model)):
         return _checkpoint(str(checkpoint or model), weights, device)
     source = _archive(str(model), device)
@@ -89,7 +89,7 @@ def _is_folder(model: str) -> bool:
     return not store.is_local(model) or Path(model).is_dir()
 
 
-def _checkpoint(url: str, weights: str, device: torch.device | str) -> Source:
+def _checkpoint(url: str, weights: str, device: torch.device | str) -> LoadedInpainter:
     from models.inpainter import Inpainter
     from pipeline.runs.checkpoints import load_generator
 
@@ -97,10 +97,10 @@ def _checkpoint(url: str, weights: str, device: torch.device | str) -> Source:
     facts = {name: state[name] for name in ("run", "url", "weights", "images_seen")}
     facts["sha256"] = state["files"][GENERATOR[state["weights"]]]["sha256"]
     name = f"{state['run'].rsplit('/', 1)[-1]}@{state['images_seen']}"
-    return Source(Inpainter(generator).to(device).eval(), name, facts)
+    return LoadedInpainter(Inpainter(generator).to(device).eval(), name, facts)
 
 
-def _archive(model: str, device: torch.device | str) -> Source:
+def _archive(model: str, device: torch.device | str) -> LoadedInpainter:
 
     is_file = model.endswith(".pt2") or Path(model).is_file()
     if not is_file and not model.startswith("models:"):
@@ -109,10 +109,10 @@ def _archive(model: str, device: torch.device | str) -> Source:
     name = f"{facts['name']}/{facts['version']}" if "version" in facts else Path(model).stem
     kept = ("model_uri", "sha256", "weights", "weights_sha256", "run_id")
     told: dict[str, Any] = {k: facts[k] for k in kept if k in facts}
-    return Source(archive, name, {"weights": "unknown"} | told)
+    return LoadedInpainter(archive, name, {"weights": "unknown"} | told)
 
 
-def refuse_a_look_into_the_hole(source: Source, device: torch.device | str) -> None:
+def refuse_a_look_into_the_hole(source: LoadedInpainter, device: torch.device | str) -> None:
     """ValueError when the answer depends on pixels that the mask hides.
 
     So does a model that was made for the other polarity (1 = known): it is then given the hole and

@@ -31,7 +31,7 @@ PODS = "LACUNA_PODS"  # URL that the names begin with; the pod's number follows
 STOPPED = 128 + signal.SIGTERM
 
 
-def kept(body: Callable[[], int]) -> int:
+def with_job_log(body: Callable[[], int]) -> int:
     """Runs `body`; its exit status. In a pod's first process, what it says and how it ends stay."""
     prefix = os.environ.get(PODS)
     if prefix is None or "RANK" in os.environ:
@@ -63,7 +63,7 @@ def kept(body: Callable[[], int]) -> int:
                 os.close(saved)
     word = {0: "SUCCEEDED", os.EX_TEMPFAIL: "INTERRUPTED stopped on request, everything saved",
             STOPPED: "INTERRUPTED stopped on request"}  # fmt: skip
-    note(place, word.get(status, f"FAILED {last_word() or f'exit {status}'}"))
+    note(place, word.get(status, f"FAILED {last_error() or f'exit {status}'}"))
     return status
 
 
@@ -76,12 +76,12 @@ def note(place: str, line: str) -> None:
         store.write(f"{place}.state", f"{line}\n".encode())
 
 
-def last_word() -> str | None:
+def last_error() -> str | None:
     """The error that this process left last."""
     return _words[-1] if _words else None
 
 
-def leave_word(line: str) -> bool:
+def record_error(line: str) -> bool:
     """Leave the error of this process where its launcher, Kubernetes or `status` looks for it.
 
     True in a worker: its launcher then says it, once for all of them.
@@ -94,8 +94,8 @@ def leave_word(line: str) -> bool:
         elif line and "PET_NNODES" in os.environ:
             if TERMINATION.exists():
                 TERMINATION.write_text(line + "\n")
-            if kept := os.environ.get(NODE_ERRORS):
-                path = Path(f"{kept}-{os.environ.get('PET_NODE_RANK', '0')}")
+            if with_job_log := os.environ.get(NODE_ERRORS):
+                path = Path(f"{with_job_log}-{os.environ.get('PET_NODE_RANK', '0')}")
                 whole = path.with_name(f".{path.name}")  # a full disk leaves an empty one
                 whole.write_text(f"{time.time():.3f} {line}\n")
                 whole.replace(path)

@@ -22,7 +22,7 @@ from typing import IO, NamedTuple
 import psutil
 
 from jobs.cause import cause
-from pipeline.launch.output import ERROR_FILE, leave_word, output
+from pipeline.launch.output import ERROR_FILE, output, record_error
 
 STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -92,7 +92,7 @@ def supervise(
         statuses = [w.wait() for w in started]
         status = outcome(statuses, [statuses[i] for i in first], bool(stop))
         error = None if status in (0, os.EX_TEMPFAIL) else _cause(first, statuses, workers, errors)
-        leave_word(error or "")
+        record_error(error or "")
         told = error
         if status == os.EX_TEMPFAIL and (
             ended := [i for i in range(len(started)) if statuses[i] < 0]

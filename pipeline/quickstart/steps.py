@@ -32,7 +32,7 @@ from shards import store
 
 MARK = "quickstart.json"
 MODEL = "inpaint-msanet"
-YARDSTICKS = ("mean_colour", "telea")
+BASELINES = ("mean_colour", "telea")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def main(config: QuickstartConfig) -> dict[str, Any]:
     return {
         **{k: done["evaluate"][k] for k in ("protocol", "weights", "pairs", "buckets", "mean6")},
         "yardsticks": {
-            name: {"buckets": done[f"evaluate {name}"]["buckets"]} for name in YARDSTICKS
+            name: {"buckets": done[f"evaluate {name}"]["buckets"]} for name in BASELINES
         },
         "strip": done["predict"]["strips"][0],
         "seconds": {**record.seconds, "total": round(sum(record.seconds.values()), 1)},
@@ -123,7 +123,7 @@ def steps(out: Path, said: str) -> list[Step]:
                 f"evaluate model={name} {pairs} out={{out}}/{name}.parquet",
                 f"{name}.parquet",
             )
-            for name in YARDSTICKS
+            for name in BASELINES
         ),
         verb("register", "register run={out}/run checkpoint=last"),
         verb("promote", f"promote {MODEL} run={{out}}/run"),
@@ -146,7 +146,7 @@ def show(result: dict[str, Any]) -> str:
     names = ("MSA-Net", "mean colour", "Telea")
     lines.append(f"{'hole ratio':<12}{'pairs':>6}" + "".join(f"{n:>14}" for n in names))
     for bucket, row in network.items():
-        found = [row["psnr"], *(rows[n]["buckets"][bucket]["psnr"] for n in YARDSTICKS)]
+        found = [row["psnr"], *(rows[n]["buckets"][bucket]["psnr"] for n in BASELINES)]
         cells = "".join(f"{v:>13.2f}{'*' if v == max(found) else ' '}" for v in found)
         lines.append(f"{bucket:<12}{row['n']:>6}" + cells)
     lines += ["", _verdict(network, rows)]
@@ -173,7 +173,7 @@ def _verdict(network: dict[str, Any], rows: dict[str, Any]) -> str:
     return "The trained network is " + ", ".join(said) + "."
 
 
-class Record:
+class StepRecord:
     """What was done in one folder, as `quickstart.json` remembers it."""
 
     def __init__(self, out: Path, said: str) -> None:
@@ -227,7 +227,7 @@ class Record:
 
 
 @contextmanager
-def record_of(out: Path, said: str) -> Iterator[Record]:
+def record_of(out: Path, said: str) -> Iterator[StepRecord]:
     """The folder's record, held: a second quickstart there is refused."""
     remembered(out, said)
     try:
@@ -244,7 +244,7 @@ def record_of(out: Path, said: str) -> Iterator[Record]:
             raise ConfigError(
                 f"another quickstart works in out={said}: wait for it, or name another"
             ) from None
-        yield Record(out, said)
+        yield StepRecord(out, said)
 
 
 def folder(said: str) -> Path:

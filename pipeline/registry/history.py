@@ -139,7 +139,7 @@ def deleted(model: Any, versions: list[Any]) -> list[int]:
     return sorted(named - {int(version.version) for version in versions} - {0})
 
 
-def mend(client: Any, name: str, versions: list[Any], target: Any) -> None:
+def repair(client: Any, name: str, versions: list[Any], target: Any) -> None:
     """After a deletion: `target` is the champion that the log's remains name from now on."""
     for version in versions:
         baseline = version.tags.get("gate.baseline")

@@ -2,7 +2,7 @@
 
 A promotion compares per-image scores on pinned pairs (`gate`), copies the version's files into an
 experiment of the production model's own, checks every hash, and appends to the history
-(`champions`). What was refused is recorded at the run and at the version that were refused.
+(`history`). What was refused is recorded at the run and at the version that were refused.
 """
 
 import datetime
@@ -17,7 +17,6 @@ from pipeline.common.environment import user
 from pipeline.config.schema import PromoteConfig, RollbackConfig
 from pipeline.evaluation import results
 from pipeline.registry import gate, history, package, reference_pairs, register
-from pipeline.registry import history as champions
 from pipeline.registry.history import ALIAS, number
 from pipeline.tracking import errors, model_versions
 from pipeline.tracking.client import connect, experiment_id, tracking_uri, uri_for
@@ -55,15 +54,15 @@ def dry_run(config: PromoteConfig | RollbackConfig) -> str:
     client = connect(uri, make=False)
     with errors.explained(uri):
         if isinstance(config, RollbackConfig):
-            history = champions.fold(model_versions.versions(client, config.model))
-            target = champions.target(config.model, history, config.version)
-            now = history.line[-1].version
+            past = history.fold(model_versions.versions(client, config.model))
+            target = history.target(config.model, past, config.version)
+            now = past.line[-1].version
             return f"would make {config.model}/{target.version} champion again, in place of {now}"
         if config.verify:
             return "changes nothing: verify=true only reads"
         found = _candidate(client, config)
         name = config.into or found.name
-        before = champions.fold(model_versions.versions(client, name)).champion
+        before = history.fold(model_versions.versions(client, name)).champion
         against = (
             f"champion {name}/{before.version}" if before else "the absolute floors (no champion)"
         )
@@ -86,7 +85,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
         name = register.checked_name(config.into or candidate.name)
         tags = _own(candidate)
         _production(client, name, tags["network"], apart=name != candidate.name)
-        before = champions.settle(client, name).champion
+        before = history.settle(client, name).champion
         if before is not None and _own(before)["sha256"] == tags["sha256"] and not config.repin:
             return _told(name, before, before.tags["gate.baseline"], "champion already")
         pairs = reference_pairs.read(client, name)
@@ -103,7 +102,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
             reference_pairs.write(client, name, pairs)
         source, tree = _copy(client, uri, candidate, name, ours, pairs)
         record = _record(tags, source[0], tree, figures, pairs, candidate)
-        made = champions.append(client, name, source, record, before)
+        made = history.append(client, name, source, record, before)
         _must_count(client, name, made, before)
     return _told(name, made, before.version if before else 0, "promoted", figures)
 
@@ -118,21 +117,21 @@ def rollback(name: str, version: int | None = None, root: str = "runs") -> dict[
     with errors.explained(uri):
         model_versions.find_version(client, f"models:/{name}")
         every = model_versions.versions(client, name)
-        history = champions.fold(every)
-        if version and champions.deleted(client.get_registered_model(name), every):
-            target = champions.promoted(name, every, version)
-            champions.mend(client, name, every, history.champion or target)
+        past = history.fold(every)
+        if version and history.deleted(client.get_registered_model(name), every):
+            target = history.promoted(name, every, version)
+            history.repair(client, name, every, past.champion or target)
         else:
-            history = champions.settle(client, name)
-            target = champions.target(name, history, version)
+            past = history.settle(client, name)
+            target = history.target(name, past, version)
         tags = {k: v for k, v in target.tags.items() if not k.startswith("gate.")}
         for key in ("gate.figures", "gate.pairs_digest"):
             tags[key] = target.tags[key]
-        tags |= {**_who(), "gate.kind": "rollback", "gate.content": champions.content(target)}
+        tags |= {**_who(), "gate.kind": "rollback", "gate.content": history.content(target)}
         source = (target.tags["lacuna.model_id"], target.run_id or None, target.description)
-        made = champions.append(client, name, source, tags, history.champion)
-        _must_count(client, name, made, history.champion)
-    return _told(name, made, number(history.line), f"rolled back to {target.version}")
+        made = history.append(client, name, source, tags, past.champion)
+        _must_count(client, name, made, past.champion)
+    return _told(name, made, number(past.line), f"rolled back to {target.version}")
 
 
 # --- step by step ---------------------------------------------------------------------------------
@@ -155,7 +154,7 @@ def _candidate(client: Any, config: PromoteConfig) -> Any:
             return version
     raise ValueError(
         f"{name} has no version of {config.run or 'any run'} at "
-        f"{errors.shown(client.tracking_uri)}: python -m pipeline register "
+        f"{errors.display_uri(client.tracking_uri)}: python -m pipeline register "
         f"run={config.run or 'RUN'}"
     )
 
@@ -214,7 +213,9 @@ def _copy(
         back = Path(scratch, "back")
         model_versions.download(uri, made.model_id, "", back)
         if package.tree_digest(back) != tree:
-            raise ValueError(f"what {errors.shown(uri)} stored is not what was sent; run it again")
+            raise ValueError(
+                f"what {errors.display_uri(uri)} stored is not what was sent; run it again"
+            )
     return (made.model_id, candidate.run_id or None, text), tree
 
 
@@ -256,7 +257,7 @@ def _record_refusal(client: Any, candidate: Any, reasons: list[str]) -> None:
 
 def _must_count(client: Any, name: str, made: Any, before: Any | None) -> None:
     """Settles; ValueError if another promotion came first."""
-    line = champions.settle(client, name).line
+    line = history.settle(client, name).line
     if all(str(version.version) != str(made.version) for version in line):
         client.set_model_version_tag(name, str(made.version), "gate.result", "superseded")
         raise ValueError(

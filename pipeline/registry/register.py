@@ -31,7 +31,7 @@ def dry_run(config: RegisterConfig) -> str:
 
     found = find(config.run, config.checkpoint)
     name = checked_name(config.name or f"inpaint-{found.state['model']['name']}")
-    where = errors.shown(uri_for(config.run))
+    where = errors.display_uri(uri_for(config.run))
     return f"would export {store.display(found.url)} and register it as {name} at {where}"
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.runs.folder import folder_at
 from pipeline.runs.run_json import read_run_json, update_run_json
-from shards import store
+from shards import objects, store
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,7 +59,7 @@ class Checkpoint:
         return load(self.data(name))
 
 
-def checkpoints(run_url: str) -> list[Checkpoint]:
+def list_checkpoints(run_url: str) -> list[Checkpoint]:
     """Those that exist, oldest first, their tensors unread; one that is no JSON is passed over."""
     base = store.join(run_url, "checkpoints")
     found = []
@@ -69,7 +69,7 @@ def checkpoints(run_url: str) -> list[Checkpoint]:
             state = json.loads(store.read(store.join(url, "state.json")))
         except FileNotFoundError:
             continue
-        except store.StoreError:  # no answer, or no right: that says nothing of what lies there
+        except objects.StoreError:  # no answer, or no right: that says nothing of what lies there
             raise
         except ValueError:  # no JSON
             passed_over(url)
@@ -91,7 +91,7 @@ def is_whole(checkpoint: Checkpoint, hold: bool = False) -> bool:
     for name in checkpoint.state["files"]:
         try:
             data = checkpoint.data(name)
-        except store.StoreError:
+        except objects.StoreError:
             raise
         except (ValueError, FileNotFoundError):
             checkpoint.held.clear()
@@ -104,7 +104,7 @@ def is_whole(checkpoint: Checkpoint, hold: bool = False) -> bool:
 def latest(run_url: str) -> Checkpoint | None:
     """The newest whole checkpoint, its bytes held until they are read; broken ones are passed over
     with a word on stderr."""
-    for checkpoint in reversed(checkpoints(run_url)):
+    for checkpoint in reversed(list_checkpoints(run_url)):
         if is_whole(checkpoint, hold=True):
             return checkpoint
         passed_over(checkpoint.url)
@@ -115,7 +115,7 @@ def passed_over(url: str) -> None:
     print(f"checkpoint {store.display(url)} is torn or corrupted: passed over", file=sys.stderr)
 
 
-def address(url: str) -> tuple[str, str | None]:
+def split_address(url: str) -> tuple[str, str | None]:
     """The run's URL and, of a checkpoint's own, its name."""
     run_url, _, name = url.rstrip("/").rpartition("/")
     if NAME.fullmatch(name) and run_url.endswith("/checkpoints"):
@@ -125,9 +125,9 @@ def address(url: str) -> tuple[str, str | None]:
 
 def find(url: str, which: str = "last") -> Checkpoint:
     """A checkpoint by the URL of its run (`which`: last, best or images_seen) or its own URL."""
-    run_url, name = address(url)
+    run_url, name = split_address(url)
     url, which = run_url, name or which
-    every = checkpoints(url)
+    every = list_checkpoints(url)
     if not every:
         raise ValueError(f"{store.display(url)} holds no checkpoint: name a run's folder")
     if which == "last":
@@ -185,10 +185,10 @@ def load_generator(
 
 def load_weights(module: nn.Module, checkpoint: Checkpoint, name: str) -> None:
     """Copy one file's tensors into a network; ValueError where it is another network's."""
-    put(checkpoint.read(name), module, store.display(checkpoint.url))
+    load_tensors(checkpoint.read(name), module, store.display(checkpoint.url))
 
 
-def put(tensors: Mapping[str, Tensor], module: nn.Module, source: str) -> None:
+def load_tensors(tensors: Mapping[str, Tensor], module: nn.Module, source: str) -> None:
     """Copy tensors by name into a network; ValueError, naming `source`, where they do not fit."""
     own = module.state_dict()
     wrong = sorted(

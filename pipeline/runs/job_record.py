@@ -18,9 +18,9 @@ from typing import Any
 from jobs import scheduler
 from jobs.kubectl import GONE
 from jobs.slurm_status import from_notes
-from jobs.spec import Cluster, State, Status, SubmitError
+from jobs.spec import Cluster, JobState, Status, SubmitError
 from pipeline.common.environment import cache_dir
-from shards import store
+from shards import objects, store
 
 NAME = "jobs.json"
 PATIENCE = 10.0  # with buckets that do not answer
@@ -29,7 +29,7 @@ WHERE = ("scheduler", "context", "namespace", "queue", "kind")
 
 
 @dataclass(frozen=True)
-class Record:
+class SubmittedJob:
     """One submitted job. `number` is the scheduler's id, empty until it was heard; `points` the
     runs of a sweep."""
 
@@ -56,7 +56,7 @@ class Record:
     def where(self) -> Cluster:
         return Cluster(**self.cluster)
 
-    def settled(self) -> Record:
+    def settled(self) -> SubmittedJob:
         """With its number, asked for where `submit` ended before it could write it down."""
         if self.number or not self.sought:
             return self
@@ -65,16 +65,16 @@ class Record:
 
     def status(self) -> Status:
         """The scheduler's word; a job that is gone after it was cancelled was cancelled."""
-        number, found = self.settled().number, Status(State.UNKNOWN, NEVER)
+        number, found = self.settled().number, Status(JobState.UNKNOWN, NEVER)
         if number:
             found = scheduler.status(number, self.folder, self.where, self.run)
-        if found.state is State.UNKNOWN and self.pods:
+        if found.state is JobState.UNKNOWN and self.pods:
             left = self._left()
             told = found.reason if found.reason != GONE else left.reason
-            found = replace(left, reason=told) if left.state is State.UNKNOWN else left
-        stopped = (State.UNKNOWN, State.FAILED, State.INTERRUPTED, State.CANCELLED)
+            found = replace(left, reason=told) if left.state is JobState.UNKNOWN else left
+        stopped = (JobState.UNKNOWN, JobState.FAILED, JobState.INTERRUPTED, JobState.CANCELLED)
         if self.cancelled and found.state in stopped:
-            return replace(found, state=State.CANCELLED, reason="by `cancel`")
+            return replace(found, state=JobState.CANCELLED, reason="by `cancel`")
         return found
 
     def _left(self) -> Status:
@@ -103,14 +103,14 @@ def where_of(cluster: Cluster) -> dict[str, Any]:
     return {k: v for k, v in asdict(cluster).items() if k in WHERE}
 
 
-def write(record: Record) -> None:
+def write(record: SubmittedJob) -> None:
     """Publishes the record in the job's folder and in each run that it trains."""
     text = (json.dumps(asdict(record), indent=1, sort_keys=True) + "\n").encode()
     for place in {record.folder, *record.trained}:
         store.write(store.join(place, NAME), text)
 
 
-def point_to(record: Record) -> None:
+def point_to(record: SubmittedJob) -> None:
     """Leaves pointers on this machine, where its cache can be written."""
     place = record.folder if not store.is_local(record.folder) else os.path.abspath(record.folder)
     try:
@@ -125,7 +125,7 @@ def point_to(record: Record) -> None:
         )
 
 
-def read(folder: str) -> Record | None:
+def read(folder: str) -> SubmittedJob | None:
     """The record in a folder or at a URL; None where nothing was submitted.
 
     Raises `SubmitError` naming a file that is none, OSError where it cannot be reached.
@@ -133,17 +133,17 @@ def read(folder: str) -> Record | None:
     url = store.join(folder, NAME)
     try:
         values = json.loads(store.read(url))
-        known = {f.name for f in fields(Record)}
+        known = {f.name for f in fields(SubmittedJob)}
         kept: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known
         }
-        record = Record(**kept)
+        record = SubmittedJob(**kept)
         Cluster(**record.cluster)
         str.join("", (record.id, record.verb, record.run, record.folder, record.number))
         return record
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except store.StoreError:
+    except objects.StoreError:
         raise
     except (ValueError, TypeError, AttributeError) as error:
         why = " ".join(str(error).split())
@@ -161,7 +161,7 @@ def cancelled(run: str) -> bool:
     return record is not None and record.cancelled
 
 
-def find(name: str, root: str) -> Record:
+def find(name: str, root: str) -> SubmittedJob:
     """The record of a job or run by its id, folder or URL. Raises `SubmitError`."""
     places = [name, store.join(root, name)]
     pointer = pointers() / name.rstrip("/").rpartition("/")[2]
@@ -170,12 +170,12 @@ def find(name: str, root: str) -> Record:
     for place in places:
         if (record := read(place)) is not None:
             return record.settled()
-    known = sorted({r.id for r in every(root) if isinstance(r, Record)})
+    known = sorted({r.id for r in every(root) if isinstance(r, SubmittedJob)})
     listed = f" (known: {', '.join(known[:20])}{', …' * (len(known) > 20)})" if known else ""
     raise SubmitError(f"no job {name!r} was submitted from {root} or this machine{listed}")
 
 
-def every(root: str) -> Iterator[Record | Unread]:
+def every(root: str) -> Iterator[SubmittedJob | Unread]:
     """Records under `root`, then those elsewhere that this machine has pointers to.
 
     What lies in buckets is read together, and given up after `PATIENCE` seconds.
@@ -195,8 +195,8 @@ def every(root: str) -> Iterator[Record | Unread]:
             yield record
 
 
-def _all(places: Sequence[str]) -> Iterator[Record | Unread | None]:
-    answers: dict[str, Record | Unread | None] = {}
+def _all(places: Sequence[str]) -> Iterator[SubmittedJob | Unread | None]:
+    answers: dict[str, SubmittedJob | Unread | None] = {}
 
     def ask(place: str) -> None:
         try:

@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 from jobs.snapshot import importable, unpack
-from pipeline.launch.output import kept, leave_word
-from shards import store
+from pipeline.launch.output import record_error, with_job_log
+from shards import objects, store
 
 
 def main(argv: list[str]) -> None:
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     except Exception as error:
         told = f"the code at {place} cannot be had: {str(error) or type(error).__name__}"
         lasting = isinstance(error, (ValueError, FileNotFoundError))
-        passing = isinstance(error, store.Unavailable)
+        passing = isinstance(error, objects.Unavailable)
         raise SystemExit(_ended(told, os.EX_CONFIG if lasting and not passing else 1)) from None
     before = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
     os.environ["LACUNA_CODE"] = str(code)
@@ -48,10 +48,10 @@ def _unpacked(url: str, sha256: str) -> Path:
 def _ended(told: str, status: int) -> int:
     """Leaves the line for Kubernetes first, then in the job's folder, which may be out of reach."""
     line = f"pipeline unpack: {' '.join(told.split())}"
-    leave_word(line)
+    record_error(line)
 
     def said() -> int:
         print(line, file=sys.stderr)
         return status
 
-    return kept(said)
+    return with_job_log(said)

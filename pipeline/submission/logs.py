@@ -12,7 +12,7 @@ from jobs.spec import SubmitError
 from jobs.watching import watched
 from pipeline.config.schema import LogsConfig
 from pipeline.runs import job_record
-from pipeline.runs.job_record import Record
+from pipeline.runs.job_record import SubmittedJob
 from shards import store
 
 # SLURM's and bash's own words about a process that ended are not what it died of.
@@ -28,7 +28,7 @@ def main(config: LogsConfig) -> None:
         _files(record, config.follow)
 
 
-def _pods(record: Record, follow: bool) -> None:
+def _pods(record: SubmittedJob, follow: bool) -> None:
     if record.number and kubectl.logs(record.number, record.where, follow, record.run):
         return
     logs = store.join(record.folder, "logs")
@@ -43,7 +43,7 @@ def _pods(record: Record, follow: bool) -> None:
             print(f"[{name.removesuffix('.log')}] {line}")
 
 
-def _files(record: Record, follow: bool) -> None:
+def _files(record: SubmittedJob, follow: bool) -> None:
     read: dict[Path, int] = {}
     looks = watched(lambda: record.status().state.live, lambda: _notes(record))
     for _ in looks if follow else [False]:
@@ -57,13 +57,13 @@ def _files(record: Record, follow: bool) -> None:
         raise SubmitError(f"{record.id} has said nothing yet: see `status {record.id}`")
 
 
-def _notes(record: Record) -> dict[str, str]:
+def _notes(record: SubmittedJob) -> dict[str, str]:
     """What the job's scripts noted of it last: at its end they say so before the scheduler does."""
     number = record.number.partition("_")[0]
     return {k: v for k, v in notes(record.folder).items() if k.partition("_")[0] == number}
 
 
-def outputs(record: Record) -> list[Path]:
+def outputs(record: SubmittedJob) -> list[Path]:
     """Files that the scheduler wrote for the last submission, in order."""
     folder = Path(record.folder, "logs")
     if record.cluster["scheduler"] == "local":
@@ -75,7 +75,7 @@ def outputs(record: Record) -> list[Path]:
     return sorted(found)
 
 
-def errors(record: Record) -> list[tuple[float, str]]:
+def errors(record: SubmittedJob) -> list[tuple[float, str]]:
     """When and why each node of the last attempt failed, as its launcher said."""
     if not store.is_local(record.folder):
         return []
@@ -87,7 +87,7 @@ def errors(record: Record) -> list[tuple[float, str]]:
     return found
 
 
-def last_words(record: Record) -> str | None:
+def last_words(record: SubmittedJob) -> str | None:
     """The last line of a failed job that is its own; None where it left none."""
     for path in reversed(outputs(record) if store.is_local(record.folder) else []):
         lines = path.read_text(errors="replace").splitlines()

@@ -110,7 +110,7 @@ def parse(words: Sequence[str]) -> list[Part]:
         check_least(settings.config.cluster)
         fitted = replace(settings.config, cluster=_fitting(verb, settings.config.cluster, mine))
         others = positional(VERBS[verb], [w for w in rest if w not in mine])
-        others = told(verb, others, known)
+        others = inherited(verb, others, known)
         if verb == "train":
             others += [w for w in carried if w.startswith("root=")][-1:]
         points = [compose(verb, point) for point in _points(verb, others)]
@@ -121,7 +121,7 @@ def parse(words: Sequence[str]) -> list[Part]:
         parts.append(Part(verb, _with_secrets(fitted), tuple(points)))
         _refuse_same(parts[-1])
         _refuse_ignored(parts[-1])
-        learn(verb, points[0].config, parts[-1].runs, known)
+        note_outputs(verb, points[0].config, parts[-1].runs, known)
     if not parts:
         raise ConfigError("submit what? submit VERB [key=value ...] cluster=slurm")
     return parts
@@ -185,8 +185,8 @@ def _placed(point: Resolved, cluster: Cluster) -> Resolved:
 
 def _refuse_ignored(part: Part) -> None:
     """A count for this machine, where the scheduler's jobs have another."""
-    told = {point.origins.get("processes") for point in part.points}
-    if "command line" in told and part.cluster.scheduler != "local":
+    inherited = {point.origins.get("processes") for point in part.points}
+    if "command line" in inherited and part.cluster.scheduler != "local":
         raise ConfigError(
             f"processes={part.points[0].config.processes} is for this machine: on a cluster give "
             f"cluster.processes_per_node= (it is {part.cluster.processes})"
@@ -219,7 +219,7 @@ def _with_secrets(settings: SubmitConfig) -> SubmitConfig:
     return settings
 
 
-def told(verb: str, words: list[str], known: dict[str, str]) -> list[str]:
+def inherited(verb: str, words: list[str], known: dict[str, str]) -> list[str]:
     """The words of a verb, and those that follow from what earlier verbs make."""
     given = {word.partition("=")[0] for word in words}
     if verb == "evaluate" and given & {"model", "predictions", "export"}:
@@ -231,7 +231,7 @@ def told(verb: str, words: list[str], known: dict[str, str]) -> list[str]:
     return [*words, *(f"{name}={known[what]}" for name, what in wanted.items())]
 
 
-def learn(verb: str, config: Any, runs: Sequence[str], known: dict[str, str]) -> None:
+def note_outputs(verb: str, config: Any, runs: Sequence[str], known: dict[str, str]) -> None:
     """Adds what the verb makes; of several runs none is the one that is meant."""
     if verb == "shard":
         known["set"] = str(config.out)

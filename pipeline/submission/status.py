@@ -7,10 +7,10 @@ from contextlib import suppress
 from typing import Any
 
 from jobs.cause import cause, follows
-from jobs.spec import State, SubmitError
+from jobs.spec import JobState, SubmitError
 from pipeline.config.schema import StatusConfig
 from pipeline.runs import job_record
-from pipeline.runs.job_record import Record, Unread
+from pipeline.runs.job_record import SubmittedJob, Unread
 from pipeline.runs.run_json import read_run_json
 from pipeline.submission.logs import errors, last_words
 from shards import store
@@ -26,9 +26,9 @@ def main(config: StatusConfig) -> dict[str, Any]:
         return {"jobs": list(pool.map(_shown, job_record.every(config.root)))}
 
 
-def _shown(record: Record | Unread) -> dict[str, Any]:
+def _shown(record: SubmittedJob | Unread) -> dict[str, Any]:
     """One that cannot be told of hides no other."""
-    if isinstance(record, Record):
+    if isinstance(record, SubmittedJob):
         try:
             return described(record)
         except (OSError, ValueError) as error:
@@ -37,10 +37,10 @@ def _shown(record: Record | Unread) -> dict[str, Any]:
     reason = record.reason if place in record.reason else f"{place}: {record.reason}"
     blank = dict.fromkeys(("verb", "scheduler", "number", "submitted", "commit"), "")
     told = {**blank, "id": place.rstrip("/").rpartition("/")[2], "run": place, "restarts": 0}
-    return {**told, "state": State.UNKNOWN.value, "reason": reason}
+    return {**told, "state": JobState.UNKNOWN.value, "reason": reason}
 
 
-def described(record: Record) -> dict[str, Any]:
+def described(record: SubmittedJob) -> dict[str, Any]:
     """State, reason, and the error line of what failed."""
     with suppress(SubmitError):  # which its status repeats
         record = record.settled()
@@ -56,13 +56,13 @@ def described(record: Record) -> dict[str, Any]:
     try:
         found = record.status()
     except SubmitError as error:
-        return {**told, "state": State.UNKNOWN.value, "reason": str(error), "restarts": 0}
+        return {**told, "state": JobState.UNKNOWN.value, "reason": str(error), "restarts": 0}
     told |= {"state": found.state.value, "reason": found.reason, "restarts": found.restarts}
     if found.elements:
         told["elements"] = {k: v.value for k, v in found.elements.items()}
     if record.points:
         told["points"] = list(record.points)
-    if found.state is State.FAILED:
+    if found.state is JobState.FAILED:
         said = _error(record)
         # A task that was killed is named already; what its peers say of it is no news.
         peers = said is not None and ": task" in found.reason and follows(said)
@@ -70,7 +70,7 @@ def described(record: Record) -> dict[str, Any]:
     return told
 
 
-def _error(record: Record) -> str | None:
+def _error(record: SubmittedJob) -> str | None:
     """What the launchers left, else what `run.json` holds, else the last thing the job said."""
     error = cause(errors(record))
     if error is None and record.verb == "train" and not record.points:

@@ -20,7 +20,7 @@ from pipeline.common import signals
 from pipeline.common.console import say
 from pipeline.runs import checkpoints, job_record
 from pipeline.runs.identity import check_same, folder_of
-from pipeline.runs.job_record import Record
+from pipeline.runs.job_record import SubmittedJob
 from pipeline.submission import staging
 from pipeline.submission.job import job_of
 from pipeline.submission.plan import Part, parse
@@ -56,7 +56,7 @@ def main(words: Sequence[str], dry_run: bool = False) -> Any:
     return {"jobs": [_told(*each) for each in zip(parts, stages, records)]}
 
 
-def _submitted(parts: Sequence[Part], stages: Sequence[Stage]) -> list[Record]:
+def _submitted(parts: Sequence[Part], stages: Sequence[Stage]) -> list[SubmittedJob]:
     """Each job's record lies there before the scheduler is asked: whatever kills us then, `status`
     and the next `submit` find the job by its name."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -96,10 +96,10 @@ def _submitted(parts: Sequence[Part], stages: Sequence[Stage]) -> list[Record]:
     return records
 
 
-def _record(part: Part, stage: Stage, now: str, sought: tuple[str, ...]) -> Record:
+def _record(part: Part, stage: Stage, now: str, sought: tuple[str, ...]) -> SubmittedJob:
     last = job_record.read(part.folder)
     last = last and last.settled()
-    return Record(
+    return SubmittedJob(
         id=part.id, verb=part.verb, run=stage.job.run, folder=stage.job.folder, number="",
         cluster=job_record.where_of(stage.cluster), submitted=now, commit=stage.job.commit,
         points=tuple(part.runs) if len(part.points) > 1 else (), pods=scheduler.pods(stage),
@@ -107,7 +107,7 @@ def _record(part: Part, stage: Stage, now: str, sought: tuple[str, ...]) -> Reco
         sought=sought)  # fmt: skip
 
 
-def _told(part: Part, stage: Stage, record: Record) -> dict[str, Any]:
+def _told(part: Part, stage: Stage, record: SubmittedJob) -> dict[str, Any]:
     job, told = stage.job, {"number": record.number, "scheduler": part.cluster.scheduler}
     return {"id": job.id, "verb": job.verb, "run": job.run, "folder": job.folder, **told}
 

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pipeline.runs.run_json import read_run_json
-from pipeline.tracking.errors import ServerError, explained, shown
+from pipeline.tracking.errors import ServerError, display_uri, explained
 from shards import store
 
 NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "ceph", "fuse.sshfs")
@@ -66,7 +66,7 @@ def tracking_uri(root: str = "runs", uri: str | None = None) -> str:
         parts.scheme.startswith("http") and not parts.hostname
     ):
         raise ServerError(
-            f"MLFLOW_TRACKING_URI={shown(given)} cannot be used: give http(s)://HOST:PORT, "
+            f"MLFLOW_TRACKING_URI={display_uri(given)} cannot be used: give http(s)://HOST:PORT, "
             "sqlite:////ABSOLUTE/mlflow.db, or leave it unset for the embedded default"
         )
     if parts.scheme.startswith("http") and parts.username:
@@ -189,7 +189,7 @@ def model_link(uri: str, name: str, version: str) -> str:
 
 
 def _ui(uri: str) -> str:
-    return "http://127.0.0.1:5000" if uri.startswith("sqlite") else shown(uri).rstrip("/")
+    return "http://127.0.0.1:5000" if uri.startswith("sqlite") else display_uri(uri).rstrip("/")
 
 
 def ui_command(uri: str) -> str:
@@ -199,7 +199,7 @@ def ui_command(uri: str) -> str:
         return (
             f"MLFLOW_DISABLE_TELEMETRY=true {command} server --backend-store-uri {uri} --port 5000"
         )
-    return shown(uri)
+    return display_uri(uri)
 
 
 def _create_database(path: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from jobs.spec import State
+from jobs.spec import JobState
 from pipeline.common.secrets import redact
 from pipeline.config.schema import RunsConfig
 from pipeline.runs import job_record
@@ -24,7 +24,7 @@ from pipeline.tracking.remote_spool import read_state
 from shards import store
 from shards.upkeep import seconds
 
-ENDS = {State.SUCCEEDED: "FINISHED", State.FAILED: "FAILED"}
+ENDS = {JobState.SUCCEEDED: "FINISHED", JobState.FAILED: "FAILED"}
 
 
 class Dead(NamedTuple):
@@ -100,7 +100,7 @@ def _runs(root: str) -> Iterator[str]:
         yield from map(str, folders(root))
     with suppress(OSError, ValueError):  # a bucket that is gone hides no run of others
         for record in job_record.every(root):
-            yield from record.trained if isinstance(record, job_record.Record) else ()
+            yield from record.trained if isinstance(record, job_record.SubmittedJob) else ()
 
 
 def _verdict(run: Any, place: str | None, limit: float) -> tuple[str, str] | None:
@@ -109,7 +109,7 @@ def _verdict(run: Any, place: str | None, limit: float) -> tuple[str, str] | Non
     if record and place:
         found = record.status()
         state = found.elements.get(_element(record, place), found.state)
-        if state.live or state is State.UNKNOWN and not long or is_held(place):
+        if state.live or state is JobState.UNKNOWN and not long or is_held(place):
             return None
         who = f"{record.cluster['scheduler']} job {record.number}"
         return ENDS.get(state, "KILLED"), f"{who} is {state.value}: {found.reason}".rstrip(": ")
@@ -130,7 +130,7 @@ def _host(place: str) -> str | None:
     return read_run_json(place).get("launcher", {}).get("host")
 
 
-def _element(record: job_record.Record, place: str) -> str:
+def _element(record: job_record.SubmittedJob, place: str) -> str:
     """Which element of the job trains the run."""
     names = [point.rstrip("/").rpartition("/")[2] for point in record.points]
     name = place.rstrip("/").rpartition("/")[2]

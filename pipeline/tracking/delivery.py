@@ -121,8 +121,8 @@ class Delivery:
             stage = "deleted"
         if stage == "deleted":
             raise Gone(
-                f"MLflow run {self.run_id} was deleted on {errors.shown(self.uri)}: restore it "
-                "there, or remove spool/ and mlflow_run_id from run.json to record a new one"
+                f"MLflow run {self.run_id} was deleted on {errors.display_uri(self.uri)}: restore "
+                "it there, or remove spool/ and mlflow_run_id from run.json to record a new one"
             )
 
     # --- one method for each kind of event -------------------------------------------------------
@@ -140,7 +140,7 @@ class Delivery:
             self.run,
             mlflow_run_id=self.run_id,
             mlflow_experiment_id=experiment,
-            mlflow_uri=errors.shown(self.uri),
+            mlflow_uri=errors.display_uri(self.uri),
         )
         self.client.update_run(self.run_id, status="RUNNING")
         there = self.client.get_run(self.run_id).data

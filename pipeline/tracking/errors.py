@@ -13,7 +13,7 @@ class ServerError(ValueError):
     """The tracking server cannot be used as asked; one line that says why and what to do."""
 
 
-def shown(uri: str) -> str:
+def display_uri(uri: str) -> str:
     """The URI without user, password and query."""
     if uri.startswith("sqlite:"):
         return uri
@@ -39,7 +39,7 @@ def explain(error: BaseException, uri: str) -> str | None:
     """One line for what MLflow, SQLAlchemy or the network raised; None if it is no such thing."""
     if not _foreign(error):
         return None
-    text, where = str(error), shown(uri)
+    text, where = str(error), display_uri(uri)
     code = getattr(error, "error_code", "")
     user = os.environ.get("MLFLOW_TRACKING_USERNAME", "no user name")
     if "out-of-date database schema" in text or "Can't locate revision" in text:

@@ -25,13 +25,13 @@ def find_version(client: Any, uri: str) -> Any:
     every = versions(client, name)
     if not every:
         known = ", ".join(m.name for m in client.search_registered_models(max_results=20))
-        where = errors.shown(client.tracking_uri)
+        where = errors.display_uri(client.tracking_uri)
         raise ValueError(f"no registered model {name!r} at {where}; there are: {known or 'none'}")
     if alias:
         aliases = client.get_registered_model(name).aliases
         if alias not in aliases:
             known = ", ".join(aliases) or "none: promote a version first"
-            where = errors.shown(client.tracking_uri)
+            where = errors.display_uri(client.tracking_uri)
             raise ValueError(f"{name} has no alias {alias!r} at {where}; it has {known}")
         number = aliases[alias]
     if number in (None, "latest"):
@@ -40,7 +40,7 @@ def find_version(client: Any, uri: str) -> Any:
         if int(version.version) == int(number):
             return version
     known = ", ".join(str(v.version) for v in every)
-    where = errors.shown(client.tracking_uri)
+    where = errors.display_uri(client.tracking_uri)
     raise ValueError(f"{name} has no version {number} at {where}; it has {known}")
 
 

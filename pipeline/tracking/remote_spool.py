@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.common.environment import cache_dir
 from pipeline.tracking.spool import CURSOR, drop_sent, write_json
-from shards import store
+from shards import objects, store
 
 STATE = "state.json"
 DRAINERS = (CURSOR, "rejected.jsonl")  # written by whoever drains
@@ -32,7 +32,7 @@ def read_state(folder: str | Path) -> dict[str, Any]:
     """`state.json` of a spool's folder or URL; {} where there is none."""
     try:
         return dict(json.loads(store.read(store.join(folder, STATE))))
-    except store.StoreError:  # a bucket that does not answer has not told that there is none
+    except objects.StoreError:  # a bucket that does not answer has not told that there is none
         raise
     except (FileNotFoundError, ValueError):
         return {}

@@ -29,7 +29,7 @@ def main(config: RunsConfig) -> dict[str, Any]:
     with errors.explained(uri):
         if config.action == "close":
             return {"closed": close(client, config)}
-        return {"uri": errors.shown(uri), "runs": listed(client, uri, config)}
+        return {"uri": errors.display_uri(uri), "runs": listed(client, uri, config)}
 
 
 def dry_run(config: RunsConfig) -> str:
@@ -99,7 +99,7 @@ def prune(config: RunsConfig) -> dict[str, Any]:
         raise ValueError(f"keep={config.keep} is not allowed: best, last or best,last")
     doomed, refused = [], []
     for run in folders(config.root):
-        every = checkpoints.checkpoints(str(run))
+        every = checkpoints.list_checkpoints(str(run))
         if not every or time.time() - _newest(run / "checkpoints") < age:
             continue
         spared = {checkpoints.find(str(run), which).images_seen for which in keep}
@@ -155,7 +155,7 @@ def _logged(client: Any, experiments: list[str], metric: str) -> None:
         known |= set(run.data.metrics)
     near = difflib.get_close_matches(metric, sorted(known), 3, 0.4)
     hint = f"did you mean {', '.join(near)}?" if near else "`runs` shows what there is"
-    where = errors.shown(client.tracking_uri)
+    where = errors.display_uri(client.tracking_uri)
     raise ValueError(f"no run at {where} has logged the metric {metric!r}; {hint}")
 
 

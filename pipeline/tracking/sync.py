@@ -61,7 +61,7 @@ def dry_run(config: SyncConfig) -> str:
             fetch_spool(sender.run, sender.folder)
     return "\n".join(
         f"would send {Unsent(s.folder).count()} events of {store.display(s.run)} to "
-        f"{errors.shown(s.uri)}"
+        f"{errors.display_uri(s.uri)}"
         for s in found
     )
 

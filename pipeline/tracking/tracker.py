@@ -286,14 +286,14 @@ class Tracker:
                 return
 
 
-class Muted:
+class NullTracker:
     """Takes a Tracker's calls and does nothing: the other ranks, and `tracking.enabled=false`."""
 
     def start(self, *args: Any, **kwargs: Any) -> None: ...
 
     metrics = image = artifact = text = tag = publish = finish = start
 
-    def __enter__(self) -> "Muted":
+    def __enter__(self) -> "NullTracker":
         return self
 
     def __exit__(self, *args: Any) -> None: ...

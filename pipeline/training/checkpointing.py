@@ -31,23 +31,23 @@ from pipeline.runs.checkpoints import (
     NAME,
     SCHEMA,
     Checkpoint,
-    address,
-    checkpoints,
     find,
     is_whole,
     latest,
+    list_checkpoints,
+    load_tensors,
     passed_over,
-    put,
     score,
+    split_address,
 )
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.identity import other_dataset
 from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.training.engine import Engine
 from pipeline.training.method import Method
-from pipeline.training.network import Trainee
-from pipeline.training.progress import State
-from shards import store
+from pipeline.training.network import TrainableNetwork
+from pipeline.training.progress import TrainState
+from shards import objects, store
 from shards.manifest import Manifest
 
 SCALER = ("scale", "_growth_tracker")  # of fp16's loss scaler: what changes
@@ -116,7 +116,7 @@ class Saver:
 
         Those of later steps were passed over when this attempt began: they count for nothing.
         """
-        every = [c for c in checkpoints(self.run.url) if c.name <= newest.name]
+        every = [c for c in list_checkpoints(self.run.url) if c.name <= newest.name]
         named = set(read_run_json(self.run.url).get("pinned", []))
         spare = {c.images_seen for c in every[-max(1, self.keep) :]} | named
         best = max(every, key=score, default=None)
@@ -131,63 +131,65 @@ class Saver:
             store.remove(store.join(base, name), recursive=True)
 
 
-def files_of(trainees: Sequence[Trainee]) -> Files:
+def files_of(players: Sequence[TrainableNetwork]) -> Files:
     """Everything of the networks in training that a bit-exact resume needs; all ranks call it."""
     files: Files = {}
-    for trainee in trainees:
-        files[trainee.name] = trainee.weights()
-        if trainee.ema is not None:
-            files[f"{trainee.name}_ema"] = dict(trainee.ema.state_dict())
-        files[f"{trainee.name}_optimizer"] = {
+    for player in players:
+        files[player.name] = player.weights()
+        if player.ema is not None:
+            files[f"{player.name}_ema"] = dict(player.ema.state_dict())
+        files[f"{player.name}_optimizer"] = {
             f"{name}/{key}": torch.as_tensor(value)
-            for name, state in trainee.moments().items()
+            for name, state in player.moments().items()
             for key, value in state.items()
         }
-        if trainee.scaler is not None:
-            told = trainee.scaler.state_dict()
-            files[f"{trainee.name}_scaler"] = {k: torch.tensor(told[k]) for k in SCALER}
+        if player.scaler is not None:
+            told = player.scaler.state_dict()
+            files[f"{player.name}_scaler"] = {k: torch.tensor(told[k]) for k in SCALER}
     return files
 
 
-def restore(checkpoint: Checkpoint, trainees: Sequence[Trainee], read: Read | None = None) -> None:
+def restore(
+    checkpoint: Checkpoint, players: Sequence[TrainableNetwork], read: Read | None = None
+) -> None:
     """Put a checkpoint back into networks and optimisers, whatever processes and strategy wrote it.
 
     read: gives a file's tensors, if not from where the checkpoint lies. Before `Engine.start`,
     which hands networks and optimisers over to the strategy.
     """
     read = read or checkpoint.read
-    for trainee in trainees:
-        for name, module in trainee.networks.items():
-            put(read(name), module, store.display(checkpoint.url))
-        parameters = dict(trainee.module.named_parameters())
-        for full, tensor in read(f"{trainee.name}_optimizer").items():
+    for player in players:
+        for name, module in player.networks.items():
+            load_tensors(read(name), module, store.display(checkpoint.url))
+        parameters = dict(player.module.named_parameters())
+        for full, tensor in read(f"{player.name}_optimizer").items():
             name, _, key = full.rpartition("/")
             parameter = parameters[name]
             if key == "step":
                 tensor = tensor.to(parameter.device)  # where a fused optimiser wants it
             else:
                 tensor = torch.empty_like(parameter).copy_(tensor)
-            trainee.optimizer.state[parameter][key] = tensor
-        if trainee.scaler is not None and f"{trainee.name}_scaler" in checkpoint.state["files"]:
-            told = {k: t.item() for k, t in read(f"{trainee.name}_scaler").items()}
-            trainee.scaler.load_state_dict({**trainee.scaler.state_dict(), **told})
+            player.optimizer.state[parameter][key] = tensor
+        if player.scaler is not None and f"{player.name}_scaler" in checkpoint.state["files"]:
+            told = {k: t.item() for k, t in read(f"{player.name}_scaler").items()}
+            player.scaler.load_state_dict({**player.scaler.state_dict(), **told})
 
 
 def resume(
     config: TrainConfig, run: RunFolder, networks: Method, manifest: Manifest, engine: Engine
-) -> State:
+) -> TrainState:
     """Put the newest whole checkpoint, or the weights at `init=`, into networks and optimisers.
 
     Rank 0 reads every file, once, and shares it: the others need not see the run's folder.
     """
     mine = latest(run.url) if engine.is_main else None
-    found = engine.share(mine and Checkpoint(mine.url, mine.state))
+    found = engine.broadcast_object(mine and Checkpoint(mine.url, mine.state))
     if found is None:
         if config.init is not None:
             lineage = initialise(config.init, config.root, networks, engine)
             if engine.is_main:
                 update_run_json(run.url, init=lineage)
-        return State()
+        return TrainState()
     if found.state["dataset"] != manifest.digest:
         raise ConfigError(other_dataset(run.url, found.state["dataset"], manifest))
     now = networks.pretrained.get("vgg16")  # in no checkpoint, as the discriminator's are
@@ -200,10 +202,10 @@ def resume(
         )
 
     def read(name: str) -> dict[str, Tensor]:
-        return parse(engine.share(mine and mine.data(name)))
+        return parse(engine.broadcast_object(mine and mine.data(name)))
 
-    restore(found, networks.trainees, read)
-    return State(**{f.name: found.state[f.name] for f in fields(State)})
+    restore(found, networks.players, read)
+    return TrainState(**{f.name: found.state[f.name] for f in fields(TrainState)})
 
 
 def initialise(init: str, root: str, networks: Method, engine: Engine) -> dict[str, Any]:
@@ -218,20 +220,20 @@ def initialise(init: str, root: str, networks: Method, engine: Engine) -> dict[s
             told = _registered(init, root) if init.startswith("models:") else _saved(init)
         except ValueError as error:
             told = error
-    told = engine.share(told)
+    told = engine.broadcast_object(told)
     if isinstance(told, ValueError):
         raise told
     data, lineage = told
     tensors, source = parse(data), lineage.get("model_uri") or lineage["checkpoint"]
     for name, module in networks.generator.networks.items():
-        put(tensors, module, f"init={init} ({source}) as {name}")
+        load_tensors(tensors, module, f"init={init} ({source}) as {name}")
     return {"given": store.display(init), **lineage}
 
 
 def _saved(init: str) -> tuple[bytes, dict[str, Any]]:
     """A checkpoint's generator; of a run the newest one whose is whole, a torn one is told of."""
-    url, name = address(init)
-    for found in [find(init)] if name else reversed(checkpoints(url)):
+    url, name = split_address(init)
+    for found in [find(init)] if name else reversed(list_checkpoints(url)):
         averaged = "generator_ema" in found.state["files"]
         file = "generator_ema" if averaged else "generator"
         lineage = {
@@ -242,7 +244,7 @@ def _saved(init: str) -> tuple[bytes, dict[str, Any]]:
         }
         try:
             return found.data(file), lineage
-        except store.StoreError:
+        except objects.StoreError:
             raise
         except (ValueError, FileNotFoundError):
             if name:
@@ -270,11 +272,11 @@ def save(
     engine: Engine,
     saver: Saver,
     manifest: Manifest,
-    state: State,
+    state: TrainState,
 ) -> None:
     """Hand a checkpoint to `saver`; all ranks call it, rank 0 writes. Each node's log goes too."""
     publish_log()
-    files = files_of(networks.trainees)
+    files = files_of(networks.players)
     if engine.is_main:
         facts = {
             **asdict(state),

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import choose_precision, thread_count, uses_gpu
-from pipeline.training.network import STAGES, Sharded, Trainee
+from pipeline.training.network import STAGES, Sharded, TrainableNetwork
 from pipeline.training.sync_batchnorm import synchronised
 from pipeline.training.watchdog import FIRST
 
@@ -92,7 +92,9 @@ class Engine:
         if self.stage and not dist.is_initialized():  # one process
             os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        self._votes = dist.new_group(backend="gloo", timeout=hang) if world > 1 and on_gpu else None
+        self.control_group = (
+            dist.new_group(backend="gloo", timeout=hang) if world > 1 and on_gpu else None
+        )
 
     @property
     def is_main(self) -> bool:
@@ -104,7 +106,7 @@ class Engine:
         module: nn.Module,
         optimizer: Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer],
         average: bool = False,
-    ) -> Trainee:
+    ) -> TrainableNetwork:
         """Put a network on the device and synchronise its norms; `start` wraps it."""
         module = module.to(self.device)
         if self.config.sync_batchnorm and (self.world_size > 1 or self.device.type == "cpu"):
@@ -116,102 +118,102 @@ class Engine:
         scaler = torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
         made = optimizer([p for p in module.parameters() if p.requires_grad])
         size = sum(p.numel() for p in module.parameters())
-        return Trainee(name, module, module, made, ema, scaler, whole=whole, size=size)
+        return TrainableNetwork(name, module, module, made, ema, scaler, whole=whole, size=size)
 
-    def start(self, trainees: Sequence[Trainee]) -> None:
+    def start(self, players: Sequence[TrainableNetwork]) -> None:
         """Wrap for the strategy; what was restored into networks and optimisers is taken over."""
-        for trainee in trainees:
+        for player in players:
             if self.config.compile:
-                trainee.module.compile()
+                player.module.compile()
             # ZeRO gets the autocast that DDP's forward has, and nothing else of Accelerate's.
-            wrapped = self.accelerator.prepare_model(trainee.module, evaluation_mode=self.stage > 0)
+            wrapped = self.accelerator.prepare_model(player.module, evaluation_mode=self.stage > 0)
             if self.stage:
-                sharded = Sharded(trainee.module, trainee.optimizer, self.stage, self.clip)
-                trainee.sharded, wrapped = sharded, sharded.engine
-            trainee.wrapped = wrapped
+                sharded = Sharded(player.module, player.optimizer, self.stage, self.clip)
+                player.sharded, wrapped = sharded, sharded.engine
+            player.wrapped = wrapped
 
     def autocast(self) -> Any:
         """The context of forward passes and losses."""
         return self.accelerator.autocast()
 
-    def begin(self, trainees: Sequence[Trainee]) -> None:
+    def begin(self, players: Sequence[TrainableNetwork]) -> None:
         """Before the forward passes of a step, which `step` ends."""
-        for trainee in trainees:
-            trainee.keep_statistics()
+        for player in players:
+            player.snapshot_buffers()
 
     @contextmanager
-    def micro_batch(self, trainees: Sequence[Trainee], last: bool) -> Iterator[None]:
+    def micro_batch(self, players: Sequence[TrainableNetwork], last: bool) -> Iterator[None]:
         """Forward and backward of one micro-batch: gradients are exchanged at the last only."""
         with ExitStack() as stack:
-            for trainee in trainees:
-                if trainee.sharded is not None:
-                    trainee.sharded.engine.set_gradient_accumulation_boundary(last)
+            for player in players:
+                if player.sharded is not None:
+                    player.sharded.engine.set_gradient_accumulation_boundary(last)
                 elif not last:
-                    stack.enter_context(self.accelerator.no_sync(trainee.wrapped))
+                    stack.enter_context(self.accelerator.no_sync(player.wrapped))
             yield
 
     @contextmanager
-    def alone(self, trainees: Sequence[Trainee]) -> Iterator[None]:
+    def alone(self, players: Sequence[TrainableNetwork]) -> Iterator[None]:
         """Forward and backward that exchange nothing with other ranks, to see what fits.
 
         Not with ZeRO. Norms are in evaluation mode, and gradients are dropped.
         """
-        wrapped = [trainee.wrapped for trainee in trainees]
-        for trainee in trainees:
-            trainee.module.eval().zero_grad(set_to_none=True)
-            trainee.wrapped = trainee.module
+        wrapped = [player.wrapped for player in players]
+        for player in players:
+            player.module.eval().zero_grad(set_to_none=True)
+            player.wrapped = player.module
         try:
             yield
         finally:
-            for trainee, before in zip(trainees, wrapped, strict=True):
-                trainee.wrapped = before
-                trainee.module.train().zero_grad(set_to_none=True)
+            for player, before in zip(players, wrapped, strict=True):
+                player.wrapped = before
+                player.module.train().zero_grad(set_to_none=True)
 
-    def backward(self, loss: Tensor, trainee: Trainee) -> None:
-        if trainee.sharded is not None:
-            trainee.sharded.backward(loss)
+    def backward(self, loss: Tensor, player: TrainableNetwork) -> None:
+        if player.sharded is not None:
+            player.sharded.backward(loss)
         else:
-            (loss if trainee.scaler is None else trainee.scaler.scale(loss)).backward()
+            (loss if player.scaler is None else player.scaler.scale(loss)).backward()
 
-    def step(self, trainees: Sequence[Trainee], decay: float) -> bool:
+    def step(self, players: Sequence[TrainableNetwork], decay: float) -> bool:
         """Step every optimiser, or none where a gradient is not finite; True where they stepped.
 
         With DDP the norm is the same number on every rank after the exchange, so that ranks agree;
         with ZeRO each has a share of the gradient, and they vote.
         """
         if self.stage:
-            return self._step_sharded(trainees, decay)
+            return self._step_sharded(players, decay)
         norms = []
-        for trainee in trainees:
-            if trainee.scaler is not None:
-                trainee.scaler.unscale_(trainee.optimizer)
-            grads = [p.grad for p in trainee.module.parameters() if p.grad is not None]
+        for player in players:
+            if player.scaler is not None:
+                player.scaler.unscale_(player.optimizer)
+            grads = [p.grad for p in player.module.parameters() if p.grad is not None]
             norms.append(nn.utils.get_total_norm(grads))
         finite = bool(torch.isfinite(torch.stack(norms)).all())
-        for trainee, norm in zip(trainees, norms, strict=True):
+        for player, norm in zip(players, norms, strict=True):
             if finite:
                 if self.clip is not None:
-                    parameters = list(trainee.module.parameters())
+                    parameters = list(player.module.parameters())
                     nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
-                trainee.optimizer.step()
-                trainee.average(decay)
+                player.optimizer.step()
+                player.average(decay)
             else:
-                trainee.forget_statistics()
-            if trainee.scaler is not None:
-                trainee.scaler.update()
-            trainee.optimizer.zero_grad(set_to_none=True)
+                player.restore_buffers()
+            if player.scaler is not None:
+                player.scaler.update()
+            player.optimizer.zero_grad(set_to_none=True)
         return finite
 
-    def lowers_scale(self, trainees: Sequence[Trainee]) -> bool:
+    def lowers_scale(self, players: Sequence[TrainableNetwork]) -> bool:
         """True where a skipped step only asks for a lower loss scale: fp16, every scale above 1."""
-        return all(t.scaler is not None and t.scaler.get_scale() >= 1 for t in trainees)
+        return all(t.scaler is not None and t.scaler.get_scale() >= 1 for t in players)
 
-    def _step_sharded(self, trainees: Sequence[Trainee], decay: float) -> bool:
-        shares = [t.sharded for t in trainees if t.sharded is not None]
+    def _step_sharded(self, players: Sequence[TrainableNetwork], decay: float) -> bool:
+        shares = [t.sharded for t in players if t.sharded is not None]
         finite = not self.any(not torch.isfinite(torch.stack([s.norm() for s in shares])).all())
-        for trainee, share in zip(trainees, shares, strict=True):
+        for player, share in zip(players, shares, strict=True):
             share.step(finite)
-            trainee.average(decay) if finite else trainee.forget_statistics()
+            player.average(decay) if finite else player.restore_buffers()
         return finite
 
     def means(self, values: dict[str, Tensor]) -> dict[str, float]:
@@ -228,7 +230,7 @@ class Engine:
             return flag
         vote = torch.tensor(float(flag))
         try:
-            dist.all_reduce(vote, dist.ReduceOp.MAX, group=self._votes)
+            dist.all_reduce(vote, dist.ReduceOp.MAX, group=self.control_group)
         except RuntimeError as error:
             raise ConnectionError(f"another rank is gone: {error}") from None
         return bool(vote)
@@ -238,22 +240,22 @@ class Engine:
         if self.world_size == 1:
             return [value]
         found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, value, group=self._votes)
+        dist.all_gather_object(found, value, group=self.control_group)
         return found
 
-    def share(self, value: Any = None) -> Any:
+    def broadcast_object(self, value: Any = None) -> Any:
         """Rank 0's picklable value on every rank, whatever the others give."""
         if self.world_size == 1:
             return value
         found = [value if self.is_main else None]
-        dist.broadcast_object_list(found, src=0, group=self._votes)
+        dist.broadcast_object_list(found, src=0, group=self.control_group)
         return found[0]
 
-    def average_buffers(self, trainees: Sequence[Trainee]) -> None:
+    def average_buffers(self, players: Sequence[TrainableNetwork]) -> None:
         """Make running statistics equal on all ranks; synchronised norms have them so already."""
         if self.world_size == 1 or self.config.sync_batchnorm:
             return
-        for network in (n for trainee in trainees for n in trainee.networks.values()):
+        for network in (n for player in players for n in player.networks.values()):
             for buffer in filter(torch.is_floating_point, network.buffers()):
                 dist.all_reduce(buffer)
                 buffer /= self.world_size

@@ -67,8 +67,8 @@ def of_image(networks: Method, engine: Engine, side: int) -> Work:
     is exchanged with other ranks, and one picture is enough.
     """
     copied = copy.deepcopy(networks)
-    for trainee in copied.trainees:
-        trainee.module.eval()
+    for player in copied.players:
+        player.module.eval()
     image = torch.full((1, 3, side, side), 0.5, device=engine.device)
     mask = torch.zeros_like(image[:, :1])
     mask[:, :, side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = 1

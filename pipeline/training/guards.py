@@ -37,7 +37,7 @@ MENDS = {
 }
 
 
-def check_alike(config: TrainConfig, manifest: Manifest, engine: Engine) -> None:
+def check_consistency(config: TrainConfig, manifest: Manifest, engine: Engine) -> None:
     """ConfigError, the same on every rank, naming the first that differs from rank 0, and in what.
 
     Of the set its digest counts, not its place. ImageNet weights do not differ: rank 0 reads them
@@ -64,7 +64,7 @@ def explained(
     """A micro-batch that does not fit the device ends in one line that says what does."""
 
     def attempt(count: int) -> None:
-        with engine.alone(networks.trainees):
+        with engine.alone(networks.players):
             method.backward(networks, engine, image[:count], mask[:count], 1.0)
 
     try:

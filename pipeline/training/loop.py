@@ -28,7 +28,7 @@ from pipeline.tracking.provenance import other_node_metrics
 from pipeline.training import checkpointing, flops, method
 from pipeline.training.checkpointing import resume, save
 from pipeline.training.engine import Engine
-from pipeline.training.guards import check_alike, elsewhere, explained
+from pipeline.training.guards import check_consistency, elsewhere, explained
 from pipeline.training.method import Method
 from pipeline.training.progress import Meter
 from pipeline.training.run_log import (
@@ -40,7 +40,7 @@ from pipeline.training.run_log import (
     open_tracker,
     show,
 )
-from pipeline.training.watchdog import Watch, straggler
+from pipeline.training.watchdog import Watchdog, straggler
 from shards.decode import Crop
 from shards.manifest import Manifest, open_manifest
 from shards.masks import MaskPolicy
@@ -53,7 +53,7 @@ def train(config: TrainConfig) -> None:
     config = settled(config, run)
     engine = Engine(config)
     try:
-        watching = Watch(engine.rank, engine.world_size, config.parallel.hang_timeout)
+        watching = Watchdog(engine.rank, engine.world_size, config.parallel.hang_timeout)
         with watching as watch, ExitStack() as stack:
             if engine.is_main:
                 stack.enter_context(held(run))
@@ -66,16 +66,16 @@ def train(config: TrainConfig) -> None:
 
 
 def _train(
-    config: TrainConfig, run: RunFolder, engine: Engine, watch: Watch, stack: ExitStack
+    config: TrainConfig, run: RunFolder, engine: Engine, watch: Watchdog, stack: ExitStack
 ) -> bool:
     """True after a stop that was asked for. Returns, so that no traceback keeps the networks."""
     assert config.data.url is not None
     manifest = open_manifest(config.data.url)
     networks = method.build(config, engine)
-    check_alike(config, manifest, engine)
+    check_consistency(config, manifest, engine)
     image_seconds = flops.image_seconds(networks, engine, config.data.crop)
     state = resume(config, run, networks, manifest, engine)
-    engine.start(networks.trainees)
+    engine.start(networks.players)
     stream = stack.enter_context(open_stream(config, engine, manifest, state.images_seen))
     check_guards(state.data or stream.guards(), stream.guards())
     state.data = stream.guards()
@@ -105,9 +105,9 @@ def _train(
         phase = phase_at(config.objective.phases, state.images_seen)
         networks.set_rates(phase)
         losses = step(networks, engine, batch.images, batch.masks, config)
-        stepped = engine.step(networks.trainees, config.ema)
+        stepped = engine.step(networks.players, config.ema)
         state.skipped += not stepped
-        in_a_row = 0 if stepped else in_a_row + (not engine.lowers_scale(networks.trainees))
+        in_a_row = 0 if stepped else in_a_row + (not engine.lowers_scale(networks.players))
         watch.mark(number, "voting")
         before, state.images_seen = state.images_seen, batch.position
         if stepped:
@@ -131,7 +131,7 @@ def _train(
         if not stopping and (done or due(config.validate.every_images)):
             began = time.perf_counter()
             watch.mark(number, "validating")
-            engine.average_buffers(networks.trainees)
+            engine.average_buffers(networks.players)
             inpaint = inpainter(networks.generator.evaluated(), engine, watch)
             state.metrics = validate(
                 inpaint, pairs, engine.gather, engine.device, engine.rank, engine.world_size
@@ -146,7 +146,7 @@ def _train(
             began = time.perf_counter()
             watch.after(number, "writing the checkpoint before", saver.wait)
             watch.mark(number, "saving")
-            engine.average_buffers(networks.trainees)
+            engine.average_buffers(networks.players)
             save(config, networks, engine, saver, manifest, state)
             owed = False
             note_checkpoint(tracker, saver.published)
@@ -176,7 +176,7 @@ def step(
 
     images: uint8 N x H x W x 3, masks: uint8 N x H x W, 1 = hole; made float once, on the device.
     """
-    engine.begin(networks.trainees)
+    engine.begin(networks.players)
     share = 1 / config.accumulate
     sums: dict[str, Tensor] = {}
     for i, (pixels, holes) in enumerate(
@@ -186,7 +186,7 @@ def step(
         mask = holes.to(engine.device, non_blocking=True).unsqueeze(1).float()
         with (
             explained(networks, engine, image, mask, config.accumulate),
-            engine.micro_batch(networks.trainees, last=i == config.accumulate - 1),
+            engine.micro_batch(networks.players, last=i == config.accumulate - 1),
         ):
             values = method.backward(networks, engine, image, mask, share)
         for name, value in values.items():
@@ -194,7 +194,7 @@ def step(
     return sums
 
 
-def inpainter(generator: torch.nn.Module, engine: Engine, watch: Watch) -> Any:
+def inpainter(generator: torch.nn.Module, engine: Engine, watch: Watchdog) -> Any:
     """What validation calls: (erased image, mask) -> image, in evaluation mode."""
 
     def inpaint(image: Tensor, mask: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from pipeline.config.schema import RANDOM, TrainConfig
 from pipeline.runs.checkpoints import build_generator
 from pipeline.training import pretrained, weights
 from pipeline.training.engine import Engine
-from pipeline.training.network import Trainee
+from pipeline.training.network import TrainableNetwork
 
 
 @dataclass
@@ -36,20 +36,20 @@ class Method:
 
     objective: ObjectiveConfig
     terms: list[Term]
-    generator: Trainee
-    discriminator: Trainee | None = None
+    generator: TrainableNetwork
+    discriminator: TrainableNetwork | None = None
     features: nn.Module | None = None
     pretrained: dict[str, str] = field(default_factory=dict)  # sha256 of the file, or "random"
 
     @property
-    def trainees(self) -> list[Trainee]:
+    def players(self) -> list[TrainableNetwork]:
         return [t for t in (self.generator, self.discriminator) if t is not None]
 
     def set_rates(self, phase: Phase) -> None:
         """Learning rates of the step's phase."""
-        for trainee in self.trainees:
-            own = phase.d_lr if trainee is self.discriminator else None
-            for group in trainee.optimizer.param_groups:
+        for player in self.players:
+            own = phase.d_lr if player is self.discriminator else None
+            for group in player.optimizer.param_groups:
                 group["lr"] = phase.lr if own is None else own
 
 
@@ -109,7 +109,7 @@ def _load(name: str, network: nn.Module, config: TrainConfig, engine: Engine) ->
             found = pretrained.read(config.weights, name)
         except (ValueError, OSError) as error:
             found = error
-    found = engine.share(found)
+    found = engine.broadcast_object(found)
     if isinstance(found, Exception):
         raise found
     return weights.load(found, network, pretrained.place(config.weights, name))

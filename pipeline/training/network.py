@@ -26,7 +26,7 @@ STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 
 @dataclass
-class Trainee:
+class TrainableNetwork:
     """A network in training: raw, as wrapped for its strategy, its optimiser, its average.
 
     Until `Engine.start`, `wrapped` is `module` itself, and weights and optimiser may be restored.
@@ -67,7 +67,7 @@ class Trainee:
         self.whole.load_state_dict(self.weights())
         return self.whole
 
-    def keep_statistics(self) -> None:
+    def snapshot_buffers(self) -> None:
         """Keep what forward passes change beside gradients: running statistics of norms."""
         buffers = list(self.module.buffers())
         if not self._kept:
@@ -76,7 +76,7 @@ class Trainee:
             torch._foreach_copy_(self._kept, buffers)
 
     @torch.no_grad()
-    def forget_statistics(self) -> None:
+    def restore_buffers(self) -> None:
         """Undo what forward passes did since: a number that is not finite would stay for ever."""
         for buffer, kept in zip(self.module.buffers(), self._kept):
             buffer.copy_(kept)

@@ -237,8 +237,8 @@ def check_init(config: TrainConfig, init: str) -> None:
     if init.startswith("models:"):
         told = _registered(init, config)
     else:
-        url, name = checkpoints.address(init)
-        found = {c.name: c for c in checkpoints.checkpoints(url)}
+        url, name = checkpoints.split_address(init)
+        found = {c.name: c for c in checkpoints.list_checkpoints(url)}
         if not found:
             raise ConfigError(
                 f"init={shown} holds no checkpoint: give a run, one of its checkpoints, or "

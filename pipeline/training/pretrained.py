@@ -17,7 +17,7 @@ from safetensors import SafetensorError, deserialize
 from pipeline.common.errors import ConfigError
 from pipeline.config.groups import ObjectiveConfig
 from pipeline.config.schema import CACHE, RANDOM, TrainConfig
-from shards import store
+from shards import objects, store
 
 
 def needed(objective: ObjectiveConfig) -> list[str]:
@@ -70,7 +70,7 @@ def read(weights: str, name: str) -> bytes:
     )
     try:
         data = store.read(url)
-    except store.StoreError:
+    except objects.StoreError:
         raise
     except OSError as error:
         reason = (error.strerror or "not there").lower()

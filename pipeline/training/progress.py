@@ -186,7 +186,7 @@ class _Live:
 
 
 @dataclass
-class State:
+class TrainState:
     """Where the run stands: with the networks, all that a resume needs."""
 
     images_seen: int = 0

@@ -23,10 +23,10 @@ from pipeline.runs.folder import RunFolder
 from pipeline.runs.identity import difference, saved_config, write_config
 from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.tracking.provenance import commit, hardware
-from pipeline.tracking.tracker import Muted, Tracker
+from pipeline.tracking.tracker import NullTracker, Tracker
 from pipeline.training.engine import Engine
 from pipeline.training.method import Method
-from pipeline.training.progress import Meter, State
+from pipeline.training.progress import Meter, TrainState
 from shards import store
 from shards.manifest import Manifest
 
@@ -36,7 +36,7 @@ def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: 
     if engine.is_main:
         _describe(config, run, manifest)
     if not engine.is_main or not config.tracking.enabled:
-        return Muted()
+        return NullTracker()
     recipe = config.experiment or "train"
     tracker = Tracker(
         run.url,
@@ -96,7 +96,7 @@ def note_checkpoint(tracker: Any, newest: Checkpoint | None) -> None:
     tracker.tag("checkpoint.sha256", json.dumps(hashes))
 
 
-def finish(run: RunFolder, tracker: Any, meter: Meter, state: State, status: str) -> None:
+def finish(run: RunFolder, tracker: Any, meter: Meter, state: TrainState, status: str) -> None:
     result = {
         **read_run_json(run.url).get("result", {}),
         "status": status,
@@ -126,7 +126,7 @@ def headline(
         f"{config.parallel.strategy}, {precision}, batch {config.batch}, "
         f"{torch.get_num_threads()} threads each"
     )
-    layers = (layer for trainee in networks.trainees for layer in trainee.module.modules())
+    layers = (layer for player in networks.players for layer in player.module.modules())
     if config.accumulate > 1 and any(isinstance(layer, _BatchNorm) for layer in layers):
         alone = 1 if config.parallel.sync_batchnorm else engine.world_size
         seen = config.batch // config.accumulate // alone

@@ -23,13 +23,13 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pipeline.launch.output import leave_word
+from pipeline.launch.output import record_error
 
 TALE = 3  # looks in a row at which a silent rank is silent
 FIRST = 10  # times `limit` for what a process does for the first time: kernels are compiled
 
 
-class Watch:
+class Watchdog:
     """Watches this process's marks from a thread; does nothing where there is one process.
 
     A context that ranks leave together, unless an error ends it.
@@ -57,7 +57,7 @@ class Watch:
         if world_size > 1:
             threading.Thread(target=self._run, name="watch", daemon=True).start()
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Watchdog:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -235,6 +235,6 @@ def _told(found: dict[str, Any] | None) -> str:
 
 def _leave(line: str) -> None:
     line = f"pipeline train: {line}"
-    leave_word(line)
+    record_error(line)
     print(line, file=sys.stderr, flush=True)
     os._exit(1)  # the main thread is in a collective that does not return

@@ -4,9 +4,9 @@ A source lists its files as plan entries and says what its publisher offers; it 
 """
 
 from shards.sources import celeba, celeba_hq, folder, paris, places365, wds
-from shards.sources.offer import Source
+from shards.sources.offer import DatasetSource
 
-SOURCES: dict[str, Source] = {
+SOURCES: dict[str, DatasetSource] = {
     "folder": folder.SOURCE,
     "places365_standard": places365.STANDARD,
     "places365_challenge": places365.CHALLENGE,
@@ -18,7 +18,7 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def source(layout: str) -> Source:
+def source(layout: str) -> DatasetSource:
     """The source for `data.layout`. Raises ValueError naming the choices."""
     if layout not in SOURCES:
         raise ValueError(f"data.layout={layout} is none of {', '.join(SOURCES)}")

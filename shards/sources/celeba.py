@@ -5,7 +5,7 @@ from pathlib import Path
 
 from shards.plan import SPLITS, Entry
 from shards.sources.files import is_image
-from shards.sources.offer import Offer, Source
+from shards.sources.offer import DatasetSource, Offer
 from shards.sources.published import absent, find, text
 
 LIST = "list_eval_partition.txt"
@@ -44,7 +44,7 @@ def _partition(lines: list[str]) -> dict[str, str]:
     return found
 
 
-SOURCE = Source(
+SOURCE = DatasetSource(
     Offer(
         title="CelebA, aligned and cropped (178x218)",
         page="http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shards.plan import Entry
 from shards.sources.files import is_image
-from shards.sources.offer import Offer, Source
+from shards.sources.offer import DatasetSource, Offer
 from shards.sources.published import Part, find, hold_out
 
 FACES = 30_000
@@ -44,7 +44,7 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
     yield from hold_out(listed_entries, part.root, holdout)
 
 
-SOURCE = Source(
+SOURCE = DatasetSource(
     Offer(
         title="CelebA-HQ (1024x1024)",
         page="https://github.com/switchablenorms/CelebAMask-HQ",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from shards.hygiene import Policy, examine
-from shards.pack import Reject, Sample
+from shards.pack import PackedSample, Reject
 from shards.plan import Row
 
 IMAGES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
@@ -180,7 +180,7 @@ class Loader:
     root: Path
     policy: Policy
 
-    def __call__(self, row: Row) -> Sample | Reject:
+    def __call__(self, row: Row) -> PackedSample | Reject:
         src = row.src.decode("utf-8", "backslashreplace")
         if row.size > MAX_BYTES:
             return Reject(src, "too_large", f"{row.size} bytes, above {MAX_BYTES}")

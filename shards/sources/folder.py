@@ -7,7 +7,7 @@ from pathlib import Path
 from shards.plan import Entry
 from shards.sources import splits
 from shards.sources.files import File, files, is_archive, is_image
-from shards.sources.offer import Offer, Source, say
+from shards.sources.offer import DatasetSource, Offer, say
 from shards.sources.published import hold_out
 
 
@@ -118,7 +118,7 @@ def _report(
         say(f"not taken: {', '.join(left[:12])}{', ...' if len(left) > 12 else ''}")
 
 
-SOURCE = Source(
+SOURCE = DatasetSource(
     Offer(
         title="Any folder of images",
         page="(yours)",

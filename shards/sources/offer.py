@@ -34,7 +34,7 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class DatasetSource:
     offer: Offer
     entries: Callable[[Path, float], Iterator[Entry]]  # (source, holdout share) → every file
 

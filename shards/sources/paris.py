@@ -5,7 +5,7 @@ from pathlib import Path
 
 from shards.plan import Entry
 from shards.sources.files import is_image
-from shards.sources.offer import Offer, Source
+from shards.sources.offer import DatasetSource, Offer
 from shards.sources.published import Part, absent, hold_out
 
 TRAIN, TEST = b"paris_train_original", b"paris_eval_gt"
@@ -37,7 +37,7 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
     yield from hold_out(found, root, holdout)
 
 
-SOURCE = Source(
+SOURCE = DatasetSource(
     Offer(
         title="Paris StreetView (about 936x537)",
         page="https://github.com/pathak22/context-encoder",

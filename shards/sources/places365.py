@@ -16,7 +16,7 @@ from pathlib import Path
 
 from shards.plan import SPLITS, Entry
 from shards.sources.files import is_image
-from shards.sources.offer import Offer, Source
+from shards.sources.offer import DatasetSource, Offer
 from shards.sources.published import Part, absent, find, hold_out, labels, text
 
 CANYON = ("canyon", 81)  # its number in categories_places365.txt
@@ -184,12 +184,12 @@ def _offer(title: str, variant: str, large: str, small: str, train: int) -> Offe
 
 
 _STANDARD = _offer("Places365-Standard (Places2)", "standard", "105 GB", "24 GB", 1_803_460)
-STANDARD = Source(_STANDARD, entries)
-CHALLENGE = Source(
+STANDARD = DatasetSource(_STANDARD, entries)
+CHALLENGE = DatasetSource(
     _offer("Places365-Challenge 2016", "challenge", "476 GB", "108 GB", 8_026_628),
     partial(entries, variant="challenge"),
 )
-CANYON_SCENES = Source(
+CANYON_SCENES = DatasetSource(
     Offer(
         "Places365-Standard, the category canyon (as MUSICAL trains on it)",
         _PAGE,

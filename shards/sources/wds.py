@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.plan import Entry
-from shards.sources.offer import Offer, Source
+from shards.sources.offer import DatasetSource, Offer
 
 
 def entries(source: Path, holdout: float) -> Iterator[Entry]:
     raise ValueError(f"{source}: tars of layout wds are indexed where they lie, never rewritten")
 
 
-SOURCE = Source(
+SOURCE = DatasetSource(
     Offer(
         title="WebDataset tars, as somebody else wrote them",
         page="(theirs)",

@@ -5,7 +5,7 @@ all Jobs were made again, and each pod bears the number of the attempt it belong
 """
 
 from jobs.kube_status import judged, judged_stage
-from jobs.spec import State
+from jobs.spec import JobState
 
 
 def pod(phase, attempt=0, code=1):
@@ -29,9 +29,9 @@ def jobset(*conditions, restarts=0, deleted=False, failed=()):
 def test_pods_of_an_attempt_before_neither_run_nor_count():
     leaving = [pod("Failed"), pod("Running")]
     again = judged(jobset(restarts=1), leaving)
-    assert (again.state, again.restarts) == (State.QUEUED, 1)
+    assert (again.state, again.restarts) == (JobState.QUEUED, 1)
     again = judged(jobset(restarts=1), [*leaving, pod("Running", 1)])
-    assert (again.state, again.restarts) == (State.RUNNING, 1)
+    assert (again.state, again.restarts) == (JobState.RUNNING, 1)
 
 
 def test_the_last_failure_is_no_restart_whether_its_pod_is_still_there_or_not():
@@ -40,15 +40,15 @@ def test_the_last_failure_is_no_restart_whether_its_pod_is_still_there_or_not():
 
 
 def test_between_the_end_of_the_pods_and_the_word_of_the_controller_it_still_runs():
-    assert judged(jobset(), [pod("Succeeded")]).state is State.RUNNING
+    assert judged(jobset(), [pod("Succeeded")]).state is JobState.RUNNING
 
 
 def test_what_has_ended_stays_so_while_it_is_deleted_and_what_has_not_was_cancelled():
-    assert judged(jobset(("Completed", ""), deleted=True), []).state is State.SUCCEEDED
+    assert judged(jobset(("Completed", ""), deleted=True), []).state is JobState.SUCCEEDED
     lost = jobset(("Failed", "FailedJobs"), deleted=True, failed=["train"])
     states = [judged_stage(lost, [], stage).state for stage in ("train", "evaluate")]
-    assert states == [State.FAILED, State.CANCELLED]
-    assert judged(jobset(deleted=True), [pod("Running")]).state is State.CANCELLED
+    assert states == [JobState.FAILED, JobState.CANCELLED]
+    assert judged(jobset(deleted=True), [pod("Running")]).state is JobState.CANCELLED
 
 
 def test_only_a_stage_that_is_not_the_first_waits_for_another():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs import kubectl, kubernetes
-from jobs.spec import Cluster, Job, State, SubmitError
+from jobs.spec import Cluster, Job, JobState, SubmitError
 from tests.support import kube as stand_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
@@ -88,7 +88,7 @@ def said(number, cluster=TWO):
 
 def test_two_pods_meet_by_name_and_finish_as_a_user_without_a_home(kube, claim):
     number = job("meet", "steps=3")
-    assert ended(number).state is State.SUCCEEDED
+    assert ended(number).state is JobState.SUCCEEDED
     assert starts(claim, "meet") == ["0 on meet-0"]
     assert (claim / "meet" / "steps.jsonl").stat().st_uid == 12345
 
@@ -98,7 +98,7 @@ def test_an_evicted_pod_saves_and_the_job_goes_on_without_counting_it(kube, clai
     running(number, claim, "evicted")
     kube.evict(pod_of(kube, "evicted-1"))
     found = ended(number)
-    assert (found.state, found.restarts) == (State.SUCCEEDED, 1)
+    assert (found.state, found.restarts) == (JobState.SUCCEEDED, 1)
     first, second = starts(claim, "evicted")
     assert first == "0 on evicted-0" and second != "0 on evicted-0"
     assert len((claim / "evicted" / "steps.jsonl").read_text().splitlines()) == 25
@@ -107,7 +107,7 @@ def test_an_evicted_pod_saves_and_the_job_goes_on_without_counting_it(kube, clai
 def test_a_configuration_error_ends_the_job_at_once_with_its_line(kube):
     number = job("wrong", "exit=78")
     found = ended(number)
-    assert (found.state, found.restarts) == (State.FAILED, 0)
+    assert (found.state, found.restarts) == (JobState.FAILED, 0)
     assert "PodFailurePolicy" in found.reason and "leaving with 78" in found.reason
     assert "leaving with 78" in said(number)
 
@@ -117,13 +117,13 @@ def test_another_s_job_of_the_same_name_is_told_and_left_alone(kube, claim):
     running(number, claim, "theirs")
     told = f"{number} is not this job any more, but of /runs/theirs"
     found = kubectl.status(number, TWO, "/runs/mine")
-    assert (found.state, found.reason) == (State.UNKNOWN, told)
+    assert (found.state, found.reason) == (JobState.UNKNOWN, told)
     with pytest.raises(SubmitError, match=told):
         kubectl.cancel(number, TWO, "/runs/mine")
     assert kubectl.logs(number, TWO, False, "/runs/mine") == 0
-    assert kubectl.status(number, TWO, "/runs/theirs").state is State.RUNNING
+    assert kubectl.status(number, TWO, "/runs/theirs").state is JobState.RUNNING
     kubectl.cancel(number, TWO, "/runs/theirs")
-    assert kubectl.status(number, TWO).state is not State.RUNNING
+    assert kubectl.status(number, TWO).state is not JobState.RUNNING
 
 
 def test_a_job_is_found_where_it_was_submitted_after_another_context_is_current(
@@ -149,9 +149,9 @@ def test_a_job_is_found_where_it_was_submitted_after_another_context_is_current(
 def test_a_crash_is_tried_again_as_often_as_is_allowed(kube, claim):
     saved = job("crash", "steps=4", "crash=2", "crashes=1")
     lost = job("lost", "steps=4", "crash=2", "crashes=9")
-    assert ended(saved).state is State.SUCCEEDED
+    assert ended(saved).state is JobState.SUCCEEDED
     found = ended(lost)
-    assert (found.state, found.restarts) == (State.FAILED, 1)
+    assert (found.state, found.restarts) == (JobState.FAILED, 1)
     assert "MaxFailedIndexesExceeded" in found.reason
 
 
@@ -160,7 +160,7 @@ def test_a_cancelled_job_saves_in_its_grace_period_and_leaves_nothing(kube, clai
     running(number, claim, "cancelled")
     kubectl.cancel(number, TWO)
     end = time.monotonic() + 30
-    while kubectl.status(number, TWO).state is not State.UNKNOWN:
+    while kubectl.status(number, TWO).state is not JobState.UNKNOWN:
         assert time.monotonic() < end
         time.sleep(0.2)
     lines = len((claim / "cancelled" / "steps.jsonl").read_text().splitlines())
@@ -178,7 +178,7 @@ def test_logs_follow_every_pod_and_those_that_replace_them_until_the_end(kube, c
     time.sleep(1)
     kube.evict(pod_of(kube, "told-1"))
     shown = follow.communicate(timeout=60)[0].splitlines()
-    assert ended(number).state is State.SUCCEEDED
+    assert ended(number).state is JobState.SUCCEEDED
     ends = [line.rpartition("the end of ")[2] for line in shown if "the end of" in line]
     assert len(ends) == 4 and {"0 at 20", "1 at 20"} <= set(ends)
     assert all(line.startswith("[pod/told-") for line in shown)
@@ -190,15 +190,15 @@ def test_an_array_of_pods_runs_each_element(kube, claim):
                elements=elements)  # fmt: skip
     cluster = Cluster(**{**SMALL.__dict__, "throttle": 2})
     number = kubectl.submit(kubernetes.manifest(made, cluster), cluster)
-    assert ended(number, cluster).state is State.SUCCEEDED
+    assert ended(number, cluster).state is JobState.SUCCEEDED
     assert all((claim / "array" / str(i) / "state.json").exists() for i in range(3))
 
 
 def test_a_finished_job_makes_room_and_a_live_one_does_not(kube, claim):
-    assert ended(job("again", "steps=2")).state is State.SUCCEEDED
+    assert ended(job("again", "steps=2")).state is JobState.SUCCEEDED
     with pytest.raises(SubmitError, match="belongs to /runs/again: give cluster.name="):
         job("Again", "steps=2")  # the same name to Kubernetes, and another run
-    assert kubectl.status("job/again", TWO).state is State.SUCCEEDED
+    assert kubectl.status("job/again", TWO).state is JobState.SUCCEEDED
     number = job("again", "steps=60")
     with pytest.raises(SubmitError, match="is there already: "):
         job("again", "steps=60")
@@ -219,9 +219,9 @@ def test_a_job_that_waits_for_ever_says_for_what(kube, change, told):
     while told not in (found := kubectl.status(number, cluster)).reason:
         assert time.monotonic() < end, found
         time.sleep(0.2)
-    assert found.state is State.QUEUED
+    assert found.state is JobState.QUEUED
     kubectl.cancel(number, cluster)
-    while kubectl.status(number, cluster).state is not State.UNKNOWN:
+    while kubectl.status(number, cluster).state is not JobState.UNKNOWN:
         time.sleep(0.1)
 
 
@@ -250,7 +250,7 @@ def test_nothing_stays_of_a_job_whose_service_is_refused_at_last(kube):
         job("half", "exit=0")
     kube.store.quota = ""
     end = time.monotonic() + 20
-    while kubectl.status("job/half", TWO).state is not State.UNKNOWN:
+    while kubectl.status("job/half", TWO).state is not JobState.UNKNOWN:
         assert time.monotonic() < end
         time.sleep(0.1)
 

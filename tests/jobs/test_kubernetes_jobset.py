@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jobs.spec import State
+from jobs.spec import JobState
 from tests.conftest import TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
@@ -95,14 +95,14 @@ def test_a_chain_in_one_jobset_goes_stage_by_stage_through_a_restart_and_its_end
     ]
     assert cli.status(last)["reason"] == "waits for the stage before it"
     stepped(cli, "chained", 1)
-    assert cli.look(shard).state is State.SUCCEEDED
+    assert cli.look(shard).state is JobState.SUCCEEDED
     pods.containers[left(pods, f"{last}-train-0-1-")[0]].kill()
     cli.until(lambda: cli.look(shard).restarts == 1, "all stages to start again")
     seen = watched(cli, jobs)
-    assert [found.state for found in seen[-1]] == [State.SUCCEEDED] * 3, seen[-1]
+    assert [found.state for found in seen[-1]] == [JobState.SUCCEEDED] * 3, seen[-1]
     for stages in seen:
         for before, after in zip(stages, stages[1:]):
-            assert after.state is State.QUEUED or before.state is State.SUCCEEDED, stages
+            assert after.state is JobState.QUEUED or before.state is JobState.SUCCEEDED, stages
     cli.until(lambda: not left(pods, last), "the time to live of the JobSet to be over")
     assert [cli.status(job["id"])["state"] for job in jobs] == ["SUCCEEDED"] * 3
     assert "PSNR dB" in cli("logs", last).stdout

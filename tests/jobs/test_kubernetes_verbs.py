@@ -6,7 +6,7 @@ import json
 import pytest
 
 from jobs import kubectl, kubernetes
-from jobs.spec import Cluster, Job, State
+from jobs.spec import Cluster, Job, JobState
 from tests.conftest import TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
@@ -72,7 +72,7 @@ def test_what_hinders_a_pod_from_having_its_code_is_told_by_status_and_outlasts_
         cli.until(lambda n=name: not kubectl.status(numbers[n], HERE).state.live, name)
         found = kubectl.status(numbers[name], HERE)
         line = f"pipeline unpack: the code at {cli.cwd}/runs/code-{name}/code.tar.gz cannot be had"
-        assert (found.state, found.restarts) == (State.FAILED, 0)
+        assert (found.state, found.restarts) == (JobState.FAILED, 0)
         assert f"exit {status}: " in found.reason and f"{line}: " in found.reason
         assert told in found.reason
         where = "{.items[0].status.containerStatuses[0].state.terminated.message}"
@@ -87,7 +87,9 @@ def test_what_hinders_a_pod_from_having_its_code_is_told_by_status_and_outlasts_
 def forget(cli, number):
     """What happens when a Job's TTL is over: it and its pods are gone."""
     kubectl.cancel(number, HERE)
-    cli.until(lambda: kubectl.status(number, HERE).state is State.UNKNOWN, f"{number} to be gone")
+    cli.until(
+        lambda: kubectl.status(number, HERE).state is JobState.UNKNOWN, f"{number} to be gone"
+    )
 
 
 def test_logs_and_states_of_other_verbs_outlast_their_pods(cli, small_set, photograph_folder, pods):

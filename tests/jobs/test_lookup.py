@@ -6,7 +6,7 @@ import pytest
 
 from jobs import local, scheduler
 from jobs.scheduler import Stage
-from jobs.spec import Cluster, Job, State
+from jobs.spec import Cluster, Job, JobState
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_script_that_runs_is_found_by_its_note_and_can_be_stopped(begun):
     assert found(job) == number
     local.cancel(found(job))
     wait(lambda: not local.status(number, job.folder).state.live)
-    assert local.status(found(job), job.folder).state is State.CANCELLED
+    assert local.status(found(job), job.folder).state is JobState.CANCELLED
 
 
 def test_earlier_submissions_are_not_taken_for_the_last(begun):
@@ -55,4 +55,4 @@ def test_a_process_that_only_has_the_number_of_a_script_is_left_alone(begun, tmp
     stranger = tmp_path / "run" / "logs" / "state-1"  # somebody runs as process 1
     stranger.write_text("RUNNING\n")
     assert found(job, before=[number]) == "1_gone"
-    assert local.status("1_gone", job.folder).state is State.FAILED
+    assert local.status("1_gone", job.folder).state is JobState.FAILED

@@ -13,8 +13,8 @@ import pytest
 from jobs import scheduler, slurm_status
 from jobs import slurm as backend
 from jobs.scheduler import Stage
-from jobs.spec import Cluster, Job, State, SubmitError
-from pipeline.runs.job_record import Record, where_of
+from jobs.spec import Cluster, Job, JobState, SubmitError
+from pipeline.runs.job_record import SubmittedJob, where_of
 from pipeline.submission import logs
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.dist]
@@ -96,7 +96,7 @@ def starts(made):
 
 def test_two_nodes_meet_and_finish(slurm, job):
     made = job("ok", "steps=3")
-    assert ended(backend.submit(made, TWO), made).state is State.SUCCEEDED
+    assert ended(backend.submit(made, TWO), made).state is JobState.SUCCEEDED
     assert starts(made) == ["0 on n1"]
 
 
@@ -106,7 +106,7 @@ def test_usr1_saves_on_all_nodes_and_goes_on_after_the_requeue(slurm, job):
     slurm.wait(lambda: len(steps(made)) > 3, "a few steps")
     slurm.run("scancel", "--batch", "--signal=USR1", number)
     found = ended(number, made)
-    assert (found.state, found.restarts) == (State.SUCCEEDED, 1)
+    assert (found.state, found.restarts) == (JobState.SUCCEEDED, 1)
     assert len(steps(made)) == 30  # no step twice: the second start went on where the first saved
     assert starts(made)[1] != starts(made)[0]
 
@@ -115,18 +115,18 @@ def test_a_crash_is_tried_again_as_often_as_is_allowed(slurm, job):
     saved = job("crash", "steps=4", "crash=2", "crashes=1")
     lost = job("lost", "steps=4", "crash=2", "crashes=9")
     numbers = [backend.submit(saved, TWO), backend.submit(lost, TWO)]
-    assert ended(numbers[0], saved).state is State.SUCCEEDED
+    assert ended(numbers[0], saved).state is JobState.SUCCEEDED
     found = ended(numbers[1], lost)
-    assert (found.state, found.restarts) == (State.FAILED, 1)
+    assert (found.state, found.restarts) == (JobState.FAILED, 1)
     assert found.reason == "crashed 2 times, last exit 1"
 
 
 def test_a_log_is_followed_through_a_requeue_to_the_end_of_the_job(slurm, job, capsys):
     made = job("followed", "steps=4", "pause=0.05", "crash=2", "crashes=1")
     number = backend.submit(made, SMALL)
-    record = Record("followed", "train", made.run, made.folder, number, where_of(SMALL), "")
+    record = SubmittedJob("followed", "train", made.run, made.folder, number, where_of(SMALL), "")
     logs._files(record, follow=True)
-    assert slurm_status.status(number, made.folder).state is State.SUCCEEDED
+    assert slurm_status.status(number, made.folder).state is JobState.SUCCEEDED
     told = capsys.readouterr().out
     assert "crash 1 of 1 allowed" in told and "the end of 0 at 4" in told
     assert told == output(made)
@@ -135,14 +135,14 @@ def test_a_log_is_followed_through_a_requeue_to_the_end_of_the_job(slurm, job, c
 def test_a_configuration_error_is_not_tried_again(slurm, job):
     made = job("wrong", "exit=78")
     found = ended(backend.submit(made, TWO), made)
-    assert (found.state, found.restarts) == (State.FAILED, 0)
+    assert (found.state, found.restarts) == (JobState.FAILED, 0)
     assert found.reason == "configuration error, not retried"
 
 
 def test_an_interpreter_that_no_node_has_is_not_tried_again(slurm, job):
     made = job("nowhere", "steps=1")
     found = ended(backend.submit(made, replace(SMALL, python="/no/such/python")), made)
-    assert (found.state, found.restarts) == (State.FAILED, 0)
+    assert (found.state, found.restarts) == (JobState.FAILED, 0)
     assert found.reason.startswith("exit 127, not retried") and "/no/such/python" in found.reason
 
 
@@ -151,7 +151,7 @@ def test_a_crash_that_cannot_be_counted_is_not_tried_again(slurm, job):
     made = job("full", "steps=1")
     full = replace(SMALL, retries=5, setup=["trap '' XFSZ", "ulimit -f 0"])
     found = ended(backend.submit(made, full), made)
-    assert (found.state, found.restarts) == (State.FAILED, 0)
+    assert (found.state, found.restarts) == (JobState.FAILED, 0)
     assert not steps(made)
 
 
@@ -164,7 +164,7 @@ def test_a_node_that_cannot_open_the_logs_is_what_status_says(slurm, job):
     slurm.run("scontrol", "release", number)
     found = ended(number, made)
     told = f"a node cannot open {logs}: is the folder on a shared disk?"
-    assert (found.state, found.reason, found.restarts) == (State.FAILED, told, 0)
+    assert (found.state, found.reason, found.restarts) == (JobState.FAILED, told, 0)
 
 
 def test_a_cancelled_job_saves_first_and_is_not_requeued(slurm, job):
@@ -172,7 +172,7 @@ def test_a_cancelled_job_saves_first_and_is_not_requeued(slurm, job):
     number = backend.submit(made, TWO)
     slurm.wait(lambda: len(steps(made)) > 3, "a few steps")
     backend.cancel(number)
-    assert ended(number, made).state is State.CANCELLED
+    assert ended(number, made).state is JobState.CANCELLED
     slurm.wait(Path(made.run, "state.json").exists, "the save")
     assert f'"step": {len(steps(made))}}}' in Path(made.run, "state.json").read_text()
 
@@ -184,9 +184,9 @@ def test_an_array_runs_each_element_once_a_few_at_a_time(slurm, job):
     number = backend.submit(made, replace(SMALL, throttle=2))
     live = []
     while (found := slurm_status.status(number, made.folder)).state.live:
-        live.append(sum(s is State.RUNNING for s in found.elements.values()))
+        live.append(sum(s is JobState.RUNNING for s in found.elements.values()))
         time.sleep(0.1)
-    assert found.state is State.SUCCEEDED and len(found.elements) == 4
+    assert found.state is JobState.SUCCEEDED and len(found.elements) == 4
     assert 0 < max(live) <= 2
     assert all(len((Path(made.run) / str(i) / "steps.jsonl").read_text().splitlines()) == 2
                for i in range(4))  # fmt: skip
@@ -201,21 +201,21 @@ def test_every_element_of_a_long_array_is_known_those_cancelled_before_they_ran_
         gone |= {*more}
         slurm.run("scancel", f"{number}_[{','.join(map(str, more))}]")
         found = slurm_status.status(number, made.folder)
-        assert found.state is State.QUEUED
+        assert found.state is JobState.QUEUED
         assert found.elements == {
-            str(i): State.CANCELLED if i in gone else State.QUEUED for i in range(80)
+            str(i): JobState.CANCELLED if i in gone else JobState.QUEUED for i in range(80)
         }
     backend.cancel(number)
-    assert ended(number, made).state is State.CANCELLED
+    assert ended(number, made).state is JobState.CANCELLED
 
 
 def test_a_chain_waits_for_success_and_dies_with_a_failure(slurm, job):
     first, second = job("first", "steps=2"), job("second", "steps=1")
     numbers = scheduler.submit([Stage(first, SMALL), Stage(second, SMALL)])
-    assert ended(numbers[1], second).state is State.SUCCEEDED
+    assert ended(numbers[1], second).state is JobState.SUCCEEDED
     bad, never = job("bad", "exit=78"), job("never", "steps=1")
     numbers = scheduler.submit([Stage(bad, SMALL), Stage(never, SMALL)])
-    assert ended(numbers[1], never).state is State.CANCELLED
+    assert ended(numbers[1], never).state is JobState.CANCELLED
     assert not Path(never.run, "starts").exists()
 
 
@@ -230,7 +230,7 @@ def test_secrets_reach_the_job_and_stand_nowhere(slurm, job, tmp_path):
     cluster = replace(SMALL, secrets_file=str(secrets), python=str(probe))
     made = replace(made, env={"SEEN": f"{tmp_path}/seen"})
     number = backend.submit(made, cluster)
-    assert ended(number, made).state is State.SUCCEEDED
+    assert ended(number, made).state is JobState.SUCCEEDED
     expected = subprocess.run(["sha256sum"], input=b"open sesame", capture_output=True).stdout
     assert (tmp_path / "seen").read_bytes() == expected
     secrets.unlink()
@@ -293,21 +293,21 @@ def test_a_waiting_job_says_why(slurm, job):
     made = job("big", "steps=1")
     number = backend.submit(made, replace(SMALL, sbatch={"begin": "now+1hour"}))
     found = slurm_status.status(number, made.folder)
-    assert found.state is State.QUEUED and found.reason.startswith("BeginTime: it may not start")
+    assert found.state is JobState.QUEUED and found.reason.startswith("BeginTime: it may not start")
     backend.cancel(number)
-    assert ended(number, made).state is State.CANCELLED
+    assert ended(number, made).state is JobState.CANCELLED
 
 
 def test_a_job_that_slurm_has_forgotten_is_known_by_its_note(slurm, job):
     made = job("old", "steps=1")
     number = backend.submit(made, SMALL)
-    assert ended(number, made).state is State.SUCCEEDED
+    assert ended(number, made).state is JobState.SUCCEEDED
     (Path(made.folder) / "logs" / "state-999999").write_text(
         "FAILED crashed 2 times, last exit 1\n"
     )
     found = slurm_status.status("999999", made.folder)
-    assert (found.state, found.reason) == (State.FAILED, "crashed 2 times, last exit 1")
-    assert slurm_status.status("999998", made.folder).state is State.UNKNOWN
+    assert (found.state, found.reason) == (JobState.FAILED, "crashed 2 times, last exit 1")
+    assert slurm_status.status("999998", made.folder).state is JobState.UNKNOWN
 
 
 def test_a_forgotten_array_is_known_by_the_notes_of_all_its_elements(slurm, job):
@@ -321,8 +321,8 @@ def test_a_forgotten_array_is_known_by_the_notes_of_all_its_elements(slurm, job)
     for i in (0, 1):
         (logs / f"state-{number}_{i}").rename(logs / f"state-999999_{i}")
     found = slurm_status.status("999999", made.folder)
-    assert (found.state, found.reason) == (State.FAILED, "configuration error, not retried")
-    assert found.elements == live.elements == {"0": State.FAILED, "1": State.SUCCEEDED}
+    assert (found.state, found.reason) == (JobState.FAILED, "configuration error, not retried")
+    assert found.elements == live.elements == {"0": JobState.FAILED, "1": JobState.SUCCEEDED}
 
 
 def test_a_task_that_was_killed_is_named_and_not_what_its_peer_says(slurm, job):
@@ -331,7 +331,7 @@ def test_a_task_that_was_killed_is_named_and_not_what_its_peer_says(slurm, job):
     slurm.wait(lambda: len(steps(made)) > 3, "a few steps")
     os.kill(task(made, node=1), signal.SIGKILL)
     found = ended(number, made)
-    assert found.state is State.FAILED
+    assert found.state is JobState.FAILED
     assert found.reason == "crashed 1 times, last exit 137, n2: task 1: Killed"
     assert "srun: error: n1: task 0: Exited with exit code 1" in output(made)
 
@@ -345,7 +345,7 @@ def test_a_job_whose_batch_host_is_lost_goes_on_from_what_was_saved(slurm, job):
     slurm.wait(lambda: slurm.state(number) == "PENDING", "the requeue")
     slurm.restore("n1")
     found = ended(number, made)
-    assert (found.state, found.restarts) == (State.SUCCEEDED, 1)
+    assert (found.state, found.restarts) == (JobState.SUCCEEDED, 1)
     assert not list(Path(made.folder, "logs").glob("failures-*"))  # no crash was counted
 
 
@@ -353,6 +353,6 @@ def test_a_wall_limit_without_a_save_is_a_crash_and_one_with_a_save_is_none(slur
     counted = {}
     for name, (number, made) in limited.items():
         found = ended(number, made, seconds=150)
-        assert (found.state, found.restarts) == (State.SUCCEEDED, 1)
+        assert (found.state, found.restarts) == (JobState.SUCCEEDED, 1)
         counted[name] = (Path(made.folder) / "logs" / f"failures-{number}").exists()
     assert counted == {"unsaved": True, "saved": False}

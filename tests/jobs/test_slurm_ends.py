@@ -14,7 +14,7 @@ import pytest
 
 from jobs import slurm as backend
 from jobs import slurm_status
-from jobs.spec import Cluster, Job, State
+from jobs.spec import Cluster, Job, JobState
 from pipeline.runs import job_record
 from pipeline.tracking.delivery import HEARTBEAT
 from tests.conftest import TINY
@@ -68,7 +68,7 @@ def live(slurm, folder):
         number, logs = jobs[name]
         return slurm_status.status(number, logs.parent)
 
-    slurm.wait(lambda: all(now(n).state is State.RUNNING for n in jobs), "all to run")
+    slurm.wait(lambda: all(now(n).state is JobState.RUNNING for n in jobs), "all to run")
     (folder / "urgent").write_text(URGENT)
     slurm.run("sbatch", str(folder / "urgent"))
     end, warned, over = time.monotonic() + 150, 0.0, {}
@@ -135,11 +135,11 @@ def test_only_what_slurm_knows_to_be_over_or_has_long_forgotten_is_closed(cli, s
 
 def test_a_job_that_crashes_after_each_warning_is_retried_as_often_as_allowed(ends):
     found, counted = ends["crashing"]
-    assert (found.state, found.restarts, counted) == (State.FAILED, 1, ["2\n"])
+    assert (found.state, found.restarts, counted) == (JobState.FAILED, 1, ["2\n"])
     assert found.reason == "crashed 2 times, last exit 1"
 
 
 @pytest.mark.parametrize("name", ["deaf", "failing"])
 def test_a_preempted_job_goes_on_uncounted_however_its_tasks_ended(ends, name):
     found, counted = ends[name]
-    assert (found.state, found.restarts, counted) == (State.SUCCEEDED, 1, [])
+    assert (found.state, found.restarts, counted) == (JobState.SUCCEEDED, 1, [])

@@ -7,7 +7,7 @@ import pytest
 from jobs import kubectl, kubernetes
 from jobs.kube_status import judged, judged_stage, queued, refused
 from jobs.slurm_status import from_notes, from_sacct, from_scontrol
-from jobs.spec import Cluster, State, Status, SubmitError, summary
+from jobs.spec import Cluster, JobState, Status, SubmitError, summary
 from tests.jobs.cases import CASES
 
 LINE = (
@@ -65,7 +65,7 @@ def test_an_array_has_the_state_of_its_elements_pending_ones_in_one_line():
         + line("FAILED", code=1, job=8).replace(" JobName", " ArrayTaskId=1 JobName")
     )
     found = from_scontrol(text)
-    assert found.state is State.RUNNING
+    assert found.state is JobState.RUNNING
     assert set(found.elements) == {"0", "1", "3", "5", "6", "7"}
     assert found.line().startswith("RUNNING · 4 queued, 1 running, 1 failed")
 
@@ -80,7 +80,7 @@ def test_each_element_of_an_array_has_its_own_note():
     found = from_scontrol(
         text, {"20_0": "SUCCEEDED", "20_1": "FAILED crashed 4 times, last exit 1"}
     )
-    assert (found.state, found.reason) == (State.FAILED, "crashed 4 times, last exit 1")
+    assert (found.state, found.reason) == (JobState.FAILED, "crashed 4 times, last exit 1")
 
 
 def test_an_element_that_slurm_lists_no_more_is_what_it_said_last():
@@ -92,7 +92,7 @@ def test_an_element_that_slurm_lists_no_more_is_what_it_said_last():
             "20_4": "FAILED crashed 4 times, last exit 1", "20_5": "RUNNING on n1",
             "19_7": "FAILED of another submission"}  # fmt: skip
     found = from_scontrol(text, left)
-    assert found.state is State.QUEUED
+    assert found.state is JobState.QUEUED
     assert {k: v.value for k, v in found.elements.items()} == {
         "0": "QUEUED", "1": "QUEUED", "2": "CANCELLED", "3": "SUCCEEDED", "4": "FAILED",
         "5": "UNKNOWN",
@@ -104,18 +104,21 @@ def test_a_forgotten_array_is_what_its_elements_said_last_and_not_what_one_of_th
         found = from_notes({f"20_{i}": note for i, note in enumerate(left)}, "SLURM")
         return found.state, found.reason
 
-    assert state("SUCCEEDED", "SUCCEEDED") == (State.SUCCEEDED, "")
-    assert state("SUCCEEDED", "FAILED configuration error") == (State.FAILED, "configuration error")
+    assert state("SUCCEEDED", "SUCCEEDED") == (JobState.SUCCEEDED, "")
+    assert state("SUCCEEDED", "FAILED configuration error") == (
+        JobState.FAILED,
+        "configuration error",
+    )
     forgotten = "SLURM has forgotten it; it was "
-    assert state("SUCCEEDED", "QUEUED") == (State.UNKNOWN, forgotten + "queued")
-    assert state("RUNNING on n1", "SUCCEEDED") == (State.UNKNOWN, forgotten + "running")
-    assert state() == (State.UNKNOWN, "SLURM has forgotten it")
+    assert state("SUCCEEDED", "QUEUED") == (JobState.UNKNOWN, forgotten + "queued")
+    assert state("RUNNING on n1", "SUCCEEDED") == (JobState.UNKNOWN, forgotten + "running")
+    assert state() == (JobState.UNKNOWN, "SLURM has forgotten it")
 
 
 def test_a_script_that_was_killed_says_so_and_not_where_it_ran():
     text = line("FAILED", code=0).replace("ExitCode=0:0", "ExitCode=0:9")
     found = from_scontrol(text, {"7": "RUNNING on n1,n2"})
-    assert found.state is State.FAILED
+    assert found.state is JobState.FAILED
     assert found.reason.startswith("exit 137: killed (memory limit")
 
 
@@ -136,7 +139,7 @@ def test_sacct_names_the_elements_of_an_array_as_scontrol_does():
 
 def test_sacct_tells_who_cancelled():
     found = from_sacct("9|CANCELLED by 1000|0:0\n")
-    assert (found.state, found.reason) == (State.CANCELLED, "by user 1000")
+    assert (found.state, found.reason) == (JobState.CANCELLED, "by user 1000")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +153,7 @@ def test_sacct_tells_who_cancelled():
     ],
 )
 def test_an_array_goes_on_while_an_element_does_and_fails_with_one(states, whole):
-    assert summary({str(i): State(s) for i, s in enumerate(states)}) == whole
+    assert summary({str(i): JobState(s) for i, s in enumerate(states)}) == whole
 
 
 def job(*conditions, **status):
@@ -233,7 +236,7 @@ LOST = "rank 0 on a-0: [pair.cc:547] Connection closed by peer [10.0.0.2]:4242"
 )  # fmt: skip
 def test_a_failed_gang_tells_the_cause_and_not_what_followed_from_it(pods, told):
     found = judged(job(("Failed", "MaxFailedIndexesExceeded")), pods)
-    assert found.state is State.FAILED and told in found.reason
+    assert found.state is JobState.FAILED and told in found.reason
     assert "closed by peer" not in found.reason
 
 
@@ -258,22 +261,22 @@ def jobset(said, *conditions):
 
 def test_each_stage_of_a_chain_in_one_jobset_has_its_own_state():
     going = jobset({"shard": 1, "train-0": 1, "train-1": 0, "evaluate": 0})
-    assert judged_stage(going, [], "shard").state is State.SUCCEEDED
-    assert judged_stage(going, [pod("Running")], "train").state is State.RUNNING
+    assert judged_stage(going, [], "shard").state is JobState.SUCCEEDED
+    assert judged_stage(going, [pod("Running")], "train").state is JobState.RUNNING
     waits = judged_stage(going, [], "evaluate")
-    assert (waits.state, waits.reason) == (State.QUEUED, "waits for the stage before it")
+    assert (waits.state, waits.reason) == (JobState.QUEUED, "waits for the stage before it")
     lost = jobset({"shard": 1, "train-0": 1, "train-1": -1}, ("Failed", "FailedJobs"))
-    assert judged_stage(lost, [], "shard").state is State.SUCCEEDED
+    assert judged_stage(lost, [], "shard").state is JobState.SUCCEEDED
     broken = judged_stage(lost, [failed(0, 1, "no space left", 3)], "train")
-    assert broken.state is State.FAILED and "no space left" in broken.reason
+    assert broken.state is JobState.FAILED and "no space left" in broken.reason
     never = judged_stage(lost, [], "evaluate")
-    assert (never.state, never.reason) == (State.CANCELLED, "train-1 before it failed")
+    assert (never.state, never.reason) == (JobState.CANCELLED, "train-1 before it failed")
 
 
 def test_one_pod_that_cannot_start_keeps_a_gang_queued_while_the_others_wait_for_it():
     stuck = pod("Pending", "a-1-y", "1", waiting={"reason": "ErrImagePull"})
     found = judged(job(), [pod("Running"), stuck])
-    assert found.state is State.QUEUED
+    assert found.state is JobState.QUEUED
     assert "a-1-y" in found.reason
 
 
@@ -335,7 +338,7 @@ def test_kubectl_is_asked_why_there_are_no_pods_and_not_where_there_are(tmp_path
         for name, answer in answers.items():
             (tmp_path / f"{name}.json").write_text(json.dumps(answer))
         found = kubectl.status("job/a", Cluster(scheduler="kubernetes"))
-        assert found.state is State.QUEUED
+        assert found.state is JobState.QUEUED
         return found.reason
 
     assert reason() == "its pods are refused: no quota"
@@ -365,7 +368,7 @@ def test_each_stage_of_a_chain_is_known_by_its_own_run_and_cancelled_by_nobody_e
         mine = f"{number}#{stage.job.verb}"
         assert kubectl.status(mine, cluster, stage.job.run).state.live
         found = kubectl.status(mine, cluster, "s3://bucket/mine")
-        assert found.state is State.UNKNOWN
+        assert found.state is JobState.UNKNOWN
         assert found.reason == f"{number} is not this job any more, but of {stage.job.run}"
         with pytest.raises(SubmitError, match=f"but of {stage.job.run}"):
             kubectl.cancel(mine, cluster, "s3://bucket/mine")
@@ -375,4 +378,4 @@ def test_each_stage_of_a_chain_is_known_by_its_own_run_and_cancelled_by_nobody_e
 
 
 def test_a_line_holds_state_elements_restarts_and_reason():
-    assert Status(State.RUNNING, "on n1", 1).line() == "RUNNING · 1 restart · on n1"
+    assert Status(JobState.RUNNING, "on n1", 1).line() == "RUNNING · 1 restart · on n1"

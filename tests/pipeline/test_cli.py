@@ -12,7 +12,7 @@ from pipeline import cli
 from pipeline.config.groups import key
 from pipeline.config.resolve import known_keys
 from pipeline.config.verbs import VERBS
-from shards.store import StoreError, Unavailable
+from shards.objects import StoreError, Unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
 DESIGNED = {

@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 from skimage import data as photographs
 
 from shards.hygiene import Policy, describe, examine
-from shards.pack import Reject, Sample
+from shards.pack import PackedSample, Reject
 
 POLICY = Policy(min_side=32)
 PHOTO = Image.fromarray(photographs.astronaut()[:96, :128])
@@ -144,7 +144,7 @@ UNTOUCHED: dict[str, Callable[[], bytes]] = {
 def test_a_plain_jpeg_is_stored_byte_for_byte(what: str) -> None:
     given = UNTOUCHED[what]()
     verdict = examine("x.jpg", given, POLICY, label=7)
-    assert isinstance(verdict, Sample), verdict
+    assert isinstance(verdict, PackedSample), verdict
     assert verdict.data == given
     mode = "L" if what == "gray" else "RGB"
     assert dict(verdict.columns) == {
@@ -155,14 +155,14 @@ def test_a_plain_jpeg_is_stored_byte_for_byte(what: str) -> None:
 def stored(data: bytes, policy: Policy = POLICY) -> np.ndarray:
     """What a reader sees of a transcoded picture: uint8 H×W×3."""
     verdict = examine("x", data, policy)
-    assert isinstance(verdict, Sample), verdict
+    assert isinstance(verdict, PackedSample), verdict
     assert verdict.data != data
     assert simplejpeg.is_jpeg(verdict.data)
     pixels = simplejpeg.decode_jpeg(verdict.data)
     assert pixels.shape[:2] == (verdict.columns["height"], verdict.columns["width"])
     assert describe(verdict.data)["orientation"] == verdict.columns["orientation"] == 1
     again = examine("x", verdict.data, policy)
-    assert isinstance(again, Sample) and again.data == verdict.data
+    assert isinstance(again, PackedSample) and again.data == verdict.data
     return pixels
 
 
@@ -296,7 +296,7 @@ def test_a_long_short_side_is_reduced_to_the_stored_one(kind: str) -> None:
 
 def test_a_short_side_at_the_stored_one_stays_as_it_is() -> None:
     verdict = examine("x", jpeg(), Policy(store_short=96))
-    assert isinstance(verdict, Sample) and verdict.data == jpeg()
+    assert isinstance(verdict, PackedSample) and verdict.data == jpeg()
 
 
 def test_the_ratio_of_sides_survives_the_reduction() -> None:
@@ -311,7 +311,7 @@ def test_a_small_picture_is_enlarged_where_the_policy_says_so() -> None:
 
 def test_gray_stays_gray_when_it_is_reduced() -> None:
     verdict = examine("x", encoded(PHOTO.convert("L")), Policy(store_short=48))
-    assert isinstance(verdict, Sample) and verdict.columns["mode"] == "L"
+    assert isinstance(verdict, PackedSample) and verdict.columns["mode"] == "L"
     assert simplejpeg.decode_jpeg_header(verdict.data)[2] == "Gray"
 
 
@@ -336,7 +336,7 @@ def test_a_policy_that_cannot_be_is_refused(options: dict, said: str) -> None:
 )
 def test_a_name_is_data_and_stays_what_it_is(name: str) -> None:
     verdict = examine(name, jpeg(), POLICY)
-    assert isinstance(verdict, Sample) and verdict.src == name
+    assert isinstance(verdict, PackedSample) and verdict.src == name
 
 
 def test_nothing_is_said_of_odd_pictures_on_the_way() -> None:

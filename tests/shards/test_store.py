@@ -323,7 +323,7 @@ def test_a_key_that_may_not_be_deleted_is_named(faults: Faults) -> None:
         "<DeleteResult><Error><Key>set[1]</Key><Code>AccessDenied</Code></Error></DeleteResult>"
     )
     faults.set({"act": "status", "status": 200, "method": "POST", "body": denied})
-    with pytest.raises(store.StoreError, match=r"/set\[1\] at .* deleted .AccessDenied."):
+    with pytest.raises(objects.StoreError, match=r"/set\[1\] at .* deleted .AccessDenied."):
         store.remove(url)
 
 
@@ -351,7 +351,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_bytes_and_no_temporary_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(store.StoreError, match="written .No space left on device.: free some"):
+    with pytest.raises(objects.StoreError, match="written .No space left on device.: free some"):
         store.write(target, b"new")
     assert target.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["x"]
@@ -374,7 +374,7 @@ def test_a_disk_that_takes_no_more_ends_in_one_line_and_leaves_nothing(tmp_path)
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
 def test_a_folder_without_write_permission_is_named(tmp_path) -> None:
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    with pytest.raises(store.StoreError, match="Permission denied"):
+    with pytest.raises(objects.StoreError, match="Permission denied"):
         store.write(tmp_path / "x", b"")
 
 
@@ -469,7 +469,7 @@ def test_a_lasting_outage_ends_in_one_line_that_names_the_endpoint(
 ) -> None:
     url = faults.server.bucket() + "/x"
     faults.set({"act": "status", "status": 503, "code": "SlowDown"})
-    with pytest.raises(store.StoreError) as error:
+    with pytest.raises(objects.StoreError) as error:
         store.read(url)
     said = str(error.value)
     assert "no good answer in 10 tries (SlowDown)" in said
@@ -484,7 +484,7 @@ def test_wrong_credentials_end_at_once_and_are_never_shown(
 ) -> None:
     url = faults.server.bucket() + "/x"
     faults.set({"act": "status", "status": 403, "code": code})
-    with pytest.raises(store.StoreError) as error:
+    with pytest.raises(objects.StoreError) as error:
         store.read(url)
     said = str(error.value)
     assert code in said and "AWS_ACCESS_KEY_ID" in said and "\n" not in said
@@ -561,7 +561,7 @@ def test_a_setting_that_cannot_work_ends_at_once(
     monkeypatch.setattr(objects, "PAUSES", (600.0,))
     for name, value in change.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(store.StoreError, match=said) as error:
+    with pytest.raises(objects.StoreError, match=said) as error:
         store.read(url)
     assert "\n" not in str(error.value)
 
@@ -573,7 +573,7 @@ def test_a_certificate_that_is_not_trusted_is_named_with_the_mend(
     monkeypatch.setattr(objects, "PAUSES", (600.0,))
     with tls_server(tmp_path) as (port, certificate):
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://localhost:{port}")
-        with pytest.raises(store.StoreError, match="set AWS_CA_BUNDLE"):
+        with pytest.raises(objects.StoreError, match="set AWS_CA_BUNDLE"):
             store.read("s3://bucket/x")
         monkeypatch.setenv("AWS_CA_BUNDLE", certificate)
         monkeypatch.setattr(objects, "_systems", {})
@@ -586,7 +586,7 @@ def test_a_bucket_that_is_not_there_is_said_to_be_missing(both: str) -> None:
         lambda: store.read("s3://no-such-bucket-here/x"),
         lambda: store.write("s3://no-such-bucket-here/x", b""),
     ):
-        with pytest.raises(store.StoreError, match="there is no such bucket"):
+        with pytest.raises(objects.StoreError, match="there is no such bucket"):
             ask()
 
 
@@ -608,7 +608,7 @@ def test_an_expired_token_is_renewed_from_the_credentials_file_once(
     faults.set({**expired, "times": 1})
     assert store.read(url) == b"data"
     faults.set(expired)
-    with pytest.raises(store.StoreError, match="ExpiredToken") as error:
+    with pytest.raises(objects.StoreError, match="ExpiredToken") as error:
         store.read(url)
     assert "profile default" in str(error.value)
     assert len(faults.log()) == 2

@@ -15,7 +15,7 @@ from PIL import Image
 
 from shards import external, store
 from shards.decode import Crop
-from shards.fetch import SampleError
+from shards.lookup import SampleError
 from shards.manifest import open_manifest, read_index
 from shards.masks import MaskPolicy
 from shards.stream import Stream, examples

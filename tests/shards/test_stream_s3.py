@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from shards.decode import Crop
-from shards.fetch import SampleError
+from shards.lookup import SampleError
 from shards.manifest import open_manifest
 from shards.masks import MaskPolicy
 from shards.stream import Stream

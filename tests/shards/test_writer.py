@@ -18,7 +18,7 @@ import webdataset
 from shards import store, writer
 from shards.hygiene import Policy
 from shards.manifest import Manifest, open_manifest, read_index
-from shards.pack import Reject, Sample, content_hash
+from shards.pack import PackedSample, Reject, content_hash
 from shards.plan import Plan, Row, make_plan
 from shards.sources import source
 from shards.sources.files import Loader
@@ -262,7 +262,7 @@ class _Suicidal:
     def __init__(self, inner: Loader) -> None:
         self.inner = inner
 
-    def __call__(self, row: Row) -> Sample | Reject:
+    def __call__(self, row: Row) -> PackedSample | Reject:
         if row.sample_id == 30:
             os.kill(os.getpid(), signal.SIGKILL)
         return self.inner(row)

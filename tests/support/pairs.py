@@ -8,7 +8,7 @@ from PIL import Image
 from skimage import data
 
 from shards.masks import FIXED, NAMES, irregular, square
-from shards.pack import Sample
+from shards.pack import PackedSample
 from shards.writer import write_set
 
 SIZE, PICTURES, MASKS = 64, 5, 3
@@ -35,7 +35,9 @@ def hole(bucket: str, i: int, size: int = SIZE) -> np.ndarray:
 
 def image_set(out: Path, pictures: list[np.ndarray], per_shard: int = 3, split: str = "val") -> str:
     """URL of a set of the pictures, stored as PNG."""
-    samples = [Sample(f"{i}.png", png(p), "png", _row(p, "images")) for i, p in enumerate(pictures)]
+    samples = [
+        PackedSample(f"{i}.png", png(p), "png", _row(p, "images")) for i, p in enumerate(pictures)
+    ]
     write_set(str(out), "astronaut", "images", {split: samples}, options={}, per_shard=per_shard)
     return str(out)
 
@@ -46,7 +48,7 @@ def mask_set(out: Path, size: int = SIZE, buckets: list[str] = BUCKETS) -> str:
         for i in range(MASKS):
             mask = hole(bucket, i, size)
             columns = {**_row(mask, "masks"), "bucket": bucket, "ratio": float(mask.mean())}
-            samples.append(Sample(f"{bucket}-{i}", png(mask * 255), "png", columns))
+            samples.append(PackedSample(f"{bucket}-{i}", png(mask * 255), "png", columns))
     write_set(str(out), "masks", "masks", {"masks": samples}, options={}, per_shard=8)
     return str(out)
 

@@ -8,7 +8,7 @@ import numpy as np
 import simplejpeg
 
 from shards.manifest import Manifest
-from shards.pack import Sample
+from shards.pack import PackedSample
 from shards.writer import write_set
 
 
@@ -22,14 +22,14 @@ def jpeg(pixels: np.ndarray, quality: int = 90) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, colorsubsampling="420")
 
 
-def samples(count: int, side: int = 40) -> Iterator[Sample]:
+def samples(count: int, side: int = 40) -> Iterator[PackedSample]:
     for number in range(count):
         yield sample(f"{number}.jpg", jpeg(picture(number, side, side)), side, side)
 
 
-def sample(src: str, data: bytes, height: int, width: int, ext: str = "jpg") -> Sample:
+def sample(src: str, data: bytes, height: int, width: int, ext: str = "jpg") -> PackedSample:
     columns = {"width": width, "height": height, "mode": "RGB", "orientation": 1, "label": 0}
-    return Sample(src, data, ext, columns)
+    return PackedSample(src, data, ext, columns)
 
 
 def image_set(out: Path | str, count: int, per_shard: int = 64, side: int = 40) -> Manifest:

@@ -116,13 +116,13 @@ def run(out, case, plan):
     networks, first = networks_of(plan, engine), 0
     if "start" in plan:
         found = checkpoints.latest(str(out / plan["start"]))
-        checkpointing.restore(found, networks.trainees)
+        checkpointing.restore(found, networks.players)
         first = found.images_seen // BATCH
     number = first
     if "poison" in plan and engine.rank == 1:
-        victim = list(networks.trainees[-1].module.parameters())[-1]
+        victim = list(networks.players[-1].module.parameters())[-1]
         victim.register_hook(lambda g: g * float("nan") if number == plan["poison"] else g)
-    engine.start(networks.trainees)
+    engine.start(networks.players)
     side, share = SIDES[plan["method"]], BATCH // engine.world_size
     mine = slice(engine.rank * share, (engine.rank + 1) * share)
     told = []
@@ -131,10 +131,10 @@ def run(out, case, plan):
         images = torch.randint(0, 256, (BATCH, side, side, 3), generator=drawn).to(torch.uint8)
         masks = (torch.rand(BATCH, side, side, generator=drawn) < 0.2).to(torch.uint8)
         losses = step(networks, engine, images[mine], masks[mine], config)
-        stepped = engine.step(networks.trainees, config.ema)
+        stepped = engine.step(networks.players, config.ema)
         sent = wire() if "wire" in plan else []
         told.append({**engine.means(losses), "stepped": stepped, "wire": sent})
-    files = checkpointing.files_of(networks.trainees)
+    files = checkpointing.files_of(networks.players)
     if engine.is_main:
         saver = checkpointing.Saver(folder.folder_at(str(out / case)), 1)
         saver.save(plan["steps"] * BATCH, files, {"dataset": "noise"})

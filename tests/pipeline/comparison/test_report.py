@@ -28,7 +28,9 @@ def root(tmp_path):
         results.save(url, made.table, made.facts)
         result = np.where(mask[..., None] == 1, np.uint8(level), image)
         names = ("000000000-b0", "000000001-b1")
-        pair_images.save(url, [pair_images.Sample(*s) for s in zip(names, image, mask, result)])
+        pair_images.save(
+            url, [pair_images.EvaluatedPair(*s) for s in zip(names, image, mask, result)]
+        )
     return str(tmp_path / "runs")
 
 

@@ -10,7 +10,7 @@ from skimage import data
 
 from pipeline.config.compose import compose
 from pipeline.inference import demo
-from pipeline.inference.sources import Source
+from pipeline.inference.sources import LoadedInpainter
 from tests.support.browser import Page, installed
 
 browser = pytest.mark.skipif(installed() is None, reason="no Chromium: apt-get install chromium")
@@ -113,7 +113,7 @@ def test_a_model_that_fails_is_told_to_the_page_and_does_not_end_the_server():
     def full(image, mask):
         raise RuntimeError("out of memory\nand a long trace")
 
-    source = Source(full, "large", {})
+    source = LoadedInpainter(full, "large", {})
     server = demo.Server(compose("demo", ["model=large", "port=0"]).config, [source], "cpu")
     threading.Thread(target=server.serve_forever, daemon=True).start()
     here = "127.0.0.1", server.server_address[1]

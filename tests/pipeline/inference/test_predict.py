@@ -12,7 +12,7 @@ from models.inpainter import Inpainter
 from pipeline.config.compose import compose
 from pipeline.inference import archive, predict, tiling
 from pipeline.inference.images import decode
-from pipeline.inference.sources import Source, load, refuse_a_look_into_the_hole
+from pipeline.inference.sources import LoadedInpainter, load, refuse_a_look_into_the_hole
 from tests.support.pairs import crops, hole, image_set, mask_set
 
 
@@ -256,6 +256,6 @@ def test_a_model_of_the_other_polarity_is_refused(model):
         return image * mask
 
     with pytest.raises(ValueError, match="looks at pixels that the mask hides"):
-        refuse_a_look_into_the_hole(Source(inverted, "theirs", {}), "cpu")
+        refuse_a_look_into_the_hole(LoadedInpainter(inverted, "theirs", {}), "cpu")
     refuse_a_look_into_the_hole(model, "cpu")
     assert model.name == "small" and len(model.facts["sha256"]) == 64

@@ -212,13 +212,13 @@ def test_a_pod_that_is_lost_after_a_checkpoint_has_left_its_log(bucket, small_se
 def test_the_error_that_came_first_is_reported_not_what_followed_from_it(tmp_path, capfd):
     code = (
         "import os, pathlib, signal, sys, time\n"
-        "from pipeline.launch.workers import leave_word\n"
+        "from pipeline.launch.output import record_error\n"
         "if os.environ['RANK'] == '1':\n"
-        "    leave_word('rank 1: the disk is full')\n"
+        "    record_error('rank 1: the disk is full')\n"
         "    sys.exit(1)\n"
         "signal.signal(signal.SIGTERM, lambda *_: None)\n"
         "signal.pause()\n"
-        "leave_word('rank 0: connection closed by peer')\n"
+        "record_error('rank 0: connection closed by peer')\n"
         "sys.exit(1)\n"
     )
     log = tmp_path / "node-0.log"

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-from pipeline.runs.job_record import Record
+from pipeline.runs.job_record import SubmittedJob
 from pipeline.submission import logs
 
 SLURM = {"scheduler": "slurm", "context": None, "namespace": None, "queue": None, "kind": "job"}
@@ -13,7 +13,7 @@ SLURM = {"scheduler": "slurm", "context": None, "namespace": None, "queue": None
 
 def record(folder):
     (folder / "logs").mkdir(parents=True)
-    return Record("a", "train", str(folder), str(folder), "7", SLURM, "2026-01-01T00:00:00Z")
+    return SubmittedJob("a", "train", str(folder), str(folder), "7", SLURM, "2026-01-01T00:00:00Z")
 
 
 def test_what_a_full_disk_left_of_an_error_is_not_read(tmp_path):
@@ -29,7 +29,7 @@ def test_an_error_that_cannot_be_written_leaves_the_one_before(tmp_path):
     made = record(tmp_path / "a")
     kept = tmp_path / "a" / "logs" / "error-7"
     (tmp_path / "a" / "logs" / "error-7-0").write_text("12.5 rank 1: no space left\n")
-    program = "from pipeline.launch.workers import leave_word; leave_word('another')"
+    program = "from pipeline.launch.output import record_error; record_error('another')"
     environment = {**os.environ, "PET_NNODES": "1", "LACUNA_ERRORS": str(kept)}
     for limit, told in (("0", "rank 1: no space left"), ("unlimited", "another")):
         subprocess.run(

@@ -23,8 +23,8 @@ def elsewhere(tmp_path, monkeypatch):
     """A folder of its own, with one job that can be told of."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    job_record.write(job_record.Record(**GOOD))
-    job_record.point_to(job_record.Record(**GOOD))
+    job_record.write(job_record.SubmittedJob(**GOOD))
+    job_record.point_to(job_record.SubmittedJob(**GOOD))
     (tmp_path / "runs" / "good" / "logs").mkdir()
     (tmp_path / "runs" / "good" / "logs" / "state-1").write_text("SUCCEEDED\n")
 
@@ -69,7 +69,7 @@ def test_schedulers_are_asked_about_several_jobs_at_a_time(tmp_path, monkeypatch
     for name in "abcd":
         place = f"runs/{name}"
         told = {**GOOD, "id": name, "run": place, "folder": place, "number": name}
-        job_record.write(job_record.Record(**{**told, "cluster": {"scheduler": "slurm"}}))
+        job_record.write(job_record.SubmittedJob(**{**told, "cluster": {"scheduler": "slurm"}}))
     jobs = status.main(StatusConfig())["jobs"]
     assert [job["id"] for job in jobs] == ["a", "b", "c", "d", "good"]
     assert [job["restarts"] for job in jobs[:4]] == [4] * 4

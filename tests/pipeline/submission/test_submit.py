@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from jobs import scheduler, snapshot
-from jobs.spec import State, Status
+from jobs.spec import JobState, Status
 from pipeline.common.errors import ConfigError
 from pipeline.config.compose import compose
 from pipeline.runs import job_record
@@ -348,7 +348,7 @@ def test_a_value_of_the_environment_is_no_value_of_the_configuration(monkeypatch
 
 
 def record(folder, **values):
-    made = job_record.Record(
+    made = job_record.SubmittedJob(
         **{"id": "a", "verb": "train", "run": str(folder), "folder": str(folder), "number": "7",
            "cluster": {"scheduler": "slurm"}, "submitted": "2026-01-01T00:00:00Z", **values}
     )  # fmt: skip
@@ -384,7 +384,7 @@ def test_the_points_of_a_sweep_lead_to_the_sweep(tmp_path):
 )  # fmt: skip
 def test_a_job_that_ended_after_it_was_cancelled_was_cancelled(tmp_path, monkeypatch, found, state):
     made = record(tmp_path / "a", cancelled=True)
-    monkeypatch.setattr(scheduler, "status", lambda *_: Status(State(found), "x"))
+    monkeypatch.setattr(scheduler, "status", lambda *_: Status(JobState(found), "x"))
     assert made.status().state == state
 
 

@@ -72,7 +72,7 @@ def submitted(run, script):
     program.chmod(0o755)
     job = Job(id=run.name, verb="train", arguments=(), run=str(run), folder=str(run))
     number = local.submit(job, Cluster(python=str(program), retries=0))
-    job_record.write(job_record.Record(
+    job_record.write(job_record.SubmittedJob(
         id=run.name, verb="train", run=str(run), folder=str(run), number=number,
         cluster={"scheduler": "local"}, submitted=""))  # fmt: skip
     return int(number.partition("_")[0])
@@ -167,7 +167,7 @@ def test_a_run_whose_end_could_not_be_sent_gets_that_end(root, made):
 
 def test_a_job_that_cannot_be_asked_about_is_left_alone(root, made, monkeypatch, tmp_path, capsys):
     run = made("unknown", "SCHEDULED", 2)
-    job_record.write(job_record.Record(
+    job_record.write(job_record.SubmittedJob(
         id="unknown", verb="train", run=str(run), folder=str(run), number="7",
         cluster={"scheduler": "slurm"}, submitted=""))  # fmt: skip
     monkeypatch.setenv("PATH", str(tmp_path))  # no scontrol

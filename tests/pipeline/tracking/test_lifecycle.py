@@ -68,7 +68,7 @@ def test_scores_reach_the_run_and_a_comparison_that_has_mlflow_alone(words, run,
     assert found.data.metrics["eval/msanet/psnr 0.1_0.2"] == pytest.approx(bucket)
     shutil.rmtree(run)
     root = str(tmp_path / "runs")
-    (there,) = collect.gather(root)
+    (there,) = collect.collect(root)
     assert there.facts["pairs_digest"] == result["pairs_digest"]
     out = tmp_path / "report"
     told = compare.main(compose("compare", [f"root={root}", f"out={out}"]).config)

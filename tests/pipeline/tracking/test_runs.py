@@ -107,7 +107,7 @@ def age(run, seconds):
 
 
 def left(run):
-    return [c.images_seen for c in checkpoints.checkpoints(run)]
+    return [c.images_seen for c in checkpoints.list_checkpoints(run)]
 
 
 def test_prune_says_what_it_would_delete_and_deletes_only_when_told(root):

@@ -8,16 +8,16 @@ from safetensors.torch import load_file
 
 from pipeline.runs.checkpoints import (
     build_generator,
-    checkpoints,
     find,
     latest,
+    list_checkpoints,
     load_generator,
     pin,
 )
 from pipeline.runs.folder import folder_at
 from pipeline.runs.run_json import update_run_json
 from pipeline.training.checkpointing import Saver
-from shards.store import StoreError
+from shards.objects import StoreError
 
 MODEL = {"name": "msanet", "width": 0.1}
 
@@ -35,7 +35,7 @@ def save(run, images_seen, psnr=None, keep=3, files=None):
 
 
 def seen(run):
-    return [c.images_seen for c in checkpoints(run.url)]
+    return [c.images_seen for c in list_checkpoints(run.url)]
 
 
 def test_a_checkpoint_is_safetensors_and_json(run):
@@ -141,7 +141,7 @@ def test_nothing_is_dropped_where_the_newest_cannot_be_read_back(run, monkeypatc
     for n in (1, 2):
         save(run, n, keep=1)
     assert seen(run) == [2]
-    monkeypatch.setattr(checkpoints, "is_whole", lambda found: False)
+    monkeypatch.setattr(list_checkpoints, "is_whole", lambda found: False)
     save(run, 3, keep=1)
     assert seen(run) == [2, 3]
 

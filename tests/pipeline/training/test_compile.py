@@ -20,11 +20,11 @@ def curve(monkeypatch, compiled):
     torch._dynamo.utils.counters.clear()
     with engine_of(config, monkeypatch) as engine:
         networks = networks_of({"method": "msanet"}, engine)
-        engine.start(networks.trainees)
+        engine.start(networks.players)
         losses = []
         for _ in range(2):
             losses.append(step(networks, engine, images, masks, config))
-            assert engine.step(networks.trainees, 0.9)
+            assert engine.step(networks.players, 0.9)
         names = list(networks.generator.weights())
     return losses, names, torch._dynamo.utils.counters["stats"]["unique_graphs"]
 

@@ -7,7 +7,7 @@ from torch import nn
 from models import Prediction
 from pipeline.config.compose import compose
 from pipeline.training import flops, method, sync_batchnorm
-from pipeline.training.network import Trainee
+from pipeline.training.network import TrainableNetwork
 from pipeline.training.progress import Meter
 from tests.support.strategies import engine_of
 
@@ -46,7 +46,9 @@ def test_a_network_counted_on_paper(monkeypatch):
         networks = method.build(config, engine)
         module = Twice()
         before = {name: value.clone() for name, value in module.state_dict().items()}
-        networks.generator = Trainee("generator", module, module, networks.generator.optimizer)
+        networks.generator = TrainableNetwork(
+            "generator", module, module, networks.generator.optimizer
+        )
         found = flops.of_image(networks, engine, 16)
     first, second = 2 * 9 * 4 * 8 * 16 * 16, 2 * 9 * 8 * 3 * 16 * 16
     assert found.flop == 2 * first + 3 * second  # the first needs no gradient of its input

@@ -13,8 +13,8 @@ from models.vgg import VGG16Features
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import free_port
-from pipeline.runs.checkpoints import checkpoints
-from pipeline.training.guards import check_alike
+from pipeline.runs.checkpoints import list_checkpoints
+from pipeline.training.guards import check_consistency
 from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -26,7 +26,7 @@ def two_ranks(config=None, digest="ab" * 32, precision="bf16"):
 
     def rank(config, digest, precision):
         engine = SimpleNamespace(precision=precision, gather=lambda mine: told.append(mine) or told)
-        check_alike(config, SimpleNamespace(digest=digest), engine)
+        check_consistency(config, SimpleNamespace(digest=digest), engine)
 
     rank(TrainConfig(), "ab" * 32, "bf16")
     rank(config or TrainConfig(), digest, precision)
@@ -77,5 +77,5 @@ def test_two_nodes_of_which_the_second_lacks_vgg16_train_with_that_of_the_first(
         )
     said = [launcher.communicate(timeout=120)[1] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], said
-    (saved,) = checkpoints(str(tmp_path / "run"))
+    (saved,) = list_checkpoints(str(tmp_path / "run"))
     assert saved.state["pretrained"] == {"vgg16": "ab" * 32}

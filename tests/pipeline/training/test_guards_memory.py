@@ -99,7 +99,7 @@ def test_a_training_step_that_does_not_fit_is_tried_smaller_and_explained(monkey
 
     with engine_of(config, monkeypatch) as engine:
         networks = networks_of({"method": "msanet"}, engine)
-        engine.start(networks.trainees)
+        engine.start(networks.players)
         network = networks.generator.module
         network.register_forward_pre_hook(holds_two)
         with pytest.raises(ConfigError, match="2 fit: set accumulate=2,"):

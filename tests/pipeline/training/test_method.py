@@ -28,5 +28,5 @@ def test_without_an_adversarial_weight_no_discriminator_is_built(monkeypatch):
     config = compose("train", words).config
     with engine_of(config, monkeypatch) as engine:
         networks = method.build(config, engine)
-    assert networks.discriminator is None and networks.trainees == [networks.generator]
+    assert networks.discriminator is None and networks.players == [networks.generator]
     assert "densenet121" not in networks.pretrained

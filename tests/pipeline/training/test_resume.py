@@ -17,9 +17,9 @@ from pipeline.runs.folder import folder_at
 from pipeline.tracking.client import connect, tracking_uri
 from pipeline.training.checkpointing import Saver, files_of, initialise, resume
 from pipeline.training.method import Method
-from pipeline.training.network import Trainee
-from pipeline.training.progress import State
-from shards import store
+from pipeline.training.network import TrainableNetwork
+from pipeline.training.progress import TrainState
+from shards import objects, store
 from tests.support.trained import MODEL, finished_run
 
 ALONE = SimpleNamespace(rank=0, is_main=True, share=lambda given: given)
@@ -30,8 +30,8 @@ def fresh(average=False):
     torch.manual_seed(99)
     network, ema = build_generator(MODEL), build_generator(MODEL) if average else None
     adam = torch.optim.Adam(network.parameters())
-    trainee = Trainee("generator", network, network, adam, ema)
-    return Method(ObjectiveConfig(), [], trainee)
+    player = TrainableNetwork("generator", network, network, adam, ema)
+    return Method(ObjectiveConfig(), [], player)
 
 
 def holds(module, tensors):
@@ -96,7 +96,7 @@ def test_weights_that_a_bucket_does_not_give_are_not_told_to_be_torn(faults, tmp
     denied = {"act": "status", "status": 403, "code": "AccessDenied", "method": "GET", "times": 9}
     faults.set({**denied, "path": "safetensors"})
     for init in (there, store.join(there, "checkpoints", f"{1000:012d}")):
-        with pytest.raises(store.StoreError, match="AccessDenied; check the credentials"):
+        with pytest.raises(objects.StoreError, match="AccessDenied; check the credentials"):
             initialise(init, str(tmp_path), fresh(), ALONE)
 
 
@@ -113,8 +113,8 @@ def test_a_resume_reads_each_file_once_for_all_ranks(tmp_path, monkeypatch):
     """Rank 1 sees no folder at all, and has the same weights and moments in the end."""
     run, before = folder_at(str(tmp_path / "run")), trained_once()
     saver = Saver(run, 1)
-    state = {**vars(State(images_seen=8)), "model": MODEL, "dataset": "d"}
-    saver.save(8, files_of(before.trainees), state)
+    state = {**vars(TrainState(images_seen=8)), "model": MODEL, "dataset": "d"}
+    saver.save(8, files_of(before.players), state)
     saver.close()
     reads, sent, read = Counter(), [], store.read
     monkeypatch.setattr(store, "read", lambda url, *a: reads.update([url]) or read(url, *a))
@@ -128,8 +128,8 @@ def test_a_resume_reads_each_file_once_for_all_ranks(tmp_path, monkeypatch):
     assert resume(TrainConfig(), elsewhere, other, manifest, second).images_seen == 8
     assert len(reads) == 4 and next(received, None) is None
     for ours in (networks, other):
-        for name, tensors in files_of(ours.trainees).items():
-            expected = files_of(before.trainees)[name]
+        for name, tensors in files_of(ours.players).items():
+            expected = files_of(before.players)[name]
             assert tensors.keys() == expected.keys() and len(tensors) > 50
             assert all(torch.equal(tensor, expected[key]) for key, tensor in tensors.items())
 

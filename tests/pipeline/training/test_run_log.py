@@ -21,11 +21,11 @@ from pipeline.config.groups import ObjectiveConfig
 from pipeline.config.schema import TrainConfig
 from pipeline.runs.checkpoints import build_generator
 from pipeline.runs.folder import RunFolder
-from pipeline.tracking.tracker import Muted
+from pipeline.tracking.tracker import NullTracker
 from pipeline.training.method import Method
-from pipeline.training.network import Trainee
+from pipeline.training.network import TrainableNetwork
 from pipeline.training.run_log import headline, show
-from shards import store
+from shards import objects
 from tests.conftest import TINY
 from tests.support.records import Database, logged_steps, until
 
@@ -122,12 +122,12 @@ def test_a_picture_that_a_full_disk_cuts_is_not_there_and_comes_with_the_next(tm
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(store.Unavailable, match="free some space"):
-            show(run, Muted(), [{"original": noise}], 8)
+        with pytest.raises(objects.Unavailable, match="free some space"):
+            show(run, NullTracker(), [{"original": noise}], 8)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    show(run, Muted(), [{"original": noise}], 16)
+    show(run, NullTracker(), [{"original": noise}], 16)
     (kept,) = (tmp_path / "samples").iterdir()
     assert kept.name == "00-original.png" and (np.asarray(Image.open(kept)) == noise).all()
 
@@ -142,8 +142,8 @@ def test_it_is_said_at_the_start_that_accumulation_parts_batch_statistics(
     norm, parts, synchronised, said
 ):
     network = build_generator({"name": "msanet", "width": 0.1, "norm": norm})
-    trainee = Trainee("generator", network, network, torch.optim.Adam(network.parameters()))
-    networks = Method(ObjectiveConfig(), [], trainee)
+    player = TrainableNetwork("generator", network, network, torch.optim.Adam(network.parameters()))
+    networks = Method(ObjectiveConfig(), [], player)
     engine = SimpleNamespace(precision="fp32", device=torch.device("cpu"), world_size=2)
     config = TrainConfig(batch=16, accumulate=parts)
     config.parallel.sync_batchnorm = synchronised

@@ -23,7 +23,7 @@ def half(monkeypatch, scaled=True, accumulate=1):
     with engine_of(config, monkeypatch) as engine:
         engine.precision = "fp16" if scaled else "fp32"
         networks = networks_of({"method": "musical"}, engine)
-        engine.start(networks.trainees)
+        engine.start(networks.players)
         yield config, engine, networks
 
 
@@ -40,8 +40,8 @@ def test_scaled_and_accumulated_gradients_give_the_unscaled_weights(monkeypatch)
         with half(monkeypatch, scaled, accumulate=2) as (config, engine, networks):
             for number in range(2):
                 step(networks, engine, *batch(number), config)
-                assert engine.step(networks.trainees, 0.0)
-            found.append(checkpointing.files_of(networks.trainees))
+                assert engine.step(networks.players, 0.0)
+            found.append(checkpointing.files_of(networks.players))
     unscaled, scaled = found
     for name in ("generator", "discriminator"):
         for key, tensor in unscaled[name].items():
@@ -50,37 +50,37 @@ def test_scaled_and_accumulated_gradients_give_the_unscaled_weights(monkeypatch)
 
 def test_an_overflow_in_one_network_halves_its_scale_alone_and_steps_neither(monkeypatch):
     with half(monkeypatch) as (config, engine, networks):
-        before = checkpointing.files_of(networks.trainees)
+        before = checkpointing.files_of(networks.players)
         before = {key: tensor.clone() for key, tensor in before["generator"].items()}
         bias = networks.discriminator.module.head.bias
         handle = bias.register_hook(lambda gradient: gradient * float("inf"))
         step(networks, engine, *batch(0), config)
-        assert not engine.step(networks.trainees, 0.0)
+        assert not engine.step(networks.players, 0.0)
         handle.remove()
-        scales = [trainee.scaler.get_scale() for trainee in networks.trainees]
+        scales = [player.scaler.get_scale() for player in networks.players]
         assert scales == [65536.0, 32768.0]
         after = networks.generator.module.state_dict()
         for name, _ in networks.generator.module.named_parameters():
             assert torch.equal(after[name], before[name])
         step(networks, engine, *batch(0), config)
-        assert engine.step(networks.trainees, 0.0)
+        assert engine.step(networks.players, 0.0)
 
 
 def test_a_scale_may_fall_to_one_before_an_overflow_counts_as_divergence(monkeypatch):
     with half(monkeypatch) as (_, engine, networks):
         bias = networks.discriminator.module.head.bias
         skipped = 0
-        while engine.lowers_scale(networks.trainees):
-            for trainee in networks.trainees:
-                trainee.scaler.scale(torch.ones(1))
-                for parameter in trainee.module.parameters():
+        while engine.lowers_scale(networks.players):
+            for player in networks.players:
+                player.scaler.scale(torch.ones(1))
+                for parameter in player.module.parameters():
                     parameter.grad = torch.zeros_like(parameter)
             bias.grad.fill_(float("nan"))
-            assert not engine.step(networks.trainees, 0.0)
+            assert not engine.step(networks.players, 0.0)
             skipped += 1
     assert 2.0**16 * 0.5**skipped == 0.5
     with half(monkeypatch, scaled=False) as (_, engine, networks):
-        assert not engine.lowers_scale(networks.trainees)
+        assert not engine.lowers_scale(networks.players)
 
 
 def test_a_forward_that_is_not_finite_leaves_no_trace_in_running_statistics(monkeypatch):
@@ -88,26 +88,26 @@ def test_a_forward_that_is_not_finite_leaves_no_trace_in_running_statistics(monk
     config = TrainConfig(batch=4, threads="1", precision="fp32", ema=0.5)
     with engine_of(config, monkeypatch) as engine:
         networks = networks_of({"method": "musical"}, engine)
-        engine.start(networks.trainees)
+        engine.start(networks.players)
         step(networks, engine, *batch(0), config)
-        assert engine.step(networks.trainees, config.ema)
+        assert engine.step(networks.players, config.ema)
         before = [
             {name: tensor.clone() for name, tensor in network.state_dict().items()}
-            for trainee in networks.trainees
-            for network in trainee.networks.values()
+            for player in networks.players
+            for network in player.networks.values()
         ]
         spoilt = networks.generator.module.register_forward_pre_hook(
             lambda _, given: (given[0] * float("inf"), *given[1:])
         )
         step(networks, engine, *batch(1), config)
         spoilt.remove()
-        assert not engine.step(networks.trainees, config.ema)
-        after = [n.state_dict() for t in networks.trainees for n in t.networks.values()]
+        assert not engine.step(networks.players, config.ema)
+        after = [n.state_dict() for t in networks.players for n in t.networks.values()]
         for ours, theirs in zip(after, before, strict=True):
             for name, tensor in ours.items():
                 assert torch.equal(tensor, theirs[name]), name
         step(networks, engine, *batch(2), config)
-        assert engine.step(networks.trainees, config.ema)
+        assert engine.step(networks.players, config.ema)
         for tensor in networks.generator.evaluated().state_dict().values():
             assert torch.isfinite(tensor).all()
 
@@ -118,12 +118,12 @@ def test_scales_are_in_the_checkpoint(monkeypatch, tmp_path):
         scaler = networks.discriminator.scaler
         scaler.load_state_dict({**scaler.state_dict(), "scale": 1024.0})
         step(networks, engine, *batch(0), config)
-        assert engine.step(networks.trainees, 0.0)
+        assert engine.step(networks.players, 0.0)
         saver = checkpointing.Saver(run, 1)
-        saver.save(4, checkpointing.files_of(networks.trainees), {})
+        saver.save(4, checkpointing.files_of(networks.players), {})
         saver.close()
-        expected = [trainee.scaler.state_dict() for trainee in networks.trainees]
+        expected = [player.scaler.state_dict() for player in networks.players]
     with half(monkeypatch) as (_, _, networks):
-        checkpointing.restore(checkpoints.latest(run.url), networks.trainees)
-        assert [t.scaler.state_dict() for t in networks.trainees] == expected
+        checkpointing.restore(checkpoints.latest(run.url), networks.players)
+        assert [t.scaler.state_dict() for t in networks.players] == expected
         assert expected[1]["scale"] == pytest.approx(1024) and expected[0]["_growth_tracker"] == 1

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.runs.checkpoints import build_generator, checkpoints
+from pipeline.runs.checkpoints import build_generator, list_checkpoints
 from pipeline.runs.folder import folder_at
 from pipeline.training.checkpointing import Saver
 from shards import store
@@ -153,7 +153,9 @@ def test_a_checkpoint_has_the_scores_of_its_own_weights_or_none(train, tmp_path)
     """Else the best would be one that nobody validated, and the one that was would be dropped."""
     words = ["checkpoint.every_images=8", "validate.every_images=16", "checkpoint.keep=9"]
     trained(train, tmp_path / "run", *words, "max_images=40", "processes=1")
-    found = {c.images_seen: set(c.state["metrics"]) for c in checkpoints(str(tmp_path / "run"))}
+    found = {
+        c.images_seen: set(c.state["metrics"]) for c in list_checkpoints(str(tmp_path / "run"))
+    }
     scores = {"val/psnr", "val/ssim", "val/l1"}
     assert found == {8: set(), 16: scores, 24: set(), 32: scores, 40: scores}
 
@@ -204,7 +206,7 @@ def test_a_stop_saves_and_the_same_command_goes_on_to_the_bit(
             worker.resume()
     assert process.wait(180) == 75
     said = process.stderr.read()
-    stopped = checkpoints(str(run))[-1].images_seen
+    stopped = list_checkpoints(str(run))[-1].images_seen
     asked = "SIGINT" if asked == "launcher" else r"SIGUSR1|another rank"
     assert re.search(rf"stopped \(({asked})\): saved at {stopped} images", said), said
     assert stopped < STEPS * BATCH
@@ -262,7 +264,7 @@ def test_ten_kills_at_random_points_cost_no_bit(
 
 def saved(run):
     """images_seen of the newest checkpoint; 0 where there is none."""
-    return max((c.images_seen for c in checkpoints(run)), default=0)
+    return max((c.images_seen for c in list_checkpoints(run)), default=0)
 
 
 def wait_for_more(run, before, process):

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import save_file
 
 from models.vgg import VGG16Features
-from pipeline.runs.checkpoints import checkpoints, images_saved, is_whole
+from pipeline.runs.checkpoints import images_saved, is_whole, list_checkpoints
 from shards import store
 from tests.conftest import TINY
 
@@ -65,7 +65,7 @@ def test_a_run_that_diverges_ends_in_one_line_and_keeps_what_was_good(train, tmp
     assert done.returncode == 1, done.stderr
     assert "10 steps in a row had a gradient that is not finite" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr and "rank" not in done.stderr.splitlines()[-1]
-    (last,) = checkpoints(str(run))
+    (last,) = list_checkpoints(str(run))
     assert last.images_seen == 32 and last.state["skipped"] == 0
     for name in last.state["files"]:
         assert all(tensor.isfinite().all() for tensor in last.read(name).values())
@@ -80,7 +80,7 @@ def test_pictures_that_are_not_finite_end_training_before_they_are_saved(train, 
     done = train(tmp_path / "run", *words, "processes=1")
     assert done.returncode == 1, done.stderr
     assert "pictures that are not finite" in done.stderr.splitlines()[-1]
-    assert [c.images_seen for c in checkpoints(str(tmp_path / "run"))] == [16, 32]
+    assert [c.images_seen for c in list_checkpoints(str(tmp_path / "run"))] == [16, 32]
 
 
 def test_a_full_disk_ends_a_run_in_one_line_and_costs_no_bit(undisturbed, small_set, tmp_path):
@@ -103,7 +103,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_costs_no_bit(undisturbed, small_
         last = said.splitlines()[-1]
         assert "No space left on device" in last and "free some space" in last, said
         assert "Traceback" not in said
-    kept = checkpoints(str(tmp_path / "full"))
+    kept = list_checkpoints(str(tmp_path / "full"))
     assert [c.images_seen for c in kept] == [HALF] and is_whole(kept[0])
     assert same(tmp_path / "run", undisturbed)
 
@@ -142,7 +142,7 @@ def test_a_bucket_that_goes_away_ends_a_run_in_one_line_and_costs_no_bit(
     last = done.stderr.splitlines()[-1]
     assert faults.server.endpoint in last, done.stderr
     assert "Traceback" not in done.stderr
-    kept = checkpoints(run)
+    kept = list_checkpoints(run)
     assert [c.images_seen for c in kept] == [HALF] and is_whole(kept[0])
     faults.set()
     done = train(run, f"max_images={WHOLE}")

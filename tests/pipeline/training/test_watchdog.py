@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from pipeline.launch.topology import place
 from pipeline.training import watchdog
-from pipeline.training.watchdog import FIRST, Watch, culprits, straggler
+from pipeline.training.watchdog import FIRST, Watchdog, culprits, straggler
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -81,7 +81,7 @@ def seconds_until_stalled(watch, clock):
 
 
 def test_what_is_done_for_the_first_time_gets_ten_times_as_long(clock):
-    watch = Watch(0, 1, limit=20)
+    watch = Watchdog(0, 1, limit=20)
     for step, longest in ((1, FIRST * 20), (2, 20)):
         for doing in ("waiting for data", "computing"):
             watch.mark(step, doing)
@@ -93,7 +93,7 @@ def test_a_validation_longer_than_the_limit_goes_on_batch_by_batch(clock, monkey
     from pipeline.training.loop import inpainter
     from tests.support.strategies import engine_of, networks_of
 
-    watch = Watch(0, 1, limit=20)
+    watch = Watchdog(0, 1, limit=20)
     watch.mark(1, "validating")
     watch.mark(2, "validating")
     with engine_of(TrainConfig(batch=1, threads="1", precision="fp32"), monkeypatch) as engine:
@@ -107,7 +107,7 @@ def test_a_validation_longer_than_the_limit_goes_on_batch_by_batch(clock, monkey
 
 
 def test_a_process_that_was_stopped_itself_begins_its_patience_anew(clock):
-    watch = Watch(0, 1, limit=20)
+    watch = Watchdog(0, 1, limit=20)
     for step in (1, 2):
         watch.mark(step, "computing")
     clock.seconds += 1000  # nobody looked meanwhile
@@ -122,7 +122,7 @@ def pair(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(served[0].port))
     said = []
-    ranks = [Watch(rank, 2, 0.5, said.append) for rank in (0, 1)]
+    ranks = [Watchdog(rank, 2, 0.5, said.append) for rank in (0, 1)]
     for rank in ranks:
         for step in (1, 2):
             rank.mark(step, "computing")
