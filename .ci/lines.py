@@ -1,4 +1,4 @@
-"""Count lines of source without blanks, comments and docstrings: `python .ci/lines.py [FOLDER ...]`."""
+"""Count lines of code, without blanks, comments and docstrings: `python .ci/lines.py [FOLDER]`."""
 
 import ast
 import io
@@ -19,8 +19,7 @@ def code_lines(text: str) -> int:
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             first = node.body[0] if node.body else None
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                if isinstance(first.value.value, str):
-                    held.difference_update(range(first.lineno, first.end_lineno + 1))
+                held.difference_update(range(first.lineno, first.end_lineno + 1))
     return len(held)
 
 
