@@ -71,7 +71,7 @@ class Part:
     def id(self) -> str:
         """A training run's id is its folder's name; everything else is named by what it does."""
         if self.is_run:
-            return self.runs[0].rstrip("/").rpartition("/")[2]
+            return store.name(self.runs[0])
         text = "\n".join(point.yaml() for point in self.points)
         kind = "sweep" if len(self.points) > 1 else self.verb
         kind = "smoke" if self.verb == "train" and not self.trains else kind
