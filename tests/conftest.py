@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share: small real sets, made once a test run by the verbs."""
+"""Fixtures for all tests: commands, and small real sets, each made once per test run."""
 
 import io
 import os
