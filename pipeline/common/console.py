@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from shards import writer
 
@@ -44,3 +44,17 @@ def progress(name: str, total: int, shown: bool = True) -> Callable[[int], None]
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def table(rows: Sequence[Sequence[object]], align: str = "<") -> list[str]:
+    """Return the rows as lines of aligned columns, two spaces apart.
+
+    align: `<` (left) or `>` (right) for each column; the last one holds for all that follow.
+    """
+    grid = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*grid)]
+    signs = align.ljust(len(widths), align[-1])
+    return [
+        "  ".join(f"{cell:{sign}{width}}" for cell, sign, width in zip(row, signs, widths)).rstrip()
+        for row in grid
+    ]
