@@ -1,4 +1,4 @@
-"""Adding a metric takes a function and a row of `METRICS`: everything that prints scores shows it."""
+"""A metric is added by a function and a row of `METRICS`; all that prints scores shows it."""
 
 import pytest
 import torch
@@ -53,10 +53,12 @@ def test_a_metric_of_one_row_is_in_results_tables_report_and_model_card(pairs, t
     made = compare.build(compare.group([Evaluation(url, facts, table)]), None, None, None)
     for printed in (as_text(made), as_markdown(made)):
         section = printed.partition("Toy u")[2]
-        assert section.partition("toy run")[2].split("\n")[0].count("7.25") == len(BUCKETS)
+        assert (
+            section.partition("toy run")[2].split("\n")[0].count("7.25") == len(BUCKETS) + 1
+        )  # and mean6
     assert f"toy_loss,{VALUE}" in as_csv(made)
     html = report.render(made, [], str(tmp_path))
-    assert "<h2>Toy u</h2>" in html and html.count(">7.25<") == len(BUCKETS)
+    assert "<h2>Toy u</h2>" in html and html.count(">7.25<") == len(BUCKETS) + 1
 
     validated = validate(gray, pairs, lambda part: [part], torch.device("cpu"), 0, 1)
     assert validated["val/toy_loss"] == VALUE
