@@ -61,7 +61,7 @@ def log(config: CompareConfig, digest: str, urls: Iterable[str]) -> None:
     with tracker, tempfile.TemporaryDirectory() as scratch:
         tracker.start(params, {"kind": "comparison"})
         for url in urls:
-            copy = Path(scratch, url.rsplit("/", 1)[-1])
+            copy = Path(scratch, store.name(url))
             copy.write_bytes(store.read(url))
             tracker.artifact(copy, "report")
 

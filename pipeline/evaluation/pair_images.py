@@ -129,7 +129,7 @@ def read_predictions(folder: str, pairs: Pairs) -> tuple[Predict, dict[str, Any]
     def predict(batch: PairBatch) -> torch.Tensor:
         return torch.stack([_read(folder, pair.name, pairs.size) for pair in batch.pairs])
 
-    name = folder.rstrip("/").rsplit("/", 1)[-1]
+    name = store.name(folder)
     facts = {"name": name, "weights": "unknown", "sha256": sha.hexdigest()}
     return predict, facts | {"predictions": store.display(folder)}
 

@@ -29,7 +29,7 @@ def collect(parts: str, count: int, patience: float = PATIENCE) -> list[pa.Table
 
     Raises TimeoutError when no new part has appeared for `patience` seconds.
     """
-    wanted = [part_url(parts, number).rsplit("/", 1)[-1] for number in range(count)]
+    wanted = [store.name(part_url(parts, number)) for number in range(count)]
     last, seen = time.monotonic(), -1
     while True:
         written = set(store.names(parts))
