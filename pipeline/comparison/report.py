@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.comparison.collect import Evaluation
-from pipeline.comparison.table import Table, shown, unit
+from pipeline.comparison.table import Table, describe, shown
 from pipeline.config.schema import CompareConfig
 from pipeline.evaluation import pair_images
 from pipeline.inference import images
@@ -89,13 +89,12 @@ def _grids(table: Table) -> Iterable[tuple[str, str, list[dict[str, Any]]]]:
                 cells.append({"text": text, "mark": mark, "best": best, "title": title})
             attributes = {k: getattr(row, k) for k in ("label", "kind", "against", "provenance")}
             lines.append({**attributes, "block": "", "cells": cells})
-        yield metric, unit(metric).heading, lines
+        yield metric, describe(metric)[0], lines
 
 
 def _scores(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
-    columns = ("name", "bucket", "ratio", "psnr")
-    rows = zip(*(evaluation.table[c].to_pylist() for c in columns))
-    return {row[0]: dict(zip(columns, row)) for row in rows}
+    rows = evaluation.table.select(["name", "bucket", "ratio", "psnr"]).to_pylist()
+    return {row["name"]: row for row in rows}
 
 
 def _sample_rows(

@@ -12,19 +12,12 @@ from pipeline.evaluation import metrics
 SAME_PAIRS = "same pairs"  # the status that needs no footnote
 
 
-class Unit(NamedTuple):
-    """How the numbers of a column are printed and ranked, as in `evaluation.metrics.Metric`."""
-
-    heading: str
-    digits: int
-    direction: int  # 0: not ranked
-
-
-def unit(metric: str) -> Unit:
+def describe(metric: str) -> tuple[str, int, int]:
+    """Return heading, decimals and direction (0: not ranked) of a metric or of `weights`."""
     if metric == "weights":
-        return Unit("weights", 0, 0)
-    known = metrics.printed_metrics()[metric]
-    return Unit(known.heading, known.digits, known.direction)
+        return "weights", 0, 0
+    record = metrics.printed_metrics()[metric]
+    return record.heading, record.digits, record.direction
 
 
 class Cell(NamedTuple):
@@ -80,19 +73,18 @@ class Table:
         """Return the rows that have a number of this metric, or no number at all."""
         return [r for r in self.rows if not r.cells or any(m == metric for _, m in r.cells)]
 
-    def best(self, column: str, metric: str) -> float | None:
-        """Return the best of our values on the same pairs; other pairs cannot be ranked."""
-        cells = [row.cells.get((column, metric)) for row in self.rows if row.kind == "ours"]
-        same = [c for c in cells if c is not None and c.status == SAME_PAIRS]
-        values = [c.value for c in same if c.value is not None]
-        sign = unit(metric).direction
-        return sign * max(sign * v for v in values) if values and sign else None
-
     def is_best(self, row: Row, column: str, metric: str) -> bool:
-        cell = row.cells.get((column, metric))
-        if row.kind != "ours" or cell is None or cell.value is None or cell.status != SAME_PAIRS:
+        """Return whether the row holds the best of our values on the same pairs.
+
+        Values on other pairs are not ranked.
+        """
+        ours = [r.cells.get((column, metric)) for r in self.rows if r.kind == "ours"]
+        ranked = [c for c in ours if c is not None and c.status == SAME_PAIRS]
+        values = [c.value for c in ranked if c.value is not None]
+        cell, direction = row.cells.get((column, metric)), describe(metric)[2]
+        if not values or not direction or not any(cell is c for c in ranked) or cell is None:
             return False
-        return cell.value == self.best(column, metric)
+        return cell.value == direction * max(direction * v for v in values)
 
 
 def letter(number: int) -> str:
@@ -106,7 +98,7 @@ def shown(cell: Cell | None, metric: str) -> str:
         return "-"
     if cell.printed:
         return cell.printed
-    digits = unit(metric).digits
+    digits = describe(metric)[1]
     spread = f" ± {cell.std:.{digits}f}" if cell.std is not None else ""
     return f"{cell.value:.{digits}f}{spread}"
 
@@ -115,7 +107,7 @@ def as_text(table: Table) -> str:
     """Format for a terminal: a section per metric, our best starred, footnotes below."""
     lines = [table.title]
     for metric, grid in _grids(table, star="*"):
-        lines += ["", unit(metric).heading, *console.table(grid, "<>")]
+        lines += ["", describe(metric)[0], *console.table(grid, "<>")]
     return "\n".join([*lines, "", *_footnotes(table)]).rstrip()
 
 
@@ -124,7 +116,7 @@ def as_markdown(table: Table) -> str:
     lines = [f"## {table.title}"]
     for metric, grid in _grids(table, star="**"):
         head, *body = ([_plain(text) for text in row] for row in grid)
-        lines += ["", f"### {unit(metric).heading}", "", f"| {' | '.join(head)} |"]
+        lines += ["", f"### {describe(metric)[0]}", "", f"| {' | '.join(head)} |"]
         lines.append("|" + "---|" + "---:|" * (len(head) - 1))
         lines += [f"| {' | '.join(row)} |" for row in body]
     return (

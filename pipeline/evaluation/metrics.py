@@ -175,17 +175,17 @@ class Metric:
         return f"{self.title} {self.unit}".rstrip()
 
 
-def _ssim_metric(convention: str, window: int) -> Metric:
-    def function(result: Tensor, image: Tensor, mask: Tensor) -> Tensor:
-        return ssim(result, image, convention)
-
-    return Metric(f"ssim_{convention}", "SSIM", "", 4, 1, function, window, convention)
+def _ssim_in(convention: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    return lambda result, image, mask: ssim(result, image, convention)
 
 
 # To add a metric, write its function and add a row here.
 METRICS: tuple[Metric, ...] = (
     Metric("psnr", "PSNR", "dB", 3, 1, lambda result, image, mask: psnr(result, image)),
-    *(_ssim_metric(convention, window) for convention, window in SSIM_WINDOWS.items()),
+    *(
+        Metric(f"ssim_{name}", "SSIM", "", 4, 1, _ssim_in(name), window, name)
+        for name, window in SSIM_WINDOWS.items()
+    ),
     Metric("l1", "L1", "%", 3, -1, lambda result, image, mask: l1(result, image)),
     Metric("l1_hole", "L1 of the hole", "%", 3, -1, l1_hole, printed=False),
 )

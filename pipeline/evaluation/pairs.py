@@ -152,15 +152,8 @@ def pairs_of(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
         raise ValueError("data.url= is missing: give the sharded set of images")
     images = open_manifest(config.data.url)
     masks = open_manifest(config.masks.url) if config.masks.url else None
-    pairs = make_pairs(
-        images,
-        config.split,
-        masks,
-        protocol.buckets,
-        protocol.size,
-        config.data.resize_short,
-        config.limit,
-    )
+    select = (protocol.buckets, protocol.size, config.data.resize_short, config.limit)
+    pairs = make_pairs(images, config.split, masks, *select)
     if pairs.reused:
         console.say("evaluate: fewer masks than images in a bucket; masks are reused")
     facts = {
