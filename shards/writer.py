@@ -1,4 +1,4 @@
-"""Plan → shards → finalise: a sharded set, written by any number of processes without a
+"""Plan → shards → finalize: a sharded set, written by any number of processes without a
 coordinator, killed and resumed at any point, byte for byte the same.
 
 A shard's index is its commit point: it is published after its tar, and a shard that has one is
@@ -33,7 +33,7 @@ __all__ = [
     "Row",
     "PackedSample",
     "TooManyRejects",
-    "finalise",
+    "finalize",
     "make_plan",
     "missing",
     "write",
@@ -165,7 +165,7 @@ def _publish(out: str, split: str, number: int, packed: Packed) -> None:
 # --- the end --------------------------------------------------------------------------------------
 
 
-def finalise(out: str, plan: Plan, *, max_reject_rate: float = 0.01) -> Finished:
+def finalize(out: str, plan: Plan, *, max_reject_rate: float = 0.01) -> Finished:
     """Publishes rejects.parquet and, last, the manifest. Whoever does it writes the same bytes.
 
     Raises ValueError: shards are missing, a tar is not the one its index describes, or more than

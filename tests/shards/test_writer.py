@@ -22,7 +22,7 @@ from shards.pack import PackedSample, Reject, content_hash
 from shards.plan import Plan, Row, make_plan
 from shards.sources import source
 from shards.sources.files import Loader
-from shards.writer import Finished, finalise, missing, write
+from shards.writer import Finished, finalize, missing, write
 from tests.support.sets import jpeg, picture, sample
 
 COUNT = 120
@@ -59,7 +59,7 @@ def build(out: Path, place: Path, **how: object) -> Finished:
     made = plan_of(place)
     for _ in write(str(out), made, loader(place), **how):  # type: ignore[arg-type]
         pass
-    return finalise(str(out), made)
+    return finalize(str(out), made)
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -167,9 +167,9 @@ def test_processes_and_tasks_change_no_byte(built: Finished, photos: Path, tmp_p
     made = plan_of(photos)
     for index in (2, 0, 1):
         with pytest.raises(ValueError, match="shards are missing"):
-            finalise(str(tmp_path / "tasks"), made)
+            finalize(str(tmp_path / "tasks"), made)
         list(write(str(tmp_path / "tasks"), made, loader(photos), task=(index, 3)))
-    finalise(str(tmp_path / "tasks"), made)
+    finalize(str(tmp_path / "tasks"), made)
     assert tree(tmp_path / "tasks") == expected
 
 
@@ -194,7 +194,7 @@ def test_two_writers_of_one_shard_are_harmless(
     next(first)
     list(write(str(tmp_path / "out"), made, loader(photos)))
     list(first)
-    finalise(str(tmp_path / "out"), made)
+    finalize(str(tmp_path / "out"), made)
     assert tree(tmp_path / "out") == tree(Path(built.manifest.url))
 
 
@@ -206,7 +206,7 @@ def test_until_it_is_finished_there_is_no_set_to_read(photos: Path, tmp_path: Pa
     for _ in write(out, made, loader(photos)):
         with pytest.raises(ValueError, match="no finished sharded set"):
             open_manifest(out)
-    finalise(out, made)
+    finalize(out, made)
     assert open_manifest(out).splits["train"].samples
 
 
@@ -222,7 +222,7 @@ def test_a_shard_that_has_its_index_is_not_written_again(
     records = list(write(str(out), made, loader(photos)))
     assert records[-1].shards == records[-1].of_shards == len(made.shards()) - 2
     assert {path: path.stat().st_ino for path in before} == before
-    finalise(str(out), made)
+    finalize(str(out), made)
     assert tree(out) == tree(Path(built.manifest.url))
 
 
@@ -241,7 +241,7 @@ def test_a_tar_that_is_not_its_indexs_is_named(photos: Path, tmp_path: Path) -> 
     with open(tmp_path / "out" / "train" / "shard-000000.tar", "ab") as file:
         file.write(b"\0" * 512)
     with pytest.raises(ValueError, match="shard-000000.parquet does not belong to its tar"):
-        finalise(str(tmp_path / "out"), plan_of(photos))
+        finalize(str(tmp_path / "out"), plan_of(photos))
 
 
 @pytest.mark.slow
@@ -252,7 +252,7 @@ def test_a_killed_worker_ends_the_run_with_a_line_and_the_next_run_goes_on(
     with pytest.raises(RuntimeError, match="a shard writer was killed"):
         list(write(out, made, _Suicidal(loader(photos)), workers=2))
     list(write(out, made, loader(photos)))
-    finalise(out, made)
+    finalize(out, made)
     assert tree(tmp_path / "out") == tree(Path(built.manifest.url))
 
 
@@ -284,7 +284,7 @@ def test_too_many_rejects_end_the_run_with_counts_and_examples(tmp_path: Path) -
     assert not (out / "manifest.json").exists()
     made = plan_of(tmp_path / "in")
     list(write(str(out), made, loader(tmp_path / "in"), max_reject_rate=0.5))
-    finished = finalise(str(out), made, max_reject_rate=0.5)
+    finished = finalize(str(out), made, max_reject_rate=0.5)
     assert finished.rejects == {"format": 5, "empty": 5}
 
 
@@ -294,7 +294,7 @@ def test_the_rate_is_held_at_the_end_too(tmp_path: Path) -> None:
     made = plan_of(tmp_path / "in")
     list(write(str(tmp_path / "out"), made, loader(tmp_path / "in"), max_reject_rate=0.5))
     with pytest.raises(ValueError, match="1 of 2 files rejected"):
-        finalise(str(tmp_path / "out"), made, max_reject_rate=0.4)
+        finalize(str(tmp_path / "out"), made, max_reject_rate=0.4)
 
 
 @pytest.mark.parametrize("change", ["removed", "grown"])
@@ -337,7 +337,7 @@ def test_whatever_a_file_is_called_its_member_is_a_number_and_nothing_is_written
     )  # fmt: skip
     out = tmp_path / "set"
     list(write(str(out), made, loader(tmp_path / "odd.tar")))
-    manifest = finalise(str(out), made).manifest
+    manifest = finalize(str(out), made).manifest
     rows = [row for *_, row in samples_of(manifest)]
     assert sorted(row["src"] for row in rows) == sorted(NAMES)
     with tarfile.open(manifest.shard_url("train", manifest.splits["train"].shards[0])) as tar:

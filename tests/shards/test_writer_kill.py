@@ -37,7 +37,7 @@ def main(photos, out, workers):
     print("planned", flush=True)
     for _ in writer.write(out, made, Loader(photos, Policy()), workers=workers):
         print("shard", flush=True)
-    writer.finalise(out, made)
+    writer.finalize(out, made)
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
