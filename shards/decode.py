@@ -173,7 +173,7 @@ def _upright(data: bytes) -> np.ndarray:
         raise ValueError(f"cannot be decoded ({error})") from error
 
 
-def into(
+def decode_crop(
     data: bytes,
     crop: Crop,
     word: int,
@@ -206,7 +206,7 @@ def into(
         _exactly(data, out)
         return
     if picture is None:
-        rows, columns = _least(cut, height, width, size)
+        rows, columns = _smallest_decode(cut, height, width, size)
         room = scratch.take(0, height * width * 3)
         picture = simplejpeg.decode_jpeg(
             data, "RGB", min_height=rows, min_width=columns, buffer=room
@@ -230,7 +230,7 @@ def _exactly(data: bytes, out: np.ndarray) -> None:
         raise ValueError(_ANOTHER)
 
 
-def _least(cut: Cut, height: int, width: int, size: int) -> tuple[int, int]:
+def _smallest_decode(cut: Cut, height: int, width: int, size: int) -> tuple[int, int]:
     """How small the decoder may make the picture: every pixel of the crop keeps one of the box."""
     if cut.rows:
         return min(height, cut.rows), min(width, cut.columns)

@@ -18,7 +18,7 @@ from shards import store
 from shards.hygiene import Policy, describe, examine
 from shards.manifest import COLUMNS
 from shards.pack import IndexMeta, Reject, content_hash, index_bytes
-from shards.plan import SPLITS, generated, publish
+from shards.plan import SPLITS, generated_plan, publish
 from shards.sources import splits
 from shards.sources.files import check_end
 from shards.writer import Finished, finish
@@ -53,7 +53,7 @@ def write(
             "a URL or a pattern such as s3://bucket/train-{0000..0099}.tar"
         )
     sizes = {url: _size(url) for urls in tars.values() for url in urls}
-    plan = generated(name, "external", {"format": 1, "tars": tars, "sizes": sizes})
+    plan = generated_plan(name, "external", {"format": 1, "tars": tars, "sizes": sizes})
     publish(out, plan)
     written: list[tuple[str, int, str | None]] = []
     first = 0
@@ -100,7 +100,7 @@ def _by_name(source: str, urls: list[str]) -> dict[str, list[str]]:
     names = {url: url[start:] for url in urls}
     split_of = splits.assign(names.values(), store.display(source))
     if split_of and len(split_of) < len(set(names.values())):
-        raise splits.unclear(names.values(), store.display(source))
+        raise splits.ambiguous(names.values(), store.display(source))
     found: dict[str, list[str]] = {}
     for url, name in names.items():
         found.setdefault(split_of.get(name, "train"), []).append(url)
@@ -163,7 +163,7 @@ def _index(url: str, number: int, first: int, plan_sha256: str) -> bytes:
             f"{store.display(url)}: holds no readable picture ({len(rejects)} unreadable); "
             f"wds wants members named KEY.{'|'.join(PICTURES)}"
         )
-    splits.refuse_nested(
+    splits.check_nested(
         {row["src"].rpartition("/")[0] for row in rows}, f"{store.display(url)} (data=wds)"
     )
     assert set(rows[0]) == set(COLUMNS["external"].names)

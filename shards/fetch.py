@@ -24,7 +24,7 @@ FETCHERS = 4
 READ_AHEAD = 16 << 20
 
 
-class Held(Protocol):
+class OpenWindow(Protocol):
     """A window whose samples can be taken, each once, from any thread."""
 
     def take(self, turn: int) -> IndexRow: ...
@@ -33,7 +33,7 @@ class Held(Protocol):
 class Reader(Protocol):
     indexes: Indexes
 
-    def expect(self, window: Window, uses: int) -> Held:
+    def expect(self, window: Window, uses: int) -> OpenWindow:
         """Announces that `uses` samples of `window` will be taken, in order of need."""
         ...
 
@@ -52,11 +52,11 @@ def open_reader(manifest: Manifest, split: str, read_ahead: int = READ_AHEAD) ->
     """The reader for where the split's tars lie. Raises ValueError for an unknown split."""
     indexes = Indexes(manifest, split)
     if all(store.is_local(url) for url in indexes.urls):
-        return Local(indexes)
-    return Remote(indexes, read_ahead)
+        return LocalReader(indexes)
+    return RemoteReader(indexes, read_ahead)
 
 
-class Local:
+class LocalReader:
     """One `pread` a sample."""
 
     def __init__(self, indexes: Indexes) -> None:
@@ -64,7 +64,7 @@ class Local:
         self._lock = threading.Lock()
         self._files: dict[int, _Tar] = {}  # the longest open first
 
-    def expect(self, window: Window, uses: int) -> Held:
+    def expect(self, window: Window, uses: int) -> OpenWindow:
         for piece in window.pieces:
             start, stop = _span(self.indexes[piece.shard], piece)
             file = self._file(piece.shard)
@@ -121,14 +121,14 @@ class _Tar:
 
 
 class _LocalWindow(NamedTuple):
-    reader: Local
+    reader: LocalReader
     window: Window
 
     def take(self, turn: int) -> IndexRow:
         return self.reader.sample(*self.window.locate(turn))
 
 
-class Remote:
+class RemoteReader:
     """A window's blocks by one ranged read each, ahead of need and off the decoding threads.
 
     Memory is what is held: a window until its last sample is taken, less the samples taken, and
@@ -146,7 +146,7 @@ class Remote:
         self._threads: list[threading.Thread] = []
         self._closed = False
 
-    def expect(self, window: Window, uses: int) -> Held:
+    def expect(self, window: Window, uses: int) -> OpenWindow:
         held = _RemoteWindow(self, window, uses)
         with self._wake:
             if self._closed:
@@ -232,14 +232,14 @@ class Remote:
 
 
 class _RemoteWindow:
-    def __init__(self, reader: Remote, window: Window, uses: int) -> None:
+    def __init__(self, reader: RemoteReader, window: Window, uses: int) -> None:
         self.window, self.samples = window, Future[list[IndexRow | None]]()
         shards = reader.indexes.shards
         self.bytes = sum(
             piece.samples * shards[piece.shard].bytes // shards[piece.shard].samples
             for piece in window.pieces
         )
-        self._reader: Remote | None = reader
+        self._reader: RemoteReader | None = reader
         self._left, self._lock = uses, threading.Lock()
 
     def take(self, turn: int) -> IndexRow:

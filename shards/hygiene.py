@@ -74,7 +74,7 @@ def examine(src: str, data: bytes, policy: Policy, label: int = -1) -> PackedSam
             pixels = _upright(picture or _open(data))
         if short is not None:
             pixels = _resize(pixels, short)
-    except _Unknown as error:
+    except _UnsupportedFormat as error:
         return Reject(src, "format", str(error))
     except (Image.DecompressionBombError, MemoryError) as error:
         return Reject(src, "pixels", str(error))
@@ -128,7 +128,7 @@ def upright(data: bytes) -> np.ndarray:
 # --- the header -----------------------------------------------------------------------------------
 
 
-class _Unknown(ValueError):
+class _UnsupportedFormat(ValueError):
     """No picture, or one of a kind that is not taken."""
 
 
@@ -193,7 +193,9 @@ def _open(data: bytes) -> Image.Image:
             return Image.open(io.BytesIO(data), formats=_OTHERS)
     except UnidentifiedImageError as error:
         begin = data[:8].hex(" ")
-        raise _Unknown(f"no JPEG, PNG, WebP, GIF, BMP or TIFF (begins {begin})") from error
+        raise _UnsupportedFormat(
+            f"no JPEG, PNG, WebP, GIF, BMP or TIFF (begins {begin})"
+        ) from error
 
 
 def _size(header: _Header | None, picture: Image.Image | None) -> tuple[int, int]:
@@ -259,7 +261,7 @@ def _upright(picture: Image.Image) -> np.ndarray:
     if turned.mode in ("I", "I;16", "I;16B", "I;16L"):
         return (np.asarray(turned).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
     if turned.mode == "F":
-        raise _Unknown("floating-point pixels have no agreed white")
+        raise _UnsupportedFormat("floating-point pixels have no agreed white")
     if turned.has_transparency_data:
         layer = turned.convert("RGBA")
         turned = Image.new("RGBA", layer.size, "white")

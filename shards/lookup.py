@@ -116,7 +116,7 @@ class Indexes:
                 if not left:
                     raise
         key, offset, size, crc32, height, width = (
-            _small(table[name].to_numpy())
+            _smallest_type(table[name].to_numpy())
             for name in ("sample_id", "offset", "size", "crc32", "height", "width")
         )
         rows = Rows(key, offset, size, crc32, height, width, _plain(table))
@@ -133,7 +133,7 @@ class Indexes:
         return f"{url}: sample {rows.key[row]:09d} at byte {rows.offset[row]}"
 
 
-def _small(column: np.ndarray) -> np.ndarray:
+def _smallest_type(column: np.ndarray) -> np.ndarray:
     """A copy of its own in the smallest type that holds it: 1.8 million samples are many."""
     most = int(column.max(initial=0))
     if column.dtype == np.uint32:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from shards import decode
-from shards.fetch import Held, Reader
-from shards.mask_sets import Holes
-from shards.order import Epoch, Order, Window, amplification, mix, turn
+from shards.fetch import OpenWindow, Reader
+from shards.mask_sets import HoleSampler
+from shards.order import Epoch, Order, Window, amplification, mix, rank_positions
 
 CHUNK = 8  # samples that a thread takes at a time: fewer, and handing them out costs
 PLAN_AHEAD = 8192  # samples planned beyond what is issued, at most
@@ -39,17 +39,17 @@ class Share(NamedTuple):
     world_size: int
 
 
-class _Pick(NamedTuple):
-    held: Held
+class _SampleRef(NamedTuple):
+    held: OpenWindow
     turn: int
     epoch: int
 
 
 @dataclass(eq=False)
-class _Ticket:
+class _PendingBatch:
     """One batch on its way."""
 
-    picks: list[_Pick]
+    picks: list[_SampleRef]
     position: int
     images: np.ndarray
     masks: np.ndarray | None
@@ -59,7 +59,7 @@ class _Ticket:
     errors: list[BaseException] = field(default_factory=list)
 
 
-class _Memory:
+class _BufferPool:
     """Batch arrays, used again once nobody holds the tensor: fresh pages cost 10 % of a decode."""
 
     def __init__(self, *shape: int) -> None:
@@ -72,7 +72,7 @@ class _Memory:
         return view
 
 
-class Maker:
+class BatchMaker:
     """The threads' shared state; knows no `Stream`, so that one that is dropped closes it."""
 
     def __init__(
@@ -81,7 +81,7 @@ class Maker:
         order: Order,
         share: Share,
         crop: decode.Crop,
-        holes: Holes | None,
+        holes: HoleSampler | None,
         position: int,
         threads: int,
         prefetch: int,
@@ -91,12 +91,12 @@ class Maker:
         self.position, self.prefetch = position, prefetch
         self.stride = amplification(order.lanes, share.world_size)
         count = share.batch // share.world_size
-        self._images = _Memory(count, crop.size, crop.size, 3)
-        self._masks = _Memory(count, crop.size, crop.size)
+        self._images = _BufferPool(count, crop.size, crop.size, 3)
+        self._masks = _BufferPool(count, crop.size, crop.size)
         self._epochs: dict[int, Epoch] = {}
-        self._held: dict[int, tuple[Window, Held]] = {}  # of each lane
-        self._planned: deque[tuple[list[_Pick], int]] = deque()
-        self._tickets: deque[_Ticket] = deque()
+        self._held: dict[int, tuple[Window, OpenWindow]] = {}  # of each lane
+        self._planned: deque[tuple[list[_SampleRef], int]] = deque()
+        self._tickets: deque[_PendingBatch] = deque()
         self._wake = threading.Condition()
         self._closed = False
         self._started = False
@@ -114,7 +114,7 @@ class Maker:
             raise ticket.errors[0]
         return _finish(ticket)
 
-    def _wait(self) -> _Ticket:
+    def _wait(self) -> _PendingBatch:
         with self._wake:
             if not self._started:
                 self._started = True
@@ -127,7 +127,7 @@ class Maker:
             self._wake.notify_all()
             return self._tickets.popleft()
 
-    def _make(self) -> _Ticket:
+    def _make(self) -> _PendingBatch:
         """A batch made here and now, where there are no threads."""
         if self._closed:
             raise ValueError(_CLOSED)
@@ -162,7 +162,7 @@ class Maker:
                     self._wake.notify_all()
             del claim, ticket  # or this thread would keep the batch's memory
 
-    def _claim(self) -> tuple[_Ticket, int, int] | None:
+    def _claim(self) -> tuple[_PendingBatch, int, int] | None:
         """The next samples to make, in the order of need; waits while enough is under way."""
         with self._wake:
             while not self._closed:
@@ -178,7 +178,7 @@ class Maker:
                     self._wake.wait()
             return None
 
-    def _issue(self) -> _Ticket:
+    def _issue(self) -> _PendingBatch:
         try:
             picks, position = self._planned.popleft() if self._planned else self._plan()
             errors: list[BaseException] = []
@@ -190,12 +190,12 @@ class Maker:
         left = len(picks)
         images = self._images.take()
         masks = None if self.holes is None else self._masks.take()
-        return _Ticket(picks, position, images, masks, keys, left=left, errors=errors)
+        return _PendingBatch(picks, position, images, masks, keys, left=left, errors=errors)
 
-    def _plan(self) -> tuple[list[_Pick], int]:
+    def _plan(self) -> tuple[list[_SampleRef], int]:
         """Which samples this rank makes of the next global batch; tells the reader."""
         picks = []
-        for position in turn(self.position, *self.share):
+        for position in rank_positions(self.position, *self.share):
             number, place = divmod(position, self.order.total)
             if number not in self._epochs:
                 self._epochs = {number: self.order.epoch(number)}
@@ -205,11 +205,11 @@ class Maker:
             if known is None or known[0] is not window:
                 uses = -(-(len(window.order) - nth) // self.stride)
                 known = self._held[lane] = window, self.reader.expect(window, uses)
-            picks.append(_Pick(known[1], nth, number))
+            picks.append(_SampleRef(known[1], nth, number))
         self.position += self.share.batch
         return picks, self.position
 
-    def _fill(self, ticket: _Ticket, low: int, high: int, scratch: decode.Scratch) -> None:
+    def _fill(self, ticket: _PendingBatch, low: int, high: int, scratch: decode.Scratch) -> None:
         seed = self.order.seed
         epochs = {pick.epoch for pick in ticket.picks[low:high]}
         crops = {epoch: mix(seed, epoch, _CROP) for epoch in epochs}
@@ -218,7 +218,7 @@ class Maker:
         for place, pick, sample in zip(range(low, high), picks, samples):
             ticket.keys[place] = sample.key
             try:
-                decode.into(
+                decode.decode_crop(
                     sample.data,
                     self.crop,
                     mix(sample.key, state=crops[pick.epoch]),
@@ -234,7 +234,7 @@ class Maker:
                 ticket.masks[place] = self.holes(seed, pick.epoch, sample.key)
 
 
-def _finish(ticket: _Ticket) -> Batch:
+def _finish(ticket: _PendingBatch) -> Batch:
     images, keys = torch.from_numpy(ticket.images), torch.from_numpy(ticket.keys)
     if ticket.masks is None:
         masks = torch.zeros((), dtype=torch.uint8).expand(images.shape[:3])

@@ -21,7 +21,7 @@ from shards.decode import header
 from shards.mask_sets import Mask
 from shards.masks import BUCKETS, bucket
 from shards.plan import Row
-from shards.sources.files import File, files, is_image, read_file
+from shards.sources.files import File, is_image, list_files, read_file
 
 POLARITIES = ("auto", "hole_white", "hole_black")
 THRESHOLD = 127  # masks that went through JPEG leak grey around their edges
@@ -68,7 +68,9 @@ class MaskSource:
 def open_source(source: str) -> MaskSource:
     """The mask pictures at `source`. Raises ValueError when there are none."""
     place = Path(source)
-    found = sorted((file for file in files(place) if is_image(file.path)), key=lambda f: f.path)
+    found = sorted(
+        (file for file in list_files(place) if is_image(file.path)), key=lambda f: f.path
+    )
     if not found:
         raise ValueError(
             f"{source}: no pictures there; give the folder or zip of masks as published "
@@ -79,7 +81,7 @@ def open_source(source: str) -> MaskSource:
     return MaskSource(place.parent, place.name, tuple(found))
 
 
-def judge(source: MaskSource, polarity: str) -> str:
+def resolve_polarity(source: MaskSource, polarity: str) -> str:
     """`hole_white` or `hole_black`: what the ratios say, checked against `polarity`.
 
     Raises ValueError when they leave it open, or contradict it.
@@ -121,7 +123,7 @@ def _bounds(path: bytes) -> tuple[float, float]:
     return BUCKETS[0][0], BUCKETS[-1][1]
 
 
-def imported(source: MaskSource, polarity: str, size: int) -> Iterator[Mask]:
+def import_masks(source: MaskSource, polarity: str, size: int) -> Iterator[Mask]:
     """The masks at size × size, bucketed by the ratio they have there; others are left out.
 
     Resized by nearest neighbour, so that no hole grows; `polarity` as `judge` gave it.

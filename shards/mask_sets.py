@@ -31,7 +31,7 @@ SPLIT = "masks"
 PER_SHARD = 2000
 _PICK = 4  # domain of the choice's random bits
 
-Holes = Callable[[int, int, int], np.ndarray]  # (seed, epoch, key) → uint8 H×W, 1 = hole
+HoleSampler = Callable[[int, int, int], np.ndarray]  # (seed, epoch, key) → uint8 H×W, 1 = hole
 
 
 class Mask(NamedTuple):
@@ -42,7 +42,7 @@ class Mask(NamedTuple):
     bucket: str
 
 
-def drawn(
+def draw_masks(
     size: int, per_bucket: int, seed: int, border: float = 0.5, fixed: bool = True
 ) -> Iterator[Mask]:
     """`per_bucket` masks of each bucket, size × size, the share `border` of them constrained.
@@ -86,7 +86,7 @@ def write_mask_set(
         "fixed": fixed,
         "rasteriser": cv2.__version__,
     }
-    return write_masks(out, "irregular", drawn(size, per_bucket, seed, border, fixed), options)
+    return write_masks(out, "irregular", draw_masks(size, per_bucket, seed, border, fixed), options)
 
 
 def write_masks(out: str, name: str, masks: Iterator[Mask], options: dict[str, Any]) -> Finished:
@@ -142,7 +142,7 @@ class MaskSet:
         return (hole > 127).astype(np.uint8)
 
 
-def holes(policy: MaskPolicy, height: int, width: int) -> Holes | None:
+def hole_sampler(policy: MaskPolicy, height: int, width: int) -> HoleSampler | None:
     """What draws a training sample's hole, height × width, fixed by (seed, epoch, key).
 
     None where the policy wants no holes at all.

@@ -76,7 +76,7 @@ def _bucket_and_key(system: Any, path: str) -> tuple[str, str, None]:
     return bucket, key + path[len(path.rstrip("/")) :] if key else "", None
 
 
-def forget() -> None:
+def reset_sessions() -> None:
     """Drops this process's sessions: the next call reads credentials and endpoint anew."""
     _systems.clear()
 
@@ -107,7 +107,7 @@ def _where(url: str) -> str:
     return f"{display(url)} at {display(endpoint)} with {identity}"
 
 
-def _lasting(error: Exception, url: str) -> Exception | None:
+def _permanent_error(error: Exception, url: str) -> Exception | None:
     """What to raise at once for `error`; None when another try may help."""
     code, status = _code(error)
     if status == 412 or code == "PreconditionFailed" or isinstance(error, FileExistsError):
@@ -135,7 +135,7 @@ def _lasting(error: Exception, url: str) -> Exception | None:
     return None
 
 
-def persist(url: str, ask: Callable[[Any, str], T]) -> T:
+def with_retries(url: str, ask: Callable[[Any, str], T]) -> T:
     """`ask(system, path)`, again and again while the fault is a passing one."""
     refreshed = False
     for pause in (*PAUSES, None):
@@ -147,7 +147,7 @@ def persist(url: str, ask: Callable[[Any, str], T]) -> T:
                 refreshed = True  # a rotated credentials file is only noticed by a new session
                 _systems.pop((os.getpid(), url.split("://", 1)[0]), None)
                 continue
-            lasting = _lasting(error, url)
+            lasting = _permanent_error(error, url)
             if lasting is not None:
                 raise lasting from error
             if pause is None:
@@ -167,7 +167,7 @@ def children(url: str) -> list[str]:
         # the folder itself is listed where a console has made it, as an empty object `path/`
         return [found for found in system.ls(path, detail=False) if found.rstrip("/") != path]
 
-    return [found.rstrip("/").rsplit("/", 1)[-1] for found in persist(url, ask)]
+    return [found.rstrip("/").rsplit("/", 1)[-1] for found in with_retries(url, ask)]
 
 
 def delete(url: str, recursive: bool) -> None:
@@ -176,7 +176,7 @@ def delete(url: str, recursive: bool) -> None:
     fsspec's own `rm` takes `* ? [ ]` in a key for a pattern and deletes whatever matches.
     """
     if not url.startswith(("s3://", "s3a://")):
-        persist(url, lambda system, path: _delete_each(system, path, recursive))
+        with_retries(url, lambda system, path: _delete_each(system, path, recursive))
         return
     bucket, key, _ = _system(url)[0].split_path(url.rstrip("/"))
     below = _keys(url, bucket, f"{key}/" if key else "") if recursive else []
@@ -187,7 +187,7 @@ def delete(url: str, recursive: bool) -> None:
         def ask(system: Any, _: str, some: dict = some) -> dict:
             return system.call_s3("delete_objects", Bucket=bucket, Delete=some)
 
-        for fault in persist(url, ask).get("Errors", []):
+        for fault in with_retries(url, ask).get("Errors", []):
             where = _where(f"s3://{bucket}/{fault['Key']}")
             raise StoreError(
                 f"{where}: cannot be deleted ({fault.get('Code')}); check the bucket's policy"
@@ -208,7 +208,7 @@ def _keys(url: str, bucket: str, prefix: str) -> list[str]:
     place: dict[str, str] = {"Bucket": bucket, "Prefix": prefix}
     found: list[str] = []
     while True:
-        page = persist(url, lambda system, _: system.call_s3("list_objects_v2", **place))
+        page = with_retries(url, lambda system, _: system.call_s3("list_objects_v2", **place))
         found += [entry["Key"] for entry in page.get("Contents", [])]
         if not page.get("IsTruncated"):
             return found
@@ -220,7 +220,7 @@ def upload_parts(url: str, path: str | os.PathLike, length: int) -> None:
     bucket, key, _ = _system(url)[0].split_path(url)
 
     def call(name: str, **arguments: Any) -> dict:
-        return persist(
+        return with_retries(
             url, lambda system, _: system.call_s3(name, Bucket=bucket, Key=key, **arguments)
         )
 
@@ -262,7 +262,7 @@ def unfinished_uploads(url: str) -> list[Upload]:
         return system.call_s3("list_multipart_uploads", **place)
 
     while True:
-        page = persist(url, ask)
+        page = with_retries(url, ask)
         for entry in page.get("Uploads", []):
             where = f"s3://{bucket}/{entry['Key']}"
             found.append(Upload(where, entry["UploadId"], entry["Initiated"]))
@@ -276,7 +276,7 @@ def abort(upload: Upload) -> None:
     """Frees what `upload` holds; one that is gone already is no error."""
     bucket, key, _ = _system(upload.url)[0].split_path(upload.url)
     with contextlib.suppress(FileNotFoundError):
-        persist(
+        with_retries(
             upload.url,
             lambda system, _: system.call_s3(
                 "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload.id

@@ -59,7 +59,7 @@ def amplification(lanes: int, world_size: int) -> int:
     return world_size // gcd(lanes, world_size)
 
 
-def turn(position: int, batch: int, rank: int, world_size: int) -> range:
+def rank_positions(position: int, batch: int, rank: int, world_size: int) -> range:
     """Global positions that `rank` takes of the global batch starting at `position`.
 
     Equal on all ranks: ValueError unless `world_size` divides `batch`.

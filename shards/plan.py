@@ -93,7 +93,7 @@ def make_plan(
 
     Raises ValueError when there are none, or a split has a name that is no folder's.
     """
-    table = _gather(entries)
+    table = _table_of(entries)
     if not table.num_rows:
         raise ValueError(f"{name}: the source holds no image; give the folder that holds them")
     found = set(pc.unique(table["split"]).to_pylist())
@@ -126,19 +126,19 @@ def make_plan(
     return Plan(name, kind, options, _digest(name, kind, options, rows), rows)
 
 
-def generated(name: str, kind: str, options: Mapping[str, Any]) -> Plan:
+def generated_plan(name: str, kind: str, options: Mapping[str, Any]) -> Plan:
     """The plan of a set that is made rather than found: `options` determine every byte."""
     rows = ROWS.empty_table()
     return Plan(name, kind, dict(options), _digest(name, kind, options, rows), rows)
 
 
-def take(rows: pa.Table) -> Iterator[Row]:
+def rows_of(rows: pa.Table) -> Iterator[Row]:
     """The rows of one shard, as its loader gets them."""
     columns = [rows[name].to_pylist() for name in Row._fields]
     return (Row(*values) for values in zip(*columns))
 
 
-def _gather(entries: Iterable[Entry]) -> pa.Table:
+def _table_of(entries: Iterable[Entry]) -> pa.Table:
     schema = pa.schema([ROWS.field(name) for name in Entry._fields])
     batches: list[pa.RecordBatch] = []
     pending: list[Entry] = []
@@ -202,9 +202,9 @@ def publish(out: str, plan: Plan) -> None:
     Raises ValueError when `out` holds something else.
     """
     document = _encode(plan)
-    saved = _saved(out)
+    saved = _read_document(out)
     if saved is None:
-        _refuse_other(out)
+        _require_empty(out)
         if plan.rows.num_rows:
             sink = io.BytesIO()
             pq.write_table(plan.rows, sink, compression="zstd")
@@ -212,7 +212,7 @@ def publish(out: str, plan: Plan) -> None:
         try:
             store.write(store.join(out, "plan.json"), document, exclusive=True)
         except FileExistsError:
-            saved = _saved(out)
+            saved = _read_document(out)
     if saved is not None and saved["sha256"] != plan.sha256:
         raise ValueError(
             f"{store.display(out)} was begun {_difference(saved, plan)}; "
@@ -225,9 +225,9 @@ def load(out: str, name: str, kind: str, options: Mapping[str, Any]) -> Plan | N
 
     Raises ValueError when it was begun with other options, naming them, or holds something else.
     """
-    saved = _saved(out)
+    saved = _read_document(out)
     if saved is None:
-        _refuse_other(out)
+        _require_empty(out)
         return None
     wanted = Plan(name, kind, options, "", ROWS.empty_table())
     if (saved["name"], saved["kind"], saved["options"]) != (name, kind, dict(options)):
@@ -245,7 +245,7 @@ def load(out: str, name: str, kind: str, options: Mapping[str, Any]) -> Plan | N
     return Plan(name, kind, options, saved["sha256"], rows)
 
 
-def _refuse_other(out: str) -> None:
+def _require_empty(out: str) -> None:
     other = [name for name in store.names(out) if name != "plan.parquet"]
     if other:
         raise ValueError(
@@ -261,7 +261,7 @@ def _encode(plan: Plan) -> bytes:
     ).encode()
 
 
-def _saved(out: str) -> dict[str, Any] | None:
+def _read_document(out: str) -> dict[str, Any] | None:
     try:
         found = store.read(store.join(out, "plan.json"))
     except (FileNotFoundError, NotADirectoryError):

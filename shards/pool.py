@@ -14,7 +14,7 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 
-def each(function: Callable[[J], R], jobs: Iterator[J], workers: int) -> Iterator[R]:
+def map_unordered(function: Callable[[J], R], jobs: Iterator[J], workers: int) -> Iterator[R]:
     """`function` of each job, in the order they end; few jobs wait, so memory is bounded.
 
     No worker outlives it. Raises RuntimeError when a worker was killed.
@@ -23,7 +23,7 @@ def each(function: Callable[[J], R], jobs: Iterator[J], workers: int) -> Iterato
         yield from map(function, jobs)
         return
     context = multiprocessing.get_context("spawn")  # fsspec's event loop survives no fork
-    with ProcessPoolExecutor(workers, context, _die_with, (os.getpid(),)) as pool:
+    with ProcessPoolExecutor(workers, context, _end_with_parent, (os.getpid(),)) as pool:
         waiting: set[Future[R]] = set()
         try:
             for job in jobs:
@@ -43,7 +43,7 @@ def each(function: Callable[[J], R], jobs: Iterator[J], workers: int) -> Iterato
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _die_with(parent: int) -> None:
+def _end_with_parent(parent: int) -> None:
     """A writer whose parent was killed ends too, instead of waiting for work for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the pool
     if sys.platform == "linux":

@@ -81,7 +81,7 @@ class Ranges:
     def _sign(self, url: str) -> str:
         signed, until = self._signed.get(url, ("", 0.0))
         if time.monotonic() >= until:
-            signed = objects.persist(url, lambda system, path: system.url(path, expires=LASTS))
+            signed = objects.with_retries(url, lambda system, path: system.url(path, expires=LASTS))
             if _proxied(signed):
                 self._failed = TRUST
             with self._lock:

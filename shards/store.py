@@ -23,8 +23,8 @@ from shards.objects import (
     children,
     delete,
     display,
-    persist,
     upload_parts,
+    with_retries,
 )
 
 __all__ = [
@@ -104,7 +104,7 @@ def read(url: str | os.PathLike, start: int | None = None, end: int | None = Non
             return system.cat_file(path, start=start, end=end, max_concurrency=1)
         return system.cat_file(path, start=start, end=end)
 
-    return _whole(persist(text, ask), text, start, end)
+    return _whole(with_retries(text, ask), text, start, end)
 
 
 def _whole(data: bytes, url: str, start: int | None, end: int | None) -> bytes:
@@ -121,7 +121,7 @@ def size(url: str | os.PathLike) -> int:
     text = os.fspath(url)
     if is_local(text):
         return local(text).stat().st_size
-    return int(persist(text, lambda system, path: system.info(path))["size"])
+    return int(with_retries(text, lambda system, path: system.info(path))["size"])
 
 
 def exists(url: str | os.PathLike) -> bool:
@@ -130,7 +130,7 @@ def exists(url: str | os.PathLike) -> bool:
     if is_local(text):
         return local(text).exists()
     try:
-        persist(text, lambda system, path: system.info(path))
+        with_retries(text, lambda system, path: system.info(path))
     except FileNotFoundError:
         return False
     return True
@@ -165,7 +165,9 @@ def write(url: str | os.PathLike, data: bytes, exclusive: bool = False) -> None:
         return
     mode = {"mode": "create"} if exclusive else {}
     try:
-        persist(text, lambda system, path: system.pipe_file(path, data, chunksize=2**32, **mode))
+        with_retries(
+            text, lambda system, path: system.pipe_file(path, data, chunksize=2**32, **mode)
+        )
     except FileExistsError:
         if read(text) != data:
             raise
@@ -182,7 +184,7 @@ def upload(url: str | os.PathLike, path: str | os.PathLike) -> None:
     elif text.startswith(("s3://", "s3a://")):
         upload_parts(text, path, length)
     else:
-        persist(text, lambda system, target: system.put_file(os.fspath(path), target))
+        with_retries(text, lambda system, target: system.put_file(os.fspath(path), target))
 
 
 def _copy(path: str | os.PathLike, file: Any) -> None:

@@ -16,13 +16,23 @@ from typing import Any
 import numpy as np
 
 from shards import decode
-from shards.fetch import READ_AHEAD, Held, Reader, open_reader
+from shards.fetch import READ_AHEAD, OpenWindow, Reader, open_reader
 from shards.lookup import shards_of
-from shards.maker import Batch, Maker, Share
+from shards.maker import Batch, BatchMaker, Share
 from shards.manifest import Manifest
-from shards.mask_sets import holes
+from shards.mask_sets import hole_sampler
 from shards.masks import MaskPolicy
-from shards.order import BLOCK_BYTES, LANES, WINDOW, Order, Piece, Window, amplification, mix, turn
+from shards.order import (
+    BLOCK_BYTES,
+    LANES,
+    WINDOW,
+    Order,
+    Piece,
+    Window,
+    amplification,
+    mix,
+    rank_positions,
+)
 
 __all__ = ["Batch", "Stream", "check_guards", "examples", "order_of"]
 
@@ -61,7 +71,7 @@ class Stream:
         block_bytes: int = BLOCK_BYTES,
         read_ahead: int = READ_AHEAD,
     ) -> None:
-        turn(0, batch, rank, world_size)
+        rank_positions(0, batch, rank, world_size)
         if position < 0 or threads < 0 or prefetch < 0:
             raise ValueError(
                 f"position={position}, threads={threads}, prefetch={prefetch}: none below 0"
@@ -85,12 +95,12 @@ class Stream:
             "window": window,
             "block_bytes": block_bytes,
         }
-        self._maker = Maker(
+        self._maker = BatchMaker(
             open_reader(manifest, split, read_ahead),
             order,
             Share(batch, rank, world_size),
             crop,
-            holes(masks, crop.size, crop.size),
+            hole_sampler(masks, crop.size, crop.size),
             position,
             threads,
             prefetch if threads else 0,
@@ -172,13 +182,15 @@ def examples(
     """
     reader = open_reader(manifest, split)
 
-    def make(held: Held, nth: int) -> tuple[int, np.ndarray]:
+    def make(held: OpenWindow, nth: int) -> tuple[int, np.ndarray]:
         sample = held.take(nth)
         try:
             if crop is None:
                 return sample.key, decode.decode(sample.data, sample.plain)
             out = np.empty((crop.size, crop.size, 3), np.uint8)
-            decode.into(sample.data, crop, mix(sample.key), out, decode.Scratch(), sample.plain)
+            decode.decode_crop(
+                sample.data, crop, mix(sample.key), out, decode.Scratch(), sample.plain
+            )
         except ValueError as error:
             raise ValueError(
                 f"{reader.indexes.where(sample.shard, sample.row)}: {error}"
@@ -201,7 +213,7 @@ def examples(
 
 def _in_order(
     reader: Reader, rank: int, world_size: int, limit: int | None
-) -> Iterator[tuple[Held, int]]:
+) -> Iterator[tuple[OpenWindow, int]]:
     """This rank's samples in stored order, announced to the reader block by block."""
     place = 0
     for shard, entry in enumerate(reader.indexes.shards):

@@ -131,7 +131,7 @@ class Orphan(NamedTuple):
     upload: objects.Upload | None = None
 
 
-def seconds(text: str) -> float:
+def parse_age(text: str) -> float:
     """`36h`, `7d`, `90m` in seconds. Raises ValueError below a day: a live writer may own it."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
     if match is None:

@@ -21,8 +21,8 @@ from shards import manifest as manifests
 from shards import store
 from shards.manifest import Manifest, Shard, Split
 from shards.pack import Packed, PackedSample, Reject, index_meta, pack
-from shards.plan import Entry, Plan, Row, generated, make_plan, publish, take
-from shards.pool import each
+from shards.plan import Entry, Plan, Row, generated_plan, make_plan, publish, rows_of
+from shards.pool import map_unordered
 
 __all__ = [
     "Entry",
@@ -99,14 +99,20 @@ def write(
     todo = [(split, number, a, b) for split, number, a, b in mine if (split, number) in gone]
     jobs = (
         _Job(
-            out, plan.kind, plan.sha256, split, number, list(take(plan.rows.slice(a, b - a))), load
+            out,
+            plan.kind,
+            plan.sha256,
+            split,
+            number,
+            list(rows_of(plan.rows.slice(a, b - a))),
+            load,
         )
         for split, number, a, b in todo
     )
     total, begun = sum(b - a for _, _, a, b in todo), time.monotonic()
     images = written = 0
     rejects: list[Reject] = []
-    for count, wrote in enumerate(each(_write_shard, jobs, workers), start=1):
+    for count, wrote in enumerate(map_unordered(_write_shard, jobs, workers), start=1):
         images, written = images + wrote.samples, written + wrote.bytes
         rejects += wrote.rejects
         if len(rejects) > max_reject_rate * plan.rows.num_rows:
@@ -257,7 +263,7 @@ def write_set(
     `options` must determine every byte: a finished set with the same ones is left as it is, and
     shards that an interrupted run published are not published again.
     """
-    plan = generated(name, kind, {**options, "per_shard": per_shard})
+    plan = generated_plan(name, kind, {**options, "per_shard": per_shard})
     publish(out, plan)
     written: list[tuple[str, int, str | None]] = []
     if store.exists(store.join(out, manifests.FILE)):

@@ -36,7 +36,7 @@ def storage(nginx: str, folder: Path) -> Iterator[None]:
         "if ($args ~ list-type) { return 200 '<ListBucketResult/>'; } } }"
     )
     before = dict(os.environ)
-    objects.forget()
+    objects.reset_sessions()
     os.environ |= {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "bench",
@@ -56,6 +56,6 @@ def storage(nginx: str, folder: Path) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-        objects.forget()
+        objects.reset_sessions()
         server.terminate()
         server.wait()

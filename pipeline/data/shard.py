@@ -247,7 +247,7 @@ def _info(config: ShardConfig) -> dict[str, Any]:
 
 
 def _gc(config: ShardConfig) -> dict[str, Any]:
-    found = upkeep.orphans(_url(config), upkeep.seconds(config.older_than))
+    found = upkeep.orphans(_url(config), upkeep.parse_age(config.older_than))
     if config.delete:
         for orphan in found:
             upkeep.discard(orphan)

@@ -6,7 +6,7 @@ from pathlib import Path
 from shards.plan import SPLITS, Entry
 from shards.sources.files import is_image
 from shards.sources.offer import DatasetSource, Offer
-from shards.sources.published import absent, find, text
+from shards.sources.published import find, missing_download, read_list
 
 LIST = "list_eval_partition.txt"
 
@@ -18,10 +18,10 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
     """
     part = find(source, ("img_align_celeba",), ("img_align_celeba.zip", "img_align_celeba.tar"))
     if part is None:
-        raise absent(source, "img_align_celeba.zip or img_align_celeba/")
-    lines = text(source, LIST)
+        raise missing_download(source, "img_align_celeba.zip or img_align_celeba/")
+    lines = read_list(source, LIST)
     if lines is None:
-        raise absent(source, f"{LIST} (beside the images, or in Eval/)")
+        raise missing_download(source, f"{LIST} (beside the images, or in Eval/)")
     split_of = _partition(lines)
     for file in part.files():
         if is_image(file.path):

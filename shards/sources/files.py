@@ -40,7 +40,7 @@ def is_archive(name: str) -> bool:
     return name.endswith((".tar", ".zip"))
 
 
-def files(place: Path) -> Iterator[File]:
+def list_files(place: Path) -> Iterator[File]:
     """Every file in the folder, tar or zip `place`, in no particular order.
 
     Raises ValueError (one line): nothing there, unreadable, compressed tar, damaged archive.

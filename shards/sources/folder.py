@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shards.plan import Entry
 from shards.sources import splits
-from shards.sources.files import File, files, is_archive, is_image
+from shards.sources.files import File, is_archive, is_image, list_files
 from shards.sources.offer import DatasetSource, Offer, say
 from shards.sources.published import hold_out
 
@@ -47,14 +47,14 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
 
 def _images(source: Path) -> Iterator[File]:
     """Listed afresh each time it is asked for, so that no list of a million files is held."""
-    return (file for file in files(source) if is_image(file.path))
+    return (file for file in list_files(source) if is_image(file.path))
 
 
 def _survey(source: Path) -> tuple[Counter[str], set[str]]:
     """How many images lie in each folder, and the names of archives at the top of `source`."""
     folders: Counter[str] = Counter()
     archives = set()
-    for file in files(source):
+    for file in list_files(source):
         if is_image(file.path):
             folders[_decoded(file.path.rpartition(b"/")[0])] += 1
         elif b"/" not in file.path and splits.ARCHIVE.search(name := _decoded(file.path)):
@@ -83,7 +83,7 @@ def _refuse_archives(source: Path, folders: Iterable[str], archives: set[str]) -
     packed = {name for name in archives if f"{splits.ARCHIVE.sub('', name)}/" not in tops}
     split_of = splits.assign(tops | packed, str(source), whole=True) if packed else {}
     if packed & set(split_of):
-        raise splits.unclear(split_of, str(source))
+        raise splits.ambiguous(split_of, str(source))
 
 
 def _refuse_unsplit(source: Path, leading: list[str], folders: Iterable[str]) -> None:
@@ -94,7 +94,7 @@ def _refuse_unsplit(source: Path, leading: list[str], folders: Iterable[str]) ->
     own = leading[:1] == [splits.ARCHIVE.sub("", source.name)] and not source.is_dir()
     for name in leading[own:]:
         _refuse_without_train(source, splits.assign([f"{name}/"], str(source), whole=True))
-    splits.refuse_nested(folders, str(source))
+    splits.check_nested(folders, str(source))
 
 
 def _refuse_without_train(source: Path, split_of: dict[str, str]) -> None:

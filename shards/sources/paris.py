@@ -6,7 +6,7 @@ from pathlib import Path
 from shards.plan import Entry
 from shards.sources.files import is_image
 from shards.sources.offer import DatasetSource, Offer
-from shards.sources.published import Part, absent, hold_out
+from shards.sources.published import Part, hold_out, missing_download
 
 TRAIN, TEST = b"paris_train_original", b"paris_eval_gt"
 
@@ -31,7 +31,9 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
                 found.append(part.entry(split, file))
     missing = {"train", "test"} - {entry.split for entry in found}
     if missing:
-        raise absent(source, "paris_train_original/ and paris_eval_gt/, or the zips with them")
+        raise missing_download(
+            source, "paris_train_original/ and paris_eval_gt/, or the zips with them"
+        )
     if len({(entry.split, entry.src) for entry in found}) != len(found):
         raise ValueError(f"{source}: a zip and what it unpacks to are both there; move one away")
     yield from hold_out(found, root, holdout)

@@ -17,7 +17,7 @@ from pathlib import Path
 from shards.plan import SPLITS, Entry
 from shards.sources.files import is_image
 from shards.sources.offer import DatasetSource, Offer
-from shards.sources.published import Part, absent, find, hold_out, labels, text
+from shards.sources.published import Part, find, hold_out, missing_download, parse_labels, read_list
 
 CANYON = ("canyon", 81)  # its number in categories_places365.txt
 FILELISTS = ("filelist_places365-standard.tar", "filelist_places365-challenge.tar")
@@ -68,11 +68,11 @@ def _some(
 def _named(source: Path, split: str, variant: str, number: int) -> set[str]:
     """The names that the split's list gives this category. Raises ValueError without them."""
     name = _list_file(split, variant)
-    listed = labels(text(source, name, FILELISTS) or (), name)
+    listed = parse_labels(read_list(source, name, FILELISTS) or (), name)
     found = {path for path, label in listed.items() if label == number}
     if not found:
         wanted = f"{name} (or {FILELISTS[variant == 'challenge']})"
-        raise absent(source, f"{wanted}, which tells category {number} in {split}")
+        raise missing_download(source, f"{wanted}, which tells category {number} in {split}")
     return found
 
 
@@ -103,7 +103,7 @@ def _parts(source: Path, variant: str) -> list[tuple[str, Part]]:
         found["easyformat"] = [("train", easy), ("val", easy)]
     if not found:
         wanted = f"train_large_places365{variant}.tar or train_256_places365{variant}.tar"
-        raise absent(source, f"{wanted}, or data_large/ or data_256/ as they unpack")
+        raise missing_download(source, f"{wanted}, or data_large/ or data_256/ as they unpack")
     if len(found) > 1:
         raise ValueError(
             f"{source}: holds {' and '.join(found)}, and a set is made of one; give a folder "
@@ -139,11 +139,11 @@ def _labeller(source: Path, split: str, variant: str) -> Callable[[str], int]:
     if split == "test":
         return lambda path: -1
     list_file = _list_file(split, variant)
-    listed = text(source, list_file, FILELISTS)
-    by_name = {} if listed is None else labels(listed, list_file)
-    categories = text(source, "categories_places365.txt", FILELISTS)
+    listed = read_list(source, list_file, FILELISTS)
+    by_name = {} if listed is None else parse_labels(listed, list_file)
+    categories = read_list(source, "categories_places365.txt", FILELISTS)
     if categories is not None:
-        named = labels(categories, "categories_places365.txt")
+        named = parse_labels(categories, "categories_places365.txt")
         by_category = {_category(f"{name}/_"): number for name, number in named.items()}
     else:
         by_category = {_category(name): number for name, number in by_name.items()}

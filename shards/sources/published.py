@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from shards.pack import content_hash
 from shards.plan import Entry, Row
-from shards.sources.files import File, files, read_file
+from shards.sources.files import File, list_files, read_file
 
 
 class Part(NamedTuple):
@@ -20,10 +20,10 @@ class Part(NamedTuple):
     def files(self) -> Iterator[File]:
         """Its files, paths relative to `root` (in an archive: as they would unpack there)."""
         if self.archive:
-            yield from files(self.root / self.archive)
+            yield from list_files(self.root / self.archive)
             return
         prefix = self.folder.encode() + b"/" if self.folder else b""
-        for file in files(self.root / self.folder):
+        for file in list_files(self.root / self.folder):
             yield file._replace(path=prefix + file.path)
 
     def entry(self, split: str, file: File, label: int = -1) -> Entry:
@@ -43,7 +43,7 @@ def find(source: Path, folders: Sequence[str], archives: Sequence[str]) -> Part 
     return None
 
 
-def text(source: Path, name: str, inside: Sequence[str] = ()) -> list[str] | None:
+def read_list(source: Path, name: str, inside: Sequence[str] = ()) -> list[str] | None:
     """The lines of the list `name` in or below `source`, or in one of the tars `inside`."""
     root = source if source.is_dir() else source.parent
     places = [root / name, *sorted(root.glob(f"*/{name}"))]
@@ -61,7 +61,7 @@ def text(source: Path, name: str, inside: Sequence[str] = ()) -> list[str] | Non
     return None
 
 
-def labels(lines: Iterable[str], where: str) -> dict[str, int]:
+def parse_labels(lines: Iterable[str], where: str) -> dict[str, int]:
     """`name label` lines as a dictionary, names without their leading slash."""
     found = {}
     for number, line in enumerate(lines, start=1):
@@ -74,7 +74,7 @@ def labels(lines: Iterable[str], where: str) -> dict[str, int]:
     return found
 
 
-def absent(source: Path, wanted: str) -> ValueError:
+def missing_download(source: Path, wanted: str) -> ValueError:
     """The error for a source that is not the download it should be."""
     if not source.exists():
         return ValueError(f"{source}: no such folder or archive; it should hold {wanted}")

@@ -48,11 +48,11 @@ def assign(names: Iterable[str], place: str, whole: bool = False) -> dict[str, s
     splits = {name: next(iter(spoken)) for name, (spoken, _) in taken.items()}
     clear = all(len(spoken) == 1 and spoken <= set(SPLITS) for spoken, _ in taken.values())
     if not clear or len({rest for _, rest in taken.values()}) > 1:
-        raise unclear(found, place)
+        raise ambiguous(found, place)
     return splits
 
 
-def refuse_nested(folders: Iterable[str], place: str) -> None:
+def check_nested(folders: Iterable[str], place: str) -> None:
     """Raise ValueError where folders that lie in one folder speak of two splits."""
     children: dict[str, set[str]] = defaultdict(set)
     for folder in set(folders):
@@ -63,10 +63,10 @@ def refuse_nested(folders: Iterable[str], place: str) -> None:
     for _, names in sorted(children.items()):
         spoken = {name: _parse(store.name(name))[0] for name in names}
         if len(frozenset().union(*spoken.values())) > 1:
-            raise unclear([name for name, kinds in spoken.items() if kinds], place)
+            raise ambiguous([name for name, kinds in spoken.items() if kinds], place)
 
 
-def unclear(names: Iterable[str], place: str) -> ValueError:
+def ambiguous(names: Iterable[str], place: str) -> ValueError:
     """The error for names that look like splits and cannot be read as such."""
     ordered = sorted(names)
     if len(ordered) > _SHOWN:  # one of each kind tells enough of a thousand tars

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.decode import Crop, Scratch, decode, header, into, plan
+from shards.decode import Crop, Scratch, decode, decode_crop, header, plan
 from shards.order import mix
 from tests.support.sets import jpeg, picture
 
 
 def crop_of(data, crop, word=0):
     out = np.zeros((crop.size, crop.size, 3), np.uint8)
-    into(data, crop, word, out, Scratch())
+    decode_crop(data, crop, word, out, Scratch())
     return out
 
 
@@ -145,7 +145,7 @@ def test_one_scratch_serves_pictures_of_any_size():
     for number, side in ((1, 300), (2, 40), (3, 500), (4, 64)):
         data = jpeg(picture(number, side, side))
         out = np.zeros((32, 32, 3), np.uint8)
-        into(data, Crop(32, "center"), 0, out, scratch)
+        decode_crop(data, Crop(32, "center"), 0, out, scratch)
         start = (side - 32) // 2
         assert (out == by_pillow(data)[start : start + 32, start : start + 32]).all()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shards import plan as plans
-from shards.plan import Entry, Plan, make_plan, take
+from shards.plan import Entry, Plan, make_plan, rows_of
 
 
 def entries(count: int, split: str = "train") -> list[Entry]:
@@ -88,7 +88,7 @@ def test_where_a_file_lies_does_not_change_the_digest() -> None:
 
 def test_names_that_are_not_utf8_are_kept_as_bytes() -> None:
     made = planned([Entry("train", b"caf\xe9.jpg", 10)])
-    assert [row.src for row in take(made.rows)] == [b"caf\xe9.jpg"]
+    assert [row.src for row in rows_of(made.rows)] == [b"caf\xe9.jpg"]
 
 
 def test_an_empty_source_and_a_split_that_is_no_name_are_refused() -> None:

@@ -13,7 +13,7 @@ from shards.hygiene import Policy
 from shards.pack import Reject
 from shards.plan import Entry, Row, make_plan
 from shards.sources import SOURCES, source
-from shards.sources.files import Loader, files, read_file
+from shards.sources.files import Loader, list_files, read_file
 from shards.sources.published import hold_out
 
 
@@ -68,7 +68,7 @@ def test_a_file_is_read_from_a_folder_a_tar_and_a_zip_alike(tmp_path: Path) -> N
     tar = tarred(tmp_path / "in", "a", "ü", name="in.tar", into=tmp_path)
     deflated = zipped(tmp_path / "in", "a", "ü", name="in.zip", into=tmp_path)
     for place in (tmp_path / "in", tar, deflated):
-        found = {f.path.decode(): f for f in files(place) if f.size}
+        found = {f.path.decode(): f for f in list_files(place) if f.size}
         assert set(found) == set(names)
         root, archive = (place, "") if place.is_dir() else (tmp_path, place.name)
         for name, file in found.items():
@@ -86,7 +86,7 @@ def test_a_zip_member_that_inflates_beyond_its_promise_is_refused_before_it_fill
     directory = written.rindex(b"PK\x01\x02")
     written[directory + 24 : directory + 28] = (1000).to_bytes(4, "little")
     place.write_bytes(written)
-    (found,) = files(place)
+    (found,) = list_files(place)
     tracemalloc.start()
     with pytest.raises(ValueError, match="gone or changed"):
         read_file(tmp_path, Row(0, found.path, found.size, -1, "bomb.zip", found.offset))
@@ -98,7 +98,7 @@ def test_a_zip_member_that_inflates_beyond_its_promise_is_refused_before_it_fill
 def test_a_file_larger_than_any_picture_is_rejected_unread(tmp_path: Path) -> None:
     with open(tmp_path / "film.jpg", "wb") as file:
         file.truncate(50 << 30)  # sparse
-    (found,) = files(tmp_path)
+    (found,) = list_files(tmp_path)
     row = Row(0, found.path, found.size, -1, "", found.offset)
     rejected = Loader(tmp_path, Policy())(row)
     assert isinstance(rejected, Reject)
@@ -117,7 +117,7 @@ def test_a_zip_written_as_a_stream_is_read_though_its_local_headers_hold_no_size
         zipfile.ZipFile(Unseekable(file), "w", zipfile.ZIP_DEFLATED) as archive,
     ):
         archive.writestr("a.jpg", b"x" * 200_000)
-    (found,) = files(tmp_path / "s.zip")
+    (found,) = list_files(tmp_path / "s.zip")
     assert (
         read_file(tmp_path, Row(0, b"a.jpg", 200_000, -1, "s.zip", found.offset)) == b"x" * 200_000
     )
@@ -157,7 +157,7 @@ def test_a_tar_that_is_cut_or_damaged_is_refused_and_never_half_listed(
         data[zeroed] = bytes(zeroed.stop - zeroed.start)
     (tmp_path / "in.tar").write_bytes(bytes(data[:cut]))
     with pytest.raises(ValueError, match=said):
-        list(files(tmp_path / "in.tar"))
+        list(list_files(tmp_path / "in.tar"))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, name: str, text
     if name != "gone":
         (tmp_path / name).write_bytes(b"not an archive")
     with pytest.raises(ValueError, match=text) as error:
-        list(files(tmp_path / name))
+        list(list_files(tmp_path / name))
     assert "\n" not in str(error.value)
 
 

@@ -174,7 +174,7 @@ def test_an_unfinished_upload_is_listed_under_its_own_prefix_only_and_can_be_fre
     both: str,
 ) -> None:
     for key in ("set/x.tar", "set2/y.tar"):
-        objects.persist(
+        objects.with_retries(
             both,
             lambda system, _, key=key: system.call_s3(
                 "create_multipart_upload", Bucket=both.removeprefix("s3://"), Key=key

@@ -89,7 +89,7 @@ def clean(script: Path, photos: Path, out: Path) -> dict[str, str]:
 
 def objects_below(url: str) -> dict[str, str]:
     system, root = objects._system(url)
-    found = objects.persist(url, lambda system, path: system.find(path))
+    found = objects.with_retries(url, lambda system, path: system.find(path))
     return {
         path.removeprefix(root + "/"): hashlib.sha256(store.read("s3://" + path)).hexdigest()
         for path in found
