@@ -1,4 +1,4 @@
-"""A publisher's download as it lies there: archives beside one another, or what was unpacked."""
+"""Read a publisher's download in place: a folder of archives, or the unpacked folders."""
 
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,14 +11,14 @@ from shards.sources.files import File, list_files, read_file
 
 
 class Part(NamedTuple):
-    """A piece of a download: a folder below `root`, or an archive in it."""
+    """A part of a download: a folder in `root`, or an archive in it."""
 
     root: Path
     folder: str  # "" for all of root, or an archive
     archive: str  # "" for a folder
 
     def files(self) -> Iterator[File]:
-        """Its files, paths relative to `root` (in an archive: as they would unpack there)."""
+        """The files of the part, with paths relative to `root` (in an archive: as if unpacked)."""
         if self.archive:
             yield from list_files(self.root / self.archive)
             return
@@ -62,35 +62,37 @@ def read_list(source: Path, name: str, inside: Sequence[str] = ()) -> list[str] 
 
 
 def parse_labels(lines: Iterable[str], where: str) -> dict[str, int]:
-    """`name label` lines as a dictionary, names without their leading slash."""
-    found = {}
+    """Parse lines `name label` to a dictionary, names without their leading slash."""
+    label_of = {}
     for number, line in enumerate(lines, start=1):
         words = line.split()
         if not words:
             continue
         if len(words) != 2 or not words[1].isdecimal():
-            raise ValueError(f"{where}, line {number}: {line!r} is not a name and a number")
-        found[words[0].lstrip("/")] = int(words[1])
-    return found
+            raise ValueError(
+                f"{where}, line {number}: invalid {line!r}: expected a name and a number"
+            )
+        label_of[words[0].lstrip("/")] = int(words[1])
+    return label_of
 
 
 def missing_download(source: Path, wanted: str) -> ValueError:
     """The error for a source that is not the download it should be."""
     if not source.exists():
-        return ValueError(f"{source}: no such folder or archive; it should hold {wanted}")
-    return ValueError(f"{source}: should hold {wanted}, and does not")
+        return ValueError(f"{source}: no such folder or archive; expected {wanted}")
+    return ValueError(f"{source}: does not hold {wanted}")
 
 
 def hold_out(
     entries: Iterable[Entry], root: Path, share: float, split: str = "val"
 ) -> Iterator[Entry]:
-    """`entries` with `share` of train moved to `split`.
+    """Move a `share` of the train entries to `split`.
 
-    Whether a picture is held out depends on its bytes alone, so copies of one picture stay on one
-    side and a new picture moves no other; every file of train is read once for it.
+    The choice depends only on the bytes of each image, so that copies are on the same side and new
+    images move no others; it reads every file of train once.
     """
     if not 0 <= share < 1:
-        raise ValueError(f"data.holdout={share} must be at least 0 and less than 1")
+        raise ValueError(f"invalid data.holdout={share}: expected at least 0 and less than 1")
     for entry in entries:
         if share and entry.split == "train" and _below(entry, root, share):
             yield entry._replace(split=split)
