@@ -73,17 +73,17 @@ class MaskSource:
 def open_source(source: str) -> MaskSource:
     """The mask images at `source`. Raises ValueError when there are none."""
     place = Path(source)
-    found = sorted(
+    images = sorted(
         (file for file in list_files(place) if is_image(file.path)), key=lambda f: f.path
     )
-    if not found:
+    if not images:
         raise ValueError(
             f"{source}: no images there; give the folder or zip of masks as published "
             "(test_mask.zip: 12,000 PNG of 512x512, white holes)"
         )
     if place.is_dir():
-        return MaskSource(place, "", tuple(found))
-    return MaskSource(place.parent, place.name, tuple(found))
+        return MaskSource(place, "", tuple(images))
+    return MaskSource(place.parent, place.name, tuple(images))
 
 
 def resolve_polarity(source: MaskSource, polarity: str) -> str:

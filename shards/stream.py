@@ -81,8 +81,8 @@ class Stream:
         times = amplification(lanes, world_size)
         if times > 1 and rank == 0:
             warnings.warn(
-                f"{world_size} processes do not divide {lanes} lanes: each block is read by {times} of "
-                f"them; with {_divisors(lanes, world_size)} processes it is read once",
+                f"{world_size} processes do not divide {lanes} lanes: each block is read by "
+                f"{times} of them; with {_divisors(lanes, world_size)} processes it is read once",
                 stacklevel=2,
             )
         self.position = position

@@ -38,17 +38,17 @@ def assign(names: Iterable[str], place: str, whole: bool = False) -> dict[str, s
     They are if they contain two splits, or val; with `whole`, also if one name is only a split and
     digits. Raises ValueError if they are names of splits but ambiguous.
     """
-    found = {name: parsed for name in names if (parsed := _parse(name))[0]}
-    kinds = {kind for named, _ in found.values() for kind in named}
-    plain = {kind for named, rest in found.values() if not rest for kind in named}
+    candidates = {name: parsed for name in names if (parsed := _parse(name))[0]}
+    kinds = {kind for named, _ in candidates.values() for kind in named}
+    plain = {kind for named, rest in candidates.values() if not rest for kind in named}
     if len(kinds) < 2 and not kinds & _NO_CLASS and not (whole and plain):
         return {}
     # train_masks/ next to train/ is not a second train; val_source/ next to train/ may be its val
-    taken = {n: (named, r) for n, (named, r) in found.items() if not r or not named <= plain}
+    taken = {n: (named, r) for n, (named, r) in candidates.items() if not r or not named <= plain}
     splits = {name: next(iter(named)) for name, (named, _) in taken.items()}
     clear = all(len(named) == 1 and named <= set(SPLITS) for named, _ in taken.values())
     if not clear or len({rest for _, rest in taken.values()}) > 1:
-        raise ambiguous(found, place)
+        raise ambiguous(candidates, place)
     return splits
 
 

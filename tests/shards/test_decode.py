@@ -152,7 +152,7 @@ def test_one_scratch_serves_pictures_of_any_size():
 
 def test_a_picture_smaller_than_the_crop_is_refused_unless_it_is_resized():
     data = jpeg(picture(12, 40, 100))
-    with pytest.raises(ValueError, match="100x40 pixels are smaller than the crop of 64"):
+    with pytest.raises(ValueError, match="100x40 pixels is smaller than the crop of 64"):
         crop_of(data, Crop(64))
     assert crop_of(data, Crop(64, resize_short=64)).any()
     assert crop_of(data, Crop(64, "resized")).any()

@@ -151,7 +151,7 @@ def test_tars_whose_split_is_unclear_are_refused_by_name(
         theirs(tmp_path / "in" / name, group(0, 1))
     with pytest.raises(ValueError, match=named) as error:
         index(str(tmp_path / "in"), tmp_path / "out")
-    assert "put what they hold into folders" in str(error.value)
+    assert "put their content into folders" in str(error.value)
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
@@ -160,13 +160,13 @@ def test_a_tar_with_split_folders_inside_is_refused_and_tars_left_out_are_named(
 ) -> None:
     image = jpeg(picture(0))
     tar = theirs(tmp_path / "p.tar", {"photos/train/1.jpg": image, "photos/val/2.jpg": image})
-    with pytest.raises(ValueError, match="p.tar .*look like splits.*photos/train/, photos/val/"):
+    with pytest.raises(ValueError, match="p.tar .*ambiguous names.*photos/train/, photos/val/"):
         index(str(tar), tmp_path / "a")
     for name in ("train/0.tar", "val/0.tar", "spare/0.tar"):
         theirs(tmp_path / "in" / name, group(0, 1))
     said: list[str] = []
     external.write(str(tmp_path / "b"), "theirs", str(tmp_path / "in"), said.append)
-    assert any("not taken" in line and "spare/ (1 tars)" in line for line in said)
+    assert any("skipped" in line and "spare/ (1 tars)" in line for line in said)
 
 
 def test_a_broken_picture_is_a_reject_and_too_many_end_the_run(tmp_path: Path) -> None:
@@ -193,12 +193,12 @@ def test_tars_that_changed_since_are_another_source(tmp_path: Path) -> None:
     theirs(tmp_path / "in" / "0.tar", group(0, 4))
     index(str(tmp_path / "in"), tmp_path / "out")
     theirs(tmp_path / "in" / "0.tar", group(0, 60))
-    with pytest.raises(ValueError, match="was begun with sizes="):
+    with pytest.raises(ValueError, match="was started with sizes="):
         index(str(tmp_path / "in"), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    ("cut", "said"), [(2048, "cut short or damaged at byte"), (1100, "no readable tar|cut short")]
+    ("cut", "said"), [(2048, "truncated or damaged at"), (1100, "not a readable tar|truncated")]
 )
 def test_a_tar_that_is_cut_short_is_refused(tmp_path: Path, cut: int, said: str) -> None:
     data = {f"{i}.jpg": b"\0" * 512 for i in range(4)}
@@ -210,7 +210,7 @@ def test_a_tar_that_is_cut_short_is_refused(tmp_path: Path, cut: int, said: str)
 
 def test_tars_without_pictures_and_folders_without_tars_are_refused(tmp_path: Path) -> None:
     tar = theirs(tmp_path / "in" / "a.tar", {"1.txt": b"x"})
-    with pytest.raises(ValueError, match="holds no readable picture"):
+    with pytest.raises(ValueError, match="holds no readable image"):
         index(str(tar), tmp_path / "out")
     with pytest.raises(ValueError, match="no .tar there"):
         index(str(tmp_path / "nowhere"), tmp_path / "out2")

@@ -318,8 +318,8 @@ def test_gray_stays_gray_when_it_is_reduced() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"small": "drop"}, "small=drop is none of reject, upscale"),
-        ({"quality": 0}, "data.quality=0 must be 1 to 100"),
+        ({"small": "drop"}, "small=drop: choose one of reject, upscale"),
+        ({"quality": 0}, "data.quality=0: expected 1 to 100"),
         ({"min_side": 256, "store_short": 128}, "data.store_short=128 is below data.min_side=256"),
     ],
 )

@@ -43,7 +43,7 @@ def test_the_ratios_tell_which_colour_is_the_hole(tmp_path, black, expected):
 
 def test_masks_that_fit_either_way_are_not_guessed(tmp_path):
     source = open_source(folder(tmp_path, published(only=BUCKETS[4:])))
-    with pytest.raises(ValueError, match="do not tell.*polarity=hole_white or"):
+    with pytest.raises(ValueError, match="do not decide.*polarity=hole_white or"):
         resolve_polarity(source, "auto")
     assert resolve_polarity(source, "hole_black") == "hole_black"
     assert resolve_polarity(source, "hole_white") == "hole_white"
@@ -108,10 +108,10 @@ def test_what_is_no_mask_is_named(tmp_path):
     with pytest.raises(ValueError, match="no such folder"):
         open_source(str(tmp_path / "nothing"))
     (tmp_path / "text.txt").write_text("hello")
-    with pytest.raises(ValueError, match="no pictures there"):
+    with pytest.raises(ValueError, match="no images there"):
         open_source(str(tmp_path))
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(ValueError, match="broken.png: no mask picture"):
+    with pytest.raises(ValueError, match="broken.png: not a mask image"):
         resolve_polarity(open_source(str(tmp_path)), "auto")
     with pytest.raises(ValueError, match="polarity=black"):
         resolve_polarity(open_source(str(tmp_path)), "black")

@@ -198,7 +198,7 @@ def test_training_can_take_its_masks_from_a_set(tmp_path):
 def test_a_set_of_pictures_is_no_mask_set(tmp_path):
     from tests.support.sets import image_set
 
-    with pytest.raises(ValueError, match="no masks"):
+    with pytest.raises(ValueError, match="not masks"):
         MaskSet(image_set(tmp_path, 3))
 
 

@@ -1,4 +1,4 @@
-"""Names that look like splits, on both sides: read, refused, and taken for classes."""
+"""Names that ambiguous names of splits, on both sides: read, refused, and taken for classes."""
 
 import zipfile
 from collections import Counter
@@ -113,7 +113,7 @@ def test_what_is_not_taken_and_what_a_folder_was_read_as_is_said(
     said = capsys.readouterr().err.splitlines()
     assert said == [
         "splits: train2017/ is train, val2017/ is val",
-        "not taken: other/ (1 images), 1 images next to the split folders, train2017.zip",
+        "skipped: other/ (1 images), 1 images next to the split folders, train2017.zip",
     ]
 
 

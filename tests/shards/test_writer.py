@@ -304,7 +304,7 @@ def test_a_source_that_changed_since_the_plan_is_named(tmp_path: Path, change: s
         store.write(tmp_path / "in" / f"{number}.jpg", jpeg(picture(number)))
     made = plan_of(tmp_path / "in")
     target.unlink() if change == "removed" else target.write_bytes(target.read_bytes() + b"x")
-    with pytest.raises(ValueError, match="5.jpg: gone or changed since the set was planned"):
+    with pytest.raises(ValueError, match="5.jpg: missing or changed since the set was planned"):
         list(write(str(tmp_path / "out"), made, loader(tmp_path / "in")))
 
 
@@ -400,7 +400,7 @@ def test_a_made_set_is_the_same_after_an_interruption(tmp_path: Path) -> None:
         (tmp_path / "b" / lost).unlink()
     make(tmp_path / "b", seed=1)
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
-    with pytest.raises(ValueError, match="was begun with seed=1, and this command says seed=2"):
+    with pytest.raises(ValueError, match="was started with seed=1, now seed=2"):
         make(tmp_path / "b", seed=2)
 
 
