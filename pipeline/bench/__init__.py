@@ -6,6 +6,7 @@ from importlib import import_module
 from statistics import median
 from typing import Any
 
+from pipeline.common.console import table
 from pipeline.config.schema import BenchConfig
 
 
@@ -15,12 +16,17 @@ def main(config: BenchConfig) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> str:
-    lines = [f"{result['bench']} on {result['device']}: {result['work']}"]
-    for row in result["rows"]:
-        rate = f"{row['items_per_cpu_s']:>14,.0f} /CPU-s" if "items_per_cpu_s" in row else ""
-        lines.append(f"  {row['name']:<50}{median(row['seconds']):>12.4g} s{rate}")
-    lines += [f"  {name:<50}{value:>12.4g} x" for name, value in result["ratios"].items()]
+    rows = [
+        (
+            row["name"],
+            f"{median(row['seconds']):.4g} s",
+            f"{row['items_per_cpu_s']:,.0f} /CPU-s" if "items_per_cpu_s" in row else "",
+        )
+        for row in result["rows"]
+    ]
+    rows += [(name, f"{value:.4g} x", "") for name, value in result["ratios"].items()]
     for name, target in result["targets"].items():
         met = "met" if target["met"] else "MISSED"
-        lines.append(f"  {name:<50}{target['value']:>12.4g}   target {target['target']}: {met}")
-    return "\n".join(lines)
+        rows.append((name, f"{target['value']:.4g}", f"target {target['target']}: {met}"))
+    head = f"{result['bench']} on {result['device']}: {result['work']}"
+    return "\n".join([head, *(f"  {line}" for line in table(rows, "<><"))])

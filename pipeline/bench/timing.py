@@ -6,13 +6,13 @@ included, drift least, so loaders are compared by them.
 
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 
+from pipeline.common.console import say
 from pipeline.common.environment import core_count, cpu_name
 
 REPETITIONS = 5
@@ -35,7 +35,7 @@ def rounds(repetitions: int) -> Iterator[bool]:
     """Whether a round counts: False for one of warm-up, then `repetitions` times True."""
     for turn in range(repetitions + 1):
         yield turn > 0
-        print(f"round {turn} of {repetitions}", file=sys.stderr)
+        say(f"round {turn} of {repetitions}")
 
 
 def alternate(

@@ -46,7 +46,7 @@ def test_what_is_encoded_is_decoded_and_its_digest_is_the_sha256_of_its_bytes() 
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "not a manifest of a sharded set"),
         (b"[]", "not a manifest of a sharded set"),
@@ -62,10 +62,10 @@ def test_what_is_encoded_is_decoded_and_its_digest_is_the_sha256_of_its_bytes() 
         ),
     ],
 )
-def test_what_is_no_manifest_is_refused_in_one_line(data: bytes, said: str) -> None:
+def test_what_is_no_manifest_is_refused_in_one_line(data: bytes, message: str) -> None:
     with pytest.raises(ValueError) as error:
         decode(data, "s3://user:secret@bucket/set")
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value) and "secret" not in str(error.value)
 
 

@@ -14,7 +14,7 @@ def png(pixels):
 
 
 def published(per_bucket=4, size=64, black=False, only=BUCKETS):
-    """{name: grey picture} as NVIDIA's test set has them: flat, numbered, white holes."""
+    """{name: gray image} as NVIDIA's test set has them: flat, numbered, white holes."""
     holes = [
         irregular(size, size, low, high, 0, (n, i))
         for n, (low, high) in enumerate(only)
@@ -32,7 +32,7 @@ def folder(tmp_path, pictures):
 
 
 @pytest.mark.parametrize(("black", "expected"), [(False, "hole_white"), (True, "hole_black")])
-def test_the_ratios_tell_which_colour_is_the_hole(tmp_path, black, expected):
+def test_the_ratios_tell_which_color_is_the_hole(tmp_path, black, expected):
     source = open_source(folder(tmp_path, published(black=black)))
     assert resolve_polarity(source, "auto") == expected
     assert resolve_polarity(source, expected) == expected
@@ -60,13 +60,13 @@ def test_import_buckets_by_the_ratio_after_resizing(tmp_path):
     masks = list(import_masks(open_source(folder(tmp_path, pictures)), "hole_white", 32))
     for mask in masks:
         assert mask.hole.shape == (32, 32) and mask.hole.dtype == np.uint8
-        # every second pixel of every second row, as nearest neighbour takes them
+        # every second pixel of every second row, as nearest neighbor takes them
         assert (mask.hole == (pictures[mask.src][::2, ::2] > 127)).all()
         assert mask.bucket == bucket(mask.hole.mean())
     assert {mask.bucket for mask in masks} == set(NAMES)
 
 
-def test_grey_edges_are_cut_at_the_threshold(tmp_path):
+def test_gray_edges_are_cut_at_the_threshold(tmp_path):
     pixels = np.zeros((16, 16), np.uint8)
     pixels[:4, :4], pixels[4:8, :4] = 128, 127
     (mask,) = import_masks(open_source(folder(tmp_path, {"a.png": pixels})), "hole_white", 16)
@@ -85,7 +85,7 @@ def test_a_zip_is_read_without_unpacking_and_in_order_of_names(tmp_path):
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, pixels in reversed(pictures.items()):
             archive.writestr(f"mask/testing_mask_dataset/{name}", png(pixels))
-        archive.writestr("__MACOSX/mask/._00000.png", b"no picture")
+        archive.writestr("__MACOSX/mask/._00000.png", b"not an image")
         archive.writestr("mask/readme.txt", b"hello")
     (tmp_path / "test_mask.zip").write_bytes(sink.getvalue())
     source = open_source(str(tmp_path / "test_mask.zip"))

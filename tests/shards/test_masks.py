@@ -80,7 +80,7 @@ def test_ratios_are_uniform_over_the_range():
     assert ((counts - 100) ** 2 / 100).sum() < 24.3
 
 
-def test_masks_cover_all_of_the_picture_about_alike():
+def test_masks_cover_all_of_the_image_about_alike():
     total = np.mean([irregular(64, 64, 0.2, 0.4, 0, (9, n)) for n in range(600)], axis=0)
     edge = np.concatenate([total[:4].ravel(), total[-4:].ravel()])
     assert 0.85 < edge.mean() / total[24:40, 24:40].mean() < 1.15
@@ -195,7 +195,7 @@ def test_training_can_take_its_masks_from_a_set(tmp_path):
         hole_sampler(MaskPolicy("external", low=0.9, high=1.0, url=str(tmp_path)), 48, 48)
 
 
-def test_a_set_of_pictures_is_no_mask_set(tmp_path):
+def test_a_set_of_images_is_no_mask_set(tmp_path):
     from tests.support.sets import image_set
 
     with pytest.raises(ValueError, match="not masks"):

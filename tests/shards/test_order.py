@@ -120,7 +120,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_with_the_way_out():
         rank_positions(0, 16, 3, 3)
 
 
-def test_neighbours_on_disk_are_spread_over_batches():
+def test_neighbors_on_disk_are_spread_over_batches():
     """A set stored class by class gives batches at least as varied as uniform draws would."""
     count, classes, batch = 20_000, 100, 64
     found = order(count, 10)

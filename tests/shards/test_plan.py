@@ -115,10 +115,10 @@ def test_a_plan_is_found_again_where_it_was_published(tmp_path) -> None:
 def test_an_output_begun_with_other_options_is_refused_by_the_first_that_differs(tmp_path) -> None:
     plans.publish(str(tmp_path), planned(entries(100), quality=95))
     other = planned(entries(100), quality=90)
-    said = "was started with quality=95, now quality=90"
-    with pytest.raises(ValueError, match=said):
+    message = "was started with quality=95, now quality=90"
+    with pytest.raises(ValueError, match=message):
         plans.publish(str(tmp_path), other)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         plans.load(str(tmp_path), "x", "images", other.options)
     with pytest.raises(ValueError, match="was started from another source"):
         plans.publish(str(tmp_path), planned(entries(99), quality=95))

@@ -95,7 +95,7 @@ def test_a_zip_member_that_inflates_beyond_its_promise_is_refused_before_it_fill
     assert peak < 2_000_000
 
 
-def test_a_file_larger_than_any_picture_is_rejected_unread(tmp_path: Path) -> None:
+def test_a_file_larger_than_any_image_is_rejected_unread(tmp_path: Path) -> None:
     with open(tmp_path / "film.jpg", "wb") as file:
         file.truncate(50 << 30)  # sparse
     (found,) = list_files(tmp_path)
@@ -205,7 +205,7 @@ def test_about_the_share_asked_for_is_held_out_and_copies_stay_together(tmp_path
     assert 70 <= held <= 130  # 100 expected; four standard deviations are 38
 
 
-def test_a_new_picture_moves_no_other(tmp_path: Path) -> None:
+def test_a_new_image_moves_no_other(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{i}.jpg" for i in range(100)))
     before = {e.src: e.split for e in listed("folder", tmp_path, 0.3)}
     touch(tmp_path, *(f"new{i}.jpg" for i in range(50)))

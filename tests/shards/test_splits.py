@@ -110,8 +110,8 @@ def test_what_is_not_taken_and_what_a_folder_was_read_as_is_said(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     assert splits_of(tmp_path) == {"train": 1, "val": 1}
-    said = capsys.readouterr().err.splitlines()
-    assert said == [
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
         "splits: train2017/ is train, val2017/ is val",
         "skipped: other/ (1 images), 1 images next to the split folders, train2017.zip",
     ]

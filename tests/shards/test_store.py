@@ -1,4 +1,4 @@
-"""Bytes at a URL: whole or not at all, exactly as long as asked, and said in one line if not."""
+"""Files at a URL: written atomically, read exactly, with one-line errors."""
 
 import contextlib
 import os
@@ -486,9 +486,9 @@ def test_a_lasting_outage_ends_in_one_line_that_names_the_endpoint(
     faults.set({"act": "status", "status": 503, "code": "SlowDown"})
     with pytest.raises(objects.StoreError) as error:
         store.read(url)
-    said = str(error.value)
-    assert "no valid answer in 10 tries (SlowDown)" in said
-    assert faults.server.endpoint in said
+    message = str(error.value)
+    assert "no valid answer in 10 tries (SlowDown)" in message
+    assert faults.server.endpoint in message
     assert len(faults.log()) == 10
 
 
@@ -501,10 +501,10 @@ def test_wrong_credentials_end_at_once_and_are_never_shown(
     faults.set({"act": "status", "status": 403, "code": code})
     with pytest.raises(objects.StoreError) as error:
         store.read(url)
-    said = str(error.value)
-    assert code in said and "AWS_ACCESS_KEY_ID" in said and "\n" not in said
-    assert faults.server.key not in said.split("at ")[0] + said.split("with ")[1]
-    assert faults.server.secret not in said
+    message = str(error.value)
+    assert code in message and "AWS_ACCESS_KEY_ID" in message and "\n" not in message
+    assert faults.server.key not in message.split("at ")[0] + message.split("with ")[1]
+    assert faults.server.secret not in message
     assert len(faults.log()) == 1
 
 
@@ -563,7 +563,7 @@ def tls_server(folder):
 
 @s3
 @pytest.mark.parametrize(
-    ("change", "url", "said"),
+    ("change", "url", "message"),
     [
         ({"AWS_ENDPOINT_URL": "127.0.0.1:9000"}, "s3://bucket/x", "Invalid endpoint"),
         ({}, "s3://no_such&bucket/x", "Invalid bucket name"),
@@ -571,12 +571,12 @@ def tls_server(folder):
     ],
 )
 def test_a_setting_that_cannot_work_ends_at_once(
-    bucket: str, monkeypatch: pytest.MonkeyPatch, change: dict, url: str, said: str
+    bucket: str, monkeypatch: pytest.MonkeyPatch, change: dict, url: str, message: str
 ) -> None:
     monkeypatch.setattr(objects, "PAUSES", (600.0,))
     for name, value in change.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(objects.StoreError, match=said) as error:
+    with pytest.raises(objects.StoreError, match=message) as error:
         store.read(url)
     assert "\n" not in str(error.value)
 

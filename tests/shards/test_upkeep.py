@@ -62,14 +62,14 @@ def test_a_short_tar_a_lost_tar_and_a_foreign_index_are_each_found(made: Manifes
 
 
 def test_info_counts_what_is_there(made: Manifest) -> None:
-    said = upkeep.info(made)
-    assert said["digest"] == made.digest
-    train = said["splits"]["train"]
+    info = upkeep.info(made)
+    assert info["digest"] == made.digest
+    train = info["splits"]["train"]
     assert (train["samples"], train["shards"], train["duplicates"]) == (20, 3, 0)
     assert train["short_side"] == [40, 40, 40]
     tars = list((Path(made.url) / "train").glob("*.tar"))
     assert train["bytes"] == sum(tar.stat().st_size for tar in tars)
-    assert said["rejects"] == {}
+    assert info["rejects"] == {}
 
 
 # --- gc -------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from shards.plan import Plan, Row, make_plan
 from shards.sources import source
 from shards.sources.files import Loader
 from shards.writer import Finished, finalize, missing, write
-from tests.support.sets import jpeg, picture, sample
+from tests.support.sets import jpeg, sample, smooth_image
 
 COUNT = 120
 
@@ -35,8 +35,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(COUNT):
         folder = root / ("a", "b.c", "été")[number % 3]
         folder.mkdir(exist_ok=True)
-        (folder / f"{number // 3}.v1.jpg").write_bytes(jpeg(picture(number, 64, 48)))
-    (root / "a" / "0.v2.jpg").write_bytes(b"no picture")
+        (folder / f"{number // 3}.v1.jpg").write_bytes(jpeg(smooth_image(number, 64, 48)))
+    (root / "a" / "0.v2.jpg").write_bytes(b"not an image")
     return root
 
 
@@ -87,7 +87,7 @@ def samples_of(manifest: Manifest):
 # --- what is written ------------------------------------------------------------------------------
 
 
-def test_every_picture_is_in_once_with_its_own_bytes(built: Finished, photos: Path) -> None:
+def test_every_image_is_in_once_with_its_own_bytes(built: Finished, photos: Path) -> None:
     seen = {row["src"]: tar[row["offset"] : row["offset"] + row["size"]]
             for _, _, tar, row in samples_of(built.manifest)}  # fmt: skip
     there = {str(p.relative_to(photos)): p.read_bytes() for p in photos.rglob("*.v1.jpg")}
@@ -153,7 +153,7 @@ def test_rejects_are_listed_with_their_reasons(built: Finished) -> None:
 
 def test_pictures_that_are_there_twice_are_counted(tmp_path: Path) -> None:
     for number in range(6):
-        store.write(tmp_path / "in" / f"{number}.jpg", jpeg(picture(number // 2)))
+        store.write(tmp_path / "in" / f"{number}.jpg", jpeg(smooth_image(number // 2)))
     assert build(tmp_path / "out", tmp_path / "in").duplicates == 3
 
 
@@ -273,14 +273,14 @@ class _Suicidal:
 
 def test_too_many_rejects_end_the_run_with_counts_and_examples(tmp_path: Path) -> None:
     for number in range(20):
-        data = jpeg(picture(number)) if number % 2 else (b"" if number % 4 else b"text")
+        data = jpeg(smooth_image(number)) if number % 2 else (b"" if number % 4 else b"text")
         store.write(tmp_path / "in" / f"{number}.jpg", data)
     out = tmp_path / "out"
     with pytest.raises(ValueError) as error:
         build(out, tmp_path / "in", max_reject_rate=0.1)
-    said = str(error.value)
-    assert "of 20 files rejected" in said and "max_reject_rate=0.1" in said
-    assert "5 empty, such as '18.jpg': no bytes" in said and "\n" not in said
+    message = str(error.value)
+    assert "of 20 files rejected" in message and "max_reject_rate=0.1" in message
+    assert "5 empty, such as '18.jpg': no bytes" in message and "\n" not in message
     assert not (out / "manifest.json").exists()
     made = plan_of(tmp_path / "in")
     list(write(str(out), made, loader(tmp_path / "in"), max_reject_rate=0.5))
@@ -289,7 +289,7 @@ def test_too_many_rejects_end_the_run_with_counts_and_examples(tmp_path: Path) -
 
 
 def test_the_rate_is_held_at_the_end_too(tmp_path: Path) -> None:
-    store.write(tmp_path / "in" / "a.jpg", jpeg(picture(0)))
+    store.write(tmp_path / "in" / "a.jpg", jpeg(smooth_image(0)))
     store.write(tmp_path / "in" / "b.jpg", b"text")
     made = plan_of(tmp_path / "in")
     list(write(str(tmp_path / "out"), made, loader(tmp_path / "in"), max_reject_rate=0.5))
@@ -301,7 +301,7 @@ def test_the_rate_is_held_at_the_end_too(tmp_path: Path) -> None:
 def test_a_source_that_changed_since_the_plan_is_named(tmp_path: Path, change: str) -> None:
     target = tmp_path / "in" / "5.jpg"
     for number in range(10):
-        store.write(tmp_path / "in" / f"{number}.jpg", jpeg(picture(number)))
+        store.write(tmp_path / "in" / f"{number}.jpg", jpeg(smooth_image(number)))
     made = plan_of(tmp_path / "in")
     target.unlink() if change == "removed" else target.write_bytes(target.read_bytes() + b"x")
     with pytest.raises(ValueError, match="5.jpg: missing or changed since the set was planned"):
@@ -327,7 +327,7 @@ def test_whatever_a_file_is_called_its_member_is_a_number_and_nothing_is_written
     with tarfile.open(tmp_path / "odd.tar", "w") as tar:
         for number, name in enumerate(NAMES):
             info = tarfile.TarInfo(name)
-            data = jpeg(picture(number))
+            data = jpeg(smooth_image(number))
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     before = set(tmp_path.rglob("*"))
@@ -350,7 +350,7 @@ def test_a_name_that_is_not_utf8_is_read_and_shown_escaped(tmp_path: Path) -> No
     folder = tmp_path / "in"
     folder.mkdir()
     with open(os.path.join(os.fsencode(folder), b"caf\xe9.jpg"), "wb") as file:
-        file.write(jpeg(picture(1)))
+        file.write(jpeg(smooth_image(1)))
     manifest = build(tmp_path / "out", folder).manifest
     assert [row["src"] for *_, row in samples_of(manifest)] == ["caf\\xe9.jpg"]
 
@@ -371,7 +371,7 @@ def test_progress_counts_up_to_everything_with_a_rate_and_time_left(
 
 def made_samples(count: int = 10):
     for number in range(count):
-        yield sample(f"{number}", jpeg(picture(number)), 40, 40)
+        yield sample(f"{number}", jpeg(smooth_image(number)), 40, 40)
 
 
 def make(out: Path, **options: object) -> Finished:

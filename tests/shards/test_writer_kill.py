@@ -19,7 +19,7 @@ import pytest
 from shards import objects, store
 from shards.manifest import open_manifest
 from tests.support.s3 import Faults
-from tests.support.sets import jpeg, picture
+from tests.support.sets import jpeg, smooth_image
 
 RUN = """
 import sys
@@ -53,8 +53,8 @@ FAULTS = [
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("photos")
     for number in range(400):
-        (root / f"{number:04d}.jpg").write_bytes(jpeg(picture(number, 48, 48)))
-    (root / "bad.jpg").write_bytes(b"no picture")
+        (root / f"{number:04d}.jpg").write_bytes(jpeg(smooth_image(number, 48, 48)))
+    (root / "bad.jpg").write_bytes(b"not an image")
     return root
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.cli import main
 from shards.manifest import open_manifest
-from tests.support.sets import jpeg, picture
+from tests.support.sets import jpeg, smooth_image
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(40):
-        (folder / f"{number}.jpg").write_bytes(jpeg(picture(number, 300, 280)))
+        (folder / f"{number}.jpg").write_bytes(jpeg(smooth_image(number, 300, 280)))
     return folder
 
 
