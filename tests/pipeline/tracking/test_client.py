@@ -10,9 +10,13 @@ import threading
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
+from pipeline.common.errors import ConfigError
+from pipeline.common.secrets import redact, refuse_secret
 from pipeline.tracking import client, errors
 from pipeline.tracking.client import disk_of
 from pipeline.tracking.tracker import Tracker
@@ -31,7 +35,7 @@ def test_four_processes_may_use_a_fresh_store_at_once(tmp_path):
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from pipeline import server
+from pipeline.tracking import client as server
 uri = server.tracking_uri({str(tmp_path)!r})
 client = server.connect(uri)
 sys.stdin.read(1)
@@ -58,6 +62,39 @@ def test_an_address_that_mlflow_cannot_serve_is_refused_with_the_allowed_ones(ur
         client.tracking_uri("runs", uri)
 
 
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://ann:s3cret@host:5000/base", "http://host:5000/base"),
+        ("https://s3cret@host", "https://host"),
+        ("postgresql+psycopg://ann:s3cret@host:5432/db", "postgresql+psycopg://host:5432/db"),
+        ("http://ann:p@ss:s3cret@[::1]:5000", "http://[::1]:5000"),
+        ("http://host/base?token=s3cret#s3cret", "http://host/base"),
+        ("ann:s3cret@host:5000", "host:5000"),
+        ("http:ann:s3cret@host", "host"),
+        ("http://ann:s3/cret@host", "***"),
+        ("http://ann:s3?cret@host", "***"),
+        ("http://ann:s3#cret@host", "***"),
+        ("http://12:34/s3cret@host", "***"),
+        ("http://ann:s3cret", "***"),
+        ("http://host?token=s3c@ret", "***"),
+        ("http://ann:s3cret@[::1", "***"),
+        ("ann:s3cret@http://host", "***"),
+        ("sqlite:////data/a@b/mlflow.db", "sqlite:////data/a@b/mlflow.db"),
+    ],
+)
+def test_a_password_is_never_shown_however_malformed_the_address_is(monkeypatch, uri, shown):
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+    assert errors.display_uri(uri) == shown
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    if shown == "***":
+        with pytest.raises(errors.ServerError, match=r"=\*\*\* cannot be used: .*%2F") as caught:
+            client.tracking_uri()
+        for part in ("s3", "cret"):
+            assert part not in str(caught.value)
+
+
 def test_a_password_in_the_address_is_used_but_never_shown(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")
@@ -65,6 +102,26 @@ def test_a_password_in_the_address_is_used_but_never_shown(monkeypatch):
     assert uri == "https://mlflow.example:443/base"
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == "ann"
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "s3cr@t"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Failed to parse: http://ann:s3/cret@host",
+        "git+ssh://ann:s3cret@host/x.git",
+        "url='https://ann:12345s3cret@host:80'",
+    ],
+)
+def test_a_password_of_an_address_is_removed_from_other_text(text):
+    assert "cret" not in redact(text) and "host" in redact(text)
+    with pytest.raises(ConfigError, match="data.url holds a secret"):
+        refuse_secret("data.url", text)
+
+
+def test_an_image_of_a_registry_with_a_port_is_not_a_password():
+    image = "docker://registry.example:5000/lacuna@sha256:0123"
+    assert redact(image) == image
+    refuse_secret("cluster.image", image)
 
 
 def test_a_server_that_is_not_there_is_named_in_one_line(monkeypatch):
@@ -123,7 +180,7 @@ def test_a_file_that_is_no_database_is_named(tmp_path):
 def test_a_place_where_no_database_can_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("no folder")
     uri = client.tracking_uri(str(tmp_path / "file"))
-    with pytest.raises(errors.ServerError, match=r"file/mlflow.db cannot be made \(.*\): check"):
+    with pytest.raises(errors.ServerError, match=r"file/mlflow.db cannot be created \(.*\): check"):
         client.connect(uri)
 
 
@@ -152,7 +209,7 @@ def hook(event, args):
             raise OSError("the network is closed")
 sys.addaudithook(hook)
 import numpy as np
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 with Tracker({str(tmp_path / "runs" / "r")!r}, experiment="e", run_name="r") as run:
     run.start({{"a": 1}}, {{}}, ("set", "/data", "0" * 64))
     run.metrics({{"g/l1": 1.0}}, 1)
@@ -170,14 +227,14 @@ print(json.dumps({{"asked": asked, "client": get_telemetry_client() is not None}
     assert not list(tmp_path.rglob("telemetry.json"))
 
 
-MOUNTS = """\
-24 1 259:2 / / rw,relatime shared:1 - ext4 /dev/nvme0n1p2 rw
-51 24 0:45 / /home rw,relatime shared:27 - nfs4 filer:/export/home rw,vers=4.2,hard
-52 24 0:46 / /home/ann/my\\040runs rw shared:28 master:3 - lustre mds@tcp:/scratch rw
-53 51 0:47 / /home/local rw,relatime shared:29 - xfs /dev/sdb1 rw
-54 24 0:48 / /tmp rw - overlay overlay rw
-55 24 0:49 / /tmp rw - tmpfs tmpfs rw
-"""
+MOUNTS = [
+    ("/", "ext4"),
+    ("/home", "nfs4"),
+    ("/home/ann/my runs", "lustre"),
+    ("/home/local", "xfs"),
+    ("/tmp", "overlay"),
+    ("/tmp", "tmpfs"),
+]
 
 
 @pytest.mark.parametrize(
@@ -190,17 +247,18 @@ MOUNTS = """\
         ("/tmp/mlflow.db", "tmpfs"),
     ],
 )
-def test_the_disk_under_a_store_is_the_one_mounted_last_and_nearest(tmp_path, path, kind):
-    """The table as proc(5) describes it; a path that is not there has no link to follow."""
-    (tmp_path / "mountinfo").write_text(MOUNTS)
-    assert disk_of(Path(path), tmp_path / "mountinfo") == kind
+def test_the_disk_of_a_path_is_the_last_mount_at_its_nearest_mount_point(monkeypatch, path, kind):
+    mounts = [SimpleNamespace(mountpoint=point, fstype=fstype) for point, fstype in MOUNTS]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: mounts)
+    assert disk_of(Path(path)) == kind
 
 
 def test_the_disk_is_the_one_that_stat_names(tmp_path):
-    told = subprocess.run(["findmnt", "-no", "FSTYPE", "-T", tmp_path], capture_output=True)
-    if told.returncode:
+    if shutil.which("findmnt") is None:
         pytest.skip("findmnt is not installed")
-    assert disk_of(tmp_path / "mlflow.db") == told.stdout.decode().splitlines()[-1].strip()
+    for folder in (tmp_path, Path("/proc/self"), Path("/etc/hosts")):  # in a container a bind mount
+        done = subprocess.run(["findmnt", "-no", "FSTYPE", "-T", folder], capture_output=True)
+        assert disk_of(folder) == done.stdout.decode().splitlines()[-1].strip()
 
 
 def test_a_store_on_a_network_disk_is_warned_of_once(tmp_path, monkeypatch, capsys):

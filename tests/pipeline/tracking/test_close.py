@@ -23,7 +23,7 @@ from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parents[3]
 HOLD = (
-    "import sys, time; from pipeline.runs.identity import folder_at, held\n"
+    "import sys, time; from pipeline.runs.folder import folder_at, held\n"
     "with held(folder_at(sys.argv[1])):\n"
     "    print('held', flush=True)\n"
     "    time.sleep(60)\n"
@@ -133,7 +133,7 @@ def test_a_run_whose_process_is_gone_is_closed_and_one_that_is_held_never(root, 
         holders[0].kill()
         holders[0].wait()
         assert close(root) == {"gone": "KILLED"}
-        assert told(root)["gone"] == ("KILLED", "its processes are gone, and said nothing")
+        assert told(root)["gone"] == ("KILLED", "its processes are gone and recorded no end")
         left = {name: told(root)[name][0] for name in ("held", "elsewhere", "waits")}
         assert left == {"held": "RUNNING", "elsewhere": "RUNNING", "waits": "SCHEDULED"}
     finally:
@@ -172,7 +172,7 @@ def test_a_job_that_cannot_be_asked_about_is_left_alone(root, made, monkeypatch,
         cluster={"scheduler": "slurm"}, submitted=""))  # fmt: skip
     monkeypatch.setenv("PATH", str(tmp_path))  # no scontrol
     assert close(root) == {}
-    assert "unknown is left as it is: scontrol is not on the PATH" in capsys.readouterr().err
+    assert "unknown is not closed: scontrol is not on the PATH" in capsys.readouterr().err
 
 
 @pytest.mark.slow

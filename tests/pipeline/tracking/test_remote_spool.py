@@ -30,7 +30,7 @@ import sys
 import numpy as np
 from pipeline import lease
 from pipeline.identity import folder_at, held
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 lease.BEAT = 0.2
 run = sys.argv[1]
 with held(folder_at(run)):

@@ -60,7 +60,8 @@ def test_a_metric_that_no_run_has_is_answered_with_the_nearest(root):
     with pytest.raises(ValueError, match="no run at sqlite:.* the metric 'val/pnsr'.*val/psnr"):
         do(root, best="val/pnsr")
     with pytest.raises(
-        ValueError, match="filter=psnr is large is not .*: write for example"
+        ValueError,
+        match="filter=psnr is large is not a valid MLflow filter .*: expected, for example",
     ) as told:
         do(root, filter="psnr is large")
     assert "\n" not in str(told.value)
@@ -137,7 +138,7 @@ def test_prune_deletes_nothing_where_what_would_stay_is_torn(root):
     age(run, 40 * DAY)
     told = do(root, "prune", delete=True)
     assert told["deleted"] == [] and len(told["refused"]) == 2
-    assert "000000004000, which would stay, is torn" in told["refused"][0]["reason"]
+    assert "000000004000, which would be kept, is corrupt" in told["refused"][0]["reason"]
     assert left(run) == [1000, 2000, 3000, 4000]
 
 
