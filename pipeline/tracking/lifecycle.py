@@ -109,7 +109,7 @@ def _created(client: Any, experiment: str, run: str, parent: str | None) -> str:
     # An existing one was created by a submission that failed later, or never got the answer.
     if existing := client.search_runs([experiment], same, max_results=1):
         return str(existing[0].info.run_id)
-    tags = {"mlflow.runName": run.rstrip("/").rpartition("/")[2], "job.state": "queued"}
+    tags = {"mlflow.runName": store.name(run), "job.state": "queued"}
     tags |= {ANNOUNCED: uid, **({PARENT: parent} if parent else {})}
     return str(client.create_run(experiment, tags=tags).info.run_id)
 
@@ -136,7 +136,7 @@ def record(run: str, values: Mapping[str, float], step: int, files: Iterable[str
     spool.append("metrics", values=finite, step=step)
     for url in files:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            copy = Path(scratch, url.rsplit("/", 1)[-1])
+            copy = Path(scratch, store.name(url))
             copy.write_bytes(store.read(url))
             if kept := spool.keep_file(copy):
                 spool.append("artifact", folder="evaluation", files=[kept])
