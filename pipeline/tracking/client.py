@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+from pipeline.common.console import say
 from pipeline.runs.run_json import read_run_json
 from pipeline.tracking.errors import HIDDEN, ServerError, display_uri, explained
 from shards import store
@@ -242,10 +243,9 @@ def warn_of_network(path: Path) -> None:
     """Warn once, on stderr, about a sqlite file on a network disk."""
     kind = disk_of(path)
     if kind.startswith(NETWORK):
-        print(
+        say(
             f"tracking: {path} is on {kind}, where sqlite breaks under several jobs: set "
-            "MLFLOW_TRACKING_URI to a server (jobs/deploy/server), or root= to a disk of this node",
-            file=sys.stderr,
+            "MLFLOW_TRACKING_URI to a server (jobs/deploy/server), or root= to a disk of this node"
         )
 
 

@@ -7,13 +7,13 @@ again, or has an unknown state.
 from __future__ import annotations
 
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from jobs.spec import JobState
+from pipeline.common.console import say
 from pipeline.common.secrets import redact
 from pipeline.config.schema import RunsConfig
 from pipeline.runs import job_record
@@ -59,7 +59,7 @@ def dead(client: Any, config: RunsConfig) -> list[Dead]:
             try:
                 verdict = _verdict(run, known.get(run.info.run_id), limit)
             except (OSError, ValueError) as error:  # a scheduler or a bucket that does not answer
-                print(f"{run.info.run_name} is not closed: {error}", file=sys.stderr)
+                say(f"{run.info.run_name} is not closed: {error}")
                 continue
             over += [Dead(run, *verdict)] if verdict else []
     return over

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from jobs.spec import SECRET_NAME
+from pipeline.common.errors import one_line
 from pipeline.common.secrets import redact
 from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.tracking import errors
@@ -81,7 +82,7 @@ class Delivery:
         except Exception as error:
             if not self._is_permanent(error):
                 raise
-            self.unsent.reject(event, " ".join(str(error).split())[:500])
+            self.unsent.reject(event, one_line(error)[:500])
             self.rejected += 1
             self.unsent.advance(event.after)
             return

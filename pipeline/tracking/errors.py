@@ -20,7 +20,7 @@ class ServerError(ValueError):
 
 
 def display_uri(uri: str) -> str:
-    """The URI without user, password, query and fragment; HIDDEN where those cannot be told apart.
+    """Return the URI without user, password, query and fragment; HIDDEN where it is malformed.
 
     `http://bob:pass/word@host`, with a "/" that is not written %2F, is such a URI.
     """
@@ -44,10 +44,11 @@ def explained(uri: str) -> Iterator[None]:
 def explain(error: BaseException, uri: str) -> str:
     """Return one line for any error that occurred while `uri` was used."""
     text, where = str(error), display_uri(uri)
+    line = " ".join(text.split())
     if isinstance(error, ServerError):
         return text
     if not _is_foreign(error):
-        return f"{type(error).__name__}: {' '.join(text.split())}"
+        return f"{type(error).__name__}: {line}"
     code = getattr(error, "error_code", "")
     user = os.environ.get("MLFLOW_TRACKING_USERNAME", "no user name")
     if "out-of-date database schema" in text or "Can't locate revision" in text:
@@ -75,7 +76,7 @@ def explain(error: BaseException, uri: str) -> str:
         return f"{where} cannot be written: check the folder's permissions, or set root="
     if "file is not a database" in text or "already exists" in text and "table" in text:
         return f"{where} is damaged: move it away; `sync` sends what the runs still hold"
-    return f"{where}: {' '.join(text.split())[:300]}"
+    return f"{where}: {line[:300]}"
 
 
 def _missing(text: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.console import table
 from pipeline.config.schema import RunsConfig
 from pipeline.runs.folder import folders
 from pipeline.runs.run_json import read_run_json
@@ -195,9 +196,7 @@ def show(result: dict[str, Any]) -> str:
         return "no runs"
     last = [c for c in ("total_mb", "link") if c in rows[0]]  # the link contains the run's id
     columns = [c for c in rows[0] if c not in (*last, "run_id")] + last
-    table = [columns, *([_cell(row[c]) for c in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in table]
+    lines = table([columns, *([_cell(row[c]) for c in columns] for row in rows)])
     if result.get("uri", "").startswith("sqlite"):
         lines.append(f"to follow the links: {ui_command(result['uri'])}")
     return "\n".join(lines)

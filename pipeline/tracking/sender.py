@@ -1,11 +1,11 @@
 """Send the events of a spool to MLflow: during training in a thread, otherwise by `sync`."""
 
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.common import secrets
+from pipeline.common import console
+from pipeline.common.secrets import redact
 from pipeline.tracking import errors
 from pipeline.tracking.client import connect
 from pipeline.tracking.delivery import Delivery, RunDeleted
@@ -92,4 +92,4 @@ class Sender:
 
 def say(line: str) -> None:
     """Print a line of tracking on stderr."""
-    print(f"tracking: {secrets.redact(line)}", file=sys.stderr, flush=True)
+    console.say(f"tracking: {redact(line)}")

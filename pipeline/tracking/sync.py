@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.locks import Taken, leased
+from pipeline.common.signals import handled
 from pipeline.config.schema import SyncConfig
 from pipeline.tracking import client, errors
 from pipeline.tracking.remote_spool import (
@@ -43,10 +44,9 @@ def main(config: SyncConfig) -> dict[str, Any]:
             raise errors.ServerError(f"{result['left']} events not sent: {'; '.join(problems)}")
         return result
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    while not stop.wait(PAUSE[store.is_local(config.dir)] if senders else 0.5):
-        _round(_senders(config.dir, senders))
+    with handled((signal.SIGTERM, signal.SIGINT), lambda *_: stop.set()):
+        while not stop.wait(PAUSE[store.is_local(config.dir)] if senders else 0.5):
+            _round(_senders(config.dir, senders))
     return _summary(list(senders.values()))
 
 
@@ -91,9 +91,9 @@ def _remote(where: str) -> list[tuple[str, Path]]:
     """Return runs in a bucket that have a spool, and local spools of their evaluations."""
     names = store.names(where)
     runs = [where] if "spool" in names else [store.join(where, name) for name in names]
-    found = [(run, spool_folder(run)) for run in runs if "spool" in store.names(run)]
+    spools = [(run, spool_folder(run)) for run in runs if "spool" in store.names(run)]
     scored = [(run, spool_folder(store.join(run, EVALUATION))) for run in runs]
-    return found + [(run, folder) for run, folder in scored if folder.is_dir()]
+    return spools + [(run, folder) for run, folder in scored if folder.is_dir()]
 
 
 def _round(senders: list[Sender]) -> list[str]:

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.common import secrets
+from pipeline.common.errors import one_line
+from pipeline.common.secrets import redact
 from pipeline.runs.job_record import cancelled
 from pipeline.tracking import errors, provenance
 from pipeline.tracking.client import connect, no_retries, ping, uri_for
@@ -202,7 +203,7 @@ class Tracker:
         elif isinstance(error, SystemExit) and error.code == 75:
             self.finish("KILLED" if cancelled(self.run) else "REQUEUED", wait=10)
         else:
-            self.tag("job.error", secrets.redact(" ".join(str(error).split()) or kind.__name__))
+            self.tag("job.error", redact(one_line(error)))
             self.finish("KILLED" if kind is KeyboardInterrupt else "FAILED", wait=10)
 
     # --- state -----------------------------------------------------------------------------------
@@ -271,8 +272,8 @@ class Tracker:
             try:
                 push_spool(self.run, self.folder, self._drains)
             except Exception as error:  # the next checkpoint retries; training must not fail here
-                problem = " ".join(str(error).split())
-                say(f"the spool could not be copied to {store.display(self.run)}: {problem}")
+                where = store.display(self.run)
+                say(f"the spool could not be copied to {where}: {one_line(error)}")
 
     def _watch_machine(self) -> None:
         while True:

@@ -17,6 +17,7 @@ import pytest
 
 from pipeline.common.errors import ConfigError
 from pipeline.common.secrets import redact, refuse_secret
+from pipeline.runs.run_json import update_run_json
 from pipeline.tracking import client, errors
 from pipeline.tracking.client import disk_of
 from pipeline.tracking.tracker import Tracker
@@ -46,12 +47,12 @@ print(client.create_run(experiment).info.run_id)
         subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, stderr=-1, text=True)
         for _ in range(4)
     ]
-    told = [child.communicate("x", timeout=120) for child in children]
+    outputs = [child.communicate("x", timeout=120) for child in children]
 
-    assert [child.returncode for child in children] == [0] * 4, told
+    assert [child.returncode for child in children] == [0] * 4, outputs
     uri = client.tracking_uri(str(tmp_path))
-    found = client.connect(uri).get_experiment_by_name("shared")
-    assert len(client.connect(uri).search_runs([found.experiment_id])) == 4
+    experiment = client.connect(uri).get_experiment_by_name("shared")
+    assert len(client.connect(uri).search_runs([experiment.experiment_id])) == 4
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,15 @@ def test_a_password_is_never_shown_however_malformed_the_address_is(monkeypatch,
             assert part not in str(caught.value)
 
 
+def test_a_run_that_was_moved_with_its_store_is_found_at_its_new_place(tmp_path, blank_store):
+    run = tmp_path / "new" / "run"
+    update_run_json(str(run), mlflow_uri=f"sqlite:///{tmp_path}/old/mlflow.db")
+    shutil.copy(blank_store, tmp_path / "new" / "mlflow.db")
+    assert client.uri_for(str(run)) == f"sqlite:///{tmp_path}/new/mlflow.db"
+    shutil.copytree(tmp_path / "new", tmp_path / "old")
+    assert client.uri_for(str(run)) == f"sqlite:///{tmp_path}/old/mlflow.db"
+
+
 def test_a_password_in_the_address_is_used_but_never_shown(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")
@@ -124,7 +134,7 @@ def test_an_image_of_a_registry_with_a_port_is_not_a_password():
     refuse_secret("cluster.image", image)
 
 
-def test_a_server_that_is_not_there_is_named_in_one_line(monkeypatch):
+def test_an_unreachable_server_is_named_in_one_line(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(errors.ServerError) as caught:
         client.ping(client.connect("http://127.0.0.1:9"), "http://127.0.0.1:9")
@@ -132,7 +142,7 @@ def test_a_server_that_is_not_there_is_named_in_one_line(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_a_server_of_something_else_is_told_apart():
+def test_a_server_that_is_not_mlflow_is_named():
     class Page(BaseHTTPRequestHandler):
         def do_GET(self):
             body = b"<html>welcome</html>"
@@ -170,14 +180,14 @@ def test_a_store_of_an_older_or_newer_mlflow_is_named_with_the_command(
     assert done.stderr.count("\n") == 1 and "mlflow db upgrade sqlite:///" in done.stderr
 
 
-def test_a_file_that_is_no_database_is_named(tmp_path):
+def test_a_file_that_is_not_a_database_is_named(tmp_path):
     (tmp_path / "mlflow.db").write_text("not a database at all" * 100)
     uri = client.tracking_uri(str(tmp_path))
     with pytest.raises(errors.ServerError, match="mlflow.db is damaged"):
         client.ping(client.connect(uri), uri)
 
 
-def test_a_place_where_no_database_can_be_made_is_named(tmp_path):
+def test_a_folder_where_no_database_can_be_created_is_named(tmp_path):
     (tmp_path / "file").write_text("no folder")
     uri = client.tracking_uri(str(tmp_path / "file"))
     with pytest.raises(errors.ServerError, match=r"file/mlflow.db cannot be created \(.*\): check"):
@@ -267,9 +277,9 @@ def test_a_store_on_a_network_disk_is_warned_of_once(tmp_path, monkeypatch, caps
     uri = client.tracking_uri(str(tmp_path))
     for _ in range(2):
         client.connect(uri)
-    told = capsys.readouterr().err
-    assert told.count("sqlite breaks under several jobs: set MLFLOW_TRACKING_URI") == 1
-    assert str(tmp_path / "mlflow.db") in told
+    output = capsys.readouterr().err
+    assert output.count("sqlite breaks under several jobs: set MLFLOW_TRACKING_URI") == 1
+    assert str(tmp_path / "mlflow.db") in output
 
 
 @pytest.mark.parametrize(
@@ -289,5 +299,5 @@ def test_a_403_names_the_permission_that_the_endpoint_needs(endpoint, words):
         f"API request to endpoint /api/{endpoint} failed with error code 403 != 200. "
         "Response body: 'Permission denied'"
     )
-    told = errors.explain(MlflowException(text), "http://mlflow.example")
-    assert words in told and endpoint.rsplit("/", 1)[-1] in told
+    line = errors.explain(MlflowException(text), "http://mlflow.example")
+    assert words in line and endpoint.rsplit("/", 1)[-1] in line
