@@ -181,13 +181,12 @@ class Delivery:
 
         metrics, tags = [], {}
         for event in events:
+            values = event.fields["values"]
             if event.kind == "tags":
-                tags.update(event.fields["values"])
+                tags.update(values)
             else:
-                metrics += [
-                    Metric(key, value, event.time_ms, event.fields["step"])
-                    for key, value in event.fields["values"].items()
-                ]
+                time_ms, step = event.time_ms, event.fields["step"]
+                metrics += [Metric(k, v, time_ms, step) for k, v in values.items()]
         tags[HEARTBEAT] = str(events[-1].time_ms)
         if metrics:
             tags["lacuna.images_seen"] = str(max(metric.step for metric in metrics))

@@ -34,11 +34,10 @@ def find_version(client: Any, uri: str) -> Any:
         number = aliases[alias]
     if number in (None, "latest"):
         return every[-1]
-    for version in every:
-        if int(version.version) == int(number):
-            return version
-    known = ", ".join(str(v.version) for v in every)
-    raise ValueError(f"{name} has no version {number} at {where}; it has {known}")
+    numbered = {str(version.version): version for version in every}
+    if str(number) not in numbered:
+        raise ValueError(f"{name} has no version {number} at {where}; it has {', '.join(numbered)}")
+    return numbered[str(number)]
 
 
 def versions(client: Any, name: str) -> list[Any]:

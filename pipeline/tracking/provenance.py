@@ -147,17 +147,13 @@ def system_metrics(node: str = "0", folder: str = ".") -> dict[str, float]:
     """Sample this machine under `system/<node>/`: CPU %, memory, disk, network, GPUs."""
     import psutil
 
-    memory, disk, network = (
-        psutil.virtual_memory(),
-        psutil.disk_usage(folder),
-        psutil.net_io_counters(),
-    )
+    memory, network = psutil.virtual_memory(), psutil.net_io_counters()
     sample = {
         "cpu_percent": psutil.cpu_percent(),
         "memory_gb": memory.used / 2**30,
         "memory_percent": memory.percent,
         "process_rss_gb": psutil.Process().memory_info().rss / 2**30,
-        "disk_percent": disk.percent,
+        "disk_percent": psutil.disk_usage(folder).percent,
         "net_received_gb": network.bytes_recv / 2**30,
         "net_sent_gb": network.bytes_sent / 2**30,
     }

@@ -36,11 +36,9 @@ def main(config: RunsConfig) -> dict[str, Any]:
 
 def dry_run(config: RunsConfig) -> str:
     if config.action == "prune":
-        doomed = prune(replace(config, delete=False))["would_delete"]
+        rows = prune(replace(config, delete=False))["would_delete"]
         would = "delete" if config.delete else "list, and with delete=true delete,"
-        return f"would {would} {len(doomed)} checkpoints: " + " ".join(
-            d["checkpoint"] for d in doomed
-        )
+        return f"would {would} {len(rows)} checkpoints: {' '.join(r['checkpoint'] for r in rows)}"
     if config.action != "close":
         return "changes nothing"
     uri = tracking_uri(config.root)
@@ -77,12 +75,11 @@ def listed(client: Any, uri: str, config: RunsConfig) -> list[dict[str, Any]]:
 
 def usage(root: str) -> list[dict[str, Any]]:
     """Return the megabytes of each run below `root` by kind of file, largest run first."""
-    rows = []
+    parts = ("checkpoints", "samples", "spool", "evaluation", "logs")
+    rows: list[dict[str, Any]] = []
     for run in folders(root):
-        row: dict[str, Any] = {"run": str(run)}
-        for part in ("checkpoints", "samples", "spool", "evaluation", "logs"):
-            row[f"{part}_mb"] = round(_bytes(run / part) / 1e6, 1)
-        rows.append({**row, "total_mb": round(_bytes(run) / 1e6, 1)})
+        sizes = {f"{part}_mb": round(_bytes(run / part) / 1e6, 1) for part in parts}
+        rows.append({"run": str(run), **sizes, "total_mb": round(_bytes(run) / 1e6, 1)})
     return sorted(rows, key=lambda row: -row["total_mb"])
 
 
@@ -98,32 +95,31 @@ def prune(config: RunsConfig) -> dict[str, Any]:
     keep = {word.strip() for word in config.keep.split(",") if word.strip()}
     if not keep <= {"best", "last"} or not keep:
         raise ValueError(f"keep={config.keep} is not allowed: expected best, last or best,last")
-    doomed, refused = [], []
+    deleted, refused = [], []
     for run in folders(config.root):
         every = checkpoints.list_checkpoints(str(run))
         if not every or time.time() - _newest(run / "checkpoints") < age:
             continue
-        spared = {checkpoints.find(str(run), which).images_seen for which in keep}
-        pinned = set(read_run_json(str(run)).get("pinned", []))
-        kept = [each for each in every if each.images_seen in spared]
+        kept_images = {checkpoints.find(str(run), which).images_seen for which in keep}
+        used = set(read_run_json(str(run)).get("pinned", []))
+        kept = [each for each in every if each.images_seen in kept_images]
         corrupt = [
             each for each in kept if len(every) > len(kept) and not checkpoints.is_whole(each)
         ]
         for each in every:
-            if each.images_seen in spared:
+            if each.images_seen in kept_images:
                 continue
             row = {"checkpoint": each.url, "mb": round(_bytes(store.local(each.url)) / 1e6, 1)}
-            if each.images_seen in pinned:
+            if each.images_seen in used:
                 refused.append(row | {"reason": "an evaluation or the registry uses it"})
-                continue
-            if corrupt:
+            elif corrupt:
                 reason = f"{corrupt[0].name}, which would be kept, is corrupt"
                 refused.append(row | {"reason": reason})
-                continue
-            doomed.append(row)
-            if config.delete:
-                _remove(each.url)
-    return {"deleted" if config.delete else "would_delete": doomed, "refused": refused}
+            else:
+                deleted.append(row)
+                if config.delete:
+                    _remove(each.url)
+    return {"deleted" if config.delete else "would_delete": deleted, "refused": refused}
 
 
 # --- step by step ---------------------------------------------------------------------------------

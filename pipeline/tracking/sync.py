@@ -134,19 +134,12 @@ def _send(sender: Sender) -> bool:
 
 
 def _summary(senders: list[Sender]) -> dict[str, Any]:
-    runs = [
-        {
-            "run": store.display(sender.run),
-            "sent": sender.sent,
-            "left": Unsent(sender.folder).count(),
-            "rejected": sender.rejected,
-        }
-        for sender in senders
-    ]
-    return {
-        **{key: sum(run[key] for run in runs) for key in ("sent", "left", "rejected")},
-        "runs": runs,
-    }
+    runs: list[dict[str, Any]] = []
+    for each in senders:
+        numbers = {"sent": each.sent, "left": Unsent(each.folder).count()}
+        runs.append({"run": store.display(each.run), **numbers, "rejected": each.rejected})
+    totals = {key: sum(run[key] for run in runs) for key in ("sent", "left", "rejected")}
+    return {**totals, "runs": runs}
 
 
 def show(result: dict[str, Any]) -> str:
