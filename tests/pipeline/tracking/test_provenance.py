@@ -21,9 +21,9 @@ def test_the_first_process_of_every_other_node_samples_its_machine(monkeypatch, 
 
 
 def test_a_job_is_named_by_what_its_scheduler_set(monkeypatch):
-    variables = {"SLURM_JOB_ID": "4711", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "2",
-                 "POD_NAME": "train-0", "POD_NAMESPACE": "vision", "NODE_NAME": "node17"}  # fmt: skip
-    for name, value in variables.items():
+    names = {"SLURM_JOB_ID": "4711", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "2",
+             "POD_NAME": "train-0", "POD_NAMESPACE": "vision", "NODE_NAME": "node17"}  # fmt: skip
+    for name, value in names.items():
         monkeypatch.setenv(name, value)
     tags, files = provenance.environment()
     names = ("slurm.job_id", "slurm.array_task_id", "slurm.restart_count", "pod.name")
