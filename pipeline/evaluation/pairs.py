@@ -21,7 +21,7 @@ from pipeline.common import console
 from pipeline.config.groups import VALIDATED
 from pipeline.config.schema import EvaluateConfig, TrainConfig
 from shards import store
-from shards.decode import Crop, Scratch, into
+from shards.decode import Crop, Scratch, decode_crop
 from shards.manifest import Manifest, open_manifest
 from shards.masks import BUCKETS, center, irregular, square
 from shards.samples import ImageRecord, payload, samples
@@ -63,7 +63,7 @@ class Pairs:
         crop, scratch = Crop(self.size, "center", self.resize_short), Scratch()
         for pair, out in zip(chosen, images):
             try:
-                into(payload(pair.image), crop, 0, out, scratch)
+                decode_crop(payload(pair.image), crop, 0, out, scratch)
             except ValueError as error:
                 raise ValueError(f"image {pair.image.key}: {error}") from error
         masks = np.stack([self._mask(pair) for pair in chosen])
