@@ -76,9 +76,9 @@ def git(checkout: Path = CHECKOUT) -> tuple[str | None, str]:
     if "LACUNA_COMMIT" in os.environ:  # git would find a checkout that lies around the snapshot
         return commit(checkout), redact(_recorded(os.environ.get("LACUNA_DIFF")))
     try:
-        with vcs.apart(checkout) as own:
+        with vcs.temporary_repository(checkout) as own:
             diff = vcs.diff(checkout, vcs.commit(checkout), vcs.tree(checkout, own, []), own)
-        new = vcs.unknown(checkout)
+        new = vcs.untracked(checkout)
     except (OSError, subprocess.SubprocessError):
         return commit(checkout), ""
     untracked = "".join(f"# untracked: {name}\n" for name in new[:200])
