@@ -20,6 +20,6 @@ def follows(line: str) -> bool:
 
 
 def cause(lines: Iterable[tuple[float, str]]) -> str | None:
-    """Return from (time, line) the earliest cause, or the earliest line if there is no cause."""
+    """Return from (time, line) the earliest cause, or without a cause the earliest line."""
     ordered = sorted((follows(line), when, line) for when, line in lines)
     return ordered[0][2] if ordered else None

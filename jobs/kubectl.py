@@ -190,7 +190,7 @@ def _status_and_pods(number: str, cluster: Cluster, run: str | None) -> tuple[St
 
 
 def _held(name: str, stage: str, cluster: Cluster) -> str:
-    """Return why there is no pod: Kueue's reason, or the refusal of the pods."""
+    """Return the reason for missing pods: Kueue's reason, or the refusal of the pods."""
     workloads = _items(cluster, "workloads.kueue.x-k8s.io") if cluster.queue else []
     events = _items(cluster, "events", "--field-selector", "reason=FailedCreate")
     return queued(workloads, name) or refused(events, f"{name}-{stage}" if stage else name)

@@ -258,7 +258,9 @@ def test_a_stage_waits_for_as_many_others_as_a_jobset_allows():
         return yaml.safe_load(scheduler.render(stages).text)["spec"]["replicatedJobs"][-1]
 
     assert [d["name"] for d in chain(5)["dependsOn"]] == [f"train-{i}" for i in range(5)]
-    with pytest.raises(SubmitError, match="waits for 5 others at most, and 6 come before `train`"):
+    with pytest.raises(
+        SubmitError, match="`train` would wait for 6 Jobs, and JobSet allows at most 5"
+    ):
         chain(6)
 
 

@@ -27,7 +27,11 @@ def line(state, reason="None", code=0, job=7, restarts=0, nodes="n[1-2]"):
     [
         (line("PENDING", "Resources"), "QUEUED", "Resources: waits for free nodes"),
         (line("PENDING", "Licenses"), "QUEUED", "Licenses"),
-        (line("PENDING", "BeginTime", restarts=2), "QUEUED", "BeginTime: it may not start yet"),
+        (
+            line("PENDING", "BeginTime", restarts=2),
+            "QUEUED",
+            "BeginTime: not before its start time",
+        ),
         (line("RUNNING"), "RUNNING", "on n[1-2]"),
         (line("COMPLETED"), "SUCCEEDED", ""),
         (line("FAILED", "NonZeroExitCode", 78), "FAILED", "configuration error"),
@@ -39,7 +43,7 @@ def line(state, reason="None", code=0, job=7, restarts=0, nodes="n[1-2]"):
         (line("STOPPED"), "RUNNING", "on n[1-2]"),
         (line("RESV_DEL_HOLD", "ReservationDeleted"), "QUEUED", "ReservationDeleted"),
         (line("TIMEOUT", "TimeLimit"), "INTERRUPTED", "raise cluster.lead_seconds"),
-        (line("NODE_FAIL"), "INTERRUPTED", "a node was lost"),
+        (line("NODE_FAIL"), "INTERRUPTED", "a node failed"),
         (line("PREEMPTED"), "INTERRUPTED", "preempted"),
         (line("OUT_OF_MEMORY", code=1), "FAILED", "raise cluster.memory_gb"),
         (line("SOMETHING_NEW"), "UNKNOWN", ""),
@@ -123,7 +127,7 @@ def test_a_script_that_was_killed_says_so_and_not_where_it_ran():
 
 
 def test_a_job_whose_output_no_node_could_open_says_where_it_was_to_be():
-    message = "a node cannot open /r/a/logs: is the folder on a shared disk?"
+    message = "a node cannot open /r/a/logs: check that the folder is on a shared disk"
     text = line("FAILED", "JobLaunchFailure").replace("ExitCode=0:0", "ExitCode=0:53")
     assert from_scontrol(text, {"7": "QUEUED"}, "/r/a/logs").reason == message
     assert from_sacct("7|FAILED|0:53\n", {"7": "QUEUED"}, "/r/a/logs").reason == message
@@ -376,7 +380,7 @@ def test_each_stage_of_a_chain_is_known_by_its_own_run_and_cancelled_by_nobody_e
         found = kubectl.status(mine, cluster, "s3://bucket/mine")
         assert found.state is JobState.UNKNOWN
         assert found.reason == f"{number} now belongs to {stage.job.run}"
-        with pytest.raises(SubmitError, match=f"but of {stage.job.run}"):
+        with pytest.raises(SubmitError, match=f"belongs to {stage.job.run}"):
             kubectl.cancel(mine, cluster, "s3://bucket/mine")
     assert "delete" not in (tmp_path / "asked").read_text()
     kubectl.cancel(f"{number}#shard", cluster, stages[0].job.run)
