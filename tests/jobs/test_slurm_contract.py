@@ -171,7 +171,7 @@ def test_a_node_that_cannot_open_the_logs_is_what_status_says(slurm, job):
     logs.touch()  # nor can slurmd make the folder
     slurm.run("scontrol", "release", number)
     found = ended(number, made)
-    message = f"a node cannot open {logs}: is the folder on a shared disk?"
+    message = f"a node cannot open {logs}: check that the folder is on a shared disk"
     assert (found.state, found.reason, found.restarts) == (JobState.FAILED, message, 0)
 
 
@@ -301,7 +301,7 @@ def test_a_waiting_job_says_why(slurm, job):
     made = job("big", "steps=1")
     number = submit(made, replace(SMALL, sbatch={"begin": "now+1hour"}))
     found = slurm_status.status(number, made.folder)
-    assert found.state is JobState.QUEUED and found.reason.startswith("BeginTime: it may not start")
+    assert found.state is JobState.QUEUED and found.reason.startswith("BeginTime: not before")
     backend.cancel(number)
     assert ended(number, made).state is JobState.CANCELLED
 
