@@ -1,1 +1,1 @@
-"""Putting a command on machines: what to run, SLURM, Kubernetes, this host, the code it runs."""
+"""Run a command on SLURM, Kubernetes or this machine, with a snapshot of the code."""

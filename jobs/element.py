@@ -1,7 +1,7 @@
-"""`python -m jobs.element JSON COMMAND…`: the command with the arguments of this pod's element.
+"""Run a command with the arguments of this pod's element: `python -m jobs.element JSON COMMAND…`.
 
-JSON lists each element's arguments; JOB_COMPLETION_INDEX says which is ours. The command replaces
-this process, so that signals reach it.
+JSON lists the arguments of each element; JOB_COMPLETION_INDEX is this pod's index. The command
+replaces this process, so that signals reach it.
 """
 
 import json
@@ -10,10 +10,10 @@ import sys
 
 
 def chosen(argv: list[str], index: int) -> list[str]:
-    """The command line of element `index`."""
+    """Return the command line of element `index`."""
     elements = json.loads(argv[0])
     if not 0 <= index < len(elements):
-        raise SystemExit(78)
+        raise SystemExit(os.EX_CONFIG)
     return [*argv[1:], *elements[index]]
 
 

@@ -1,4 +1,4 @@
-"""What became of a Job or JobSet, from its object and its pods, in our states, with the reason."""
+"""Determine the state of a Job or JobSet, and the reason, from its object and pods."""
 
 from __future__ import annotations
 
@@ -10,60 +10,62 @@ from typing import Any
 
 from jobs.cause import follows
 from jobs.pod import INDEX, Object
-from jobs.spec import JobState, Status, explained, last_line, numbers
+from jobs.program import last_line
+from jobs.spec import JobState, Status, explained, numbers
 
 KILLED = (135, 137, 139)  # SIGBUS, SIGKILL, SIGSEGV
-# A pod that waits for one of these waits for ever, and only its own state says so.
-HOPELESS = {
+# Waiting reasons that do not end by themselves; only the pod's own state shows them.
+BLOCKED = {
     "CreateContainerConfigError": "a Secret or ConfigMap is missing",
     "ErrImagePull": "the image cannot be pulled",
     "ImagePullBackOff": "the image cannot be pulled",
-    "InvalidImageName": "cluster.image is no image name",
+    "InvalidImageName": "cluster.image is not a valid image name",
     "RunContainerError": "the command cannot be started",
-    "CreateContainerError": "the container cannot be made",
+    "CreateContainerError": "the container cannot be created",
 }
 
 ATTEMPT = "jobset.sigs.k8s.io/restart-attempt"
 
-# Evicted stays behind as False, with what once was, when a job is admitted again.
+# Conditions of a Kueue Workload that holds its job back. When the job is admitted again, Evicted
+# stays in the list as False.
 HELD = {"QuotaReserved": "False", "Admitted": "False", "Evicted": "True"}
 
 
 def judged(job: Object, pods: Sequence[Object]) -> Status:
-    """State of a Job or JobSet from its object and its pods, of an array each element's too."""
+    """Return the state of a Job or JobSet, for an array with the state of each element."""
     return replace(_judged(job, pods), elements=_elements(job, pods))
 
 
 def _elements(job: Object, pods: Sequence[Object]) -> dict[str, JobState]:
-    """By the controller's own lists; only of an array do elements fail alone."""
-    spec, said = job.get("spec", {}), job.get("status", {})
+    """Return the states of an array's elements; only in an array can one element fail alone."""
+    spec, status = job.get("spec", {}), job.get("status", {})
     if spec.get("completions", 1) == 1 or "maxFailedIndexes" in spec:
         return {}
     running = {_place(p)[1] for p in pods if p["status"].get("phase") == "Running"}
     known = dict.fromkeys(running, JobState.RUNNING)
-    known |= dict.fromkeys(numbers(said.get("completedIndexes", "")), JobState.SUCCEEDED)
-    known |= dict.fromkeys(numbers(said.get("failedIndexes", "")), JobState.FAILED)
+    known |= dict.fromkeys(numbers(status.get("completedIndexes", "")), JobState.SUCCEEDED)
+    known |= dict.fromkeys(numbers(status.get("failedIndexes", "")), JobState.FAILED)
     return {str(i): known.get(str(i), JobState.QUEUED) for i in range(spec["completions"])}
 
 
 def _judged(job: Object, pods: Sequence[Object]) -> Status:
     conditions = {c["type"]: c for c in job.get("status", {}).get("conditions", [])
                   if c["status"] == "True"}  # fmt: skip
-    attempts = job.get("status", {}).get("restarts", 0)  # of a JobSet as a whole
+    attempts = job.get("status", {}).get("restarts", 0)  # of a whole JobSet
     pods = [p for p in pods if _attempt(p) in (None, str(attempts))]
     ended = [p for p in pods if p["status"].get("phase") == "Failed"]
-    again = Counter(_place(p) for p in ended)
-    restarts = max(again.values(), default=0) + attempts
+    failures = Counter(_place(p) for p in ended)
+    restarts = max(failures.values(), default=0) + attempts
     if {"Complete", "Completed", "SuccessCriteriaMet"} & set(conditions):
         return Status(JobState.SUCCEEDED, "", restarts)
     for name in ("Failed", "FailureTarget"):
         if name in conditions:
             why = conditions[name].get("reason", "")
             last = {_place(p): p for p in sorted(ended, key=_finished)}
-            told = [_ending(p) for p in sorted(last.values(), key=_blame)]
-            reason = "; ".join(filter(None, [why, *told[:1]]))
+            causes = [_ending(p) for p in sorted(last.values(), key=_blame)]
+            reason = "; ".join(filter(None, [why, *causes[:1]]))
             return Status(JobState.FAILED, reason, restarts - bool(ended))
-    if job["metadata"].get("deletionTimestamp"):  # what had ended before has only had its time
+    if job["metadata"].get("deletionTimestamp"):  # a finished Job is deleted after its TTL, above
         return Status(JobState.CANCELLED, "being deleted", restarts)
     waits = [reason for pod in pods if (reason := _waiting(pod))]
     running = [p for p in pods if p["status"].get("phase") == "Running" and not _waiting(p)]
@@ -76,13 +78,13 @@ def _judged(job: Object, pods: Sequence[Object]) -> Status:
         )
     if waits:
         return Status(JobState.QUEUED, waits[0], restarts)
-    if any(p["status"].get("phase") == "Succeeded" for p in pods):  # its controller is to say so
-        return Status(JobState.RUNNING, "its last pods have ended", restarts)
-    return Status(JobState.QUEUED, "its pods are being made", restarts)
+    if any(p["status"].get("phase") == "Succeeded" for p in pods):  # not yet in conditions
+        return Status(JobState.RUNNING, "the last pods have ended", restarts)
+    return Status(JobState.QUEUED, "the pods are being created", restarts)
 
 
 def queued(workloads: Sequence[Object], name: str) -> str:
-    """Why Kueue holds the job back: the message of the first condition that is not met."""
+    """Return why Kueue holds the job back: the message of the first unmet condition."""
     for workload in workloads:
         owners = [o.get("name") for o in workload["metadata"].get("ownerReferences", [])]
         if name not in owners:
@@ -94,30 +96,29 @@ def queued(workloads: Sequence[Object], name: str) -> str:
 
 
 def refused(events: Sequence[Object], name: str) -> str:
-    """Why no pod is made of a Job, or of a JobSet's: a quota, a policy, a missing account.
+    """Return why the pods of a Job or JobSet are refused: a quota, a policy, a missing account.
 
-    No condition of either says so, only their events.
+    Only events tell; the objects have no condition for it.
     """
-    mine = [
+    own = [
         e for e in events
         if f"{e.get('involvedObject', {}).get('name', '')}-".startswith(f"{name}-")
     ]  # fmt: skip
-    if not mine:
+    if not own:
         return ""
-    last = max(mine, key=lambda e: str(e.get("lastTimestamp") or ""))
-    return f"its pods are refused: {' '.join(last.get('message', '').split())}"
+    last = max(own, key=lambda e: str(e.get("lastTimestamp") or ""))
+    return f"pods are refused: {' '.join(last.get('message', '').split())}"
 
 
 def _waiting(pod: Object) -> str:
+    """Return what the pod waits for; empty if it does not wait."""
     status = pod.get("status", {})
     for container in status.get("containerStatuses", []):
         waiting = container.get("state", {}).get("waiting") or {}
         reason = waiting.get("reason", "")
-        if reason in HOPELESS:
-            told = waiting.get("message", "")
-            return (
-                f"{pod['metadata']['name']}: {HOPELESS[reason]} ({reason}{': ' * bool(told)}{told})"
-            )
+        if reason in BLOCKED:
+            detail = ": ".join(filter(None, [reason, waiting.get("message", "")]))
+            return f"{pod['metadata']['name']}: {BLOCKED[reason]} ({detail})"
         if reason:
             return f"{pod['metadata']['name']}: {reason}"
     if status.get("phase") == "Pending":
@@ -129,6 +130,7 @@ def _waiting(pod: Object) -> str:
 
 
 def _ended(pod: Object) -> dict[str, Any]:
+    """Return the termination record of the pod's container; empty if there is none."""
     for container in pod["status"].get("containerStatuses", []):
         if done := container.get("state", {}).get("terminated"):
             return dict(done)
@@ -136,29 +138,27 @@ def _ended(pod: Object) -> dict[str, Any]:
 
 
 def _place(pod: Object) -> tuple[str, str]:
-    """Which of the job's pods it was, whatever its name: its Job and its number there."""
+    """Return the pod's Job and its index there, which its replacements share."""
     meta = pod["metadata"]
     return (meta.get("labels", {}).get("batch.kubernetes.io/job-name", ""),
             meta.get("annotations", {}).get(INDEX, ""))  # fmt: skip
 
 
 def _attempt(pod: Object) -> str | None:
-    """Of a JobSet that has started all of its pods again, which start this pod belongs to."""
+    """Return the JobSet's restart attempt that the pod belongs to; None outside a JobSet."""
     marks: dict[str, str] = pod["metadata"].get("labels", {})
     return marks.get(ATTEMPT)
 
 
 def _blame(pod: Object) -> tuple[int, str]:
-    """What was killed comes before what said why it failed, and that before what lost its peer.
-
-    What the Job controller itself ended is no cause.
-    """
+    """Return a sort key, likeliest cause first: killed pods, then pods with an error of their own,
+    then pods that lost a peer, then pods that the Job controller stopped."""
     done = _ended(pod)
     killed = done.get("reason") == "OOMKilled" or int(done.get("exitCode", 1)) in KILLED
     if pod["metadata"].get("deletionTimestamp"):
         return 3, _finished(pod)
-    told = last_line(done.get("message", ""))
-    return (0 if killed else 1 + follows(told)), _finished(pod)
+    message = last_line(done.get("message", ""))
+    return (0 if killed else 1 + follows(message)), _finished(pod)
 
 
 def _finished(pod: Object) -> str:
@@ -170,23 +170,23 @@ def _ending(pod: Object) -> str:
     if not done:
         return f"{pod['metadata']['name']}: {pod['status'].get('reason', 'failed')}"
     how = "out of memory: raise cluster.memory_gb" if done.get("reason") == "OOMKilled" else ""
-    told = last_line(done["message"]) if done.get("message", "").strip() else ""
-    parts = [how or explained(int(done.get("exitCode", 1))), told]
+    message = last_line(done["message"]) if done.get("message", "").strip() else ""
+    parts = [how or explained(int(done.get("exitCode", 1))), message]
     return f"{pod['metadata']['name']}: {', '.join(filter(None, parts))}"
 
 
 def judged_stage(jobset: Object, pods: Sequence[Object], stage: str) -> Status:
-    """State of one stage of a chain: the parts of the JobSet that are called so, and their pods."""
+    """Return the state of one stage of a chain, from the JobSet and the stage's pods."""
     whole = judged(jobset, pods)
     parts = {p["name"]: p["replicas"] for p in jobset["spec"]["replicatedJobs"]}
-    mine = [name for name in parts if re.fullmatch(rf"{stage}(-\d+)?", name)]
-    said = {s["name"]: s for s in jobset.get("status", {}).get("replicatedJobsStatus", [])}
-    if mine and all(said.get(name, {}).get("succeeded", 0) >= parts[name] for name in mine):
+    own = [name for name in parts if re.fullmatch(rf"{stage}(-\d+)?", name)]
+    counts = {s["name"]: s for s in jobset.get("status", {}).get("replicatedJobsStatus", [])}
+    if own and all(counts.get(name, {}).get("succeeded", 0) >= parts[name] for name in own):
         return Status(JobState.SUCCEEDED, "", whole.restarts)
-    lost = [name for name in parts if said.get(name, {}).get("failed")]
-    if whole.state is JobState.FAILED and not (pods or {*lost} & {*mine}):
-        first = lost[0] if lost else "a stage"
-        return Status(JobState.CANCELLED, f"{first} before it failed", whole.restarts)
-    if whole.state is JobState.QUEUED and not pods and mine[:1] != [*parts][:1]:
-        return Status(JobState.QUEUED, "waits for the stage before it", whole.restarts)
+    failed = [name for name in parts if counts.get(name, {}).get("failed")]
+    if whole.state is JobState.FAILED and not (pods or {*failed} & {*own}):
+        first = failed[0] if failed else "a stage"
+        return Status(JobState.CANCELLED, f"the previous {first} failed", whole.restarts)
+    if whole.state is JobState.QUEUED and not pods and own[:1] != [*parts][:1]:
+        return Status(JobState.QUEUED, "waits for the previous stage", whole.restarts)
     return whole

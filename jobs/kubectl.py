@@ -1,4 +1,4 @@
-"""What kubectl does for a job: judge it, take it, show it, delete it."""
+"""Check, submit, follow and delete a job with kubectl."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from dataclasses import replace
 from jobs import kubernetes
 from jobs.kube_status import judged, judged_stage, queued, refused
 from jobs.pod import Object
-from jobs.spec import Cluster, JobState, Status, SubmitError, call, last_line
+from jobs.program import call, last_line
+from jobs.spec import Cluster, JobState, Status, SubmitError
 from jobs.watching import watched
 
 HINTS = {
-    r"forbidden": "you have no rights for that in this namespace: check cluster.namespace, or ask "
+    r"forbidden": "missing permission in this namespace: check cluster.namespace, or ask "
     "for create, get, list and delete on jobs (and jobsets), services and pods",
     r"namespaces? \S+ not found": "check cluster.namespace",
     r"(refused|no such host|timeout|was refused|Unable to connect)": "the cluster does not answer: "
@@ -25,11 +26,11 @@ HINTS = {
     r"context .* does not exist|no context exists|context was not found": "see `kubectl config "
     "get-contexts`",
 }  # fmt: skip
-GONE = "it is not in the cluster any more"
+GONE = "the job is no longer in the cluster"
 
 
 def kubectl(cluster: Cluster, *words: str, stdin: str | None = None) -> str:
-    """kubectl's output; `SubmitError` with its own words and what to do where it fails."""
+    """Return kubectl's output. Raises `SubmitError` with its message and a hint."""
     answer = _call(cluster, *words, stdin=stdin)
     if answer.returncode:
         raise SubmitError(_reason(answer.stderr))
@@ -46,30 +47,33 @@ def _call(
     cluster: Cluster, *words: str, stdin: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     hint = "install kubectl 1.31 or newer, or submit from a machine that has it"
-    return call(command(cluster, *words), stdin=stdin, hint=hint, apart=stdin is not None)
+    return call(command(cluster, *words), stdin=stdin, hint=hint, detached=stdin is not None)
 
 
 def submit(objects: Sequence[Object], cluster: Cluster) -> str:
-    """Creates the Job or JobSet, then its Service, which it owns. Returns `KIND/NAME`.
+    """Create the Job or JobSet, then the Service that it owns. Return `KIND/NAME`.
 
-    A finished one of the same run makes room (so `judge` first); a live one, or another run's, is
-    refused. Whatever the API server refuses of it, nothing of it stays.
+    A finished Job of the same run is deleted first (so call `judge` before); a live one, or one of
+    another run, is refused. If the API server refuses an object, all are deleted.
     """
     main, number = objects[-1], number_of(objects)
-    if there := _get(number, cluster):
-        _refuse_others(main, there, number)
-        found = status(number, cluster)
-        if found.state.live:
-            raise SubmitError(f"{number} is there already: {found.line()}")
+    if existing := _get(number, cluster):
+        if owner := _other_run(existing, "", main["metadata"]["annotations"][kubernetes.RUN]):
+            raise SubmitError(f"{number} exists and belongs to {owner}: set another cluster.name=")
+        current = status(number, cluster)
+        if current.state.live:
+            raise SubmitError(
+                f"{number} exists and is live ({current.line()}): cancel it, or set cluster.name="
+            )
         _make_room(number, cluster)
     made = json.loads(
         kubectl(cluster, "create", "-o", "json", "-f", "-", stdin=kubernetes.dumped([main]))
     )
-    owner = {"apiVersion": main["apiVersion"], "kind": main["kind"],
+    reference = {"apiVersion": main["apiVersion"], "kind": main["kind"],
              "name": main["metadata"]["name"], "uid": made["metadata"]["uid"]}  # fmt: skip
     try:
         for other in objects[:-1]:
-            owned = {**other, "metadata": {**other["metadata"], "ownerReferences": [owner]}}
+            owned = {**other, "metadata": {**other["metadata"], "ownerReferences": [reference]}}
             kubectl(cluster, "create", "-f", "-", stdin=kubernetes.dumped([owned]))
     except SubmitError:
         with contextlib.suppress(SubmitError):
@@ -79,27 +83,22 @@ def submit(objects: Sequence[Object], cluster: Cluster) -> str:
 
 
 def number_of(objects: Sequence[Object]) -> str:
-    """`KIND/NAME` of the Job or JobSet, which is known before it is there."""
+    """Return `KIND/NAME` of the Job or JobSet, which is known before it exists."""
     return f"{objects[-1]['kind'].lower()}/{objects[-1]['metadata']['name']}"
 
 
-def _refuse_others(main: Object, there: Object, number: str) -> None:
-    if whose := _stranger(there, "", main["metadata"]["annotations"][kubernetes.RUN]):
-        raise SubmitError(f"{number} is there and belongs to {whose}: give cluster.name=")
-
-
-def _stranger(there: Object, stage: str, run: str) -> str:
-    """Whose the Job, JobSet or stage is; empty where it is of this run."""
-    parts = there.get("spec", {}).get("replicatedJobs", []) if stage else []
-    mine = [p["template"] for p in parts if re.fullmatch(rf"{stage}(-\d+)?", p["name"])]
-    marks = (mine or [there])[0].get("metadata", {}).get("annotations", {})
-    return "" if marks.get(kubernetes.RUN) == run else marks.get(kubernetes.RUN, "somebody else")
+def _other_run(job: Object, stage: str, run: str) -> str:
+    """Return the run that the Job, JobSet or stage belongs to; empty if it is `run`."""
+    parts = job.get("spec", {}).get("replicatedJobs", []) if stage else []
+    templates = [p["template"] for p in parts if re.fullmatch(rf"{stage}(-\d+)?", p["name"])]
+    marks = (templates or [job])[0].get("metadata", {}).get("annotations", {})
+    return "" if marks.get(kubernetes.RUN) == run else marks.get(kubernetes.RUN, "another user")
 
 
 def located(cluster: Cluster) -> Cluster:
-    """With the context and namespace that kubectl means now, for another may be current tomorrow.
+    """Fill in kubectl's current context and namespace, which may change later.
 
-    In a pod there is no kubeconfig, and one place only.
+    A pod has no kubeconfig and sees one cluster only.
     """
     answer = _call(cluster, "config", "view", "--minify", "-o", "json")
     if answer.returncode:
@@ -118,92 +117,93 @@ def _make_room(number: str, cluster: Cluster) -> None:
     end = time.monotonic() + 120
     while _get(number, cluster):
         if time.monotonic() > end:
-            raise SubmitError(f"the finished {number} is not gone after 120 s: look at its pods")
+            raise SubmitError(f"the finished {number} was not deleted in 120 s: check its pods")
         time.sleep(0.5)
 
 
 def ask(objects: Sequence[Object], clusters: Sequence[Cluster]) -> list[str]:
-    """Lets the API server judge without keeping anything, and looks for Secrets and claims."""
+    """Check the objects with the API server, and that the Secrets and claims exist."""
     cluster = clusters[-1]
-    told = judge(objects, cluster)
+    lines = judge(objects, cluster)
     wanted = {("secret", s) for c in clusters for s in (*c.secrets, *c.pull_secrets)}
     wanted |= {("persistentvolumeclaim", claim) for c in clusters for claim in c.volumes}
     for kind, name in sorted(wanted):
         answer = _call(cluster, "get", kind, name, "-o", "name")
         if answer.returncode == 0:
-            told.append(f"{kind} {name} is there")
+            lines.append(f"{kind} {name} exists")
         elif "NotFound" in answer.stderr:
             raise SubmitError(f"{kind} {name} does not exist in this namespace: create it first")
         else:
-            told.append(f"{kind} {name} was not verified: {_reason(answer.stderr)}")
-    return told
+            lines.append(f"{kind} {name} not verified: {_reason(answer.stderr)}")
+    return lines
 
 
 def judge(objects: Sequence[Object], cluster: Cluster) -> list[str]:
-    """What the API server says to each object without keeping it; `SubmitError` if it refuses."""
+    """Check each object with the API server, creating none. Raises `SubmitError` on refusal."""
     if any(made["kind"] == "JobSet" for made in objects):
         _require_jobset(cluster)
-    told = []
+    lines = []
     for made in objects:
         text = kubernetes.dumped([made])
         answer = _call(cluster, "create", "--dry-run=server", "-f", "-", stdin=text)
         name = f"{made['kind']} {made['metadata']['name']}"
         if answer.returncode and "AlreadyExists" not in answer.stderr:
             raise SubmitError(f"{name}: {_reason(answer.stderr)}")
-        told.append(f"{name}: the cluster would take it")
-        # Pods that a policy will refuse are no error of the Job: the server only warns of them.
-        told += [line for line in answer.stderr.splitlines() if line.startswith("Warning:")]
-    return told
+        lines.append(f"{name}: the cluster would accept it")
+        # If a policy will refuse the pods, the server accepts the Job with a warning.
+        lines += [line for line in answer.stderr.splitlines() if line.startswith("Warning:")]
+    return lines
 
 
 def _require_jobset(cluster: Cluster) -> None:
     known = kubectl(cluster, "api-resources", "--api-group=jobset.x-k8s.io", "-o", "name")
     if "jobsets" not in known:
         raise SubmitError(
-            "JobSet is not installed in this cluster: ask its administrator, or set "
+            "JobSet is not installed in this cluster: ask the administrator, or set "
             "cluster.kind=job and submit the stages one after the other"
         )
 
 
 def status(number: str, cluster: Cluster, run: str | None = None) -> Status:
-    """Conditions of the Job or JobSet, then what its pods wait for. `jobset/NAME#STAGE`: of one
-    stage of a chain. What is not of `run` is not the job that was asked for."""
-    return _seen(number, cluster, run)[0]
+    """Return the state of a Job, JobSet or, for `jobset/NAME#STAGE`, of one stage of a chain.
+
+    UNKNOWN if the object belongs to another run than `run`.
+    """
+    return _status_and_pods(number, cluster, run)[0]
 
 
-def _seen(number: str, cluster: Cluster, run: str | None) -> tuple[Status, list[Object]]:
-    """How the job is, and its pods."""
+def _status_and_pods(number: str, cluster: Cluster, run: str | None) -> tuple[Status, list[Object]]:
     whole, _, stage = number.partition("#")
     job = _get(whole, cluster)
     if not job:
         return Status(JobState.UNKNOWN, GONE), []
-    if run is not None and (whose := _stranger(job, stage, run)):
-        return Status(JobState.UNKNOWN, f"{whole} is not this job any more, but of {whose}"), []
+    if run is not None and (owner := _other_run(job, stage, run)):
+        return Status(JobState.UNKNOWN, f"{whole} now belongs to {owner}"), []
     pods = _pods(number, cluster)
-    found = judged_stage(job, pods, stage) if stage else judged(job, pods)
+    current = judged_stage(job, pods, stage) if stage else judged(job, pods)
     held = ""
-    if found.state.live and not any(
+    if current.state.live and not any(
         pod["status"].get("phase") in ("Pending", "Running") for pod in pods
     ):
         held = _held(job["metadata"]["name"], stage, cluster)
-    return replace(found, state=JobState.QUEUED, reason=held) if held else found, pods
+    return replace(current, state=JobState.QUEUED, reason=held) if held else current, pods
 
 
 def _held(name: str, stage: str, cluster: Cluster) -> str:
-    """Why there is no pod: what Kueue says, or the controller whose pods were refused."""
+    """Return the reason for missing pods: Kueue's reason, or the refusal of the pods."""
     workloads = _items(cluster, "workloads.kueue.x-k8s.io") if cluster.queue else []
     events = _items(cluster, "events", "--field-selector", "reason=FailedCreate")
     return queued(workloads, name) or refused(events, f"{name}-{stage}" if stage else name)
 
 
 def _items(cluster: Cluster, *words: str) -> list[Object]:
-    """None where the cluster has no such kind, or we no right to see it."""
+    """Return objects; none if the cluster lacks the kind or the user may not list it."""
     answer = _call(cluster, "get", *words, "-o", "json")
     return list(json.loads(answer.stdout)["items"]) if answer.returncode == 0 else []
 
 
 def _get(number: str, cluster: Cluster) -> Object:
-    """The Job or JobSet; empty where it is gone."""
+    """Return the Job or JobSet; empty if it does not exist."""
     words = [*number.split("/"), "-o", "json", "--ignore-not-found"]
     text = kubectl(cluster, "get", *words)
     return json.loads(text) if text.strip() else {}
@@ -214,21 +214,21 @@ def _pods(number: str, cluster: Cluster) -> list[Object]:
     kind, _, name = whole.partition("/")
     label = "jobset.sigs.k8s.io/jobset-name" if kind == "jobset" else "batch.kubernetes.io/job-name"
     text = kubectl(cluster, "get", "pods", "-l", f"{label}={name}", "-o", "json")
-    found: list[Object] = json.loads(text)["items"]
+    items: list[Object] = json.loads(text)["items"]
     part = re.compile(rf"{stage}(-\d+)?" if stage else ".*")
     named = "jobset.sigs.k8s.io/replicatedjob-name"
-    return [p for p in found if part.fullmatch(p["metadata"].get("labels", {}).get(named, stage))]
+    return [p for p in items if part.fullmatch(p["metadata"].get("labels", {}).get(named, stage))]
 
 
 def logs(number: str, cluster: Cluster, follow: bool, run: str | None = None) -> int:
-    """Shows every pod's log, each line with its pod; how many there were.
+    """Print each pod's log, prefixed with the pod's name; return the number of pods.
 
-    With `follow` until the job has ended, and of the pods that replace others too.
+    With `follow` until the job has ended, replacement pods included.
     """
     shown: dict[str, subprocess.Popen[bytes]] = {}
 
     def look() -> bool:
-        found, pods = _seen(number, cluster, run)
+        current, pods = _status_and_pods(number, cluster, run)
         for pod in pods:
             name = pod["metadata"]["name"]
             if name not in shown and pod["status"].get("phase") != "Pending":
@@ -236,7 +236,7 @@ def logs(number: str, cluster: Cluster, follow: bool, run: str | None = None) ->
                 shown[name] = subprocess.Popen(command(cluster, *words, *(["-f"] * follow)))
                 if not follow:
                     shown[name].wait()
-        return follow and found.state.live
+        return follow and current.state.live
 
     for _ in watched(look, lambda: [process.poll() for process in shown.values()]):
         pass
@@ -246,11 +246,11 @@ def logs(number: str, cluster: Cluster, follow: bool, run: str | None = None) ->
 
 
 def cancel(number: str, cluster: Cluster, run: str | None = None) -> None:
-    """Deletes it, a stage with its whole chain; pods get SIGTERM and their grace to save."""
+    """Delete the job, or the whole chain of a stage; pods get SIGTERM and time to save."""
     whole, _, stage = number.partition("#")
-    there = _get(whole, cluster) if run is not None else {}
-    if run is not None and there and (whose := _stranger(there, stage, run)):
-        raise SubmitError(f"{whole} is not this job any more, but of {whose}")
+    job = _get(whole, cluster) if run is not None else {}
+    if run is not None and job and (owner := _other_run(job, stage, run)):
+        raise SubmitError(f"{whole} now belongs to {owner}: not deleted")
     kubectl(cluster, "delete", *whole.split("/"), "--cascade=foreground", "--wait=false")
 
 
@@ -258,8 +258,8 @@ def _reason(stderr: str) -> str:
     lines = [
         line for line in stderr.strip().splitlines() if not line.startswith(("E0", "W0", "I0"))
     ]
-    told = re.sub(
+    message = re.sub(
         r"^(error|Error from server \(\w+\)|Error from server): ?", "", last_line("\n".join(lines))
     )
-    hints = [hint for pattern, hint in HINTS.items() if re.search(pattern, told, re.I)]
-    return f"kubectl: {told}" + (f" ({hints[0]})" if hints else "")
+    hints = [hint for pattern, hint in HINTS.items() if re.search(pattern, message, re.I)]
+    return f"kubectl: {message}" + (f" ({hints[0]})" if hints else "")

@@ -1,25 +1,26 @@
-"""Kubernetes: a job as an Indexed Job with a headless Service, or as a JobSet.
+"""Render a job as an Indexed Job with a headless Service, or as a JobSet.
 
-Objects are built as data and dumped as YAML, never written as text. The pods run our processes with
-the launch contract in their environment; the exit status decides what the Job controller does:
-75 and evictions are replaced without being counted, 78 ends it, a crash is tried again.
+Objects are built as data and dumped as YAML. The exit status of a pod decides what the Job
+controller does: after 75 or an eviction the pod is replaced and not counted, 78 fails the Job, and
+a crash is retried.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from jobs.pod import Object, labels, template
-from jobs.spec import CONFIGURATION, SAVED, Cluster, Job, SubmitError, one_line
+from jobs.spec import Cluster, Job, SubmitError, one_line
 
 RUN, COMMIT = "lacuna/run", "lacuna/commit"
-MOST = 5  # items of a replicatedJob's dependsOn (MaxItems in JobSet's API)
+MAX_DEPENDENCIES = 5  # of a replicatedJob (MaxItems of dependsOn in JobSet's API)
 
 
 def render(job: Job, cluster: Cluster) -> str:
-    """The manifest of one job, as YAML."""
+    """Return the manifest of one job as YAML."""
     return dumped(manifest(job, cluster))
 
 
@@ -30,15 +31,15 @@ def dumped(objects: Sequence[Object]) -> str:
 
 
 def manifest(job: Job, cluster: Cluster) -> list[Object]:
-    """Service and Job, or one JobSet. Raises `SubmitError` for what Kubernetes would refuse."""
+    """Return Service and Job, or one JobSet. Raises `SubmitError` for an invalid job."""
     if cluster.kind == "jobset":
         return [jobset([job], [cluster], job_name(job, cluster))]
     name = job_name(job, cluster)
     nodes = 1 if job.elements else cluster.nodes
     if job.elements and cluster.nodes > 1:
         raise SubmitError(
-            f"an array whose elements take cluster.nodes={cluster.nodes} each needs "
-            "cluster.kind=jobset, or one submit an element"
+            f"array elements with cluster.nodes={cluster.nodes} each need cluster.kind=jobset; set "
+            "it, or submit each element on its own"
         )
     objects = [
         _object("batch/v1", "Job", name, job, cluster, {
@@ -52,17 +53,17 @@ def manifest(job: Job, cluster: Cluster) -> list[Object]:
 
 
 def chain(jobs: Sequence[Job], clusters: Sequence[Cluster]) -> list[Object]:
-    """Stages that follow one another: a JobSet whose parts depend on the one before."""
+    """Return the JobSet of a chain; each stage depends on the previous one."""
     if any(c.kind != "jobset" for c in clusters):
         raise SubmitError(
-            "a chain on Kubernetes needs JobSet: set cluster.kind=jobset where its controller is "
-            "installed, or submit the stages one after the other"
+            "a chain on Kubernetes needs cluster.kind=jobset, with JobSet's controller installed: "
+            "set it, or submit the stages one after the other"
         )
     return [jobset(jobs, clusters, job_name(jobs[-1], clusters[-1]))]
 
 
 def jobset(jobs: Sequence[Job], clusters: Sequence[Cluster], name: str) -> Object:
-    """One replicatedJob a stage, or one for each element of an array of several nodes each."""
+    """Return one replicatedJob per stage, or per element of an array of multi-node elements."""
     made: list[Object] = []
     before: list[str] = []
     for label, job, cluster in zip(stages(jobs), jobs, clusters):
@@ -72,22 +73,22 @@ def jobset(jobs: Sequence[Job], clusters: Sequence[Cluster], name: str) -> Objec
             if cluster.throttle:
                 raise SubmitError(
                     f"cluster.throttle={cluster.throttle}: elements of several nodes each start "
-                    "together; leave it out, or submit them one after the other"
+                    "together; leave cluster.throttle= out, or submit the elements separately"
                 )
-        if len(before) > MOST:
+        if len(before) > MAX_DEPENDENCIES:
             raise SubmitError(
-                f"a JobSet's stage waits for {MOST} others at most, and {len(before)} come before "
-                f"`{job.verb}`: submit it when the sweep has ended"
+                f"`{job.verb}` would wait for {len(before)} Jobs, and JobSet allows at most "
+                f"{MAX_DEPENDENCIES}: submit `{job.verb}` when the sweep has ended"
             )
         names = [f"{label}-{i}" if len(stage) > 1 else label for i in range(len(stage))]
         for part, member in zip(names, stage):
-            # JobSet refuses names that leave no room for a pod's `-abcde`.
+            # JobSet refuses a name that is too long with a pod's suffix `-abcde`.
             short(f"{name}-{part}-0-{max(cluster.nodes, len(member.elements)) - 1}", room=6)
             nodes = 1 if member.elements else cluster.nodes
             spec = _job(member, cluster, _master(f"{name}-{part}-0", name, nodes), None,
                         gang=not member.elements)  # fmt: skip
             if not member.elements:
-                # One failure ends the Job, and the JobSet starts all of its pods again together.
+                # One failure fails the Job, and the JobSet restarts all of its pods together.
                 del spec["backoffLimitPerIndex"], spec["maxFailedIndexes"]
                 spec["backoffLimit"] = 0
             mark: Object = {"annotations": {RUN: one_line("run", job.run)}}
@@ -103,7 +104,7 @@ def jobset(jobs: Sequence[Job], clusters: Sequence[Cluster], name: str) -> Objec
         "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
         "failurePolicy": {
             "maxRestarts": max(c.retries for c in clusters),
-            # Of an array each element has had its own retries when its Job fails.
+            # When the Job of an array fails, its elements have used their retries.
             "rules": [{"name": "hopeless", "action": "FailJobSet",
                        "onJobFailureReasons": ["PodFailurePolicy", "FailedIndexes"]}],
         },
@@ -113,14 +114,14 @@ def jobset(jobs: Sequence[Job], clusters: Sequence[Cluster], name: str) -> Objec
 
 
 def stages(jobs: Sequence[Job]) -> list[str]:
-    """What the stages of a chain are called: by their verbs, a second of the same with a number."""
+    """Name the stages of a chain by their commands; a repeated command gets a number."""
     verbs = [job.verb for job in jobs]
     again = [verbs[:place].count(verb) for place, verb in enumerate(verbs)]
     return [f"{verb}-again{n}" if n else verb for verb, n in zip(verbs, again)]
 
 
 def parts(job: Job, cluster: Cluster) -> list[str]:
-    """The names under which the pods of a job leave logs and last words in its folder."""
+    """Return the names of the log and state files that a job's pods write to its folder."""
     members = [f"{i}-" for i in range(len(job.elements))] if cluster.nodes > 1 else []
     count = cluster.nodes if members or not job.elements else len(job.elements)
     return [f"pod-{member}{i}" for member in members or [""] for i in range(count)]
@@ -132,7 +133,7 @@ def _element(job: Job, index: int) -> Job:
 
 
 def job_name(job: Job, cluster: Cluster) -> str:
-    """The run's id as a DNS label; pods add their index to it."""
+    """Return the job's name as a DNS label with room for the pods' indices."""
     given = cluster.name or job.id
     name = re.sub(r"[^a-z0-9]+", "-", given.lower()).strip("-")
     if not name or not name[0].isalpha():
@@ -141,11 +142,11 @@ def job_name(job: Job, cluster: Cluster) -> str:
 
 
 def short(name: str, room: int = 0) -> str:
-    """Refuses what would be no DNS label once its pods' numbers are appended."""
+    """Refuse a name that is too long for a DNS label with `room` more characters."""
     if len(name) + room > 63:
         raise SubmitError(
-            f"the name {name!r} has {len(name)} characters, Kubernetes takes {63 - room}: give a "
-            "shorter one with cluster.name="
+            f"the name {name!r} has {len(name)} characters, at most {63 - room} are allowed: give "
+            "a shorter one with cluster.name="
         )
     return name
 
@@ -166,7 +167,7 @@ def _object(api: str, kind: str, name: str, job: Job, cluster: Cluster, spec: Ob
 
 
 def _service(name: str, job: Job, cluster: Cluster) -> Object:
-    """Gives the pods their names; ready or not, for they wait for one another before they are."""
+    """Return the Service that names the pods, also before they are ready: they wait for peers."""
     return _object("v1", "Service", name, job, cluster, {
         "clusterIP": "None",
         "publishNotReadyAddresses": True,
@@ -188,19 +189,19 @@ def _job(job: Job, cluster: Cluster, master: str, subdomain: str | None, gang: b
         "template": template(job, cluster, master, subdomain if gang and count > 1 else None),
     }
     if not gang:
-        del spec["maxFailedIndexes"]  # elements fail alone
+        del spec["maxFailedIndexes"]  # a failed element does not stop the others
     return spec
 
 
 def _rules(gang: bool) -> list[Object]:
-    """The first that matches holds; what none matches counts against the retries of its index."""
+    """Return the failure rules: first match wins; no match counts against the index's retries."""
 
     def exits(action: str, code: int) -> Object:
         on = {"containerName": "main", "operator": "In", "values": [code]}
         return {"action": action, "onExitCodes": on}
 
     return [
-        exits("FailJob" if gang else "FailIndex", CONFIGURATION),
-        exits("Ignore", SAVED),
+        exits("FailJob" if gang else "FailIndex", os.EX_CONFIG),
+        exits("Ignore", os.EX_TEMPFAIL),
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]

@@ -1,4 +1,4 @@
-"""This machine as a scheduler: a shell script in the background, whose notes are its status."""
+"""Run a job on this machine: a background shell script that writes its state to a file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from jobs.text import rendered
 
 
 def render(job: Job, cluster: Cluster) -> str:
-    """The whole script; elements of an array run one after the other."""
+    """Return the script; array elements run one after the other."""
     check(job, cluster)
     if cluster.nodes > 1:
-        raise SubmitError(f"cluster.nodes={cluster.nodes}: this machine is one; use cluster=slurm")
+        raise SubmitError(
+            f"cluster.nodes={cluster.nodes}: this machine is one node; use cluster=slurm"
+        )
     return rendered(
         "job.sh.j2",
         title=f"{job.id}: {job.verb}, results in {job.run}",
@@ -34,14 +36,27 @@ def render(job: Job, cluster: Cluster) -> str:
     )
 
 
-def submit(job: Job, cluster: Cluster) -> str:
-    """Starts the script, detached; returns its process id and start time: together unique."""
+def placeholder(previous: Job) -> str:
+    """Return the state file of the previous stage, with PID for its process ID."""
+    return f"{previous.folder}/logs/state-PID"
+
+
+def with_dependency(script: str, previous: Job, number: str) -> str:
+    """Replace the placeholder of the previous stage by its process ID."""
+    pid = number.partition("_")[0]
+    return script.replace("/logs/state-PID", f"/logs/state-{pid}").replace(
+        "kill -0 PID ", f"kill -0 {pid} "
+    )
+
+
+def submit(job: Job, text: str) -> str:
+    """Start the script detached; return its process ID and start time, unique together."""
     folder = Path(job.folder)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     script = folder / "job.sh"
-    script.write_text(render(job, cluster))
+    script.write_text(text)
     with open(folder / "logs" / "local.out", "ab") as log:
-        # Through a shell that ends at once: the script is then nobody's child here, and no zombie.
+        # Through a shell that exits at once: the script is not our child and leaves no zombie.
         started = subprocess.run(
             ["/bin/bash", "-c", '/bin/bash "$1" >&2 & echo $!', "start", str(script)],
             stdin=subprocess.DEVNULL,
@@ -53,44 +68,39 @@ def submit(job: Job, cluster: Cluster) -> str:
     pid = int(started.stdout)
     end = time.monotonic() + 10
     while not (folder / "logs" / f"state-{pid}").exists() and time.monotonic() < end:
-        time.sleep(0.01)  # its first note, which the next stage of a chain looks for
+        time.sleep(0.01)  # until the state file exists, which the next stage of a chain reads
     return f"{pid}_{start_of(pid)}"
 
 
-def ask(job: Job, cluster: Cluster) -> list[str]:
-    """Nothing to ask: what can be rendered can be started."""
-    render(job, cluster)
-    return [f"{cluster.python or sys.executable} will run it on this machine"]
-
-
-def dependency(number: str, folder: str) -> str:
-    """What `Job.after` holds for a script that must have succeeded before."""
-    return f"{folder}/logs/state-{number.partition('_')[0]}"
+def ask(job: Job, cluster: Cluster, script: str) -> list[str]:
+    """Name the interpreter; a script that renders can be started."""
+    return [f"{job.id} will run on this machine with {cluster.python or sys.executable}"]
 
 
 def status(number: str, folder: str | Path) -> Status:
-    """The script's last note; one that says it runs, of a process that is gone, was killed."""
+    """Return the state that the script wrote last; FAILED if its process was killed meanwhile."""
     pid, _, started = number.partition("_")
-    gone = start_of(int(pid)) != started  # before the note: its last one comes before its end
+    # Before reading the state: the script writes its last state before it exits.
+    gone = start_of(int(pid)) != started
     word, _, reason = notes(folder).get(pid, "RUNNING").partition(" ")
     state = JobState(word) if word in JobState.__members__ else JobState.UNKNOWN
     if state.live and gone:
-        return Status(JobState.FAILED, "its process was killed")
+        return Status(JobState.FAILED, "the process was killed")
     return Status(state, reason)
 
 
 def cancel(number: str) -> None:
-    """Asks it to save and leave."""
+    """Ask the script to save and exit."""
     pid, _, started = number.partition("_")
     if start_of(int(pid)) != started:
-        raise SubmitError(f"process {pid} is gone already")
+        raise SubmitError(f"process {pid} has already ended")
     os.kill(int(pid), signal.SIGTERM)
 
 
 def start_of(pid: int) -> str:
-    """Start time in ticks since boot; empty if there is no such process, or only its zombie."""
+    """Return a process's start time in ticks since boot; empty if it has ended."""
     try:
-        if not Path("/proc/self").exists():  # macOS: a process id must do
+        if not Path("/proc/self").exists():  # macOS: only the process ID is known
             os.kill(pid, 0)
             return "alive"
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,6 +1,6 @@
-"""The number of a job that was handed over and never heard of again.
+"""Find the ID of a job whose submission was not confirmed.
 
-`submit` may be killed between a scheduler's yes and the line that keeps it.
+`submit` may be killed after the scheduler has accepted a job and before its ID is written.
 """
 
 from __future__ import annotations
@@ -10,25 +10,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs import kubectl, kubernetes, local
+from jobs.program import call, last_line
 from jobs.slurm_status import notes
-from jobs.spec import Cluster, SubmitError, call, last_line
+from jobs.spec import Cluster, SubmitError
 
 
-def find(sought: Sequence[str], folder: str, before: Sequence[str], cluster: Cluster) -> str:
-    """The scheduler's id of what `scheduler.sought` describes; empty where there is none.
+def find(key: Sequence[str], folder: str, before: Sequence[str], cluster: Cluster) -> str:
+    """Return the ID of the job with this key (`scheduler.search_keys`); empty if there is none.
 
-    before: ids of earlier submissions from the same folder. Raises `SubmitError` where the
-    scheduler gives no answer.
+    before: IDs of earlier submissions from the same folder. Raises `SubmitError` if the
+    scheduler does not answer.
     """
     if cluster.scheduler == "kubernetes":
-        return _object(sought[0], sought[1], cluster)
+        return _object(key[0], key[1], cluster)
     if cluster.scheduler == "local":
         return _process(folder, before)
-    return _queued(sought[0], folder, before)
+    return _queued(key[0], folder, before)
 
 
 def _object(number: str, run: str, cluster: Cluster) -> str:
-    """It has a name of its own, which others' could have too."""
+    """Look for the object by name; its annotation must name the run, for names can collide."""
     whole = number.partition("#")[0].split("/")
     text = kubectl.kubectl(cluster, "get", *whole, "-o", "json", "--ignore-not-found")
     there = json.loads(text)["metadata"].get("annotations", {}) if text.strip() else {}
@@ -36,9 +37,9 @@ def _object(number: str, run: str, cluster: Cluster) -> str:
 
 
 def _process(folder: str, before: Sequence[str]) -> str:
-    """Of the scripts that left a note; whether it runs still, /proc tells."""
+    """Look for the newest state file, and for its process in /proc."""
     known = {number.partition("_")[0] for number in before}
-    for pid in _noted(folder, known):
+    for pid in _with_state(folder, known):
         try:
             ours = f"{folder}/job.sh".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
@@ -48,7 +49,7 @@ def _process(folder: str, before: Sequence[str]) -> str:
 
 
 def _queued(name: str, folder: str, before: Sequence[str]) -> str:
-    """By its name in the queue and where it writes; one that has begun left a note."""
+    """Look in the queue by job name and log folder, then for the state file of a started job."""
     listed = call(["squeue", "--me", "--noheader", "--states=all", "--format=%F %j"])
     if listed.returncode:
         raise SubmitError(f"squeue: {last_line(listed.stderr)}")
@@ -58,10 +59,10 @@ def _queued(name: str, folder: str, before: Sequence[str]) -> str:
         shown = call(["scontrol", "-o", "show", "job", number]).stdout.replace("%%", "%")
         if f" StdOut={folder}/logs/slurm-" in shown:
             return number
-    return next(iter(_noted(folder, set(before))), "")
+    return next(iter(_with_state(folder, set(before))), "")
 
 
-def _noted(folder: str, known: set[str]) -> list[str]:
-    """Numbers of the jobs that left notes in the folder, the last first."""
-    found = {name.partition("_")[0] for name in notes(folder)}
-    return sorted((n for n in found - known if n.isdigit()), key=int, reverse=True)
+def _with_state(folder: str, known: set[str]) -> list[str]:
+    """Return the IDs of jobs with a state file in the folder, newest first."""
+    ids = {name.partition("_")[0] for name in notes(folder)}
+    return sorted((n for n in ids - known if n.isdigit()), key=int, reverse=True)

@@ -1,6 +1,6 @@
-"""The pod of a job: our process with the launch contract in its environment.
+"""Build the pod template of a job, with the launch contract in its environment.
 
-It runs as any user id with nothing writable but /scratch, and `cluster.patch` has the last word.
+The pod runs as any user ID and can write only to /scratch. `cluster.patch` is merged last.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.spec import Cluster, Job, SubmitError, check, one_line
+from jobs.spec import Cluster, Job, SubmitError, check, one_line, refuse_tag
 
 Object = dict[str, Any]
 INDEX = "batch.kubernetes.io/job-completion-index"
-LONGEST = 128 * 1024 - 1  # of one argument of a Linux process
+MAX_ARGUMENT = 128 * 1024 - 1  # bytes of one argument of a Linux process
 INSTANCE = "app.kubernetes.io/instance"
 ENVIRONMENT = {
-    "HOME": "/scratch",  # any user id: the image's own home may not be writable
+    "HOME": "/scratch",  # with another user ID the image's home may not be writable
     "TMPDIR": "/scratch",
     "XDG_CACHE_HOME": "/scratch/cache",
     "PYTHONDONTWRITEBYTECODE": "1",
@@ -72,16 +72,12 @@ def _container(job: Job, cluster: Cluster, master: str) -> Object:
     if cluster.memory_gb and cluster.shm_gb >= cluster.memory_gb:
         raise SubmitError(
             f"cluster.shm_gb={cluster.shm_gb} counts against cluster.memory_gb={cluster.memory_gb}:"
-            " lower it, or raise that"
+            " lower cluster.shm_gb or raise cluster.memory_gb"
         )
     image = one_line("cluster.image", cluster.image or "")
     if not image:
         raise SubmitError("cluster.image= is missing: the container image, NAME@sha256:DIGEST")
-    if cluster.code == "image" and "@sha256:" not in image and not cluster.allow_dirty:
-        raise SubmitError(
-            f"cluster.image={image} is a tag, which may be another image tomorrow: give "
-            "NAME@sha256:DIGEST, or accept it with cluster.allow_dirty=true"
-        )
+    refuse_tag(cluster)
     environment = {
         **ENVIRONMENT,
         "PET_NNODES": "1" if job.elements else str(cluster.nodes),
@@ -124,24 +120,24 @@ def _container(job: Job, cluster: Cluster, master: str) -> Object:
 
 
 def _command(job: Job, cluster: Cluster) -> tuple[str, ...]:
-    """Exec form: a shell as first process would keep SIGTERM from the launcher."""
+    """Return the command in exec form: a shell as first process would swallow SIGTERM."""
     python = cluster.python or "python"
     words = job.command(python)
     if job.code and cluster.code == "snapshot":
         words = (python, "-m", "pipeline.unpack", job.code, job.code_sha256, *words[3:])
     if job.elements:
         listed = json.dumps([list(e) for e in job.elements])
-        if len(listed) > LONGEST:
+        if len(listed) > MAX_ARGUMENT:
             raise SubmitError(
-                f"{len(job.elements)} elements take {len(listed)} characters of one argument, "
-                f"{LONGEST} fit: submit them in parts"
+                f"the arguments of {len(job.elements)} elements have {len(listed)} characters, at "
+                f"most {MAX_ARGUMENT} are allowed: submit the sweep in parts"
             )
         words = (python, "-m", "jobs.element", listed, *words)
     return tuple(plain(w) for w in words)
 
 
 def plain(text: str) -> str:
-    """`$(NAME)` would be Kubernetes' own substitution; `$$(` is how it spells the plain text."""
+    """Escape `$(`, which Kubernetes would substitute."""
     return text.replace("$(", "$$(")
 
 
@@ -158,7 +154,7 @@ def _resources(cluster: Cluster) -> Object:
 
 
 def patched(value: Any, patch: Any) -> Any:
-    """`patch` over `value`: mappings by key, lists of named objects by name, all else replaced."""
+    """Merge `patch` into `value`: mappings by key, lists of named objects by name, else replace."""
     if isinstance(value, Mapping) and isinstance(patch, Mapping):
         merged = {k: patched(v, patch[k]) if k in patch else v for k, v in value.items()}
         return {**merged, **{k: v for k, v in patch.items() if k not in value}}

@@ -1,129 +1,162 @@
-"""The same questions to every scheduler: what would run, would you take it, take it, how is it."""
+"""One interface to SLURM, Kubernetes and this machine: render, check, submit, status, cancel."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from jobs import kubectl, kubernetes, local, lookup, slurm, slurm_status
 from jobs.pod import Object
-from jobs.spec import Cluster, Job, Status, SubmitError, Unheard
+from jobs.spec import Cluster, Job, Status, SubmissionUnconfirmed, SubmitError
 
 
 class Stage(NamedTuple):
-    """A job and where it runs; in a chain each waits for the one before."""
+    """A job and its cluster; in a chain each stage waits for the previous one."""
 
     job: Job
     cluster: Cluster
 
 
-def render(stages: Sequence[Stage]) -> str:
-    """The exact script or manifest. Stages of a chain name those before them instead of ids."""
-    if _scheduler(stages) == "kubernetes":
-        return kubernetes.dumped(_objects(stages))
-    texts = []
-    for place, (job, cluster) in enumerate(stages):
-        if place:
-            before = stages[place - 1].job
-            told = f"{before.folder}/logs/state-PID" if cluster.scheduler == "local" else before.id
-            job = replace(job, after=(told,))
-        render_one = local.render if cluster.scheduler == "local" else slurm.render
-        texts.append(render_one(job, cluster))
-    return "\n".join(texts)
+@dataclass(frozen=True)
+class Rendered:
+    """A submission in the form its scheduler takes: a script per stage, or one manifest.
 
-
-def ask(stages: Sequence[Stage]) -> list[str]:
-    """What the scheduler says to it, without submitting. Raises `SubmitError` where it refuses."""
-    scheduler = _scheduler(stages)
-    if scheduler == "kubernetes":
-        return kubectl.ask(_objects(stages), [s.cluster for s in stages])
-    ask_one = local.ask if scheduler == "local" else slurm.ask
-    return [line for stage in stages for line in ask_one(*stage)]
-
-
-def judge(stages: Sequence[Stage]) -> None:
-    """Raises `SubmitError` for what the scheduler would refuse; nothing is kept."""
-    scheduler = _scheduler(stages)
-    if scheduler == "kubernetes":
-        kubectl.judge(_objects(stages), stages[-1].cluster)
-    elif scheduler == "slurm":
-        for stage in stages:
-            slurm.judge(*stage)
-
-
-def submit(stages: Sequence[Stage], before: Sequence[Sequence[str]] = ()) -> list[str]:
-    """Submits in order; the id of each. What was submitted before a refusal is undone.
-
-    before: ids of earlier submissions of each stage. `judge` comes first: it refuses more, and
-    before anything is written. Raises `Unheard` where a job may have been taken that is not found.
+    In a script, the dependency on the previous stage holds a placeholder until that has an ID.
     """
-    scheduler = _scheduler(stages)
-    if scheduler == "kubernetes":
-        kubectl.submit(_objects(stages), stages[-1].cluster)
-        return _numbers(stages)
+
+    stages: tuple[Stage, ...]
+    scripts: tuple[str, ...] = ()
+    objects: tuple[Object, ...] = ()
+
+    @property
+    def scheduler(self) -> str:
+        return self.stages[0].cluster.scheduler
+
+    @property
+    def text(self) -> str:
+        return kubernetes.dumped(self.objects) if self.objects else "\n".join(self.scripts)
+
+
+def render(stages: Sequence[Stage]) -> Rendered:
+    """Render each stage once. Raises `SubmitError` for an invalid job."""
+    kinds = {stage.cluster.scheduler for stage in stages}
+    if len(kinds) > 1:
+        raise SubmitError(
+            f"a chain runs on one scheduler, not on {' and '.join(sorted(kinds))}: set cluster= in "
+            "its first command, which holds for the following ones"
+        )
+    if kinds == {"kubernetes"}:
+        jobs, clusters = zip(*stages)
+        one = len(stages) == 1
+        made = kubernetes.manifest(*stages[0]) if one else kubernetes.chain(jobs, clusters)
+        return Rendered(tuple(stages), objects=tuple(made))
+    backend = local if kinds == {"local"} else slurm
+    scripts = []
+    for index, (job, cluster) in enumerate(stages):
+        if index:
+            job = replace(job, after=(backend.placeholder(stages[index - 1].job),))
+        scripts.append(backend.render(job, cluster))
+    return Rendered(tuple(stages), scripts=tuple(scripts))
+
+
+def ask(rendered: Rendered) -> list[str]:
+    """Return the scheduler's answers without submitting. Raises `SubmitError` on refusal."""
+    if rendered.objects:
+        return kubectl.ask(rendered.objects, [stage.cluster for stage in rendered.stages])
+    backend = local if rendered.scheduler == "local" else slurm
+    pairs = zip(rendered.stages, rendered.scripts)
+    return [line for stage, script in pairs for line in backend.ask(*stage, script)]
+
+
+def judge(rendered: Rendered) -> None:
+    """Raise `SubmitError` if the scheduler would refuse the submission; creates nothing."""
+    if rendered.objects:
+        kubectl.judge(rendered.objects, rendered.stages[-1].cluster)
+    elif rendered.scheduler == "slurm":
+        for script in rendered.scripts:
+            slurm.judge(script)
+
+
+def submit(rendered: Rendered, before: Sequence[Sequence[str]] = ()) -> list[str]:
+    """Submit in order and return the ID of each stage; a refusal cancels the earlier stages.
+
+    before: IDs of earlier submissions of each stage. Call `judge` first: it refuses more, before
+    anything is written. Raises `SubmissionUnconfirmed` for a job that may have been accepted.
+    """
+    stages = rendered.stages
+    if rendered.objects:
+        kubectl.submit(rendered.objects, stages[-1].cluster)
+        return _object_ids(rendered)
+    backend = local if rendered.scheduler == "local" else slurm
     numbers: list[str] = []
-    for place, (job, cluster) in enumerate(stages):
+    for index, (stage, script) in enumerate(zip(stages, rendered.scripts)):
         try:
-            after = tuple(numbers[-1:])
-            if scheduler == "local":
-                after = tuple(local.dependency(n, stages[place - 1].job.folder) for n in after)
-            known = before[place] if before else ()
-            numbers.append(_handed(Stage(replace(job, after=after), cluster), known))
+            if index:
+                script = backend.with_dependency(script, stages[index - 1].job, numbers[-1])
+            known = before[index] if before else ()
+            numbers.append(_submit_script(stage, script, known))
         except BaseException:
-            for number, stage in zip(numbers, stages):
+            for number, earlier in zip(numbers, stages):
                 with contextlib.suppress(SubmitError):
-                    cancel(number, stage.cluster, stage.job.run)
+                    cancel(number, earlier.cluster, earlier.job.run)
             raise
     return numbers
 
 
-def _handed(stage: Stage, before: Sequence[str]) -> str:
-    """The id under which the scheduler took it; asked for by its name where no answer came."""
+def _submit_script(stage: Stage, script: str, before: Sequence[str]) -> str:
+    """Submit one script and return its ID; look the job up by name if the answer was lost."""
+    job, cluster = stage
     try:
-        return (local if stage.cluster.scheduler == "local" else slurm).submit(*stage)
-    except Unheard as error:
+        if cluster.scheduler == "local":
+            return local.submit(job, script)
+        return slurm.submit(job, cluster, script)
+    except SubmissionUnconfirmed as error:
         try:
-            number = find(sought([stage])[0], stage.job.folder, before, stage.cluster)
-        except SubmitError as again:
-            number, seen = "", f"and whether it is queued cannot be asked ({again})"
+            number = find(_search_key(stage), job.folder, before, cluster)
+        except SubmitError as failure:
+            number, outcome = "", f"and the queue cannot be queried ({failure})"
         else:
-            seen = "and no job of that name is queued yet"
+            outcome = "and no job of that name is queued yet"
         if not number:
-            raise Unheard(
-                f"{error}: {stage.job.id} may have been taken, {seen}; its record is kept, see "
-                f"`status {stage.job.id}` before you submit it again"
+            raise SubmissionUnconfirmed(
+                f"{error}: {job.id} may have been accepted, {outcome}; its record is kept: run "
+                f"`status {job.id}` before you submit it again"
             ) from None
-        slurm.keep_notes(stage.job, number)
+        slurm.keep_notes(job, number)
         return number
 
 
-def sought(stages: Sequence[Stage]) -> list[tuple[str, ...]]:
-    """What `find` knows each by while its number was not heard."""
-    if _scheduler(stages) == "kubernetes":
-        return [(number, stages[-1].job.run) for number in _numbers(stages)]
-    return [(cluster.name or job.id,) for job, cluster in stages]
+def search_keys(rendered: Rendered) -> list[tuple[str, ...]]:
+    """Return for each stage what `find` needs to look it up without its ID."""
+    if rendered.objects:
+        return [(number, rendered.stages[-1].job.run) for number in _object_ids(rendered)]
+    return [_search_key(stage) for stage in rendered.stages]
 
 
-def find(sought: Sequence[str], folder: str, before: Sequence[str], cluster: Cluster) -> str:
-    """The id of a job whose answer was lost; empty where the scheduler knows of none."""
-    return lookup.find(sought, folder, before, cluster)
+def _search_key(stage: Stage) -> tuple[str]:
+    return (stage.cluster.name or stage.job.id,)
+
+
+def find(key: Sequence[str], folder: str, before: Sequence[str], cluster: Cluster) -> str:
+    """Return the ID of a job by its search key; empty if the scheduler has none."""
+    return lookup.find(key, folder, before, cluster)
 
 
 def pods(stage: Stage) -> tuple[str, ...]:
-    """Names under which its pods leave logs and last words; none where the scheduler keeps both."""
-    known = stage.cluster.scheduler == "kubernetes"
-    return tuple(kubernetes.parts(*stage)) if known else ()
+    """Return the names of a job's log and state files in a bucket; empty unless on Kubernetes."""
+    kubernetes_job = stage.cluster.scheduler == "kubernetes"
+    return tuple(kubernetes.parts(*stage)) if kubernetes_job else ()
 
 
 def located(cluster: Cluster) -> Cluster:
-    """With what it leaves to the surroundings of today, so that its jobs are found tomorrow."""
+    """Fill in the current kubectl context and namespace, to find the job after they change."""
     return kubectl.located(cluster) if cluster.scheduler == "kubernetes" else cluster
 
 
 def status(number: str, folder: str, cluster: Cluster, run: str) -> Status:
-    """How a submitted job is. run: what it makes, for a name may be another's by now."""
+    """Return the state of a submitted job; `run` detects another job of the same name."""
     if cluster.scheduler == "kubernetes":
         return kubectl.status(number, cluster, run)
     status_of = local.status if cluster.scheduler == "local" else slurm_status.status
@@ -131,7 +164,7 @@ def status(number: str, folder: str, cluster: Cluster, run: str) -> Status:
 
 
 def cancel(number: str, cluster: Cluster, run: str) -> None:
-    """Asks it to save and leave, for good."""
+    """Ask a job to save and exit; it is not restarted."""
     if cluster.scheduler == "kubernetes":
         kubectl.cancel(number, cluster, run)
     elif cluster.scheduler == "local":
@@ -140,25 +173,9 @@ def cancel(number: str, cluster: Cluster, run: str) -> None:
         slurm.cancel(number)
 
 
-def _scheduler(stages: Sequence[Stage]) -> str:
-    kinds = {s.cluster.scheduler for s in stages}
-    if len(kinds) > 1:
-        raise SubmitError(
-            f"a chain runs on one scheduler, not on {' and '.join(sorted(kinds))}: say cluster= of "
-            "its first verb, which holds for those after it"
-        )
-    return kinds.pop()
-
-
-def _numbers(stages: Sequence[Stage]) -> list[str]:
-    """Of Kubernetes, where they are names."""
-    number = kubectl.number_of(_objects(stages))
-    if len(stages) == 1:
+def _object_ids(rendered: Rendered) -> list[str]:
+    """Return the ID of each stage on Kubernetes: `KIND/NAME`, in a chain with `#STAGE`."""
+    number = kubectl.number_of(rendered.objects)
+    if len(rendered.stages) == 1:
         return [number]
-    return [f"{number}#{name}" for name in kubernetes.stages([s.job for s in stages])]
-
-
-def _objects(stages: Sequence[Stage]) -> list[Object]:
-    if len(stages) == 1:
-        return kubernetes.manifest(*stages[0])
-    return kubernetes.chain([s.job for s in stages], [s.cluster for s in stages])
+    return [f"{number}#{n}" for n in kubernetes.stages([s.job for s in rendered.stages])]

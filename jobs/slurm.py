@@ -1,6 +1,6 @@
-"""SLURM: a job as an sbatch script, and what sbatch, scontrol, sacct and scancel say of it.
+"""Render a job as an sbatch script, submit, check and cancel it.
 
-Rendering is pure. What became of a job is `slurm_status`.
+Rendering is a pure function. For the state of a job see `slurm_status`.
 """
 
 from __future__ import annotations
@@ -8,20 +8,23 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jobs.program import call, last_line
 from jobs.slurm_refusals import reason, refused
-from jobs.spec import Cluster, Job, SubmitError, Unheard, call, check, last_line, one_line
+from jobs.spec import Cluster, Job, SubmissionUnconfirmed, SubmitError, check, one_line, refuse_tag
 from jobs.text import rendered
 
-OURS = {"array", "chdir", "dependency", "error", "export", "job-name", "kill-on-invalid-dep",
+# Options of sbatch that `submit` sets.
+RESERVED = {"array", "chdir", "dependency", "error", "export", "job-name", "kill-on-invalid-dep",
         "nodes", "no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable",
         "requeue", "signal", "test-only", "wait", "wrap"}  # fmt: skip
-LEAST_WORK = 30  # seconds of an attempt before it is warned
+MIN_WORK = 30  # seconds between an attempt's start and its stop signal
 
-# TORCH_FR_*: when a rank hangs, the flight recorder writes each one's last collectives to the logs.
+# TORCH_FR_*: if a rank hangs, the flight recorder writes each rank's last collectives to the logs.
 ENVIRONMENT = {
     "NCCL_DEBUG": "WARN",
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
@@ -32,25 +35,22 @@ ENVIRONMENT = {
 
 
 def render(job: Job, cluster: Cluster) -> str:
-    """The whole sbatch script. Raises `SubmitError` for what no script can say."""
+    """Return the sbatch script. Raises `SubmitError` for invalid options."""
     check(job, cluster)
     if cluster.container != "none" and not cluster.image:
         raise SubmitError(f"cluster.container={cluster.container} needs cluster.image=")
-    if cluster.image and cluster.container == "none":
-        raise SubmitError("cluster.image needs cluster.container=pyxis or apptainer")
-    if cluster.mounts and cluster.container == "none":
-        raise SubmitError("cluster.mounts mean nothing without cluster.container=")
-    if (cluster.container == "pyxis" and cluster.code == "image" and not cluster.allow_dirty
-            and "@sha256:" not in str(cluster.image) and str(cluster.image)[0] != "/"):  # fmt: skip
-        raise SubmitError(
-            f"cluster.image={cluster.image} is a tag, which may be another image tomorrow: give "
-            "NAME@sha256:DIGEST, or accept it with cluster.allow_dirty=true"
-        )
+    if cluster.container == "none" and (cluster.image or cluster.mounts):
+        name = "image" if cluster.image else "mounts"
+        raise SubmitError(f"cluster.{name}= needs cluster.container=pyxis or apptainer")
+    if cluster.container == "pyxis":
+        refuse_tag(cluster)
     if cluster.container == "apptainer" and cluster.code == "image":
         raise SubmitError(
-            "apptainer does not enter an image's own folder: set cluster.code=snapshot"
+            "cluster.code=image does not work with apptainer, which does not enter the image's "
+            "working folder: set cluster.code=snapshot"
         )
     logs = f"{job.folder}/logs"
+    commit = f", commit {job.commit}" if job.commit else ""
     environment = {
         **ENVIRONMENT,
         "PET_NNODES": str(cluster.nodes),
@@ -62,8 +62,7 @@ def render(job: Job, cluster: Cluster) -> str:
     return rendered(
         "job.sbatch.j2",
         directives=_directives(job, cluster, logs),
-        title=f"{job.id}: {job.verb}, results in {job.run}"
-        + (f", commit {job.commit}" if job.commit else ""),
+        title=f"{job.id}: {job.verb}, results in {job.run}{commit}",
         setup=[one_line("cluster.setup", line) for line in cluster.setup],
         secrets_file=cluster.secrets_file,
         logs=logs,
@@ -80,30 +79,45 @@ def render(job: Job, cluster: Cluster) -> str:
 
 
 def seconds(limit: str) -> int | None:
-    """A wall limit as sbatch reads it; None where there is none, or sbatch will not take it."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+(?::\d+){0,2})", limit.strip())
-    if not found:
+    """Parse a wall limit as sbatch does, in seconds; None if there is no valid one."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+(?::\d+){0,2})", limit.strip())
+    if not match:
         return None
-    parts = [int(part) for part in found[2].split(":")]
-    if found[1] is None and len(parts) < 3:  # minutes, or minutes:seconds
+    parts = [int(part) for part in match[2].split(":")]
+    if match[1] is None and len(parts) < 3:  # minutes, or minutes:seconds
         parts.insert(0, 0)
     hours, minutes, rest = [*parts, 0, 0][:3]
-    return int(found[1] or 0) * 86400 + hours * 3600 + minutes * 60 + rest or None
+    return int(match[1] or 0) * 86400 + hours * 3600 + minutes * 60 + rest or None
 
 
 def interpreter(cluster: Cluster) -> str:
-    """The submitter's own Python unless another, or a container's, is asked for."""
-    import sys
-
+    """Return the Python of the nodes: cluster.python, the container's, or the submitter's."""
     return cluster.python or ("python" if cluster.container != "none" else sys.executable)
 
 
+def placeholder(previous: Job) -> str:
+    """Return the name that a rendered script holds in place of the previous stage's ID."""
+    return previous.id
+
+
+def with_dependency(script: str, previous: Job, number: str) -> str:
+    """Replace the placeholder of the previous stage by its ID."""
+    waits, known = _dependency((placeholder(previous),)), _dependency((number,))
+    return script.replace(f"#SBATCH --{waits}\n", f"#SBATCH --{known}\n", 1)
+
+
+def _dependency(ids: tuple[str, ...]) -> str:
+    return f"dependency={shlex.quote('afterok:' + ':'.join(ids))}"
+
+
 def _directives(job: Job, cluster: Cluster, logs: str) -> list[str]:
+    """Return the options of the script's #SBATCH lines."""
     if "\\" in logs:
         raise SubmitError(
-            f"{job.folder} holds a backslash, which sbatch takes out of the names of its files: "
-            "give another run= or cluster.folder="
+            f"{job.folder} contains a backslash, which sbatch removes from file names: give "
+            "another run= or cluster.folder="
         )
+    # --- options that `submit` sets from the job and the cluster's own keys
     escaped = logs.replace("%", "%%")  # % starts a pattern in sbatch's file names
     array = None
     if job.elements:
@@ -131,25 +145,29 @@ def _directives(job: Job, cluster: Cluster, logs: str) -> list[str]:
         "dependency": f"afterok:{':'.join(job.after)}" if job.after else None,
         "kill-on-invalid-dep": "yes" if job.after else None,
     }
+    # --- the site's options; sbatch accepts any unambiguous beginning of an option's name
     for name, value in cluster.sbatch.items():
         if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-            raise SubmitError(f"cluster.sbatch: {name!r} is no long option of sbatch")
-        if meant := sorted(own for own in OURS if own.startswith(name)):  # sbatch takes beginnings
-            whole = name if name in OURS else f"{name} (--{meant[0]})"
+            raise SubmitError(
+                f"cluster.sbatch: invalid option {name!r}: give a long option of sbatch without --"
+            )
+        if reserved := sorted(own for own in RESERVED if own.startswith(name)):
+            whole = name if name in RESERVED else f"{name} (--{reserved[0]})"
             raise SubmitError(f"cluster.sbatch.{whole} is set by `submit` itself: leave it out")
         if "clusters".startswith(name):
             raise SubmitError(
-                f"cluster.sbatch.{name}: jobs go to the cluster of this machine's SLURM, which "
-                "`status` and `cancel` ask; submit from a login node of the other"
+                f"cluster.sbatch.{name}: `status` and `cancel` query only this machine's SLURM "
+                "cluster; submit from a login node of the other cluster"
             )
         options[name] = True if value is None else value
+    # --- a job that gets the stop signal at its start would be requeued forever
     for name in ("time", "time-min"):
         limit = seconds(str(options.get(name) or ""))
-        if limit is not None and limit < cluster.lead_seconds + LEAST_WORK:
+        if limit is not None and limit < cluster.lead_seconds + MIN_WORK:
             raise SubmitError(
-                f"the wall limit {name}={options[name]} is {limit} s, and the job is warned "
-                f"cluster.lead_seconds={cluster.lead_seconds} before it: leave {LEAST_WORK} s at "
-                "least between start and warning, or it is requeued for ever"
+                f"the wall limit {name}={options[name]} is {limit} s, and the stop signal comes "
+                f"cluster.lead_seconds={cluster.lead_seconds} s before it: at least {MIN_WORK} s "
+                "must remain, or the job is requeued forever; raise the limit"
             )
     lines = []
     for name, value in options.items():
@@ -161,7 +179,7 @@ def _directives(job: Job, cluster: Cluster, logs: str) -> list[str]:
 
 
 def _srun(job: Job, cluster: Cluster) -> list[str]:
-    # --kill-on-bad-exit=0 and --wait: the first launcher to leave must not cut the others' save.
+    # --kill-on-bad-exit=0, --wait: the others can save after the first launcher has exited.
     words = [f"--nodes={cluster.nodes}", "--ntasks-per-node=1", "--export=ALL", "--label",
              "--kill-on-bad-exit=0", f"--wait={cluster.lead_seconds}"]  # fmt: skip
     if cluster.cpus_per_node:
@@ -186,55 +204,66 @@ def _container(job: Job, cluster: Cluster) -> list[str]:
 
 
 def _mounts(job: Job, cluster: Cluster) -> list[str]:
-    """Every folder that the job reads or writes, at its own path, and the site's own."""
-    ours = {job.folder, *job.writes, *job.reads, *([job.cwd] if cluster.code == "snapshot" else [])}
-    outer = sorted(p for p in ours if not any(p.startswith(f"{q.rstrip('/')}/") for q in ours))
+    """Return the mounts: each folder that the job reads or writes, then cluster.mounts."""
+    needed = {
+        job.folder,
+        *job.writes,
+        *job.reads,
+        *([job.cwd] if cluster.code == "snapshot" else []),
+    }
+    outer = sorted(p for p in needed if not any(p.startswith(f"{q.rstrip('/')}/") for q in needed))
     for path in outer:
         if re.search("[:,]", path):
-            raise SubmitError(f"{path} holds a colon or a comma, which no container can mount")
+            raise SubmitError(
+                f"{path} contains a colon or comma and cannot be mounted: rename the folder"
+            )
     return [one_line("cluster.mounts", m) for m in (*(f"{p}:{p}" for p in outer), *cluster.mounts)]
 
 
-def submit(job: Job, cluster: Cluster) -> str:
-    """Hands the script to sbatch, leaves it in the folder, and returns SLURM's job id."""
-    script = render(job, cluster)
+def submit(job: Job, cluster: Cluster, script: str) -> str:
+    """Submit the script, keep a copy in the job's folder, and return SLURM's job ID."""
     folder = Path(job.folder)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     (folder / "job.sbatch").write_text(script)
     for place in job.writes if cluster.container != "none" else ():
-        Path(place).mkdir(parents=True, exist_ok=True)  # a container is given folders that exist
-    answer = call(["sbatch", "--parsable"], stdin=script, apart=True)
-    number = answer.stdout.strip().split(";")[0]
+        Path(place).mkdir(parents=True, exist_ok=True)  # only an existing folder can be mounted
+    answer = call(["sbatch", "--parsable"], stdin=script, detached=True)
     if answer.returncode > 0 and refused(answer.stderr):
-        raise SubmitError(f"sbatch refuses: {reason(answer.stderr)}")
-    if answer.returncode or not number.isdigit():
-        raise Unheard(f"sbatch: {reason(answer.stderr) or f'exit {answer.returncode}'}")
-    keep_notes(job, number)
-    return number
+        raise SubmitError(f"sbatch refused the job: {reason(answer.stderr)}")
+    # A site's wrapper of sbatch may print other lines, and `Submitted batch job` in spite of
+    # --parsable. The ID comes last; a line of another form is not an ID.
+    ids = re.findall(r"^(?:Submitted batch job )?(\d+)(?:;\S+)?\s*$", answer.stdout, re.M)
+    if answer.returncode or not ids:
+        problem = reason(answer.stderr) or f"exit {answer.returncode} and no job ID"
+        raise SubmissionUnconfirmed(f"sbatch: {problem}")
+    keep_notes(job, ids[-1])
+    return str(ids[-1])
 
 
 def keep_notes(job: Job, number: str) -> None:
-    """A first note of each part of a job that SLURM has."""
+    """Write the first state file of each element, so that no queued element is forgotten."""
     folder = Path(job.folder)
     for name in [f"{number}_{i}" for i in range(len(job.elements))] or [number]:
         with (
-            contextlib.suppress(OSError),  # SLURM has it: no error may come after
+            contextlib.suppress(OSError),  # the job is queued: an error here must not hide that
             open(folder / "logs" / f"state-{name}", "x") as f,
         ):
-            f.write("QUEUED\n")  # until its script says more; what never ran is not forgotten
+            f.write("QUEUED\n")  # until the script replaces it
 
 
-def judge(job: Job, cluster: Cluster) -> str:
-    """What sbatch says to the job without taking it. Raises `SubmitError` if it would refuse."""
-    answer = call(["sbatch", "--test-only"], stdin=render(replace(job, after=()), cluster))
+def judge(script: str) -> str:
+    """Return sbatch's answer to a test. Raises `SubmitError` if it would refuse the job."""
+    # The previous stage of a chain has no ID yet.
+    alone = re.sub(r"^#SBATCH --(dependency|kill-on-invalid-dep)=.*\n", "", script, flags=re.M)
+    answer = call(["sbatch", "--test-only"], stdin=alone)
     if answer.returncode:
-        raise SubmitError(f"sbatch refuses: {reason(answer.stderr)}")
+        raise SubmitError(f"sbatch refused the job: {reason(answer.stderr)}")
     return last_line(answer.stderr).removeprefix("sbatch: ")
 
 
-def ask(job: Job, cluster: Cluster) -> list[str]:
-    """Asks sbatch whether the job could run, and one node whether it has the interpreter."""
-    return [judge(job, cluster), _ask_node(job, cluster)]
+def ask(job: Job, cluster: Cluster, script: str) -> list[str]:
+    """Test the job with sbatch, and the interpreter on one node with srun."""
+    return [judge(script), _ask_node(job, cluster)]
 
 
 def _ask_node(job: Job, cluster: Cluster) -> str:
@@ -247,26 +276,24 @@ def _ask_node(job: Job, cluster: Cluster) -> str:
     for name in {"constraint", "reservation"} & set(cluster.sbatch):
         where.append(f"--{name}={cluster.sbatch[name]}")
     container = [w for w in _srun(job, cluster) if w.startswith("--container-image")]
-    lines = [
-        *cluster.setup,
-        shlex.join([*_container(job, replace(cluster, gpus_per_node=0)), *words]),
-    ]
-    answer = call(["srun", *where, *container, "/bin/bash", "-c", "\n".join(lines)], timeout=300)
+    test = shlex.join([*_container(job, replace(cluster, gpus_per_node=0)), *words])
+    lines = "\n".join([*cluster.setup, test])
+    answer = call(["srun", *where, *container, "/bin/bash", "-c", lines], timeout=300)
     if answer.returncode == 0:
         return f"a node has Python and torch {last_line(answer.stdout)} at {words[0]}"
     if "mmediate" in answer.stderr or "busy" in answer.stderr:
-        return "no node was free within 30 s: the interpreter there was not verified"
-    # What one core for five minutes may not have, the job may: it was judged already.
+        return "interpreter not verified: no node was free within 30 s"
+    # SLURM may refuse this one-core test and still accept the job, which `judge` has tested.
     if "allocate resources" in answer.stderr:
-        return f"the interpreter was not verified, SLURM gave no node: {last_line(answer.stderr)}"
+        return f"interpreter not verified, SLURM allocated no node: {last_line(answer.stderr)}"
     raise SubmitError(
         f"a node cannot run {words[0]}: {last_line(answer.stderr)}; set cluster.python, "
-        "cluster.setup or cluster.container so that it finds this project's packages"
+        "cluster.setup or cluster.container to an environment with this project's packages"
     )
 
 
 def cancel(number: str) -> None:
-    """Asks SLURM to end it: tasks get SIGTERM at once, save, and are killed after KillWait."""
+    """Cancel the job: tasks get SIGTERM at once, save, and are killed after KillWait."""
     answer = call(["scancel", number])
     if answer.returncode:
         raise SubmitError(f"scancel: {last_line(answer.stderr)}")

@@ -1,16 +1,16 @@
-"""What sbatch's errors say: whether the job was refused, why, and what the user can do."""
+"""Read sbatch's errors: whether the job was refused, why, and how to fix it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-from jobs.spec import last_line
+from jobs.program import last_line
 
-# Of what slurmctld says to a job, what is a no; all else (a timeout, a lost connection) leaves open
-# whether it took it. What sbatch itself refuses it does not send: see `refused`.
+# Answers of slurmctld that refuse the job. After any other failure (a timeout, a lost connection)
+# it may have accepted the job. What sbatch itself refuses is never sent: see `refused`.
 SENT = "Batch job submission failed"
-NO = re.compile(
+REFUSALS = re.compile(
     "invalid|not available|not permitted|denied|violates|more processors|too (many|large|long)|"
     "exceed|limit|specification|dependency|duplicate|disabled|drain|in use|not supported|"
     "pathname|rejected|incorrect", re.I
@@ -21,31 +21,32 @@ HINTS = {
     "set cluster.account= (and cluster.qos=)",
     r"invalid qos": "see `sacctmgr show qos`, set cluster.qos=",
     r"node configuration is not available|more processors|generic resource|GRES":
-    "no node has that much: lower cluster.gpus_per_node, cpus_per_node, memory_gb or nodes",
+    "no node has these resources: lower cluster.gpus_per_node, cpus_per_node, memory_gb or nodes",
     r"array specification": "more elements than MaxArraySize of `scontrol show config`: lower "
     "cluster.tasks, or submit a sweep in parts",
     r"time limit": "lower cluster.time=, or choose another cluster.partition=",
     r"unrecognized option|invalid option|ambiguous": "look at cluster.sbatch",
     r"contact slurm controller|fetch_config|configuration (file|source)": "SLURM does not answer "
-    "here: look at `scontrol ping`, or submit from a login node",
-    r"dependency": "a job that this one waits for is unknown: see `status`",
+    "here: check `scontrol ping`, or submit from a login node",
+    r"dependency": "the job that this one waits for is unknown: see `status`",
 }  # fmt: skip
 
 
 def refused(stderr: str) -> bool:
-    """Whether sbatch's last word is a no, by itself or by slurmctld."""
+    """Return whether sbatch or slurmctld refused the job."""
     last = last_line(stderr)
-    said = last.rpartition(f"{SENT}: ")[2]
-    return bool(NO.search(said)) if SENT in last else bool(stderr.strip())
+    answer = last.rpartition(f"{SENT}: ")[2]
+    return bool(REFUSALS.search(answer)) if SENT in last else bool(stderr.strip())
 
 
 def reason(stderr: str) -> str:
-    told = "; ".join(
+    """Return sbatch's errors as one line, with a hint."""
+    message = "; ".join(
         re.sub(r"^sbatch: (error: )?", "", line.strip())
         for line in _without_noise(stderr.strip().splitlines())
     )
-    hints = [hint for pattern, hint in HINTS.items() if re.search(pattern, told, re.I)]
-    return f"{told} ({hints[0]})" if hints else told
+    hints = [hint for pattern, hint in HINTS.items() if re.search(pattern, message, re.I)]
+    return f"{message} ({hints[0]})" if hints else message
 
 
 def _without_noise(lines: Sequence[str]) -> list[str]:

@@ -1,17 +1,19 @@
-"""What became of a SLURM job, in our states, with the reason.
+"""Determine the state of a SLURM job and the reason.
 
-Nothing of `--json` is used: its schema changes with every release of SLURM.
+Does not use `--json`, whose schema changes with every release of SLURM.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
-from jobs.spec import JobState, Status, SubmitError, call, explained, last_line, numbers
+from jobs.program import call, last_line
+from jobs.spec import JobState, Status, SubmitError, explained, numbers
 from jobs.spec import summary as summed
 
-ENDED = {
+STATES = {
     "COMPLETED": JobState.SUCCEEDED,
     "CANCELLED": JobState.CANCELLED,
     "PENDING": JobState.QUEUED,
@@ -31,36 +33,36 @@ ENDED = {
     "TIMEOUT": JobState.INTERRUPTED,
     "NODE_FAIL": JobState.INTERRUPTED,
 }
-MEANT = {
+REASONS = {
     "PREEMPTED": "preempted, and not requeued",
-    "TIMEOUT": "the wall limit came before everything was saved: raise cluster.lead_seconds",
-    "NODE_FAIL": "a node was lost, and the job not requeued",
+    "TIMEOUT": "reached the wall limit before everything was saved: raise cluster.lead_seconds",
+    "NODE_FAIL": "a node failed, and the job was not requeued",
     "OUT_OF_MEMORY": "out of memory: raise cluster.memory_gb",
     "BOOT_FAIL": "a node did not start",
-    "DEADLINE": "its deadline passed",
+    "DEADLINE": "the job's deadline passed",
 }
 
-NEVER = "DependencyNeverSatisfied"
-UNLAUNCHED = 128 + 53  # ExitCode=0:53: the script's output file could not be made
-WAITS = {
+FAILED_DEPENDENCY = "DependencyNeverSatisfied"
+NO_OUTPUT_FILE = 128 + 53  # ExitCode=0:53: the script's output file could not be created
+WAIT_REASONS = {
     "AssocGrpGRES": "your account's GPUs are all in use",
-    "BeginTime": "it may not start yet (after a requeue: for up to two minutes)",
-    "Dependency": "for the job before it",
-    NEVER: "for a job that failed: cancel it",
+    "BeginTime": "not before its start time (up to two minutes after a requeue)",
+    "Dependency": "waits for the previous job",
+    FAILED_DEPENDENCY: "a previous job failed: cancel this one",
     "InvalidAccount": "check cluster.account",
     "InvalidQOS": "check cluster.qos",
-    "JobArrayTaskLimit": "cluster.throttle",
-    "PartitionConfig": "the partition does not allow that much time or size",
+    "JobArrayTaskLimit": "cluster.throttle elements are running",
+    "PartitionConfig": "over the partition's time or size limit",
     "PartitionNodeLimit": "the partition has fewer nodes: lower cluster.nodes",
-    "PartitionTimeLimit": "the partition does not allow that long: lower cluster.time",
-    "Priority": "others come first",
-    "QOSMaxJobsPerUserLimit": "as many of your jobs run as the QOS allows",
-    "Resources": "for free nodes",
+    "PartitionTimeLimit": "over the partition's time limit: lower cluster.time",
+    "Priority": "jobs with higher priority come first",
+    "QOSMaxJobsPerUserLimit": "the QOS limit of running jobs is reached",
+    "Resources": "waits for free nodes",
 }
 
 
 def status(number: str, folder: str | Path) -> Status:
-    """What scontrol says while it remembers the job, then sacct, then the job's own note."""
+    """Return the state from scontrol, else sacct (finished jobs), else the job's state file."""
     shown = call(["scontrol", "-o", "show", "job", number])
     if shown.returncode == 0 and shown.stdout.strip():
         return from_scontrol(shown.stdout, notes(folder), f"{folder}/logs")
@@ -74,56 +76,60 @@ def status(number: str, folder: str | Path) -> Status:
     )
 
 
-def from_notes(left: dict[str, str], who: str) -> Status:
-    """What the last words of a job's parts come to once the scheduler has forgotten it."""
+def from_notes(notes: dict[str, str], scheduler: str) -> Status:
+    """Return the state from the state files, for a job that `scheduler` has forgotten."""
     states: dict[str, JobState] = {}
     reasons: dict[JobState, str] = {}
-    for name, note in left.items():
+    for name, note in notes.items():
         word, _, reason = note.partition(" ")
         state = JobState(word) if word in JobState.__members__ else JobState.UNKNOWN
-        if state.live:  # a note that nobody replaced
-            reason = f"{who} has forgotten it; it was {word.lower()}"
+        if state.live:  # the job did not live to write its end
+            reason = f"{scheduler} has forgotten the job; last state: {word.lower()}"
             state = JobState.UNKNOWN
         states[name.rpartition("_")[2]] = state
         reasons.setdefault(state, reason)
     whole = summed(states)
-    reason = reasons.get(whole, f"{who} has forgotten it")
+    reason = reasons.get(whole, f"{scheduler} has forgotten the job")
     return Status(whole, reason, 0, states if len(states) > 1 else {})
 
 
 def notes(folder: str | Path) -> dict[str, str]:
-    """The line that each job's script last wrote, by job id, or `ARRAY_TASK` of an array."""
-    found = Path(folder, "logs").glob("state-*")
+    """Return the last line of each state file, by job ID, or `ARRAY_TASK` in an array."""
+    files = Path(folder, "logs").glob("state-*")
     return {
-        p.name.removeprefix("state-"): p.read_text().strip() for p in found if "." not in p.name
+        p.name.removeprefix("state-"): p.read_text().strip() for p in files if "." not in p.name
     }
 
 
 def from_scontrol(
     text: str, notes: dict[str, str] | None = None, logs: str = "<run>/logs"
 ) -> Status:
-    """`scontrol -o show job`: one line a job, or one for each element of an array."""
+    """Parse `scontrol -o show job`: one line per job, or per element of an array."""
     states: dict[str, JobState] = {}
     reasons: dict[JobState, str] = {}
     number, restarts = "", 0
     for line in text.strip().splitlines():
-        found: dict[str, str] = dict(re.findall(r"(?:^|\s)(\w[\w/:]*)=(\S*)", line))
-        number = found.get("ArrayJobId", found["JobId"])
-        task = found.get("ArrayTaskId")
+        values: dict[str, str] = dict(re.findall(r"(?:^|\s)(\w[\w/:]*)=(\S*)", line))
+        number = values.get("ArrayJobId", values["JobId"])
+        task = values.get("ArrayTaskId")
         note = (notes or {}).get(f"{number}_{task}" if task else number, "")
-        state, reason = _state(found["JobState"], _code(found.get("ExitCode", "0:0")), note, logs)
+        state, reason = _state(values["JobState"], _code(values.get("ExitCode", "0:0")), note, logs)
         if state is JobState.QUEUED:
-            word = found.get("Reason", "None")
-            reason = "" if word == "None" else ": ".join(filter(None, [word, WAITS.get(word, "")]))
+            word = values.get("Reason", "None")
+            reason = (
+                ""
+                if word == "None"
+                else ": ".join(filter(None, [word, WAIT_REASONS.get(word, "")]))
+            )
         elif state is JobState.RUNNING:
-            reason = f"on {found.get('NodeList', '')}"
-        elif state is JobState.CANCELLED and found.get("Reason") == NEVER:
-            reason = NEVER  # any other is what it waited for
-        restarts += int(found.get("Restarts", 0))
+            reason = f"on {values.get('NodeList', '')}"
+        elif state is JobState.CANCELLED and values.get("Reason") == FAILED_DEPENDENCY:
+            reason = FAILED_DEPENDENCY  # another Reason is what the job waited for
+        restarts += int(values.get("Restarts", 0))
         for element in numbers(task or number):
             states[element] = state
         reasons.setdefault(state, reason)
-    # An element that is cancelled before it starts leaves no record, an old one none any more.
+    # scontrol lists no element that was cancelled before its start or that ended long ago.
     for name, note in (notes or {}).items():
         array, _, element = name.partition("_")
         if element and array == number and element not in states:
@@ -137,34 +143,37 @@ def from_scontrol(
 
 
 def from_sacct(text: str, notes: dict[str, str] | None = None, logs: str = "<run>/logs") -> Status:
-    """`sacct -XPn -o JobID,State,ExitCode`; `CANCELLED by 1000` keeps who did it."""
+    """Parse `sacct -XPn -o JobID,State,ExitCode`; `CANCELLED by 1000` names the user."""
     states: dict[str, JobState] = {}
     reasons: dict[JobState, str] = {}
     for line in text.strip().splitlines():
         number, word, code = line.split("|")[:3]
         state, reason = _state(word.split()[0], _code(code), (notes or {}).get(number, ""), logs)
-        who = re.search(r"by (\d+)", word)
+        user = re.search(r"by (\d+)", word)
         for element in numbers(number.partition("_")[2].strip("[]") or number):
             states[element] = state
-        reasons.setdefault(state, f"by user {who[1]}" if who else reason)
+        reasons.setdefault(state, f"by user {user[1]}" if user else reason)
     whole = summed(states)
     return Status(whole, reasons.get(whole, ""), 0, states if len(states) > 1 else {})
 
 
 def _code(text: str) -> int:
-    """`ExitCode=STATUS:SIGNAL` as a shell's one number."""
+    """Convert `STATUS:SIGNAL` to a shell's exit status."""
     status, _, signal = text.partition(":")
     return 128 + int(signal) if int(signal or 0) else int(status)
 
 
 def _state(word: str, code: int, note: str, logs: str) -> tuple[JobState, str]:
-    if word == "FAILED" and code == UNLAUNCHED:
-        return JobState.FAILED, f"a node cannot open {logs}: is the folder on a shared disk?"
+    if word == "FAILED" and code == NO_OUTPUT_FILE:
+        return (
+            JobState.FAILED,
+            f"a node cannot open {logs}: check that the folder is on a shared disk",
+        )
     if word == "FAILED":
-        saved = code == 75
-        last, _, told = note.partition(" ")
-        told = "" if last in ("RUNNING", "QUEUED") else told  # it did not come to its last word
-        return (JobState.INTERRUPTED if saved else JobState.FAILED), told or explained(code)
-    return ENDED.get(word, JobState.FAILED if word in MEANT else JobState.UNKNOWN), MEANT.get(
+        saved = code == os.EX_TEMPFAIL
+        last, _, why = note.partition(" ")
+        why = "" if last in ("RUNNING", "QUEUED") else why  # the script could not write its end
+        return (JobState.INTERRUPTED if saved else JobState.FAILED), why or explained(code)
+    return STATES.get(word, JobState.FAILED if word in REASONS else JobState.UNKNOWN), REASONS.get(
         word, ""
     )

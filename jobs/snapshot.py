@@ -1,8 +1,7 @@
-"""The code a job runs: the commit as `git archive` has it, never the live checkout.
+"""Take a snapshot of the code for a job: `git archive` of the commit, never the live checkout.
 
-Uncommitted changes and files that git does not know are refused, or taken along as a commit of
-their own, made in a repository of its own (nothing of the checkout is written), with the diff kept
-beside it.
+Uncommitted changes and untracked files are refused, or included as a commit of their own, which is
+created in a temporary repository (the checkout stays unchanged), and recorded as a diff.
 """
 
 from __future__ import annotations
@@ -21,16 +20,15 @@ from pathlib import Path
 from jobs import git
 from jobs.spec import SECRET_NAME, SubmitError
 
-NEW_MB = 20  # of files that git does not know: more is no code
-# Its time and author are fixed: the same changes are the same bytes.
-WHO = {"NAME": "lacuna", "EMAIL": "lacuna", "DATE": "@1000000000 +0000"}
-AS = {f"GIT_{who}_{what}": WHO[what] for who in ("AUTHOR", "COMMITTER") for what in WHO}
+UNTRACKED_MB = 20  # limit of untracked files; larger ones are probably data
+# Time and author are fixed, so that the same changes give the same bytes.
+AUTHOR = {"NAME": "lacuna", "EMAIL": "lacuna", "DATE": "@1000000000 +0000"}
+IDENTITY = {f"GIT_{role}_{k}": v for role in ("AUTHOR", "COMMITTER") for k, v in AUTHOR.items()}
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """`commit` is HEAD, `diff` what was changed since and travels along, `tar` both in one, `tree`
-    what git calls their content."""
+    """HEAD's `commit`, the `diff` of included changes, `tar` and `tree` (git's hash) of both."""
 
     root: Path
     commit: str
@@ -40,19 +38,19 @@ class Snapshot:
 
     @property
     def recorded(self) -> bytes:
-        """The diff as git wrote it, whatever the encoding of the files."""
+        """The diff as bytes, whatever the encoding of the files."""
         return self.diff.encode(errors="surrogateescape")
 
     @property
     def name(self) -> str:
-        """12 hex digits of the commit; with changes, `-` and 8 of the tree's."""
+        """12 hex digits of the commit; with changes also `-` and 8 digits of the tree."""
         return self.commit[:12] + (f"-{self.tree[:8]}" if self.diff else "")
 
 
 def take(root: Path, allow_dirty: bool = False) -> Snapshot:
-    """The state of the checkout at `root`. `SubmitError` if it is none, or has unwanted changes."""
-    with _told(root), git.apart(root) as own:
-        new = git.unknown(root)
+    """Take a snapshot of the checkout. Raises `SubmitError` for unwanted changes."""
+    with _git_errors(root), git.temporary_repository(root) as own:
+        new = git.untracked(root)
         if allow_dirty:
             _refuse_large(root, new)
         commit, tree = git.commit(root), git.tree(root, own, new if allow_dirty else [])
@@ -62,49 +60,49 @@ def take(root: Path, allow_dirty: bool = False) -> Snapshot:
         if not allow_dirty:
             names = ", ".join(changed[:3]) + (", …" if len(changed) > 3 else "")
             raise SubmitError(
-                f"uncommitted changes ({names}): commit them, or take them along as a recorded "
+                f"uncommitted changes ({names}): commit them, or include them as a recorded "
                 "diff with cluster.allow_dirty=true"
             )
         diff = git.diff(root, commit, tree, own)
         refuse_secrets(diff)
         words = ("commit-tree", tree, "-p", commit, "-m", "uncommitted changes")
-        whole = git.text(root, *words, **own, **AS).strip()
+        whole = git.text(root, *words, **own, **IDENTITY).strip()
         return Snapshot(root, commit, diff, _tar(root, whole, own), tree)
 
 
 def _refuse_large(root: Path, new: list[str]) -> None:
     sizes = {name: os.lstat(root / name).st_size for name in new}
-    if sum(sizes.values()) > NEW_MB * 1e6:
+    if sum(sizes.values()) > UNTRACKED_MB * 1e6:
         worst = max(sizes, key=lambda name: sizes[name])
         raise SubmitError(
-            f"files that git does not know hold {sum(sizes.values()) / 1e6:.0f} MB, the largest "
-            f"{worst}: add them to .gitignore or commit them ({NEW_MB} MB travel along)"
+            f"untracked files have {sum(sizes.values()) / 1e6:.0f} MB (limit {UNTRACKED_MB} MB), "
+            f"the largest is {worst}: add them to .gitignore or commit them"
         )
 
 
 def refuse_secrets(diff: str) -> None:
     for name, value in os.environ.items():
         if SECRET_NAME.search(name) and len(value) >= 8 and value in diff:
-            raise SubmitError(f"the uncommitted changes hold the value of ${name}: remove it there")
+            raise SubmitError(f"the uncommitted changes contain the value of ${name}: remove it")
 
 
 def archive(snapshot: Snapshot) -> bytes:
-    """The commit, or commit and changes, as .tar.gz: the same bytes for the same tree."""
+    """Return the snapshot as .tar.gz: the same bytes for the same tree."""
     return gzip.compress(snapshot.tar, compresslevel=6, mtime=0)
 
 
 def importable(folder: str, where: str) -> str:
-    """The folder as an entry of PYTHONPATH. Raises `SubmitError`, with where it comes from."""
+    """Return the folder if PYTHONPATH can hold it. `where`: the key and value that name it."""
     if os.pathsep in folder:
         raise SubmitError(
-            f"{where}: the job's code would lie in {folder}, and PYTHONPATH is split at "
-            f"{os.pathsep!r}, so that other code could run: choose a path without it"
+            f"{where}: the job's code would be in {folder}, and PYTHONPATH is split at "
+            f"{os.pathsep!r}, so other code could run: choose a path without {os.pathsep!r}"
         )
     return folder
 
 
 def unpack(data: bytes, folder: Path) -> Path:
-    """Unpacks into `folder`, which appears whole or not at all; an existing one is left alone."""
+    """Unpack into `folder` atomically; an existing folder is kept."""
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -125,21 +123,24 @@ def _tar(root: Path, commit: str, own: dict[str, str]) -> bytes:
 
 
 @contextmanager
-def _told(root: Path) -> Iterator[None]:
-    """What hinders git, as one line of ours."""
+def _git_errors(root: Path) -> Iterator[None]:
+    """Turn a failure of git into a `SubmitError` of one line."""
     try:
         yield
     except subprocess.CalledProcessError as error:
-        told = " ".join(error.stderr.decode(errors="replace").split())
-        if "not a git repository" in told:
-            told = f"{root} is no git checkout, so there is no commit to submit"
-        raise SubmitError(f"{told}: fix that, or set cluster.code=image") from None
+        message = " ".join(error.stderr.decode(errors="replace").split())
+        if "not a git repository" in message:
+            message = f"{root} is not a git checkout, so there is no commit to submit"
+        raise SubmitError(f"{message}: fix that, or set cluster.code=image") from None
     except subprocess.TimeoutExpired as error:
-        raise SubmitError(f"git gave no answer about {root} within {error.timeout:.0f} s") from None
+        raise SubmitError(
+            f"git did not answer within {error.timeout:.0f} s in {root}: try again, or set "
+            "cluster.code=image"
+        ) from None
     except OSError as error:
         if error.filename != "git":
             raise
         raise SubmitError(
-            f"git cannot be run ({error.strerror}), which takes the commit of {root}: install it, "
-            "or set cluster.code=image"
+            f"git cannot be run ({error.strerror}), and the commit of {root} is needed: install "
+            "git, or set cluster.code=image"
         ) from None

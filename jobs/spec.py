@@ -1,93 +1,98 @@
-"""What is to run, on which machines, and what became of it: records shared by every scheduler.
+"""Job, cluster and status records shared by every scheduler.
 
-The launch contract is the same everywhere. One launcher a node runs `python -m pipeline VERB …`
+The launch contract is the same everywhere. One launcher per node runs `python -m pipeline VERB …`
 with `PET_NNODES PET_NODE_RANK PET_NPROC_PER_NODE PET_MASTER_ADDR PET_MASTER_PORT`; SIGTERM or
-SIGUSR1 asks it to save and leave; its exit status says what to do next.
+SIGUSR1 asks it to save and exit; the exit status decides whether the scheduler starts it again.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-DONE, FAILED, SAVED, CONFIGURATION = 0, 1, 75, 78
 SECRETS = (r"(?<![\w.-])[\w.-]*(?:SECRET|TOKEN(?!IZ)|PASSWO?R?D|(?<!APPLICATION_)CREDENTIAL|(?:API|"
            r"ACCESS|PRIVATE)[_-]?KEY)[\w.-]*(?<![_-]FILE)(?<![_-]PATH)(?<![_-]DIR)")  # fmt: skip
 SECRET_NAME = re.compile(f"^{SECRETS}$", re.I)  # of a secret itself, not of a file that holds it
 
 
-def key(default: Any, help: str, choices: tuple[Any, ...] = (), only: tuple[str, ...] = ()) -> Any:
-    """A field with its meaning, its allowed values, the schedulers that know it (empty: all)."""
-    metadata = {"help": help, "choices": choices, "only": only}
+def key(
+    default: Any,
+    help: str,
+    choices: tuple[Any, ...] = (),
+    only: tuple[str, ...] = (),
+    least: int | None = None,
+) -> Any:
+    """A field with its help, allowed values or minimum, and the schedulers that use it.
+
+    `only` is empty for a field of every scheduler. The configuration checks choices and minimum.
+    """
+    metadata = {"help": help, "choices": choices, "only": only, "least": least}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-LEAST = {"nodes": 1, "gpus_per_node": 0, "processes_per_node": 1, "cpus_per_node": 1,
-         "memory_gb": 1, "tasks": 1, "throttle": 1, "retries": 0, "lead_seconds": 1, "port": 1024,
-         "shm_gb": 1, "ttl_hours": 0}  # fmt: skip
 SLURM, KUBERNETES, BOTH = ("slurm",), ("kubernetes",), ("slurm", "kubernetes")
 
 
 @dataclass
 class Cluster:
-    """The group `cluster=`: where a job runs and what it gets there."""
+    """The group `cluster=`: scheduler, resources and environment of a job."""
 
-    scheduler: str = key("local", "who runs it", ("local", "slurm", "kubernetes"))
-    nodes: int = key(1, "machines")
-    gpus_per_node: int = key(0, "accelerators on each")
-    processes_per_node: int | None = key(None, "workers on each; null: one a GPU, else 1", (), BOTH)
-    cpus_per_node: int | None = key(None, "CPU cores on each; null: the site's default", (), BOTH)
-    memory_gb: int | None = key(None, "memory on each, GiB; null: the site's default", (), BOTH)
-    name: str | None = key(None, "the job's name; null: the run's", (), BOTH)
-    tasks: int | None = key(None, "elements of an array (`shard`)")
-    throttle: int | None = key(None, "elements of an array that run at a time; null: all", (), BOTH)
-    retries: int = key(3, "restarts after a crash; stops that saved everything are not counted")
-    lead_seconds: int = key(180, "time to save between the warning and the end", (), BOTH)
-    env: dict[str, str] = key({}, "environment of the job; secrets do not belong here")
+    scheduler: str = key("local", "scheduler backend", ("local", "slurm", "kubernetes"))
+    nodes: int = key(1, "number of nodes", least=1)
+    gpus_per_node: int = key(0, "GPUs per node", least=0)
+    processes_per_node: int | None = key(None, "workers per node; null: one per GPU", (), BOTH, 1)
+    cpus_per_node: int | None = key(None, "CPU cores per node; null: site's default", (), BOTH, 1)
+    memory_gb: int | None = key(None, "memory per node, GiB; null: site's default", (), BOTH, 1)
+    name: str | None = key(None, "job name; null: the name of the run", (), BOTH)
+    tasks: int | None = key(None, "number of array elements (`shard`)", least=1)
+    throttle: int | None = key(None, "array elements that run at once; null: all", (), BOTH, 1)
+    retries: int = key(3, "restarts after a crash, not counting saved stops", least=0)
+    lead_seconds: int = key(
+        180, "grace period in seconds from the stop signal to the kill", (), BOTH, 1)  # fmt: skip
+    env: dict[str, str] = key({}, "environment variables of the job; no secrets")
     python: str | None = key(None, "interpreter; null: the submitter's, or the image's")
-    code: str = key("snapshot", "`git archive` of the commit, or what the image holds",
+    code: str = key("snapshot", "`git archive` of the commit, or the code in the image",
                     ("snapshot", "image"))  # fmt: skip
-    allow_dirty: bool = key(False, "take uncommitted changes along, recorded as a diff")
+    allow_dirty: bool = key(False, "include uncommitted changes, recorded as a diff")
     folder: str | None = key(
         None, "shared folder for script, logs and code; null: the run's, runs/ for a bucket", (),
         ("local", "slurm"))  # fmt: skip
     image: str | None = key(None, "container image, by digest", (), BOTH)
-    port: int = key(29500, "where worker 0 listens", (), KUBERNETES)
+    port: int = key(29500, "rendezvous port on node 0", (), KUBERNETES, 1024)
 
-    partition: str | None = key(None, "queue", (), SLURM)
-    account: str | None = key(None, "who pays", (), SLURM)
+    partition: str | None = key(None, "partition (queue)", (), SLURM)
+    account: str | None = key(None, "account to charge (sbatch --account)", (), SLURM)
     qos: str | None = key(None, "quality of service", (), SLURM)
     time: str | None = key(None, "wall limit of one attempt, D-HH:MM:SS", (), SLURM)
-    sbatch: dict[str, Any] = key({}, "further options of sbatch: {constraint: a100}", (), SLURM)
+    sbatch: dict[str, Any] = key({}, "more sbatch options: {constraint: a100}", (), SLURM)
     setup: list[str] = key([], "shell lines before the job: module load, source", (), SLURM)
-    container: str = key("none", "how the image is entered", ("none", "pyxis", "apptainer"), SLURM)
-    mounts: list[str] = key([], "HOST:CONTAINER folders of the container", (), SLURM)
+    container: str = key("none", "container runtime", ("none", "pyxis", "apptainer"), SLURM)
+    mounts: list[str] = key([], "HOST:CONTAINER folders to mount", (), SLURM)
     secrets_file: str | None = key(
         None, "NAME=value lines, mode 0600; null: ~/.config/lacuna/secrets.env if it exists", (),
         ("local", "slurm"))  # fmt: skip
 
-    kind: str = key("job", "Indexed Job, or JobSet (gangs, chains)", ("job", "jobset"), KUBERNETES)
-    namespace: str | None = key(None, "null: the context's", (), KUBERNETES)
-    context: str | None = key(None, "of the kubeconfig; null: the current one", (), KUBERNETES)
+    kind: str = key("job", "Indexed Job, or JobSet (chains)", ("job", "jobset"), KUBERNETES)
+    namespace: str | None = key(None, "namespace; null: the context's", (), KUBERNETES)
+    context: str | None = key(None, "kubeconfig context; null: the current one", (), KUBERNETES)
     queue: str | None = key(None, "Kueue LocalQueue", (), KUBERNETES)
-    secrets: list[str] = key([], "Secrets whose keys become environment", (), KUBERNETES)
+    secrets: list[str] = key([], "Secrets to load as environment variables", (), KUBERNETES)
     pull_secrets: list[str] = key([], "Secrets of the image registry", (), KUBERNETES)
-    volumes: dict[str, str] = key({}, "claim: path where it is mounted", (), KUBERNETES)
-    node_selector: dict[str, str] = key({}, "labels of the nodes", (), KUBERNETES)
-    tolerations: list[Any] = key([], "taints that are tolerated", (), KUBERNETES)
+    volumes: dict[str, str] = key({}, "mounted claims: {CLAIM: /path}", (), KUBERNETES)
+    node_selector: dict[str, str] = key({}, "required node labels", (), KUBERNETES)
+    tolerations: list[Any] = key([], "taints to tolerate", (), KUBERNETES)
     service_account: str | None = key(None, "null: the namespace's default", (), KUBERNETES)
     priority_class: str | None = key(None, "null: the cluster's default", (), KUBERNETES)
     gpu_resource: str = key("nvidia.com/gpu", "name of the accelerator resource", (), KUBERNETES)
-    shm_gb: int = key(8, "shared memory, GiB; counts against memory_gb", (), KUBERNETES)
-    ttl_hours: int = key(72, "a finished Job is removed after this long", (), KUBERNETES)
-    patch: dict[str, Any] = key({}, "merged last into the pod template", (), KUBERNETES)
+    shm_gb: int = key(8, "shared memory, GiB; part of memory_gb", (), KUBERNETES, 1)
+    ttl_hours: int = key(72, "hours until a finished Job is removed", (), KUBERNETES, 0)
+    patch: dict[str, Any] = key({}, "patch for the pod template, merged last", (), KUBERNETES)
 
     @property
     def processes(self) -> int:
@@ -96,14 +101,15 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Job:
-    """One thing to run. `elements` are the arguments that differ between elements of an array.
+    """One command to run.
 
-    run: where results go. folder: where script, logs and code lie (the same, unless the run is a
-    bucket). cwd: what relative paths are relative to, where machines share a disk.
-    code: folder of the unpacked commit; on Kubernetes URL and sha256 of its archive.
-    after: scheduler's ids of the jobs that must have succeeded before.
-    reads, writes: folders on a disk, absolute, which a container must be given.
-    part: of an element that has become a job of its own, what its pods' names begin with.
+    run: folder or URL of the results. folder: of script, logs and code (the same as `run`, unless
+    that is in a bucket). cwd: base of relative paths, where machines share a disk.
+    code: folder of the unpacked commit; on Kubernetes the URL of its archive, with its SHA-256.
+    elements: of an array, the arguments that differ between its elements.
+    after: IDs of jobs that must succeed first (local: their state files).
+    reads, writes: absolute folders on a disk that a container must mount.
+    part: prefix of the pod names where an array element is a Job of its own.
     """
 
     id: str
@@ -127,7 +133,7 @@ class Job:
 
 
 class JobState(StrEnum):
-    """INTERRUPTED: stopped with everything saved, and nobody will start it again unasked."""
+    """State of a job. INTERRUPTED: saved and stopped, and not restarted automatically."""
 
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
@@ -144,7 +150,7 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True)
 class Status:
-    """What a scheduler says of a job, in our words; `reason` is why it waits or what ended it."""
+    """State of a submitted job; `reason` is why it waits or why it ended."""
 
     state: JobState
     reason: str = ""
@@ -152,7 +158,7 @@ class Status:
     elements: Mapping[str, JobState] = field(default_factory=dict)
 
     def line(self) -> str:
-        """`RUNNING · 2 restarts · on n1,n2`: everything known, in one line."""
+        """Format as one line: `RUNNING · 2 restarts · on n1,n2`."""
         counted = {s: sum(e is s for e in self.elements.values()) for s in JobState}
         parts = [
             self.state.value,
@@ -164,60 +170,62 @@ class Status:
 
 
 def summary(elements: Mapping[str, JobState]) -> JobState:
-    """The state of an array: the first of what still moves, then of what went wrong."""
+    """Return the state of an array: live states first, then failures."""
     order = (JobState.RUNNING, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED,
              JobState.INTERRUPTED, JobState.UNKNOWN, JobState.SUCCEEDED)  # fmt: skip
     return next((s for s in order if s in elements.values()), JobState.UNKNOWN)
 
 
 def numbers(text: str) -> list[str]:
-    """`3`, `0-2`, `0-8:2`, `4,6-7%2`: how schedulers write several elements, one by one."""
-    found: list[str] = []
+    """Expand an element list as schedulers write it: `3`, `0-2`, `0-8:2`, `4,6-7%2`."""
+    expanded: list[str] = []
     for part in filter(None, text.split("%")[0].split(",")):
         span, _, step = part.partition(":")
         first, _, last = span.partition("-")
-        found += [str(n) for n in range(int(first), int(last or first) + 1, int(step or 1))]
-    return found
+        expanded += [str(n) for n in range(int(first), int(last or first) + 1, int(step or 1))]
+    return expanded
 
 
 def explained(code: int) -> str:
-    """What an exit status of the launcher, or of a shell, means."""
+    """Describe an exit status of the launcher or of a shell."""
     if code > 128:
         names = {2: "interrupted", 9: "killed (memory limit, or after the grace period)",
                  15: "terminated", 6: "aborted", 7: "bus error (shared memory full?)",
                  11: "segmentation fault"}  # fmt: skip
         return f"exit {code}: {names.get(code - 128, f'signal {code - 128}')}"
-    known = {DONE: "done", FAILED: "failed", SAVED: "saved, to be continued",
-             CONFIGURATION: "configuration error, not retried"}  # fmt: skip
+    known = {os.EX_OK: "done", os.EX_TEMPFAIL: "saved, to be continued",
+             os.EX_CONFIG: "configuration error, not retried"}  # fmt: skip
     return f"exit {code}: {known.get(code, 'failed')}"
 
 
 class SubmitError(ValueError):
-    """A job that cannot be submitted, or a scheduler that refused it: one line, with the mend."""
+    """An invalid job, or a refusal of the scheduler: one line, with the fix."""
 
 
-class Unheard(SubmitError):
-    """A scheduler whose answer was lost: it may have taken what it was handed."""
+class SubmissionUnconfirmed(SubmitError):
+    """The scheduler's answer was lost: it may have accepted the job."""
 
 
 def check(job: Job, cluster: Cluster) -> None:
-    """Refuses what no scheduler could run; called before anything is rendered."""
-    check_least(cluster)
+    """Refuse a job that no scheduler could run; called by each renderer."""
     for known in fields(cluster):
         value = getattr(cluster, known.name)
         for text in value if isinstance(value, list) else [value] if isinstance(value, str) else []:
             one_line(f"cluster.{known.name}", text)
     if cluster.throttle and not job.elements:
         raise SubmitError(
-            f"cluster.throttle={cluster.throttle} means nothing without an array: give "
-            "cluster.tasks= (`shard`), several values (a sweep), or leave it out"
+            f"cluster.throttle={cluster.throttle} applies only to arrays: set cluster.tasks= "
+            "(`shard`) or give several values (a sweep), or leave it out"
         )
     for name, value in {**cluster.env, **job.env}.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise SubmitError(f"cluster.env: {name!r} is no name of an environment variable")
+            raise SubmitError(
+                f"cluster.env: invalid variable name {name!r}: use letters, digits and _"
+            )
         if name in cluster.env and name.startswith("PET_"):
             raise SubmitError(
-                f"cluster.env.{name}: set cluster.nodes= and cluster.processes_per_node= instead"
+                f"cluster.env.{name} is set by `submit`: use cluster.nodes= and "
+                "cluster.processes_per_node= instead"
             )
         if name in cluster.env and SECRET_NAME.search(name):
             raise SubmitError(
@@ -230,71 +238,41 @@ def check(job: Job, cluster: Cluster) -> None:
     for name in job.folder.split("/") if "://" not in job.folder else ():
         if len(os.fsencode(name)) > 255:
             raise SubmitError(
-                f"the name {name[:20]}… has {len(os.fsencode(name))} bytes, a folder's may have "
-                "255: give a shorter run= or root="
+                f"the folder name {name[:20]}… has {len(os.fsencode(name))} bytes, at most 255 are "
+                "allowed: give a shorter run= or root="
             )
 
 
-def check_least(cluster: Cluster) -> None:
-    """Refuses numbers of machines, processes, tasks and the like that are too small."""
-    for label, least in LEAST.items():
-        value = getattr(cluster, label)
-        if value is not None and value < least:
-            raise SubmitError(f"cluster.{label}={value}: at least {least} is needed")
+def is_tag(image: str) -> bool:
+    """Return whether a registry image is named by tag; a path or a digest cannot change."""
+    return "@sha256:" not in image and not image.startswith(("/", "."))
+
+
+def refuse_tag(cluster: Cluster) -> None:
+    """Refuse an image by tag where the job's code comes from the image."""
+    if cluster.code == "image" and is_tag(cluster.image or "") and not cluster.allow_dirty:
+        raise SubmitError(
+            f"cluster.image={cluster.image} is a tag, which can change: give NAME@sha256:DIGEST, "
+            "or accept the tag with cluster.allow_dirty=true"
+        )
 
 
 def private_file(path: str) -> str:
-    """The path of a file of secrets, if it is there and nobody but its owner may read it."""
+    """Return the absolute path of a secrets file that only its owner can read."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
         raise SubmitError(f"cluster.secrets_file={path}: {error.strerror}") from None
     if mode & 0o077:
-        raise SubmitError(f"{path} can be read by others: chmod 600 {path}")
+        raise SubmitError(
+            f"cluster.secrets_file={path} is readable by other users: run chmod 600 {path}"
+        )
     return os.path.abspath(path)
 
 
 def one_line(what: str, value: Any) -> str:
-    """The value as text; a line break or NUL in it would write a second line of the script."""
+    """Return the value as text; a line break in it would add a line to the script."""
     text = str(value)
     if re.search(r"[\n\r\0]", text):
         raise SubmitError(f"{what} holds a line break: {text!r}")
     return text
-
-
-def call(
-    command: Sequence[str],
-    stdin: str | None = None,
-    timeout: float = 120,
-    hint: str = "submit from a login node that has it",
-    apart: bool = False,
-) -> subprocess.CompletedProcess[str]:
-    """Runs a scheduler's program; a missing one is the user's to mend, its status the caller's.
-
-    apart: Ctrl-C at our terminal does not reach it.
-    """
-    try:
-        return subprocess.run(
-            command,
-            input=stdin,
-            text=True,
-            capture_output=True,
-            timeout=timeout,
-            env=environment(),
-            start_new_session=apart,
-        )
-    except FileNotFoundError:
-        raise SubmitError(f"{command[0]} is not on the PATH: {hint}") from None
-    except subprocess.TimeoutExpired:
-        raise Unheard(f"{command[0]} gave no answer within {timeout:.0f} s") from None
-
-
-def environment() -> dict[str, str]:
-    """Ours without SBATCH_*: those would silently outrank the lines of the script. scontrol names
-    an array's elements in full (64 characters of them unless told)."""
-    ours = {k: v for k, v in os.environ.items() if not k.startswith("SBATCH_")}
-    return {**ours, "SLURM_BITSTR_LEN": "0"}
-
-
-def last_line(text: str) -> str:
-    return text.strip().splitlines()[-1].strip() if text.strip() else "it said nothing"

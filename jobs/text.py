@@ -1,4 +1,4 @@
-"""Text from templates: a missing name is an error, and `|q` quotes a value for the shell."""
+"""Render templates; an undefined name is an error, `|q` quotes a value for the shell."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from jobs.kubectl import GONE
 from jobs.slurm_status import from_notes
 from jobs.spec import Cluster, JobState, Status, SubmitError
 from pipeline.common.environment import cache_dir
-from shards import objects, store
+from shards import store
 
 NAME = "jobs.json"
 PATIENCE = 10.0  # with buckets that do not answer
@@ -132,7 +132,15 @@ def read(folder: str) -> SubmittedJob | None:
     """
     url = store.join(folder, NAME)
     try:
-        values = json.loads(store.read(url))
+        return parse(store.read(url), url)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def parse(data: bytes, url: str) -> SubmittedJob:
+    """The record in the bytes of the file at `url`. Raises `SubmitError`."""
+    try:
+        values = json.loads(data)
         known = {f.name for f in fields(SubmittedJob)}
         kept: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known
@@ -141,10 +149,6 @@ def read(folder: str) -> SubmittedJob | None:
         Cluster(**record.cluster)
         str.join("", (record.id, record.verb, record.run, record.folder, record.number))
         return record
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except objects.StoreError:
-        raise
     except (ValueError, TypeError, AttributeError) as error:
         why = " ".join(str(error).split())
         raise SubmitError(

@@ -1,25 +1,25 @@
-"""`cancel ID`: ask a job to save and leave, for good."""
+"""Cancel a job: `cancel ID` asks it to save and exit."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import Any
 
 from jobs import scheduler
 from jobs.spec import SubmitError
+from pipeline.common.console import say
 from pipeline.config.schema import CancelConfig
 from pipeline.runs import job_record
 from pipeline.runs.run_json import read_run_json
 
 
 def main(config: CancelConfig) -> dict[str, Any]:
-    """Cancels it at the scheduler and marks its MLflow run KILLED."""
+    """Cancel the job at the scheduler and mark its MLflow runs KILLED."""
     record = job_record.find(config.id, config.root)
-    found = record.status()
-    if not found.state.live:
-        raise SubmitError(f"{record.id} does not run any more: it is {found.line()}")
-    job_record.write(replace(record, cancelled=True))  # first: what it stops asks for it
+    status = record.status()
+    if not status.state.live:
+        raise SubmitError(f"{record.id} is not running (state: {status.line()})")
+    job_record.write(replace(record, cancelled=True))  # first: the stopped job reads it
     try:
         scheduler.cancel(record.number, record.where, record.run)
     except SubmitError:
@@ -27,18 +27,19 @@ def main(config: CancelConfig) -> dict[str, Any]:
         raise
     for run in record.trained:
         _mark(run)
-    return {"id": record.id, "number": record.number, "was": found.state.value}
+    return {"id": record.id, "number": record.number, "was": status.state.value}
 
 
 def dry_run(config: CancelConfig) -> str:
     record = job_record.find(config.id, config.root)
-    found = record.status()
-    if not found.state.live:
-        return f"{record.id} does not run any more: it is {found.line()}"
-    return f"would ask {record.id} ({found.line()}) to save and leave"
+    status = record.status()
+    if not status.state.live:
+        return f"{record.id} is not running (state: {status.line()})"
+    return f"would ask {record.id} ({status.line()}) to save and exit"
 
 
 def _mark(run: str) -> None:
+    """Set the status of the run's MLflow run to KILLED."""
     mlflow_run = read_run_json(run).get("mlflow_run_id")
     if not mlflow_run:
         return
@@ -51,8 +52,8 @@ def _mark(run: str) -> None:
         with errors.explained(uri):
             client.set_terminated(mlflow_run, "KILLED")
     except errors.ServerError as error:
-        print(f"its MLflow run was not marked: {error}", file=sys.stderr)
+        say(f"the MLflow run of {run} was not marked KILLED: {error}")
 
 
 def show(result: dict[str, Any]) -> str:
-    return f"{result['id']} was {result['was']} and is asked to save and leave"
+    return f"asked {result['id']} to save and exit (state before: {result['was']})"

@@ -1,4 +1,4 @@
-"""What a job's environment is given by `submit`: the places it reads, and which code it is."""
+"""Choose the environment variables that `submit` gives to a job: endpoints and provenance."""
 
 from __future__ import annotations
 
@@ -9,33 +9,35 @@ from jobs.spec import Cluster
 from pipeline.common.secrets import refuse_secret
 from shards import store
 
-# Not secret, and as true in the job as here.
+# Endpoints of the submitter, without secrets.
 FORWARDED = ("AWS_CA_BUNDLE", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
              "AWS_PROFILE", "AWS_REGION", "FSSPEC_S3_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL",
              "MLFLOW_TRACKING_URI", "XDG_CACHE_HOME")  # fmt: skip
-INSIDE = ("XDG_CACHE_HOME",)  # a container has its own
-HERE = (*INSIDE, "AWS_CA_BUNDLE", "AWS_PROFILE")  # files of this machine, which no pod has
+NOT_IN_CONTAINERS = ("XDG_CACHE_HOME",)
+# Files of this machine.
+NOT_IN_PODS = (*NOT_IN_CONTAINERS, "AWS_CA_BUNDLE", "AWS_PROFILE")
 
 
 def forwarded(cluster: Cluster) -> dict[str, str]:
-    boxed = INSIDE if cluster.container != "none" else ()
-    left = HERE if cluster.scheduler == "kubernetes" else boxed
-    names = [name for name in FORWARDED if name not in left]
-    found = {name: os.environ[name] for name in names if os.environ.get(name)}
-    for name, value in found.items():
+    """Return the submitter's endpoints. Raises ConfigError for a value with a secret."""
+    in_container = NOT_IN_CONTAINERS if cluster.container != "none" else ()
+    excluded = NOT_IN_PODS if cluster.scheduler == "kubernetes" else in_container
+    names = [name for name in FORWARDED if name not in excluded]
+    values = {name: os.environ[name] for name in names if os.environ.get(name)}
+    for name, value in values.items():
         refuse_secret(name, value)
-    return found
+    return values
 
 
 def origin(
     cluster: Cluster, taken: snapshot.Snapshot | None, folder: str, code: str | None
 ) -> dict[str, str]:
-    """What the run's record says of its code: git would find a checkout around the snapshot."""
-    told = {"LACUNA_IMAGE": cluster.image} if cluster.image else {}
+    """Return the provenance of the code: in the job, git could report another checkout."""
+    variables = {"LACUNA_IMAGE": cluster.image} if cluster.image else {}
     if taken:
-        told["LACUNA_COMMIT"] = taken.commit
-    if code and cluster.scheduler != "kubernetes":  # there `unpack` chooses the place
-        told["LACUNA_CODE"] = code
+        variables["LACUNA_COMMIT"] = taken.commit
+    if code and cluster.scheduler != "kubernetes":  # in a pod `unpack` chooses the folder
+        variables["LACUNA_CODE"] = code
     if taken and taken.diff:
-        told["LACUNA_DIFF"] = store.join(folder, "code", f"{taken.name}.diff")
-    return told
+        variables["LACUNA_DIFF"] = store.join(folder, "code", f"{taken.name}.diff")
+    return variables

@@ -1,18 +1,19 @@
-"""Which folders and URLs a job reads and writes: are all named, and do its machines see them."""
+"""Turn a part of the command line into a job: its folders and URLs, its code, its checks."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from jobs import snapshot
-from jobs.spec import Cluster, Job, SubmitError
+from jobs.snapshot import Snapshot
+from jobs.spec import Cluster, Job, SubmitError, is_tag
 from pipeline.common.console import say
 from pipeline.common.environment import CHECKOUT
 from pipeline.common.errors import ConfigError
@@ -24,11 +25,11 @@ READS = ("source", "checkpoint", "run", "init", "weights", "predictions", "url",
          "mask")  # fmt: skip
 WRITES = ("out", "export", "features")
 MAYBE = ("weights", "model", "image", "mask")  # a name, a rectangle, or a path
-RECORDED = ("train", "register", "promote", "rollback")  # verbs that do nothing without a record
+RECORDED = ("train", "register", "promote", "rollback")  # commands that need an MLflow server
 
 
 class Places(NamedTuple):
-    """`named`: key and value as given. `reads` and `writes`: those on a disk, absolute."""
+    """Keys and values that name a place; `reads` and `writes` are the absolute folders on disk."""
 
     named: tuple[tuple[str, str], ...]
     reads: tuple[str, ...]
@@ -36,7 +37,7 @@ class Places(NamedTuple):
 
 
 def places(verb: str, configs: Sequence[Any], runs: Sequence[str]) -> Places:
-    """Of all points of a job; `runs` are those that it trains, or what it is about."""
+    """Return the places of all points of a job; `runs` are its results or its subject."""
     named: dict[tuple[str, str], bool] = {}
     for config in configs:
         for name in (*READS, *WRITES):
@@ -48,14 +49,14 @@ def places(verb: str, configs: Sequence[Any], runs: Sequence[str]) -> Places:
                 named[f"{group}.url", str(value)] = False
     if verb == "train":
         named |= {("run", run): True for run in runs}
-    found: dict[bool, list[str]] = {True: [], False: []}
+    folders: dict[bool, list[str]] = {True: [], False: []}
     for (_, value), written in named.items():
         if store.is_local(value):
             path = os.path.abspath(store.local(value))
             file = written and verb in ("evaluate", "predict") and Path(path).suffix
-            found[written].append(os.path.dirname(path) if file else path)
+            folders[written].append(os.path.dirname(path) if file else path)
     return Places(
-        tuple(named), tuple(dict.fromkeys(found[False])), tuple(dict.fromkeys(found[True]))
+        tuple(named), tuple(dict.fromkeys(folders[False])), tuple(dict.fromkeys(folders[True]))
     )
 
 
@@ -93,14 +94,9 @@ def _is_place(name: str, value: Any) -> bool:
     return name not in MAYBE or "/" in value and not value.startswith("models:/")
 
 
-def is_tag(image: str) -> bool:
-    """Of a registry, and not by digest."""
-    return "@sha256:" not in image and not image.startswith(("/", "."))
-
-
-def refuse_relative(found: Places) -> None:
-    """Inside an image the working folder is the image's own."""
-    for name, value in found.named:
+def refuse_relative(places: Places) -> None:
+    """Refuse relative paths: code of an image runs in the image's working folder."""
+    for name, value in places.named:
         if store.is_local(value) and not store.local(value).is_absolute():
             raise ConfigError(
                 f"{name}={value} is relative, and inside an image that is another folder: give an "
@@ -108,12 +104,12 @@ def refuse_relative(found: Places) -> None:
             )
 
 
-def refuse_local(found: Places, what: str, folder: str, cluster: Cluster) -> None:
-    """A pod sees buckets and mounted claims, and nothing of this machine.
+def refuse_local(places: Places, key: str, folder: str, cluster: Cluster) -> None:
+    """Refuse folders of this machine: pods see only buckets and mounted claims.
 
-    `folder` is written by `submit` too, so a claim must be mounted here as it is in the pods.
+    `submit` also writes to `folder`, so its claim must be mounted here at the same path.
     """
-    for name, place in ((what, folder), *found.named):
+    for name, place in ((key, folder), *places.named):
         if store.is_local(place) and _claim(place, cluster) is None:
             raise ConfigError(
                 f"{name}={place} is a folder of this machine, which pods do not see: give an "
@@ -122,20 +118,20 @@ def refuse_local(found: Places, what: str, folder: str, cluster: Cluster) -> Non
     mount = _claim(folder, cluster) if store.is_local(folder) else None
     if mount is not None and not os.path.isdir(mount):
         raise ConfigError(
-            f"{what}={folder} lies on a claim that is not mounted at {mount} on this machine, and "
-            "`submit` writes the configuration there: mount it here too, or give an s3:// URL"
+            f"{key}={folder} is on a claim that is not mounted at {mount} on this machine, and "
+            "`submit` writes the configuration there: mount the claim, or give an s3:// URL"
         )
 
 
 def _claim(place: str, cluster: Cluster) -> str | None:
-    """Where the claim is mounted that holds the path."""
+    """Return the mount point of the claim that holds the path."""
     path = os.path.normpath(store.local(place))
     mounts = [os.path.normpath(mount) for mount in cluster.volumes.values()]
     return next((m for m in mounts if path == m or path.startswith(f"{m.rstrip('/')}/")), None)
 
 
 def refuse_hidden_record(verb: str, config: Any, cluster: Cluster) -> None:
-    """A tracking server that only this machine can reach is none for pods."""
+    """Refuse a tracking server that only this machine can reach."""
     wanted = verb in RECORDED and not getattr(config, "smoke", False)
     if not wanted or verb == "train" and not config.tracking.enabled:
         return
@@ -149,37 +145,40 @@ def refuse_hidden_record(verb: str, config: Any, cluster: Cluster) -> None:
         or (file and _claim(file[1], cluster) is None)
     ):
         raise ConfigError(
-            f"MLFLOW_TRACKING_URI={uri or '(not set)'} is no record that pods can reach: set it to "
+            f"MLFLOW_TRACKING_URI={uri or '(not set)'} is not reachable from pods: set it to "
             f"https://HOST{', or tracking.enabled=false' if verb == 'train' else ''}"
         )
 
 
-def job_of(part: Part, dry_run: bool) -> tuple[Job, Cluster]:
-    """What the scheduler is told. Touches nothing."""
+def job_of(part: Part, snapshots: Callable[[bool], Snapshot]) -> tuple[Job, Cluster]:
+    """Return the job of a part; writes nothing. `snapshots`: by cluster.allow_dirty."""
     cluster, taken, code, sha256 = part.cluster, None, None, ""
     kubernetes = cluster.scheduler == "kubernetes"
     if not kubernetes and not store.is_local(cluster.folder or ""):
         raise ConfigError(
-            f"cluster.folder={cluster.folder} is no disk: scripts and logs lie on one"
+            f"cluster.folder={cluster.folder} is not a local folder, which scripts and logs need"
         )
     folder = part.folder if kubernetes else os.path.abspath(store.local(part.folder))
     needs = places(part.verb, [p.config for p in part.points], part.runs)
+    # --- places that the job's machines do not see
     if kubernetes:
         refuse_local(needs, "run" if part.trains else "root", part.folder, cluster)
         refuse_hidden_record(part.verb, part.points[0].config, cluster)
     elif cluster.container != "none" and cluster.code == "image":
         refuse_relative(needs)
     refuse_incomplete(part.verb, part.points[0].config, cluster.tasks)
+    # --- the code
     if cluster.image and cluster.code == "snapshot" and is_tag(cluster.image):
-        say(f"cluster.image={cluster.image} is a tag, which may be another environment tomorrow: "
-            "NAME@sha256:DIGEST is one for ever")  # fmt: skip
+        say(f"cluster.image={cluster.image} is a tag, which can change: give NAME@sha256:DIGEST "
+            "for a reproducible environment")  # fmt: skip
     if cluster.code == "snapshot":
-        taken = _snapshot(part, dry_run)
+        taken = snapshots(cluster.allow_dirty)
         code = store.join(folder, "code", taken.name + ".tar.gz" * kubernetes)
         if kubernetes:
             sha256 = hashlib.sha256(snapshot.archive(taken)).hexdigest()
         else:
             snapshot.importable(code, _place_of(part))
+    # --- the job, and which configuration each of its elements reads
     job = Job(
         id=part.id, verb=part.verb, arguments=(), run=part.runs[0], folder=folder, cwd=os.getcwd(),
         code=code, code_sha256=sha256, commit=taken.name if taken else None, reads=needs.reads,
@@ -195,24 +194,25 @@ def job_of(part: Part, dry_run: bool) -> tuple[Job, Cluster]:
         job = replace(job, elements=tuple((f"task={i}/{tasks}",) for i in range(tasks)))
     if cluster.nodes > 1 and part.verb not in SEVERAL:
         raise ConfigError(
-            f"cluster.nodes={cluster.nodes}: {part.verb} runs on one machine; leave it out, or say "
-            "it after the verb that takes several"
+            f"cluster.nodes={cluster.nodes}: {part.verb} runs on one node; leave cluster.nodes= "
+            f"out, or give it after one of {', '.join(SEVERAL)}"
         )
     return job, cluster
 
 
-def _snapshot(part: Part, dry_run: bool) -> snapshot.Snapshot:
+def take_snapshot(allow_dirty: bool, dry_run: bool) -> Snapshot:
+    """Take a snapshot of this checkout; a dry run only warns of uncommitted changes."""
     try:
-        return snapshot.take(CHECKOUT, part.cluster.allow_dirty)
+        return snapshot.take(CHECKOUT, allow_dirty)
     except SubmitError as error:
         if not dry_run or "uncommitted" not in str(error):
             raise
-        say(f"to be mended before it is submitted: {error}")
-        return snapshot.take(CHECKOUT, allow_dirty=True)
+        say(f"must be fixed before submission: {error}")
+        return snapshot.take(CHECKOUT, True)
 
 
 def _place_of(part: Part) -> str:
-    """The key and value that say where its folder is."""
+    """Return the key and value that determine the job's folder."""
     if part.cluster.folder:
         return f"cluster.folder={part.cluster.folder}"
     return f"run={part.runs[0]}" if part.is_run else f"root={part.settings.root}"

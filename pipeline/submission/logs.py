@@ -1,4 +1,4 @@
-"""`logs ID [-f]`: what a job said, from the scheduler while it has it, then from the run."""
+"""Show a job's log: `logs ID [-f]`, from the scheduler, later from the job's folder."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pipeline.runs import job_record
 from pipeline.runs.job_record import SubmittedJob
 from shards import store
 
-# SLURM's and bash's own words about a process that ended are not what it died of.
+# Lines of SLURM and of the job's script about an ended process, which do not name the cause.
 NOISE = ("srun:", "slurmstepd", "stopped on request", "crash ")
 
 
 def main(config: LogsConfig) -> None:
-    """Prints to stdout; with `follow` until the job has ended."""
+    """Print the log to stdout; with `follow` until the job has ended."""
     record = job_record.find(config.id, config.root)
     if record.cluster["scheduler"] == "kubernetes":
         _pods(record, config.follow)
@@ -35,8 +35,8 @@ def _pods(record: SubmittedJob, follow: bool) -> None:
     names = [n for n in store.names(logs) if n.endswith(".log")]
     if not names:
         raise SubmitError(
-            f"{record.id} has no pods and {store.display(logs)} holds no log: it is "
-            f"{record.status().line()}"
+            f"{record.id} has no pods and {store.display(logs)} holds no log (state: "
+            f"{record.status().line()})"
         )
     for name in names:
         for line in store.read(store.join(logs, name)).decode(errors="replace").splitlines():
@@ -45,8 +45,8 @@ def _pods(record: SubmittedJob, follow: bool) -> None:
 
 def _files(record: SubmittedJob, follow: bool) -> None:
     read: dict[Path, int] = {}
-    looks = watched(lambda: record.status().state.live, lambda: _notes(record))
-    for _ in looks if follow else [False]:
+    polls = watched(lambda: record.status().state.live, lambda: _notes(record))
+    for _ in polls if follow else [False]:
         for path in outputs(record):
             with open(path, "rb") as file:
                 file.seek(read.get(path, 0))
@@ -54,45 +54,42 @@ def _files(record: SubmittedJob, follow: bool) -> None:
                 read[path] = file.tell()
         sys.stdout.flush()
     if not read:
-        raise SubmitError(f"{record.id} has said nothing yet: see `status {record.id}`")
+        raise SubmitError(f"{record.id} has no log yet: see `status {record.id}`")
 
 
 def _notes(record: SubmittedJob) -> dict[str, str]:
-    """What the job's scripts noted of it last: at its end they say so before the scheduler does."""
+    """Return the job's state files, which show its end before the scheduler does."""
     number = record.number.partition("_")[0]
     return {k: v for k, v in notes(record.folder).items() if k.partition("_")[0] == number}
 
 
 def outputs(record: SubmittedJob) -> list[Path]:
-    """Files that the scheduler wrote for the last submission, in order."""
+    """Return the output files of the last submission, in order."""
     folder = Path(record.folder, "logs")
     if record.cluster["scheduler"] == "local":
         return [p for p in [folder / "local.out"] if p.exists()]
-    found = [
-        *folder.glob(f"slurm-{record.number}.out"),
-        *folder.glob(f"slurm-{record.number}_*.out"),
-    ]
-    return sorted(found)
+    number = record.number
+    return sorted([*folder.glob(f"slurm-{number}.out"), *folder.glob(f"slurm-{number}_*.out")])
 
 
 def errors(record: SubmittedJob) -> list[tuple[float, str]]:
-    """When and why each node of the last attempt failed, as its launcher said."""
+    """Return the time and the error of each node of the last attempt, as its launcher wrote it."""
     if not store.is_local(record.folder):
         return []
-    found = []
+    lines = []
     for path in Path(record.folder, "logs").glob(f"error-{record.number}[-_]*"):
-        with suppress(ValueError, OSError):  # empty where the disk was full; gone at a restart
+        with suppress(ValueError, OSError):  # empty if the disk was full, removed at a restart
             when, _, line = path.read_text().strip().partition(" ")
-            found.append((float(when), line))
-    return found
+            lines.append((float(when), line))
+    return lines
 
 
-def last_words(record: SubmittedJob) -> str | None:
-    """The last line of a failed job that is its own; None where it left none."""
+def last_output(record: SubmittedJob) -> str | None:
+    """Return the last line that a failed job itself printed; None if there is none."""
     for path in reversed(outputs(record) if store.is_local(record.folder) else []):
         lines = path.read_text(errors="replace").splitlines()
         for line in reversed(lines):
-            said = line.partition(": ")[2] if line[:1].isdigit() else line
-            if said.strip() and not line.startswith(NOISE):
-                return said.strip()
+            text = line.partition(": ")[2] if line[:1].isdigit() else line  # srun --label
+            if text.strip() and not line.startswith(NOISE):
+                return text.strip()
     return None

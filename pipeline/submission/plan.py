@@ -1,6 +1,6 @@
-"""From the words of `submit` to jobs: verbs, clusters, configurations, points, ids, folders.
+"""Parse the words of `submit` into parts: command, cluster, configurations, ID and folder.
 
-Nothing is written here and no scheduler is asked: --dry-run ends with this file.
+Writes nothing and calls no scheduler.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
-from jobs.spec import SECRET_NAME, Cluster, check_least, private_file
+from jobs.spec import SECRET_NAME, Cluster, private_file
 from pipeline.common.console import say
 from pipeline.common.environment import config_dir
 from pipeline.common.errors import ConfigError
@@ -25,18 +26,17 @@ from pipeline.runs.identity import folder_of
 from pipeline.training import pretrained
 from shards import store
 
-KNOWN = {"train": {"data.url": "set"}, "evaluate": {"data.url": "set", "checkpoint": "run"},
-         "register": {"run": "run"}, "promote": {"run": "run"}}  # fmt: skip
-
-
-ALONE = ("submit", "status", "logs", "cancel")
-SEVERAL = ("train", "doctor")  # verbs that take several machines
+# Keys of later stages in a chain and the output of earlier ones that they default to.
+INHERITED = {"train": {"data.url": "set"}, "evaluate": {"data.url": "set", "checkpoint": "run"},
+             "register": {"run": "run"}, "promote": {"run": "run"}}  # fmt: skip
+NOT_A_JOB = ("submit", "status", "logs", "cancel")
+SEVERAL = ("train", "doctor")  # commands that can use several nodes
 ON_GPUS = (*SEVERAL, "evaluate", "predict", "demo", "bench", "quickstart")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One verb of the command line; several configurations (`points`) are a sweep's elements."""
+    """One command of the line; several configurations (`points`) are a sweep."""
 
     verb: str
     settings: SubmitConfig
@@ -48,28 +48,28 @@ class Part:
 
     @property
     def trains(self) -> bool:
-        """Its points are runs that last; a smoke test leaves none."""
+        """Whether its points are training runs; a smoke test leaves no run."""
         return self.verb == "train" and not self.points[0].config.smoke
 
     @property
     def is_run(self) -> bool:
-        """One training run, which names the job; no sweep."""
+        """Whether it is a single training run, which names the job."""
         return self.trains and len(self.points) == 1
 
-    @property
-    def runs(self) -> list[str]:
-        """Where the results of each point go; for verbs other than `train` what they are about."""
+    @cached_property
+    def runs(self) -> tuple[str, ...]:
+        """Folder or URL of each point's results; of other commands the one that they are about."""
         if self.trains:
-            return [folder_of(point.config).url for point in self.points]
+            return tuple(folder_of(point.config).url for point in self.points)
         if self.verb == "train":
-            return [self.folder]
+            return (self.folder,)
         config = self.points[0].config
         given = (getattr(config, name, None) for name in ("out", "run", "checkpoint", "url"))
-        return [next((value for value in given if isinstance(value, str)), None) or self.folder]
+        return (next((value for value in given if isinstance(value, str)), None) or self.folder,)
 
-    @property
+    @cached_property
     def id(self) -> str:
-        """A training run's id is its folder's name; everything else is named by what it does."""
+        """The run's folder name, or the command and a hash of its configurations."""
         if self.is_run:
             return store.name(self.runs[0])
         text = "\n".join(point.yaml() for point in self.points)
@@ -77,21 +77,26 @@ class Part:
         kind = "smoke" if self.verb == "train" and not self.trains else kind
         return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
-    @property
+    @cached_property
     def folder(self) -> str:
-        """Where script, code, configuration and logs lie: with the run, if it is on a disk."""
+        """Folder of script, code, configuration and logs: the run's, if that is on a disk."""
         pods = self.cluster.scheduler == "kubernetes"
         if self.is_run and not self.cluster.folder and (pods or store.is_local(self.runs[0])):
             return self.runs[0]
         root = self.cluster.folder or self.settings.root
         if not pods and not store.is_local(root):
-            root = "runs"  # scripts and logs lie on a disk
+            root = "runs"  # scripts and logs need a disk
         return store.join(root, self.id)
+
+    @cached_property
+    def places(self) -> set[str]:
+        """The job's folder and the runs that it trains."""
+        return {self.folder, *(self.runs if self.trains else ())}
 
 
 def parse(words: Sequence[str]) -> list[Part]:
-    """The verbs between `then`, each with its cluster; what one says of the cluster holds for those
-    after it, and a chain's later verbs know what the earlier ones make."""
+    """Parse the commands between `then`. Cluster keys hold for the following commands too, and
+    a command inherits the outputs of earlier ones."""
     parts: list[Part] = []
     carried: list[str] = []
     known: dict[str, str] = {}
@@ -99,17 +104,18 @@ def parse(words: Sequence[str]) -> list[Part]:
         if is_then:
             continue
         verb, *rest = group
-        if verb not in COMMANDS or verb in ALONE:
-            allowed = ", ".join(v for v in COMMANDS if v not in ALONE)
-            raise ConfigError(f"submit {verb}: no verb that can be submitted (allowed: {allowed})")
-        mine = [w for w in rest if re.match(r"(cluster[.=]|root=|check=)", w)]
-        settings = compose("submit", [*carried, *mine])
-        alone = ("cluster.tasks=", "cluster.throttle=", "cluster.name=")
-        carried += [w for w in mine if not w.startswith(alone)]
+        if verb not in COMMANDS or verb in NOT_A_JOB:
+            allowed = ", ".join(v for v in COMMANDS if v not in NOT_A_JOB)
+            raise ConfigError(f"submit {verb}: not a command for a job (allowed: {allowed})")
+        # --- the cluster
+        own = [w for w in rest if re.match(r"(cluster[.=]|root=|check=)", w)]
+        settings = compose("submit", [*carried, *own])
+        only_here = ("cluster.tasks=", "cluster.throttle=", "cluster.name=")
+        carried += [w for w in own if not w.startswith(only_here)]
         _refuse_foreign(settings)
-        check_least(settings.config.cluster)
-        fitted = replace(settings.config, cluster=_fitting(verb, settings.config.cluster, mine))
-        others = positional(COMMANDS[verb], [w for w in rest if w not in mine])
+        fitted = replace(settings.config, cluster=_fitting(verb, settings.config.cluster, own))
+        # --- the configurations
+        others = positional(COMMANDS[verb], [w for w in rest if w not in own])
         others = inherited(verb, others, known)
         if verb == "train":
             others += [w for w in carried if w.startswith("root=")][-1:]
@@ -117,34 +123,35 @@ def parse(words: Sequence[str]) -> list[Part]:
         if verb == "train":
             points = [_placed(point, fitted.cluster) for point in points]
             if len(points) > 1 and any(point.config.smoke for point in points):
-                raise ConfigError("smoke=true of several points: try one of them")
+                raise ConfigError("smoke=true with a sweep: give one value per key")
         parts.append(Part(verb, _with_secrets(fitted), tuple(points)))
         _refuse_same(parts[-1])
         _refuse_ignored(parts[-1])
         note_outputs(verb, points[0].config, parts[-1].runs, known)
     if not parts:
-        raise ConfigError("submit what? submit VERB [key=value ...] cluster=slurm")
+        raise ConfigError("no command given: submit COMMAND [key=value ...] cluster=slurm")
     return parts
 
 
 def _refuse_same(part: Part) -> None:
-    """Two points in one folder would be two trainings of one run."""
+    """Refuse points that share a folder: two trainings would write one run."""
     places = [os.path.abspath(r) if store.is_local(r) else r.rstrip("/") for r in part.runs]
     for place, run in zip(places, part.runs):
         if places.count(place) > 1:
             raise ConfigError(
-                f"{places.count(place)} points of the sweep are the run {store.display(run)}: "
-                "leave run= out, and name no value twice; what names a run is not max_images, "
-                "processes, accumulate, checkpoint.*, tracking.* or cluster.*"
+                f"{places.count(place)} points of the sweep have the same run "
+                f"{store.display(run)}: leave run= out and give each value once; max_images, "
+                "processes, accumulate, checkpoint.*, tracking.* and cluster.* do not make "
+                "another run"
             )
 
 
-def _fitting(verb: str, cluster: Cluster, said: Sequence[str]) -> Cluster:
-    """Of what a site, or an earlier stage, says: as many machines and GPUs as the verb can use.
+def _fitting(verb: str, cluster: Cluster, words: Sequence[str]) -> Cluster:
+    """Reduce the nodes and GPUs of a site or an earlier stage to what the command can use.
 
-    What is said of this very verb stands: a partition may take none but jobs with a GPU.
+    Keys given with this command are kept: a partition may accept only jobs with a GPU.
     """
-    own = {word.partition("=")[0] for word in said}
+    own = {word.partition("=")[0] for word in words}
     if verb not in SEVERAL and "cluster.nodes" not in own:
         cluster = replace(cluster, nodes=1)
     if verb not in ON_GPUS and "cluster.gpus_per_node" not in own:
@@ -160,7 +167,7 @@ def _asks_gpus(option: str, value: str) -> bool:
 
 
 def _points(verb: str, words: list[str]) -> list[list[str]]:
-    """`seed=0,1 experiment=a,b`: every combination, each a run of its own."""
+    """Expand `seed=0,1 experiment=a,b` to every combination, each a run."""
     if verb != "train":
         return [words]
     choices = []
@@ -172,7 +179,7 @@ def _points(verb: str, words: list[str]) -> list[list[str]]:
 
 
 def _placed(point: Resolved, cluster: Cluster) -> Resolved:
-    """A training run's configuration with the cluster that it will run on."""
+    """Set the cluster in a training run's configuration."""
     total = cluster.nodes * cluster.processes * point.config.accumulate
     if point.config.batch % total:
         raise ConfigError(
@@ -184,27 +191,29 @@ def _placed(point: Resolved, cluster: Cluster) -> Resolved:
 
 
 def _refuse_ignored(part: Part) -> None:
-    """A count for this machine, where the scheduler's jobs have another."""
-    inherited = {point.origins.get("processes") for point in part.points}
-    if "command line" in inherited and part.cluster.scheduler != "local":
+    """Refuse processes= for a scheduler, whose jobs use cluster.processes_per_node=."""
+    origins = {point.origins.get("processes") for point in part.points}
+    if "command line" in origins and part.cluster.scheduler != "local":
         raise ConfigError(
-            f"processes={part.points[0].config.processes} is for this machine: on a cluster give "
-            f"cluster.processes_per_node= (it is {part.cluster.processes})"
+            f"processes={part.points[0].config.processes} applies to this machine only: set "
+            f"cluster.processes_per_node= (now {part.cluster.processes}) for a cluster"
         )
 
 
 def _refuse_foreign(settings: Resolved) -> None:
+    """Refuse keys of another scheduler."""
     cluster = settings.config.cluster
     for f in fields(Cluster):
         only, origin = f.metadata["only"], settings.origins.get(f"cluster.{f.name}")
         if origin == "command line" and only and cluster.scheduler not in only:
             raise ConfigError(
-                f"cluster.{f.name} means nothing to {cluster.scheduler}, only to {', '.join(only)}"
+                f"cluster.{f.name} does not apply to {cluster.scheduler}, only to "
+                f"{', '.join(only)}: leave it out"
             )
 
 
 def _with_secrets(settings: SubmitConfig) -> SubmitConfig:
-    """Names the user's file of secrets where there is one, and says which secrets stay behind."""
+    """Set the user's secrets file if it exists; else warn of secrets that the job will lack."""
     cluster = settings.cluster
     if cluster.scheduler == "kubernetes":
         return settings
@@ -214,25 +223,25 @@ def _with_secrets(settings: SubmitConfig) -> SubmitConfig:
         return replace(settings, cluster=replace(cluster, secrets_file=private_file(path)))
     here = [n for n in os.environ if re.match(r"(AWS|MLFLOW)_", n) and SECRET_NAME.search(n)]
     if here and cluster.scheduler == "slurm":
-        say(f"{', '.join(sorted(here))} will not be set in the job: write NAME=value lines into "
-             f"{path}, chmod 600")  # fmt: skip
+        say(f"{', '.join(sorted(here))} will not be set in the job: write NAME=value lines to "
+             f"{path} and run chmod 600 on it")  # fmt: skip
     return settings
 
 
 def inherited(verb: str, words: list[str], known: dict[str, str]) -> list[str]:
-    """The words of a verb, and those that follow from what earlier verbs make."""
+    """Return the words of a command, with keys that default to outputs of earlier ones."""
     given = {word.partition("=")[0] for word in words}
     if verb == "evaluate" and given & {"model", "predictions", "export"}:
         given.add("checkpoint")
-    wanted = {k: v for k, v in KNOWN.get(verb, {}).items() if v in known and k not in given}
+    wanted = {k: v for k, v in INHERITED.get(verb, {}).items() if v in known and k not in given}
     for name, what in wanted.items():
         if not known[what]:
-            raise ConfigError(f"{verb} follows a sweep of several runs: say by {name}= which")
+            raise ConfigError(f"{verb} follows a sweep of several runs: choose one with {name}=")
     return [*words, *(f"{name}={known[what]}" for name, what in wanted.items())]
 
 
 def note_outputs(verb: str, config: Any, runs: Sequence[str], known: dict[str, str]) -> None:
-    """Adds what the verb makes; of several runs none is the one that is meant."""
+    """Add a command's outputs to `known`; after a sweep the run is ambiguous and left empty."""
     if verb == "shard":
         known["set"] = str(config.out)
     elif verb == "train":

@@ -1,65 +1,93 @@
-"""What a refused submission leaves: the files that were there as they were, and none of its own.
+"""Write the files of a submission, and roll them back if it is refused.
 
-Each function registers what `undo` does when it unwinds; none removes what it did not write.
+Each function registers on `undo` how to restore what it changes; nothing else is removed.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jobs import scheduler, snapshot
 from jobs.scheduler import Stage
+from jobs.snapshot import Snapshot
 from jobs.spec import SubmitError
 from pipeline.common.console import say
-from pipeline.common.environment import CHECKOUT
 from pipeline.common.locks import Held, Taken, hold, leased, sign
 from pipeline.config.schema import CACHE
-from pipeline.runs.folder import SUBMITTING
-from pipeline.runs.identity import folder_of, settled
-from pipeline.runs.run_json import read_run_json
+from pipeline.runs import job_record
+from pipeline.runs.folder import SUBMITTING, folder_at
+from pipeline.runs.identity import settled
+from pipeline.runs.job_record import SubmittedJob
+from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.submission.plan import Part
 from pipeline.training import pretrained
 from shards import store
 
 
-def keep(undo: ExitStack, url: str) -> None:
-    """The file is again what it is now, or again not there."""
+@dataclass(frozen=True)
+class ExistingJob:
+    """The jobs.json of an earlier submission: its bytes and its record, None if there is none."""
+
+    data: bytes | None = None
+    record: SubmittedJob | None = None
+
+
+def existing_job(place: str) -> ExistingJob:
+    """Read jobs.json in a folder or at a URL; ask the scheduler for a job ID that it lacks."""
+    url = store.join(place, job_record.NAME)
+    data = _read(url)
+    return ExistingJob(data, job_record.parse(data, url).settled() if data is not None else None)
+
+
+def _read(url: str) -> bytes | None:
     try:
-        undo.callback(store.write, url, store.read(url))
+        return store.read(url)
     except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def keep(undo: ExitStack, url: str) -> None:
+    """Restore the file on undo; remove it if it does not exist now."""
+    _restore(undo, url, _read(url))
+
+
+def _restore(undo: ExitStack, url: str, data: bytes | None) -> None:
+    if data is None:
         undo.callback(store.remove, url)
+    else:
+        undo.callback(store.write, url, data)
 
 
-def keep_place(undo: ExitStack, place: str, names: Sequence[str]) -> None:
-    """Of a job's or run's folder: these files, run.json, notes of jobs that are none, folders."""
+def keep_place(undo: ExitStack, place: str, existing: ExistingJob) -> None:
+    """Restore the folder of a job or run on undo: its records, new state files, empty folders."""
     logs, blank = store.join(place, "logs"), not store.exists(store.join(place, "run.json"))
     undo.callback(_drop_empty, place)
-    undo.callback(_drop_notes, logs, set(store.names(logs)))
+    undo.callback(_drop_states, logs, set(store.names(logs)))
     if blank:
         undo.callback(_drop_blank, place)
-    for name in names:
-        keep(undo, store.join(place, name))
+    keep(undo, store.join(place, "config.yaml"))
+    _restore(undo, store.join(place, job_record.NAME), existing.data)
 
 
 def keep_code(undo: ExitStack, url: str) -> None:
-    """An unpacked commit, or its archive, goes unless it was there: its name tells what it is."""
+    """Remove an unpacked commit or its archive on undo, unless it exists already."""
     if not store.exists(url):
         undo.callback(store.remove, url, recursive=store.is_local(url))
 
 
 def _drop_blank(place: str) -> None:
-    """A run.json in which nothing is left once the MLflow run was taken back."""
+    """Remove a run.json that is empty after the MLflow run was withdrawn."""
     if not read_run_json(place):
         store.remove(store.join(place, "run.json"))
         store.remove(store.join(place, ".run.json.lock"))
 
 
-def _drop_notes(logs: str, before: set[str]) -> None:
+def _drop_states(logs: str, before: set[str]) -> None:
     for name in store.names(logs):
         if name.startswith("state-") and name not in before:
             store.remove(store.join(logs, name))
@@ -73,9 +101,9 @@ def _drop_empty(place: str) -> None:
 
 @contextmanager
 def held_for_submission(place: str) -> Iterator[None]:
-    """Hold a job's folder or URL while it is submitted. `SubmitError` where another does.
+    """Lock a job's folder or URL while it is submitted; afterwards remove the folder if empty.
 
-    A folder in which nothing is left then is removed.
+    Raises `SubmitError` if another process holds the lock.
     """
     if not store.is_local(place):
         try:
@@ -91,7 +119,7 @@ def held_for_submission(place: str) -> Iterator[None]:
         raise _taken(place, error.owner) from None
     except OSError as error:
         raise SubmitError(
-            f"{place} cannot be written ({error.strerror}): name another folder"
+            f"{place} is not writable ({error.strerror}): choose another folder"
         ) from None
     try:
         sign(handle)
@@ -105,20 +133,20 @@ def held_for_submission(place: str) -> Iterator[None]:
 
 def _taken(place: str, owner: str) -> SubmitError:
     return SubmitError(
-        f"{store.display(place)} is being submitted by {owner}: wait, then look at `status`"
+        f"{store.display(place)} is being submitted by {owner}: wait, then run `status`"
     )
 
 
 def write_configs(part: Part, mlflow_runs: dict[str, str]) -> None:
-    from pipeline.runs.run_json import update_run_json
-
+    """Write each run's config.yaml and MLflow run ID; for other jobs one config.yaml."""
     points = [replace(p, config=_with_weights(part, p.config)) for p in part.points]
     if not part.trains:
         text = points[0].yaml()
         store.write(store.join(part.folder, "config.yaml"), text.encode())
         return
     for point, run in zip(points, part.runs):
-        config = settled(point.config, folder_of(point.config))  # bits depend on what `auto` meant
+        # A resumed run keeps the values that `auto` had at first: its bits depend on them.
+        config = settled(point.config, folder_at(run))
         named = replace(point, config=replace(config, run=run))
         store.write(store.join(run, "config.yaml"), named.yaml().encode())
         if run in mlflow_runs:
@@ -126,41 +154,39 @@ def write_configs(part: Part, mlflow_runs: dict[str, str]) -> None:
 
 
 def _with_weights(part: Part, config: Any) -> Any:
-    """What is still to come from a cache comes with the job: that of a pod is empty."""
+    """Name the job's folder for weights of this machine's cache: a pod's cache is empty."""
     if part.verb != "train" or not pretrained.from_cache(config):
         return config
     return replace(config, weights=store.join(part.folder, "weights"))
 
 
 def write_weights(part: Part, undo: ExitStack) -> None:
-    found: set[tuple[str, str]] = set()
+    """Copy pretrained weights from the cache to the job's folder."""
+    files: set[tuple[str, str]] = set()
     for config in (point.config for point in part.points if part.verb == "train"):
-        found |= {(_with_weights(part, config).weights, n) for n in pretrained.from_cache(config)}
-    for place, name in sorted(found):
+        files |= {(_with_weights(part, config).weights, n) for n in pretrained.from_cache(config)}
+    for place, name in sorted(files):
         keep(undo, pretrained.place(place, name))
         store.write(pretrained.place(place, name), pretrained.read(CACHE, name))
 
 
-def write_code(part: Part, stage: Stage, undo: ExitStack) -> None:
-    if stage.job.code is None:
-        return
-    diff = store.join(stage.job.folder, "code", f"{stage.job.commit}.diff")
-    for url in (stage.job.code, diff):
+def write_code(stage: Stage, taken: Snapshot, undo: ExitStack) -> None:
+    """Write the snapshot: an archive for pods, else an unpacked folder; and its diff."""
+    code = str(stage.job.code)
+    diff = store.join(stage.job.folder, "code", f"{taken.name}.diff")
+    for url in (code, diff):
         keep_code(undo, url)
-    taken = snapshot.take(CHECKOUT, part.cluster.allow_dirty)
-    if taken.name != stage.job.commit:
-        raise SubmitError(f"{CHECKOUT} was changed while it was submitted: submit again")
     data = snapshot.archive(taken)
-    if part.cluster.scheduler == "kubernetes":
-        store.write(stage.job.code, data)
+    if stage.cluster.scheduler == "kubernetes":
+        store.write(code, data)
     else:
-        snapshot.unpack(data, Path(stage.job.code))
+        snapshot.unpack(data, Path(code))
     if taken.diff:
         store.write(diff, taken.recorded)
 
 
 def forget_pods(stage: Stage, undo: ExitStack) -> None:
-    """The last words of an earlier submission's pods are not this one's."""
+    """Remove the state files of an earlier submission's pods."""
     logs = store.join(stage.job.folder, "logs")
     for name in store.names(logs) if scheduler.pods(stage) else []:
         if name.endswith(".state"):
@@ -168,29 +194,29 @@ def forget_pods(stage: Stage, undo: ExitStack) -> None:
             store.remove(store.join(logs, name))
 
 
-def announce(part: Part, undo: ExitStack) -> dict[str, str]:
-    """MLflow runs with status SCHEDULED, the points of a sweep under one parent: ids by run."""
+def announce_runs(part: Part, undo: ExitStack) -> dict[str, str]:
+    """Create MLflow runs with status SCHEDULED, for a sweep under one parent; return IDs by run."""
     config = part.points[0].config
     if not part.trains or not config.tracking.enabled:
         return {}
-    from pipeline.tracking.lifecycle import announce
+    from pipeline.tracking import lifecycle
 
     try:
         uri = part.cluster.env.get("MLFLOW_TRACKING_URI")
-        made = announce([p.config for p in part.points], part.runs, part.id, uri)
+        made = lifecycle.announce([p.config for p in part.points], part.runs, part.id, uri)
     except (ValueError, OSError) as error:
         if config.tracking.required:
             raise
-        say(f"no MLflow run was made, it will be when the job starts: {error}")
+        say(f"no MLflow run was created; the job will create it at its start: {error}")
         return {}
-    undo.callback(withdraw, config, made, uri)
+    undo.callback(_withdraw_runs, config, made, uri)
     return {each.run: each.mlflow_run for each in made if each.run}
 
 
-def withdraw(config: Any, made: Any, uri: str | None) -> None:
-    from pipeline.tracking.lifecycle import withdraw
+def _withdraw_runs(config: Any, made: Any, uri: str | None) -> None:
+    from pipeline.tracking import lifecycle
 
     try:
-        withdraw(config, made, uri)
+        lifecycle.withdraw(config, made, uri)
     except ValueError as error:
-        say(f"its MLflow run could not be taken back: {error}")
+        say(f"the MLflow run of the refused job could not be withdrawn: {error}")

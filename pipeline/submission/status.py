@@ -1,4 +1,4 @@
-"""`status [ID]`: how submitted jobs are, and why: waiting for what, killed by what."""
+"""Show the state of submitted jobs and the reason: `status [ID]`."""
 
 from __future__ import annotations
 
@@ -8,43 +8,44 @@ from typing import Any
 
 from jobs.cause import cause, follows
 from jobs.spec import JobState, SubmitError
+from pipeline.common.errors import one_line
 from pipeline.config.schema import StatusConfig
 from pipeline.runs import job_record
 from pipeline.runs.job_record import SubmittedJob, Unread
 from pipeline.runs.run_json import read_run_json
-from pipeline.submission.logs import errors, last_words
+from pipeline.submission.logs import errors, last_output
 from shards import store
 
-AT_ONCE = 8  # jobs asked about: each takes a process or more, and years leave many
+CONCURRENT = 8  # queries: each starts processes, and old jobs accumulate
 
 
 def main(config: StatusConfig) -> dict[str, Any]:
-    """One job, or every job under `root` and every other that this machine knows of."""
+    """Return one job, or all jobs under `root` and all that were submitted from this machine."""
     if config.id is not None:
         return {"jobs": [described(job_record.find(config.id, config.root))]}
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(CONCURRENT) as pool:
         return {"jobs": list(pool.map(_shown, job_record.every(config.root)))}
 
 
 def _shown(record: SubmittedJob | Unread) -> dict[str, Any]:
-    """One that cannot be told of hides no other."""
+    """Describe one job; an unreadable one must not hide the others."""
     if isinstance(record, SubmittedJob):
         try:
             return described(record)
         except (OSError, ValueError) as error:
-            record = Unread(record.folder, " ".join(str(error).split()))
+            record = Unread(record.folder, one_line(error))
     place = store.display(record.place)
     reason = record.reason if place in record.reason else f"{place}: {record.reason}"
     blank = dict.fromkeys(("verb", "scheduler", "number", "submitted", "commit"), "")
-    told = {**blank, "id": store.name(place), "run": place, "restarts": 0}
-    return {**told, "state": JobState.UNKNOWN.value, "reason": reason}
+    known = {**blank, "id": store.name(place), "run": place, "restarts": 0}
+    return {**known, "state": JobState.UNKNOWN.value, "reason": reason}
 
 
 def described(record: SubmittedJob) -> dict[str, Any]:
-    """State, reason, and the error line of what failed."""
-    with suppress(SubmitError):  # which its status repeats
+    """Return a job's state and reason, and the error of a failed one."""
+    with suppress(SubmitError):  # `record.status` raises it again
         record = record.settled()
-    told: dict[str, Any] = {
+    job: dict[str, Any] = {
         "id": record.id,
         "verb": record.verb,
         "run": record.run,
@@ -54,32 +55,32 @@ def described(record: SubmittedJob) -> dict[str, Any]:
         "commit": record.commit,
     }
     try:
-        found = record.status()
+        status = record.status()
     except SubmitError as error:
-        return {**told, "state": JobState.UNKNOWN.value, "reason": str(error), "restarts": 0}
-    told |= {"state": found.state.value, "reason": found.reason, "restarts": found.restarts}
-    if found.elements:
-        told["elements"] = {k: v.value for k, v in found.elements.items()}
+        return {**job, "state": JobState.UNKNOWN.value, "reason": str(error), "restarts": 0}
+    job |= {"state": status.state.value, "reason": status.reason, "restarts": status.restarts}
+    if status.elements:
+        job["elements"] = {k: v.value for k, v in status.elements.items()}
     if record.points:
-        told["points"] = list(record.points)
-    if found.state is JobState.FAILED:
-        said = _error(record)
-        # A task that was killed is named already; what its peers say of it is no news.
-        peers = said is not None and ": task" in found.reason and follows(said)
-        told["error"] = None if peers else said
-    return told
+        job["points"] = list(record.points)
+    if status.state is JobState.FAILED:
+        line = _error(record)
+        # If the reason names a killed task, an error about a lost peer adds nothing.
+        redundant = line is not None and ": task" in status.reason and follows(line)
+        job["error"] = None if redundant else line
+    return job
 
 
 def _error(record: SubmittedJob) -> str | None:
-    """What the launchers left, else what `run.json` holds, else the last thing the job said."""
+    """Return the launchers' error, else that in run.json, else the job's last line of output."""
     error = cause(errors(record))
     if error is None and record.verb == "train" and not record.points:
         error = read_run_json(record.run).get("error")
-    return str(error) if error else last_words(record)
+    return str(error) if error else last_output(record)
 
 
 def show(result: dict[str, Any]) -> str:
-    """A line a job, its error and the runs of a sweep below it."""
+    """Format one line per job, with its error and the runs of a sweep below."""
     lines = []
     for job in result["jobs"]:
         again = (
@@ -93,4 +94,4 @@ def show(result: dict[str, Any]) -> str:
         states = job.get("elements", {})
         for index, run in enumerate(job.get("points", ())):
             lines.append(f"    {states.get(str(index), '?'):<12} {run}")
-    return "\n".join(lines) or "no job was submitted"
+    return "\n".join(lines) or "no jobs were submitted"

@@ -1,87 +1,105 @@
-"""`submit VERB … [then VERB …]`: verbs as jobs, with everything decided before the queue.
+"""Submit commands as jobs: `submit COMMAND … [then COMMAND …]`.
 
-The configuration is resolved here and written to the job's folder, the code is a commit, the run's
-id and MLflow run exist before the job does: a requeue changes none of them.
+Everything is decided before the job is queued, and a requeue changes none of it: the resolved
+configuration is written to the job's folder, the code is a commit, and the run's ID and MLflow run
+exist already.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import reduce
+from functools import cache, partial, reduce
 from typing import Any
 
 from jobs import scheduler
-from jobs.scheduler import Stage
-from jobs.spec import SubmitError, Unheard
+from jobs.scheduler import Rendered, Stage
+from jobs.snapshot import Snapshot
+from jobs.spec import SubmissionUnconfirmed, SubmitError
 from pipeline.common import signals
 from pipeline.common.console import say
+from pipeline.common.errors import one_line
 from pipeline.runs import checkpoints, job_record
-from pipeline.runs.identity import check_same, folder_of
+from pipeline.runs.folder import folder_at
+from pipeline.runs.identity import check_same
 from pipeline.runs.job_record import SubmittedJob
 from pipeline.submission import staging
-from pipeline.submission.job import job_of
+from pipeline.submission.job import job_of, take_snapshot
 from pipeline.submission.plan import Part, parse
-from pipeline.submission.staging import (
-    announce,
-    forget_pods,
-    write_code,
-    write_configs,
-    write_weights,
-)
+from pipeline.submission.staging import ExistingJob
 from pipeline.training import pretrained
 from shards import store
 
 
 def main(words: Sequence[str], dry_run: bool = False) -> Any:
-    """Does, or with `dry_run` only shows, or with check=true only asks. See `show`."""
+    """Submit; with `dry_run` only return the text, with check=true only ask. See `show`."""
     parts = parse(words)
-    stages = [Stage(*job_of(part, dry_run)) for part in parts]
+    snapshots = cache(partial(take_snapshot, dry_run=dry_run))
+    stages = [Stage(*job_of(part, snapshots)) for part in parts]
+    if not dry_run:
+        stages = [Stage(job, scheduler.located(cluster)) for job, cluster in stages]
+    rendered = scheduler.render(stages)
     if dry_run:
-        return scheduler.render(stages)
-    stages = [Stage(job, scheduler.located(cluster)) for job, cluster in stages]
+        return rendered.text
     if any(part.settings.check for part in parts):
-        return {"check": scheduler.ask(stages)}
-    scheduler.render(stages)
+        return {"check": scheduler.ask(rendered)}
     with ExitStack() as locks:
-        for place in sorted({place for part in parts for place in _places(part)}):
+        places = sorted({place for part in parts for place in part.places})
+        for place in places:
             locks.enter_context(staging.held_for_submission(place))
-        _refuse_live(parts)
+        existing = {place: staging.existing_job(place) for place in places}
+        for job in existing.values():
+            _refuse_live(job.record)
         for part in parts:
             _preflight(part, first=part is parts[0])
-        scheduler.judge(stages)  # whatever it refuses, before anything is written
-        records = _submitted(parts, stages)
-    return {"jobs": [_told(*each) for each in zip(parts, stages, records)]}
+        scheduler.judge(rendered)  # before anything is written
+        code = [
+            snapshots(p.cluster.allow_dirty) if j.code else None for p, (j, _) in zip(parts, stages)
+        ]
+        records = _submitted(parts, rendered, code, existing)
+    return {"jobs": [_result(*each) for each in zip(parts, records)]}
 
 
-def _submitted(parts: Sequence[Part], stages: Sequence[Stage]) -> list[SubmittedJob]:
-    """Each job's record lies there before the scheduler is asked: whatever kills us then, `status`
-    and the next `submit` find the job by its name."""
+def _submitted(
+    parts: Sequence[Part],
+    rendered: Rendered,
+    snapshots: Sequence[Snapshot | None],
+    existing: Mapping[str, ExistingJob],
+) -> list[SubmittedJob]:
+    """Write all files, submit, and return the records.
+
+    Each record is written before the scheduler is asked: if `submit` is killed then, `status` and
+    the next `submit` find the job by its name.
+    """
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    keys = scheduler.search_keys(rendered)
     records = [
-        _record(part, stage, now, sought)
-        for part, stage, sought in zip(parts, stages, scheduler.sought(stages))
+        _record(part, stage, existing[part.folder].record, now, key)
+        for part, stage, key in zip(parts, rendered.stages, keys)
     ]
     with ExitStack() as undo:
-        for part, stage, record in zip(parts, stages, records):
-            for place in _places(part):
-                staging.keep_place(undo, place, ("config.yaml", job_record.NAME))
+        # --- the files that the job reads
+        for part, stage, snapshot, record in zip(parts, rendered.stages, snapshots, records):
+            for place in part.places:
+                staging.keep_place(undo, place, existing[place])
             for name in ("job.sbatch", "job.sh"):
                 staging.keep(undo, store.join(part.folder, name))
-            write_configs(part, announce(part, undo))
-            write_weights(part, undo)
-            write_code(part, stage, undo)
-            forget_pods(stage, undo)
+            staging.write_configs(part, staging.announce_runs(part, undo))
+            staging.write_weights(part, undo)
+            if snapshot:
+                staging.write_code(stage, snapshot, undo)
+            staging.forget_pods(stage, undo)
             job_record.write(record)
         for record in records:
             job_record.point_to(record)
+        # --- the scheduler; from its answer on nothing is undone
         with signals.unstopped() as stopped:
             try:
-                numbers = scheduler.submit(stages, [record.before for record in records])
-            except Unheard:
-                undo.pop_all()  # what may be in the queue keeps its record
+                numbers = scheduler.submit(rendered, [record.before for record in records])
+            except SubmissionUnconfirmed:
+                undo.pop_all()  # a job that may be queued keeps its record
                 raise
             undo.pop_all()
             records = [replace(r, number=number) for r, number in zip(records, numbers)]
@@ -89,27 +107,27 @@ def _submitted(parts: Sequence[Part], stages: Sequence[Stage]) -> list[Submitted
                 try:
                     job_record.write(record)
                 except (OSError, ValueError) as error:
-                    say(f"{record.id} is in the queue, its number {record.number} could not be "
+                    say(f"{record.id} is queued, but its job ID {record.number} could not be "
                         f"written, `status` will ask for it: {error}")  # fmt: skip
             for record in records if stopped else ():
-                say(f"{record.id} is in the queue already: `cancel {record.id}` takes it out")
+                say(f"{record.id} is already queued: `cancel {record.id}` removes it")
     return records
 
 
-def _record(part: Part, stage: Stage, now: str, sought: tuple[str, ...]) -> SubmittedJob:
-    last = job_record.read(part.folder)
-    last = last and last.settled()
+def _record(
+    part: Part, stage: Stage, last: SubmittedJob | None, now: str, key: tuple[str, ...]
+) -> SubmittedJob:
     return SubmittedJob(
         id=part.id, verb=part.verb, run=stage.job.run, folder=stage.job.folder, number="",
         cluster=job_record.where_of(stage.cluster), submitted=now, commit=stage.job.commit,
         points=tuple(part.runs) if len(part.points) > 1 else (), pods=scheduler.pods(stage),
         before=tuple(n for n in (*last.before, last.number) if n) if last else (),
-        sought=sought)  # fmt: skip
+        sought=key)  # fmt: skip
 
 
-def _told(part: Part, stage: Stage, record: SubmittedJob) -> dict[str, Any]:
-    job, told = stage.job, {"number": record.number, "scheduler": part.cluster.scheduler}
-    return {"id": job.id, "verb": job.verb, "run": job.run, "folder": job.folder, **told}
+def _result(part: Part, record: SubmittedJob) -> dict[str, Any]:
+    return {"id": record.id, "verb": record.verb, "run": record.run, "folder": record.folder,
+            "number": record.number, "scheduler": part.cluster.scheduler}  # fmt: skip
 
 
 def show(result: Any) -> str:
@@ -124,58 +142,51 @@ def show(result: Any) -> str:
     )
 
 
-# --- what is written before the job exists --------------------------------------------------------
+# --- what is refused before the job exists --------------------------------------------------------
 
 
-def _places(part: Part) -> set[str]:
-    """The job's folder, and the runs that it trains."""
-    return {part.folder, *(part.runs if part.trains else ())}
-
-
-def _refuse_live(parts: Sequence[Part]) -> None:
-    for part in parts:
-        for place in _places(part):
-            record = job_record.read(place)
-            record = record and record.settled()
-            if record and (found := record.status()).state.live:
-                raise SubmitError(
-                    f"{record.id} is {found.line()} as {record.cluster['scheduler']} job "
-                    f"{record.number}: `logs {record.id}` to watch, `cancel {record.id}` to stop it"
-                )
+def _refuse_live(record: SubmittedJob | None) -> None:
+    if record and (status := record.status()).state.live:
+        raise SubmitError(
+            f"{record.id} is {status.line()} as {record.cluster['scheduler']} job "
+            f"{record.number}: `logs {record.id}` to watch, `cancel {record.id}` to stop it"
+        )
 
 
 def _preflight(part: Part, first: bool) -> None:
-    """Refuse here what every node would; what an earlier stage makes is not there to be seen."""
-    for point in part.points:
+    """Refuse here what would fail on every node; outputs of earlier stages do not exist yet."""
+    for point, run in zip(part.points, part.runs):
+        # With its folder set, the configuration is not hashed again.
+        config = replace(point.config, run=run) if part.trains else point.config
         if first:
             try:
-                _look(part, point.config)
+                _check_inputs(part, config)
             except OSError as error:
-                say(f"not verified from here: {' '.join(str(error).split())}")
+                say(f"not verified from here: {one_line(error)}")
         elif part.verb == "train":
-            pretrained.check(point.config)
-            check_same(point.config, folder_of(point.config))
+            pretrained.check(config)
+            check_same(config, folder_at(run))
 
 
-def _look(part: Part, config: Any) -> None:
-    """What the verb itself would refuse, as far as it can be seen without torch."""
+def _check_inputs(part: Part, config: Any) -> None:
+    """Check what the command itself would check first, as far as possible without torch."""
     if part.verb == "train":
         from pipeline.launch.topology import process_count
         from pipeline.training.preflight import preflight
 
         cluster = part.cluster
-        here = cluster.scheduler == "local"
-        preflight(config, process_count(config) if here else cluster.nodes * cluster.processes)
+        local = cluster.scheduler == "local"
+        preflight(config, process_count(config) if local else cluster.nodes * cluster.processes)
         return
     from shards.manifest import open_manifest
 
-    # A claim is not mounted here: of what pods read only what lies in a bucket can be seen.
+    # Claims need not be mounted on this machine: of the inputs of pods only buckets are checked.
     pods = part.cluster.scheduler == "kubernetes"
-    given = {
+    inputs = {
         "evaluate": ("data.url", "masks.url", "checkpoint"),
         "shard": ("source",) if getattr(config, "action", "write") == "write" else (),
     }
-    for name in given.get(part.verb, ()):
+    for name in inputs.get(part.verb, ()):
         url = reduce(getattr, name.split("."), config)
         if url is None or pods and store.is_local(url):
             continue

@@ -77,9 +77,9 @@ def git(checkout: Path = CHECKOUT) -> tuple[str | None, str | None]:
     if "LACUNA_COMMIT" in os.environ:  # git might find another checkout around the snapshot
         return commit(checkout), redact(_recorded(os.environ.get("LACUNA_DIFF")))
     try:
-        with vcs.apart(checkout) as own:
+        with vcs.temporary_repository(checkout) as own:
             diff = vcs.diff(checkout, vcs.commit(checkout), vcs.tree(checkout, own, []), own)
-        new = vcs.unknown(checkout)
+        new = vcs.untracked(checkout)
     except (OSError, subprocess.SubprocessError):
         say("tracking: commit and uncommitted changes are unknown: `git status` shows the reason")
         return commit(checkout), None

@@ -95,20 +95,20 @@ def undisturbed(small_set, tmp_path_factory):
     assert done.returncode == 0, done.stderr
     lines = (run / "steps.jsonl").read_text().splitlines(keepends=True)
 
-    def told(images):
+    def message(images):
         count = images // json.loads(lines[0])["images_seen"]
         assert count <= len(lines)
         return "".join(lines[:count])
 
-    return told
+    return message
 
 
 def without_kubernetes():
     """Why the stand-in for Kubernetes cannot be had here; None where it can."""
     if shutil.which("kubectl") is None:
         return "kubectl is not on the PATH (1.31 or newer)"
-    told = subprocess.run(["kubectl", "version", "--client", "-o", "json"], capture_output=True)
-    if int(json.loads(told.stdout)["clientVersion"]["minor"].rstrip("+")) < 31:
+    message = subprocess.run(["kubectl", "version", "--client", "-o", "json"], capture_output=True)
+    if int(json.loads(message.stdout)["clientVersion"]["minor"].rstrip("+")) < 31:
         return "kubectl is older than 1.31"
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return "needs root and iproute2, for network namespaces"

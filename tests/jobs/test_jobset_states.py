@@ -53,4 +53,4 @@ def test_what_has_ended_stays_so_while_it_is_deleted_and_what_has_not_was_cancel
 
 def test_only_a_stage_that_is_not_the_first_waits_for_another():
     reasons = [judged_stage(jobset(), [], stage).reason for stage in ("shard", "train")]
-    assert reasons == ["its pods are being made", "waits for the stage before it"]
+    assert reasons == ["the pods are being created", "waits for the previous stage"]

@@ -115,10 +115,10 @@ def test_a_configuration_error_ends_the_job_at_once_with_its_line(kube):
 def test_another_s_job_of_the_same_name_is_told_and_left_alone(kube, claim):
     number = job("theirs", "steps=400")
     running(number, claim, "theirs")
-    told = f"{number} is not this job any more, but of /runs/theirs"
+    message = f"{number} now belongs to /runs/theirs"
     found = kubectl.status(number, TWO, "/runs/mine")
-    assert (found.state, found.reason) == (JobState.UNKNOWN, told)
-    with pytest.raises(SubmitError, match=told):
+    assert (found.state, found.reason) == (JobState.UNKNOWN, message)
+    with pytest.raises(SubmitError, match=message):
         kubectl.cancel(number, TWO, "/runs/mine")
     assert kubectl.logs(number, TWO, False, "/runs/mine") == 0
     assert kubectl.status(number, TWO, "/runs/theirs").state is JobState.RUNNING
@@ -172,16 +172,16 @@ def test_a_cancelled_job_saves_in_its_grace_period_and_leaves_nothing(kube, clai
 
 
 def test_logs_follow_every_pod_and_those_that_replace_them_until_the_end(kube, claim):
-    number = job("told", "steps=20")
-    running(number, claim, "told")
+    number = job("message", "steps=20")
+    running(number, claim, "message")
     follow = logs(number, follow=True)
     time.sleep(1)
-    kube.evict(pod_of(kube, "told-1"))
+    kube.evict(pod_of(kube, "message-1"))
     shown = follow.communicate(timeout=60)[0].splitlines()
     assert ended(number).state is JobState.SUCCEEDED
     ends = [line.rpartition("the end of ")[2] for line in shown if "the end of" in line]
     assert len(ends) == 4 and {"0 at 20", "1 at 20"} <= set(ends)
-    assert all(line.startswith("[pod/told-") for line in shown)
+    assert all(line.startswith("[pod/message-") for line in shown)
 
 
 def test_an_array_of_pods_runs_each_element(kube, claim):
@@ -196,27 +196,27 @@ def test_an_array_of_pods_runs_each_element(kube, claim):
 
 def test_a_finished_job_makes_room_and_a_live_one_does_not(kube, claim):
     assert ended(job("again", "steps=2")).state is JobState.SUCCEEDED
-    with pytest.raises(SubmitError, match="belongs to /runs/again: give cluster.name="):
+    with pytest.raises(SubmitError, match="belongs to /runs/again: set another cluster.name="):
         job("Again", "steps=2")  # the same name to Kubernetes, and another run
     assert kubectl.status("job/again", TWO).state is JobState.SUCCEEDED
     number = job("again", "steps=60")
-    with pytest.raises(SubmitError, match="is there already: "):
+    with pytest.raises(SubmitError, match="exists and is live "):
         job("again", "steps=60")
     kubectl.cancel(number, TWO)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"secrets": ["forgotten"]}, "a Secret or ConfigMap is missing (CreateContainerConfig"),
         ({"image": "registry.example.org/unpullable@sha256:0"}, "the image cannot be pulled"),
     ],
 )  # fmt: skip
-def test_a_job_that_waits_for_ever_says_for_what(kube, change, told):
+def test_a_job_that_waits_for_ever_says_for_what(kube, change, message):
     cluster = Cluster(**{**SMALL.__dict__, **change})
     number = job("waits", "steps=1", cluster=cluster)
     end = time.monotonic() + 30
-    while told not in (found := kubectl.status(number, cluster)).reason:
+    while message not in (found := kubectl.status(number, cluster)).reason:
         assert time.monotonic() < end, found
         time.sleep(0.2)
     assert found.state is JobState.QUEUED
@@ -226,7 +226,7 @@ def test_a_job_that_waits_for_ever_says_for_what(kube, change, told):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"namespace": "closed"}, "you have no rights for that in this namespace"),
         ({"context": "nowhere"}, "see `kubectl config get-contexts`"),
@@ -234,14 +234,14 @@ def test_a_job_that_waits_for_ever_says_for_what(kube, change, told):
         ({"patch": {"spec": {"contaners": []}}}, "contaners"),
     ],
 )
-def test_what_the_cluster_would_refuse_is_one_line(kube, change, told):
+def test_what_the_cluster_would_refuse_is_one_line(kube, change, message):
     cluster = Cluster(**{**TWO.__dict__, **change})
     made = Job(id="refused", verb="train", arguments=(), run="/runs/r", folder="/runs/r")
     objects = kubernetes.manifest(made, cluster)
     for attempt, where in ((kubectl.ask, [cluster]), (kubectl.judge, cluster)):
         with pytest.raises(SubmitError) as refused:
             attempt(objects, where)
-        assert told in str(refused.value) and "\n" not in str(refused.value)
+        assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_nothing_stays_of_a_job_whose_service_is_refused_at_last(kube):

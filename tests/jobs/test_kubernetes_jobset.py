@@ -70,8 +70,8 @@ def test_a_killed_pod_starts_the_whole_gang_again_and_the_losses_are_the_undistu
         pods.containers[first[-1]].kill()
         seen = watched(cli, [job])
         shown = follow.result().stdout
-    told = cli.status("gang")
-    assert (told["state"], told["restarts"]) == ("SUCCEEDED", 1), shown
+    message = cli.status("gang")
+    assert (message["state"], message["restarts"]) == ("SUCCEEDED", 1), shown
     assert {found.restarts for (found,) in seen} <= {0, 1}
     again = left(pods, "gang-train-0-")
     assert [name[:14] for name in again] == ["gang-train-0-0", "gang-train-0-1"]
@@ -93,7 +93,7 @@ def test_a_chain_in_one_jobset_goes_stage_by_stage_through_a_restart_and_its_end
     assert [j["number"] for j in jobs] == [
         f"jobset/{last}#{stage}" for stage in ("shard", "train", "evaluate")
     ]
-    assert cli.status(last)["reason"] == "waits for the stage before it"
+    assert cli.status(last)["reason"] == "waits for the previous stage"
     stepped(cli, "chained", 1)
     assert cli.look(shard).state is JobState.SUCCEEDED
     pods.containers[left(pods, f"{last}-train-0-1-")[0]].kill()
@@ -121,7 +121,7 @@ def test_a_configuration_error_ends_a_chain_without_a_retry_and_says_in_which_st
     assert (train["state"], train["restarts"]) == ("FAILED", 0)
     assert "exit 78: configuration error, not retried" in train["reason"]
     assert train["error"].startswith("data.crop=128 is larger than pictures of")
-    assert (evaluate["state"], evaluate["reason"]) == ("CANCELLED", "train before it failed")
+    assert (evaluate["state"], evaluate["reason"]) == ("CANCELLED", "the previous train failed")
 
 
 def test_what_fails_each_time_is_tried_again_as_often_as_is_allowed(
@@ -139,10 +139,10 @@ def test_what_fails_each_time_is_tried_again_as_often_as_is_allowed(
         return not cli.look(job["folder"]).state.live
 
     cli.until(ended, job["id"])
-    told = cli.status(job["id"])
+    message = cli.status(job["id"])
     assert len(killed) == 2
-    assert (told["state"], told["restarts"]) == ("FAILED", 1)
-    assert told["reason"].startswith(f"ReachedMaxRestarts; {killed[1]}: exit 137: killed")
+    assert (message["state"], message["restarts"]) == ("FAILED", 1)
+    assert message["reason"].startswith(f"ReachedMaxRestarts; {killed[1]}: exit 137: killed")
 
 
 def test_a_cancelled_gang_saves_and_leaves_nothing(cli, small_set, pods, on):

@@ -35,9 +35,9 @@ def test_the_real_training_in_two_pods_goes_on_to_the_bit_after_an_eviction(
     (first,) = [n for kind, n in pods.store.objects if kind == "Pod" and n.startswith("pods-0")]
     pods.evict(first)
     cli.until(lambda: not kubectl.status("job/pods", HERE).state.live, "the job")
-    told = cli.status("pods")
+    message = cli.status("pods")
     logs = cli("logs", "pods").stdout
-    assert (told["state"], told["restarts"]) == ("SUCCEEDED", 1), logs
+    assert (message["state"], message["restarts"]) == ("SUCCEEDED", 1), logs
     assert "goes on at" in logs
     assert steps.read_text() == undisturbed(72)
     forget(cli, "job/pods")
@@ -48,7 +48,7 @@ def test_the_real_training_in_two_pods_goes_on_to_the_bit_after_an_eviction(
 
 CODE = {
     "other": (b"another archive", hashlib.sha256(b"the archive").hexdigest(), 78,
-              "it is not the archive that was submitted"),
+              "the archive is not the submitted one"),
     "gone": (None, "0" * 64, 78, "No such file or directory"),
     "broken": (b"no archive", hashlib.sha256(b"no archive").hexdigest(), 1, "not a gzip file"),
 }  # fmt: skip
@@ -68,13 +68,13 @@ def test_what_hinders_a_pod_from_having_its_code_is_told_by_status_and_outlasts_
         made = Job(id=f"code-{name}", verb="masks", arguments=(), run=str(folder),
                    folder=str(folder), code=code, code_sha256=sha256)  # fmt: skip
         numbers[name] = kubectl.submit(kubernetes.manifest(made, cluster), cluster)
-    for name, (_, _, status, told) in CODE.items():
+    for name, (_, _, status, message) in CODE.items():
         cli.until(lambda n=name: not kubectl.status(numbers[n], HERE).state.live, name)
         found = kubectl.status(numbers[name], HERE)
-        line = f"pipeline unpack: the code at {cli.cwd}/runs/code-{name}/code.tar.gz cannot be had"
+        line = f"pipeline unpack: cannot load the code from {cli.cwd}/runs/code-{name}/code.tar.gz"
         assert (found.state, found.restarts) == (JobState.FAILED, 0)
         assert f"exit {status}: " in found.reason and f"{line}: " in found.reason
-        assert told in found.reason
+        assert message in found.reason
         where = "{.items[0].status.containerStatuses[0].state.terminated.message}"
         label = f"batch.kubernetes.io/job-name=code-{name}"
         pod = kubectl.kubectl(HERE, "get", "pods", "-l", label, "-o", f"jsonpath={where}")
@@ -111,7 +111,7 @@ def test_logs_and_states_of_other_verbs_outlast_their_pods(cli, small_set, photo
     for job, words in zip(made, ("PSNR dB", "[pod-1]")):
         cli.until(lambda n=job["number"]: not kubectl.status(n, HERE).state.live, job["id"])
         forget(cli, job["number"])
-        told = cli.status(job["id"])
-        assert told["state"] == "SUCCEEDED", (told["reason"], cli("logs", job["id"]).stdout)
+        message = cli.status(job["id"])
+        assert message["state"] == "SUCCEEDED", (message["reason"], cli("logs", job["id"]).stdout)
         assert words in cli("logs", job["id"]).stdout
-    assert told["elements"] == {"0": "SUCCEEDED", "1": "SUCCEEDED"}
+    assert message["elements"] == {"0": "SUCCEEDED", "1": "SUCCEEDED"}

@@ -51,46 +51,52 @@ def steps(made):
 
 def test_a_job_runs_detached_and_succeeds(job):
     made = job("a", "steps=3", "pause=0.01")
-    number = local.submit(made, Cluster())
+    number = local.submit(made, local.render(made, Cluster()))
     assert ended(number, made.folder).state is JobState.SUCCEEDED
     assert steps(made) == 3
 
 
 def test_a_crash_is_tried_again_and_goes_on(job):
     made = job("a", "steps=4", "pause=0.01", "crash=2", "crashes=2")
-    assert ended(local.submit(made, Cluster(retries=2)), made.folder).state is JobState.SUCCEEDED
+    assert (
+        ended(local.submit(made, local.render(made, Cluster(retries=2))), made.folder).state
+        is JobState.SUCCEEDED
+    )
     assert Path(made.run, "starts").read_text().count("\n") == 3
 
 
 def test_too_many_crashes_fail_with_their_number(job):
     made = job("a", "steps=4", "pause=0.01", "crash=2", "crashes=9")
-    found = ended(local.submit(made, Cluster(retries=1)), made.folder)
+    found = ended(local.submit(made, local.render(made, Cluster(retries=1))), made.folder)
     assert (found.state, found.reason) == (JobState.FAILED, "crashed 2 times, last exit 1")
 
 
 def test_a_configuration_error_is_not_tried_again(job):
     made = job("a", "exit=78")
-    found = ended(local.submit(made, Cluster()), made.folder)
+    found = ended(local.submit(made, local.render(made, Cluster())), made.folder)
     assert (found.state, found.reason) == (JobState.FAILED, "configuration error, not retried")
 
 
 def test_a_cancelled_job_saves_and_is_cancelled_and_submitting_it_again_goes_on(job):
     made = job("a", "steps=40", "pause=0.05")
-    number = local.submit(made, Cluster())
+    number = local.submit(made, local.render(made, Cluster()))
     while not Path(made.run, "steps.jsonl").exists():
         time.sleep(0.02)
     local.cancel(number)
     assert ended(number, made.folder).state is JobState.CANCELLED
     saved = steps(made)
     assert 0 < saved < 40
-    assert ended(local.submit(made, Cluster()), made.folder).state is JobState.SUCCEEDED
+    assert (
+        ended(local.submit(made, local.render(made, Cluster())), made.folder).state
+        is JobState.SUCCEEDED
+    )
     assert steps(made) == 40
     assert Path(made.run, "starts").read_text().splitlines()[1].startswith(f"{saved} ")
 
 
 def test_a_script_that_is_killed_alone_takes_along_what_it_runs(job):
     made = job("a", "steps=4000")
-    number = local.submit(made, Cluster())
+    number = local.submit(made, local.render(made, Cluster()))
     while not Path(made.run, "starts").exists():
         time.sleep(0.02)
     mine = [p for p in Path("/proc").glob("[0-9]*/cmdline") if f"run={made.run}" in words_of(p)]
@@ -112,31 +118,35 @@ def words_of(path):
 
 def test_an_interpreter_that_is_not_there_is_not_tried_again(job):
     made = job("a", "steps=1")
-    found = ended(local.submit(made, Cluster(python="/no/such/python")), made.folder)
+    found = ended(
+        local.submit(made, local.render(made, Cluster(python="/no/such/python"))), made.folder
+    )
     assert found.state is JobState.FAILED
     assert found.reason == "exit 127, not retried: not found, or no program: /no/such/python"
 
 
 def test_a_killed_job_is_seen_to_be_dead(job):
     made = job("a", "steps=400")
-    number = local.submit(made, Cluster())
+    number = local.submit(made, local.render(made, Cluster()))
     while not Path(made.run, "starts").exists():
         time.sleep(0.02)
     os.killpg(os.getpgid(int(number.partition("_")[0])), signal.SIGKILL)
     found = ended(number, made.folder)
-    assert (found.state, found.reason) == (JobState.FAILED, "its process was killed")
+    assert (found.state, found.reason) == (JobState.FAILED, "the process was killed")
     with pytest.raises(SubmitError, match="gone already"):
         local.cancel(number)
 
 
 def test_a_chain_runs_in_order_and_stops_at_a_failure(job):
     first, second = job("a", "steps=3", "pause=0.1"), job("b", "steps=1", "pause=0.01")
-    numbers = scheduler.submit([Stage(first, Cluster()), Stage(second, Cluster())])
+    numbers = scheduler.submit(
+        scheduler.render([Stage(first, Cluster()), Stage(second, Cluster())])
+    )
     assert not Path(second.run, "starts").exists()
     assert ended(numbers[1], second.folder).state is JobState.SUCCEEDED
     assert local.status(numbers[0], first.folder).state is JobState.SUCCEEDED
     bad, never = job("c", "exit=78"), job("d", "steps=1")
-    numbers = scheduler.submit([Stage(bad, Cluster()), Stage(never, Cluster())])
+    numbers = scheduler.submit(scheduler.render([Stage(bad, Cluster()), Stage(never, Cluster())]))
     assert ended(numbers[1], never.folder).state is JobState.CANCELLED
     assert not Path(never.run, "starts").exists()
 
@@ -145,7 +155,10 @@ def test_an_array_runs_its_elements(job):
     made = job("a")
     elements = tuple((f"run={made.run}/{i}", "steps=1", "pause=0") for i in range(2))
     made = replace(made, arguments=(), elements=elements)
-    assert ended(local.submit(made, Cluster()), made.folder).state is JobState.SUCCEEDED
+    assert (
+        ended(local.submit(made, local.render(made, Cluster())), made.folder).state
+        is JobState.SUCCEEDED
+    )
     assert [Path(made.run, str(i), "state.json").exists() for i in (0, 1)] == [True, True]
 
 
@@ -162,5 +175,7 @@ def test_the_snapshot_runs_whatever_its_path_and_surroundings(tmp_path, monkeypa
     folder = str(tmp_path / name)
     made = Job(id="a", verb="train", arguments=(f"{folder}/ran",), run=folder, folder=folder,
                cwd=str(tmp_path), code=str(code))  # fmt: skip
-    assert ended(local.submit(made, Cluster()), folder).state is JobState.SUCCEEDED
+    assert (
+        ended(local.submit(made, local.render(made, Cluster())), folder).state is JobState.SUCCEEDED
+    )
     assert Path(folder, "ran").read_text() == f"{code}/pipeline/__main__.py"

@@ -19,13 +19,13 @@ def begun(tmp_path):
         program.chmod(0o755)
         run = str(tmp_path / "run")
         job = Job(id="run", verb="train", arguments=(), run=run, folder=run)
-        return job, local.submit(job, Cluster(python=str(program), retries=0))
+        return job, local.submit(job, local.render(job, Cluster(python=str(program), retries=0)))
 
     return begin
 
 
 def found(job, before=()):
-    (sought,) = scheduler.sought([Stage(job, Cluster())])
+    (sought,) = scheduler.search_keys(scheduler.render([Stage(job, Cluster())]))
     return scheduler.find(sought, job.folder, before, Cluster())
 
 

@@ -51,13 +51,21 @@ def limited(slurm, tmp_path_factory):
     for name, code in (("unsaved", "1"), ("saved", "75")):
         run = str(folder / name)
         made = Job(id=name, verb="train", arguments=(), run=run, folder=run, env={"CODE": code})
-        number = backend.submit(made, replace(SMALL, time="30", python=str(deaf), sbatch=far))
+        number = submit(made, replace(SMALL, time="30", python=str(deaf), sbatch=far))
         numbers[name] = number, made
     for number, _ in numbers.values():
         slurm.wait(lambda n=number: slurm.state(n) == "RUNNING", "a job to run")
         # No limit is shorter than a minute, and SLURM looks at it every 30 s only.
         slurm.run("scontrol", "update", f"jobid={number}", "endtime=now+5")
     return numbers
+
+
+def submit(made, cluster):
+    return backend.submit(made, cluster, backend.render(made, cluster))
+
+
+def ask(made, cluster):
+    return backend.ask(made, cluster, backend.render(made, cluster))
 
 
 def ended(number, made, seconds=90):
@@ -96,13 +104,13 @@ def starts(made):
 
 def test_two_nodes_meet_and_finish(slurm, job):
     made = job("ok", "steps=3")
-    assert ended(backend.submit(made, TWO), made).state is JobState.SUCCEEDED
+    assert ended(submit(made, TWO), made).state is JobState.SUCCEEDED
     assert starts(made) == ["0 on n1"]
 
 
 def test_usr1_saves_on_all_nodes_and_goes_on_after_the_requeue(slurm, job):
     made = job("usr1", "steps=30")
-    number = backend.submit(made, TWO)
+    number = submit(made, TWO)
     slurm.wait(lambda: len(steps(made)) > 3, "a few steps")
     slurm.run("scancel", "--batch", "--signal=USR1", number)
     found = ended(number, made)
@@ -114,7 +122,7 @@ def test_usr1_saves_on_all_nodes_and_goes_on_after_the_requeue(slurm, job):
 def test_a_crash_is_tried_again_as_often_as_is_allowed(slurm, job):
     saved = job("crash", "steps=4", "crash=2", "crashes=1")
     lost = job("lost", "steps=4", "crash=2", "crashes=9")
-    numbers = [backend.submit(saved, TWO), backend.submit(lost, TWO)]
+    numbers = [submit(saved, TWO), submit(lost, TWO)]
     assert ended(numbers[0], saved).state is JobState.SUCCEEDED
     found = ended(numbers[1], lost)
     assert (found.state, found.restarts) == (JobState.FAILED, 1)
@@ -123,25 +131,25 @@ def test_a_crash_is_tried_again_as_often_as_is_allowed(slurm, job):
 
 def test_a_log_is_followed_through_a_requeue_to_the_end_of_the_job(slurm, job, capsys):
     made = job("followed", "steps=4", "pause=0.05", "crash=2", "crashes=1")
-    number = backend.submit(made, SMALL)
+    number = submit(made, SMALL)
     record = SubmittedJob("followed", "train", made.run, made.folder, number, where_of(SMALL), "")
     logs._files(record, follow=True)
     assert slurm_status.status(number, made.folder).state is JobState.SUCCEEDED
-    told = capsys.readouterr().out
-    assert "crash 1 of 1 allowed" in told and "the end of 0 at 4" in told
-    assert told == output(made)
+    message = capsys.readouterr().out
+    assert "crash 1 of 1 allowed" in message and "the end of 0 at 4" in message
+    assert message == output(made)
 
 
 def test_a_configuration_error_is_not_tried_again(slurm, job):
     made = job("wrong", "exit=78")
-    found = ended(backend.submit(made, TWO), made)
+    found = ended(submit(made, TWO), made)
     assert (found.state, found.restarts) == (JobState.FAILED, 0)
     assert found.reason == "configuration error, not retried"
 
 
 def test_an_interpreter_that_no_node_has_is_not_tried_again(slurm, job):
     made = job("nowhere", "steps=1")
-    found = ended(backend.submit(made, replace(SMALL, python="/no/such/python")), made)
+    found = ended(submit(made, replace(SMALL, python="/no/such/python")), made)
     assert (found.state, found.restarts) == (JobState.FAILED, 0)
     assert found.reason.startswith("exit 127, not retried") and "/no/such/python" in found.reason
 
@@ -150,26 +158,26 @@ def test_a_crash_that_cannot_be_counted_is_not_tried_again(slurm, job):
     """Every write to a file fails, as on a full disk: it is made, and stays empty."""
     made = job("full", "steps=1")
     full = replace(SMALL, retries=5, setup=["trap '' XFSZ", "ulimit -f 0"])
-    found = ended(backend.submit(made, full), made)
+    found = ended(submit(made, full), made)
     assert (found.state, found.restarts) == (JobState.FAILED, 0)
     assert not steps(made)
 
 
 def test_a_node_that_cannot_open_the_logs_is_what_status_says(slurm, job):
     made = job("apart", "steps=1")
-    number = backend.submit(made, replace(SMALL, sbatch={"hold": None}))
+    number = submit(made, replace(SMALL, sbatch={"hold": None}))
     logs = Path(made.folder, "logs")
     logs.rename(logs.with_name("elsewhere"))
     logs.touch()  # nor can slurmd make the folder
     slurm.run("scontrol", "release", number)
     found = ended(number, made)
-    told = f"a node cannot open {logs}: is the folder on a shared disk?"
-    assert (found.state, found.reason, found.restarts) == (JobState.FAILED, told, 0)
+    message = f"a node cannot open {logs}: check that the folder is on a shared disk"
+    assert (found.state, found.reason, found.restarts) == (JobState.FAILED, message, 0)
 
 
 def test_a_cancelled_job_saves_first_and_is_not_requeued(slurm, job):
     made = job("cancelled", "steps=300")
-    number = backend.submit(made, TWO)
+    number = submit(made, TWO)
     slurm.wait(lambda: len(steps(made)) > 3, "a few steps")
     backend.cancel(number)
     assert ended(number, made).state is JobState.CANCELLED
@@ -181,7 +189,7 @@ def test_an_array_runs_each_element_once_a_few_at_a_time(slurm, job):
     made = job("array")
     elements = tuple((f"run={made.run}/{i}", "steps=2") for i in range(4))
     made = replace(made, arguments=(), elements=elements)
-    number = backend.submit(made, replace(SMALL, throttle=2))
+    number = submit(made, replace(SMALL, throttle=2))
     live = []
     while (found := slurm_status.status(number, made.folder)).state.live:
         live.append(sum(s is JobState.RUNNING for s in found.elements.values()))
@@ -195,7 +203,7 @@ def test_an_array_runs_each_element_once_a_few_at_a_time(slurm, job):
 def test_every_element_of_a_long_array_is_known_those_cancelled_before_they_ran_too(slurm, job):
     made = job("gaps")
     made = replace(made, arguments=(), elements=tuple((f"run={made.run}/{i}",) for i in range(80)))
-    number = backend.submit(made, replace(SMALL, sbatch={"hold": None}))
+    number = submit(made, replace(SMALL, sbatch={"hold": None}))
     gone: set[int] = set()
     for more in (range(1, 80, 2), range(2, 80, 7)):  # SLURM writes 0-78:2, then every number
         gone |= {*more}
@@ -211,10 +219,10 @@ def test_every_element_of_a_long_array_is_known_those_cancelled_before_they_ran_
 
 def test_a_chain_waits_for_success_and_dies_with_a_failure(slurm, job):
     first, second = job("first", "steps=2"), job("second", "steps=1")
-    numbers = scheduler.submit([Stage(first, SMALL), Stage(second, SMALL)])
+    numbers = scheduler.submit(scheduler.render([Stage(first, SMALL), Stage(second, SMALL)]))
     assert ended(numbers[1], second).state is JobState.SUCCEEDED
     bad, never = job("bad", "exit=78"), job("never", "steps=1")
-    numbers = scheduler.submit([Stage(bad, SMALL), Stage(never, SMALL)])
+    numbers = scheduler.submit(scheduler.render([Stage(bad, SMALL), Stage(never, SMALL)]))
     assert ended(numbers[1], never).state is JobState.CANCELLED
     assert not Path(never.run, "starts").exists()
 
@@ -229,7 +237,7 @@ def test_secrets_reach_the_job_and_stand_nowhere(slurm, job, tmp_path):
     probe.chmod(0o755)
     cluster = replace(SMALL, secrets_file=str(secrets), python=str(probe))
     made = replace(made, env={"SEEN": f"{tmp_path}/seen"})
-    number = backend.submit(made, cluster)
+    number = submit(made, cluster)
     assert ended(number, made).state is JobState.SUCCEEDED
     expected = subprocess.run(["sha256sum"], input=b"open sesame", capture_output=True).stdout
     assert (tmp_path / "seen").read_bytes() == expected
@@ -242,7 +250,7 @@ def test_secrets_reach_the_job_and_stand_nowhere(slurm, job, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("cluster", "told"),
+    ("cluster", "message"),
     [
         (replace(SMALL, partition="gpus"), "invalid partition"),
         (replace(SMALL, gpus_per_node=9), "lower cluster.gpus_per_node"),
@@ -252,12 +260,12 @@ def test_secrets_reach_the_job_and_stand_nowhere(slurm, job, tmp_path):
         (replace(SMALL, name="x", setup=["exit 3"], partition="no such"), "invalid partition"),
     ],
 )
-def test_what_slurm_would_refuse_is_one_line_before_anything_runs(slurm, job, cluster, told):
+def test_what_slurm_would_refuse_is_one_line_before_anything_runs(slurm, job, cluster, message):
     stage = Stage(job("refused", "steps=1"), cluster)
     for attempt in (scheduler.ask, scheduler.judge):
         with pytest.raises(SubmitError) as refused:
-            attempt([stage])
-        assert told in str(refused.value) and "\n" not in str(refused.value)
+            attempt(scheduler.render([stage]))
+        assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_a_slurm_that_does_not_answer_is_one_line_with_what_to_look_at(
@@ -268,39 +276,39 @@ def test_a_slurm_that_does_not_answer_is_one_line_with_what_to_look_at(
     (tmp_path / "slurm.conf").write_text(dead)
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
     with pytest.raises(SubmitError, match="look at `scontrol ping`") as refused:
-        scheduler.judge([Stage(job("silent", "steps=1"), SMALL)])
+        scheduler.judge(scheduler.render([Stage(job("silent", "steps=1"), SMALL)]))
     assert "Unable to contact" in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_an_array_that_is_too_long_is_refused_naming_the_limit(slurm, job):
     made = replace(job("long"), arguments=(), elements=(("steps=1",),) * 1002)
     with pytest.raises(SubmitError) as refused:
-        scheduler.submit([Stage(made, SMALL)])
-    told = str(refused.value)
-    assert "MaxArraySize" in told and "lower cluster.tasks" in told and "\n" not in told
+        scheduler.submit(scheduler.render([Stage(made, SMALL)]))
+    message = str(refused.value)
+    assert "MaxArraySize" in message and "lower cluster.tasks" in message and "\n" not in message
 
 
 def test_asking_leaves_nothing_in_the_queue_and_looks_for_the_interpreter_on_a_node(slurm, job):
     made = job("asked", "steps=1")
-    told = backend.ask(made, SMALL)
-    assert "to start at" in told[0] and "a node has Python and torch" in told[1]
+    message = ask(made, SMALL)
+    assert "to start at" in message[0] and "a node has Python and torch" in message[1]
     with pytest.raises(SubmitError, match="/no/such/python"):
-        backend.ask(made, replace(SMALL, python="/no/such/python"))
+        ask(made, replace(SMALL, python="/no/such/python"))
     assert "asked" not in slurm.run("squeue", "-h")
 
 
 def test_a_waiting_job_says_why(slurm, job):
     made = job("big", "steps=1")
-    number = backend.submit(made, replace(SMALL, sbatch={"begin": "now+1hour"}))
+    number = submit(made, replace(SMALL, sbatch={"begin": "now+1hour"}))
     found = slurm_status.status(number, made.folder)
-    assert found.state is JobState.QUEUED and found.reason.startswith("BeginTime: it may not start")
+    assert found.state is JobState.QUEUED and found.reason.startswith("BeginTime: not before")
     backend.cancel(number)
     assert ended(number, made).state is JobState.CANCELLED
 
 
 def test_a_job_that_slurm_has_forgotten_is_known_by_its_note(slurm, job):
     made = job("old", "steps=1")
-    number = backend.submit(made, SMALL)
+    number = submit(made, SMALL)
     assert ended(number, made).state is JobState.SUCCEEDED
     (Path(made.folder) / "logs" / "state-999999").write_text(
         "FAILED crashed 2 times, last exit 1\n"
@@ -314,7 +322,7 @@ def test_a_forgotten_array_is_known_by_the_notes_of_all_its_elements(slurm, job)
     made = job("forgotten")
     elements = ((f"run={made.run}/0", "exit=78"), (f"run={made.run}/1", "steps=1"))
     made = replace(made, arguments=(), elements=elements)
-    number = backend.submit(made, SMALL)
+    number = submit(made, SMALL)
     logs = Path(made.folder, "logs")
     assert {p.name for p in logs.glob("state-*")} >= {f"state-{number}_{i}" for i in (0, 1)}
     live = ended(number, made)
@@ -327,7 +335,7 @@ def test_a_forgotten_array_is_known_by_the_notes_of_all_its_elements(slurm, job)
 
 def test_a_task_that_was_killed_is_named_and_not_what_its_peer_says(slurm, job):
     made = job("killed", "steps=300")
-    number = backend.submit(made, replace(TWO, retries=0))
+    number = submit(made, replace(TWO, retries=0))
     slurm.wait(lambda: len(steps(made)) > 3, "a few steps")
     os.kill(task(made, node=1), signal.SIGKILL)
     found = ended(number, made)
@@ -338,7 +346,7 @@ def test_a_task_that_was_killed_is_named_and_not_what_its_peer_says(slurm, job):
 
 def test_a_job_whose_batch_host_is_lost_goes_on_from_what_was_saved(slurm, job):
     made = job("host", "steps=30")
-    number = backend.submit(made, replace(TWO, retries=0))
+    number = submit(made, replace(TWO, retries=0))
     slurm.wait(lambda: len(steps(made)) > 3, "a few steps")
     assert "BatchHost=n1" in slurm.run("scontrol", "show", "job", number)
     slurm.lose("n1")

@@ -53,6 +53,10 @@ def ends(begun):
     return begun.result()
 
 
+def submit(made, cluster):
+    return backend.submit(made, cluster, backend.render(made, cluster))
+
+
 def live(slurm, folder):
     """What `status` said of each when it first called it over, and the crashes counted."""
     jobs = {}
@@ -62,7 +66,7 @@ def live(slurm, folder):
         program.chmod(0o755)
         run = str(folder / name)
         made = Job(id=name, verb="train", arguments=(), run=run, folder=run)
-        jobs[name] = backend.submit(made, replace(cluster, python=str(program))), Path(run, "logs")
+        jobs[name] = submit(made, replace(cluster, python=str(program))), Path(run, "logs")
 
     def now(name):
         number, logs = jobs[name]
@@ -93,15 +97,14 @@ def submitted(cli, slurm, small_set):
 
     numbers = {}
     for name in NAMES:
-        told = cli("submit", "train", *RECIPE, f"data.url={small_set}", f"run=runs/{name}", *HELD,
-                   "--json")  # fmt: skip
-        numbers[name] = json.loads(told.stdout)["jobs"][0]["number"]
+        words = ["train", *RECIPE, f"data.url={small_set}", f"run=runs/{name}", *HELD, "--json"]
+        numbers[name] = json.loads(cli("submit", *words).stdout)["jobs"][0]["number"]
     slurm.run("scancel", numbers["cancelled"])
     folder = cli.cwd / "runs" / "cancelled"
     slurm.wait(lambda: not slurm_status.status(numbers["cancelled"], folder).state.live, "its end")
     words = [*RECIPE, f"data.url={small_set}", "seed=1,2", *HELD]
-    told = cli("submit", "train", *words, "--json").stdout
-    sweep = json.loads(told)["jobs"][0]
+    message = cli("submit", "train", *words, "--json").stdout
+    sweep = json.loads(message)["jobs"][0]
     slurm.run("scancel", f"{sweep['number']}_1")
     points = [point.rpartition("/")[2] for point in cli.status(sweep["id"])["points"]]
     client = MlflowClient(f"sqlite:///{cli.cwd}/runs/mlflow.db")
@@ -129,7 +132,7 @@ def test_only_what_slurm_knows_to_be_over_or_has_long_forgotten_is_closed(cli, s
     assert {each["name"]: each["status"] for each in closed} == over
     reasons = {each["name"]: each["reason"] for each in closed}
     assert "is CANCELLED" in reasons["cancelled"] and "is CANCELLED" in reasons[points[1]]
-    assert f"job {FORGOTTEN} is UNKNOWN: SLURM has forgotten it" in reasons["forgotten"]
+    assert f"job {FORGOTTEN} is UNKNOWN: SLURM has forgotten the job" in reasons["forgotten"]
     assert statuses(client) == {**before, **over}
 
 

@@ -59,9 +59,9 @@ def test_an_array_whose_tasks_are_killed_at_random_yields_the_reference_set(cli,
     (cli.cwd / "site" / "cluster").mkdir(parents=True)
     (cli.cwd / "site" / "cluster" / "ours.yaml").write_text(SITE)
     on = ["cluster=ours", f"cluster.tasks={TASKS}"]
-    told = cli("submit", "shard", *words, "out=sets/array", *on, "--json",
+    message = cli("submit", "shard", *words, "out=sets/array", *on, "--json",
                env={"LACUNA_CONF": f"{cli.cwd}/site"})  # fmt: skip
-    job = json.loads(told.stdout)["jobs"][0]
+    job = json.loads(message.stdout)["jobs"][0]
     assert "gpu" not in slurm.run("scontrol", "show", "job", job["number"])
     draw = random.Random(7)
     killed = 0

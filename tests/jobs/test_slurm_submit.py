@@ -1,4 +1,4 @@
-"""`submit` beside a real SLURM, stopped and doubled at the worst moments: jobs wait, held."""
+"""`submit` with a real SLURM, stopped or started twice at the worst moments; jobs stay held."""
 
 import json
 import os
@@ -17,9 +17,9 @@ SBATCH = """\
 #!/bin/bash
 [ "$1" = --test-only ] && exec {real} "$@"
 {before}
-told=$({real} "$@")
+message=$({real} "$@")
 {after}
-echo "$told"
+echo "$message"
 """
 
 
@@ -63,10 +63,10 @@ def queued(slurm, cli, start):
 
 def test_of_two_submissions_at_once_one_is_taken_and_the_other_told_whose_it_is(cli, start, queued):
     both = [start("sets/twice", before="sleep 2") for _ in range(2)]
-    told = [process.communicate(timeout=120) for process in both]
-    assert sorted(process.returncode for process in both) == [0, 2], told
+    message = [process.communicate(timeout=120) for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2], message
     ((number, name),) = queued()
-    first, second = sorted(zip(both, told), key=lambda pair: pair[0].returncode)
+    first, second = sorted(zip(both, message), key=lambda pair: pair[0].returncode)
     assert json.loads(first[1][0])["jobs"][0]["number"] == number
     said = second[1][1].strip().splitlines()[-1]
     assert f"pid {first[0].pid}" in said or f"as slurm job {number}" in said
@@ -82,8 +82,8 @@ def test_what_slurm_took_from_a_submission_that_was_killed_is_found_by_its_name(
     killed.communicate(timeout=120)
     assert killed.returncode == -signal.SIGKILL
     ((number, name),) = queued()
-    told = cli.status(name)
-    assert (told["number"], told["state"]) == (number, "QUEUED")
+    message = cli.status(name)
+    assert (message["number"], message["state"]) == (number, "QUEUED")
     again = start("sets/killed")
     assert f"job {number}" in again.communicate(timeout=120)[1] and again.returncode == 2
     assert queued() == [(number, name)]
@@ -103,7 +103,7 @@ def test_a_stop_after_slurm_took_the_job_leaves_it_with_its_record(cli, start, q
     _, said = stopped.communicate(timeout=120)
     assert stopped.returncode in (130, 143)
     ((job, name),) = queued()
-    assert f"`cancel {name}` takes it out" in said
+    assert f"`cancel {name}` removes it" in said
     folder = cli.cwd / "runs" / name
     assert json.loads((folder / "jobs.json").read_text())["number"] == job
     assert (folder / "config.yaml").exists()

@@ -35,9 +35,9 @@ def submit(cli, small_set, slurm):
     """`submit(run, words…)`: a training on two nodes; returns SLURM's job id."""
 
     def call(run, *words):
-        told = cli("submit", "train", *RECIPE, f"data.url={small_set}", f"run=runs/{run}",
+        message = cli("submit", "train", *RECIPE, f"data.url={small_set}", f"run=runs/{run}",
                    *CLUSTER, *words, "--json")  # fmt: skip
-        return json.loads(told.stdout)["jobs"][0]["number"]
+        return json.loads(message.stdout)["jobs"][0]["number"]
 
     return call
 
@@ -135,7 +135,7 @@ def test_losses_are_the_undisturbed_ones_after_two_wall_limits(cli, reference):
 
 def test_both_kept_their_job_through_all_restarts(lives):
     assert lives["many"]["restarts"] == 3 and lives["wall"]["restarts"] >= 2
-    assert {told["state"] for told in lives.values()} == {"CANCELLED"}
+    assert {message["state"] for message in lives.values()} == {"CANCELLED"}
 
 
 def test_only_the_crash_counted_against_the_retries(cli, lives):
@@ -218,10 +218,10 @@ def ends(cli, submit, slurm, small_set):
 
 
 def test_retries_exhausted_end_in_the_line_of_the_rank_that_was_killed(cli, ends):
-    told = cli.status("exhausted")
-    assert (told["state"], told["restarts"]) == ("FAILED", 0)
-    assert told["reason"] == "crashed 1 times, last exit 1"
-    assert told["error"].startswith("rank 1 on n2 was killed by SIGKILL")
+    message = cli.status("exhausted")
+    assert (message["state"], message["restarts"]) == ("FAILED", 0)
+    assert message["reason"] == "crashed 1 times, last exit 1"
+    assert message["error"].startswith("rank 1 on n2 was killed by SIGKILL")
     assert "rank 0 on n1: " in cli("logs", "exhausted").stdout  # it had something to say too
 
 
@@ -268,15 +268,15 @@ def test_a_point_of_a_live_sweep_is_not_submitted_again_and_leads_to_the_sweep(
     points = cli.status(made["id"])["points"]
     # A colleague's machine knows the point by its folder alone.
     home = {"XDG_CACHE_HOME": f"{cli.cwd}/colleague"}
-    told = cli("status", f"{cli.cwd}/{points[1]}", "--json", env=home).stdout
-    assert [job["id"] for job in json.loads(told)["jobs"]] == [made["id"]]
+    message = cli("status", f"{cli.cwd}/{points[1]}", "--json", env=home).stdout
+    assert [job["id"] for job in json.loads(message)["jobs"]] == [made["id"]]
     cli("cancel", made["id"])
 
 
 def test_a_job_that_slurm_refuses_leaves_nothing(cli, slurm, small_set):
     words = [*RECIPE, f"data.url={small_set}", "run=runs/refused", *CLUSTER]
-    told = cli("submit", "train", *words, "cluster.partition=nowhere", ok=False)
-    assert told.returncode == 2 and "invalid partition" in told.stderr
+    message = cli("submit", "train", *words, "cluster.partition=nowhere", ok=False)
+    assert message.returncode == 2 and "invalid partition" in message.stderr
     assert not (cli.cwd / "runs" / "refused").exists()
 
 

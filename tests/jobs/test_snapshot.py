@@ -209,8 +209,8 @@ def test_a_dry_run_on_a_changed_checkout_writes_nothing_into_its_repository(cli,
     before = everything(cli.code / ".git")
     words = ["submit", "train", "experiment=quickstart", "data.url=s3://b/set", *on, "--dry-run"]
     for allowed in ("false", "true"):
-        told = cli(*words, f"cluster.allow_dirty={allowed}")
-        assert told.stdout and ("to be mended" in told.stderr) == (allowed == "false")
+        message = cli(*words, f"cluster.allow_dirty={allowed}")
+        assert message.stdout and ("must be fixed" in message.stderr) == (allowed == "false")
     assert everything(cli.code / ".git") == before
     assert not (cli.cwd / "runs").exists()
 

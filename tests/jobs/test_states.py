@@ -25,9 +25,13 @@ def line(state, reason="None", code=0, job=7, restarts=0, nodes="n[1-2]"):
 @pytest.mark.parametrize(
     ("text", "state", "reason"),
     [
-        (line("PENDING", "Resources"), "QUEUED", "Resources: for free nodes"),
+        (line("PENDING", "Resources"), "QUEUED", "Resources: waits for free nodes"),
         (line("PENDING", "Licenses"), "QUEUED", "Licenses"),
-        (line("PENDING", "BeginTime", restarts=2), "QUEUED", "BeginTime: it may not start yet"),
+        (
+            line("PENDING", "BeginTime", restarts=2),
+            "QUEUED",
+            "BeginTime: not before its start time",
+        ),
         (line("RUNNING"), "RUNNING", "on n[1-2]"),
         (line("COMPLETED"), "SUCCEEDED", ""),
         (line("FAILED", "NonZeroExitCode", 78), "FAILED", "configuration error"),
@@ -39,7 +43,7 @@ def line(state, reason="None", code=0, job=7, restarts=0, nodes="n[1-2]"):
         (line("STOPPED"), "RUNNING", "on n[1-2]"),
         (line("RESV_DEL_HOLD", "ReservationDeleted"), "QUEUED", "ReservationDeleted"),
         (line("TIMEOUT", "TimeLimit"), "INTERRUPTED", "raise cluster.lead_seconds"),
-        (line("NODE_FAIL"), "INTERRUPTED", "a node was lost"),
+        (line("NODE_FAIL"), "INTERRUPTED", "a node failed"),
         (line("PREEMPTED"), "INTERRUPTED", "preempted"),
         (line("OUT_OF_MEMORY", code=1), "FAILED", "raise cluster.memory_gb"),
         (line("SOMETHING_NEW"), "UNKNOWN", ""),
@@ -109,10 +113,10 @@ def test_a_forgotten_array_is_what_its_elements_said_last_and_not_what_one_of_th
         JobState.FAILED,
         "configuration error",
     )
-    forgotten = "SLURM has forgotten it; it was "
+    forgotten = "SLURM has forgotten the job; last state: "
     assert state("SUCCEEDED", "QUEUED") == (JobState.UNKNOWN, forgotten + "queued")
     assert state("RUNNING on n1", "SUCCEEDED") == (JobState.UNKNOWN, forgotten + "running")
-    assert state() == (JobState.UNKNOWN, "SLURM has forgotten it")
+    assert state() == (JobState.UNKNOWN, "SLURM has forgotten the job")
 
 
 def test_a_script_that_was_killed_says_so_and_not_where_it_ran():
@@ -123,10 +127,10 @@ def test_a_script_that_was_killed_says_so_and_not_where_it_ran():
 
 
 def test_a_job_whose_output_no_node_could_open_says_where_it_was_to_be():
-    told = "a node cannot open /r/a/logs: is the folder on a shared disk?"
+    message = "a node cannot open /r/a/logs: check that the folder is on a shared disk"
     text = line("FAILED", "JobLaunchFailure").replace("ExitCode=0:0", "ExitCode=0:53")
-    assert from_scontrol(text, {"7": "QUEUED"}, "/r/a/logs").reason == told
-    assert from_sacct("7|FAILED|0:53\n", {"7": "QUEUED"}, "/r/a/logs").reason == told
+    assert from_scontrol(text, {"7": "QUEUED"}, "/r/a/logs").reason == message
+    assert from_sacct("7|FAILED|0:53\n", {"7": "QUEUED"}, "/r/a/logs").reason == message
 
 
 def test_sacct_names_the_elements_of_an_array_as_scontrol_does():
@@ -224,7 +228,7 @@ LOST = "rank 0 on a-0: [pair.cc:547] Connection closed by peer [10.0.0.2]:4242"
 
 
 @pytest.mark.parametrize(
-    ("pods", "told"),
+    ("pods", "message"),
     [
         ([failed(0, 1, LOST, 3), failed(1, 137, "", 4, "OOMKilled")], "a-1-4: out of memory"),
         ([failed(0, 1, LOST, 3), failed(1, 139, "", 4)], "a-1-4: exit 139: segmentation fault"),
@@ -234,9 +238,9 @@ LOST = "rank 0 on a-0: [pair.cc:547] Connection closed by peer [10.0.0.2]:4242"
         ([failed(0, 1, "first", 3), failed(1, 1, "second", 4)], "first"),
     ],
 )  # fmt: skip
-def test_a_failed_gang_tells_the_cause_and_not_what_followed_from_it(pods, told):
+def test_a_failed_gang_tells_the_cause_and_not_what_followed_from_it(pods, message):
     found = judged(job(("Failed", "MaxFailedIndexesExceeded")), pods)
-    assert found.state is JobState.FAILED and told in found.reason
+    assert found.state is JobState.FAILED and message in found.reason
     assert "closed by peer" not in found.reason
 
 
@@ -264,13 +268,13 @@ def test_each_stage_of_a_chain_in_one_jobset_has_its_own_state():
     assert judged_stage(going, [], "shard").state is JobState.SUCCEEDED
     assert judged_stage(going, [pod("Running")], "train").state is JobState.RUNNING
     waits = judged_stage(going, [], "evaluate")
-    assert (waits.state, waits.reason) == (JobState.QUEUED, "waits for the stage before it")
+    assert (waits.state, waits.reason) == (JobState.QUEUED, "waits for the previous stage")
     lost = jobset({"shard": 1, "train-0": 1, "train-1": -1}, ("Failed", "FailedJobs"))
     assert judged_stage(lost, [], "shard").state is JobState.SUCCEEDED
     broken = judged_stage(lost, [failed(0, 1, "no space left", 3)], "train")
     assert broken.state is JobState.FAILED and "no space left" in broken.reason
     never = judged_stage(lost, [], "evaluate")
-    assert (never.state, never.reason) == (JobState.CANCELLED, "train-1 before it failed")
+    assert (never.state, never.reason) == (JobState.CANCELLED, "the previous train-1 failed")
 
 
 def test_one_pod_that_cannot_start_keeps_a_gang_queued_while_the_others_wait_for_it():
@@ -287,12 +291,14 @@ def test_a_restart_of_two_pods_is_one_restart():
 
 
 def test_kueue_says_why_it_holds_a_job_back():
-    told = "couldn't assign flavors: insufficient quota for nvidia.com/gpu"
+    message = "couldn't assign flavors: insufficient quota for nvidia.com/gpu"
     workload = {
         "metadata": {"ownerReferences": [{"name": "a"}]},
-        "status": {"conditions": [{"type": "QuotaReserved", "status": "False", "message": told}]},
+        "status": {
+            "conditions": [{"type": "QuotaReserved", "status": "False", "message": message}]
+        },
     }
-    assert queued([workload], "a") == f"Kueue: {told}"
+    assert queued([workload], "a") == f"Kueue: {message}"
     assert queued([workload], "b") == ""
     # As Kueue leaves it when the job is admitted again (SetQuotaReservation).
     workload["status"]["conditions"] = [
@@ -309,22 +315,26 @@ def event(name, message, when="2026-01-01T00:00:00Z"):
 
 
 def test_a_job_whose_pods_a_quota_refuses_says_so():
-    told = 'Error creating: pods "a-0-" is forbidden: exceeded quota: gpus'
-    events = [event("a", told, "2026-01-01T00:00:09Z"), event("a", "earlier"), event("ab", "other")]
-    assert refused(events, "a") == f"its pods are refused: {told}"
-    assert refused([event("a-train-0", told)], "a") == refused([event("a", told)], "a")
+    message = 'Error creating: pods "a-0-" is forbidden: exceeded quota: gpus'
+    events = [
+        event("a", message, "2026-01-01T00:00:09Z"),
+        event("a", "earlier"),
+        event("ab", "other"),
+    ]
+    assert refused(events, "a") == f"pods are refused: {message}"
+    assert refused([event("a-train-0", message)], "a") == refused([event("a", message)], "a")
     assert refused(events, "b") == ""
 
 
 def test_asking_passes_on_what_the_server_warns_of(tmp_path, monkeypatch):
     """A policy refuses pods, never the Job: the server's warning is all there is beforehand."""
-    told = 'Warning: would violate PodSecurity "restricted:latest": runAsNonRoot != true'
-    (tmp_path / "kubectl").write_text(f"#!/bin/bash\necho '{told}' >&2\n")
+    message = 'Warning: would violate PodSecurity "restricted:latest": runAsNonRoot != true'
+    (tmp_path / "kubectl").write_text(f"#!/bin/bash\necho '{message}' >&2\n")
     (tmp_path / "kubectl").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     made = [{"kind": "Job", "metadata": {"name": "a"}}]
     cluster = Cluster(scheduler="kubernetes")
-    assert kubectl.ask(made, [cluster]) == ["Job a: the cluster would take it", told]
+    assert kubectl.ask(made, [cluster]) == ["Job a: the cluster would accept it", message]
 
 
 def test_kubectl_is_asked_why_there_are_no_pods_and_not_where_there_are(tmp_path, monkeypatch):
@@ -341,13 +351,13 @@ def test_kubectl_is_asked_why_there_are_no_pods_and_not_where_there_are(tmp_path
         assert found.state is JobState.QUEUED
         return found.reason
 
-    assert reason() == "its pods are refused: no quota"
+    assert reason() == "pods are refused: no quota"
     answers["pods"] = {"items": [pod("Pending")]}
     assert reason() == "a-0-x: pending"
 
 
 def answering(tmp_path, monkeypatch, **answers):
-    """A kubectl that prints what it is told of each kind, and writes down what it is asked."""
+    """A kubectl that prints the given text for each kind, and writes down what it is asked."""
     for name, answer in answers.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(answer))
     program = 'echo "$*" >> "${0%/*}/asked"; [ $1 = get ] && cat "${0%/*}/$2.json"; true'
@@ -369,8 +379,8 @@ def test_each_stage_of_a_chain_is_known_by_its_own_run_and_cancelled_by_nobody_e
         assert kubectl.status(mine, cluster, stage.job.run).state.live
         found = kubectl.status(mine, cluster, "s3://bucket/mine")
         assert found.state is JobState.UNKNOWN
-        assert found.reason == f"{number} is not this job any more, but of {stage.job.run}"
-        with pytest.raises(SubmitError, match=f"but of {stage.job.run}"):
+        assert found.reason == f"{number} now belongs to {stage.job.run}"
+        with pytest.raises(SubmitError, match=f"belongs to {stage.job.run}"):
             kubectl.cancel(mine, cluster, "s3://bucket/mine")
     assert "delete" not in (tmp_path / "asked").read_text()
     kubectl.cancel(f"{number}#shard", cluster, stages[0].job.run)

@@ -83,11 +83,12 @@ def test_a_sweep_is_a_parent_and_a_child_for_each_point_in_mlflow(cli, chain):
     (job,) = json.loads(cli("submit", *words, "--json").stdout)["jobs"]
     assert job["id"].startswith("sweep-")
     cli.until(lambda: not cli.look(job["folder"]).state.live, "the sweep")
-    told = cli.status(job["id"])
-    assert told["state"] == "SUCCEEDED" and len(told["points"]) == 2
+    message = cli.status(job["id"])
+    assert message["state"] == "SUCCEEDED" and len(message["points"]) == 2
     runs = mlflow_runs(cli)
     ids = [
-        json.loads((cli.cwd / p / "run.json").read_text())["mlflow_run_id"] for p in told["points"]
+        json.loads((cli.cwd / p / "run.json").read_text())["mlflow_run_id"]
+        for p in message["points"]
     ]
     parents = {runs[i].data.tags["mlflow.parentRunId"] for i in ids}
     assert len(parents) == 1 and runs[parents.pop()].info.run_name == job["id"]

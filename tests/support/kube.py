@@ -116,5 +116,5 @@ class Kube:
             (self.root / "hosts").write_text("\n".join(lines))
 
 
-def _state(pod: Object, kind: str, **told: object) -> None:
-    pod["status"]["containerStatuses"] = [{"name": "main", "state": {kind: told}}]
+def _state(pod: Object, kind: str, **message: object) -> None:
+    pod["status"]["containerStatuses"] = [{"name": "main", "state": {kind: message}}]

@@ -127,7 +127,7 @@ class SlurmCluster:
             time.sleep(0.1)
 
     def lose(self, name: str) -> None:
-        """A node's power cut: every process of it is gone, and SLURM is told."""
+        """A node's power cut: every process of it is gone, and SLURM notices."""
         self._kill(name)
         self.run("scontrol", "update", f"nodename={name}", "state=down", "reason=lost")
 

@@ -1,6 +1,6 @@
-"""Readiness: the server fills the golden picture as it did when the model was registered.
+"""Check readiness: the server must fill the golden image as at the model's registration.
 
-Exit status 0 if every pixel is within two grey levels (another CPU rounds otherwise), else 1.
+Exit status 0 if every pixel is within two gray levels (CPUs round differently), else 1.
 """
 
 import base64
@@ -16,7 +16,7 @@ from PIL import Image, ImageChops
 
 
 def main() -> str | None:
-    """What is wrong; None when ready."""
+    """Return the problem; None when ready."""
     folder = Path(os.environ.get("MODEL_FOLDER", "/tmp/model"), "artifacts", "golden")
     row = [base64.b64encode((folder / f"{n}.png").read_bytes()).decode() for n in ("image", "mask")]
     body = json.dumps({"dataframe_split": {"columns": ["image", "mask"], "data": [row]}})
@@ -27,18 +27,18 @@ def main() -> str | None:
     )
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
-            (told,) = json.loads(answer.read())["predictions"]
+            (result,) = json.loads(answer.read())["predictions"]
     except (OSError, ValueError, KeyError) as error:
         return f"no answer: {error}"
-    if told["sha256"] != os.environ.get("LACUNA_SHA256", told["sha256"]):
-        return f"another model answers: {told['sha256']}"
-    filled = Image.open(io.BytesIO(base64.b64decode(told["image"]))).convert("RGB")
+    if result["sha256"] != os.environ.get("LACUNA_SHA256", result["sha256"]):
+        return f"another model is served: {result['sha256']}"
+    filled = Image.open(io.BytesIO(base64.b64decode(result["image"]))).convert("RGB")
     expected = Image.open(folder / "filled.png").convert("RGB")
     if filled.size != expected.size:
-        return f"a picture of {filled.size} came back"
+        return f"the image returned has size {filled.size}, expected {expected.size}"
     extrema: Any = ImageChops.difference(filled, expected).getextrema()
     worst = max(high for _, high in extrema)
-    return f"the golden picture differs by {worst} grey levels" if worst > 2 else None
+    return f"the golden image differs by {worst} gray levels" if worst > 2 else None
 
 
 if __name__ == "__main__":

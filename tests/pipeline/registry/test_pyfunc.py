@@ -144,14 +144,14 @@ def test_readiness_asks_the_golden_pair_and_sees_another_model(served):
     assert subprocess.run(ready, env=clean).returncode == 0
     other = {**clean, "LACUNA_SHA256": "0" * 64}
     done = subprocess.run(ready, env=other, capture_output=True, text=True)
-    assert done.returncode == 1 and "another model answers" in done.stderr
+    assert done.returncode == 1 and "another model is served" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"LACUNA_SHA256": "0" * 64}, "not the pinned ones: nothing is served"),
-        ({"LACUNA_MODEL": "models:/inpaint-msanet@champion"}, "is no pinned version"),
+        ({"LACUNA_SHA256": "0" * 64}, "differs from LACUNA_SHA256: not served"),
+        ({"LACUNA_MODEL": "models:/inpaint-msanet@champion"}, "is not a pinned version"),
     ],
 )
 def test_other_bytes_than_the_pinned_ones_are_not_served(served, tmp_path, change, words):

@@ -31,11 +31,11 @@ def test_an_error_that_cannot_be_written_leaves_the_one_before(tmp_path):
     (tmp_path / "a" / "logs" / "error-7-0").write_text("12.5 rank 1: no space left\n")
     program = "from pipeline.launch.output import record_error; record_error('another')"
     environment = {**os.environ, "PET_NNODES": "1", "LACUNA_ERRORS": str(kept)}
-    for limit, told in (("0", "rank 1: no space left"), ("unlimited", "another")):
+    for limit, message in (("0", "rank 1: no space left"), ("unlimited", "another")):
         subprocess.run(
             ["bash", "-c", f"trap '' XFSZ; ulimit -f {limit}; exec \"$@\"", "-",
              sys.executable, "-B", "-c", program], env=environment, check=True)  # fmt: skip
-        assert [line for _, line in logs.errors(made)] == [told]
+        assert [line for _, line in logs.errors(made)] == [message]
 
 
 def test_a_log_is_followed_without_asking_the_scheduler_each_time(tmp_path, monkeypatch, capsys):
@@ -65,5 +65,5 @@ def test_a_log_is_followed_without_asking_the_scheduler_each_time(tmp_path, monk
     monkeypatch.setattr("jobs.watching.time", clock)
     logs._files(made, follow=True)
     assert capsys.readouterr().out.splitlines() == [f"line {i}" for i in range(120)]
-    assert gone[0] == 60  # the note told of the end
+    assert gone[0] == 60  # the state file shows the end
     assert len((tmp_path / "asked").read_text().splitlines()) <= 11

@@ -115,6 +115,8 @@ def test_each_stage_of_a_chain_in_pods_is_given_what_it_can_use(site):
 
 def test_several_machines_said_of_a_verb_that_takes_one_are_refused_in_one_line(site):
     site("slurm")
-    with pytest.raises(ValueError, match="shard runs on one machine; leave it out") as refused:
+    with pytest.raises(
+        ValueError, match="shard runs on one node; leave cluster.nodes= out"
+    ) as refused:
         directives(*CHAIN[: CHAIN.index("then")], "cluster.nodes=2")
     assert "\n" not in str(refused.value)

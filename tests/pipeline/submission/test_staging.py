@@ -32,11 +32,11 @@ def held_by(place):
 
 def refused(place, pid):
     with (
-        pytest.raises(SubmitError, match=rf"is being submitted by \S+ pid {pid}: wait") as told,
+        pytest.raises(SubmitError, match=rf"is being submitted by \S+ pid {pid}: wait") as message,
         staging.held_for_submission(place),
     ):
         pass
-    return str(told.value)
+    return str(message.value)
 
 
 def killed(process):

@@ -20,7 +20,7 @@ GOOD = {"id": "good", "verb": "shard", "run": "runs/good", "folder": "runs/good"
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """A folder of its own, with one job that can be told of."""
+    """A folder of its own, with one readable job."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     job_record.write(job_record.SubmittedJob(**GOOD))
@@ -30,7 +30,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (json.dumps(GOOD, indent=1)[:9], "line 2 column"),
         ("", "line 1 column 1"),
@@ -42,14 +42,14 @@ def elsewhere(tmp_path, monkeypatch):
         (json.dumps({**GOOD, "number": None}), "expected str"),
     ],
 )
-def test_a_record_that_is_none_is_a_line_with_its_file_and_hides_no_other(tmp_path, text, told):
+def test_a_record_that_is_none_is_a_line_with_its_file_and_hides_no_other(tmp_path, text, message):
     (tmp_path / "runs" / "bad").mkdir()
     (tmp_path / "runs" / "bad" / "jobs.json").write_text(text, encoding="latin-1")
     jobs = {job["id"]: job for job in status.main(StatusConfig())["jobs"]}
     assert set(jobs) == {"bad", "good"}
     assert jobs["bad"]["state"] == "UNKNOWN" and jobs["good"]["state"] == "SUCCEEDED"
     reason = jobs["bad"]["reason"]
-    assert reason.startswith("runs/bad/jobs.json is no record of a job (") and told in reason
+    assert reason.startswith("runs/bad/jobs.json is no record of a job (") and message in reason
     lines = status.show({"jobs": list(jobs.values())}).splitlines()
     assert sorted(line.split()[:2] for line in lines) == [["bad", "UNKNOWN"], ["good", "SUCCEEDED"]]
     with pytest.raises(ValueError, match="runs/bad/jobs.json is no record of a job") as refused:
@@ -68,8 +68,8 @@ def test_schedulers_are_asked_about_several_jobs_at_a_time(tmp_path, monkeypatch
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     for name in "abcd":
         place = f"runs/{name}"
-        told = {**GOOD, "id": name, "run": place, "folder": place, "number": name}
-        job_record.write(job_record.SubmittedJob(**{**told, "cluster": {"scheduler": "slurm"}}))
+        message = {**GOOD, "id": name, "run": place, "folder": place, "number": name}
+        job_record.write(job_record.SubmittedJob(**{**message, "cluster": {"scheduler": "slurm"}}))
     jobs = status.main(StatusConfig())["jobs"]
     assert [job["id"] for job in jobs] == ["a", "b", "c", "d", "good"]
     assert [job["restarts"] for job in jobs[:4]] == [4] * 4

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs import scheduler, snapshot
+from jobs import kubernetes, scheduler, slurm, snapshot
 from jobs.spec import JobState, Status
 from pipeline.common.errors import ConfigError
 from pipeline.config.compose import compose
-from pipeline.runs import job_record
+from pipeline.runs import identity, job_record
 from pipeline.runs.identity import folder_of
 from pipeline.submission import plan, staging, submit
+from shards import store
 
 ROOT = Path(__file__).resolve().parents[3]
 SIDES = ("data.crop=64", "validate.size=64")
@@ -79,7 +80,7 @@ def test_a_dry_run_needs_neither_torch_nor_mlflow():
 def test_a_submitted_run_is_the_run_that_the_same_words_train_here():
     (part,) = plan.parse([*TRAIN, *SLURM])
     here = folder_of(compose("train", TRAIN[1:]).config).url
-    assert part.runs == [here]
+    assert part.runs == (here,)
     assert f"runs/{part.id}" == here
     assert f"-m pipeline train run={here}" in dry(*TRAIN, *SLURM)
 
@@ -130,7 +131,7 @@ def test_script_and_logs_lie_on_a_disk_where_the_runs_are_in_a_bucket(tmp_path):
     for words in ([*TRAIN, "root=s3://b/runs"], scores):
         script = dry(*words, *SLURM)
         assert f"#SBATCH --output={tmp_path}/runs/" in script and "/s3:/" not in script
-    assert "is no disk" in refusal(*TRAIN, *SLURM, "cluster.folder=s3://b/jobs")
+    assert "is not a local folder" in refusal(*TRAIN, *SLURM, "cluster.folder=s3://b/jobs")
 
 
 def test_an_array_of_shard_has_a_task_an_element():
@@ -200,8 +201,8 @@ def test_code_is_a_commit_with_its_path_before_everything_else(monkeypatch):
 )  # fmt: skip
 def test_a_path_that_would_split_the_path_of_the_code_is_refused(monkeypatch, on, word, said):
     monkeypatch.setattr(snapshot, "take", lambda root, dirty: snapshot.Snapshot(ROOT, "c" * 40))
-    told = refusal(*TRAIN, *on, word)
-    assert told.startswith(said) and "12:00" in told and "split at ':'" in told
+    message = refusal(*TRAIN, *on, word)
+    assert message.startswith(said) and "12:00" in message and "split at ':'" in message
     assert dry(*TRAIN, *on, word, "cluster.code=image")
     assert f"LACUNA_CODE='/x/it is $HOME, 100%/code/{'c' * 12}'\n" in dry(
         *TRAIN, *on, "run='/x/it is $HOME, 100%'"
@@ -227,8 +228,10 @@ def test_the_submitters_endpoints_travel_and_secrets_do_not(monkeypatch, capsys)
     script = dry(*TRAIN, *SLURM)
     assert "export MLFLOW_TRACKING_URI=https://mlflow.example.org\n" in script
     assert "planted-secret-value" not in script
-    told = capsys.readouterr().err
-    assert "AWS_SECRET_ACCESS_KEY" in told and "chmod 600" in told and "planted" not in told
+    message = capsys.readouterr().err
+    assert (
+        "AWS_SECRET_ACCESS_KEY" in message and "chmod 600" in message and "planted" not in message
+    )
 
 
 def test_what_names_a_file_of_this_machine_does_not_travel_into_a_pod(monkeypatch):
@@ -253,18 +256,18 @@ def test_a_file_of_secrets_must_be_private(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
-        (["trian"], "no verb that can be submitted"),
-        (["status"], "no verb that can be submitted"),
-        ([], "submit what?"),
+        (["trian"], "not a command for a job"),
+        (["status"], "not a command for a job"),
+        ([], "no command given"),
         ([*TRAIN, "cluster=slrum"], "did you mean slurm?"),
         ([*TRAIN, *SLURM, "cluster.partitoin=x"], "did you mean cluster.partition?"),
-        ([*TRAIN, *SLURM, "cluster.queue=x"], "cluster.queue means nothing to slurm"),
-        ([*TRAIN, *KUBERNETES, "cluster.qos=x"], "cluster.qos means nothing to kubernetes"),
+        ([*TRAIN, *SLURM, "cluster.queue=x"], "cluster.queue does not apply to slurm"),
+        ([*TRAIN, *KUBERNETES, "cluster.qos=x"], "cluster.qos does not apply to kubernetes"),
         ([*TRAIN, *SLURM, "cluster.nodes=3"], "batch=16 is not divisible by cluster.nodes=3"),
         ([*TRAIN, *SLURM, "cluster.tasks=3"], "only `shard` is divided into tasks"),
-        (["masks", "out=m", *SLURM, "cluster.nodes=2"], "masks runs on one machine"),
+        (["masks", "out=m", *SLURM, "cluster.nodes=2"], "masks runs on one node"),
         (["shard", "out=o", *SLURM], "shard without source= makes no set"),
         (["shard", "source=p", *SLURM], "shard without out= makes no set"),
         (["shard", "verify", *SLURM], "shard verify needs the URL"),
@@ -273,43 +276,73 @@ def test_a_file_of_secrets_must_be_private(tmp_path):
         (["evaluate", "data.url=s", *SLURM], "evaluate of nothing: give one of checkpoint="),
         (["evaluate", "model=a", "checkpoint=b", "data.url=s", *SLURM], "evaluate checkpoint= and"),
         (["evaluate", "model=a", *SLURM], "data.url= is missing"),
-        ([*TRAIN, *SLURM, "processes=2"], "give cluster.processes_per_node= (it is 1)"),
-        ([*TRAIN, "cluster.processes_per_node=2"], "processes_per_node means nothing to local"),
-        ([*TRAIN, "seed=1,2", *SLURM, "then", "evaluate"], "say by checkpoint= which"),
-        ([*TRAIN, "seed=1,2", *SLURM, "then", "promote", "a"], "say by run= which"),
-        ([*TRAIN, "then", "evaluate", *SLURM], "say cluster= of its first verb"),
-        ([*TRAIN, *SLURM, "smoke=true", "seed=1,2"], "smoke=true of several points"),
+        ([*TRAIN, *SLURM, "processes=2"], "set cluster.processes_per_node= (now 1)"),
+        ([*TRAIN, "cluster.processes_per_node=2"], "processes_per_node does not apply to local"),
+        ([*TRAIN, "seed=1,2", *SLURM, "then", "evaluate"], "choose one with checkpoint="),
+        ([*TRAIN, "seed=1,2", *SLURM, "then", "promote", "a"], "choose one with run="),
+        ([*TRAIN, "then", "evaluate", *SLURM], "set cluster= in its first command"),
+        ([*TRAIN, *SLURM, "smoke=true", "seed=1,2"], "smoke=true with a sweep"),
         (
             [*TRAIN, *SLURM, "run=runs/same", "max_images=16,24"],
-            "2 points of the sweep are the run",
+            "2 points of the sweep have the same run runs/same",
         ),
-        ([*TRAIN, *SLURM, "seed=1,1"], "name no value twice"),
-        ([*TRAIN, *SLURM, "max_images=16,24"], "what names a run is not max_images"),
-        ([*TRAIN, *SLURM, "cluster.nodes=0"], "cluster.nodes=0: at least 1 is needed"),
-        ([*TRAIN, *SLURM, "cluster.processes_per_node=0"], "processes_per_node=0: at least 1"),
-        ([*TRAIN, *SLURM, "cluster.processes_per_node=-1"], "processes_per_node=-1: at least 1"),
-        ([*TRAIN, *SLURM, "cluster.gpus_per_node=-1"], "cluster.gpus_per_node=-1: at least 0"),
+        ([*TRAIN, *SLURM, "seed=1,1"], "give each value once"),
+        ([*TRAIN, *SLURM, "max_images=16,24"], "max_images, processes, accumulate"),
+        ([*TRAIN, *SLURM, "cluster.nodes=0"], "cluster.nodes=0 is too small: at least 1"),
+        (
+            [*TRAIN, *SLURM, "cluster.processes_per_node=0"],
+            "processes_per_node=0 is too small: at least 1",
+        ),
+        (
+            [*TRAIN, *SLURM, "cluster.processes_per_node=-1"],
+            "processes_per_node=-1 is too small: at least 1",
+        ),
+        (
+            [*TRAIN, *SLURM, "cluster.gpus_per_node=-1"],
+            "cluster.gpus_per_node=-1 is too small: at least 0",
+        ),
         ([*TRAIN, *SLURM, "accumulate=0"], "accumulate=0"),
-        ([*TRAIN, *SLURM, "cluster.retries=-1"], "cluster.retries=-1: at least 0"),
-        ([*TRAIN, *SLURM, "cluster.lead_seconds=0"], "cluster.lead_seconds=0: at least 1"),
-        (["shard", "source=p", *SLURM, "cluster.tasks=0"], "cluster.tasks=0: at least 1"),
-        (["shard", "source=p", *SLURM, "cluster.tasks=-2"], "cluster.tasks=-2: at least 1"),
-        (["shard", *SLURM, "cluster.gpus_per_node=-1"], "cluster.gpus_per_node=-1: at least 0"),
-        (["shard", *SLURM, "cluster.nodes=0"], "cluster.nodes=0: at least 1"),
-        ([*TRAIN, *SLURM, "seed=1,2", "cluster.throttle=0"], "cluster.throttle=0: at least 1"),
-        ([*TRAIN, *REMOTE, "cluster.port=0"], "cluster.port=0: at least 1024"),
-        ([*TRAIN, *REMOTE, "cluster.ttl_hours=-1"], "cluster.ttl_hours=-1: at least 0"),
-        ([*TRAIN, "cluster=local", "cluster.nodes=0"], "cluster.nodes=0: at least 1"),
-        ([*TRAIN, *SLURM, "cluster.throttle=2"], "means nothing without an array"),
-        ([*TRAIN, *SLURM, "cluster.memory_gb=-4"], "cluster.memory_gb=-4: at least 1 is needed"),
-        ([*TRAIN, *SLURM, "cluster.cpus_per_node=0"], "cpus_per_node=0: at least 1"),
-        ([*TRAIN, *SLURM, "cluster.mounts=['/a:/a']"], "mean nothing without cluster.container"),
+        ([*TRAIN, *SLURM, "cluster.retries=-1"], "cluster.retries=-1 is too small: at least 0"),
+        (
+            [*TRAIN, *SLURM, "cluster.lead_seconds=0"],
+            "cluster.lead_seconds=0 is too small: at least 1",
+        ),
+        (
+            ["shard", "source=p", *SLURM, "cluster.tasks=0"],
+            "cluster.tasks=0 is too small: at least 1",
+        ),
+        (
+            ["shard", "source=p", *SLURM, "cluster.tasks=-2"],
+            "cluster.tasks=-2 is too small: at least 1",
+        ),
+        (
+            ["shard", *SLURM, "cluster.gpus_per_node=-1"],
+            "cluster.gpus_per_node=-1 is too small: at least 0",
+        ),
+        (["shard", *SLURM, "cluster.nodes=0"], "cluster.nodes=0 is too small: at least 1"),
+        (
+            [*TRAIN, *SLURM, "seed=1,2", "cluster.throttle=0"],
+            "cluster.throttle=0 is too small: at least 1",
+        ),
+        ([*TRAIN, *REMOTE, "cluster.port=0"], "cluster.port=0 is too small: at least 1024"),
+        (
+            [*TRAIN, *REMOTE, "cluster.ttl_hours=-1"],
+            "cluster.ttl_hours=-1 is too small: at least 0",
+        ),
+        ([*TRAIN, "cluster=local", "cluster.nodes=0"], "cluster.nodes=0 is too small: at least 1"),
+        ([*TRAIN, *SLURM, "cluster.throttle=2"], "applies only to arrays"),
+        ([*TRAIN, *SLURM, "cluster.memory_gb=-4"], "cluster.memory_gb=-4 is too small: at least 1"),
+        ([*TRAIN, *SLURM, "cluster.cpus_per_node=0"], "cpus_per_node=0 is too small: at least 1"),
+        (
+            [*TRAIN, *SLURM, "cluster.mounts=['/a:/a']"],
+            "cluster.mounts= needs cluster.container=pyxis",
+        ),
         ([*TRAIN, *PYXIS, "cluster.code=image", "root=/runs", "data.url=/set"], "is a tag"),
         ([*TRAIN, *PYXIS, "cluster.code=image"], "is relative, and inside an image that is"),
-        ([*TRAIN, "cluster.memory_gb=4"], "cluster.memory_gb means nothing to local"),
-        ([*TRAIN, "cluster.lead_seconds=4"], "cluster.lead_seconds means nothing to local"),
+        ([*TRAIN, "cluster.memory_gb=4"], "cluster.memory_gb does not apply to local"),
+        ([*TRAIN, "cluster.lead_seconds=4"], "cluster.lead_seconds does not apply to local"),
         ([*TRAIN, *REMOTE, "cluster.memory_gb=8"], "cluster.shm_gb=64 counts against"),
-        ([*TRAIN, *REMOTE, "tracking.enabled=true"], "no record that pods can reach"),
+        ([*TRAIN, *REMOTE, "tracking.enabled=true"], "is not reachable from pods"),
         ([*TRAIN, *REMOTE, "init=runs/old"], "init=runs/old is a folder of this machine"),
         ([*TRAIN, *REMOTE[:-1], "run=/no-claim/x"], "run=/no-claim/x is a folder of this machine"),
         ([*TRAIN, *REMOTE[:-1], "run=/claim/x"], "not mounted at /claim on this machine"),
@@ -328,8 +361,8 @@ def test_a_file_of_secrets_must_be_private(tmp_path):
         ([*TRAIN, "config=/no/such.yaml", *SLURM], "config=/no/such.yaml does not exist"),
     ],
 )
-def test_what_cannot_be_submitted_is_refused_in_one_line(words, told):
-    assert told in refusal(*words)
+def test_what_cannot_be_submitted_is_refused_in_one_line(words, message):
+    assert message in refusal(*words)
 
 
 @pytest.mark.parametrize(
@@ -406,7 +439,7 @@ def test_pods_are_given_a_record_that_they_can_reach(monkeypatch, uri, reached):
     if reached:
         assert f"value: {uri}\n" in dry(*words)
     else:
-        assert f"MLFLOW_TRACKING_URI={uri} is no record that pods can reach" in refusal(*words)
+        assert f"MLFLOW_TRACKING_URI={uri} is not reachable from pods" in refusal(*words)
 
 
 def test_a_tag_is_told_to_be_one_where_only_the_environment_is_taken_from_it(monkeypatch, capsys):
@@ -454,21 +487,21 @@ def test_a_chain_is_only_asked_about_whichever_of_its_verbs_says_so(sbatch, tmp_
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("said", "message"),
     [
         ("srun: error: Unable to allocate resources: Node count specification invalid",
-         "the interpreter was not verified, SLURM gave no node: srun: error: Unable to"),
+         "interpreter not verified, SLURM allocated no node: srun: error: Unable to"),
         ("srun: error: n1: task 0: Exited with exit code 127", None),
     ],
 )  # fmt: skip
 def test_what_slurm_refuses_of_the_question_alone_is_no_refusal_of_the_job(
-    sbatch, tmp_path, said, told
+    sbatch, tmp_path, said, message
 ):
     (tmp_path / "programs" / "srun").write_text(f"#!/bin/bash\necho '{said}' >&2; exit 1\n")
     (tmp_path / "programs" / "srun").chmod(0o755)
     words = ["masks", "out=m", *SLURM, "check=true"]
-    if told:
-        assert submit.main(words)["check"][1].startswith(told)
+    if message:
+        assert submit.main(words)["check"][1].startswith(message)
     else:
         with pytest.raises(ValueError, match="a node cannot run .*: srun: error: n1"):
             submit.main(words)
@@ -524,10 +557,10 @@ def test_only_a_refusal_takes_the_record_of_a_job_back(sbatch, tmp_path, capsys,
             submit.main(words)
         assert (tmp_path / "taken").read_text() == "7\n"
     else:
-        with pytest.raises(ValueError) as told:
+        with pytest.raises(ValueError) as message:
             submit.main(words)
-        assert said in str(told.value) and "\n" not in str(told.value)
-        assert ("may have been taken, and no job of that name" in str(told.value)) == lost
+        assert said in str(message.value) and "\n" not in str(message.value)
+        assert ("may have been accepted, and no job of that name" in str(message.value)) == lost
     assert (folder / "jobs.json").exists() == (folder / "config.yaml").exists() == lost
 
 
@@ -558,7 +591,7 @@ def taken(sbatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["evaluate", "checkpoint=runs/none", "data.url=SET"], "runs/none holds no checkpoint"),
         (["evaluate", "model=telea", "data.url=sets/none"], "sets/none"),
@@ -567,9 +600,9 @@ def taken(sbatch, tmp_path):
     ],
 )
 def test_what_a_verb_would_not_find_is_refused_before_it_is_queued(
-    taken, tmp_path, small_set, words, told
+    taken, tmp_path, small_set, words, message
 ):
-    with pytest.raises(ValueError, match=told) as refused:
+    with pytest.raises(ValueError, match=message) as refused:
         submit.main([word.replace("SET", str(small_set)) for word in (*words, *SLURM)])
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "given").exists()
@@ -600,8 +633,8 @@ def test_a_cache_that_cannot_be_written_costs_no_record(taken, tmp_path, monkeyp
     for number, job in zip("12", jobs):
         kept = json.loads((tmp_path / job["folder"] / "jobs.json").read_text())
         assert kept["number"] == job["number"] == number
-    told = capsys.readouterr().err
-    assert "/proc/nope/lacuna/jobs cannot be written" in told and "set XDG_CACHE_HOME" in told
+    message = capsys.readouterr().err
+    assert "/proc/nope/lacuna/jobs cannot be written" in message and "set XDG_CACHE_HOME" in message
 
 
 def test_kubernetes_judges_each_object_once(tmp_path, monkeypatch):
@@ -655,7 +688,7 @@ def test_a_refusal_gives_a_run_that_was_there_its_status_back(sbatch, tmp_path, 
     (part,) = plan.parse(words)
     run = tmp_path / part.runs[0]
     with ExitStack() as undo:
-        staging.write_configs(part, staging.announce(part, undo))
+        staging.write_configs(part, staging.announce_runs(part, undo))
         undo.pop_all()
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     known = json.loads((run / "run.json").read_text())["mlflow_run_id"]
@@ -669,7 +702,7 @@ def test_a_refusal_gives_a_run_that_was_there_its_status_back(sbatch, tmp_path, 
 def test_a_smoke_test_is_a_job_of_its_own_that_leaves_the_run_alone(tmp_path):
     (part,) = plan.parse([*TRAIN, "smoke=true", *SLURM])
     with ExitStack() as undo:
-        staging.write_configs(part, staging.announce(part, undo))
+        staging.write_configs(part, staging.announce_runs(part, undo))
         undo.pop_all()
     assert part.id.startswith("smoke-")
     assert [p.name for p in (tmp_path / "runs").iterdir()] == [part.id]
@@ -678,3 +711,88 @@ def test_a_smoke_test_is_a_job_of_its_own_that_leaves_the_run_alone(tmp_path):
     again = compose("train", [f"config=runs/{part.id}/config.yaml"]).config
     here = compose("train", TRAIN[1:]).config
     assert again.smoke and folder_of(again).url == folder_of(here).url
+
+
+BANNERS = {
+    "before": "Welcome to the cluster\\n7",
+    "with a number of its own": "2026\\nquota: 5 of 9 nodes\\n7",
+    "before the number with its cluster": "hello\\n7;main",
+    "without --parsable": "hello\\nSubmitted batch job 7",
+    "alone": "Welcome to the cluster",
+}
+
+
+@pytest.mark.parametrize("printed", BANNERS.values(), ids=BANNERS)
+def test_the_job_id_is_read_whatever_a_wrapper_of_sbatch_prints(sbatch, tmp_path, printed):
+    programs, words = tmp_path / "programs", ["masks", "out=m", *SLURM]
+    (part,) = plan.parse(words)
+    output = f"StdOut={tmp_path}/{part.folder}/logs/slurm-7.out"
+    for name, lines in {
+        "sbatch": f'[ "$1" = --test-only ] && exit\nprintf "{printed}\\n"',
+        "squeue": f"echo 7 {part.id}",
+        "scontrol": f'echo "JobId=7 JobState=PENDING Reason=Priority {output}"',
+    }.items():
+        (programs / name).write_text(f"#!/bin/bash\n{lines}\n")
+        (programs / name).chmod(0o755)
+    (job,) = submit.main(words)["jobs"]
+    assert (
+        job["number"] == json.loads((tmp_path / job["folder"] / "jobs.json").read_text())["number"]
+    )
+    assert job["number"] == "7"
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """`counted(module, name)`: the arguments of each call of a function from now on."""
+
+    def watch(module, name):
+        calls, function = [], getattr(module, name)
+
+        def call(*args, **kwargs):
+            calls.append(args)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, call)
+        return calls
+
+    return watch
+
+
+@pytest.mark.parametrize("points", [["seed=1"], ["seed=1,2"]], ids=["run", "sweep"])
+def test_a_submission_computes_each_of_its_parts_once(
+    taken, tmp_path, small_set, monkeypatch, counted, points
+):
+    commit = snapshot.Snapshot(ROOT, "c" * 40, tar=b"")
+    monkeypatch.setattr(snapshot, "take", lambda root, dirty: commit)
+    monkeypatch.setattr(snapshot, "unpack", lambda data, folder: folder.mkdir(parents=True))
+    counts = {
+        "snapshots": counted(snapshot, "take"),
+        "renderings": counted(slurm, "rendered"),
+        "hashes": counted(identity, "science"),
+    }
+    reads = counted(store, "read")
+    train = [*TRAIN, f"data.url={small_set}", *SIDES, *points, "tracking.enabled=false"]
+    chain = ["then", "evaluate", "model=telea"] if len(points[0]) > 6 else ["then", "evaluate"]
+    submit.main([*train, "cluster=slurm", "cluster.gpus_per_node=0", *chain])
+    runs = points[0].count(",") + 1
+    assert {name: len(calls) for name, calls in counts.items()} == {
+        "snapshots": 1, "renderings": 2, "hashes": runs
+    }  # fmt: skip
+    places = [url for (url, *_) in reads if url.endswith("jobs.json")]
+    assert len(places) == len(set(places)) == 2 + (runs if runs > 1 else 0)
+    assert (tmp_path / "judged").read_text() == (tmp_path / "given").read_text() == "\n\n"
+
+
+def test_a_manifest_is_rendered_once(tmp_path, monkeypatch, counted):
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "kubectl").write_text(
+        '#!/bin/bash\ncase "$*" in *"create -o json"*) echo \'{"metadata": {"uid": "1"}}\' ;;\n'
+        '  *"config view"*) exit 1 ;; esac\n'
+    )
+    (programs / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    where = [f"root={tmp_path}/runs", f"cluster.volumes={{c: {tmp_path}}}", "cluster.code=image"]
+    manifests = counted(kubernetes, "manifest")
+    submit.main(["masks", f"out={tmp_path}/masks", *KUBERNETES, *where])
+    assert len(manifests) == 1

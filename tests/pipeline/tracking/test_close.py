@@ -71,7 +71,7 @@ def submitted(run, script):
     program.write_text(f"#!/bin/bash\n{script}\n")
     program.chmod(0o755)
     job = Job(id=run.name, verb="train", arguments=(), run=str(run), folder=str(run))
-    number = local.submit(job, Cluster(python=str(program), retries=0))
+    number = local.submit(job, local.render(job, Cluster(python=str(program), retries=0)))
     job_record.write(job_record.SubmittedJob(
         id=run.name, verb="train", run=str(run), folder=str(run), number=number,
         cluster={"scheduler": "local"}, submitted=""))  # fmt: skip
@@ -107,7 +107,7 @@ def test_runs_are_closed_as_their_jobs_ended_and_none_whose_job_lives(root, made
             **expected, "lives": "SCHEDULED"
         }  # fmt: skip
         assert "is FAILED: crashed 1 times, last exit 3" in ends_in_mlflow["crashed"][1]
-        assert "is FAILED: its process was killed" in ends_in_mlflow["killed"][1]
+        assert "is FAILED: the process was killed" in ends_in_mlflow["killed"][1]
         assert "is CANCELLED" in ends_in_mlflow["stopped"][1]
         assert close(root) == {}
     finally:
