@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 
+from shards import plan as plans
 from shards.plan import Entry, Plan, make_plan, rows_of
 
 
