@@ -3,9 +3,8 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pyarrow as pa
 from pipeline.common.environment import cache_dir
 from pipeline.evaluation import pair_images, results
 from pipeline.tracking import errors
-from pipeline.tracking.client import connect, sqlite_path, tracking_uri
+from pipeline.tracking.client import connect, search, sqlite_path, tracking_uri
 from pipeline.tracking.sender import say
 from shards import store
 
@@ -79,10 +78,10 @@ def _from_mlflow(root: str) -> Iterator[Evaluation]:
     try:
         client = connect(uri)
         with errors.explained(uri):
-            experiments = [e.experiment_id for e in _pages(client.search_experiments)]
+            experiments = [e.experiment_id for e in search(client.search_experiments)]
             if not experiments:
                 return
-            for run in _pages(partial(client.search_runs, experiments)):
+            for run in search(client.search_runs, experiments):
                 if not any(name.startswith("eval/") for name in run.data.metrics):
                     continue
                 for artifact in client.list_artifacts(run.info.run_id, FOLDER):
@@ -91,17 +90,6 @@ def _from_mlflow(root: str) -> Iterator[Evaluation]:
                         yield from _read_or_warn(url, run.info.run_id)
     except errors.ServerError as error:
         say(f"{error}; only evaluations below {root} are compared")
-
-
-def _pages(search: Callable[..., Any]) -> Iterator[Any]:
-    """Yield all results of an MLflow search, page by page."""
-    token: str | None = None
-    while True:
-        page = search(max_results=1000, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _download(client: Any, run_id: str, path: str) -> str:

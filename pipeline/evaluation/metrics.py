@@ -217,7 +217,7 @@ def measure(
 
 
 def resampled_means(values: NDArray[Any], resamples: int = 2000, seed: int = 0) -> NDArray[Any]:
-    """Means of `resamples` bootstrap samples (drawn with replacement) of `values`."""
+    """Return the means of `resamples` bootstrap samples (drawn with replacement) of `values`."""
     values = np.asarray(values, np.float64)
     rng = np.random.default_rng(seed)
     rows = max(1, 1_000_000 // len(values))  # indices held at once: 8 MB
@@ -228,18 +228,17 @@ def resampled_means(values: NDArray[Any], resamples: int = 2000, seed: int = 0) 
     return np.concatenate(parts)
 
 
-def interval(means: NDArray[Any], level: float = 0.95) -> list[float]:
-    """Percentile interval [lo, hi] of resampled means."""
-    tail = (1 - level) / 2 * 100
-    return [float(x) for x in np.percentile(means, [tail, 100 - tail])]
+def interval(means: NDArray[Any]) -> list[float]:
+    """Return the 95 % percentile interval [lo, hi] of resampled means."""
+    return [float(x) for x in np.percentile(means, [2.5, 97.5])]
 
 
-def bootstrap(values: NDArray[Any], level: float = 0.95, seed: int = 0) -> list[float]:
-    """Bootstrap interval [lo, hi] of the mean of per-image values."""
-    return interval(resampled_means(values, seed=seed), level)
+def bootstrap(values: NDArray[Any]) -> list[float]:
+    """Return the 95 % bootstrap interval [lo, hi] of the mean of per-image values."""
+    return interval(resampled_means(values))
 
 
-def paired_bootstrap(ours: NDArray[Any], theirs: NDArray[Any], seed: int = 0) -> dict[str, Any]:
+def paired_bootstrap(ours: NDArray[Any], theirs: NDArray[Any]) -> dict[str, Any]:
     """Compare two lists of values of the same pairs, in the same order.
 
     Returns `{"difference", "ci": [lo, hi], "p"}`: the mean difference ours − theirs, its 95 %
@@ -248,7 +247,7 @@ def paired_bootstrap(ours: NDArray[Any], theirs: NDArray[Any], seed: int = 0) ->
     if np.shape(ours) != np.shape(theirs):
         raise ValueError(f"cannot pair {len(ours)} with {len(theirs)} values: score the same pairs")
     difference = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
-    means = resampled_means(difference, seed=seed)
+    means = resampled_means(difference)
     below, above = float((means <= 0).mean()), float((means >= 0).mean())
     p = min(1.0, 2 * min(below, above))
     return {"difference": float(difference.mean()), "ci": interval(means), "p": p}

@@ -64,11 +64,8 @@ def save(table: str, samples: Sequence[EvaluatedPair]) -> str:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for sample in samples:
-            panels = {
-                "": sample.image,
-                "_mask": _mask_image(sample.mask),
-                "_result": sample.result,
-            }
+            mask = _mask_image(sample.mask)
+            panels = {"": sample.image, "_mask": mask, "_result": sample.result}
             for suffix, pixels in panels.items():
                 member = zipfile.ZipInfo(f"{sample.name}{suffix}.png", EPOCH)
                 archive.writestr(member, images.encode(ImageFile(pixels)))

@@ -50,7 +50,6 @@ class Pairs:
     pairs: tuple[Pair, ...]
     size: int  # side of the square that is scored
     resize_short: int | None
-    dataset: str  # digest of the set of images
     digest: str
     reused: bool  # some masks are used for several images
 
@@ -108,9 +107,8 @@ def make_pairs(
             mask = no_mask if bucket == CENTER else by_bucket[bucket][i % len(by_bucket[bucket])]
             pairs.append(Pair(f"{image.key:09d}-b{number}", image, mask, bucket))
     reused = any(len(held) < len(records) for held in by_bucket.values())
-    return Pairs(
-        tuple(pairs), size, resize_short, images.digest, _digest(pairs, size, resize_short), reused
-    )
+    digest = _digest(pairs, size, resize_short)
+    return Pairs(tuple(pairs), size, resize_short, digest, reused)
 
 
 def _masks_by_bucket(masks: Manifest | None, buckets: list[str]) -> dict[str, list[ImageRecord]]:

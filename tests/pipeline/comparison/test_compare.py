@@ -59,7 +59,7 @@ def test_a_printed_table_shows_what_we_have_and_the_command_for_what_we_lack():
 
 
 @pytest.mark.parametrize("name", [t for t in papers.load()["tables"] if t != "1"])
-def test_the_command_for_an_empty_cell_makes_what_counts_as_the_papers_protocol(name):
+def test_the_command_for_an_empty_cell_follows_the_papers_protocol(name):
     for line in sheet(table=name).rows:
         if not line.missing:
             continue

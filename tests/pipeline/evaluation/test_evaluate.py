@@ -64,7 +64,7 @@ def test_scores_equal_scikit_image_on_the_composite(pairs):
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 7])
-def test_any_world_size_gives_the_identical_table(pairs, world_size):
+def test_any_world_size_gives_the_same_table(pairs, world_size):
     alone = results.merge([score(blur, pairs, batch=4)], len(pairs))
     ranks = [score(blur, pairs, 4, rank=r, world_size=world_size) for r in range(world_size)]
     assert sum(t.num_rows for t in ranks) == len(pairs)

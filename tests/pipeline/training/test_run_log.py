@@ -108,7 +108,7 @@ def test_each_node_is_sampled_and_rank_0_alone_has_sent_it(database):
 
 
 def test_pictures_have_a_key_each_and_the_fixed_ones_come_once(trained, database):
-    assert database.pictures("run") == {
+    assert database.images("run") == {
         "samples/00/erased": [32],
         "samples/00/filled": [32, 64],
         "samples/00/original": [32],
