@@ -268,13 +268,13 @@ def _other_set(out: str, saved: Mapping[str, Any], plan: Plan) -> ValueError:
     }
     for key in sorted({*saved["options"], *plan.options}):
         pairs[key] = (saved["options"].get(key), plan.options.get(key))
-    changed = [
+    changes = (
         f"with {key}={_short(before)}, now {key}={_short(now)}"
         for key, (before, now) in pairs.items()
         if before != now
-    ]
+    )
     return ValueError(
-        f"{store.display(out)} was started {[*changed, 'from another source'][0]}; "
+        f"{store.display(out)} was started {next(changes, 'from another source')}; "
         "give another out=, or remove the old one"
     )
 

@@ -68,9 +68,11 @@ def test_another_seed_is_another_order_of_the_same_files() -> None:
     assert one.sha256 != two.sha256
 
 
-def test_the_permutation_is_splitmix64s() -> None:
-    known = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]  # its outputs from seed 0
-    assert plans._hashed(3, 0).tolist() == known
+def test_the_permutation_is_the_sorted_stream_of_splitmix64() -> None:
+    stream = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]  # from seed 0
+    expected = sorted(range(3), key=stream.__getitem__)
+    names = [entry.src for entry in entries(3)]
+    assert [row.src for row in rows_of(planned(entries(3)).rows)] == [names[i] for i in expected]
 
 
 def test_options_and_what_is_in_the_source_change_the_digest() -> None:

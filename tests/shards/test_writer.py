@@ -204,7 +204,7 @@ def test_two_writers_of_one_shard_are_harmless(
 def test_until_it_is_finished_there_is_no_set_to_read(photos: Path, tmp_path: Path) -> None:
     made, out = plan_of(photos), str(tmp_path / "out")
     for _ in write(out, made, loader(photos)):
-        with pytest.raises(ValueError, match="no finished sharded set"):
+        with pytest.raises(ValueError, match="not a finished sharded set"):
             open_manifest(out)
     finalize(out, made)
     assert open_manifest(out).splits["train"].samples
@@ -240,7 +240,7 @@ def test_a_tar_that_is_not_its_indexs_is_named(photos: Path, tmp_path: Path) -> 
     build(tmp_path / "out", photos)
     with open(tmp_path / "out" / "train" / "shard-000000.tar", "ab") as file:
         file.write(b"\0" * 512)
-    with pytest.raises(ValueError, match="shard-000000.parquet does not belong to its tar"):
+    with pytest.raises(ValueError, match="shard-000000.parquet does not match its tar"):
         finalize(str(tmp_path / "out"), plan_of(photos))
 
 

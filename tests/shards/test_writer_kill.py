@@ -114,7 +114,7 @@ def test_a_local_run_that_is_killed_ends_in_the_same_bytes(
     expected = clean(script, photos, tmp_path / "clean")
     out = tmp_path / "killed"
     assert kill_after_lines(start(script, photos, str(out)), 4, 0.004) == -signal.SIGKILL
-    with pytest.raises(ValueError, match="no finished sharded set"):
+    with pytest.raises(ValueError, match="not a finished sharded set"):
         open_manifest(str(out))
     assert start(script, photos, str(out)).wait() == 0
     published = {
@@ -139,7 +139,7 @@ def test_a_run_over_a_failing_network_killed_again_and_again_ends_in_the_same_by
         process = start(script, photos, out, workers)
         code = kill_after_lines(process, 1, chance.random() * 0.1)
         assert code == -signal.SIGKILL, "it ended before it was killed"
-        with pytest.raises(ValueError, match="no finished sharded set"):
+        with pytest.raises(ValueError, match="not a finished sharded set"):
             open_manifest(out)
     assert start(script, photos, out, workers).wait() == 0
     injected = sum(act != "pass" for *_, act in faults.log())
