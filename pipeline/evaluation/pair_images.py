@@ -60,7 +60,7 @@ def save(table: str, samples: Sequence[EvaluatedPair]) -> str:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for sample in samples:
-            mask = np.repeat(sample.mask[..., None] * 255, 3, 2).astype(np.uint8)
+            mask = images.mask_image(sample.mask)
             panels = {"": sample.image, "_mask": mask, "_result": sample.result}
             for suffix, pixels in panels.items():
                 member = zipfile.ZipInfo(f"{sample.name}{suffix}.png", EPOCH)
@@ -91,7 +91,7 @@ def export(pairs: Pairs, out: str, tell: Callable[[int], None]) -> None:
     for i in range(len(pairs)):
         loaded = pairs.load(i, i + 1)
         name = loaded.pairs[0].name
-        mask = np.repeat(loaded.masks[0].numpy()[..., None] * 255, 3, 2)
+        mask = images.mask_image(loaded.masks[0].numpy())
         images.write(store.join(out, f"{name}.png"), ImageFile(loaded.images[0].numpy()))
         images.write(store.join(out, f"{name}_mask.png"), ImageFile(mask))
         tell(i + 1)

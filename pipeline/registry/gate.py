@@ -1,8 +1,8 @@
-"""Whether a model may replace the champion: a pure function of two tables of per-image scores.
+"""Decide whether a model may replace the champion: a pure function of two per-image score tables.
 
-Both tables hold the same pictures with the same holes, so that differences are taken pair by pair
-and their mean has a bootstrap interval. "Not worse" must be shown: the interval's lower end has to
-lie above minus the tolerance, and few pairs show little.
+Both tables hold the same images with the same holes: differences are taken pair by pair, and their
+mean has a bootstrap interval. "Not worse" must be shown: the lower end of the interval must lie
+above minus the tolerance, so too few pairs fail the gate.
 """
 
 from collections.abc import Mapping
@@ -36,9 +36,9 @@ def decide(
     ssim: str,
     rules: Rules,
 ) -> tuple[list[str], dict[str, Any]]:
-    """Reasons against the challenger (none: it passes), and the figures they rest on.
+    """Return the reasons against the challenger (none: it passes) and the figures behind them.
 
-    Without a champion only the floors are asked. ssim: the convention of the protocol.
+    Without a champion only the floors apply. ssim: the convention of the protocol.
     """
     columns = {"psnr": "psnr", "ssim": f"ssim_{ssim}"}
     reasons = _unusable(challenger, buckets, list(columns.values()), "the challenger")
@@ -90,7 +90,7 @@ def _values(
 
 
 def _overall(table: pa.Table) -> NDArray[np.float64]:
-    """Each picture's mean over the six irregular buckets; each pair's own where there are none."""
+    """Each image's mean over the six irregular buckets; without those, the score of each pair."""
     if set(IRREGULAR) <= set(table["bucket"].to_pylist()):
         return results.per_picture(table, "psnr")
     return table["psnr"].to_numpy()
