@@ -35,7 +35,7 @@ class ImageFile:
 
 def suffix(url: str) -> str:
     """File name extension in lower case, such as `.png`; empty if there is none."""
-    name = url.rsplit("/", 1)[-1]
+    name = store.name(url)
     return f".{name.rsplit('.', 1)[1].lower()}" if "." in name else ""
 
 

@@ -94,7 +94,7 @@ def _checkpoint(url: str, weights: str, device: torch.device | str) -> LoadedInp
     generator, state = load_generator(url, weights=weights)
     facts = {name: state[name] for name in ("run", "url", "weights", "images_seen")}
     facts["sha256"] = state["files"][GENERATOR_FILES[state["weights"]]]["sha256"]
-    name = f"{state['run'].rsplit('/', 1)[-1]}@{state['images_seen']}"
+    name = f"{store.name(state['run'])}@{state['images_seen']}"
     return LoadedInpainter(Inpainter(generator).to(device).eval(), name, facts)
 
 

@@ -17,10 +17,11 @@ from contextlib import suppress
 from typing import Any
 
 from pipeline.common.errors import ConfigError
+from pipeline.common.signals import STOP_SIGNALS
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.output import PODS
 from pipeline.launch.topology import Place, place, process_count
-from pipeline.launch.workers import STOP_SIGNALS, Ended, supervise
+from pipeline.launch.workers import Ended, supervise
 from pipeline.runs.checkpoints import images_saved
 from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import folder_of

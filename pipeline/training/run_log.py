@@ -70,7 +70,7 @@ def _describe(config: TrainConfig, run: RunFolder, manifest: Manifest) -> None:
 
 
 def _name(run: RunFolder) -> str:
-    return run.url.rstrip("/").rpartition("/")[2]
+    return store.name(run.url)
 
 
 def show(run: RunFolder, tracker: Any, shown: list[dict[str, Any]], images_seen: int) -> None:

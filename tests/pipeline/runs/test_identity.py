@@ -74,7 +74,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 def test_a_second_writer_is_refused_with_the_first_ones_name(tmp_path):
     run = folder_at(str(tmp_path))
-    code = "import sys, time; from pipeline.runs.identity import folder_at, held\n"
+    code = "import sys, time; from pipeline.runs.folder import folder_at, held\n"
     code += f"with held(folder_at({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[3]
 RANK = """
 import os, time
 from datetime import timedelta
-from pipeline import engine
-from pipeline.compose import compose
+from pipeline.training import engine
+from pipeline.config.compose import compose
 import torch.distributed as dist
 
 engine.AFTER_WATCH = timedelta(seconds=1)
@@ -57,8 +57,8 @@ def test_who_comes_late_is_waited_for_and_who_hangs_is_not():
 
 NEXT = """
 import sys, time
-from pipeline.compose import compose
-from pipeline.engine import Engine
+from pipeline.config.compose import compose
+from pipeline.training.engine import Engine
 
 one = Engine(compose("train", []).config)
 print(one.gather(sys.argv[1]), flush=True)

@@ -15,7 +15,7 @@ from pipeline.training.sync_batchnorm import SyncBatchNorm2d, synchronised
 ROOT = Path(__file__).resolve().parents[3]
 WORKER = """
 import sys, torch, torch.distributed as dist
-from pipeline.syncnorm import synchronised
+from pipeline.training.sync_batchnorm import synchronised
 out, rank = sys.argv[1], int(sys.argv[2])
 dist.init_process_group("gloo", rank=rank, world_size=2)
 given = torch.load(f"{out}/given.pt", weights_only=True)

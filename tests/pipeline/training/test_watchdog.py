@@ -164,18 +164,18 @@ def test_ranks_that_wait_for_rank_0_fail_when_it_has_failed(pair):
 TRAIN = """
 import os, sys, time
 from datetime import timedelta
-from pipeline import checkpoint, engine, train
-from pipeline.compose import compose
+from pipeline.training import checkpointing, engine, loop
+from pipeline.config.compose import compose
 
 engine.AFTER_WATCH = timedelta(seconds=1)
-write = checkpoint.Saver._write
+write = checkpointing.Saver._write
 def slow(self, images_seen, files, state):
     time.sleep(6 if images_seen == 16 else 0)
     if sys.argv[1] == "fails":
         raise OSError("the bucket is gone")
     write(self, images_seen, files, state)
-checkpoint.Saver._write = slow
-train.train(compose("train", sys.argv[2:]).config)
+checkpointing.Saver._write = slow
+loop.train(compose("train", sys.argv[2:]).config)
 """
 
 
