@@ -108,7 +108,7 @@ def build_app(inpainters: list[LoadedInpainter], local_only: bool) -> Flask:
         elif isinstance(error, ValueError):
             text, status = str(error), 400
         else:
-            text, status = f"{type(error).__name__}: {error}".splitlines()[0], 500
+            text, status = f"{type(error).__name__}: {error}".partition("\n")[0], 500
             say(f"demo: {text}")
         return Response(text, status, mimetype="text/plain")
 

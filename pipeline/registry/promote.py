@@ -84,6 +84,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
         before = history.settle(client, name).champion
         if before is not None and own_tags(before)["sha256"] == tags["sha256"] and not config.repin:
             return _result(name, before, before.tags["gate.baseline"], "champion already")
+        # Both are scored on the same pairs: those pinned by the first promotion.
         pairs = reference_pairs.read(client, name)
         if pairs is None or config.repin:
             pairs = reference_pairs.from_evaluation(tags, config.pairs)
@@ -98,8 +99,18 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
             )
         if before is None or config.repin:
             reference_pairs.write(client, name, pairs)
+        # Append to the history last: whoever appends first against this champion wins.
         source, tree = _copy(client, uri, candidate, name, ours, pairs)
-        record = _record(tags, source[0], tree, figures, pairs, candidate)
+        record = {
+            **{f"lacuna.{key}": tags[key] for key in COPIED if key in tags},
+            "lacuna.model_id": source[0],
+            "lacuna.tree_sha256": tree,
+            **_who(),
+            "gate.kind": "promote",
+            "gate.from": f"models:/{candidate.name}/{candidate.version}",
+            "gate.figures": json.dumps(figures, sort_keys=True)[:5000],
+            "gate.pairs_digest": pairs["pairs_digest"],
+        }
         promoted = history.append(client, name, source, record, before)
         _check_not_superseded(client, name, promoted, before)
     return _result(name, promoted, before.version if before else 0, "promoted", figures)
@@ -188,28 +199,6 @@ def _copy(
                 f"{errors.display_uri(uri)} stored other bytes than were sent: run promote again"
             )
     return (logged.model_id, candidate.run_id or None, text), tree
-
-
-def _record(
-    tags: dict[str, str],
-    model_id: str,
-    tree: str,
-    figures: dict[str, Any],
-    pairs: dict[str, Any],
-    candidate: Any,
-) -> dict[str, str]:
-    """Tags of the promoted version."""
-    copied = {f"lacuna.{key}": tags[key] for key in COPIED if key in tags}
-    return {
-        **copied,
-        "lacuna.model_id": model_id,
-        "lacuna.tree_sha256": tree,
-        **_who(),
-        "gate.kind": "promote",
-        "gate.from": f"models:/{candidate.name}/{candidate.version}",
-        "gate.figures": json.dumps(figures, sort_keys=True)[:5000],
-        "gate.pairs_digest": pairs["pairs_digest"],
-    }
 
 
 def _who() -> dict[str, str]:

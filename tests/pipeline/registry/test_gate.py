@@ -13,13 +13,13 @@ from pipeline.registry import gate, history
 from shards.masks import NAMES
 
 BUCKETS = [*NAMES, "fixed"]
-PICTURES = 300
+IMAGES = 300
 
 
-def table(psnr=24.0, ssim=0.85, spread=3.0, noise=0.0, seed=0, pictures=PICTURES, **per_bucket):
-    """Scores of `pictures` pictures in every bucket around the given means; the pictures' own
+def table(psnr=24.0, ssim=0.85, spread=3.0, noise=0.0, seed=0, images=IMAGES, **per_bucket):
+    """Scores of `images` images in every bucket around the given means; the images' own
     difficulty (`spread`, dB) is the same for every table, `noise` is this model's own."""
-    rows = pictures * len(BUCKETS)
+    rows = images * len(BUCKETS)
     hardness = np.random.default_rng(1).normal(0, spread, rows)
     own = np.random.default_rng(seed).normal(0, noise, rows)
     names = [BUCKETS[i % len(BUCKETS)] for i in range(rows)]

@@ -59,7 +59,7 @@ def client(store):
     return connect(tracking_uri(str(store[0])))
 
 
-def picture(height, width, seed=0):
+def random_image(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
@@ -154,7 +154,7 @@ from_bytes = np.array(Image.open(io.BytesIO(answer["image"])))
                              "mask": [pixels["mask"], pixels["mask"][:20, :30]]}})
 example = model.predict(model.input_example)
 errors = []
-for bad in ({{"image": [b"no picture"], "mask": [golden["mask"]]}},
+for bad in ({{"image": [b"not an image"], "mask": [golden["mask"]]}},
             {{"image": [golden["image"]], "mask": [golden["mask"][:40]]}},
             {{"image": [pixels["image"]], "mask": [pixels["mask"][:5]]}},
             {{"image": [pixels["image"] / 255.0], "mask": [pixels["mask"]]}},
