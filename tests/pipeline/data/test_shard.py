@@ -149,7 +149,7 @@ def test_images_too_small_for_the_crop_are_rejected_unless_they_are_resized(
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["out=/tmp/x", "source=/nonexistent"], "/nonexistent: no such folder or archive"),
+        (["out=x", "source=/nonexistent"], "/nonexistent: no such folder or archive"),
         (["source=/tmp"], "out= is missing"),
         (["source=.", "out=x", "task=3/3"], "invalid task=3/3: expected I/N with 0 <= I < N"),
         (["source=.", "out=x", "task=a"], "invalid task=a: expected I/N"),
