@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.common.console import live, say, table
 from pipeline.common.inputs import protect
+from pipeline.common.signals import handled
 from pipeline.config.schema import ShardConfig
 from shards import external, plan, store, upkeep, writer
 from shards.hygiene import Policy
@@ -24,7 +25,10 @@ FORMAT = 1  # increase it when the same options give other bytes
 
 def main(config: ShardConfig) -> dict[str, Any]:
     """Run the action: `write`, `verify`, `info` or `gc`."""
-    return {"write": _write, "verify": _verify, "info": _info, "gc": _gc}[config.action](config)
+    if config.action == "write":
+        with handled((signal.SIGTERM, signal.SIGUSR1), _stop):
+            return _write(config)
+    return {"verify": _verify, "info": _info, "gc": _gc}[config.action](config)
 
 
 def dry_run(config: ShardConfig) -> str:
@@ -53,8 +57,6 @@ def _write(config: ShardConfig) -> dict[str, Any]:
     task = _task(config.task)
     protect({"source": [config.source]}, {"out": [config.out]}, below=True)
     start = time.monotonic()
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _stop)
     if config.data.layout == "wds":
         if task[1] > 1 or config.workers > 1:
             raise ValueError(
