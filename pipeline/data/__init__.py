@@ -1,1 +1,1 @@
-"""The commands that make sharded sets and mask sets."""
+"""The commands that make sharded data sets and mask sets, and sample photographs."""

@@ -1,11 +1,10 @@
-"""`masks`: an evaluation mask set, drawn in six buckets or imported, published with a digest."""
+"""`masks`: write an evaluation mask set, drawn or imported, in six hole-ratio buckets."""
 
 from collections import Counter
-from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-from pipeline.common.console import say
+from pipeline.common.console import say, table
 from pipeline.common.inputs import protect
 from pipeline.config.schema import MakeMasksConfig
 from shards import manifest, mask_import, mask_sets, store
@@ -13,14 +12,14 @@ from shards.masks import FIXED, NAMES
 
 
 def main(config: MakeMasksConfig) -> dict[str, Any]:
-    """Makes the set. Gives out, digest, size, masks, buckets, and of an import polarity, outside.
+    """Write the set. Returns out, digest, size, masks, buckets; for imports polarity and outside.
 
-    The same command again finds it finished. Raises ValueError for settings that cannot be, masks
-    whose ratios leave the polarity open or contradict it, or an `out` of another set.
+    Re-running the same command changes nothing. Raises ValueError for invalid settings, for masks
+    whose hole ratios do not determine or contradict the polarity, or for an `out` of another set.
     """
     result: dict[str, Any] = {"out": store.display(config.out), "size": config.size}
     if config.source is None:
-        say(f"drawing {config.per_bucket} masks of {config.size}x{config.size} a bucket")
+        say(f"drawing {config.per_bucket} masks of {config.size}x{config.size} per bucket")
         done = mask_sets.write_mask_set(
             config.out, config.size, config.per_bucket, config.seed, config.border, config.fixed
         )
@@ -41,34 +40,30 @@ def main(config: MakeMasksConfig) -> dict[str, Any]:
             mask_sets.squares(config.size, config.per_bucket if config.fixed else 0, config.seed),
         )
         done = mask_sets.write_masks(config.out, "imported", masks, options)
-    found = Counter(mask_sets.MaskSet(done.manifest).buckets)
+    counts = Counter(mask_sets.MaskSet(done.manifest).buckets)
     result["digest"] = done.manifest.digest
-    result["masks"] = found.total()
-    result["buckets"] = {name: found[name] for name in (*NAMES, FIXED) if found[name]}
+    result["masks"] = counts.total()
+    result["buckets"] = {name: counts[name] for name in (*NAMES, FIXED) if counts[name]}
     if config.source is not None:
-        outside = len(source.files) - found.total() + found[FIXED]
+        outside = len(source.files) - counts.total() + counts[FIXED]
         result |= {"polarity": polarity, "outside": outside}
-    for line in _table(result):
+    say(f"{result['out']}: {result['masks']} masks, digest {result['digest'][:12]}")
+    rows = list(result["buckets"].items())
+    if result.get("outside"):
+        rows.append(("left out", f"{result['outside']} with ratios outside (0.01, 0.6]"))
+    for line in table(rows, "><"):
         say(line)
     return result
 
 
 def dry_run(config: MakeMasksConfig) -> str:
-    where = store.display(config.out)
+    out = store.display(config.out)
     if store.exists(store.join(config.out, manifest.FILE)):
-        return f"would check that {where} is this set, and leave it as it is"
+        return f"would check that {out} is this set, and change nothing"
     if config.source is not None:
         protect({"source": [config.source]}, {"out": [config.out]}, below=True)
         source = mask_import.open_source(config.source)
         polarity = mask_import.resolve_polarity(source, config.polarity)
-        return f"would import {len(source.files)} masks, {polarity} by their ratios, into {where}"
+        return f"would import {len(source.files)} masks, {polarity} by their ratios, into {out}"
     count = config.per_bucket * (len(NAMES) + config.fixed)
-    return f"would draw {count} masks of {config.size}x{config.size} into {where}"
-
-
-def _table(result: dict[str, Any]) -> Iterator[str]:
-    yield f"{result['out']}: {result['masks']} masks, digest {result['digest'][:12]}"
-    for name, count in result["buckets"].items():
-        yield f"  {name:>10}  {count}"
-    if result.get("outside"):
-        yield f"  left out    {result['outside']} with ratios outside (0.01, 0.6]"
+    return f"would draw {count} masks of {config.size}x{config.size} into {out}"

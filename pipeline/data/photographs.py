@@ -1,7 +1,7 @@
-"""Real photographs that ship inside scikit-image's wheel, cut into ordinary JPEG files.
+"""Cut the photographs that ship with scikit-image into ordinary JPEG files.
 
-Training, validation and test photographs are different photographs; the two views of the stereo
-pair are one. Left out: drawings, scans of text, masks and pictures under 256 pixels.
+Training, validation and test use different photographs; both views of the stereo pair are in one
+split. Drawings, scans of text, masks and images under 256 pixels are excluded.
 """
 
 from __future__ import annotations
@@ -33,32 +33,29 @@ SPLITS: dict[str, tuple[str, ...]] = {
 
 
 def photograph(name: str) -> Image.Image:
-    """One photograph, RGB, by its file name in the wheel."""
+    """Load a photograph as RGB, by its file name in scikit-image."""
     with files("skimage").joinpath("data", name).open("rb") as stream:
         return Image.open(stream).convert("RGB")
 
 
-def crops(picture: Image.Image) -> Iterator[Image.Image]:
-    """SIZE x SIZE crops on a grid of half steps, at full size (at most 768) and at 5/4 of SIZE."""
-    smooth = Image.Resampling.LANCZOS
-    shrink = min(1.0, 768 / max(picture.size))
-    if shrink < 1:
-        picture = picture.resize(
-            [round(s * shrink) for s in picture.size], Image.Resampling.LANCZOS
-        )
-    small = SIZE * 5 / 4 / min(picture.size)
-    scaled = [picture]
-    if small < 0.9:
-        scaled.append(picture.resize([round(s * small) for s in picture.size], smooth))
-    for one in scaled:
-        columns, rows = (_places(side) for side in one.size)
+def crops(image: Image.Image) -> Iterator[Image.Image]:
+    """Cut SIZE x SIZE crops, half overlapping, at full size (at most 768) and at 5/4 of SIZE."""
+
+    def scaled(scale: float) -> Image.Image:
+        return image.resize([round(s * scale) for s in image.size], Image.Resampling.LANCZOS)
+
+    if max(image.size) > 768:
+        image = scaled(768 / max(image.size))
+    small = SIZE * 5 / 4 / min(image.size)
+    for whole in [image, scaled(small)] if small < 0.9 else [image]:
+        columns, rows = (_offsets(side) for side in whole.size)
         for top in rows:
             for left in columns:
-                yield one.crop((left, top, left + SIZE, top + SIZE))
+                yield whole.crop((left, top, left + SIZE, top + SIZE))
 
 
 def write_crops(folder: Path) -> dict[str, int]:
-    """`folder/<split>/<photograph>-<n>.jpg`; how many crops each split has."""
+    """Write `folder/<split>/<photograph>-<n>.jpg`; return the number of crops of each split."""
     counts = {}
     for split, names in SPLITS.items():
         (folder / split).mkdir(parents=True, exist_ok=True)
@@ -72,15 +69,15 @@ def write_crops(folder: Path) -> dict[str, int]:
 
 
 def spoon() -> tuple[Image.Image, Image.Image]:
-    """The held-out cup of coffee at an odd size, and a mask over the spoon on its saucer."""
-    picture = photograph("coffee.png").crop((0, 0, 597, 389))
-    mask = Image.new("L", picture.size)
+    """Return the held-out cup of coffee at an odd size, and a mask of the spoon on its saucer."""
+    image = photograph("coffee.png").crop((0, 0, 597, 389))
+    mask = Image.new("L", image.size)
     draw = ImageDraw.Draw(mask)
     draw.ellipse((316, 236, 416, 336), fill=255)
     draw.polygon([(368, 250), (402, 64), (428, 64), (394, 250)], fill=255)
-    return picture, mask
+    return image, mask
 
 
-def _places(side: int) -> list[int]:
+def _offsets(side: int) -> list[int]:
     steps = max(1, -(-(side - SIZE) // (SIZE // 2)))
     return sorted({round(i * (side - SIZE) / steps) for i in range(steps + 1)})

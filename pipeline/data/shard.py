@@ -1,16 +1,17 @@
-"""`shard`: a dataset into WebDataset tars, index and manifest; `verify`, `info`, `gc` of a set."""
+"""`shard`: write a data set as WebDataset tars with index and manifest; `verify`, `info`, `gc`."""
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.console import live, say
+from pipeline.common.console import live, say, table
 from pipeline.common.inputs import protect
+from pipeline.common.signals import handled
 from pipeline.config.schema import ShardConfig
 from shards import external, plan, store, upkeep, writer
 from shards.hygiene import Policy
@@ -19,16 +20,19 @@ from shards.sources import source
 from shards.sources.files import Loader
 from shards.sources.offer import Offer
 
-FORMAT = 1  # raised when the same options would give other bytes
+FORMAT = 1  # increase it when the same options give other bytes
 
 
 def main(config: ShardConfig) -> dict[str, Any]:
-    """Does the verb's action; see `show` for what comes back."""
-    return {"write": _write, "verify": _verify, "info": _info, "gc": _gc}[config.action](config)
+    """Run the action: `write`, `verify`, `info` or `gc`."""
+    if config.action == "write":
+        with handled((signal.SIGTERM, signal.SIGUSR1), _stop):
+            return _write(config)
+    return {"verify": _verify, "info": _info, "gc": _gc}[config.action](config)
 
 
 def dry_run(config: ShardConfig) -> str:
-    """What would be read, and what the publisher offers."""
+    """Describe what would be read and written, and what the publisher offers."""
     if config.action != "write":
         return f"would {config.action} {store.display(_url(config))}"
     lines = [source(config.data.layout).offer.text()]
@@ -47,42 +51,38 @@ def _write(config: ShardConfig) -> dict[str, Any]:
     if config.source is None:
         return {"offer": layout.offer.text()}
     if config.out is None:
-        raise ValueError("shard needs out=, a folder or s3:// URL that is new, empty or its own")
+        raise ValueError(
+            "out= is missing: set a folder or s3:// URL, new, empty or of this data set"
+        )
     task = _task(config.task)
     protect({"source": [config.source]}, {"out": [config.out]}, below=True)
-    begun = time.monotonic()
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _stop)
+    start = time.monotonic()
     if config.data.layout == "wds":
         if task[1] > 1 or config.workers > 1:
             raise ValueError(
-                f"data=wds with task={config.task} workers={config.workers}: tars that are there "
-                "are indexed by one process; leave both out"
+                f"data=wds with task={config.task} workers={config.workers}: existing tars are "
+                "indexed by one process; remove task= and workers="
             )
         try:
             finished = external.write(
                 config.out, config.data.name, config.source, say, config.max_reject_rate
             )
         except external.SourceError:
-            print(layout.offer.text(), file=sys.stderr)
+            say(layout.offer.text())
             raise
-        return _result(finished, time.monotonic() - begun)
-    planned, root = _plan(config, listed_anew=task[1] == 1)
+        return _result(finished, time.monotonic() - start)
+    planned, root = _plan(config, list_again=task[1] == 1)
     try:
-        return _fill(config, planned, root, task, begun)
+        return _write_shards(config, planned, root, task, start)
     except writer.TooManyRejects:
-        if task[1] == 1:  # nothing half-made stays, and a mended source is listed anew
-            for name in (
-                "plan.json",
-                "plan.parquet",
-                *dict.fromkeys(s for s, *_ in planned.shards()),
-            ):
+        if task[1] == 1:  # the corrected source must be listed again, so nothing partial may stay
+            for name in {"plan.json", "plan.parquet", *(split for split, *_ in planned.shards())}:
                 store.remove(store.join(config.out, name), recursive=True)
         raise
 
 
-def _fill(
-    config: ShardConfig, planned: plan.Plan, root: Path, task: tuple[int, int], begun: float
+def _write_shards(
+    config: ShardConfig, planned: plan.Plan, root: Path, task: tuple[int, int], start: float
 ) -> dict[str, Any]:
     assert config.out is not None
     loader = Loader(root, _policy(config))
@@ -98,10 +98,10 @@ def _fill(
         show(_described(progress), progress.shards == progress.of_shards)
     left = writer.missing(config.out, planned)
     if left and task[1] > 1:
-        say(f"{len(left)} of {len(planned.shards())} shards are left to other tasks")
+        say(f"{len(left)} of {len(planned.shards())} shards remain for other tasks")
         return {"url": store.display(config.out), "shards_left": len(left)}
     finished = writer.finalize(config.out, planned, max_reject_rate=config.max_reject_rate)
-    return _result(finished, time.monotonic() - begun)
+    return _result(finished, time.monotonic() - start)
 
 
 def _described(progress: writer.Progress) -> str:
@@ -114,40 +114,41 @@ def _described(progress: writer.Progress) -> str:
     )
 
 
-def _plan(config: ShardConfig, listed_anew: bool) -> tuple[plan.Plan, Path]:
-    """The plan at `out`, or a new one; and the folder that its names are relative to.
+def _plan(config: ShardConfig, list_again: bool) -> tuple[plan.Plan, Path]:
+    """Return the plan at `out`, or a new one, and the folder that its names are relative to.
 
-    One of several tasks trusts the plan that is there; else the source must still be what it says.
+    `list_again` checks that the source still matches an existing plan; one of several tasks skips
+    the check.
     """
     assert config.source is not None and config.out is not None
-    given = store.local(config.source).expanduser().resolve()
-    root = given if given.is_dir() else given.parent
+    path = store.local(config.source).expanduser().resolve()
+    root = path if path.is_dir() else path.parent
     data, options = config.data, _options(config)
     saved = plan.load(config.out, data.name, "images", options)
     if saved is not None:
         count = saved.rows.num_rows
-        say(f"going on with the plan of {count} images at {store.display(config.out)}")
-        if not listed_anew:
+        say(f"resuming the plan of {count} images at {store.display(config.out)}")
+        if not list_again:
             return saved, root
-    say(f"listing {given}")
+    say(f"listing {path}")
     layout = source(data.layout)
     try:
         made = plan.make_plan(
             data.name,
             "images",
-            _counted(layout.entries(given, data.holdout)),
+            _counted(layout.entries(path, data.holdout)),
             seed=config.seed,
             shard_bytes=data.shard_mb * 2**20,
             options=options,
         )
     except ValueError:
-        print(layout.offer.text(), file=sys.stderr)
+        say(layout.offer.text())
         raise
     if saved is not None:
         if made.sha256 != saved.sha256:
             raise ValueError(
-                f"{store.display(config.out)} was begun from {count} images, {given} holds "
-                f"{made.rows.num_rows} and not the same: give another out="
+                f"{store.display(config.out)} was planned from {count} images, but {path} holds "
+                f"{made.rows.num_rows} different ones: choose another out="
             )
         return saved, root
     say(f"{made.rows.num_rows} images in {len(made.shards())} shards")
@@ -163,19 +164,19 @@ def _counted(entries: Iterator[plan.Entry]) -> Iterator[plan.Entry]:
 
 
 def _compare(made: plan.Plan, offer: Offer) -> None:
-    """Says where the source holds another number of images than its publisher's."""
+    """Report splits whose number of images differs from the published number."""
     for row in made.rows["split"].value_counts().to_pylist():
         published = offer.counts.get(row["values"], row["counts"])
         if published != row["counts"]:
-            say(f"note: {row['counts']:,} images for {row['values']}, published {published:,}")
+            say(f"note: {row['counts']:,} images in {row['values']}, published: {published:,}")
 
 
 def _policy(config: ShardConfig) -> Policy:
     data = config.data
-    least = data.min_side
-    if least == 0 and data.resize_short is None and data.crop_mode != "resized":
-        least = data.crop  # a smaller picture could never be cropped
-    return Policy(min_side=least, store_short=data.store_short, quality=data.quality)
+    min_side = data.min_side
+    if min_side == 0 and data.resize_short is None and data.crop_mode != "resized":
+        min_side = data.crop  # a smaller image could never be cropped
+    return Policy(min_side=min_side, store_short=data.store_short, quality=data.quality)
 
 
 def _options(config: ShardConfig) -> dict[str, Any]:
@@ -195,7 +196,7 @@ def _task(text: str | None) -> tuple[int, int]:
         return 0, 1
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise ValueError(f"task={text} must be I/N with 0 <= I < N, for example task=0/8")
+        raise ValueError(f"invalid task={text}: expected I/N with 0 <= I < N, such as task=0/8")
     return int(index), int(count)
 
 
@@ -214,8 +215,8 @@ def _result(finished: writer.Finished, seconds: float) -> dict[str, Any]:
 
 
 def _stop(number: int, frame: object) -> None:
-    say("stopped on request; the same command goes on from here")
-    raise SystemExit(75)
+    say("stopped on request; re-run the same command to resume")
+    raise SystemExit(os.EX_TEMPFAIL)
 
 
 # --- verify, info, gc -----------------------------------------------------------------------------
@@ -224,13 +225,13 @@ def _stop(number: int, frame: object) -> None:
 def _url(config: ShardConfig) -> str:
     url = config.url or config.out
     if url is None:
-        raise ValueError(f"shard {config.action} needs the URL of a sharded set")
+        raise ValueError(f"shard {config.action} needs the URL of a sharded data set")
     return url
 
 
 def _verify(config: ShardConfig) -> dict[str, Any]:
     manifest = open_manifest(_url(config))
-    begun, faults, count, read = time.monotonic(), [], 0, 0
+    start, faults, count, read = time.monotonic(), [], 0, 0
     for checked in upkeep.verify(
         manifest, every_byte=config.every_byte, workers=max(1, config.workers)
     ):
@@ -240,8 +241,8 @@ def _verify(config: ShardConfig) -> dict[str, Any]:
         say(fault)
     if faults:
         raise OSError(
-            f"{store.display(manifest.url)}: {len(faults)} faults in {count} shards; "
-            "remove the named shards with their indexes and the manifest, and shard again"
+            f"{store.display(manifest.url)}: {len(faults)} faults in {count} shards; delete the "
+            "listed shards, their indexes and the manifest, and run shard again"
         )
     return {
         "url": store.display(manifest.url),
@@ -249,7 +250,7 @@ def _verify(config: ShardConfig) -> dict[str, Any]:
         "shards": count,
         "checked": "every byte" if config.every_byte else "sizes and indexes",
         "bytes": read,
-        "seconds": round(time.monotonic() - begun, 3),
+        "seconds": round(time.monotonic() - start, 3),
     }
 
 
@@ -258,29 +259,29 @@ def _info(config: ShardConfig) -> dict[str, Any]:
 
 
 def _gc(config: ShardConfig) -> dict[str, Any]:
-    found = upkeep.orphans(_url(config), upkeep.parse_age(config.older_than))
+    orphans = upkeep.orphans(_url(config), upkeep.parse_age(config.older_than))
     if config.delete:
-        for orphan in found:
+        for orphan in orphans:
             upkeep.discard(orphan)
     return {
         "url": store.display(_url(config)),
         "deleted": config.delete,
         "orphans": [
             {"url": store.display(o.url), "kind": o.kind, "hours": round(o.age / 3600, 1)}
-            for o in found
+            for o in orphans
         ],
     }
 
 
-# --- what a person sees ---------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 
 def show(result: dict[str, Any]) -> str:
-    """The result as text."""
+    """Format the result as text."""
     if "offer" in result:
         return str(result["offer"])
     if "orphans" in result:
-        rows = [f"  {o['kind']:<7}{o['hours']:>9.1f} h  {o['url']}" for o in result["orphans"]]
-        end = "deleted" if result["deleted"] else "listed only; delete=true removes them"
-        return "\n".join([*rows, f"{len(rows)} left behind by killed writers ({end})"])
+        rows = [(o["kind"], f"{o['hours']:.1f} h", o["url"]) for o in result["orphans"]]
+        done = "deleted" if result["deleted"] else "listed only; delete=true deletes them"
+        return "\n".join([*table(rows, "<><"), f"{len(rows)} left by killed writers ({done})"])
     return "\n".join(f"{name:<11} {value}" for name, value in result.items())

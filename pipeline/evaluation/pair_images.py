@@ -64,7 +64,7 @@ def save(table: str, samples: Sequence[EvaluatedPair]) -> str:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for sample in samples:
-            mask = _mask_image(sample.mask)
+            mask = images.mask_image(sample.mask)
             panels = {"": sample.image, "_mask": mask, "_result": sample.result}
             for suffix, pixels in panels.items():
                 member = zipfile.ZipInfo(f"{sample.name}{suffix}.png", EPOCH)
@@ -96,14 +96,10 @@ def export(pairs: Pairs, out: str) -> None:
     for i in range(len(pairs)):
         batch = pairs.load(i, i + 1)
         name = batch.pairs[0].name
-        mask = _mask_image(batch.masks[0].numpy())
+        mask = images.mask_image(batch.masks[0].numpy())
         images.write(store.join(out, f"{name}.png"), ImageFile(batch.images[0].numpy()))
         images.write(store.join(out, f"{name}_mask.png"), ImageFile(mask))
         show_progress(i + 1)
-
-
-def _mask_image(mask: Bytes) -> Bytes:
-    return np.repeat(mask[..., None] * 255, 3, 2).astype(np.uint8)
 
 
 def read_predictions(folder: str, pairs: Pairs) -> tuple[Predict, dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""The inpainter as a file: a `torch.export` archive of ATen operators, raw tensors and JSON.
+"""Save and load an inpainter as a `torch.export` archive: ATen operators, raw tensors and JSON.
 
-torch's loader trusts an archive: it unpickles what is declared as pickle, resolves operator names
-by `getattr` on torch, and evaluates shape expressions and guards as Python. So `load` first reads
-the file as data and refuses whatever is not plainly a network.
+torch's loader trusts an archive: it unpickles every entry that is declared as a pickle, resolves
+operator names by `getattr` on torch, and evaluates shape expressions and guards as Python. So
+`load` first reads the file as data and rejects anything that is not plainly a network.
 """
 
 import contextlib
@@ -38,9 +38,10 @@ TREE = re.compile(r'"type": "(?!builtins\.(?:tuple|list|dict)")')
 
 
 class Archive(nn.Module):
-    """A loaded archive: `(image, mask) → image` as `Inpainter.forward` says, floats in [0, 1].
+    """A loaded archive: `(image, mask) → image` like `Inpainter.forward`, floats in [0, 1].
 
-    Raises ValueError as `models.masking.check` does: the graph itself would compute rubbish.
+    Raises ValueError for inputs that fail `models.masking.check`; the graph alone would silently
+    compute a wrong result.
     """
 
     def __init__(self, program: ExportedProgram, device: torch.device | str, sha256: str) -> None:
@@ -54,7 +55,7 @@ class Archive(nn.Module):
         return self._module(image, mask)
 
     def on(self, device: torch.device | str) -> "Archive":
-        """The same network on another device; an exported graph names its device at every node."""
+        """Copy to another device; an exported graph names its device at every node."""
         if torch.device(device) == self.device:
             return self
         from torch.export.passes import move_to_device_pass
@@ -63,10 +64,10 @@ class Archive(nn.Module):
 
 
 def save(inpainter: Inpainter, path: Path) -> str:
-    """Exports a CPU fp32 inpainter to `path`, proves that it loads, returns the file's sha256."""
+    """Export a CPU fp32 inpainter to `path`, check the file, and return its sha256."""
     program = export(inpainter)
     program.example_inputs = None  # would be stored as a pickle
-    program._guards_code = []  # would be executed on loading; callers' sizes are checked anyway
+    program._guards_code = []  # would be executed on loading; `Archive.forward` checks sizes
     for node in program.graph.nodes:  # file names and source lines of this machine
         for name in ("stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack"):
             node.meta.pop(name, None)
@@ -77,18 +78,19 @@ def save(inpainter: Inpainter, path: Path) -> str:
 
 
 def load(url: str, sha256: str | None = None, device: torch.device | str = "cpu") -> Archive:
-    """Reads an archive. Raises ValueError if it is none, not ours, or not the one with `sha256`."""
+    """Load an archive. ValueError if it is missing, unsafe, or its hash is not `sha256`."""
     name = store.display(url)
     try:
         data = store.read(url)
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(
-            f"{name} is no file: give models:/NAME@champion, models:/NAME/VERSION or a .pt2 file"
+            f"{name}: no such file; use models:/NAME@champion, models:/NAME/VERSION or a .pt2 file"
         ) from None
-    found = hashlib.sha256(data).hexdigest()
-    if sha256 and found != sha256:
+    actual = hashlib.sha256(data).hexdigest()
+    if sha256 and actual != sha256:
         raise ValueError(
-            f"{name} has sha256 {found[:12]}…, expected {sha256[:12]}…: it was changed or torn"
+            f"{name} has sha256 {actual[:12]}…, expected {sha256[:12]}…: the file was changed or "
+            "damaged; delete or replace it"
         )
     check(data, name)
     try:
@@ -97,13 +99,13 @@ def load(url: str, sha256: str | None = None, device: torch.device | str = "cpu"
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{name} cannot be read by torch {torch.__version__}: {reason}") from error
-    return Archive(program, "cpu", found).on(device)
+    return Archive(program, "cpu", actual).on(device)
 
 
 @contextlib.contextmanager
 def _parsing_shapes_once() -> Iterator[None]:
-    """torch parses the shape expressions of a graph one by one, 1,600 of which 64 differ: loading
-    takes a third of its time when each is parsed once."""
+    """Parse each distinct shape expression once: torch parses all 1,600 of a graph, of which 64
+    differ. Loading then takes a third of the time."""
     import sympy
 
     parse, parsed = sympy.sympify, {}
@@ -123,33 +125,32 @@ def _parsing_shapes_once() -> Iterator[None]:
 
 
 def check(data: bytes, name: str) -> None:
-    """Raises ValueError unless `data` is only JSON, raw tensors and a graph of ATen operators."""
+    """Raise ValueError unless `data` is only JSON, raw tensors and a graph of ATen operators."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            listed = archive.namelist()
-            records = {n.partition("/")[2]: archive.read(n) for n in listed}
-            _check_records(listed, records)
+            names = archive.namelist()
+            _check_records(names, {n.partition("/")[2]: archive.read(n) for n in names})
     except (zipfile.BadZipFile, EOFError, ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{name} is no archive of torch.export: give a registered model") from None
-    except _Refused as error:
-        raise ValueError(f"{name} is refused: {error}; register the run again") from None
+        raise ValueError(f"{name} is not a torch.export archive: use a registered model") from None
+    except _Unsafe as error:
+        raise ValueError(f"{name} is rejected as unsafe: {error}; register the run again") from None
 
 
-class _Refused(Exception):
+class _Unsafe(Exception):
     pass
 
 
-def _check_records(listed: list[str], records: dict[str, bytes]) -> None:
-    # torch's reader ignores case and might take the other one of two equal names.
-    if len({n.casefold() for n in listed}) != len(listed):
-        raise _Refused("two of its records have one name")
+def _check_records(names: list[str], records: dict[str, bytes]) -> None:
+    # torch's reader ignores case: of two equal names it might read the one not checked here.
+    if len({n.casefold() for n in names}) != len(names):
+        raise _Unsafe("two records have the same name")
     raw: set[str] = set()
     for name, content in records.items():
         if re.fullmatch(r"data/(weights|constants)/\w+_config\.json", name):
             folder = name.rpartition("/")[0]
             for entry in json.loads(content)["config"].values():
                 if entry["use_pickle"] is not False:
-                    raise _Refused(f"{name} declares a pickle")
+                    raise _Unsafe(f"{name} declares a pickle")
                 raw.add(f"{folder}/{entry['path_name']}")
         elif re.fullmatch(r"models/\w+\.json", name):
             _check_graph(json.loads(content))
@@ -162,23 +163,23 @@ def _check_records(listed: list[str], records: dict[str, bytes]) -> None:
             or (name.startswith("data/sample_inputs/") and not content)
         )
         if not known:
-            raise _Refused(f"record {name} is neither JSON nor a raw tensor")
+            raise _Unsafe(f"record {name} is neither JSON nor a raw tensor")
 
 
 def _check_graph(model: dict[str, Any]) -> None:
     if model.get("guards_code") or model["graph_module"].get("treespec_namedtuple_fields"):
-        raise _Refused("it holds code")
+        raise _Unsafe("it contains code")
     for key, value in _strings(model):
         if key == "target" and not TARGET.fullmatch(value):
-            raise _Refused(f"{value[:80]!r} is no ATen operator")
+            raise _Unsafe(f"{value[:80]!r} is not an ATen operator")
         if key == "expr_str" and not _is_shape(value):
-            raise _Refused(f"{value[:80]!r} is no shape")
+            raise _Unsafe(f"{value[:80]!r} is not a shape expression")
         if key in ("in_spec", "out_spec") and TREE.search(value):
-            raise _Refused("its arguments are no tensors")
+            raise _Unsafe("an argument is not a tensor")
 
 
 def _is_shape(text: str) -> bool:
-    """Whether an expression is arithmetic of integers and symbols such as `s31`."""
+    """Return whether an expression is arithmetic of integers and symbols such as `s31`."""
     text = re.sub(r"'[a-z]{1,4}\d+'", "0", text)
     words = set(re.findall(r"[^\W\d]\w*", text))
     plain = re.fullmatch(r"[\w\s(),=+\-*/%<>!]*", text) is not None
@@ -186,7 +187,7 @@ def _is_shape(text: str) -> bool:
 
 
 def _strings(value: Any, key: str = "") -> Any:
-    """Every string of a JSON value with the key it stands under."""
+    """Every string in a JSON value, with its key."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _strings(inner, name)

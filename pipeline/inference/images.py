@@ -1,9 +1,9 @@
-"""Pictures of people: any mode, orientation and profile in; RGB bytes to work on; the same out.
+"""Read any user's image as RGB pixels, and write it with its alpha, profile and EXIF data.
 
-What is converted, and how: EXIF orientation is applied; 16 bits become the upper 8; grey and
-palette become RGB; CMYK becomes sRGB by its profile if it has one. An RGB profile is kept and
-embedded again rather than applied, so that known pixels stay bit for bit. Alpha is kept beside the
-pixels. Only the first frame of an animation is read.
+Conversions on reading: EXIF orientation is applied; 16-bit images keep their upper 8 bits; gray and
+palette images become RGB; CMYK becomes sRGB by its profile, if it has one. An RGB profile is not
+applied but embedded again on writing, so that known pixels stay bit-identical. Alpha is kept apart
+from the pixels. Only the first frame of an animation is read.
 """
 
 import io
@@ -34,34 +34,34 @@ class ImageFile:
 
 
 def suffix(url: str) -> str:
-    """`.png` of `a/b.PNG`; empty without one."""
+    """File name extension in lower case, such as `.png`; empty if there is none."""
     name = store.name(url)
     return f".{name.rsplit('.', 1)[1].lower()}" if "." in name else ""
 
 
 def read(url: str) -> ImageFile:
-    """The picture at `url`. ValueError in one line when it is none, torn, or too large."""
+    """Read the image at `url`. ValueError if it is missing, not an image, damaged or too large."""
     try:
         return decode(store.read(url), store.display(url))
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise ValueError(f"{store.display(url)}: no such picture") from error
+        raise ValueError(f"{store.display(url)}: no such image file") from error
 
 
-def decode(data: bytes, name: str = "picture") -> ImageFile:
-    """The picture in `data`; `name` is what an error calls it."""
+def decode(data: bytes, name: str = "image") -> ImageFile:
+    """Decode an image file's bytes; errors refer to it as `name`."""
     try:
         with Image.open(io.BytesIO(data)) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise ValueError(
-                    f"{name} is {file.width}×{file.height}; at most {MAX_PIXELS // 1_000_000} "
-                    "megapixels are taken"
+                    f"{name} is {file.width}×{file.height}: images may have at most "
+                    f"{MAX_PIXELS // 1_000_000} megapixels; scale it down"
                 )
             image = ImageOps.exif_transpose(file)
             return _rgb(image)
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name} cannot be read as a picture: give a PNG, JPEG or WebP") from error
+        raise ValueError(f"{name} cannot be read as an image: give a PNG, JPEG or WebP") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} cannot be read as a picture ({error})") from error
+        raise ValueError(f"{name} cannot be read as an image ({error})") from error
 
 
 def _rgb(image: Image.Image) -> ImageFile:
@@ -71,14 +71,14 @@ def _rgb(image: Image.Image) -> ImageFile:
         image = image.convert("RGBA")
         alpha = np.asarray(image.getchannel("A"))
     elif image.mode.startswith("I") or image.mode == "F":
-        grey = np.asarray(image).astype(np.int64)
-        if image.mode.startswith("I;16") or grey.max(initial=0) > 255:
-            grey >>= 8
-        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+        gray = np.asarray(image).astype(np.int64)
+        if image.mode.startswith("I;16") or gray.max(initial=0) > 255:
+            gray >>= 8
+        image = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
     elif image.mode == "CMYK":
         image, icc = _srgb(image, icc), None
     if image.mode in ("L", "LA", "1") and icc:
-        icc = None  # a grey profile does not fit RGB pixels
+        icc = None  # a gray profile does not fit RGB pixels
     return ImageFile(np.asarray(image.convert("RGB")), alpha, icc, exif)
 
 
@@ -87,39 +87,42 @@ def _srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
         return image.convert("RGB")
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-        wanted = ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, profile, wanted, outputMode="RGB")
+        srgb = ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB")
     except ImageCms.PyCMSError:
         converted = None
     return converted or image.convert("RGB")
 
 
-def encode(picture: ImageFile, kind: str = "PNG") -> bytes:
-    """Bytes of the picture as PNG, JPEG (quality 95, full colour) or WEBP (lossless)."""
-    image = Image.fromarray(picture.pixels)
-    if picture.alpha is not None and kind != "JPEG":
-        image.putalpha(Image.fromarray(picture.alpha))
+def encode(image: ImageFile, kind: str = "PNG") -> bytes:
+    """Encode as PNG, JPEG (quality 95, no chroma subsampling) or WEBP (lossless)."""
+    file = Image.fromarray(image.pixels)
+    if image.alpha is not None and kind != "JPEG":
+        file.putalpha(Image.fromarray(image.alpha))
+    metadata = {"icc_profile": image.icc, "exif": image.exif}
     buffer = io.BytesIO()
-    extra = {"icc_profile": picture.icc, "exif": picture.exif}
-    extra = {name: value for name, value in extra.items() if value}
-    image.save(buffer, kind, **OPTIONS[kind], **extra)
+    file.save(buffer, kind, **OPTIONS[kind], **{k: v for k, v in metadata.items() if v})
     return buffer.getvalue()
 
 
-def write(url: str, picture: ImageFile) -> None:
-    """Publish the picture at `url`, atomically, in the format that its name says."""
+def write(url: str, image: ImageFile) -> None:
+    """Write the image to `url` atomically, in the format of its extension."""
     if suffix(url) not in SUFFIXES:
         raise ValueError(
-            f"{store.display(url)}: a picture is written as one of {', '.join(SUFFIXES)}"
+            f"{store.display(url)}: unknown image format; use one of {', '.join(SUFFIXES)}"
         )
-    store.write(url, encode(picture, SUFFIXES[suffix(url)]))
+    store.write(url, encode(image, SUFFIXES[suffix(url)]))
+
+
+def mask_image(mask: NDArray[Any]) -> NDArray[np.uint8]:
+    """White where the mask is 1: H×W or H×W×1 of 0 and 1 to uint8 H×W×3."""
+    return np.repeat(mask.reshape(*mask.shape[:2], 1) * 255, 3, 2).astype(np.uint8)
 
 
 def strip(*panels: NDArray[np.uint8], gap: int = 4) -> NDArray[np.uint8]:
-    """Panels of one height (H×W×3, or H×W masks of 0 and 1) side by side on white."""
+    """Place panels of equal height (H×W×3 images, H×W masks) next to each other on white."""
     bar = np.full((panels[0].shape[0], gap, 3), 255, np.uint8)
     row: list[NDArray[np.uint8]] = []
     for panel in panels:
-        coloured = panel if panel.ndim == 3 else np.repeat(panel[..., None] * 255, 3, 2)
-        row += [bar, coloured.astype(np.uint8)]
+        row += [bar, panel if panel.ndim == 3 else mask_image(panel)]
     return np.concatenate(row[1:], 1)

@@ -1,7 +1,7 @@
-"""Whatever fills holes, as one callable: a registered model, an archive, a checkpoint, a yardstick.
+"""Load any inpainter as one callable: registered model, archive, checkpoint or baseline.
 
 `fill(image, mask)`: image N×3×H×W float in [0, 1], mask N×1×H×W (1 = hole) → N×3×H×W float, for
-any H×W the source takes. Known pixels of the answer are not to be relied on: composite them.
+any H×W that the inpainter accepts. Its known pixels may differ from the image: composite them.
 """
 
 import os
@@ -25,13 +25,11 @@ from pipeline.tracking.model_versions import download, find_version
 from shards import store
 
 ARCHIVE = "artifacts/inpainter.pt2"
-WEIGHTS = {"raw": "generator", "ema": "generator_ema"}  # names of a checkpoint's files
-
+GENERATOR_FILES = {"raw": "generator", "ema": "generator_ema"}  # in a checkpoint, by weights
+TAG_PREFIX = "lacuna."
+REQUIRED_TAGS = {"sha256", "model_id", "tree_sha256", "network"}
 
 Fill = Callable[[Tensor, Tensor], Tensor]
-
-
-GENERATOR = {"raw": "generator", "ema": "generator_ema"}  # names of a checkpoint's files
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,8 @@ class LoadedInpainter:
     facts: dict[str, Any]  # for records: weights, sha256; of a checkpoint run, url, images_seen
 
 
-def mean_colour(image: Tensor, mask: Tensor) -> Tensor:
-    """The mean colour of each picture's known pixels; mid-grey where nothing is known."""
+def mean_color(image: Tensor, mask: Tensor) -> Tensor:
+    """Fill with the mean color of each image's known pixels; mid-gray if nothing is known."""
     known = 1 - mask
     count = known.sum((2, 3), keepdim=True)
     mean = (image * known).sum((2, 3), keepdim=True) / count.clamp(min=1)
@@ -57,7 +55,7 @@ def telea(image: Tensor, mask: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).to(image) / 255
 
 
-BASELINES: dict[str, Fill] = {"mean_colour": mean_colour, "telea": telea}
+BASELINES: dict[str, Fill] = {"mean_colour": mean_color, "telea": telea}
 
 
 def load(
@@ -66,21 +64,21 @@ def load(
     weights: str = "auto",
     device: torch.device | str = "cpu",
 ) -> LoadedInpainter:
-    """The source that `model=` or `checkpoint=` names.
+    """Load the inpainter that `model=` or `checkpoint=` names.
 
     model: `mean_colour`, `telea`, `models:/NAME@alias`, a registered NAME (its champion), an
-    archive FILE.pt2, or what `checkpoint` takes: a run's folder or one of its checkpoints.
-    Raises ValueError in one line when there is no such thing, or it looks into the hole.
+    archive FILE.pt2, or a value of `checkpoint`: a run's folder or one of its checkpoints.
+    Raises ValueError if it does not exist, or if its output depends on masked pixels.
     """
     if (model is None) == (checkpoint is None):
-        raise ValueError("give one of model= and checkpoint=")
+        raise ValueError("give either model= or checkpoint=")
     if model is not None and model in BASELINES:
         return LoadedInpainter(BASELINES[model], model, {"weights": "none"})
     if checkpoint is not None or _is_folder(str(model)):
         return _checkpoint(str(checkpoint or model), weights, device)
-    source = _archive(str(model), device)
-    refuse_a_look_into_the_hole(source, device)
-    return source
+    inpainter = _archive(str(model), device)
+    check_masked_pixels_unused(inpainter, device)
+    return inpainter
 
 
 def _is_folder(model: str) -> bool:
@@ -95,69 +93,77 @@ def _checkpoint(url: str, weights: str, device: torch.device | str) -> LoadedInp
 
     generator, state = load_generator(url, weights=weights)
     facts = {name: state[name] for name in ("run", "url", "weights", "images_seen")}
-    facts["sha256"] = state["files"][GENERATOR[state["weights"]]]["sha256"]
-    name = f"{state['run'].rsplit('/', 1)[-1]}@{state['images_seen']}"
+    facts["sha256"] = state["files"][GENERATOR_FILES[state["weights"]]]["sha256"]
+    name = f"{store.name(state['run'])}@{state['images_seen']}"
     return LoadedInpainter(Inpainter(generator).to(device).eval(), name, facts)
 
 
 def _archive(model: str, device: torch.device | str) -> LoadedInpainter:
-
     is_file = model.endswith(".pt2") or Path(model).is_file()
     if not is_file and not model.startswith("models:"):
         model = f"models:/{model}@champion"
     archive, facts = load_archive(model, str(device))
     name = f"{facts['name']}/{facts['version']}" if "version" in facts else Path(model).stem
-    kept = ("model_uri", "sha256", "weights", "weights_sha256", "run_id")
-    told: dict[str, Any] = {k: facts[k] for k in kept if k in facts}
-    return LoadedInpainter(archive, name, {"weights": "unknown"} | told)
+    recorded = ("model_uri", "sha256", "weights", "weights_sha256", "run_id")
+    return LoadedInpainter(
+        archive, name, {"weights": "unknown"} | {k: facts[k] for k in recorded if k in facts}
+    )
 
 
-def refuse_a_look_into_the_hole(source: LoadedInpainter, device: torch.device | str) -> None:
-    """ValueError when the answer depends on pixels that the mask hides.
+def check_masked_pixels_unused(inpainter: LoadedInpainter, device: torch.device | str) -> None:
+    """Raise ValueError if the fill changes with the pixels under the mask.
 
-    So does a model that was made for the other polarity (1 = known): it is then given the hole and
-    denied the picture.
+    A model of the opposite polarity (1 = known) fails too: it sees only the pixels in the hole.
     """
     mask = torch.zeros(1, 1, 64, 64, device=device)
     mask[..., 16:48, 8:40] = 1
     known = torch.linspace(0, 1, 64, device=device).expand(1, 3, 64, 64) * (1 - mask)
     with torch.no_grad():
-        black = source.fill(known, mask) * mask
-        white = source.fill(known + mask, mask) * mask
+        black = inpainter.fill(known, mask) * mask
+        white = inpainter.fill(known + mask, mask) * mask
     if not torch.allclose(black, white, atol=1e-6):
         raise ValueError(
-            f"{source.name} looks at pixels that the mask hides: it takes masks the other way "
-            "round, or does not erase them; export it with 1 = hole, erased inside"
+            f"output of {inpainter.name} depends on masked pixels: mask polarity is inverted or "
+            "the hole is not erased; export the model with 1 = hole, erased inside the network"
         )
 
 
 def load_archive(
     uri: str, device: str = "cpu", root: str = "runs"
 ) -> tuple[Archive, dict[str, Any]]:
-    """The inpainter behind `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a local `.pt2` file.
+    """Load the archive of `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a local `.pt2` file.
 
-    Second: sha256, and for a registered one model_uri, name, version, network and the other
-    `lacuna.*` tags. Raises ValueError, one line, for a name, version or alias that is not there and
-    for bytes that are not those that were registered.
+    Second: sha256 and model_uri; for a registered model also name, version, network and its other
+    `lacuna.*` tags. Raises ValueError for an unknown name, version or alias, and for bytes other
+    than those that were registered.
     """
     if not uri.startswith("models:"):
         loaded = archive.load(uri, device=device)
         return loaded, {"sha256": loaded.sha256, "model_uri": uri}
-    where = tracking_uri(root)
-    client = connect(where, make=False)
-    with errors.explained(where):
+    server = tracking_uri(root)
+    client = connect(server, make=False)
+    with errors.explained(server):
         version = find_version(client, uri)
-        tags = {k[7:]: v for k, v in version.tags.items() if k.startswith("lacuna.")}
-        if not {"sha256", "model_id"} <= set(tags):
-            raise ValueError(f"{uri} was not made by `register`: register its run")
-        path = fetch(where, tags["model_id"], tags["sha256"])
-    info = {**tags, "model_uri": f"models:/{version.name}/{version.version}"}
+        tags = own_tags(version)
+        path = fetch(server, tags["model_id"], tags["sha256"])
+    info: dict[str, Any] = {**tags, "model_uri": f"models:/{version.name}/{version.version}"}
     info |= {"name": version.name, "version": int(version.version)}
     return archive.load(str(path), tags["sha256"], device), info
 
 
+def own_tags(version: Any) -> dict[str, str]:
+    """A registered version's `lacuna.*` tags without the prefix; ValueError if it has none."""
+    prefixed = {k: v for k, v in version.tags.items() if k.startswith(TAG_PREFIX)}
+    tags = {k.removeprefix(TAG_PREFIX): v for k, v in prefixed.items()}
+    if not set(tags) >= REQUIRED_TAGS:
+        raise ValueError(
+            f"{version.name}/{version.version} was not created by `register`: register its run"
+        )
+    return tags
+
+
 def fetch(uri: str, model_id: str, sha256: str) -> Path:
-    """The archive of a logged model, from the cache or downloaded into it."""
+    """Return the archive of a logged model, downloaded into the cache if it is not there."""
     cache = cache_dir() / "models"
     path = cache / f"{sha256}.pt2"
     if not path.exists():

@@ -1,8 +1,9 @@
-"""Large pictures through a network that takes small ones, in bounded memory and without seams.
+"""Fill large images with a network that accepts small ones: bounded memory, no visible seams.
 
-Each group of holes is one crop where it fits a tile, its surroundings included. Where it does not,
-tiles with overlap cover it, weighted down to nothing at their rims; a tile that is mostly hole
-has too little to go by, so there the fill of the whole picture, made small, shows through.
+A group of neighboring holes that fits into one tile is filled in one crop that includes its
+surroundings. A larger group is covered by overlapping tiles, weighted down to zero towards their
+edges. A tile that is mostly hole has too few known pixels; there, a fill of the whole image at
+reduced size is used instead.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ Fill = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 Device = torch.device | str
-MOSTLY_HOLE = 0.6  # networks are trained on holes of up to 60 % of the picture
+MOSTLY_HOLE = 0.6  # networks are trained on holes of up to 60 % of the image
 
 
 class Box(NamedTuple):
@@ -27,7 +28,7 @@ class Box(NamedTuple):
     right: int
 
     @property
-    def of(self) -> tuple[slice, slice]:
+    def slices(self) -> tuple[slice, slice]:
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
@@ -39,66 +40,67 @@ def fill_any(
     overlap: int = 64,
     device: Device = "cpu",
 ) -> Bytes:
-    """The picture with its holes filled, known pixels bit for bit.
+    """Fill the holes of an image; known pixels stay bit-identical.
 
     image: uint8 H×W×3; mask: uint8 H×W, 1 = hole. The network sees at most tile×tile pixels.
     """
     if not 0 < 2 * overlap < tile:
-        raise ValueError(f"overlap={overlap} of tile={tile}: give 0 < overlap < tile / 2")
-    if not mask.any():
-        return image.copy()
+        raise ValueError(f"overlap={overlap} with tile={tile}: expected 0 < overlap < tile / 2")
     result = image.copy()
+    if not mask.any():
+        return result
     height, width = mask.shape
     if max(height, width) <= tile:
-        return _paste(result, _ask(fill, image, mask, device), mask, Box(0, 0, height, width))
+        return _paste(result, _fill_crop(fill, image, mask, device), mask, Box(0, 0, height, width))
     coarse: Floats | None = None
-    near = cv2.dilate(mask, np.ones((2 * overlap + 1, 2 * overlap + 1), np.uint8))
-    count, groups, stats, _ = cv2.connectedComponentsWithStats(near, connectivity=8)
+    # Holes closer than twice the overlap form one group.
+    dilated = cv2.dilate(mask, np.ones((2 * overlap + 1, 2 * overlap + 1), np.uint8))
+    count, groups, stats, _ = cv2.connectedComponentsWithStats(dilated, connectivity=8)
     for group in range(1, count):
         box = _tight(mask, _box(stats[group]))
         if max(box.bottom - box.top, box.right - box.left) <= tile - 2 * overlap:
             crop = _around(box, tile, height, width)
-            answer = _ask(fill, image[crop.of], mask[crop.of], device)
+            filled = _fill_crop(fill, image[crop.slices], mask[crop.slices], device)
         else:
             if coarse is None:
                 coarse = _coarse(fill, image, mask, tile, device)
             crop = box
-            answer = _blend(fill, image, mask, box, coarse, tile, overlap, device)
-        _paste(result, answer, mask[crop.of] * (groups[crop.of] == group), crop)
+            filled = _blend(fill, image, mask, box, coarse, tile, overlap, device)
+        _paste(result, filled, mask[crop.slices] * (groups[crop.slices] == group), crop)
     return result
 
 
 def _box(stats: NDArray[np.int32]) -> Box:
-    """The box of one row of OpenCV's component statistics."""
+    """Convert one row of OpenCV's component statistics to a box."""
     left, top, width, height = (int(x) for x in stats[:4])
     return Box(top, left, top + height, left + width)
 
 
 def _tight(mask: Bytes, box: Box) -> Box:
-    """The part of the box that the holes inside it span."""
-    inside = mask[box.of]
+    """Shrink the box to the holes inside it."""
+    inside = mask[box.slices]
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     top, left = box.top + int(rows[0]), box.left + int(columns[0])
     return Box(top, left, box.top + int(rows[-1]) + 1, box.left + int(columns[-1]) + 1)
 
 
 def _around(box: Box, tile: int, height: int, width: int) -> Box:
-    """The tile (or less, at small pictures) with the box in its middle, inside the picture."""
+    """Return a tile centered on the box but inside the image; smaller if the image is."""
     top = min(max(0, (box.top + box.bottom - tile) // 2), max(0, height - tile))
     left = min(max(0, (box.left + box.right - tile) // 2), max(0, width - tile))
     return Box(top, left, min(height, top + tile), min(width, left + tile))
 
 
 def _coarse(fill: Fill, image: Bytes, mask: Bytes, tile: int, device: Device) -> Floats:
-    """The whole picture filled at a size that fits the tile, at full size again."""
+    """Fill the whole image, scaled down to fit the tile, and scale the result back up."""
     height, width = mask.shape
     scale = tile / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     holes = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
-    answer = _ask(fill, small, holes.astype(np.uint8), device)
-    answer = np.where(holes[..., None], answer, small.astype(np.float32))
-    large = cv2.resize(answer, (width, height), interpolation=cv2.INTER_LINEAR)
+    filled = _fill_crop(fill, small, holes.astype(np.uint8), device)
+    filled = np.where(holes[..., None], filled, small.astype(np.float32))
+    large = cv2.resize(filled, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.asarray(large, np.float32)
 
 
@@ -112,16 +114,16 @@ def _blend(
     overlap: int,
     device: Device,
 ) -> Floats:
-    """Overlapping tiles over the box, in one weighted sum; `coarse` where no tile knows enough."""
+    """Blend overlapping tiles over the box; use `coarse` where tiles have too few known pixels."""
     height, width = mask.shape
     total = np.zeros((box.bottom - box.top, box.right - box.left, 4), np.float32)
     for top in _starts(box.top, box.bottom, height, tile, overlap):
         for left in _starts(box.left, box.right, width, tile, overlap):
             crop = Box(top, left, min(height, top + tile), min(width, left + tile))
-            holes = mask[crop.of]
+            holes = mask[crop.slices]
             if not holes.any() or holes.mean() > MOSTLY_HOLE:
                 continue
-            answer = _ask(fill, image[crop.of], holes, device)
+            filled = _fill_crop(fill, image[crop.slices], holes, device)
             weight = np.outer(
                 _ramp(crop.top, crop.bottom, height, overlap),
                 _ramp(crop.left, crop.right, width, overlap),
@@ -131,18 +133,18 @@ def _blend(
             )
             if both.top >= both.bottom or both.left >= both.right:
                 continue
-            there = _shift(both, box).of
-            here = _shift(both, crop).of
-            total[there][..., :3] += (weight * answer)[here]
-            total[there][..., 3:] += weight[here]
+            inside_box = _shift(both, box).slices
+            inside_crop = _shift(both, crop).slices
+            total[inside_box][..., :3] += (weight * filled)[inside_crop]
+            total[inside_box][..., 3:] += weight[inside_crop]
     weight = total[..., 3:]
-    sure = np.minimum(weight, 1)
-    blended = total[..., :3] / np.maximum(weight, 1) + (1 - sure) * coarse[box.of]
+    confidence = np.minimum(weight, 1)
+    blended = total[..., :3] / np.maximum(weight, 1) + (1 - confidence) * coarse[box.slices]
     return np.asarray(blended, np.float32)
 
 
 def _starts(first: int, last: int, length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin so that [first, last) lies inside their full-weight parts."""
+    """Tile positions such that their full-weight parts cover [first, last)."""
     step = tile - overlap
     start = max(0, first - overlap)
     starts = [start]
@@ -152,7 +154,7 @@ def _starts(first: int, last: int, length: int, tile: int, overlap: int) -> list
 
 
 def _ramp(start: int, end: int, length: int, overlap: int) -> Floats:
-    """1 inside, falling to 0 over `overlap` towards rims that are not the picture's own."""
+    """Weights: 1 inside, falling to 0 over `overlap` towards edges inside the image."""
     inside = np.arange(end - start) + 0.5
     rise = np.ones(end - start) if start == 0 else np.minimum(1, inside / overlap)
     fall = np.ones(end - start) if end == length else np.minimum(1, inside[::-1] / overlap)
@@ -165,17 +167,17 @@ def _shift(box: Box, origin: Box) -> Box:
 
 
 @torch.no_grad()
-def _ask(fill: Fill, image: Bytes, mask: Bytes, device: Device) -> Floats:
-    """The network's answer to one crop, float32 H×W×3 in [0, 255]; hidden pixels are erased."""
+def _fill_crop(fill: Fill, image: Bytes, mask: Bytes, device: Device) -> Floats:
+    """Run the network on one crop, its hole erased: float32 H×W×3 in [0, 255]."""
     known = np.where(mask[..., None] != 0, 0, image).astype(np.float32) / 255
     pixels = torch.from_numpy(known).permute(2, 0, 1)[None].contiguous().to(device)
     holes = torch.from_numpy(np.ascontiguousarray(mask != 0)).float()[None, None].to(device)
-    answer = fill(pixels, holes)[0].clamp(0, 1).mul(255)
-    return answer.permute(1, 2, 0).float().cpu().numpy()
+    filled = fill(pixels, holes)[0].clamp(0, 1).mul(255)
+    return filled.permute(1, 2, 0).float().cpu().numpy()
 
 
-def _paste(result: Bytes, answer: Floats, holes: Bytes, box: Box) -> Bytes:
-    """Rounds the answer into the result's holes inside the box."""
-    place = result[box.of]
-    place[holes != 0] = np.round(answer[holes != 0]).astype(np.uint8)
+def _paste(result: Bytes, filled: Floats, holes: Bytes, box: Box) -> Bytes:
+    """Write the rounded fill into the holes of the result inside the box."""
+    target = result[box.slices]
+    target[holes != 0] = np.round(filled[holes != 0]).astype(np.uint8)
     return result

@@ -1,13 +1,12 @@
-"""The whole path, from photographs on disk to a promoted model that inpaints.
+"""`quickstart`: the whole path, from photographs on disk to a promoted model that inpaints.
 
-Every step is the command that a user would give, run as one and printed; this file only chooses
-its arguments and reads its `--json`. A second run reuses what stands; a step whose command or
-recipe has changed is done anew with all that follow it.
+Each step is an ordinary command, printed and run as a user would run it; this file only sets its
+arguments and reads its `--json` result. Re-running skips completed steps. A step whose command or
+recipe changed is run again, with every step after it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,12 +15,13 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from pipeline.common import locks
+from pipeline.common.console import say, table
 from pipeline.common.errors import ConfigError
 from pipeline.config.compose import compose
 from pipeline.config.schema import QuickstartConfig
@@ -30,48 +30,88 @@ from pipeline.launch.topology import visible_gpus
 from pipeline.launch.workers import attended
 from shards import store
 
-MARK = "quickstart.json"
+RECORD = "quickstart.json"
+LOCK = ".quickstart.lock"
 MODEL = "inpaint-msanet"
-BASELINES = ("mean_colour", "telea")
+BASELINES = {"mean_colour": "mean color", "telea": "Telea"}
+PAIRS = "data.url={out}/shards masks.url={out}/masks split=test"
 
 
 @dataclass(frozen=True)
 class Step:
-    """A verb with its words, or what no verb does: making photographs.
+    """One command, or one function of the output folder, and the files that it makes there.
 
-    `identity`: what its result depends on, beside the steps before. `makes` is removed before it
-    is done anew, unless `resumes`: the same command then continues what it made.
+    The files are removed before the step runs again, unless it `resumes`: the same command then
+    continues them. `identity` is all that the result depends on, besides the steps before it.
     """
 
     name: str
+    makes: tuple[str, ...]
     identity: str
-    makes: tuple[Path, ...]
     words: tuple[str, ...] = ()
-    act: Callable[[], Any] | None = None
+    function: Callable[[Path], Any] | None = None
     resumes: bool = False
 
     @property
     def shown(self) -> str:
         return f"python -m pipeline {shlex.join(self.words)}" if self.words else self.name
 
-    def stands(self, known: dict[str, Any] | None) -> bool:
-        """True where it was done as it would be now, and what it made is there."""
-        same = known is not None and known["done"] and known["identity"] == self.identity
-        return same and all(path.exists() for path in self.makes)
+    def is_complete(self, out: Path, entry: dict[str, Any] | None) -> bool:
+        """Return whether the recorded step finished, is unchanged, and its files exist."""
+        return (
+            entry is not None
+            and entry["done"]
+            and entry["identity"] == self.identity
+            and all((out / name).exists() for name in self.makes)
+        )
+
+
+def steps(given: str) -> list[Step]:
+    """Return the steps in order. `given` is `out=` as the user wrote it."""
+
+    def local(name: str, function: Callable[[Path], Any], *makes: str) -> Step:
+        source = hashlib.sha256(Path(photographs.__file__).read_bytes()).hexdigest()
+        return Step(name, makes, source, function=function)
+
+    def command(name: str, words: str, *makes: str, resumes: bool = False) -> Step:
+        words = f"{name.split()[0]} {words}"
+        arguments = tuple(word.format(out=given) for word in words.split())
+        return Step(name, makes, words + (_recipe() if resumes else ""), arguments, None, resumes)
+
+    train = "experiment=quickstart run={out}/run data.url={out}/shards"
+    train += " processes=auto" if visible_gpus() == 1 else ""  # NCCL needs a GPU per process
+    predict = f"model=models:/{MODEL}@champion image={{out}}/coffee.png "
+    predict += "mask={out}/coffee_mask.png out={out}/coffee_filled.png strip=true"
+    return [
+        local("photographs", _photographs, "photographs"),
+        command("shard", "source={out}/photographs out={out}/shards data.name=skimage", "shards"),
+        command("masks", "out={out}/masks size=256 per_bucket=24", "masks"),
+        command("train", train, "run", "mlflow.db", "mlartifacts", resumes=True),
+        command("evaluate", f"checkpoint={{out}}/run {PAIRS}"),
+        *(
+            command(f"evaluate {b}", f"model={b} {PAIRS} out={{out}}/{b}.parquet", f"{b}.parquet")
+            for b in BASELINES
+        ),
+        command("register", "run={out}/run checkpoint=last"),
+        command("promote", f"{MODEL} run={{out}}/run"),
+        local("photograph", _object_to_remove, "coffee.png", "coffee_mask.png"),
+        command("predict", predict, "coffee_filled.png", "coffee_filled_strip.png"),
+    ]
 
 
 def main(config: QuickstartConfig) -> dict[str, Any]:
-    """Do, or reuse, every step in `out`; the evaluation's result beside its yardsticks."""
+    """Run or skip every step; return the evaluation of the network and of the baselines."""
     out = folder(config.out)
-    with record_of(out, config.out) as record:
-        for step in steps(out, config.out):
-            record.do(step)
+    with lock(out, config.out):
+        record = StepRecord(out, config.out)
+        for step in steps(config.out):
+            record.run(step)
     done = record.results
+    baselines = {name: {"buckets": done[f"evaluate {name}"]["buckets"]} for name in BASELINES}
     return {
         **{k: done["evaluate"][k] for k in ("protocol", "weights", "pairs", "buckets", "mean6")},
-        "yardsticks": {
-            name: {"buckets": done[f"evaluate {name}"]["buckets"]} for name in BASELINES
-        },
+        "baselines": baselines,
+        "yardsticks": baselines,  # its old name, kept for one release
         "strip": done["predict"]["strips"][0],
         "seconds": {**record.seconds, "total": round(sum(record.seconds.values()), 1)},
         "peak_rss_mb": round(record.peak_mb),
@@ -83,204 +123,144 @@ def main(config: QuickstartConfig) -> dict[str, Any]:
 
 
 def dry_run(config: QuickstartConfig) -> str:
-    """Each step's command, and whether it would be done or reused."""
+    """List each step's command, and whether it would run."""
     out = folder(config.out)
-    before = remembered(out, config.out)
+    before = recorded(out, config.out)
     lines = []
-    for step in steps(out, config.out):
-        reused = step.stands(before.get(step.name))
-        before = before if reused else {}
-        lines.append(f"would {'reuse' if reused else 'do   '}  {step.shown}")
+    for step in steps(config.out):
+        complete = step.is_complete(out, before.get(step.name))
+        before = before if complete else {}
+        lines.append(f"would {'skip' if complete else 'run '}  {step.shown}")
     return "\n".join(lines)
-
-
-def steps(out: Path, said: str) -> list[Step]:
-    """The path, in order. `said` is `out` as the user wrote it."""
-
-    def verb(name: str, words: str, *makes: str, resumes: bool = False) -> Step:
-        identity = words + (_recipe() if resumes else "")
-        given = tuple(word.format(out=said) for word in words.split())
-        return Step(name, identity, tuple(out / m for m in makes), given, resumes=resumes)
-
-    def local(name: str, act: Callable[[Path], Any], *makes: str) -> Step:
-        source = hashlib.sha256(Path(photographs.__file__).read_bytes()).hexdigest()
-        return Step(name, source, tuple(out / m for m in makes), act=lambda: act(out))
-
-    shard = "shard source={out}/photographs out={out}/shards data.name=skimage"
-    pairs = "data.url={out}/shards masks.url={out}/masks split=test"
-    run = "train experiment=quickstart run={out}/run data.url={out}/shards"
-    run += " processes=auto" if visible_gpus() == 1 else ""  # NCCL wants a GPU for each
-    picture = "image={out}/coffee.png mask={out}/coffee_mask.png out={out}/coffee_filled.png"
-    return [
-        local("photographs", _photographs, "photographs"),
-        verb("shard", shard, "shards"),
-        verb("masks", "masks out={out}/masks size=256 per_bucket=24", "masks"),
-        verb("train", run, "run", "mlflow.db", "mlartifacts", resumes=True),
-        verb("evaluate", f"evaluate checkpoint={{out}}/run {pairs}"),
-        *(
-            verb(
-                f"evaluate {name}",
-                f"evaluate model={name} {pairs} out={{out}}/{name}.parquet",
-                f"{name}.parquet",
-            )
-            for name in BASELINES
-        ),
-        verb("register", "register run={out}/run checkpoint=last"),
-        verb("promote", f"promote {MODEL} run={{out}}/run"),
-        local("photograph", _object_to_remove, "coffee.png", "coffee_mask.png"),
-        verb(
-            "predict",
-            f"predict model=models:/{MODEL}@champion {picture} strip=true",
-            "coffee_filled.png",
-            "coffee_filled_strip.png",
-        ),
-    ]
 
 
 def show(result: dict[str, Any]) -> str:
-    """The table, the picture's path and what to do next."""
+    """Return the table of scores, the image's path and how to continue."""
     from pipeline.tracking.client import ui_command
 
-    network, rows = result["buckets"], result["yardsticks"]
-    lines = ["", "PSNR in dB on the composite, held-out photographs (best of a row: *)", ""]
-    names = ("MSA-Net", "mean colour", "Telea")
-    lines.append(f"{'hole ratio':<12}{'pairs':>6}" + "".join(f"{n:>14}" for n in names))
+    network = result["buckets"]
+    baselines = {name: result["baselines"][name]["buckets"] for name in BASELINES}
+    rows = [["hole ratio", "pairs", "MSA-Net ", *(f"{title} " for title in BASELINES.values())]]
     for bucket, row in network.items():
-        found = [row["psnr"], *(rows[n]["buckets"][bucket]["psnr"] for n in BASELINES)]
-        cells = "".join(f"{v:>13.2f}{'*' if v == max(found) else ' '}" for v in found)
-        lines.append(f"{bucket:<12}{row['n']:>6}" + cells)
-    lines += ["", _verdict(network, rows)]
-    minutes = result["seconds"]["total"] / 60
-    reused = f", {len(result['reused'])} steps reused" if result["reused"] else ""
-    lines += [
-        "",
-        f"{minutes:.1f} minutes{reused}; {result['model_uri']} is registered, and promoted as "
-        f"champion {MODEL}/{result['promoted']}",
-        f"original, mask, result:  {result['strip']}",
-        f"the run in MLflow:       {ui_command(result['tracking_uri'])}",
-        f"to go on by hand:        export MLFLOW_TRACKING_URI={result['tracking_uri']}",
-    ]
-    return "\n".join(lines)
+        scores = [row["psnr"], *(buckets[bucket]["psnr"] for buckets in baselines.values())]
+        cells = [f"{score:.2f}{'*' if score == max(scores) else ' '}" for score in scores]
+        rows.append([bucket, row["n"], *cells])
+    wins = []
+    for name, title in (("mean_colour", "the mean color"), ("telea", "Telea")):
+        won = sum(row["psnr"] > baselines[name][b]["psnr"] for b, row in network.items())
+        wins.append(f"better than {title} in {won} of {len(network)} rows")
+    lines = "\n".join(table(rows, "<>"))
+    minutes = f"{result['seconds']['total'] / 60:.1f} minutes"
+    if result["reused"]:
+        minutes += f", {len(result['reused'])} steps skipped"
+    model = f"{result['model_uri']} is registered, and promoted as champion {MODEL}"
+    return f"""
+PSNR in dB on the composite, held-out photographs (best of a row: *)
 
+{lines}
 
-def _verdict(network: dict[str, Any], rows: dict[str, Any]) -> str:
-    """In words, how many buckets the network wins against each yardstick."""
-    said = []
-    for key, name in (("mean_colour", "the mean colour"), ("telea", "Telea")):
-        theirs = rows[key]["buckets"]
-        won = sum(row["psnr"] > theirs[bucket]["psnr"] for bucket, row in network.items())
-        said.append(f"better than {name} in {won} of {len(network)} rows")
-    return "The trained network is " + ", ".join(said) + "."
+The trained network is {", ".join(wins)}.
+
+{minutes}; {model}/{result["promoted"]}
+original, mask, result:  {result["strip"]}
+the run in MLflow:       {ui_command(result["tracking_uri"])}
+to continue by hand:     export MLFLOW_TRACKING_URI={result["tracking_uri"]}"""
 
 
 class StepRecord:
-    """What was done in one folder, as `quickstart.json` remembers it."""
+    """The steps run in one folder, as its `quickstart.json` records them."""
 
-    def __init__(self, out: Path, said: str) -> None:
+    def __init__(self, out: Path, given: str) -> None:
         self.out = out
         self.results: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
         self.reused: list[str] = []
         self.peak_mb = 0.0
-        self._before = remembered(out, said)
+        self._before = recorded(out, given)
         self._now: dict[str, Any] = {}
         if self._before:
-            done = [name for name, step in self._before.items() if step["done"]]
-            print(f"{said} holds {', '.join(done) or 'nothing finished'}", file=sys.stderr)
+            done = [name for name, entry in self._before.items() if entry["done"]]
+            say(f"completed steps in {given}: {', '.join(done) or 'none'}")
 
-    def do(self, step: Step) -> None:
-        """Do a step, or take over its result where it and all before it stand."""
-        print(f"\n{'$' if step.words else '#'} {step.shown}", file=sys.stderr, flush=True)
-        known = self._before.get(step.name)
-        if known is not None and step.stands(known):
-            print("reused", file=sys.stderr, flush=True)
+    def run(self, step: Step) -> None:
+        """Run a step, or reuse its result if it and all steps before it are complete."""
+        say(f"\n{'$' if step.words else '#'} {step.shown}")
+        entry = self._before.get(step.name)
+        if entry is not None and step.is_complete(self.out, entry):
+            say("already complete, skipped")
             self.reused.append(step.name)
-            self._now[step.name] = known
         else:
-            if not (step.resumes and known is not None and known["identity"] == step.identity):
-                _remove(step.makes)
-            self._before = {}  # what follows was made from something else
-            self._now[step.name] = {"identity": step.identity, "done": False}
-            self._write()
-            began = time.monotonic()
-            result = step.act() if step.act else self._call(step.words)
-            self.seconds[step.name] = round(time.monotonic() - began, 1)
-            self._now[step.name] = {"identity": step.identity, "done": True, "result": result}
-        self._write()
-        self.results[step.name] = self._now[step.name]["result"]
+            if not (step.resumes and entry is not None and entry["identity"] == step.identity):
+                for path in (self.out / name for name in step.makes if (self.out / name).exists()):
+                    say(f"removing {path}, made by another command")
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            self._before = {}  # later steps were made from another result
+            entry = {"identity": step.identity, "done": False}
+            self._write(step.name, entry)
+            start = time.monotonic()
+            result = step.function(self.out) if step.function else self._call(step.words)
+            self.seconds[step.name] = round(time.monotonic() - start, 1)
+            entry = {**entry, "done": True, "result": result}
+        self._write(step.name, entry)
+        self.results[step.name] = entry["result"]
 
     def _call(self, words: tuple[str, ...]) -> Any:
-        """Run a verb as a user would; SystemExit with its status where it does not end well."""
+        """Run a command as a user would; SystemExit with its status if it fails."""
         environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri(self.out)}
         command = [sys.executable, "-m", "pipeline", *words, "--json"]
-        with tempfile.TemporaryFile("w+") as answer:
-            status, peak = attended(command, environment, answer)
+        with tempfile.TemporaryFile("w+") as stdout:
+            status, peak = attended(command, environment, stdout)
             self.peak_mb = max(self.peak_mb, peak)
             if status:
                 raise SystemExit(status)
-            answer.seek(0)
-            return json.loads(answer.read().splitlines()[-1])
+            stdout.seek(0)
+            return json.loads(stdout.read().splitlines()[-1])
 
-    def _write(self) -> None:
+    def _write(self, name: str, entry: dict[str, Any]) -> None:
+        self._now[name] = entry
         text = json.dumps({**self._before, **self._now}, indent=1) + "\n"
-        store.write(self.out / MARK, text.encode())
+        store.write(self.out / RECORD, text.encode())
 
 
-@contextmanager
-def record_of(out: Path, said: str) -> Iterator[StepRecord]:
-    """The folder's record, held: a second quickstart there is refused."""
-    remembered(out, said)
+def lock(out: Path, given: str) -> TextIO:
+    """Lock the folder until the file is closed; ConfigError if it cannot be used."""
+    recorded(out, given)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = open(out / ".quickstart.lock", "w")  # noqa: SIM115
+        return locks.hold(out / LOCK)
+    except locks.Held:
+        reason = "is in use by another quickstart: wait for it, or"
     except OSError as error:
-        raise ConfigError(
-            f"out={said} cannot be written ({error.strerror}): name another"
-        ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"another quickstart works in out={said}: wait for it, or name another"
-            ) from None
-        yield StepRecord(out, said)
+        reason = f"cannot be written ({error.strerror}):"
+    raise ConfigError(f"out={given} {reason} choose another folder")
 
 
-def folder(said: str) -> Path:
-    """`out=` as an absolute path; ConfigError for a URL."""
-    if "://" in said or not said:
-        raise ConfigError(f"out={said} is no folder: quickstart works in a folder of this machine")
-    return Path(said).absolute()
+def folder(given: str) -> Path:
+    """Return `out=` as an absolute path; ConfigError for a URL."""
+    if "://" in given or not given:
+        raise ConfigError(f"invalid out={given!r}: expected a folder of this machine")
+    return Path(given).absolute()
 
 
 def tracking_uri(out: Path) -> str:
-    """Quickstart's own record, whatever server the environment names."""
+    """The folder's own MLflow database, whatever server the environment names."""
     return f"sqlite:///{out}/mlflow.db"
 
 
-def remembered(out: Path, said: str) -> dict[str, Any]:
-    """The steps of `out`; ConfigError where it is no quickstart's folder."""
-    if (out / MARK).is_file():
+def recorded(out: Path, given: str) -> dict[str, Any]:
+    """Read the recorded steps of `out`; ConfigError if the folder holds other files."""
+    if (out / RECORD).is_file():
         try:
-            found = json.loads((out / MARK).read_text())
-            if all({"identity", "done"} <= set(step) for step in found.values()):
-                return found
+            entries = json.loads((out / RECORD).read_text())
+            if all({"identity", "done"} <= set(entry) for entry in entries.values()):
+                return entries
         except (ValueError, AttributeError, TypeError):
             pass
-        raise ConfigError(f"out={said} holds a {MARK} that cannot be read: remove the folder")
-    if out.is_file() or out.is_dir() and [n for n in os.listdir(out) if n != ".quickstart.lock"]:
+        raise ConfigError(f"out={given}: {RECORD} cannot be read; remove the folder")
+    if out.is_file() or out.is_dir() and set(os.listdir(out)) - {LOCK}:
         raise ConfigError(
-            f"out={said} holds something else (no {MARK}): name an empty or a new folder"
+            f"out={given} holds other files (no {RECORD}): choose an empty or a new folder"
         )
     return {}
-
-
-def _remove(made: tuple[Path, ...]) -> None:
-    for path in made:
-        if path.exists():
-            print(f"removes {path}, made by another command", file=sys.stderr, flush=True)
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _recipe() -> str:
@@ -291,11 +271,11 @@ def _recipe() -> str:
 def _photographs(out: Path) -> dict[str, int]:
     counts = photographs.write_crops(out / "photographs")
     for split, names in photographs.SPLITS.items():
-        print(f"{split}: {counts[split]} crops of {', '.join(names)}", file=sys.stderr)
+        say(f"{split}: {counts[split]} crops of {', '.join(names)}")
     return counts
 
 
 def _object_to_remove(out: Path) -> None:
-    picture, mask = photographs.spoon()
-    picture.save(out / "coffee.png")
+    image, mask = photographs.spoon()
+    image.save(out / "coffee.png")
     mask.save(out / "coffee_mask.png")

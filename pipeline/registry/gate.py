@@ -1,8 +1,8 @@
-"""Whether a model may replace the champion: a pure function of two tables of per-image scores.
+"""Decide whether a model may replace the champion: a pure function of two per-image score tables.
 
-Both tables hold the same pictures with the same holes, so that differences are taken pair by pair
-and their mean has a bootstrap interval. "Not worse" must be shown: the interval's lower end has to
-lie above minus the tolerance, and few pairs show little.
+Both tables hold the same images with the same holes: differences are taken pair by pair, and their
+mean has a bootstrap interval. "Not worse" must be shown: the lower end of the interval must lie
+above minus the tolerance, so too few pairs fail the gate.
 """
 
 from collections.abc import Mapping
@@ -35,9 +35,9 @@ def decide(
     ssim: str,
     rules: Rules,
 ) -> tuple[list[str], dict[str, Any]]:
-    """Reasons against the challenger (none: it passes), and the figures they rest on.
+    """Return the reasons against the challenger (none: it passes) and the figures behind them.
 
-    Without a champion only the floors are asked. ssim: the convention of the protocol.
+    Without a champion only the floors apply. ssim: the convention of the protocol.
     """
     printed = metrics.printed_metrics(ssim)
     columns = {key: printed[key].name for key in ("psnr", "ssim")}

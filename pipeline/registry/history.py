@@ -1,11 +1,11 @@
-"""The history of a production model: an append-only log of versions, and what follows from it.
+"""The promotion history of a registered model: an append-only log of versions.
 
-A promotion is one new version that says, in tags set as it is created, which champion its gate was
-decided against (`gate.baseline`). Numbers come from the database, so all readers see one order, and
-`fold` gives the champion: a version counts if its baseline was the champion when its turn came. Of
-two that were decided against the same champion, the later one does not count. The alias `champion`
-only repeats what `fold` says. Each version holds the hash of its baseline's tags, so that a change
-of the past shows.
+A promotion creates one new version. Tags set at its creation name the champion that its gate
+decision was made against (`gate.baseline`). Version numbers come from the database, so all readers
+see one order. `fold` computes the champion: a version counts if its baseline was the champion when
+its turn came. Of two promotions decided against the same champion, the later one does not count.
+The alias `champion` only repeats the result of `fold`. Each version holds the hash of its
+baseline's tags, so that changes to past entries are detected.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ UNSEALED = ("gate.digest", "gate.result")
 
 
 class History(NamedTuple):
-    """`line`: every champion in order. `stack`: those that a rollback can go back through."""
+    """`line`: all champions in order. `stack`: those that rollbacks can return to."""
 
     line: list[Any]
     stack: list[Any]
@@ -35,7 +35,7 @@ class History(NamedTuple):
 
 
 def fold(versions: list[Any]) -> History:
-    """`versions`: all of one registered model, oldest first."""
+    """Fold all versions of one registered model, oldest first, into its history."""
     line: list[Any] = []
     stack: list[Any] = []
     for version in versions:
@@ -57,12 +57,12 @@ def number(line: list[Any]) -> int:
 
 
 def content(version: Any) -> str:
-    """The promotion whose bytes a version holds: its own, or the one rolled back to."""
+    """Number of the promotion whose files a version holds: its own, or the one rolled back to."""
     return version.tags.get("gate.content", str(version.version))
 
 
 def append(client: Any, name: str, source: Any, tags: dict[str, str], baseline: Any | None) -> Any:
-    """Creates the version that claims to follow `baseline`; returns it. `settle` tells if it does.
+    """Create the version that claims to follow `baseline`; `settle` decides whether it does.
 
     source: (logged model id, run id or None, description).
     """
@@ -84,52 +84,50 @@ def append(client: Any, name: str, source: Any, tags: dict[str, str], baseline: 
 
 
 def target(name: str, history: History, version: int | None) -> Any:
-    """The promotion that a rollback goes back to; ValueError where there is none."""
+    """Return the promotion that a rollback restores; ValueError if there is none."""
     if not history.line:
-        raise ValueError(f"{name} never had a champion: promote a version first")
+        raise ValueError(f"{name} has no champion: promote a version first")
     if version is not None:
         return promoted(name, history.line[:-1], version)
     if len(history.stack) < 2:
-        raise ValueError(f"{name} has no champion before {history.line[-1].version}")
+        raise ValueError(f"{name} has no earlier champion than {history.line[-1].version}")
     return history.stack[-2]
 
 
 def promoted(name: str, among: list[Any], version: int) -> Any:
-    """The version of that number `among` those that were champions; ValueError lists them."""
-    past = {int(each.version): each for each in among if "gate.digest" in each.tags}
-    if version not in past:
-        known = ", ".join(map(str, past)) or "none"
-        raise ValueError(f"version {version} of {name} was no champion; those were: {known}")
-    return past[version]
+    """Return the version of that number among former champions; ValueError lists them."""
+    champions = {int(each.version): each for each in among if "gate.digest" in each.tags}
+    if version not in champions:
+        known = ", ".join(map(str, champions)) or "none"
+        raise ValueError(f"version {version} of {name} was never champion; choose from: {known}")
+    return champions[version]
 
 
 def settle(client: Any, name: str) -> History:
-    """Makes the alias say what the history says; by any number of processes at once.
+    """Set the alias to the champion of the history; safe for concurrent processes.
 
     Raises ValueError if a promoted version was deleted: the history would name an old champion.
     """
-    from pipeline.tracking.model_versions import versions
-
     while True:
-        every = versions(client, name)
+        every = model_versions.versions(client, name)
         model = client.get_registered_model(name)
-        if gone := deleted(model, every):
+        if missing := deleted(model, every):
             raise ValueError(
-                f"{name} lost its promoted version {gone[0]}: choose the version to go on from "
-                f"with `rollback {name} version=N`"
+                f"promoted version {missing[0]} of {name} was deleted: choose the version to "
+                f"continue from with `rollback {name} version=N`"
             )
         history = fold(every)
         champion = history.champion
         if champion is None or str(model.aliases.get(ALIAS)) == str(champion.version):
             return history
-        # Another process may have read an older state and set it last: look again after setting.
+        # Another process may have read an older state and set it last: check again after setting.
         client.set_registered_model_alias(name, ALIAS, str(champion.version))
         head = f"{champion.version} {champion.tags['gate.digest']}"
         client.set_registered_model_tag(name, HEAD, head)
 
 
 def deleted(model: Any, versions: list[Any]) -> list[int]:
-    """Numbers of promoted versions that others build on and that are no longer there."""
+    """Numbers of deleted versions that other promotions, or the model's tag, refer to."""
     named = {
         int(v.tags["gate.baseline"])
         for v in versions
@@ -140,7 +138,7 @@ def deleted(model: Any, versions: list[Any]) -> list[int]:
 
 
 def repair(client: Any, name: str, versions: list[Any], target: Any) -> None:
-    """After a deletion: `target` is the champion that the log's remains name from now on."""
+    """After a deletion: make `target` the champion that the remaining log names."""
     for version in versions:
         baseline = version.tags.get("gate.baseline")
         if baseline and int(baseline) in deleted(client.get_registered_model(name), versions):
@@ -149,29 +147,30 @@ def repair(client: Any, name: str, versions: list[Any], target: Any) -> None:
 
 
 def faults(model: Any, versions: list[Any]) -> list[str]:
-    """What is wrong with the record: deleted or changed versions, an alias moved by hand."""
-    found = [f"promoted version {number} was deleted" for number in deleted(model, versions)]
-    there = {int(version.version): version for version in versions}
+    """List faults of the record: deleted or changed versions, an alias moved by hand."""
+    lines = [f"promoted version {number} was deleted" for number in deleted(model, versions)]
+    by_number = {int(version.version): version for version in versions}
     for version in versions:
         tags = version.tags
         if "gate.digest" not in tags:
             continue
         if digest(tags) != tags["gate.digest"]:
-            found.append(f"the tags of version {version.version} were changed")
-        baseline = there.get(int(tags["gate.baseline"]))
+            lines.append(f"the tags of version {version.version} were changed")
+        baseline = by_number.get(int(tags["gate.baseline"]))
         if baseline is not None and baseline.tags.get("gate.digest") != tags["gate.previous"]:
-            found.append(
-                f"version {version.version} was decided against another {baseline.version}"
+            lines.append(
+                f"version {baseline.version} changed after version {version.version} was decided "
+                "against it"
             )
-    alias = model.aliases.get(ALIAS)
+    alias = str(model.aliases.get(ALIAS, "nothing"))
     champion = fold(versions).champion
-    if str(alias) != str(champion.version if champion else None):
-        expected = champion.version if champion else "nothing"
-        found.append(
-            f"alias {ALIAS} says {alias or 'nothing'}, the history {expected}: the next promote or "
-            "rollback sets it right"
+    expected = str(champion.version) if champion else "nothing"
+    if alias != expected:
+        lines.append(
+            f"alias {ALIAS} names {alias}, the history {expected}: the next promote or rollback "
+            "corrects it"
         )
-    return found
+    return lines
 
 
 def digest(tags: dict[str, str]) -> str:
@@ -180,19 +179,19 @@ def digest(tags: dict[str, str]) -> str:
 
 
 def verify(name: str, root: str = "runs") -> dict[str, Any]:
-    """Checks the record and every promoted file. Raises ValueError that names what is wrong."""
+    """Check the history and every promoted file. Raises ValueError that lists the faults."""
     uri = tracking_uri(root)
     client = connect(uri, make=False)
     with errors.explained(uri):
         model_versions.find_version(client, f"models:/{name}")
         every = model_versions.versions(client, name)
-        found = faults(client.get_registered_model(name), every)
-        promoted = [version for version in every if "gate.digest" in version.tags]
-        for version in promoted:
-            found += _damage(uri, version)
-    if found:
-        raise ValueError(f"{name}: {'; '.join(found)}")
-    return {"name": name, "versions": len(promoted), "faults": []}
+        lines = faults(client.get_registered_model(name), every)
+        promotions = [version for version in every if "gate.digest" in version.tags]
+        for version in promotions:
+            lines += _damage(uri, version)
+    if lines:
+        raise ValueError(f"{name}: {'; '.join(lines)}")
+    return {"name": name, "versions": len(promotions), "faults": []}
 
 
 def _damage(uri: str, version: Any) -> list[str]:
@@ -202,7 +201,7 @@ def _damage(uri: str, version: Any) -> list[str]:
         try:
             model_versions.download(uri, version.tags["lacuna.model_id"], "", Path(scratch))
         except (MlflowException, OSError):
-            return [f"the files of version {version.version} are gone"]
+            return [f"the files of version {version.version} are missing"]
         if package.tree_digest(Path(scratch)) != version.tags["lacuna.tree_sha256"]:
             return [f"the files of version {version.version} were changed"]
     return []

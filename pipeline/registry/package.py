@@ -1,4 +1,4 @@
-"""The files of a logged model: pyfunc code, archive, golden pair, model card, requirements."""
+"""Write the files of a logged model: pyfunc code, archive, golden pair, card, requirements."""
 
 import hashlib
 import importlib.metadata
@@ -19,14 +19,12 @@ from pipeline.inference import archive
 from pipeline.tracking import client
 
 LIMITS = """\
-- Pictures are RGB of 8 bits; the network saw square crops of training pictures, with holes drawn at
-  random. It continues texture and structure; it does not know what stood in the hole.
-- Memory grows with the picture: the archive is meant for up to 512×512. `predict` cuts larger ones
-  into tiles.
-- Known pixels come out bit for bit. The hole is where the mask is white (above 127).
+- Input is 8-bit RGB. The network was trained on square crops with random holes: it continues
+  texture and structure, and cannot recover the original content of the hole.
+- Memory grows with image size: the archive is meant for up to 512×512. `predict` splits larger
+  images into tiles.
+- Known pixels are returned unchanged. The hole is where the mask is white (above 127).
 """
-
-
 PINNED = ("mlflow", "torch", "numpy", "Pillow")
 
 
@@ -36,9 +34,9 @@ def write(
     evaluation: dict[str, Any] | None,
     folder: Path,
 ) -> None:
-    """Writes the logged model's files to `folder/model`; adds the archive's hash to `facts`.
+    """Write the logged model's files to `folder/model`; add the archive's hash to `facts`.
 
-    evaluation: what the card says was measured, as `card.text` takes it.
+    evaluation: the measurements that the model card shows (see `text`).
     """
     client.telemetry_off()
     import mlflow.pyfunc
@@ -47,18 +45,21 @@ def write(
     from mlflow.types.schema import ColSpec, Schema
 
     inpainter = Inpainter(generator).eval()
-    picture, mask = golden_pair()
-    trained = _fill(inpainter, picture, mask)
+    image, mask = golden_pair()
+    trained = _fill(inpainter, image, mask)
     if not np.isfinite(trained).all():
-        raise ValueError("the generator gives non-finite pixels: choose another checkpoint=")
+        raise ValueError("the generator outputs non-finite pixels: choose another checkpoint=")
     facts["sha256"] = archive.save(inpainter, folder / "inpainter.pt2")
-    exported = _fill(archive.load(str(folder / "inpainter.pt2")), picture, mask)
+    exported = _fill(archive.load(str(folder / "inpainter.pt2")), image, mask)
     if (difference := float(np.abs(exported - trained).max())) > 1e-4:
-        raise ValueError(f"the exported network differs from the trained one by {difference:.2g}")
+        raise ValueError(
+            f"the exported network differs from the trained one by {difference:.2g} (at most "
+            "1e-4 is allowed): export with another version of torch"
+        )
     golden = folder / "golden"
     golden.mkdir()
     filled = (exported * 255).round().astype(np.uint8)
-    for name, pixels in (("image", picture), ("mask", mask), ("filled", filled)):
+    for name, pixels in (("image", image), ("mask", mask), ("filled", filled)):
         Image.fromarray(pixels).save(golden / f"{name}.png")
     pair = {name: (golden / f"{name}.png").read_bytes() for name in ("image", "mask")}
     (folder / "README.md").write_text(text(facts, evaluation))
@@ -92,27 +93,27 @@ def write(
 
 
 def golden_pair() -> tuple[np.ndarray, np.ndarray]:
-    """A picture and its mask (255 = hole), uint8 H×W×3 and H×W, the same at every call.
+    """Return a fixed image and mask (255 = hole), uint8 H×W×3 and H×W.
 
-    Of a size that no stride divides, so that padding is part of what they prove.
+    No stride divides their size, so that padding is tested too.
     """
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[0:93, 0:131]
-    picture = np.stack([rows * 2, columns, 255 - rows - columns // 2], -1)
-    picture = (picture + rng.integers(-8, 9, picture.shape)).clip(0, 255).astype(np.uint8)
-    return picture, ((rows - 46) ** 2 + (columns - 70) ** 2 < 500).astype(np.uint8) * 255
+    image = np.stack([rows * 2, columns, 255 - rows - columns // 2], -1)
+    image = (image + rng.integers(-8, 9, image.shape)).clip(0, 255).astype(np.uint8)
+    return image, ((rows - 46) ** 2 + (columns - 70) ** 2 < 500).astype(np.uint8) * 255
 
 
-def _fill(inpainter: torch.nn.Module, picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Float H×W×3 in [0, 1]."""
-    image = torch.from_numpy(picture).permute(2, 0, 1).unsqueeze(0).float() / 255
+def _fill(inpainter: torch.nn.Module, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Fill by the network: float H×W×3 in [0, 1]."""
+    pixels = torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0).float() / 255
     hole = torch.from_numpy(mask).unsqueeze(0).unsqueeze(0).float() / 255
     with torch.inference_mode():
-        return inpainter(image, hole)[0].permute(1, 2, 0).numpy()
+        return inpainter(pixels, hole)[0].permute(1, 2, 0).numpy()
 
 
 def text(facts: Mapping[str, str], evaluation: Mapping[str, Any] | None = None) -> str:
-    """Markdown. `evaluation` is what `evaluate` returned for these weights, where it did."""
+    """The model card in Markdown. `evaluation`: result of `evaluate` for these weights, if any."""
     lines = [
         f"# {facts['name']}",
         "",
@@ -136,10 +137,9 @@ def text(facts: Mapping[str, str], evaluation: Mapping[str, Any] | None = None) 
     lines += ["", "## Measured", "", *_measured(evaluation)]
     lines += ["", "## Limits", "", LIMITS]
     lines += [
-        "## Licence",
+        "## License",
         "",
-        "The code is Apache-2.0. The weights are as free as the pictures they were trained on: see "
-        "the licence of the data set.",
+        "The code is Apache-2.0. The license of the data set also applies to the weights.",
         "",
     ]
     return "\n".join(lines)
@@ -147,7 +147,7 @@ def text(facts: Mapping[str, str], evaluation: Mapping[str, Any] | None = None) 
 
 def _measured(evaluation: Mapping[str, Any] | None) -> list[str]:
     if not evaluation:
-        return ["Nothing yet: `python -m pipeline evaluate` measures, `promote` asks for it."]
+        return ["Not evaluated yet: run `python -m pipeline evaluate`; `promote` requires it."]
     lines = [
         f"Protocol {evaluation['protocol']}, {evaluation['pairs']} pairs, on the composite.",
         "",
@@ -158,7 +158,7 @@ def _measured(evaluation: Mapping[str, Any] | None) -> list[str]:
 
 
 def tree_digest(folder: Path) -> str:
-    """sha256 over the names and hashes of all files below a folder."""
+    """Hash (sha256) the names and hashes of all files below a folder."""
     lines = [
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n"
         for path in sorted(folder.rglob("*"))

@@ -1,8 +1,8 @@
-"""`promote` and `rollback`: which version of a registered model is the champion, and why.
+"""`promote` and `rollback`: make a version of a registered model its champion.
 
-A promotion compares per-image scores on pinned pairs (`gate`), copies the version's files into an
-experiment of the production model's own, checks every hash, and appends to the history
-(`history`). What was refused is recorded at the run and at the version that were refused.
+A promotion compares per-image scores on the reference pairs (`gate`), copies the version's files
+into an experiment of the production model, checks every hash, and appends to the history
+(`history`). A rejection is recorded in the candidate's run and version.
 """
 
 import datetime
@@ -13,30 +13,25 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.common.console import say
 from pipeline.common.environment import user
 from pipeline.config.schema import PromoteConfig, RollbackConfig
 from pipeline.evaluation import metrics, results
+from pipeline.inference.sources import own_tags
 from pipeline.registry import gate, history, package, reference_pairs, register
 from pipeline.registry.history import ALIAS, number
 from pipeline.tracking import errors, model_versions
 from pipeline.tracking.client import connect, experiment_id, tracking_uri, uri_for
-from pipeline.tracking.sender import say
 from shards import store
 
-COPIED: tuple[str, ...] = (
-    "name",
-    "network",
-    "run",
-    "run_id",
-    "images_seen",
-    "weights",
-    "weights_sha256",
+COPIED = (  # tags of the candidate that its promoted version repeats
+    *("name", "network", "run", "run_id", "images_seen", "weights", "weights_sha256"),
+    *("dataset", "commit", "sha256", "registered_by"),
 )
-COPIED += ("dataset", "commit", "sha256", "registered_by")
 
 
-class Refused(ValueError):
-    """The gate said no; one line with every reason."""
+class Rejected(ValueError):
+    """The gate rejected the candidate; one line with every reason."""
 
 
 def main(config: PromoteConfig | RollbackConfig) -> dict[str, Any]:
@@ -48,7 +43,7 @@ def main(config: PromoteConfig | RollbackConfig) -> dict[str, Any]:
 
 
 def dry_run(config: PromoteConfig | RollbackConfig) -> str:
-    """What the gate would be asked; nothing is evaluated."""
+    """Describe the promotion or rollback without evaluating anything."""
     run = getattr(config, "run", None)
     uri = uri_for(run if run and store.exists(run) else None, config.root)
     client = connect(uri, make=False)
@@ -57,25 +52,24 @@ def dry_run(config: PromoteConfig | RollbackConfig) -> str:
             past = history.fold(model_versions.versions(client, config.model))
             target = history.target(config.model, past, config.version)
             now = past.line[-1].version
-            return f"would make {config.model}/{target.version} champion again, in place of {now}"
+            return f"would make {config.model}/{target.version} champion again, replacing {now}"
         if config.verify:
             return "changes nothing: verify=true only reads"
-        found = _candidate(client, config)
-        name = config.into or found.name
+        candidate = _candidate(client, config)
+        name = config.into or candidate.name
         before = history.fold(model_versions.versions(client, name)).champion
-        against = (
-            f"champion {name}/{before.version}" if before else "the absolute floors (no champion)"
-        )
+        against = f"champion {name}/{before.version}" if before else "the floors (no champion yet)"
         return (
-            f"would hold {found.name}/{found.version} against {against}, and promote it if better"
+            f"would compare {candidate.name}/{candidate.version} with {against} and promote it if "
+            "it passes the gate"
         )
 
 
 def promote(config: PromoteConfig) -> dict[str, Any]:
-    """Makes a registered version the champion of `into` (its own model by default).
+    """Make a registered version the champion of `into` (its own model by default).
 
-    Returns model_uri, name, version, champion_before, figures, rollout. Raises Refused with the
-    reasons; ValueError for a model, run or evaluation that is not there.
+    Returns model_uri, name, version, champion_before, figures, rollout. Raises Rejected with the
+    reasons; ValueError for a missing model, run or evaluation.
     """
     run = config.run if config.run and store.exists(config.run) else None
     uri = uri_for(run, config.root if run is None else None)
@@ -83,11 +77,14 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
     with errors.explained(uri):
         candidate = _candidate(client, config)
         name = register.checked_name(config.into or candidate.name)
-        tags = _own(candidate)
-        _production(client, name, tags["network"], apart=name != candidate.name)
+        tags = own_tags(candidate)
+        network = tags["network"]
+        created_for = network if name == candidate.name else "any"
+        register.ensure_model(client, name, network, created_for, key="into")
         before = history.settle(client, name).champion
-        if before is not None and _own(before)["sha256"] == tags["sha256"] and not config.repin:
-            return _told(name, before, before.tags["gate.baseline"], "champion already")
+        if before is not None and own_tags(before)["sha256"] == tags["sha256"] and not config.repin:
+            return _result(name, before, before.tags["gate.baseline"], "champion already")
+        # Both are scored on the same pairs: those pinned by the first promotion.
         pairs = reference_pairs.read(client, name)
         if pairs is None or config.repin:
             pairs = reference_pairs.from_evaluation(tags, config.pairs)
@@ -96,21 +93,33 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
         rules = gate.Rules(config.tolerance, config.bound, floor_psnr=config.floor)
         reasons, figures = gate.decide(ours, theirs, pairs["buckets"], pairs["ssim"], rules)
         if reasons:
-            _record_refusal(client, candidate, reasons)
-            raise Refused(f"{candidate.name}/{candidate.version} stays out: {'; '.join(reasons)}")
+            _record_rejection(client, candidate, reasons)
+            raise Rejected(
+                f"promotion of {candidate.name}/{candidate.version} rejected: {'; '.join(reasons)}"
+            )
         if before is None or config.repin:
             reference_pairs.write(client, name, pairs)
+        # Append to the history last: whoever appends first against this champion wins.
         source, tree = _copy(client, uri, candidate, name, ours, pairs)
-        record = _record(tags, source[0], tree, figures, pairs, candidate)
-        made = history.append(client, name, source, record, before)
-        _must_count(client, name, made, before)
-    return _told(name, made, before.version if before else 0, "promoted", figures)
+        record = {
+            **{f"lacuna.{key}": tags[key] for key in COPIED if key in tags},
+            "lacuna.model_id": source[0],
+            "lacuna.tree_sha256": tree,
+            **_who(),
+            "gate.kind": "promote",
+            "gate.from": f"models:/{candidate.name}/{candidate.version}",
+            "gate.figures": json.dumps(figures, sort_keys=True)[:5000],
+            "gate.pairs_digest": pairs["pairs_digest"],
+        }
+        promoted = history.append(client, name, source, record, before)
+        _check_not_superseded(client, name, promoted, before)
+    return _result(name, promoted, before.version if before else 0, "promoted", figures)
 
 
 def rollback(name: str, version: int | None = None, root: str = "runs") -> dict[str, Any]:
-    """Makes an earlier champion the champion again, as a new version; the record stays.
+    """Make an earlier champion the champion again, as a new version; the history is kept.
 
-    With `version`, also the way out after a promoted version was deleted.
+    With `version`, it also repairs the history after a promoted version was deleted.
     """
     uri = tracking_uri(root)
     client = connect(uri, make=False)
@@ -129,77 +138,50 @@ def rollback(name: str, version: int | None = None, root: str = "runs") -> dict[
             tags[key] = target.tags[key]
         tags |= {**_who(), "gate.kind": "rollback", "gate.content": history.content(target)}
         source = (target.tags["lacuna.model_id"], target.run_id or None, target.description)
-        made = history.append(client, name, source, tags, past.champion)
-        _must_count(client, name, made, past.champion)
-    return _told(name, made, number(past.line), f"rolled back to {target.version}")
+        restored = history.append(client, name, source, tags, past.champion)
+        _check_not_superseded(client, name, restored, past.champion)
+    return _result(name, restored, number(past.line), f"rolled back to {target.version}")
 
 
-# --- step by step ---------------------------------------------------------------------------------
+# --- steps of promote -----------------------------------------------------------------------------
 
 
 def _candidate(client: Any, config: PromoteConfig) -> Any:
-    """The registered version that is meant: NAME/VERSION, the run's newest, else the newest."""
+    """Find the version to promote: NAME/VERSION, else the run's newest, else the newest."""
     name, _, number = config.model.partition("/")
-    if number or not config.run:
-        found = model_versions.find_version(
-            client, f"models:/{name}" + (f"/{number}" if number else "")
-        )
-        if number:
-            return found
-    wanted = config.run and register.run_name(config.run)
+    if number:
+        return model_versions.find_version(client, f"models:/{name}/{number}")
+    if not config.run:  # an unknown model's error lists the registered ones
+        model_versions.find_version(client, f"models:/{name}")
+    run = config.run and register.run_name(config.run)
     for version in reversed(model_versions.versions(client, register.checked_name(name))):
         if "gate.digest" in version.tags or "lacuna.model_id" not in version.tags:
             continue
-        if not wanted or version.tags.get("lacuna.run") == wanted or version.run_id == config.run:
+        if not run or version.tags.get("lacuna.run") == run or version.run_id == config.run:
             return version
     raise ValueError(
         f"{name} has no version of {config.run or 'any run'} at "
-        f"{errors.display_uri(client.tracking_uri)}: python -m pipeline register "
+        f"{errors.display_uri(client.tracking_uri)}: run python -m pipeline register "
         f"run={config.run or 'RUN'}"
     )
-
-
-def _own(version: Any) -> dict[str, str]:
-    """A version's `lacuna.*` tags without the prefix. ValueError where `register` made none."""
-    tags = {k.removeprefix("lacuna."): v for k, v in version.tags.items() if k[:7] == "lacuna."}
-    if not {"sha256", "model_id", "tree_sha256", "network"} <= set(tags):
-        raise ValueError(f"{version.name}/{version.version} was not made by `register`")
-    return tags
-
-
-def _production(client: Any, name: str, network: str, apart: bool) -> None:
-    """The production model exists and takes this network; one made by `into=` takes any."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name, tags={"lacuna.network": "any" if apart else network})
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        takes = client.get_registered_model(name).tags.get("lacuna.network")
-        if takes not in (network, "any"):
-            raise ValueError(
-                f"{name} holds {takes or 'something that is not ours'}, the challenger is "
-                f"{network}: choose another into="
-            ) from None
 
 
 def _copy(
     client: Any, uri: str, candidate: Any, name: str, scores: pa.Table, pairs: dict[str, Any]
 ) -> tuple[tuple[str, str | None, str], str]:
-    """The version's files, with its scores and card, in the production model's own experiment.
+    """Copy the version's files, scores and card into the production model's experiment.
 
-    Training runs may then be deleted. Returns (model id, run id, description) and the digest.
+    The training run may then be deleted. Returns (model id, run id, description) and the digest.
     """
-    tags = _own(candidate)
+    tags = own_tags(candidate)
     experiment = experiment_id(client, uri, f"registry/{name}")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "model")
         model_versions.download(uri, tags["model_id"], "", folder)
         if package.tree_digest(folder) != tags["tree_sha256"]:
             raise ValueError(
-                f"the files of {candidate.name}/{candidate.version} are not those that were "
-                "registered: register the run again under another name="
+                f"the files of {candidate.name}/{candidate.version} changed after registration: "
+                "register the run again under another name="
             )
         summary = {**pairs, **results.summarize(scores, pairs["ssim"])}
         text = package.text(tags, summary)
@@ -207,35 +189,16 @@ def _copy(
         (folder / "gate" / "README.md").write_text(text)
         results.save(str(folder / "gate" / "evaluation.parquet"), scores, pairs)
         tree = package.tree_digest(folder)
-        made = client.create_logged_model(experiment, name=name, model_type="inpainting")
-        client.log_model_artifacts(made.model_id, str(folder))
-        client.finalize_logged_model(made.model_id, "READY")
-        back = Path(scratch, "back")
-        model_versions.download(uri, made.model_id, "", back)
-        if package.tree_digest(back) != tree:
+        logged = client.create_logged_model(experiment, name=name, model_type="inpainting")
+        client.log_model_artifacts(logged.model_id, str(folder))
+        client.finalize_logged_model(logged.model_id, "READY")
+        stored = Path(scratch, "stored")
+        model_versions.download(uri, logged.model_id, "", stored)
+        if package.tree_digest(stored) != tree:
             raise ValueError(
-                f"what {errors.display_uri(uri)} stored is not what was sent; run it again"
+                f"{errors.display_uri(uri)} stored other bytes than were sent: run promote again"
             )
-    return (made.model_id, candidate.run_id or None, text), tree
-
-
-def _record(
-    tags: dict[str, str],
-    model_id: str,
-    tree: str,
-    figures: dict[str, Any],
-    pairs: dict[str, Any],
-    candidate: Any,
-) -> dict[str, str]:
-    kept = {f"lacuna.{key}": tags[key] for key in COPIED if key in tags}
-    kept |= {"lacuna.model_id": model_id, "lacuna.tree_sha256": tree}
-    return kept | {
-        **_who(),
-        "gate.kind": "promote",
-        "gate.from": f"models:/{candidate.name}/{candidate.version}",
-        "gate.figures": json.dumps(figures, sort_keys=True)[:5000],
-        "gate.pairs_digest": pairs["pairs_digest"],
-    }
+    return (logged.model_id, candidate.run_id or None, text), tree
 
 
 def _who() -> dict[str, str]:
@@ -243,7 +206,7 @@ def _who() -> dict[str, str]:
     return {"gate.user": user(), "gate.time": now.isoformat(timespec="seconds")}
 
 
-def _record_refusal(client: Any, candidate: Any, reasons: list[str]) -> None:
+def _record_rejection(client: Any, candidate: Any, reasons: list[str]) -> None:
     from mlflow.exceptions import MlflowException
 
     text = "; ".join(reasons)[:5000]
@@ -251,22 +214,22 @@ def _record_refusal(client: Any, candidate: Any, reasons: list[str]) -> None:
         client.set_model_version_tag(candidate.name, str(candidate.version), "gate.refused", text)
         if candidate.run_id:
             client.set_tag(candidate.run_id, "gate.reasons", text)
-    except MlflowException as error:  # another account's run: the refusal stands all the same
-        say(f"the refusal could not be recorded: {errors.explain(error, 'MLflow')}")
+    except MlflowException as error:  # the run may belong to another account
+        say(f"the rejection could not be recorded: {errors.explain(error, 'MLflow')}")
 
 
-def _must_count(client: Any, name: str, made: Any, before: Any | None) -> None:
-    """Settles; ValueError if another promotion came first."""
+def _check_not_superseded(client: Any, name: str, version: Any, before: Any | None) -> None:
+    """Update the champion alias; ValueError if another promotion came first."""
     line = history.settle(client, name).line
-    if all(str(version.version) != str(made.version) for version in line):
-        client.set_model_version_tag(name, str(made.version), "gate.result", "superseded")
+    if all(str(each.version) != str(version.version) for each in line):
+        client.set_model_version_tag(name, str(version.version), "gate.result", "superseded")
         raise ValueError(
-            f"champion of {name} moved from {before.version if before else 'none'} to "
-            f"{line[-1].version} while this was being evaluated; run it again"
+            f"the champion of {name} changed from {before.version if before else 'none'} to "
+            f"{line[-1].version} during the evaluation: run the command again"
         )
 
 
-def _told(
+def _result(
     name: str, version: Any, before: Any, what: str, figures: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     sha256 = version.tags["lacuna.sha256"]
@@ -289,7 +252,7 @@ def _told(
 
 def show(result: dict[str, Any]) -> str:
     if "what" not in result:
-        return f"{result['name']}: {result['versions']} promotions, record and files are whole"
+        return f"{result['name']}: {result['versions']} promotions, history and files are intact"
     lines = [f"{result['name']}/{result['version']} is {ALIAS}: {result['what']}"]
     for bucket, row in result["figures"].items():
         change = ""

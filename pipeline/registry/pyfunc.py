@@ -1,13 +1,12 @@
-"""What answers where a model is served: this file travels into the registry beside the archive.
+"""The pyfunc model that MLflow serves; this file is stored in the registry with the archive.
 
-MLflow runs it there (models from code), on a machine that has mlflow, torch, numpy and Pillow and
-nothing of ours. A row has `image` and `mask`: bytes of a PNG, JPEG or WebP, the same as base64
-text, or uint8 arrays H×W×3 and H×W. Hole: mask above 127 in a picture, not 0 in an array. The
-answer has a row each: `image` in the form that was asked with (bytes: PNG), `sha256` of the archive
-that filled it, and `version` as the deployment names it.
+MLflow runs it (models from code) on machines that have mlflow, torch, numpy and Pillow but not
+Lacuna. An input row has `image` and `mask`: bytes of a PNG, JPEG or WebP file, the same in base64,
+or uint8 arrays H×W×3 and H×W. Hole: mask above 127 in a file, nonzero in an array. Each output row
+has `image` in the form of the input (bytes: PNG), `sha256` of the archive, and `version`.
 
-LACUNA_MAX_PIXELS: the largest picture that is taken (default 512×512, memory grows with it);
-LACUNA_MODEL_VERSION: what `version` says.
+LACUNA_MAX_PIXELS: largest accepted image (default 512×512; memory grows with size);
+LACUNA_MODEL_VERSION: the value of `version`, set by the deployment.
 """
 
 import base64
@@ -27,11 +26,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from PIL import Image, ImageOps
 
-AT_ONCE = 8
+BATCH = 8
 
 
 class Inpaint(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
-    """The pyfunc: rows of pictures with holes in, filled pictures out."""
+    """Rows of images and masks in, rows of filled images out."""
 
     def load_context(self, context: Any) -> None:
         path = Path(context.artifacts["inpainter"])
@@ -58,12 +57,12 @@ class Inpaint(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         ]
 
     def fill(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-        """Fills pictures uint8 H×W×3 where their masks H×W are True; known bytes stay."""
+        """Fill images (uint8 H×W×3) where their masks (bool H×W) are True; keep all other bytes."""
         results: list[np.ndarray] = [image for image, _ in pairs]
         for shape in {mask.shape for _, mask in pairs}:
             same = [i for i, (_, mask) in enumerate(pairs) if mask.shape == shape]
-            for start in range(0, len(same), AT_ONCE):
-                chosen = same[start : start + AT_ONCE]
+            for start in range(0, len(same), BATCH):
+                chosen = same[start : start + BATCH]
                 image = torch.from_numpy(np.stack([pairs[i][0] for i in chosen])).to(self.device)
                 mask = torch.from_numpy(np.stack([pairs[i][1] for i in chosen])).to(self.device)
                 floats = image.permute(0, 3, 1, 2).float() / 255
@@ -77,51 +76,51 @@ class Inpaint(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
 
     def _pair(self, number: int, image: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
         try:
-            pixels, hole = self._picture(image, "RGB"), self._picture(mask, "L")
+            pixels, hole = self._decode(image, "RGB"), self._decode(mask, "L")
         except ValueError as error:
-            raise refusal(f"row {number}: {error}") from None
+            raise bad_request(f"row {number}: {error}") from None
         if pixels.shape[:2] != hole.shape:
-            raise refusal(
-                f"row {number}: the picture is {pixels.shape[1]}×{pixels.shape[0]}, its mask "
-                f"{hole.shape[1]}×{hole.shape[0]}: send a mask of the picture's size"
+            raise bad_request(
+                f"row {number}: the image is {pixels.shape[1]}×{pixels.shape[0]}, its mask "
+                f"{hole.shape[1]}×{hole.shape[0]}: send a mask of the image's size"
             )
         return pixels, hole > (127 if isinstance(mask, (bytes, str)) else 0)
 
-    def _picture(self, given: Any, mode: str) -> np.ndarray:
-        """Bytes, base64 text or an array as uint8 H×W×3 (RGB) or H×W (L)."""
-        if not isinstance(given, (bytes, str)):
-            return self._array(given, 3 if mode == "RGB" else 2)
+    def _decode(self, value: Any, mode: str) -> np.ndarray:
+        """Decode bytes, base64 text or an array to uint8 H×W×3 (mode RGB) or H×W (mode L)."""
+        if not isinstance(value, (bytes, str)):
+            return self._array(value, 3 if mode == "RGB" else 2)
         try:
-            if isinstance(given, str):
-                given = base64.b64decode("".join(given.split()), validate=True)
-            with Image.open(io.BytesIO(given), formats=("PNG", "JPEG", "WEBP")) as picture:
-                self._check_size(*picture.size)
-                if picture.mode.startswith(("I", "F")):
-                    raise OSError(picture.mode)
-                return np.array(ImageOps.exif_transpose(picture).convert(mode))
+            if isinstance(value, str):
+                value = base64.b64decode("".join(value.split()), validate=True)
+            with Image.open(io.BytesIO(value), formats=("PNG", "JPEG", "WEBP")) as image:
+                self._check_size(*image.size)
+                if image.mode.startswith(("I", "F")):
+                    raise OSError(image.mode)
+                return np.array(ImageOps.exif_transpose(image).convert(mode))
         except (OSError, SyntaxError, binascii.Error, Image.DecompressionBombError) as error:
             raise ValueError(
-                f"no PNG, JPEG or WebP of 8 bits could be read ({type(error).__name__})"
+                f"not an 8-bit PNG, JPEG or WebP image ({type(error).__name__})"
             ) from None
 
-    def _array(self, given: Any, dimensions: int) -> np.ndarray:
+    def _array(self, value: Any, dimensions: int) -> np.ndarray:
         try:
-            array = np.array(given) if isinstance(given, Iterable) else np.array([])
+            array = np.array(value) if isinstance(value, Iterable) else np.array([])
         except ValueError:
             array = np.array([])
-        wanted = "H×W×3" if dimensions == 3 else "H×W"
+        expected = "H×W×3" if dimensions == 3 else "H×W"
         if array.ndim != dimensions or (dimensions == 3 and array.shape[2] != 3) or not array.size:
-            raise ValueError(f"shape {array.shape} was given: send bytes of a picture, or {wanted}")
+            raise ValueError(f"shape {array.shape}: send the bytes of an image file, or {expected}")
         if array.dtype.kind not in "biu" or array.min() < 0 or array.max() > 255:
-            raise ValueError(f"{array.dtype} was given: send whole numbers of 0 to 255")
+            raise ValueError(f"{array.dtype} array: send integers from 0 to 255")
         self._check_size(array.shape[1], array.shape[0])
         return array.astype(np.uint8)
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > self.max_pixels:
             raise ValueError(
-                f"{width}×{height} is more than the {self.max_pixels} pixels this server takes: "
-                "send a smaller picture or a part of it"
+                f"{width}×{height} exceeds the limit of {self.max_pixels} pixels: send a smaller "
+                "image or a crop"
             )
 
 
@@ -131,8 +130,8 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def refusal(line: str) -> MlflowException:
-    """An error that the scoring server answers with status 400."""
+def bad_request(line: str) -> MlflowException:
+    """Return an error that the scoring server answers with status 400."""
     return MlflowException(line, error_code=INVALID_PARAMETER_VALUE)
 
 

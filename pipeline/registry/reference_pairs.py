@@ -1,7 +1,7 @@
-"""The pairs that promotions into a model are decided on, and a version's scores on them.
+"""The reference pairs that a registered model's promotions are decided on, and scores on them.
 
-The first promotion pins the pairs of the evaluation it rests on (their URLs and digest are a tag of
-the registered model); only `repin=true` changes them.
+The first promotion pins the pairs of its evaluation: a tag of the registered model holds their URLs
+and digest. Only `repin=true` changes them.
 """
 
 import json
@@ -15,16 +15,17 @@ import pyarrow as pa
 from pipeline.config.groups import DataConfig, MasksConfig, ProtocolConfig, TrackingConfig
 from pipeline.config.schema import EvaluateConfig
 from pipeline.evaluation import results
+from pipeline.inference.sources import own_tags
 from pipeline.tracking import model_versions
 from shards import store
 
 TAG = "gate.pinned"
 FACTS = ("protocol", "ssim", "size", "split", "pairs", "pairs_digest", "dataset", "masks")
-PLACES = ("data_url", "masks_url", "limit", "resize_short")
+SOURCES = ("data_url", "masks_url", "limit", "resize_short")
 
 
 def read(client: Any, name: str) -> dict[str, Any] | None:
-    """What is pinned for a registered model; None before its first promotion."""
+    """Return the pairs pinned for a registered model; None before its first promotion."""
     text = client.get_registered_model(name).tags.get(TAG)
     return json.loads(text) if text else None
 
@@ -34,67 +35,63 @@ def write(client: Any, name: str, pairs: dict[str, Any]) -> None:
 
 
 def from_evaluation(tags: dict[str, str], url: str | None) -> dict[str, Any]:
-    """The pairs of the Parquet at `url`, else of the version's own largest evaluation."""
+    """Take the pairs of the Parquet at `url`, else of the version's own largest evaluation."""
     if url:
         table, facts = results.load(url)
     else:
-        found = _evaluations(tags, None)
-        if not found:
+        evaluations = _evaluations(tags, None)
+        if not evaluations:
             raise ValueError(
-                f"no evaluation of {tags['name']} from {tags.get('run', 'its run')} was found: "
+                f"no evaluation of {tags['name']} from {tags.get('run', 'its run')}: run "
                 f"python -m pipeline evaluate checkpoint={tags.get('run', 'RUN')} data.url=… "
-                "masks.url=…, or name a Parquet with pairs="
+                "masks.url=…, or set pairs= to a Parquet file"
             )
-        table, facts = max(found, key=lambda each: each[0].num_rows)
-    kept = {key: facts.get(key) for key in (*FACTS, *PLACES)}
+        table, facts = max(evaluations, key=lambda each: each[0].num_rows)
+    pairs: dict[str, Any] = {key: facts.get(key) for key in (*FACTS, *SOURCES)}
     for key in ("data_url", "masks_url"):
-        place = kept[key]
-        if place and store.is_local(place):
-            kept[key] = os.path.abspath(store.local(place))
-    return {**kept, "buckets": list(dict.fromkeys(table["bucket"].to_pylist()))}
+        if pairs[key] and store.is_local(pairs[key]):
+            pairs[key] = os.path.abspath(store.local(pairs[key]))
+    return {**pairs, "buckets": list(dict.fromkeys(table["bucket"].to_pylist()))}
 
 
 def scores(uri: str, candidate: Any, pairs: dict[str, Any], fresh: bool) -> pa.Table:
-    """A registered version's per-image scores on the pinned pairs.
+    """Return a registered version's per-image scores on the pinned pairs.
 
-    Those that `evaluate` left in its run, if they are of these weights and pairs; else, and with
+    Taken from its run's evaluations if one is of these weights and pairs; otherwise, and with
     `fresh`, its archive is evaluated here.
     """
-    tags = {k.removeprefix("lacuna."): v for k, v in candidate.tags.items()}
-    if not fresh:
-        found = _evaluations(tags, pairs["pairs_digest"])
-        if found:
-            return found[0][0]
-    return _evaluate(f"models:/{candidate.name}/{candidate.version}", uri, tags, pairs)
+    tags = own_tags(candidate)
+    if not fresh and (evaluations := _evaluations(tags, pairs["pairs_digest"])):
+        return evaluations[0][0]
+    return _evaluate(f"models:/{candidate.name}/{candidate.version}", uri, pairs)
 
 
 def champion_scores(uri: str, champion: Any, pairs: dict[str, Any], fresh: bool) -> pa.Table:
-    """The champion's scores, which lie beside its files; evaluated here on other pairs."""
-    tags = {k.removeprefix("lacuna."): v for k, v in champion.tags.items()}
+    """Return the champion's scores, stored with its files; evaluate it here on other pairs."""
     if not fresh:
         with tempfile.TemporaryDirectory() as scratch:
-            model_versions.download(uri, tags["model_id"], "gate", Path(scratch))
+            model_versions.download(uri, own_tags(champion)["model_id"], "gate", Path(scratch))
             table, facts = results.load(str(Path(scratch, "gate", "evaluation.parquet")))
         if facts["pairs_digest"] == pairs["pairs_digest"]:
             return table
-    return _evaluate(f"models:/{champion.name}/{champion.version}", uri, tags, pairs)
+    return _evaluate(f"models:/{champion.name}/{champion.version}", uri, pairs)
 
 
 def _evaluations(
     tags: dict[str, str], pairs_digest: str | None
 ) -> list[tuple[pa.Table, dict[str, Any]]]:
-    """The tables in the version's run that were made with exactly its weights."""
-    found = results.of_weights(tags["run"], tags["weights_sha256"], tags["sha256"])
-    return [each for each in found if pairs_digest in (None, each[1]["pairs_digest"])]
+    """Return the evaluations in the version's run that were made with exactly its weights."""
+    evaluations = results.of_weights(tags["run"], tags["weights_sha256"], tags["sha256"])
+    return [each for each in evaluations if pairs_digest in (None, each[1]["pairs_digest"])]
 
 
-def _evaluate(model: str, uri: str, tags: dict[str, str], pairs: dict[str, Any]) -> pa.Table:
+def _evaluate(model: str, uri: str, pairs: dict[str, Any]) -> pa.Table:
     from pipeline.evaluation.evaluate import evaluate
 
     if not pairs.get("data_url"):
         raise ValueError(
-            f"no scores of {model} on the pinned pairs {pairs['pairs_digest'][:12]}, and where "
-            "they lie is not known: evaluate its checkpoint on them, or pin others with repin=true"
+            f"no scores of {model} on the pinned pairs {pairs['pairs_digest'][:12]}, whose data "
+            "set is not recorded: evaluate its checkpoint on them, or pin other pairs: repin=true"
         )
     os.environ.setdefault("MLFLOW_TRACKING_URI", uri)
     with tempfile.TemporaryDirectory() as scratch:
@@ -117,8 +114,8 @@ def _evaluate(model: str, uri: str, tags: dict[str, str], pairs: dict[str, Any])
         result = evaluate(config)
         if result["pairs_digest"] != pairs["pairs_digest"]:
             raise ValueError(
-                f"the pairs at {store.display(pairs['data_url'])} are not those that were pinned "
+                f"the pairs at {store.display(pairs['data_url'])} changed "
                 f"({result['pairs_digest'][:12]}, pinned {pairs['pairs_digest'][:12]}): "
-                "bring those back, or pin these with repin=true"
+                "restore the data, or pin the new pairs with repin=true"
             )
         return results.load(out)[0]

@@ -1,7 +1,7 @@
-"""`register`: a run's generator as a version of a registered model; and loading one back.
+"""`register`: publish a run's generator as a version of a registered model.
 
-A version is a LoggedModel: `serving.py` (a pyfunc, models from code) around `inpainter.pt2`, a
-`torch.export` archive made on the CPU in fp32. We load the archive, never code from a registry.
+A version is a LoggedModel: `pyfunc.py` (models from code) around `inpainter.pt2`, a `torch.export`
+archive made on the CPU in fp32. Lacuna itself loads the archive, never code from a registry.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.common.environment import user
 from pipeline.config.schema import RegisterConfig
 from pipeline.evaluation import results
-from pipeline.inference.sources import WEIGHTS
+from pipeline.inference.sources import GENERATOR_FILES, own_tags
 from pipeline.registry import package
 from pipeline.registry.package import tree_digest
 from pipeline.runs.run_json import read_run_json
@@ -29,10 +29,10 @@ def main(config: RegisterConfig) -> dict[str, Any]:
 def dry_run(config: RegisterConfig) -> str:
     from pipeline.runs.checkpoints import find
 
-    found = find(config.run, config.checkpoint)
-    name = checked_name(config.name or f"inpaint-{found.state['model']['name']}")
-    where = errors.display_uri(uri_for(config.run))
-    return f"would export {store.display(found.url)} and register it as {name} at {where}"
+    checkpoint = find(config.run, config.checkpoint)
+    name = checked_name(config.name or f"inpaint-{checkpoint.state['model']['name']}")
+    server = errors.display_uri(uri_for(config.run))
+    return f"would export {store.display(checkpoint.url)} and register it as {name} at {server}"
 
 
 def register(
@@ -42,10 +42,10 @@ def register(
     weights: str = "auto",
     root: str | None = None,
 ) -> dict[str, Any]:
-    """Exports a checkpoint's generator and registers it; the same weights are registered once.
+    """Export a checkpoint's generator and register it, unless the same weights are registered.
 
     Returns model_uri, name, version, sha256 (of the archive), model_id, images_seen, link.
-    Raises ValueError for a run without that checkpoint, a bad name, a model of another network.
+    Raises ValueError for a missing checkpoint, an invalid name, or a model of another network.
     """
     from pipeline.runs.checkpoints import load_generator, pin
 
@@ -56,50 +56,56 @@ def register(
     uri = uri_for(info["run"], root)
     client = connect(uri)
     with errors.explained(uri):
-        _own_model(client, name, network)
-        digest = info["files"][WEIGHTS[info["weights"]]]["sha256"]
-        found = _registered(client, name, digest)
-        if found is None:
+        ensure_model(client, name, network)
+        digest = info["files"][GENERATOR_FILES[info["weights"]]]["sha256"]
+        version = _registered(client, name, digest)
+        if version is None:
             with tempfile.TemporaryDirectory() as folder:
                 facts = _facts(info, recorded, name, network, digest)
                 package.write(generator, facts, _measured(info["run"], digest), Path(folder))
-                found = _publish(client, uri, recorded, facts, Path(folder))
+                version = _publish(client, uri, recorded, facts, Path(folder))
     pin(info["run"], info["images_seen"])
+    tags = own_tags(version)
     return {
-        "model_uri": f"models:/{name}/{found.version}",
+        "model_uri": f"models:/{name}/{version.version}",
         "name": name,
-        "version": int(found.version),
-        "sha256": found.tags["lacuna.sha256"],
-        "model_id": found.tags["lacuna.model_id"],
+        "version": int(version.version),
+        "sha256": tags["sha256"],
+        "model_id": tags["model_id"],
         "images_seen": info["images_seen"],
-        "link": model_link(uri, name, found.version),
+        "link": model_link(uri, name, version.version),
     }
 
 
 def run_name(run: str) -> str:
-    """How a version names the run it came from: an absolute path, or a URL without secrets."""
+    """The run as a version's tags name it: an absolute path, or a URL without secrets."""
     return os.path.abspath(store.local(run)) if store.is_local(run) else store.display(run)
 
 
-# --- register, step by step -----------------------------------------------------------------------
+def ensure_model(
+    client: Any, name: str, network: str, created_for: str | None = None, key: str = "name"
+) -> None:
+    """Create the registered model, or check that an existing one accepts this network.
 
-
-def _own_model(client: Any, name: str, network: str) -> None:
-    """Creates the registered model, or checks that the one there holds the same network."""
+    created_for: what a new model accepts, `network` by default; `any` accepts every network. `key`
+    is the option that an error tells the user to change.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(name, tags={"lacuna.network": network})
-        return
+        client.create_registered_model(name, tags={"lacuna.network": created_for or network})
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    holds = client.get_registered_model(name).tags.get("lacuna.network")
-    if holds not in (network, "any"):
-        raise ValueError(
-            f"registered model {name} holds {holds or 'something that is not ours'}, the run is "
-            f"{network}: leave name= out, or give a new one"
-        )
+        accepts = client.get_registered_model(name).tags.get("lacuna.network")
+        if accepts not in (network, "any"):
+            is_for = f"is for {accepts}" if accepts else "was not created by `register`"
+            raise ValueError(
+                f"registered model {name} {is_for}: choose another {key}= for {network}"
+            ) from None
+
+
+# --- steps of register ----------------------------------------------------------------------------
 
 
 def _registered(client: Any, name: str, digest: str) -> Any | None:
@@ -112,7 +118,7 @@ def _registered(client: Any, name: str, digest: str) -> Any | None:
 def _facts(
     info: dict[str, Any], recorded: dict[str, Any], name: str, network: str, digest: str
 ) -> dict[str, str]:
-    """What is known of a version; its `lacuna.*` tags, and the card's text."""
+    """Facts about a version, for its `lacuna.*` tags and its model card."""
     facts = {
         "name": name,
         "network": network,
@@ -129,18 +135,18 @@ def _facts(
 
 
 def _measured(run: str, digest: str) -> dict[str, Any] | None:
-    """The run's largest evaluation of these weights, for the card; None before the first."""
-    found = results.of_weights(run, digest)
-    if not found:
+    """The run's largest evaluation of these weights, for the model card; None if there is none."""
+    evaluations = results.of_weights(run, digest)
+    if not evaluations:
         return None
-    table, facts = max(found, key=lambda each: each[0].num_rows)
+    table, facts = max(evaluations, key=lambda each: each[0].num_rows)
     return {**facts, **results.summarize(table, facts["ssim"])}
 
 
 def _publish(
     client: Any, uri: str, recorded: dict[str, Any], facts: dict[str, str], folder: Path
 ) -> Any:
-    """The LoggedModel and the registered version; returns the version."""
+    """Upload the LoggedModel and create the registered version; return the version."""
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
@@ -155,9 +161,9 @@ def _publish(
         model_type="inpainting",
         params={"images_seen": facts["images_seen"], "weights": facts["weights"]},
     )
-    made = Model.load(str(folder / "model"))
-    made.model_id, made.run_id = logged.model_id, run_id
-    made.save(str(folder / "model" / "MLmodel"))
+    model = Model.load(str(folder / "model"))
+    model.model_id, model.run_id = logged.model_id, run_id
+    model.save(str(folder / "model" / "MLmodel"))
     client.log_model_artifacts(logged.model_id, str(folder / "model"))
     client.finalize_logged_model(logged.model_id, "READY")
     if run_id:

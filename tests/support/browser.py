@@ -1,4 +1,4 @@
-"""A page in headless Chromium, spoken to in its own debugging protocol."""
+"""A page in headless Chromium, driven through the Chrome DevTools protocol."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ def installed() -> str | None:
 
 
 class Page:
-    """`with Page(url) as page:`; what its console and network did is in `errors`, `requests`."""
+    """`with Page(url) as page:`; console errors and requested URLs are in `errors`, `requests`."""
 
     def __init__(self, url: str, width: int = 1300, height: int = 1000) -> None:
         self.url, self.size = url, (width, height)
@@ -72,25 +72,25 @@ class Page:
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression; a promise is awaited."""
-        found = self.ask(
+        answer = self.ask(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
         )
-        if "exceptionDetails" in found:
-            raise AssertionError(found["exceptionDetails"]["exception"].get("description"))
-        return found["result"].get("value")
+        if "exceptionDetails" in answer:
+            raise AssertionError(answer["exceptionDetails"]["exception"].get("description"))
+        return answer["result"].get("value")
 
     def until(self, script: str, seconds: float = 60.0) -> None:
-        """Waits until an expression is true."""
+        """Wait until an expression is true."""
         deadline = time.monotonic() + seconds
         while not self.run(f"Boolean({script})"):
             assert time.monotonic() < deadline, f"never true: {script}; console: {self.errors}"
             time.sleep(0.05)
 
     def mouse(self, kind: str, x: float, y: float) -> None:
-        """`mousePressed`, `mouseMoved` or `mouseReleased` at a place in the window."""
+        """`mousePressed`, `mouseMoved` or `mouseReleased` at a position in the window."""
         buttons = 0 if kind == "mouseReleased" else 1
-        told = {"type": kind, "button": "left", "buttons": buttons, "clickCount": 1}
-        self.ask("Input.dispatchMouseEvent", x=x, y=y, **told)
+        event = {"type": kind, "button": "left", "buttons": buttons, "clickCount": 1}
+        self.ask("Input.dispatchMouseEvent", x=x, y=y, **event)
 
     def screenshot(self, path: Path) -> None:
         import base64
@@ -99,7 +99,7 @@ class Page:
         path.write_bytes(base64.b64decode(data["data"]))
 
     def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command of the protocol and its answer; events before it are kept."""
+        """Send one command and return its answer; events received before it are recorded."""
         return self._wait(self._ask(method, parameters))
 
     def _wait(self, task: Any) -> Any:
@@ -109,7 +109,7 @@ class Page:
         port_file = Path(self._profile.name, "DevToolsActivePort")
         deadline = time.monotonic() + 60
         while not port_file.exists() or len(port_file.read_text().split()) < 2:
-            assert self._browser.poll() is None, "the browser ended at once"
+            assert self._browser.poll() is None, "the browser exited at once"
             assert time.monotonic() < deadline, "the browser opened no port"
             await asyncio.sleep(0.05)
         port = port_file.read_text().split()[0]
@@ -130,12 +130,12 @@ class Page:
             self._note(message)
 
     def _note(self, message: dict[str, Any]) -> None:
-        kind, told = message.get("method"), message.get("params", {})
+        kind, event = message.get("method"), message.get("params", {})
         if kind == "Runtime.exceptionThrown":
-            self.errors.append(told["exceptionDetails"]["exception"].get("description", "error"))
-        elif kind == "Log.entryAdded" and told["entry"]["level"] == "error":
-            self.errors.append(told["entry"]["text"])
+            self.errors.append(event["exceptionDetails"]["exception"].get("description", "error"))
+        elif kind == "Log.entryAdded" and event["entry"]["level"] == "error":
+            self.errors.append(event["entry"]["text"])
         elif kind == "Network.requestWillBeSent":
-            url = told["request"]["url"]
+            url = event["request"]["url"]
             if not url.startswith("data:"):
                 self.requests.append(url)

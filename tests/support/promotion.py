@@ -1,7 +1,8 @@
-"""Promotion in an embedded registry, of runs that are registered and scored in no time."""
+"""Promotion in an embedded registry, of runs that are registered and scored without training."""
 
 from pipeline.config.schema import PromoteConfig
-from pipeline.registry import promote, register
+from pipeline.registry import promote
+from pipeline.tracking import model_versions
 from pipeline.tracking.client import connect
 from tests.support.trained import finished_run, registered, scored
 
@@ -17,7 +18,7 @@ def client(root):
 
 
 def candidate(root, name, psnr, seed, **options):
-    """A registered and evaluated run."""
+    """A registered run, evaluated if `psnr` is given."""
     run = finished_run(root / name, seed=seed, uri=uri(root))
     registered(run, uri(root))
     if psnr is not None:
@@ -30,7 +31,7 @@ def do(run, **options):
 
 
 def champion(root, name=NAME):
-    return register.find_version(client(root), f"models:/{name}@champion")
+    return model_versions.find_version(client(root), f"models:/{name}@champion")
 
 
 def verify(name=NAME):

@@ -67,7 +67,7 @@ def registered(run: str, uri: str, name: str = "inpaint-msanet") -> Any:
         facts["sha256"] = hashlib.sha256(run.encode()).hexdigest()
         Path(folder, "README.md").write_text(f"# {name}")
         Model().save(str(model / "MLmodel"))
-        register._own_model(client, name, info["model"]["name"])
+        register.ensure_model(client, name, info["model"]["name"])
         return register._publish(client, uri, read_run_json(run), facts, Path(folder))
 
 

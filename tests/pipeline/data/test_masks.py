@@ -8,7 +8,7 @@ from shards.mask_sets import MaskSet
 from shards.masks import BUCKETS, FIXED, NAMES, irregular
 
 
-def test_the_verb_draws_all_buckets_and_finds_them_finished(tmp_path, capsys):
+def test_all_buckets_are_drawn_and_a_second_run_changes_nothing(tmp_path, capsys):
     config = MakeMasksConfig(out=str(tmp_path), size=64, per_bucket=3)
     made = main(config)
     assert made["buckets"] == {name: 3 for name in (*NAMES, FIXED)} and made["masks"] == 21
@@ -20,7 +20,7 @@ def test_the_verb_draws_all_buckets_and_finds_them_finished(tmp_path, capsys):
         main(MakeMasksConfig(out=str(tmp_path), size=64, per_bucket=4))
 
 
-def test_the_verb_imports_published_masks_and_adds_squares(tmp_path):
+def test_published_masks_are_imported_and_squares_added(tmp_path):
     source = tmp_path / "testing_mask_dataset"
     source.mkdir()
     for number, (low, high) in enumerate([*BUCKETS, *BUCKETS, (0.7, 0.8)]):

@@ -1,4 +1,4 @@
-"""The verb `shard`: what a person or a job types, and what comes back."""
+"""The command `shard`: arguments, output and exit status."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def run(capsys: pytest.CaptureFixture, *words: object) -> tuple[int, str, str]:
     return status, shown.out, shown.err
 
 
-def test_a_folder_becomes_a_set_and_the_same_command_finds_it_finished(
+def test_a_folder_becomes_a_set_and_a_second_run_changes_nothing(
     capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
 ) -> None:
     words = (f"source={photos}", f"out={tmp_path / 'set'}", "data.holdout=0.2", "--json")
@@ -46,7 +46,7 @@ def test_a_folder_becomes_a_set_and_the_same_command_finds_it_finished(
     assert "images/s" not in err
 
 
-def test_lamas_folders_are_refused_in_one_line_and_nothing_is_written(
+def test_folders_of_lama_are_rejected_and_nothing_is_written(
     capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
 ) -> None:
     for split in ("train", "val_source", "eval_source"):
@@ -84,7 +84,7 @@ def test_a_folder_and_any_archive_of_it_are_one_set_to_the_digest(
         assert results[0]["splits"] == {"train": 20, "val": 20}
 
 
-def test_tasks_share_the_work_and_the_last_one_finishes_it(
+def test_tasks_share_the_work_and_the_last_one_writes_the_manifest(
     capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
 ) -> None:
     words = (f"source={photos}", "data.shard_mb=1", "data.holdout=0.5", "--json")
@@ -98,15 +98,15 @@ def test_tasks_share_the_work_and_the_last_one_finishes_it(
     assert results[1]["digest"] == open_manifest(str(tmp_path / "one")).digest
 
 
-def test_without_a_source_it_says_what_the_publisher_offers(capsys: pytest.CaptureFixture) -> None:
+def test_without_a_source_the_publishers_offer_is_shown(capsys: pytest.CaptureFixture) -> None:
     for words in (["data=places365_standard"], ["data=places365_standard", "--dry-run"]):
         status, out, _ = run(capsys, *words)
         assert status == 0
-        for said in ("train_large_places365standard.tar", "1,803,460 train", "license", "page"):
-            assert said in out
+        for text in ("train_large_places365standard.tar", "1,803,460 train", "license", "page"):
+            assert text in out
 
 
-def test_a_wrong_source_says_it_too_and_one_line_of_error(
+def test_a_wrong_source_shows_the_offer_and_one_line_of_error(
     capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
 ) -> None:
     status, out, err = run(capsys, "data=celeba", f"source={photos}", f"out={tmp_path / 'set'}")
@@ -118,7 +118,7 @@ def test_a_wrong_source_says_it_too_and_one_line_of_error(
 
 @pytest.mark.parametrize("layout", ["places365_challenge", "places365_canyon", "celeba",
                                     "celeba_hq", "paris", "wds", "folder"])  # fmt: skip
-def test_every_preset_composes_and_says_its_offer(
+def test_every_preset_composes_and_shows_its_offer(
     capsys: pytest.CaptureFixture, layout: str
 ) -> None:
     status, out, _ = run(capsys, f"data={layout}")
@@ -133,7 +133,7 @@ def test_dry_run_writes_nothing(
     assert not (tmp_path / "set").exists()
 
 
-def test_pictures_too_small_for_the_crop_are_rejected_by_name_unless_they_are_resized(
+def test_images_too_small_for_the_crop_are_rejected_unless_they_are_resized(
     capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
 ) -> None:
     words = (f"source={photos}", f"out={tmp_path / 'set'}", "data.crop=290")
@@ -147,12 +147,12 @@ def test_pictures_too_small_for_the_crop_are_rejected_by_name_unless_they_are_re
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "text"),
     [
-        (["out=/tmp/x", "source=/nonexistent"], "/nonexistent: no such folder or archive"),
-        (["source=/tmp"], "shard needs out="),
-        (["source=.", "out=x", "task=3/3"], "task=3/3 must be I/N with 0 <= I < N"),
-        (["source=.", "out=x", "task=a"], "task=a must be I/N"),
+        (["out=x", "source=/nonexistent"], "/nonexistent: no such folder or archive"),
+        (["source=/tmp"], "out= is missing"),
+        (["source=.", "out=x", "task=3/3"], "invalid task=3/3: expected I/N with 0 <= I < N"),
+        (["source=.", "out=x", "task=a"], "invalid task=a: expected I/N"),
         (["source=.", "out=x", "data.shard_mb=0"], "data.shard_mb=0 is too small: at least 1"),
         (["source=.", "out=x", "data.quality=101"], "data.quality=101 is too large: at most 100"),
         (["data.layout=imagenet"], "data.layout=imagenet: choose one of folder"),
@@ -163,18 +163,18 @@ def test_pictures_too_small_for_the_crop_are_rejected_by_name_unless_they_are_re
         (["verify", "pipe://id"], "unknown storage pipe://"),
     ],
 )
-def test_what_a_user_gets_wrong_is_one_line_and_status_2(
+def test_invalid_input_gives_one_line_and_status_2(
     capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    words: list[str], said: str,
+    words: list[str], text: str,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     status, out, err = run(capsys, *words)
     assert status == 2 and out == ""
-    assert said in err.splitlines()[-1]
+    assert text in err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_folder_and_one_that_belongs_to_something_else_are_left_as_they_are(
+def test_an_empty_source_and_an_out_with_other_files_are_rejected_unchanged(
     capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -189,16 +189,16 @@ def test_an_empty_folder_and_one_that_belongs_to_something_else_are_left_as_they
     assert [p.name for p in theirs.iterdir()] == ["letter.txt"]
 
 
-def test_verify_finds_a_damaged_byte_and_info_describes(
+def test_verify_detects_a_damaged_byte_and_info_describes_the_set(
     capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "set"
     run(capsys, f"source={photos}", f"out={out}")
-    status, said, _ = run(capsys, "verify", out, "every_byte=true", "--json")
-    assert status == 0 and json.loads(said)["checked"] == "every byte"
-    status, said, _ = run(capsys, "info", out, "--json")
+    status, text, _ = run(capsys, "verify", out, "every_byte=true", "--json")
+    assert status == 0 and json.loads(text)["checked"] == "every byte"
+    status, text, _ = run(capsys, "info", out, "--json")
     assert status == 0
-    assert sum(split["samples"] for split in json.loads(said)["splits"].values()) == 40
+    assert sum(split["samples"] for split in json.loads(text)["splits"].values()) == 40
     tar = out / "train" / "shard-000000.tar"
     data = bytearray(tar.read_bytes())
     data[5000] ^= 1
@@ -208,21 +208,21 @@ def test_verify_finds_a_damaged_byte_and_info_describes(
     assert status == 1 and "its sha256 differs" in err
 
 
-def test_other_peoples_tars_are_indexed_where_they_lie(
+def test_existing_tars_are_indexed_in_place(
     capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
 ) -> None:
     run(capsys, f"source={photos}", f"out={tmp_path / 'set'}", "data.holdout=0")
     theirs = tmp_path / "theirs"
     shutil.move(tmp_path / "set" / "train", theirs)
-    status, said, _ = run(
+    status, text, _ = run(
         capsys, "data=wds", f"source={theirs}", f"out={tmp_path / 'index'}", "--json"
     )
-    assert status == 0 and json.loads(said)["splits"] == {"train": 40}
+    assert status == 0 and json.loads(text)["splits"] == {"train": 40}
     assert open_manifest(str(tmp_path / "index")).kind == "external"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_request_to_stop_ends_with_75_and_the_same_command_goes_on(
+def test_a_stop_signal_ends_with_75_and_the_same_command_resumes(
     photos: Path, tmp_path: Path, number: int
 ) -> None:
     words = [f"source={photos}", f"out={tmp_path / 'set'}", "data.shard_mb=1"]
@@ -234,13 +234,13 @@ def test_a_request_to_stop_ends_with_75_and_the_same_command_goes_on(
     while "shard 1/" not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(number)
-    said = process.communicate()[1]
+    text = process.communicate()[1]
     assert process.returncode == 75
-    assert "stopped on request" in said and "Traceback" not in said
+    assert "stopped on request" in text and "Traceback" not in text
     assert main(["shard", *words]) == 0
 
 
-def test_gc_lists_and_deletes_only_when_told(
+def test_gc_lists_and_deletes_only_on_request(
     capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "set"
@@ -248,16 +248,16 @@ def test_gc_lists_and_deletes_only_when_told(
     left = out / "train" / ".shard-000000.tar.0123456789abcdef.lacuna-tmp"
     left.write_bytes(b"half")
     os.utime(left, (time.time() - 90_000,) * 2)
-    status, said, _ = run(capsys, "gc", out)
-    assert status == 0 and "1 left behind by killed writers (listed only" in said
+    status, text, _ = run(capsys, "gc", out)
+    assert status == 0 and "1 left by killed writers (listed only" in text
     assert left.exists()
-    status, said, _ = run(capsys, "gc", out, "delete=true")
-    assert status == 0 and "(deleted)" in said and not left.exists()
+    status, text, _ = run(capsys, "gc", out, "delete=true")
+    assert status == 0 and "(deleted)" in text and not left.exists()
     assert run(capsys, "verify", out, "every_byte=true")[0] == 0
 
 
 @pytest.mark.parametrize("pattern", ["nothing", "x-{000..001}.tar"])
-def test_tars_that_are_not_there_end_with_one_line_and_what_wds_takes(
+def test_missing_tars_give_one_line_and_the_formats_of_wds(
     capsys: pytest.CaptureFixture, tmp_path: Path, pattern: str
 ) -> None:
     words = ("data=wds", f"source={tmp_path / pattern}", f"out={tmp_path / 'index'}")
@@ -269,7 +269,7 @@ def test_tars_that_are_not_there_end_with_one_line_and_what_wds_takes(
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, text",
     [
         ("source=s3://bucket/photos out={tmp}/set", "s3://bucket/photos is no local path"),
         ("source={tmp} out=nosuch://bucket/set", "unknown storage nosuch://"),
@@ -277,11 +277,11 @@ def test_tars_that_are_not_there_end_with_one_line_and_what_wds_takes(
         ("data=wds source={tmp}/from out={tmp}/set task=1/4", "indexed by one process"),
     ],
 )
-def test_a_place_that_cannot_serve_is_named_for_what_it_is(
-    capsys: pytest.CaptureFixture, tmp_path: Path, words: str, said: str
+def test_an_unusable_source_or_out_is_named_in_the_error(
+    capsys: pytest.CaptureFixture, tmp_path: Path, words: str, text: str
 ) -> None:
     (tmp_path / "from").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "plan.json").write_text("{}")
     status, _, err = run(capsys, *words.format(tmp=tmp_path).split())
-    assert status == 2 and said in err.splitlines()[-1]
+    assert status == 2 and text in err.splitlines()[-1]

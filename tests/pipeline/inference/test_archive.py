@@ -1,4 +1,4 @@
-"""Archives that are not what they seem are refused before torch reads them."""
+"""Unsafe archives are rejected before torch reads them."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow  # exports a network
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    """A whole archive of a small network."""
+    """A valid archive of a small network."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("archive") / "inpainter.pt2"
     archive.save(Inpainter(GENERATORS["msanet"](width=0.0625)).eval(), path)
@@ -92,24 +92,24 @@ def arguments_of_a_foreign_type(model):
     [
         (pickled_weights, "declares a pickle"),
         (pickled_example, "neither JSON nor a raw tensor"),
-        (two_of_one_name, "two of its records have one name"),
-        (graph(call_the_shell), "no ATen operator"),
-        (graph(shape_that_is_code), "no shape"),
-        (graph(guard_that_is_code), "holds code"),
-        (graph(arguments_of_a_foreign_type), "arguments are no tensors"),
+        (two_of_one_name, "two records have the same name"),
+        (graph(call_the_shell), "not an ATen operator"),
+        (graph(shape_that_is_code), "not a shape expression"),
+        (graph(guard_that_is_code), "contains code"),
+        (graph(arguments_of_a_foreign_type), "an argument is not a tensor"),
     ],
 )
-def test_an_archive_with_anything_but_a_network_in_it_is_refused(packed, tmp_path, change, reason):
+def test_an_archive_with_anything_but_a_network_is_rejected(packed, tmp_path, change, reason):
     with pytest.raises(ValueError, match=reason) as caught:
         archive.load(changed(packed, tmp_path, change))
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_no_archive_is_refused(tmp_path):
+def test_a_file_that_is_not_an_archive_is_rejected(tmp_path):
     path = tmp_path / "model.pt2"
     for content in (b"", b"PK\x03\x04 torn", pickle.dumps({"a": 1})):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="no archive of torch.export"):
+        with pytest.raises(ValueError, match="is not a torch.export archive"):
             archive.load(str(path))
     with zipfile.ZipFile(path, "w") as other:
         other.writestr("x/readme.txt", "hello")
@@ -117,12 +117,12 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path):
         archive.load(str(path))
 
 
-def test_bytes_that_are_not_those_expected_are_refused(packed, tmp_path):
+def test_a_file_of_another_hash_is_rejected(packed, tmp_path):
     path = tmp_path / "model.pt2"
     shutil.copy(packed, path)
     expected = hashlib.sha256(path.read_bytes()).hexdigest()
     assert archive.load(str(path), expected).sha256 == expected
     with open(path, "ab") as file:
         file.write(b"\0")
-    with pytest.raises(ValueError, match="changed or torn"):
+    with pytest.raises(ValueError, match="changed or damaged"):
         archive.load(str(path), expected)

@@ -1,7 +1,12 @@
 import base64
 import http.client
 import io
+import socket
+import struct
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -13,6 +18,7 @@ from pipeline.inference import demo
 from pipeline.inference.sources import LoadedInpainter
 from tests.support.browser import Page, installed
 
+FORM = {"Content_Type": "multipart/form-data; boundary=xx", "X_Lacuna": "demo"}
 browser = pytest.mark.skipif(installed() is None, reason="no Chromium: apt-get install chromium")
 
 
@@ -28,22 +34,26 @@ def png(pixels):
 
 @pytest.fixture(scope="module")
 def address():
-    words = ["model=telea", "against=mean_colour", "port=0"]
-    server = demo.make(compose("demo", words).config)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield "127.0.0.1", server.server_address[1]
+    config = compose("demo", ["model=telea", "against=mean_colour", "port=0"]).config
+    with serving(config, demo.load_inpainters(config)) as place:
+        yield place
+
+
+@contextmanager
+def serving(config, inpainters):
+    server = demo.make(config, inpainters)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield "127.0.0.1", server.port
     server.shutdown()
-    server.server_close()
 
 
 def ask(address, method, path, body=None, **headers):
     connection = http.client.HTTPConnection(*address, timeout=30)
     connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
     answer = connection.getresponse()
-    found = answer.status, answer.read()
+    status, content = answer.status, answer.read()
     connection.close()
-    return found
+    return status, content
 
 
 def multipart(image, mask):
@@ -55,8 +65,7 @@ def multipart(image, mask):
 
 
 def fill(address, image, mask, **headers):
-    told = {"Content_Type": "multipart/form-data; boundary=xx", "X_Lacuna": "demo", **headers}
-    return ask(address, "POST", "/fill/0", multipart(image, mask), **told)
+    return ask(address, "POST", "/fill/0", multipart(image, mask), **{**FORM, **headers})
 
 
 def hole(shape=(197, 211)):
@@ -65,7 +74,7 @@ def hole(shape=(197, 211)):
     return mask
 
 
-def test_a_posted_picture_comes_back_changed_in_its_hole_alone(address):
+def test_a_posted_image_comes_back_changed_only_in_its_hole(address):
     before = photograph()
     status, body = fill(address, png(before), png(hole()))
     after = np.asarray(Image.open(io.BytesIO(body)))
@@ -74,74 +83,116 @@ def test_a_posted_picture_comes_back_changed_in_its_hole_alone(address):
     assert (after[hole() > 0] != before[hole() > 0]).mean() > 0.5
 
 
-def test_bytes_that_look_like_a_boundary_or_a_line_end_survive_the_form():
-    content = bytes(range(256)) * 4 + b"\r\n--x\r\n\n\r"
-    found = demo.form("multipart/form-data; boundary=xx", multipart(content, b"m"))
-    assert found == {"image": content, "mask": b"m"}
-
-
 @pytest.mark.parametrize(
     ("image", "mask", "line"),
     [
-        (b"no picture", png(hole()), b"cannot be read as a picture"),
+        (b"not an image", png(hole()), b"cannot be read as an image"),
         (png(photograph()), png(hole((50, 60)) * 0), b"differ in size"),
         (png(photograph()), png(hole() * 0), b"nothing is painted yet"),
-        (png(photograph()), png(hole() * 0 + 255), b"all of the picture is painted"),
+        (png(photograph()), png(hole() * 0 + 255), b"the whole image is painted"),
     ],
 )
-def test_what_cannot_be_filled_is_told_in_one_line(address, image, mask, line):
+def test_input_that_cannot_be_filled_gives_a_one_line_error(address, image, mask, line):
     status, body = fill(address, image, mask)
     assert status == 400 and line in body and b"\n" not in body
 
 
-def test_other_pages_can_neither_read_nor_use_it(address):
-    picture, mask = png(photograph()), png(hole())
+def test_pages_of_other_sites_can_neither_read_nor_use_it(address):
+    image, mask = png(photograph()), png(hole())
     assert ask(address, "GET", "/", Host="evil.example")[0] == 403
-    assert fill(address, picture, mask, Host="evil.example:80")[0] == 403
-    assert fill(address, picture, mask, X_Lacuna="no")[0] == 403
+    assert fill(address, image, mask, Host="evil.example:80")[0] == 403
+    assert fill(address, image, mask, X_Lacuna="no")[0] == 403
+
+
+def test_only_the_page_and_the_models_of_the_command_are_served(address):
+    image, mask = png(photograph()), png(hole())
     assert ask(address, "GET", "/../pipeline/demo.py")[0] == 404
+    assert ask(address, "POST", "/fill/7", multipart(image, mask), **FORM) == (
+        404,
+        b"no such model",
+    )
+    assert ask(address, "GET", "/fill/0")[0] == 405
+    connection = http.client.HTTPConnection(*address, timeout=30)
+    connection.request("GET", "/")
+    headers = connection.getresponse().headers
+    connection.close()
+    assert headers["Content-Security-Policy"].startswith("default-src 'none'; ")
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_a_request_must_announce_its_size_and_keep_to_the_limit(address):
     too_much = {"Content_Length": str(demo.LIMIT + 1), "X_Lacuna": "demo"}
     assert ask(address, "POST", "/fill/0", b"", **too_much)[0] == 413
     for length in ("abc", "-1", ""):
         nonsense = {"Content_Length": length, "X_Lacuna": "demo"}
         assert ask(address, "POST", "/fill/0", b"", **nonsense)[0] == 413
-    told = {"Content_Type": "multipart/form-data; boundary=xx", "X_Lacuna": "demo"}
-    assert ask(address, "POST", "/fill/7", multipart(picture, mask), **told)[0] == 404
 
 
-def test_a_model_that_fails_is_told_to_the_page_and_does_not_end_the_server():
+def test_a_client_that_goes_away_leaves_no_trace(address, capfd):
+    head = "POST /fill/0 HTTP/1.1\r\nHost: localhost\r\nX-Lacuna: demo\r\nContent-Length: 9999\r\n"
+    head += "Content-Type: multipart/form-data; boundary=xx\r\n\r\n"
+    body = multipart(png(photograph()), png(hole()))
+    whole = head.replace("9999", str(len(body))).encode() + body
+    for sent in (b"POST /fi", head.encode(), head.encode() + body[:500], whole):
+        with socket.create_connection(address) as client:
+            client.sendall(sent)
+            reset = struct.pack("ii", 1, 0)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+    assert fill(address, png(photograph()), png(hole()))[0] == 200
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_that_fails_gives_one_line_and_the_server_keeps_running():
     def full(image, mask):
         raise RuntimeError("out of memory\nand a long trace")
 
-    source = LoadedInpainter(full, "large", {})
-    server = demo.Server(compose("demo", ["model=large", "port=0"]).config, [source], "cpu")
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    here = "127.0.0.1", server.server_address[1]
-    for _ in range(2):
-        answer = fill(here, png(photograph()), png(hole()))
-        assert answer == (500, b"RuntimeError: out of memory")
-    server.shutdown()
-    server.server_close()
+    config = compose("demo", ["model=large", "port=0"]).config
+    with serving(config, [LoadedInpainter(full, "large", {})]) as place:
+        for _ in range(2):
+            answer = fill(place, png(photograph()), png(hole()))
+            assert answer == (500, b"RuntimeError: out of memory")
+
+
+def test_images_are_filled_one_at_a_time():
+    running, most = 0, 0
+
+    def slow(image, mask):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.05)
+        running -= 1
+        return image
+
+    config = compose("demo", ["model=slow", "port=0"]).config
+    with (
+        serving(config, [LoadedInpainter(slow, "slow", {})]) as place,
+        ThreadPoolExecutor(4) as clients,
+    ):
+        posted = [clients.submit(fill, place, png(photograph()), png(hole())) for _ in range(4)]
+        assert [each.result()[0] for each in posted] == [200] * 4
+    assert most == 1
 
 
 def test_it_listens_on_this_machine_only_unless_asked():
     assert compose("demo", ["model=telea"]).config.host == "127.0.0.1"
 
 
-def test_a_port_in_use_is_one_clear_line(address):
-    words = ["model=telea", f"port={address[1]}"]
-    with pytest.raises(ValueError, match=r"cannot be listened on .* give another port="):
-        demo.make(compose("demo", words).config)
+def test_a_port_in_use_gives_a_one_line_error(address):
+    config = compose("demo", ["model=telea", f"port={address[1]}"]).config
+    line = rf"cannot listen on 127.0.0.1:{address[1]} \(Address already in use\): choose another"
+    with pytest.raises(ValueError, match=line):
+        demo.make(config, [])
 
 
 @browser
 def test_in_a_browser_painting_removes_what_was_painted_and_nothing_else(address):
     host, port = address
-    picture = base64.b64encode(png(photograph())).decode()
+    encoded = base64.b64encode(png(photograph())).decode()
     with Page(f"http://{host}:{port}/") as page:
         assert page.run("document.getElementById('run').disabled")
         page.run(
-            f"(() => {{ const raw = atob({picture!r});"
+            f"(() => {{ const raw = atob({encoded!r});"
             " const bytes = Uint8Array.from(raw, c => c.charCodeAt(0));"
             " const files = new DataTransfer();"
             " files.items.add(new File([bytes], 'cat.png', {type: 'image/png'}));"
@@ -174,7 +225,7 @@ def test_in_a_browser_painting_removes_what_was_painted_and_nothing_else(address
         assert page.run("[...document.querySelectorAll('a.save')].every(a => !a.hidden && a.href)")
         page.run(f"{results}[0].click()")
         page.until(f"{results}[0].src.startsWith('data:')")  # flipped to the original
-        assert page.run("document.getElementById('told').textContent") == ""
+        assert page.run("document.getElementById('message').textContent") == ""
         ours = (f"http://{host}:{port}/", f"blob:http://{host}:{port}/")
         assert [u for u in page.requests if not u.startswith(ours)] == []
 

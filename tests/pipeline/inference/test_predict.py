@@ -12,7 +12,7 @@ from models.inpainter import Inpainter
 from pipeline.config.compose import compose
 from pipeline.inference import archive, predict, tiling
 from pipeline.inference.images import decode
-from pipeline.inference.sources import LoadedInpainter, load, refuse_a_look_into_the_hole
+from pipeline.inference.sources import LoadedInpainter, check_masked_pixels_unused, load
 from tests.support.pairs import crops, hole, image_set, mask_set
 
 
@@ -76,7 +76,7 @@ def test_known_pixels_are_bit_for_bit_and_the_hole_is_filled(tmp_path, kind):
     assert (strip[:, :211] == before).all() and (strip[:, -211:] == after).all()
 
 
-def test_an_archive_fills_the_hole_alone_and_never_sees_what_it_showed(model):
+def test_an_archive_fills_only_the_hole_whatever_pixels_are_under_the_mask(model):
     image = data.chelsea()[40:237, 100:311]  # 211×197: no multiple of anything
     mask = np.zeros(image.shape[:2], np.uint8)
     mask[60:100, 50:120] = 1
@@ -89,7 +89,7 @@ def test_an_archive_fills_the_hole_alone_and_never_sees_what_it_showed(model):
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, line",
     [
         (lambda image, mask: (image, 0.5 * mask), "threshold it"),
         (lambda image, mask: (image, mask[..., :-8]), "one (mask )?per image"),
@@ -97,15 +97,15 @@ def test_an_archive_fills_the_hole_alone_and_never_sees_what_it_showed(model):
         (lambda image, mask: (image * 255, mask), r"scale its pixels to \[0, 1\]"),
     ],
 )
-def test_an_archive_says_what_its_graph_would_not(exported, change, said):
+def test_an_archive_rejects_inputs_that_its_graph_would_accept(exported, change, line):
     loaded = archive.load(exported)
     image, mask = torch.full((1, 3, 40, 48), 0.5), torch.ones(1, 1, 40, 48)
     assert loaded(image, mask).shape == image.shape
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=line):
         loaded(*change(image, mask))
 
 
-def test_a_mask_picture_and_the_same_rectangle_give_the_same_result(tmp_path):
+def test_a_mask_file_and_the_same_rectangle_give_the_same_result(tmp_path):
     source = photograph(tmp_path)
     mask = np.zeros((197, 211), np.uint8)
     mask[60:100, 50:120] = 255
@@ -128,7 +128,7 @@ def test_transparent_pixels_are_the_hole_and_the_result_is_opaque(tmp_path):
         run(model="telea", image=tmp_path / "cat.png", mask="alpha", out=tmp_path / "x.png")
 
 
-def test_another_mask_keeps_the_picture_s_transparency(tmp_path):
+def test_another_mask_keeps_the_transparency_of_the_image(tmp_path):
     opaque = pixels(photograph(tmp_path))
     alpha = np.tile(np.arange(opaque.shape[1], dtype=np.uint8), (opaque.shape[0], 1))
     Image.fromarray(np.dstack([opaque, alpha])).save(tmp_path / "soft.png")
@@ -138,11 +138,11 @@ def test_another_mask_keeps_the_picture_s_transparency(tmp_path):
 
 def test_exif_orientation_is_applied_once_and_the_profile_is_kept(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by a quarter
+    exif[0x0112] = 6  # rotate by 90° for display
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     source = photograph(tmp_path, exif=exif, icc_profile=profile)
     out = tmp_path / "out.png"
-    run(model="telea", image=source, mask="5,150,40,50", out=out)  # fits the upright picture only
+    run(model="telea", image=source, mask="5,150,40,50", out=out)  # fits the upright image only
     after = Image.open(out)
     assert after.size == (197, 211)
     assert after.getexif().get(0x0112, 1) == 1
@@ -151,7 +151,7 @@ def test_exif_orientation_is_applied_once_and_the_profile_is_kept(tmp_path):
     assert (np.asarray(after)[:150] == upright[:150]).all()
 
 
-def test_sixteen_bits_grey_palette_and_cmyk_become_the_rgb_that_is_documented():
+def test_16_bit_gray_palette_and_cmyk_images_become_the_documented_rgb():
     ramp = np.arange(256, dtype=np.uint16).reshape(16, 16)
 
     def through(image, kind="PNG"):
@@ -159,9 +159,9 @@ def test_sixteen_bits_grey_palette_and_cmyk_become_the_rgb_that_is_documented():
         image.save(buffer, kind)
         return decode(buffer.getvalue())
 
-    grey = through(Image.fromarray(ramp.astype(np.uint8))).pixels
-    assert (grey == ramp[..., None]).all()
-    deep = through(Image.fromarray(ramp * 257)).pixels  # the same greys at 16 bits
+    gray = through(Image.fromarray(ramp.astype(np.uint8))).pixels
+    assert (gray == ramp[..., None]).all()
+    deep = through(Image.fromarray(ramp * 257)).pixels  # the same grays at 16 bits
     assert (deep == ramp[..., None]).all()
     night = through(Image.fromarray(ramp)).pixels  # 16 bits, all of them below 1/256 of the range
     assert (night == 0).all()
@@ -172,19 +172,19 @@ def test_sixteen_bits_grey_palette_and_cmyk_become_the_rgb_that_is_documented():
     assert (abs(red.astype(int) - [255, 0, 0]) < 30).all()
 
 
-def test_a_folder_is_done_whole_and_what_cannot_be_read_is_named_at_the_end(tmp_path):
+def test_one_unreadable_image_of_a_folder_does_not_stop_the_others(tmp_path):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     photograph(folder, "a.png")
-    (folder / "b.png").write_bytes(b"no picture")
+    (folder / "b.png").write_bytes(b"not an image")
     photograph(folder, "c.jpg")
     (folder / "notes.txt").write_text("left alone")
-    with pytest.raises(ValueError, match=r"1 of 3 pictures could not be done.*b\.png"):
+    with pytest.raises(ValueError, match=r"1 of 3 images could not be filled.*b\.png"):
         run(model="telea", image=folder, mask="5,5,20,20", out=out)
     assert sorted(p.name for p in out.iterdir()) == ["a.png", "c.jpg"]
 
 
-def test_each_picture_of_a_folder_finds_the_mask_of_its_name(tmp_path):
+def test_each_image_of_a_folder_gets_the_mask_of_its_name(tmp_path):
     folder, masks = tmp_path / "in", tmp_path / "masks"
     folder.mkdir()
     masks.mkdir()
@@ -219,22 +219,22 @@ def test_a_sharded_set_and_a_mask_set_are_a_stream_of_pairs(tmp_path):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ({"mask": "200,0,20,20"}, r"does not lie inside .*cat\.png, 211×197"),
-        ({"mask": "0,0,211,197"}, "covers all of .*nothing is left"),
-        ({"mask": "small.png"}, r"small\.png is 50×40, .*cat\.png 211×197: give a mask"),
-        ({"mask": "none.png"}, r"none\.png: no such picture"),
-        ({"mask": "ones.png"}, r"ones\.png hides nothing: its brightest pixel is 1, and white"),
-        ({"image": "none.png"}, r"none\.png: no such picture"),
-        ({"image": "torn.png"}, r"torn\.png cannot be read as a picture"),
-        ({"image": "empty"}, "neither a picture .* nor a folder that holds some"),
+        ({"mask": "200,0,20,20"}, r"does not fit into .*cat\.png, which is 211×197"),
+        ({"mask": "0,0,211,197"}, "covers all of .*leave known pixels"),
+        ({"mask": "small.png"}, r"small\.png is 50×40, .*cat\.png is 211×197: use a mask"),
+        ({"mask": "none.png"}, r"none\.png: no such image file"),
+        ({"mask": "ones.png"}, r"ones\.png has no hole: its brightest pixel is 1"),
+        ({"image": "none.png"}, r"none\.png: no such image file"),
+        ({"image": "torn.png"}, r"torn\.png cannot be read as an image"),
+        ({"image": "empty"}, "neither an image .* nor a folder of images"),
         ({"out": "out.gif"}, r"out\.gif/cat\.png"),
         ({"out": "cat.png"}, "would overwrite the input"),
-        ({"model": "none.pt2"}, r"none\.pt2 is no file"),
-        ({"model": "torn.png"}, r"torn\.png is no archive"),
-        ({"overlap": 300}, "give 0 < overlap < tile / 2"),
+        ({"model": "none.pt2"}, r"none\.pt2: no such file"),
+        ({"model": "torn.png"}, r"torn\.png is not a torch.export archive"),
+        ({"overlap": 300}, "expected 0 < overlap < tile / 2"),
     ],
 )
-def test_what_a_user_gets_wrong_is_one_clear_line(tmp_path, monkeypatch, words, line):
+def test_invalid_input_gives_a_one_line_error(tmp_path, monkeypatch, words, line):
     monkeypatch.chdir(tmp_path)
     whole = photograph(tmp_path).read_bytes()
     (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
@@ -242,7 +242,7 @@ def test_what_a_user_gets_wrong_is_one_clear_line(tmp_path, monkeypatch, words, 
     Image.new("L", (50, 40), 255).save("small.png")
     Image.new("L", (211, 197), 1).save("ones.png")
     given = {"model": "telea", "image": "cat.png", "mask": "5,5,9,9", "out": "out.png", **words}
-    if words.get("out") == "out.gif":  # no picture's name: a folder
+    if words.get("out") == "out.gif":  # not an image's name: a folder
         assert run(**given)["written"] == ["out.gif/cat.png"]
         return
     with pytest.raises(ValueError, match=line) as error:
@@ -251,11 +251,11 @@ def test_what_a_user_gets_wrong_is_one_clear_line(tmp_path, monkeypatch, words, 
     assert not (tmp_path / "out.png").exists()
 
 
-def test_a_model_of_the_other_polarity_is_refused(model):
+def test_a_model_of_inverted_mask_polarity_is_rejected(model):
     def inverted(image, mask):  # takes 1 = known
         return image * mask
 
-    with pytest.raises(ValueError, match="looks at pixels that the mask hides"):
-        refuse_a_look_into_the_hole(LoadedInpainter(inverted, "theirs", {}), "cpu")
-    refuse_a_look_into_the_hole(model, "cpu")
+    with pytest.raises(ValueError, match="depends on masked pixels: mask polarity is inverted"):
+        check_masked_pixels_unused(LoadedInpainter(inverted, "theirs", {}), "cpu")
+    check_masked_pixels_unused(model, "cpu")
     assert model.name == "small" and len(model.facts["sha256"]) == 64

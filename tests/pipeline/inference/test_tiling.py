@@ -1,4 +1,4 @@
-"""Pictures larger than the network takes: no seam, known pixels kept, memory by tiles."""
+"""Images larger than the network accepts: no seam, known pixels kept, bounded memory."""
 
 import tracemalloc
 
@@ -12,8 +12,8 @@ def constant(height=1300, width=1700, level=140):
     return np.full((height, width, 3), level, np.uint8)
 
 
-class Remembering:
-    """Fills with the mean of what is known, plus an error of its own for every crop."""
+class MeanFill:
+    """Fill with the mean of the known pixels, plus a random error for each crop."""
 
     def __init__(self, spread=0.0):
         self.sizes, self.ratios, self.spread = [], [], spread
@@ -30,7 +30,7 @@ class Remembering:
 
 @pytest.fixture
 def holes():
-    """One far larger than a tile, one small, a scratch across the whole picture."""
+    """One hole far larger than a tile, one small, a scratch across the whole image."""
     mask = np.zeros((1300, 1700), np.uint8)
     mask[300:1000, 200:1400] = 1
     mask[20:40, 1600:1650] = 1
@@ -38,50 +38,50 @@ def holes():
     return mask
 
 
-def test_a_constant_picture_shows_no_seam(holes):
-    model = Remembering()
+def test_a_constant_image_shows_no_seam(holes):
+    model = MeanFill()
     result = tiling.fill_any(model, constant(), holes)
     assert abs(result.astype(int) - 140).max() <= 1
     assert max(model.sizes) <= 512 and len(model.sizes) > 4
 
 
-def test_tiles_that_disagree_meet_in_a_ramp_and_not_in_a_step(holes):
-    result = tiling.fill_any(Remembering(spread=30), constant(), holes).astype(int)
+def test_tiles_that_disagree_are_blended_without_a_step(holes):
+    result = tiling.fill_any(MeanFill(spread=30), constant(), holes).astype(int)
     for axis in (0, 1):
         step = abs(np.diff(result[..., 0], axis=axis))
         both = np.delete(holes, 0, axis) * np.delete(holes, -1, axis)
-        assert step[both == 1].max() <= 2  # 60 grey levels over 64 pixels, and rounding
+        assert step[both == 1].max() <= 2  # 60 gray levels over 64 pixels, and rounding
     assert result[holes == 1].std() > 5  # they did disagree
 
 
-def test_known_pixels_of_a_tiled_picture_are_bit_for_bit(holes):
+def test_known_pixels_of_a_tiled_image_are_bit_identical(holes):
     image = np.random.default_rng(1).integers(0, 256, (1300, 1700, 3), dtype=np.uint8)
-    result = tiling.fill_any(Remembering(), image, holes)
+    result = tiling.fill_any(MeanFill(), image, holes)
     assert (result[holes == 0] == image[holes == 0]).all()
     assert (result[holes == 1] != image[holes == 1]).mean() > 0.9
 
 
-def test_a_small_hole_in_a_large_picture_is_one_crop_with_its_surroundings():
+def test_a_small_hole_in_a_large_image_is_one_crop_with_its_surroundings():
     mask = np.zeros((1300, 1700), np.uint8)
     mask[600:700, 800:1000] = 1
-    model = Remembering()
+    model = MeanFill()
     tiling.fill_any(model, constant(), mask)
     assert model.sizes == [512]
     assert model.ratios == [pytest.approx(100 * 200 / 512**2)]
 
 
-def test_no_crop_that_is_mostly_hole_is_trusted(holes):
-    model = Remembering()
+def test_crops_that_are_mostly_hole_are_not_used(holes):
+    model = MeanFill()
     tiling.fill_any(model, constant(), holes)
     assert max(model.ratios) <= 0.6
 
 
-def test_a_4k_picture_takes_memory_by_its_pixels_and_tiles_of_the_network():
+def test_a_4k_image_needs_bounded_memory():
     image = constant(2160, 3840)
     mask = np.zeros((2160, 3840), np.uint8)
-    mask[100::200] = 1  # scratches all over it, joined by one: every tile is asked
+    mask[100::200] = 1  # connected scratches everywhere: every tile is filled
     mask[:, 1900:1910] = 1
-    model = Remembering()
+    model = MeanFill()
     tracemalloc.start()  # NumPy's and OpenCV's arrays
     result = tiling.fill_any(model, image, mask)
     peak = tracemalloc.get_traced_memory()[1]
@@ -91,10 +91,10 @@ def test_a_4k_picture_takes_memory_by_its_pixels_and_tiles_of_the_network():
     assert peak < 100 * mask.size  # bytes
 
 
-def test_a_picture_that_fits_the_tile_goes_through_whole():
+def test_an_image_that_fits_the_tile_is_filled_in_one_piece():
     mask = np.zeros((300, 500), np.uint8)
     mask[10:20, 10:20] = 1
-    model = Remembering()
+    model = MeanFill()
     tiling.fill_any(model, constant(300, 500), mask)
     assert model.sizes == [500]
     assert (tiling.fill_any(model, constant(300, 500), mask * 0) == 140).all()

@@ -58,7 +58,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 @pytest.mark.parametrize("gpus, ends", [("0", True), ("0,1", False), ("", False)])
 def test_quickstart_takes_one_process_where_there_is_one_gpu(monkeypatch, gpus, ends):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
-    train = next(step for step in steps(Path("/out"), "out") if step.name == "train")
+    train = next(step for step in steps("out") if step.name == "train")
     assert (train.words[-1] == "processes=auto") == ends
 
 

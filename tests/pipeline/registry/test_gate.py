@@ -9,18 +9,17 @@ import pyarrow as pa
 import pytest
 
 from pipeline.evaluation import metrics, results
-from pipeline.registry import gate
-from pipeline.registry import history as champions
+from pipeline.registry import gate, history
 from shards.masks import NAMES
 
 BUCKETS = [*NAMES, "fixed"]
-PICTURES = 300
+IMAGES = 300
 
 
-def table(psnr=24.0, ssim=0.85, spread=3.0, noise=0.0, seed=0, pictures=PICTURES, **per_bucket):
-    """Scores of `pictures` pictures in every bucket around the given means; the pictures' own
+def table(psnr=24.0, ssim=0.85, spread=3.0, noise=0.0, seed=0, images=IMAGES, **per_bucket):
+    """Scores of `images` images in every bucket around the given means; the images' own
     difficulty (`spread`, dB) is the same for every table, `noise` is this model's own."""
-    rows = pictures * len(BUCKETS)
+    rows = images * len(BUCKETS)
     hardness = np.random.default_rng(1).normal(0, spread, rows)
     own = np.random.default_rng(seed).normal(0, noise, rows)
     names = [BUCKETS[i % len(BUCKETS)] for i in range(rows)]
@@ -48,7 +47,7 @@ def test_the_first_champion_needs_only_the_floors():
     assert figures["fixed"]["psnr"] == pytest.approx(24.0, abs=0.6)
 
 
-def test_a_first_champion_below_a_floor_in_one_bucket_is_refused():
+def test_a_first_champion_below_a_floor_in_one_bucket_is_rejected():
     reasons, _ = decide(table(24.0, **{"(0.5,0.6]": -20.0}), None)
     assert len(reasons) == 1
     assert reasons[0].startswith("(0.5,0.6]: psnr")
@@ -61,40 +60,40 @@ def test_equal_scores_pass():
     assert figures["mean"] == {"psnr_difference": 0.0, "psnr_ci": [0.0, 0.0]}
 
 
-def test_a_better_model_passes_and_its_gain_is_told():
+def test_a_better_model_passes_and_its_gain_is_reported():
     reasons, figures = decide(table(24.3, noise=0.3, seed=2), table(24.0, noise=0.3, seed=3))
     assert reasons == []
     low, high = figures["mean"]["psnr_ci"]
     assert 0.2 < low < high < 0.4
 
 
-def test_a_model_that_is_two_tenths_of_a_decibel_worse_is_refused_in_every_bucket():
+def test_a_model_that_is_two_tenths_of_a_decibel_worse_is_rejected_in_every_bucket():
     reasons, _ = decide(table(23.8, noise=0.1, seed=2), table(24.0, noise=0.1, seed=3))
     assert len(reasons) == len(BUCKETS) + 1
     assert all("psnr is worse" in reason for reason in reasons)
 
 
-def test_one_bad_bucket_refuses_a_model_that_is_better_on_average():
+def test_one_bad_bucket_rejects_a_model_that_is_better_on_average():
     reasons, figures = decide(table(24.5, **{"(0.5,0.6]": -1.0}), table(24.0))
     assert figures["mean"]["psnr_ci"][0] > 0
     assert [reason.partition(":")[0] for reason in reasons] == ["(0.5,0.6]"]
 
 
-def test_a_loss_too_small_to_prove_is_called_unproven_not_worse():
+def test_a_loss_too_small_to_prove_is_reported_as_unproven_not_as_worse():
     ours, theirs = table(23.97, noise=1.0, seed=2), table(24.0, noise=1.0, seed=3)
     reasons, _ = decide(ours, theirs)
     assert any("is not shown to be as good" in reason for reason in reasons)
     assert decide(ours, theirs, tolerance=0.5, bound=0.3)[0] == []
 
 
-def test_a_drop_of_ssim_alone_is_refused():
+def test_a_drop_of_ssim_alone_is_rejected():
     reasons, _ = decide(table(24.0, ssim=0.84), table(24.0, ssim=0.85))
     assert len(reasons) == len(BUCKETS)
     assert all("ssim is worse" in reason for reason in reasons)
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
-def test_a_missing_or_non_finite_score_is_refused(value):
+def test_a_missing_or_non_finite_score_is_rejected(value):
     whole = table()
     psnr = whole["psnr"].to_pylist()
     psnr[17] = value
@@ -107,12 +106,12 @@ def test_a_missing_or_non_finite_score_is_refused(value):
     ]
 
 
-def test_a_bucket_without_scores_is_refused():
+def test_a_bucket_without_scores_is_rejected():
     reasons, _ = decide(table().slice(0, 6), None)
     assert reasons == ["the challenger has no scores of fixed"]
 
 
-def test_scores_on_other_pairs_are_refused():
+def test_scores_on_other_pairs_are_rejected():
     renamed = table()
     names = pa.array([f"{name}x" for name in renamed["name"].to_pylist()])
     other = renamed.set_column(renamed.column_names.index("name"), "name", names)
@@ -129,15 +128,15 @@ def version(number, baseline=None, kind="promote", content=None):
         tags = {"gate.baseline": str(baseline), "gate.kind": kind, "gate.previous": ""}
         if content:
             tags["gate.content"] = str(content)
-        tags["gate.digest"] = champions.digest(tags)
+        tags["gate.digest"] = history.digest(tags)
     return SimpleNamespace(version=str(number), tags=tags)
 
 
 def line(versions):
-    return [int(v.version) for v in champions.fold(versions).line]
+    return [int(v.version) for v in history.fold(versions).line]
 
 
-def test_versions_that_were_only_registered_are_no_champions():
+def test_versions_that_were_only_registered_are_not_champions():
     assert line([version(1), version(2)]) == []
 
 
@@ -145,59 +144,61 @@ def test_champions_follow_each_other_by_what_they_were_decided_against():
     assert line([version(1), version(2, 0), version(3), version(4, 2)]) == [2, 4]
 
 
-def test_of_two_decided_against_one_champion_the_later_does_not_count():
+def test_of_two_promotions_against_one_champion_the_later_does_not_count():
     assert line([version(1, 0), version(2, 1), version(3, 1), version(4, 2)]) == [1, 2, 4]
 
 
-def test_a_rollback_takes_its_promotions_off_the_stack():
-    history = champions.fold(
+def test_a_rollback_removes_promotions_from_the_stack():
+    folded = history.fold(
         [version(1, 0), version(2, 1), version(3, 2), version(4, 3, "rollback", content=2)]
     )
-    assert [int(v.version) for v in history.line] == [1, 2, 3, 4]
-    assert [int(v.version) for v in history.stack] == [1, 2]
+    assert [int(v.version) for v in folded.line] == [1, 2, 3, 4]
+    assert [int(v.version) for v in folded.stack] == [1, 2]
 
 
 def test_any_interleaving_of_four_promotions_has_one_line():
-    """Each reads the champion, waits, then appends: whatever the order, one line without gaps."""
+    """Each reads the champion, waits, then appends: any order gives one line without gaps."""
     random.seed(0)
     for order in itertools.islice(itertools.permutations("rrrrwwww"), 0, 40320, 97):
         log, read, pending = [], [], list(order)
         for action in pending:
             if action == "r":
-                read.append(champions.number(champions.fold(log).line))
+                read.append(history.number(history.fold(log).line))
             elif read:
                 log.append(version(len(log) + 1, read.pop(random.randrange(len(read)))))
         for baseline in read:
             log.append(version(len(log) + 1, baseline))
-        history = champions.fold(log).line
-        assert [int(v.tags["gate.baseline"]) for v in history] == [
+        champions = history.fold(log).line
+        assert [int(v.tags["gate.baseline"]) for v in champions] == [
             0,
-            *(int(v.version) for v in history[:-1]),
+            *(int(v.version) for v in champions[:-1]),
         ]
 
 
-def test_a_deleted_champion_is_missed_but_a_deleted_candidate_is_not():
+def test_a_deleted_champion_is_detected_but_a_deleted_candidate_is_no_fault():
     log = [version(1, 0), version(2), version(3, 1), version(4, 3)]
-    model = SimpleNamespace(tags={champions.HEAD: "4 x"}, aliases={"champion": "4"})
-    assert champions.deleted(model, log) == []
-    assert champions.deleted(model, [log[0], log[2], log[3]]) == [], "2 was no champion"
-    assert champions.deleted(model, [log[0], log[1], log[3]]) == [3]
-    assert champions.deleted(model, log[:3]) == [4], "the last one is remembered by the model"
+    model = SimpleNamespace(tags={history.HEAD: "4 x"}, aliases={"champion": "4"})
+    assert history.deleted(model, log) == []
+    assert history.deleted(model, [log[0], log[2], log[3]]) == [], "2 was never champion"
+    assert history.deleted(model, [log[0], log[1], log[3]]) == [3]
+    assert history.deleted(model, log[:3]) == [4], "the model's tag names the last one"
 
 
-def test_a_changed_tag_and_a_moved_alias_are_found():
+def test_a_changed_tag_and_a_moved_alias_are_reported():
     log = [version(1, 0), version(2, 1)]
     log[1].tags["gate.previous"] = log[0].tags["gate.digest"]
-    log[1].tags["gate.digest"] = champions.digest(log[1].tags)
+    log[1].tags["gate.digest"] = history.digest(log[1].tags)
     model = SimpleNamespace(tags={}, aliases={"champion": 2})
-    assert champions.faults(model, log) == []
+    assert history.faults(model, log) == []
 
     model.aliases["champion"] = "1"
-    assert "alias champion says 1, the history 2" in champions.faults(model, log)[0]
+    assert "alias champion names 1, the history 2" in history.faults(model, log)[0]
     model.aliases["champion"] = "2"
     log[1].tags["gate.figures"] = "better than they were"
-    assert champions.faults(model, log) == ["the tags of version 2 were changed"]
+    assert history.faults(model, log) == ["the tags of version 2 were changed"]
     log[1].tags.pop("gate.figures")
     log[0].tags["gate.user"] = "somebody else"
-    log[0].tags["gate.digest"] = champions.digest(log[0].tags)
-    assert champions.faults(model, log) == ["version 2 was decided against another 1"]
+    log[0].tags["gate.digest"] = history.digest(log[0].tags)
+    assert history.faults(model, log) == [
+        "version 1 changed after version 2 was decided against it"
+    ]

@@ -1,4 +1,4 @@
-"""Promotion through a real registry: the gate holds, and the record says what was decided."""
+"""Promotion through a real registry: the gate decides, and the history records it."""
 
 import json
 import subprocess
@@ -24,10 +24,10 @@ from tests.support.trained import finished_run, scored
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_a_first_champion_then_a_better_one_then_back(root):
+def test_a_first_champion_then_a_better_one_then_a_rollback(root):
     first = candidate(root, "first", 20.0, 1)
-    told = do(first)
-    assert (told["version"], told["from"], told["champion_before"]) == (
+    result = do(first)
+    assert (result["version"], result["from"], result["champion_before"]) == (
         2,
         f"models:/{NAME}/1",
         None,
@@ -35,11 +35,11 @@ def test_a_first_champion_then_a_better_one_then_back(root):
     assert champion(root).version in (2, "2")
 
     second = candidate(root, "second", 21.0, 2)
-    told = do(second)
-    assert (told["version"], told["champion_before"]) == (4, 2)
-    assert 0.9 < told["figures"]["mean"]["psnr_difference"] < 1.1
-    assert f"LACUNA_MODEL=models:/{NAME}/4" in told["rollout"]
-    assert told["sha256"] in told["rollout"]
+    result = do(second)
+    assert (result["version"], result["champion_before"]) == (4, 2)
+    assert 0.9 < result["figures"]["mean"]["psnr_difference"] < 1.1
+    assert f"LACUNA_MODEL=models:/{NAME}/4" in result["rollout"]
+    assert result["sha256"] in result["rollout"]
 
     back = promote.main(RollbackConfig(model=NAME))
     assert (back["version"], back["champion_before"]) == (5, 4)
@@ -47,11 +47,11 @@ def test_a_first_champion_then_a_better_one_then_back(root):
     assert tags["lacuna.run"] == first
     assert (tags["gate.kind"], tags["gate.content"]) == ("rollback", "2")
     assert verify() == {"name": NAME, "versions": 3, "faults": []}
-    with pytest.raises(ValueError, match="no champion before 5"):
+    with pytest.raises(ValueError, match="no earlier champion than 5"):
         promote.main(RollbackConfig(model=NAME))
 
 
-def test_the_record_says_who_when_from_where_against_whom_and_why(root):
+def test_a_promoted_version_records_user_time_source_baseline_and_scores(root):
     do(candidate(root, "first", 20.0, 1))
     run = candidate(root, "second", 21.0, 2)
     do(run)
@@ -63,13 +63,13 @@ def test_the_record_says_who_when_from_where_against_whom_and_why(root):
     assert tags["lacuna.run"] == run
     assert tags["lacuna.run_id"] == version.run_id == read_run_json(run)["mlflow_run_id"]
     assert json.loads(tags["gate.figures"])["mean"]["psnr_ci"][0] > 0.9
-    assert "| (0.1,0.2] |" in version.description, "the card shows what was measured"
+    assert "| (0.1,0.2] |" in version.description, "the card shows the scores"
 
 
-def test_a_worse_model_is_refused_with_its_reasons_on_record(root):
+def test_a_worse_model_is_rejected_and_the_reasons_are_recorded(root):
     do(candidate(root, "first", 21.0, 1))
     run = candidate(root, "second", 20.0, 2)
-    with pytest.raises(promote.Refused, match=r"\(0.1,0.2\]: psnr is worse: -") as caught:
+    with pytest.raises(promote.Rejected, match=r"\(0.1,0.2\]: psnr is worse: -") as caught:
         do(run)
     assert "\n" not in str(caught.value)
     assert champion(root).version in (2, "2")
@@ -82,7 +82,7 @@ def test_a_worse_model_is_refused_with_its_reasons_on_record(root):
 
 
 def test_a_first_champion_must_reach_the_floors(root):
-    with pytest.raises(promote.Refused, match="below the floor of 12"):
+    with pytest.raises(promote.Rejected, match="below the floor of 12"):
         do(candidate(root, "first", 9.0, 1))
     assert do(str(root / "first"), floor=5.0)["version"] == 2
 
@@ -109,7 +109,7 @@ def test_scores_of_other_weights_or_other_pairs_do_not_count(root):
         do(other)
 
 
-def test_the_pinned_pairs_stay_until_they_are_pinned_anew(root):
+def test_the_pinned_pairs_do_not_change_with_later_promotions(root):
     first = candidate(root, "first", 20.0, 1)
     do(first)
     pinned = json.loads(client(root).get_registered_model(NAME).tags["gate.pinned"])
@@ -121,13 +121,13 @@ def test_the_pinned_pairs_stay_until_they_are_pinned_anew(root):
     assert json.loads(client(root).get_registered_model(NAME).tags["gate.pinned"]) == pinned
 
 
-def test_into_takes_either_network_but_a_network_s_own_model_does_not(root):
+def test_a_model_created_by_into_accepts_either_network(root):
     run = candidate(root, "first", 20.0, 1)
-    told = do(run, into="inpaint")
-    assert (told["name"], told["version"]) == ("inpaint", 1)
+    result = do(run, into="inpaint")
+    assert (result["name"], result["version"]) == ("inpaint", 1)
     assert client(root).get_registered_model("inpaint").tags["lacuna.network"] == "any"
     client(root).create_registered_model("inpaint-musical", tags={"lacuna.network": "musical"})
-    with pytest.raises(ValueError, match="holds musical, the challenger is msanet"):
+    with pytest.raises(ValueError, match="is for musical: choose another into= for msanet"):
         do(run, into="inpaint-musical")
 
 
@@ -146,19 +146,19 @@ def test_into_takes_either_network_but_a_network_s_own_model_does_not(root):
         ({"into": "a/b"}, "no name for a registered model"),
     ],
 )
-def test_what_is_not_there_is_said_in_one_line(root, options, words):
+def test_a_missing_model_version_or_run_gives_a_one_line_error(root, options, words):
     run = candidate(root, "first", 20.0, 1)
     with pytest.raises(ValueError, match=words) as caught:
         do(**{"run": run, **options})
     assert "\n" not in str(caught.value)
 
 
-def test_rollback_names_the_versions_that_may_be_chosen(root):
+def test_rollback_lists_the_versions_to_choose_from(root):
     candidate(root, "first", 20.0, 1)
-    with pytest.raises(ValueError, match="never had a champion"):
+    with pytest.raises(ValueError, match="has no champion: promote"):
         promote.main(RollbackConfig(model=NAME))
     do(str(root / "first"))
-    with pytest.raises(ValueError, match="version 1 of inpaint-msanet was no champion; .* none"):
+    with pytest.raises(ValueError, match="version 1 of inpaint-msanet was never champion; .* none"):
         promote.main(RollbackConfig(model=NAME, version=1))
 
 
@@ -166,10 +166,10 @@ RACER = """
 import json, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from pipeline.registry import history, promote
 from pipeline.config.schema import PromoteConfig
+from pipeline.registry import history, promote
 append = history.append
-def together(*args):  # all have decided, against one champion, before the first one writes
+def together(*args):  # all decide against one champion before the first one writes
     Path("ready-{number}").touch()
     while len(list(Path().glob("ready-*"))) < 4:
         time.sleep(0.01)
@@ -199,12 +199,12 @@ def test_four_promotions_at_once_leave_one_champion_and_one_history(root, tmp_pa
     ]
     ended = [child.communicate(timeout=300) for child in children]
     assert [child.returncode for child in children] == [0] * 4, ended
-    told = [json.loads(out.splitlines()[-1]) for out, _ in ended]
+    result = [json.loads(out.splitlines()[-1]) for out, _ in ended]
 
-    won = [version for version in told if isinstance(version, int)]
-    lost = [line for line in told if isinstance(line, str)]
+    won = [version for version in result if isinstance(version, int)]
+    lost = [line for line in result if isinstance(line, str)]
     assert len(won) == 1 and len(lost) == 3
-    assert all(f"moved from 2 to {won[0]}" in line for line in lost)
+    assert all(f"changed from 2 to {won[0]}" in line for line in lost)
     assert str(champion(root).version) == str(won[0])
     superseded = [
         v
@@ -217,7 +217,7 @@ def test_four_promotions_at_once_leave_one_champion_and_one_history(root, tmp_pa
 
 @pytest.mark.slow
 def test_repin_and_fresh_evaluate_the_archives_themselves(small_set, verb, tmp_path, monkeypatch):
-    """The whole way with real pictures: train's set, masks, evaluate, register, promote."""
+    """The whole path with real images: data set, masks, evaluate, register, promote."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     masks = tmp_path / "masks"
     assert verb("masks", f"out={masks}", "size=64", "per_bucket=2").returncode == 0

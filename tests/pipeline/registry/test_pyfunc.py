@@ -47,7 +47,9 @@ def clean_python(tmp_path_factory):
 def served(tmp_path_factory, clean_python):
     root = tmp_path_factory.mktemp("serve")
     uri = client.tracking_uri(str(root / "runs"), f"sqlite:///{root}/runs/mlflow.db")
-    told = register.register(finished_run(root / "runs" / "run", uri=uri), root=str(root / "runs"))
+    registered = register.register(
+        finished_run(root / "runs" / "run", uri=uri), root=str(root / "runs")
+    )
     port = free_port()
     env = {
         "PATH": f"{Path(clean_python).parent}:{os.environ['PATH']}",
@@ -55,9 +57,9 @@ def served(tmp_path_factory, clean_python):
         "PYTHONPATH": "",
         "MLFLOW_TRACKING_URI": uri,
         "MODEL_FOLDER": str(root / "model"),
-        "LACUNA_MODEL": told["model_uri"],
-        "LACUNA_MODEL_VERSION": str(told["version"]),
-        "LACUNA_SHA256": told["sha256"],
+        "LACUNA_MODEL": registered["model_uri"],
+        "LACUNA_MODEL_VERSION": str(registered["version"]),
+        "LACUNA_SHA256": registered["sha256"],
         "LACUNA_MAX_PIXELS": str(200 * 200),
         "HOST": "127.0.0.1",
         "PORT": str(port),
@@ -65,7 +67,7 @@ def served(tmp_path_factory, clean_python):
     running = Process([str(SERVE / "start")], root / "serve.log", env, cwd=root)
     try:
         running.wait_for(f"http://127.0.0.1:{port}/ping", 240)
-        yield told, env, f"http://127.0.0.1:{port}"
+        yield registered, env, f"http://127.0.0.1:{port}"
     finally:
         running.kill()
 
@@ -97,7 +99,7 @@ def pair(height, width, seed=0):
 
 
 def test_pairs_of_any_size_and_mask_are_filled_in_one_request(served):
-    told, env, url = served
+    registered, env, url = served
     pairs = [pair(61, 47, 1), pair(61, 47, 2), pair(120, 33, 3)]
     pairs[1][1][:10] = 255
 
@@ -109,15 +111,18 @@ def test_pairs_of_any_size_and_mask_are_filled_in_one_request(served):
         assert filled.shape == image.shape
         assert (filled[known] == image[known]).all() and (filled[~known] != image[~known]).any()
         assert row["version"] == "1"
-        assert row["sha256"] == told["sha256"]
+        assert row["sha256"] == registered["sha256"]
 
 
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (["bm90IGEgcGljdHVyZQ==", png(pair(8, 8)[1])], "no PNG, JPEG or WebP"),
+        (["bm90IGEgcGljdHVyZQ==", png(pair(8, 8)[1])], "not an 8-bit PNG, JPEG or WebP"),
         ([png(pair(8, 8)[0]), png(pair(9, 8)[1])], "its mask 8×9"),
-        ([png(np.zeros((300, 300, 3), np.uint8)), png(np.zeros((300, 300), np.uint8))], "40000 p"),
+        (
+            [png(np.zeros((300, 300, 3), np.uint8)), png(np.zeros((300, 300), np.uint8))],
+            "limit of 40000 pixels",
+        ),
     ],
 )
 def test_bad_input_is_answered_400_with_the_reason(served, row, words):
@@ -128,7 +133,7 @@ def test_bad_input_is_answered_400_with_the_reason(served, row, words):
     assert words in json.loads(caught.value.read())["message"]
 
 
-def test_a_request_of_another_form_is_answered_400(served):
+def test_a_malformed_request_is_answered_400(served):
     request = urllib.request.Request(
         f"{served[2]}/invocations", b'{"inputs": 1}', {"Content-Type": "application/json"}
     )
@@ -137,7 +142,7 @@ def test_a_request_of_another_form_is_answered_400(served):
     assert caught.value.code == 400
 
 
-def test_readiness_asks_the_golden_pair_and_sees_another_model(served):
+def test_the_readiness_check_fills_the_golden_pair_and_detects_another_model(served):
     _, env, _ = served
     ready = [env["PYTHON"], str(SERVE / "ready.py")]
     clean = {**os.environ, **env}
@@ -154,7 +159,7 @@ def test_readiness_asks_the_golden_pair_and_sees_another_model(served):
         ({"LACUNA_MODEL": "models:/inpaint-msanet@champion"}, "is not a pinned version"),
     ],
 )
-def test_other_bytes_than_the_pinned_ones_are_not_served(served, tmp_path, change, words):
+def test_only_the_pinned_version_and_bytes_are_served(served, tmp_path, change, words):
     _, env, _ = served
     env = {**os.environ, **env, "MODEL_FOLDER": str(tmp_path / "model"), **change}
     done = subprocess.run([str(SERVE / "start")], env=env, capture_output=True, text=True)

@@ -49,9 +49,9 @@ def embedded(monkeypatch):
 @pytest.fixture(scope="module")
 def files(store, tmp_path_factory):
     """The logged model's files."""
-    root, _, told = store
+    root, _, registered = store
     folder = tmp_path_factory.mktemp("files")
-    model_versions.download(tracking_uri(str(root)), told["model_id"], "", folder)
+    model_versions.download(tracking_uri(str(root)), registered["model_id"], "", folder)
     return folder
 
 
@@ -59,7 +59,7 @@ def client(store):
     return connect(tracking_uri(str(store[0])))
 
 
-def picture(height, width, seed=0):
+def random_image(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
@@ -76,8 +76,8 @@ def png(pixels):
 
 
 def test_the_archive_is_the_trained_network_for_any_batch_and_size(store):
-    root, run, told = store
-    loaded, info = sources.load_archive(told["model_uri"], root=str(root))
+    root, run, registered = store
+    loaded, info = sources.load_archive(registered["model_uri"], root=str(root))
     eager = Inpainter(checkpoints.load_generator(run)[0]).eval()
     for batch, height, width in ((1, 1, 1), (3, 61, 47), (2, 96, 130)):
         image = torch.rand(batch, 3, height, width)
@@ -90,16 +90,16 @@ def test_the_archive_is_the_trained_network_for_any_batch_and_size(store):
 
 
 def test_the_version_says_where_it_comes_from(store):
-    _, run, told = store
+    _, run, registered = store
     version = client(store).get_model_version("inpaint-msanet", "1")
     tags = version.tags
     assert tags["lacuna.run"] == run
     assert tags["lacuna.run_id"] == read_run_json(run)["mlflow_run_id"] == version.run_id
     assert tags["lacuna.dataset"] == "ab" * 32
     assert tags["lacuna.images_seen"] == "1000"
-    assert tags["lacuna.sha256"] == told["sha256"]
+    assert tags["lacuna.sha256"] == registered["sha256"]
     card = version.description
-    assert "## Limits" in card and "## Licence" in card and "ab" * 32 in card
+    assert "## Limits" in card and "## License" in card and "ab" * 32 in card
     assert "Protocol msanet, 360 pairs" in card
     (row,) = re.findall(r"\| \(0.1,0.2\] \| 60 \| (\S+) \[(\S+), (\S+)\] \| 0.8000 \|", card)
     mean, low, high = map(float, row)
@@ -108,17 +108,17 @@ def test_the_version_says_where_it_comes_from(store):
 
 
 def test_the_logged_model_belongs_to_the_run(store):
-    _, run, told = store
-    logged = client(store).get_logged_model(told["model_id"])
+    _, run, registered = store
+    logged = client(store).get_logged_model(registered["model_id"])
     assert logged.source_run_id == read_run_json(run)["mlflow_run_id"]
     assert str(logged.status).endswith("READY")
     (made,) = client(store).get_run(logged.source_run_id).outputs.model_outputs
-    assert (made.model_id, made.step) == (told["model_id"], 1000)
+    assert (made.model_id, made.step) == (registered["model_id"], 1000)
 
 
 def test_the_same_weights_are_registered_once(store):
-    _, run, told = store
-    assert register.register(run) == told
+    _, run, registered = store
+    assert register.register(run) == registered
     assert len(model_versions.versions(client(store), "inpaint-msanet")) == 1
 
 
@@ -154,7 +154,7 @@ from_bytes = np.array(Image.open(io.BytesIO(answer["image"])))
                              "mask": [pixels["mask"], pixels["mask"][:20, :30]]}})
 example = model.predict(model.input_example)
 errors = []
-for bad in ({{"image": [b"no picture"], "mask": [golden["mask"]]}},
+for bad in ({{"image": [b"not an image"], "mask": [golden["mask"]]}},
             {{"image": [golden["image"]], "mask": [golden["mask"][:40]]}},
             {{"image": [pixels["image"]], "mask": [pixels["mask"][:5]]}},
             {{"image": [pixels["image"] / 255.0], "mask": [pixels["mask"]]}},
@@ -189,13 +189,19 @@ def test_it_loads_and_answers_in_an_interpreter_without_our_code_or_pickle(store
         env=env,
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["ours"] == []
-    assert told["golden"] <= 1 and told["known"] and told["arrays"] and told["example"]
-    assert told["small"] == [20, 30, 3]
-    assert told["sha256"] == store[2]["sha256"]
-    expected = ("no PNG", "no PNG", "mask of the picture's size", "whole numbers", "pixels")
-    for error, words in zip(told["errors"], expected, strict=True):
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["ours"] == []
+    assert answer["golden"] <= 1 and answer["known"] and answer["arrays"] and answer["example"]
+    assert answer["small"] == [20, 30, 3]
+    assert answer["sha256"] == store[2]["sha256"]
+    expected = (
+        "not an 8-bit PNG",
+        "not an 8-bit PNG",
+        "mask of the image's size",
+        "integers from 0",
+        "pixels",
+    )
+    for error, words in zip(answer["errors"], expected, strict=True):
         assert words in error and "row 0" in error, error
 
 
@@ -210,7 +216,7 @@ def test_it_loads_and_answers_in_an_interpreter_without_our_code_or_pickle(store
         ("models:/inpaint-msane/1", "mlflow.db; there are: inpaint-msanet"),
         ("models:/a b/1", "invalid name of a registered model"),
         ("models:/a/b/c", "invalid models:"),
-        ("nothing-here.pt2", "is no file: give models:/NAME@champion"),
+        ("nothing-here.pt2", "no such file; use models:/NAME@champion"),
     ],
 )
 def test_a_model_that_is_not_there_is_answered_with_what_is(store, uri, words):
@@ -222,17 +228,19 @@ def test_a_model_that_is_not_there_is_answered_with_what_is(store, uri, words):
 def test_a_registered_model_of_another_network_is_refused(store):
     _, run, _ = store
     client(store).create_registered_model("inpaint-other", tags={"lacuna.network": "musical"})
-    with pytest.raises(ValueError, match="holds musical, the run is msanet"):
+    with pytest.raises(
+        ValueError, match="model inpaint-other is for musical: choose another name= for msanet"
+    ):
         register.register(run, name="inpaint-other")
     client(store).create_registered_model("foreign")
-    with pytest.raises(ValueError, match="something that is not ours"):
+    with pytest.raises(ValueError, match="was not created by `register`"):
         register.register(run, name="foreign")
 
 
 @pytest.mark.parametrize("name", ["a/b", "", "a:b", "-x", "ä", "x" * 101])
 def test_a_bad_name_is_refused_before_anything_is_exported(store, name):
     with pytest.raises(ValueError, match="invalid name of a registered model"):
-        register.checked_name(name)
+        model_versions.checked_name(name)
 
 
 def test_a_generator_that_gives_nan_is_not_registered(store):

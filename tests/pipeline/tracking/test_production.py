@@ -177,7 +177,7 @@ def test_the_trainers_account_registers_but_cannot_touch_production(as_user, tmp
     registered(worse, url)
     scored(worse, 15.0)
     as_user("release")
-    with pytest.raises(promote.Refused, match="psnr is worse"):
+    with pytest.raises(promote.Rejected, match="psnr is worse"):
         promote.main(PromoteConfig(model="inpaint-msanet", run=worse, into="inpaint"))
 
 
