@@ -82,39 +82,62 @@ MODELS = {"msanet": MsanetModel, "musical": MusicalModel}
 
 
 @dataclass
-class DataConfig:
-    name: str = key("folder", "the dataset's name, in records and tables")
+class EvaluationData:
+    """What `evaluate` reads of `data`; the images that it scores are cropped by the protocol."""
+
     url: str | None = key(None, "the sharded set: a folder or s3:// URL")
-    layout: str = key("folder", "how the publisher lays it out (see `shard`)")
+    resize_short: int | None = key(
+        None, "short side before the crop, pixels; null: no resizing", least=1
+    )
+
+
+@dataclass
+class DataConfig(EvaluationData):
+    """What training reads of `data`."""
+
+    name: str = key("folder", "the dataset's name, in records and tables")
+    train: str = key("train", "split that training reads")
+    validate: str = key("val", "split for validation during training; never test")
+    crop: int = key(256, "side of the square training crop, pixels", least=1)
+    crop_mode: str = key("random", "where the crop is taken", ("random", "center", "resized"))
+    flip: bool = key(True, "mirror half of the crops")
+
+
+@dataclass
+class ShardingConfig:
+    """What `shard` reads of `data`."""
+
+    name: str = key("folder", "the dataset's name, in records and tables")
+    layout: str = key("folder", "the publisher's layout (see `shard`)")
     holdout: float = key(
         0.05,
         "share of train held out by content hash, where the publisher has no val",
         least=0.0,
         most=1.0,
     )
-    train: str = key("train", "split that training reads")
-    validate: str = key("val", "split that validation during training reads; never test")
-    crop: int = key(256, "side of the square training crop, pixels", least=1)
-    crop_mode: str = key("random", "where the crop is taken", ("random", "center", "resized"))
-    resize_short: int | None = key(
-        None, "short side before the crop, pixels; null keeps it", least=1
-    )
-    flip: bool = key(True, "mirror half of the crops")
     shard_mb: int = key(64, "size of a shard, MB", least=1, most=1024)
     min_side: int = key(0, "images with a shorter side are rejected, pixels", least=0)
-    store_short: int | None = key(
-        None, "short side at which `shard` stores images; null: as is", least=1
-    )
+    store_short: int | None = key(None, "short side of stored images; null: as published", least=1)
     quality: int = key(95, "JPEG quality where `shard` re-encodes", least=1, most=100)
 
 
 @dataclass
-class MasksConfig:
+class EvaluationMasks:
+    """What `evaluate` reads of `masks`."""
+
+    url: str | None = key(None, "a mask set (see `masks`)")
+
+
+@dataclass
+class MasksConfig(EvaluationMasks):
+    """What training reads of `masks`."""
+
     kind: str = key("irregular", "holes", ("irregular", "center", "square", "external", "none"))
     low: float = key(0.01, "smallest hole ratio of training masks", least=0.0, most=1.0)
     high: float = key(0.6, "largest hole ratio of training masks", least=0.0, most=1.0)
-    border: float = key(0.5, "share of masks whose holes keep off the border", least=0.0, most=1.0)
-    url: str | None = key(None, "a materialised mask set (`masks`)")
+    border: float = key(
+        0.5, "share of masks whose holes do not touch the border", least=0.0, most=1.0
+    )
 
 
 @dataclass
@@ -128,7 +151,6 @@ class Phase:
 
 @dataclass
 class ObjectiveConfig:
-    name: str = key("msanet", "which losses are whose", ("msanet", "musical"))
     l1: float = key(0.0, "weight of g/l1", least=0.0)
     l1_hole: float = key(0.0, "weight of the hole's own L1", least=0.0)
     l2: float = key(0.0, "weight of g/l2", least=0.0)
@@ -197,14 +219,36 @@ class ValidateConfig:
 
 
 @dataclass
-class TrackingConfig:
+class RecordConfig:
+    """What `evaluate` reads of `tracking`: it records in the run's own experiment."""
+
     enabled: bool = key(True, "record the run in MLflow")
+
+
+@dataclass
+class ReportConfig(RecordConfig):
+    """What `compare` reads of `tracking`."""
+
     experiment: str | None = key(None, "MLflow experiment; null: $USER/<experiment>")
-    required: bool = key(False, "a tracking server that does not answer at start is fatal")
-    drain: bool = key(True, "send while training; false: only spool, `sync` sends")
 
 
-# --- walking a schema ----------------------------------------------------------------------------
+@dataclass
+class TrackingConfig(ReportConfig):
+    """What training reads of `tracking`."""
+
+    required: bool = key(False, "fail if the tracking server does not answer at the start")
+    drain: bool = key(True, "send while training; false: only store, `sync` sends")
+
+
+# Keys that a run's config.yaml once held, and that training never read.
+RETIRED = (
+    "objective.name",
+    *(f"data.{name}" for name in ("layout", "holdout", "shard_mb", "min_side")),
+    *(f"data.{name}" for name in ("store_short", "quality")),
+)
+
+
+# --- learning rates ------------------------------------------------------------------------------
 
 
 def phase_at(phases: Sequence[Phase], images_seen: int) -> Phase:

@@ -14,12 +14,17 @@ from jobs.spec import Cluster
 from pipeline.config.groups import (
     CheckpointConfig,
     DataConfig,
+    EvaluationData,
+    EvaluationMasks,
     LogConfig,
     MasksConfig,
     ModelConfig,
     ObjectiveConfig,
     ParallelConfig,
     ProtocolConfig,
+    RecordConfig,
+    ReportConfig,
+    ShardingConfig,
     TrackingConfig,
     ValidateConfig,
     key,
@@ -46,7 +51,7 @@ class DoctorConfig(CommandConfig):
 class ShardConfig(CommandConfig):
     source: str | None = key(None, "folder, tar or zip as published")
     out: str | None = key(None, "folder or s3:// URL of the sharded set")
-    data: DataConfig = section(DataConfig)
+    data: ShardingConfig = section(ShardingConfig)
     workers: int = key(1, "processes", least=1)
     task: str | None = key(None, "I/N: this task's share of the shards, I from 0")
     max_reject_rate: float = key(
@@ -118,8 +123,8 @@ class EvaluateConfig(CommandConfig):
     model: str | None = key(None, "registered model, archive, or mean_colour, telea")
     predictions: str | None = key(None, "folder of KEY.png to score instead of a model")
     export: str | None = key(None, "folder to write the pairs into: KEY.png, KEY_mask.png")
-    data: DataConfig = section(DataConfig)
-    masks: MasksConfig = section(MasksConfig)
+    data: EvaluationData = section(EvaluationData)
+    masks: EvaluationMasks = section(EvaluationMasks)
     protocol: ProtocolConfig = section(ProtocolConfig)
     split: str = key("val", "split of the images")
     weights: str = key("auto", "auto: ema where the run has it", ("auto", "raw", "ema"))
@@ -130,7 +135,7 @@ class EvaluateConfig(CommandConfig):
     pictures: int = key(12, "pairs whose pictures are kept for reports", least=0)
     features: str | None = key(None, "folder for pictures of MSA-Net's inside (figures 3, 5, 7, 9)")
     name: str | None = key(None, "what the result is called in tables")
-    tracking: TrackingConfig = section(TrackingConfig)
+    tracking: RecordConfig = section(RecordConfig)
 
 
 @dataclass
@@ -183,7 +188,7 @@ class CompareConfig(CommandConfig):
     against: str | None = key(None, "row the others are set against; null: the best of ours")
     out: str | None = key(None, "folder for compare.md, compare.csv and compare.html")
     root: str = key("runs", "the folder of runs")
-    tracking: TrackingConfig = section(TrackingConfig)
+    tracking: ReportConfig = section(ReportConfig)
 
 
 @dataclass

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from pipeline.common import console
 from pipeline.common.inputs import protect
+from pipeline.config.groups import RETIRED
 from pipeline.config.schema import EvaluateConfig
 from pipeline.evaluation import pair_images, results
 from pipeline.evaluation.pairs import Pairs, pair_up
@@ -32,7 +33,7 @@ from pipeline.tracking.delivery import flatten
 from shards import store
 
 # No part of what a run learns, or said elsewhere (the dataset by its digest).
-ASIDE = (*MUTABLE, *FIXED, "seed", "experiment", "validate.", "data.url", "init")
+ASIDE = (*MUTABLE, *FIXED, *RETIRED, "seed", "experiment", "validate.", "data.url", "init")
 PATIENCE = 600.0  # seconds without a new part before the others are given up
 
 

@@ -104,7 +104,7 @@ def check_splits(data: DataConfig, manifest: Manifest) -> None:
     if data.validate == "test":
         raise ConfigError(
             "data.validate=test: the best checkpoint would be selected on the pictures that "
-            f"results are taken on; give val, which `shard data.holdout={_share(data)}` makes from "
+            "results are taken on; give val, which `shard data.holdout=0.01` makes from "
             "train where the publisher has none"
         )
     for key, split in (("train", data.train), ("validate", data.validate)):
@@ -113,17 +113,13 @@ def check_splits(data: DataConfig, manifest: Manifest) -> None:
             mend = ""
             if key == "validate":
                 mend = (
-                    f": `shard data.holdout={_share(data)}` with a new out= holds pictures of "
+                    ": `shard data.holdout=0.01` with a new out= holds pictures of "
                     "train out for it; test is for results alone"
                 )
             raise ConfigError(
                 f"data.{key}={split} is no split of {store.display(manifest.url)} (it has "
                 f"{there}){mend}"
             )
-
-
-def _share(data: DataConfig) -> float:
-    return data.holdout or 0.01
 
 
 def check_sizes(config: TrainConfig, manifest: Manifest) -> None:

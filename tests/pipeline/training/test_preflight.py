@@ -51,7 +51,7 @@ def accepted(small_set, run, *words):
 
 def test_checkpoints_are_not_selected_on_test(refusal):
     said = refusal("data.validate=test")
-    assert "data.validate=test" in said and "shard data.holdout=0.05" in said
+    assert "data.validate=test" in said and "shard data.holdout=0.01" in said
 
 
 def test_a_mistyped_run_alone_is_told_to_be_none(refusal, tmp_path):
