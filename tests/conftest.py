@@ -1,9 +1,10 @@
-"""Fixtures that several rooms share: small real sets, made once a test run by the verbs."""
+"""Fixtures that several packages share: small real sets, made once a session by the commands."""
 
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,15 +12,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # A shell starts `pytest &` with SIGINT ignored, and every process under it would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# A developer's own configuration must not change what the tests see, nor a launcher's variables.
+CONFIG = tempfile.TemporaryDirectory(prefix="lacuna-tests-")
+os.environ["XDG_CONFIG_HOME"] = CONFIG.name
+for name in ("LACUNA_CONF", "RANK", "WORLD_SIZE"):
+    os.environ.pop(name, None)
 
 
 def run_verb(*words, cwd=ROOT, env=None, timeout=600):
     """`python -m pipeline words...` as a user would; the finished process, text captured."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LACUNA_CONF")}
     return subprocess.run(
         [sys.executable, "-m", "pipeline", *map(str, words)],
         cwd=cwd,
-        env={**clean, "OMP_NUM_THREADS": "1", **(env or {})},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
         capture_output=True,
         text=True,
         timeout=timeout,

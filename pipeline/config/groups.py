@@ -82,32 +82,39 @@ MODELS = {"msanet": MsanetModel, "musical": MusicalModel}
 
 
 @dataclass
-class EvaluationData:
-    """What `evaluate` reads of `data`; the images that it scores are cropped by the protocol."""
-
-    url: str | None = key(None, "the sharded set: a folder or s3:// URL")
+class ResizedData:
     resize_short: int | None = key(
         None, "short side before the crop, pixels; null: no resizing", least=1
     )
 
 
 @dataclass
-class DataConfig(EvaluationData):
-    """What training reads of `data`."""
-
+class CroppedData(ResizedData):
     name: str = key("folder", "the dataset's name, in records and tables")
-    train: str = key("train", "split that training reads")
-    validate: str = key("val", "split for validation during training; never test")
     crop: int = key(256, "side of the square training crop, pixels", least=1)
     crop_mode: str = key("random", "where the crop is taken", ("random", "center", "resized"))
+
+
+@dataclass
+class EvaluationData(ResizedData):
+    """What `evaluate` reads of `data`; the protocol says how it crops."""
+
+    url: str | None = key(None, "the sharded set: a folder or s3:// URL")
+
+
+@dataclass
+class DataConfig(EvaluationData, CroppedData):
+    """What training reads of `data`."""
+
+    train: str = key("train", "split that training reads")
+    validate: str = key("val", "split for validation during training; never test")
     flip: bool = key(True, "mirror half of the crops")
 
 
 @dataclass
-class ShardingConfig:
-    """What `shard` reads of `data`."""
+class ShardingConfig(CroppedData):
+    """What `shard` reads of `data`; images that training could not crop are rejected."""
 
-    name: str = key("folder", "the dataset's name, in records and tables")
     layout: str = key("folder", "the publisher's layout (see `shard`)")
     holdout: float = key(
         0.05,

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from pipeline.common import console
 from pipeline.common.inputs import protect
+from pipeline.config.checks import count
 from pipeline.config.groups import RETIRED
 from pipeline.config.schema import EvaluateConfig
 from pipeline.evaluation import pair_images, results
@@ -57,10 +58,7 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
     from pipeline.launch.topology import place, visible_gpus
     from pipeline.launch.workers import supervise
 
-    count = visible_gpus() if config.processes == "auto" else config.processes
-    if not str(count).isdigit():
-        raise ValueError(f"processes={count} is no count; give 1, 2, … or auto")
-    here = place(os.environ, max(1, int(count)))
+    here = place(os.environ, count("processes", config.processes) or max(1, visible_gpus()))
     if here.nodes * here.processes == 1:
         return evaluate(config)
     with tempfile.TemporaryDirectory() as scratch:
@@ -86,8 +84,6 @@ def _work(config: EvaluateConfig, rank: int, world_size: int) -> dict[str, Any]:
 
 def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
     """This rank's share of the work; on rank 0 also the whole result."""
-    if config.features is not None and config.checkpoint is None:
-        raise ValueError("features= looks into a generator: give checkpoint=, not an archive")
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -197,12 +193,6 @@ def show(result: dict[str, Any]) -> str:
 def _answer(
     config: EvaluateConfig, pairs: Pairs, device: torch.device
 ) -> tuple[Answer, dict[str, Any]]:
-    given = [n for n in ("checkpoint", "model", "predictions") if getattr(config, n) is not None]
-    if len(given) != 1:
-        raise ValueError(
-            f"{' and '.join(f'{n}=' for n in given) or 'nothing'} given to score: "
-            "give one of checkpoint=, model=, predictions="
-        )
     if config.predictions is not None:
         return pair_images.answers(config.predictions, pairs)
     source = sources.load(config.model, config.checkpoint, config.weights, device)

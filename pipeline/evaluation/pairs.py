@@ -152,9 +152,7 @@ def _digest(pairs: list[Pair], size: int, resize_short: int | None) -> str:
 def pair_up(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
     """The protocol's pairs, and the facts about them that results carry."""
     protocol = config.protocol
-    if config.data.url is None:
-        raise ValueError("data.url= is missing: the sharded set that holds the pictures")
-    images = open_manifest(config.data.url)
+    images = open_manifest(str(config.data.url))
     masks = open_manifest(config.masks.url) if config.masks.url else None
     pairs = make_pairs(
         images,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.common.environment import core_count
 from pipeline.common.errors import ConfigError
+from pipeline.config.checks import count
 from pipeline.config.schema import TrainConfig
 
 DEVICES = ("nvidia[0-9]*", "kfd", "dxg")  # in /dev: NVIDIA's, AMD's, a Windows host's
@@ -19,22 +20,13 @@ DEVICES = ("nvidia[0-9]*", "kfd", "dxg")  # in /dev: NVIDIA's, AMD's, a Windows 
 def process_count(config: TrainConfig) -> int:
     """`processes=`: a number, or one for each GPU, else 1."""
     if config.parallel.strategy == "single":
-        if config.processes != "auto" and counted("processes", config.processes) > 1:
+        if (count("processes", config.processes) or 1) > 1:
             raise ConfigError(
                 f"processes={config.processes}, but parallel=single is one process: give "
                 f"processes=1, or parallel=ddp"
             )
         return 1
-    if config.processes == "auto":
-        return max(1, visible_gpus())
-    return counted("processes", config.processes)
-
-
-def counted(name: str, text: str) -> int:
-    """A number of `name=`, 1 or more, where it is not `auto`."""
-    if not text.isdigit() or int(text) < 1:
-        raise ConfigError(f"{name}={text} is no count; give 1, 2, … or auto")
-    return int(text)
+    return count("processes", config.processes) or max(1, visible_gpus())
 
 
 def visible_gpus() -> int:
@@ -64,24 +56,24 @@ def uses_gpu(config: TrainConfig) -> bool:
     """
     import torch
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     asked, local = config.cluster.gpus_per_node, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if not count and asked:
+    if not gpus and asked:
         raise ConfigError(
             f"cluster.gpus_per_node={asked}, but torch sees no GPU on this node: check the driver "
             f"and CUDA_VISIBLE_DEVICES (`doctor`)"
         )
-    if not count and config.processes == "auto" and (there := visible_gpus()):
+    if not gpus and config.processes == "auto" and (there := visible_gpus()):
         raise ConfigError(
             f"this machine has {there} GPUs by its driver, but torch sees none: check its build "
             f"(`doctor`), or give processes=1 to train on the CPU"
         )
-    if 0 < count < local:
+    if 0 < gpus < local:
         raise ConfigError(
-            f"{local} processes were started on this node, but torch sees {count} GPUs: give "
+            f"{local} processes were started on this node, but torch sees {gpus} GPUs: give "
             f"processes=auto, one for each, or hide them with CUDA_VISIBLE_DEVICES="
         )
-    return count > 0
+    return gpus > 0
 
 
 def choose_precision(wanted: str, on_gpu: bool) -> str:
@@ -101,10 +93,8 @@ def choose_precision(wanted: str, on_gpu: bool) -> str:
 
 def thread_count(wanted: str, processes: int) -> int:
     """`threads=`: a number, or this machine's cores shared by its processes."""
-    if wanted == "auto":
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-        return max(1, core_count() // local)
-    return counted("threads", wanted)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    return count("threads", wanted) or max(1, core_count() // local)
 
 
 @dataclass(frozen=True)
@@ -149,6 +139,17 @@ def place(environment: Mapping[str, str], processes: int) -> Place:
         )
     except ValueError as error:
         raise ConfigError(f"PET_* must be numbers as torchrun reads them: {error}") from None
+
+
+def check_worker(environment: Mapping[str, str]) -> None:
+    """Check that RANK, which makes this process a worker, was set by a launcher."""
+    needed = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in needed if name not in environment]
+    if "RANK" in environment and missing:
+        raise ConfigError(
+            f"RANK={environment['RANK']} is set, but {' and '.join(missing)} is not: unset RANK, "
+            "or start this process by torchrun"
+        )
 
 
 def free_port() -> int:
