@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs.spec import SECRET_NAME
 from pipeline.common import secrets
 from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.tracking import errors
@@ -262,7 +263,7 @@ def flatten(params: dict[str, Any], prefix: str = "") -> dict[str, str]:
         name = f"{prefix}{key}"
         if isinstance(value, dict):
             flat |= flatten(value, f"{name}.")
-        elif value and secrets.SECRET_NAME.search(str(key)):
+        elif value and SECRET_NAME.search(str(key)):
             flat[clean(name)] = "***"
         else:
             text = value if isinstance(value, str) else json.dumps(value, default=str)

@@ -48,21 +48,21 @@ def listed(text, section):
 def test_help_lists_the_options_that_the_verb_takes_and_no_other(name, capsys):
     """Each is tried; a key that is none keeps the verb from doing anything."""
     assert cli.main([name, "--help"]) == 0
-    told = listed(capsys.readouterr().out, "options")
+    message = listed(capsys.readouterr().out, "options")
     taken = []
     for option in ("--check", "-f", "--watch", "--force", "-n", "--json", "--dry-run"):
         assert cli.main([name, option, "no.such.key=1"]) == 2
         if "unknown option" not in capsys.readouterr().err:
             taken.append(option)
     assert cli.main([name, "-h"]) == 0 and "keys:" in capsys.readouterr().out
-    assert told == [*taken, "--help"]
+    assert message == [*taken, "--help"]
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_help_lists_the_keys_that_the_verb_takes_and_no_other(name, capsys):
     assert cli.main([name, "--help"]) == 0
-    told = [word for word in listed(capsys.readouterr().out, "keys") if word != "config"]
-    assert sorted(told) == sorted(known_keys(COMMANDS[name].schema))
+    message = [word for word in listed(capsys.readouterr().out, "keys") if word != "config"]
+    assert sorted(message) == sorted(known_keys(COMMANDS[name].schema))
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -97,13 +97,13 @@ def test_a_line_that_says_what_went_wrong_stays_readable(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [(["cancel", "a", "b"], "a b: give one id at a time"), (["logs", "id=[a,b]"], "expected str")],
 )
-def test_several_words_where_one_is_taken_are_refused_in_one_line(words, told, capsys):
+def test_several_words_where_one_is_taken_are_refused_in_one_line(words, message, capsys):
     assert cli.main(words) == 2
     said = capsys.readouterr().err
-    assert told in said and said.count("\n") == 1
+    assert message in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ ALONE = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "MLFLOW_TRACKING_
 
 
 def checks(done):
-    told = json.loads(done.stdout.splitlines()[-1])["checks"]
-    return {check["name"]: check for check in told}
+    results = json.loads(done.stdout.splitlines()[-1])["checks"]
+    return {check["name"]: check for check in results}
 
 
 def test_each_check_is_one_line_with_its_hint(verb, tmp_path):

@@ -44,11 +44,11 @@ def scheduler(word):
 def test_a_secret_as_plain_text_is_refused_in_one_line_that_does_not_repeat_it(word):
     with pytest.raises(ConfigError, match="holds a secret as plain text") as refused:
         compose("submit", [scheduler(word), word])
-    told = str(refused.value)
-    assert told.startswith(word.partition("=")[0]) and "cluster.secrets" in told
-    assert "\n" not in told and len(told) < 250
+    message = str(refused.value)
+    assert message.startswith(word.partition("=")[0]) and "cluster.secrets" in message
+    assert "\n" not in message and len(message) < 250
     for value in ("abc", "hunter2", "AKIA", "ghp_"):
-        assert value not in told
+        assert value not in message
 
 
 @pytest.mark.parametrize("word", REFERENCES)
@@ -68,6 +68,8 @@ def test_a_file_that_holds_a_token_may_be_named_in_a_job_and_a_token_may_not(mon
 
 
 def test_a_shell_s_braces_are_answered_with_how_to_write_them():
-    with pytest.raises(ConfigError, match=r"\$\{NAME\} refers to a config key; use \$NAME") as told:
+    with pytest.raises(
+        ConfigError, match=r"\$\{NAME\} refers to a config key; use \$NAME"
+    ) as error:
         compose("submit", ["cluster=slurm", "cluster.setup=['cd ${WORK_DIR}']"])
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)

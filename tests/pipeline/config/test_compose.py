@@ -36,7 +36,7 @@ def test_every_value_says_where_it_is_from():
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["bacth=3"], ["unknown key bacth", "did you mean batch?"]),
         (["masks=null"], ["unknown option masks=null", "center", "irregular"]),
@@ -59,19 +59,19 @@ def test_every_value_says_where_it_is_from():
         (["objective.phases=[{untl: 3}]"], ["objective.phases", "untl"]),
     ],
 )
-def test_a_wrong_word_is_named_with_what_is_allowed(words, told):
+def test_a_wrong_word_is_named_with_what_is_allowed(words, message):
     text = refusal("train", *words)
-    assert all(part in text for part in told), text
+    assert all(part in text for part in message), text
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("a: [", "cannot be read as YAML"), ("- 1", "holds a list")]
+    ("text", "message"), [("a: [", "cannot be read as YAML"), ("- 1", "holds a list")]
 )
-def test_a_site_file_that_is_none_is_named(tmp_path, monkeypatch, text, told):
+def test_a_site_file_that_is_none_is_named(tmp_path, monkeypatch, text, message):
     (tmp_path / "defaults.yaml").write_text(text)
     monkeypatch.setenv("LACUNA_CONF", str(tmp_path))
     line = refusal("train")
-    assert told in line and str(tmp_path / "defaults.yaml") in line
+    assert message in line and str(tmp_path / "defaults.yaml") in line
 
 
 def test_a_missing_value_is_named_with_its_meaning():
