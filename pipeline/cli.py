@@ -23,6 +23,7 @@ from typing import Any
 
 from pipeline.common.environment import CHECKOUT
 from pipeline.common.errors import ConfigError, one_line
+from pipeline.config.checks import check
 from pipeline.config.commands import COMMANDS, Command, positional
 from pipeline.config.groups import MODELS
 from pipeline.launch.output import record_error, with_job_log
@@ -102,7 +103,7 @@ def _run(known: argparse.Namespace, words: list[str], spec: Command) -> int:
         return _print(module.main(words, known.dry_run), known.json, module)
     words = positional(spec, sorted(words, key=lambda word: word in SHORT.values()))
     resolved = compose(known.command, words)
-    spec.check(resolved.config)
+    check(known.command, resolved.config)
     if spec.workers:
         check_worker(os.environ)
     module = import_module(spec.module)

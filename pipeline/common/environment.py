@@ -7,6 +7,8 @@ import platform
 import re
 from pathlib import Path
 
+from pipeline.common.errors import ConfigError
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -25,6 +27,15 @@ def core_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def count(name: str, text: str) -> int | None:
+    """Return the number that `name=` gives; None for `auto`."""
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"invalid {name}={text}: expected a positive integer or auto")
+    return int(text)
 
 
 def user() -> str:

@@ -1,13 +1,15 @@
 """Checks of a command's configuration that need neither torch nor the data that it names.
 
-One function per command, `Command.check`: called before the command runs, and by `submit` before a
-job of it is queued. Checks that open data sets or runs belong to the commands.
+One function per command, called before the command runs, and by `submit` before a job of it is
+queued. Checks that open data sets or runs belong to the commands.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from pipeline.common.environment import count
 from pipeline.common.errors import ConfigError
 from pipeline.config.groups import MasksConfig, check_phases
 from pipeline.config.schema import EvaluateConfig, ShardConfig, TrainConfig
@@ -88,15 +90,6 @@ def shard(config: ShardConfig) -> None:
         raise ConfigError("shard needs out=, a folder or s3:// URL that is new, empty or its own")
 
 
-def count(name: str, text: str) -> int | None:
-    """Return the number that `name=` gives; None for `auto`."""
-    if text == "auto":
-        return None
-    if not text.isdigit() or int(text) < 1:
-        raise ConfigError(f"invalid {name}={text}: expected a positive integer or auto")
-    return int(text)
-
-
 def divisible(config: TrainConfig, world_size: int, processes: str = "") -> None:
     """Check that each process gets equally many images of every micro-batch.
 
@@ -110,5 +103,10 @@ def divisible(config: TrainConfig, world_size: int, processes: str = "") -> None
         )
 
 
-def nothing(config: Any) -> None:
-    """Check nothing: the schema says all that is asked of this command."""
+CHECKS: dict[str, Callable[[Any], None]] = {"train": train, "evaluate": evaluate, "shard": shard}
+
+
+def check(command: str, config: Any) -> None:
+    """Raise ConfigError for what is wrong in a command's resolved configuration."""
+    if command in CHECKS:
+        CHECKS[command](config)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from pipeline.config import checks, schema
+from pipeline.config import schema
 from pipeline.config.schema import CommandConfig
 
 
@@ -20,7 +19,6 @@ class Command:
     actions: words that may come first, as in `shard verify`.
     groups: names of groups with their default option.
     workers: it may run in several processes, each started with RANK in its environment.
-    check: raises ConfigError for what can be seen without torch or data.
     raw: `main(words, dry_run)` takes the words of the command line as they are.
     """
 
@@ -31,7 +29,6 @@ class Command:
     actions: tuple[str, ...] = ()
     groups: dict[str, str | None] = field(default_factory=dict)
     workers: bool = False
-    check: Callable[[Any], None] = checks.nothing
     raw: bool = False
 
     def main(self, configuration: Any) -> dict[str, Any]:
@@ -63,7 +60,6 @@ COMMANDS: dict[str, Command] = {
         positional="url",
         actions=("verify", "info", "gc"),
         groups={"data": "folder"},
-        check=checks.shard,
     ),
     "masks": Command(
         "pipeline.data.masks",
@@ -84,7 +80,6 @@ COMMANDS: dict[str, Command] = {
             "experiment": None,
         },
         workers=True,
-        check=checks.train,
     ),
     "evaluate": Command(
         "pipeline.evaluation.evaluate",
@@ -92,7 +87,6 @@ COMMANDS: dict[str, Command] = {
         "measure PSNR, SSIM and L1 of the composite by hole ratio",
         groups={"data": "folder", "masks": "irregular", "protocol": "msanet"},
         workers=True,
-        check=checks.evaluate,
     ),
     "compare": Command(
         "pipeline.comparison.compare",

@@ -20,8 +20,8 @@ import torch
 from omegaconf import OmegaConf
 
 from pipeline.common import console
+from pipeline.common.environment import count
 from pipeline.common.inputs import protect
-from pipeline.config.checks import count
 from pipeline.config.groups import RETIRED
 from pipeline.config.schema import EvaluateConfig
 from pipeline.evaluation import pair_images, results

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.common.environment import core_count
+from pipeline.common.environment import core_count, count
 from pipeline.common.errors import ConfigError
-from pipeline.config.checks import count
 from pipeline.config.schema import TrainConfig
 
 DEVICES = ("nvidia[0-9]*", "kfd", "dxg")  # in /dev: NVIDIA's, AMD's, a Windows host's

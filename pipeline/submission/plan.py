@@ -116,7 +116,7 @@ def parse(words: Sequence[str]) -> list[Part]:
             others += [w for w in carried if w.startswith("root=")][-1:]
         points = [compose(verb, point) for point in _points(verb, others)]
         for point in points:
-            COMMANDS[verb].check(point.config)
+            checks.check(verb, point.config)
         if verb == "train":
             points = [_placed(point, fitted.cluster) for point in points]
             if len(points) > 1 and any(point.config.smoke for point in points):
