@@ -163,10 +163,10 @@ def _prepare(launcher: int) -> None:
         os._exit(1)
 
 
-def die_with_parent() -> None:
-    """Let the kernel kill this child when its parent dies; call it before the program starts."""
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Let the kernel send `number` to this child when its parent dies; call it at its start."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def attended(

@@ -22,7 +22,7 @@ from pipeline.runs.run_json import read_run_json
 from pipeline.tracking.delivery import HEARTBEAT
 from pipeline.tracking.remote_spool import read_state
 from shards import store
-from shards.upkeep import seconds
+from shards.upkeep import parse_age
 
 ENDS = {JobState.SUCCEEDED: "FINISHED", JobState.FAILED: "FAILED"}
 
@@ -51,7 +51,7 @@ def close(client: Any, config: RunsConfig) -> list[dict[str, Any]]:
 def dead(client: Any, config: RunsConfig) -> list[Dead]:
     """Of the runs that say RUNNING or SCHEDULED those that are over."""
     experiments = [e.experiment_id for e in client.search_experiments(max_results=1000)]
-    limit, known = seconds(config.older_than or "24h"), _known(config.root)
+    limit, known = parse_age(config.older_than or "24h"), _known(config.root)
     found = []
     for status in ("RUNNING", "SCHEDULED"):
         for run in every(client, experiments, f"attributes.status = '{status}'"):

@@ -14,7 +14,7 @@ from pipeline.tracking.client import connect, run_link, tracking_uri, ui_command
 from pipeline.tracking.close import close, dead, silence
 from pipeline.tracking.delivery import lower_is_better
 from shards import store
-from shards.upkeep import seconds
+from shards.upkeep import parse_age
 
 SILENT = 900.0  # seconds without an event after which a running run is called silent
 
@@ -93,7 +93,7 @@ def prune(config: RunsConfig) -> dict[str, Any]:
     """
     from pipeline.runs import checkpoints
 
-    age = seconds(config.older_than or "30d")
+    age = parse_age(config.older_than or "30d")
     keep = {word.strip() for word in config.keep.split(",") if word.strip()}
     if not keep <= {"best", "last"} or not keep:
         raise ValueError(f"keep={config.keep} is not allowed: best, last or best,last")

@@ -20,8 +20,8 @@ from torch import Tensor
 from pipeline.common.signals import stop_requests
 from pipeline.config.groups import phase_at
 from pipeline.config.schema import TrainConfig
-from pipeline.evaluation.pairs import fixed_pairs
-from pipeline.evaluation.scoring import pictures, validate
+from pipeline.evaluation.pairs import validation_pairs
+from pipeline.evaluation.scoring import sample_images, validate
 from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import folder_of, settled
 from pipeline.tracking.provenance import other_node_metrics
@@ -79,7 +79,7 @@ def _train(
     stream = stack.enter_context(open_stream(config, engine, manifest, state.images_seen))
     check_guards(state.data or stream.guards(), stream.guards())
     state.data = stream.guards()
-    pairs = fixed_pairs(config, manifest)
+    pairs = validation_pairs(config, manifest)
     engine.any(False)  # a stop ends a process before this, and is voted on after
     stop = stack.enter_context(stop_requests())
     tracker = stack.enter_context(open_tracker(config, run, engine, manifest))
@@ -139,7 +139,7 @@ def _train(
             tracker.metrics(state.metrics, state.images_seen)
             meter.say(f"{state.images_seen} images: " + described(state.metrics))
             if engine.is_main:
-                shown = pictures(inpaint, pairs, config.validate.samples, engine.device)
+                shown = sample_images(inpaint, pairs, config.validate.samples, engine.device)
                 show(run, tracker, shown, state.images_seen)
             meter.elsewhere(time.perf_counter() - began)
         if saving:

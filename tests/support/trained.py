@@ -13,6 +13,7 @@ from models import GENERATORS
 from pipeline.evaluation import metrics, results
 from pipeline.registry import register
 from pipeline.runs import checkpoints
+from pipeline.runs.folder import folder_at
 from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.tracking.client import connect, experiment_id
 from pipeline.training import checkpointing
@@ -29,7 +30,7 @@ def finished_run(
     torch.manual_seed(seed)
     options = {key: value for key, value in model.items() if key != "name"}
     generator = GENERATORS[model["name"]](**options)
-    run = folder.folder_at(str(folder))
+    run = folder_at(str(folder))
     saver = checkpointing.Saver(run, 3)
     facts = {"model": model, "dataset": "ab" * 32, "metrics": {}}
     saver.save(1000, {"generator": dict(generator.state_dict())}, facts)
@@ -98,7 +99,7 @@ def table(psnr: float, noise: float, seed: int, pictures: int = 60) -> pa.Table:
     """Pictures of differing difficulty, the same in every table, in the six buckets."""
     rows = pictures * len(NAMES)
     hardness = np.random.default_rng(0).normal(0, 2, rows)
-    columns: dict[str, Any] = {name: np.full(rows, 0.8) for name in metrics.METRICS}
+    columns: dict[str, Any] = {m.name: np.full(rows, 0.8) for m in metrics.METRICS}
     columns["psnr"] = psnr + hardness + np.random.default_rng(seed).normal(0, noise, rows)
     columns |= {
         "pair": range(rows),
@@ -108,4 +109,4 @@ def table(psnr: float, noise: float, seed: int, pictures: int = 60) -> pa.Table:
         "bucket": [NAMES[i % len(NAMES)] for i in range(rows)],
         "ratio": [0.3] * rows,
     }
-    return pa.table(columns, schema=results.SCHEMA)
+    return pa.table(columns, schema=results.schema())
