@@ -1,4 +1,4 @@
-"""`doctor`: what this machine can do, one line a check, and the mend for what it cannot."""
+"""`doctor`: check this machine, one line a check, with a hint for what fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.common.console import say
 from pipeline.common.environment import cache_dir, core_count
+from pipeline.common.errors import one_line
 from pipeline.common.secrets import redact
 from pipeline.config.schema import DoctorConfig
 
@@ -23,16 +25,16 @@ NEEDED_GB = 5
 
 
 class Check(NamedTuple):
-    """What was looked at, `ok`, `note` (fine, but know it) or `bad`, what was found, the mend."""
+    """The result of one check; `state` is ok, note (works, with a restriction) or bad."""
 
     name: str
     state: str
     found: str
-    mend: str = ""
+    hint: str = ""
 
 
 def main(config: DoctorConfig) -> dict[str, Any]:
-    """Every check on this machine; SystemExit(1) where one is bad, after all were printed.
+    """Print every check of this machine; SystemExit(1) if one is bad.
 
     In a job each node's launcher does so, and its workers exchange numbers with all others.
     """
@@ -51,25 +53,25 @@ def main(config: DoctorConfig) -> dict[str, Any]:
         _say(checks[-1])
     if any(check.state == "bad" for check in checks):
         raise SystemExit(1)
-    return {"checks": [check._asdict() for check in checks]}
+    # `mend` is the former name of `hint`, kept for one release.
+    return {"checks": [{**check._asdict(), "mend": check.hint} for check in checks]}
 
 
 def _say(check: Check) -> None:
-    mend = f"  -> {check.mend}" if check.mend else ""
-    line = f"{check.state:<5} {check.name:<12} {check.found}{mend}"
-    print(line, file=sys.stderr, flush=True)
+    hint = f"  -> {check.hint}" if check.hint else ""
+    say(f"{check.state:<5} {check.name:<12} {check.found}{hint}")
 
 
 def show(result: dict[str, Any]) -> str:
     notes = sum(check["state"] == "note" for check in result["checks"])
-    return f"{len(result['checks'])} checks, nothing bad, {notes} to know"
+    return f"{len(result['checks'])} checks, none bad, {notes} with a note"
 
 
 def python() -> Check:
     here = ".".join(map(str, sys.version_info[:3]))
     ok = (3, 11) <= sys.version_info[:2] < (3, 14)
-    mend = "" if ok else "make install PYTHON=python3.12"
-    return Check("python", "ok" if ok else "bad", f"{here} at {sys.executable}", mend)
+    hint = "" if ok else "make install PYTHON=python3.12"
+    return Check("python", "ok" if ok else "bad", f"{here} at {sys.executable}", hint)
 
 
 def torch_build() -> Check:
@@ -77,8 +79,8 @@ def torch_build() -> Check:
 
     parts = tuple(int(p) for p in torch.__version__.split("+")[0].split(".")[:2])
     ok = parts >= (2, 11)
-    mend = "" if ok else "make install (constraints.txt names the tested version)"
-    return Check("torch", "ok" if ok else "bad", torch.__version__, mend)
+    hint = "" if ok else "make install (constraints.txt names the tested version)"
+    return Check("torch", "ok" if ok else "bad", torch.__version__, hint)
 
 
 def devices() -> Check:
@@ -88,8 +90,8 @@ def devices() -> Check:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         return Check("devices", "ok", f"{len(names)} x {names[0]}")
     built = torch.version.cuda
-    mend = "torch is built for CUDA but sees no GPU: check the driver" if built else ""
-    return Check("devices", "note", f"no GPU; {core_count()} CPU cores", mend)
+    hint = "torch is built for CUDA but sees no GPU: check the driver" if built else ""
+    return Check("devices", "note", f"no GPU; {core_count()} CPU cores", hint)
 
 
 def precision() -> Check:
@@ -104,42 +106,42 @@ def precision() -> Check:
 
 def packages() -> Check:
     wanted = ("accelerate", "webdataset", "mlflow", "pyarrow", "fsspec", "s3fs", "deepspeed")
-    found, lacking = [], []
+    installed, missing = [], []
     for name in wanted:
         try:
-            found.append(f"{name} {version(name)}")
+            installed.append(f"{name} {version(name)}")
         except PackageNotFoundError:
-            lacking.append(name)
-    bad = [name for name in lacking if name != "deepspeed"]
-    mend = f"make install brings {', '.join(lacking)}" if lacking else ""
-    return Check("packages", "bad" if bad else "ok", ", ".join(found), mend)
+            missing.append(name)
+    bad = [name for name in missing if name != "deepspeed"]
+    hint = f"make install brings {', '.join(missing)}" if missing else ""
+    return Check("packages", "bad" if bad else "ok", ", ".join(installed), hint)
 
 
 def disk() -> Check:
     free = shutil.disk_usage(".").free / 1e9
-    mend = f"runs want some {NEEDED_GB} GB: free some, or set root=" if free < NEEDED_GB else ""
-    return Check("disk", "note" if mend else "ok", f"{free:.0f} GB free here", mend)
+    hint = f"a run needs about {NEEDED_GB} GB: free some, or set root=" if free < NEEDED_GB else ""
+    return Check("disk", "note" if hint else "ok", f"{free:.0f} GB free here", hint)
 
 
 def cache() -> Check:
     home = cache_dir()
-    return _writable("cache", home, "set XDG_CACHE_HOME to a folder that can be written")
+    return _writable("cache", home, "set XDG_CACHE_HOME to a writable folder")
 
 
 def weights() -> Check:
     from pipeline.training.weights import PUBLISHED, cached
 
-    lacking = [name for name in PUBLISHED if not cached(name).exists()]
-    if not lacking:
+    missing = [name for name in PUBLISHED if not cached(name).exists()]
+    if not missing:
         return Check("weights", "ok", f"{', '.join(PUBLISHED)} are cached")
-    mend = f"python -m pipeline fetch {' '.join(lacking)}, where there is a network"
-    return Check("weights", "note", f"{', '.join(lacking)} not cached (MUSICAL wants them)", mend)
+    hint = f"python -m pipeline fetch {' '.join(missing)}, on a machine with a network"
+    return Check("weights", "note", f"{', '.join(missing)} not cached (MUSICAL needs them)", hint)
 
 
 def tracking() -> Check:
-    """A run is made and deleted: reading alone would not show a right that is missing."""
+    """Create and delete a run: reading alone would not show a missing permission."""
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        return Check("mlflow", "ok", "sqlite beside the runs (MLFLOW_TRACKING_URI is not set)")
+        return Check("mlflow", "ok", "sqlite next to the runs (MLFLOW_TRACKING_URI is not set)")
     from pipeline.common.environment import user
     from pipeline.tracking import errors
     from pipeline.tracking.client import connect, experiment_id, tracking_uri
@@ -152,19 +154,19 @@ def tracking() -> Check:
             client.delete_run(client.create_run(experiment).info.run_id)
     except errors.ServerError as error:
         return Check("mlflow", "bad", str(error), "check MLFLOW_TRACKING_URI and its account")
-    return Check("mlflow", "ok", f"{errors.display_uri(uri)} takes a run")
+    return Check("mlflow", "ok", f"{errors.display_uri(uri)} accepts a run")
 
 
 def scheduler() -> Check:
-    found, state = [], "note"
+    results, state = [], "note"
     for command, words in (("sbatch", ("--version",)), ("kubectl", ("version", "--client"))):
         if shutil.which(command):
             done = subprocess.run([command, *words], capture_output=True, text=True, timeout=30)
-            said = (done.stderr if done.returncode else done.stdout).strip().splitlines() or [""]
+            text = (done.stderr if done.returncode else done.stdout).strip().splitlines() or [""]
             state = state if done.returncode else "ok"
-            found.append(f"{command} fails: {said[-1]}" if done.returncode else said[0])
-    mend = "" if state == "ok" else "submit knows cluster=local here"
-    return Check("scheduler", state, ", ".join(found) or "neither sbatch nor kubectl", mend)
+            results.append(f"{command} fails: {text[-1]}" if done.returncode else text[0])
+    hint = "" if state == "ok" else "submit can use cluster=local here"
+    return Check("scheduler", state, ", ".join(results) or "neither sbatch nor kubectl", hint)
 
 
 def secrets() -> Check:
@@ -184,20 +186,20 @@ def storage(url: str) -> Check:
     name, data = store.join(url, f"doctor-{uuid.uuid4().hex}"), uuid.uuid4().bytes
     steps: list[tuple[str, Callable[[], Any]]] = [
         ("put", lambda: store.write(name, data)),
-        ("get", lambda: _must_be(data, store.read(name))),
+        ("get", lambda: _check_equal(data, store.read(name))),
         ("delete", lambda: store.remove(name)),
     ]
     for step, act in steps:
         try:
             act()
         except (OSError, ValueError) as error:
-            said = " ".join(str(error).split())
-            return Check("storage", "bad", f"{step} in {store.display(url)}: {said}", "see README")
+            message = f"{step} in {store.display(url)}: {one_line(error)}"
+            return Check("storage", "bad", message, "see README")
     return Check("storage", "ok", f"put, get and delete in {store.display(url)}")
 
 
 def all_reduce() -> Check:
-    """The exchange that training depends on, between the workers of all nodes of this job."""
+    """Run the collective that training depends on, between the workers of all nodes of this job."""
     from pipeline.launch.topology import place, visible_gpus
     from pipeline.launch.workers import supervise
 
@@ -205,13 +207,13 @@ def all_reduce() -> Check:
     command = [sys.executable, "-m", "pipeline", "doctor"]
     ended = supervise(command, here.workers, grace=here.grace)
     if ended.status:
-        mend = "nodes must reach each other: see cluster.env for NCCL_SOCKET_IFNAME and the like"
-        return Check("all-reduce", "bad", ended.error or f"exit status {ended.status}", mend)
+        hint = "nodes must reach each other: see cluster.env for NCCL_SOCKET_IFNAME and the like"
+        return Check("all-reduce", "bad", ended.error or f"exit status {ended.status}", hint)
     return Check("all-reduce", "ok", f"{here.nodes} nodes x {here.processes} processes agree")
 
 
 def exchanged(megabytes: int = 64) -> Check:
-    """This worker's part in it: every rank's number is summed, then a large tensor, timed."""
+    """Run this worker's part of it: sum one number of every rank, then time a large tensor."""
     from datetime import timedelta
 
     import torch
@@ -237,15 +239,15 @@ def exchanged(megabytes: int = 64) -> Check:
     return Check("exchange", "ok", f"{where}: {megabytes} MB at {rate:.2f} GB/s")
 
 
-def _must_be(put: bytes, got: bytes) -> None:
+def _check_equal(put: bytes, got: bytes) -> None:
     if put != got:
-        raise OSError("what came back is not what was put")
+        raise OSError("the bytes read differ from those written")
 
 
-def _writable(name: str, folder: Path, mend: str) -> Check:
+def _writable(name: str, folder: Path, hint: str) -> Check:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return Check(name, "ok", str(folder))
     except OSError as error:
-        return Check(name, "bad", f"{folder}: {error.strerror}", mend)
+        return Check(name, "bad", f"{folder}: {error.strerror}", hint)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -14,6 +15,11 @@ ROOT = Path(__file__).resolve().parent.parent
 UNSET = ("RANK", "WORLD_SIZE", "LACUNA_CONF")  # of the environment that commands get
 # A shell starts `pytest &` with SIGINT ignored, and every process under it would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# A developer's own configuration must not change what the tests see, nor a launcher's variables.
+CONFIG = tempfile.TemporaryDirectory(prefix="lacuna-tests-")
+os.environ["XDG_CONFIG_HOME"] = CONFIG.name
+for name in ("LACUNA_CONF", "RANK", "WORLD_SIZE"):
+    os.environ.pop(name, None)
 
 
 # These start processes, handle signals or run until they are stopped.

@@ -1,4 +1,4 @@
-"""What this process finds around it: user, processor, cores."""
+"""User, processor, cores and folders of this process."""
 
 from __future__ import annotations
 
@@ -7,28 +7,39 @@ import platform
 import re
 from pathlib import Path
 
+from pipeline.common.errors import ConfigError
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def cache_dir() -> Path:
-    """Where downloads and records that can be made again are kept: `$XDG_CACHE_HOME/lacuna`."""
+    """Return the folder of downloads and other reproducible files: `$XDG_CACHE_HOME/lacuna`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lacuna"
 
 
 def config_dir() -> Path:
-    """The user's own configuration: `$XDG_CONFIG_HOME/lacuna`."""
+    """Return the folder of the user's configuration: `$XDG_CONFIG_HOME/lacuna`."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "lacuna"
 
 
 def core_count() -> int:
-    """CPU cores that this process may use; macOS does not say, and has them all."""
+    """Return the number of CPU cores that this process may use; on macOS all."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
+def count(name: str, text: str) -> int | None:
+    """Return the number that `name=` gives; None for `auto`."""
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"invalid {name}={text}: expected a positive integer or auto")
+    return int(text)
+
+
 def user() -> str:
-    """The account's name; its number where it has none, as in a pod."""
+    """Return the account's name, or its number where it has none, as in a pod."""
     import getpass
 
     try:
@@ -38,8 +49,9 @@ def user() -> str:
 
 
 def cpu_name() -> str:
+    """Return the processor's model."""
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
-        return found.group(1) if found else platform.machine()
+        model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        return model.group(1) if model else platform.machine()
     except OSError:
         return platform.processor() or platform.machine()

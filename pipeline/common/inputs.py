@@ -1,4 +1,4 @@
-"""What a command reads is never overwritten: inputs and outputs are compared before any work."""
+"""Compare inputs with outputs before any work, so that no command overwrites what it reads."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ Urls = Mapping[str, Sequence[str | None]]  # by the key that names them
 def protect(inputs: Urls, outputs: Urls, below: bool = False) -> None:
     """Raise ValueError for an output that is one of the inputs, file or folder.
 
-    Compared is what the names mean: links of both kinds, `./`, `file://` and the case of letters,
-    where the disk ignores it, make no other file. With `below`, an output may not lie below an
-    input either: that folder is searched with all its subfolders.
+    Files are compared, not names: hard and symbolic links, `./`, `file://` and the case of letters,
+    where the disk ignores it, are resolved. below: an output must not be inside an input either,
+    because the command reads that folder with all its subfolders.
     """
-    held = {_place(url): (key, url) for key, urls in inputs.items() for url in urls if url}
+    sources = {_place(url): (key, url) for key, urls in inputs.items() for url in urls if url}
     for key, urls in outputs.items():
         for url in filter(None, urls):
             for place in (url, *_parents(url)) if below else (url,):
-                if (found := held.get(_place(place))) is None:
+                if (source := sources.get(_place(place))) is None:
                     continue
                 what = "would overwrite" if place == url else "lies inside"
                 raise ValueError(
-                    f"{key}: {store.display(url)} {what} the input {found[0]}="
-                    f"{store.display(found[1])}; give another {key}="
+                    f"{key}: {store.display(url)} {what} the input {source[0]}="
+                    f"{store.display(source[1])}; give another {key}="
                 )
 
 
 def _place(url: str) -> tuple[int, int] | str:
-    """The same for all names of one file or folder, whether it exists or not."""
+    """Return one value for all names of a file or folder, whether it exists or not."""
     if not store.is_local(url):
         return url.rstrip("/").replace("s3a://", "s3://", 1)
     try:

@@ -1,9 +1,9 @@
 """Locks that name their owner: a file on a disk of this machine, or objects in a bucket.
 
-In a bucket `.lock/000007.json`, a numbered attempt, is created with If-None-Match: of two starters
-one wins. Its owner writes `.lock/heartbeat.json` every `BEAT` seconds. A starter refuses where the
-heartbeat moves, and supersedes one that has stood still for `STALE` seconds; no clocks are
-compared. An owner that finds itself superseded ends at once.
+In a bucket `.lock/000007.json`, a numbered attempt, is created with If-None-Match: of two processes
+that start together one wins. Its owner writes `.lock/heartbeat.json` every `BEAT` seconds. A second
+process fails while the heartbeat changes, and takes over once it has not changed for `STALE`
+seconds; clocks of different machines are not compared. An owner that was superseded exits at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from pipeline.common.console import say
 from pipeline.common.errors import ConfigError
 from shards import store
 
@@ -36,7 +36,7 @@ class Held(Exception):
 
 
 def hold(path: Path) -> TextIO:
-    """The file at `path`, its folder made: this process's until it is closed, or the process ends.
+    """Lock the file at `path`, creating its folder, until it is closed or the process ends.
 
     Raises Held, and OSError where it cannot be written.
     """
@@ -52,11 +52,11 @@ def hold(path: Path) -> TextIO:
             raise Held(owner) from None
         if path.exists() and os.path.samestat(os.stat(path), os.fstat(handle.fileno())):
             return handle
-        handle.close()  # its holder has just removed it
+        handle.close()  # the previous owner has just removed it
 
 
 def sign(handle: TextIO) -> None:
-    """Write this process's name into it. A disk that is full fails here, not where it is opened."""
+    """Write this process's name into the file; a full disk raises OSError here."""
     handle.truncate(0)
     handle.write(f"{socket.gethostname()} pid {os.getpid()}")
     handle.flush()
@@ -65,28 +65,31 @@ def sign(handle: TextIO) -> None:
 class Taken(ConfigError):
     """Another process holds the run; `owner` is its host and pid."""
 
-    def __init__(self, url: str, told: dict[str, Any]) -> None:
-        self.owner = _owner(told)
+    def __init__(self, url: str, attempt: dict[str, Any]) -> None:
+        self.owner = _owner(attempt)
         super().__init__(
-            f"{store.display(url)} is being {told.get('work', 'trained')} by {self.owner}: wait, "
-            "stop that one, or name another run="
+            f"{store.display(url)} is being {attempt.get('work', 'trained')} by {self.owner}: "
+            "wait, stop that process, or name another run="
         )
 
 
 @contextmanager
 def leased(url: str, work: str = "trained") -> Iterator[None]:
-    """Hold the run at `url` while it is `work`. Raises Taken where another process writes it; one
-    that only sends its events (`work` is "synced") is waited for."""
+    """Hold the run at `url` during the block.
+
+    Raises Taken where another process writes it. A process that only sends its events
+    (work="synced") is waited for.
+    """
     base = store.join(url, ".lock")
     mine: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "work": work}
     mine["id"] = secrets.token_hex(8)
     while "attempt" not in mine:
         number = _newest(base)
         if number:
-            _wait(base, number, url, aloud=work == "trained")
-        told = json.dumps({**mine, "attempt": number + 1}).encode()
+            _wait(base, number, url, announce=work == "trained")
+        attempt = json.dumps({**mine, "attempt": number + 1}).encode()
         try:
-            store.write(_attempt(base, number + 1), told, exclusive=True)
+            store.write(_attempt(base, number + 1), attempt, exclusive=True)
             mine["attempt"] = number + 1
         except FileExistsError:
             first = _read(_attempt(base, number + 1))
@@ -103,11 +106,11 @@ def leased(url: str, work: str = "trained") -> Iterator[None]:
 
 
 def is_leased(url: str) -> bool:
-    """Whether somebody alive holds the run at `url`; within `STALE` seconds."""
+    """Return whether a live process holds the run at `url`; takes up to `STALE` seconds."""
     base = store.join(url, ".lock")
     try:
         if number := _newest(base):
-            _wait(base, number, url, aloud=True)
+            _wait(base, number, url, announce=True)
     except Taken:
         return True
     return False
@@ -116,11 +119,9 @@ def is_leased(url: str) -> bool:
 def _beat(base: str, mine: dict[str, Any], over: threading.Event) -> None:
     count, heartbeat = 0, store.join(base, "heartbeat.json")
     while not over.is_set():
-        with suppress(OSError, ValueError):  # an outage; another may take over, which then shows
+        with suppress(OSError, ValueError):  # an outage; the next beat checks again
             if _newest(base) > mine["attempt"]:
-                told = _read(_attempt(base, _newest(base)))
-                print(f"superseded by {_owner(told)}: this process ends", file=sys.stderr)
-                sys.stderr.flush()
+                say(f"lost the run lock to {_owner(_read(_attempt(base, _newest(base))))}; exiting")
                 os._exit(1)
             store.write(heartbeat, json.dumps({**mine, "beat": count}).encode())
             count += 1
@@ -129,7 +130,7 @@ def _beat(base: str, mine: dict[str, Any], over: threading.Event) -> None:
         store.write(heartbeat, json.dumps({**mine, "released": True}).encode())
 
 
-def _wait(base: str, number: int, url: str, aloud: bool) -> None:
+def _wait(base: str, number: int, url: str, announce: bool) -> None:
     """Return once attempt `number` is over: released, dead, or silent for `STALE` seconds."""
     heartbeat, owner = store.join(base, "heartbeat.json"), _read(_attempt(base, number))
     if owner.get("host") == socket.gethostname() and not _alive(int(owner.get("pid", 0))):
@@ -143,10 +144,9 @@ def _wait(base: str, number: int, url: str, aloud: bool) -> None:
             raise Taken(url, now)
         if now != first:
             first, until = now, time.monotonic() + STALE
-        if aloud:
-            where = store.display(url)
-            print(f"{where}: is {_owner(owner)} alive? up to {STALE:.0f} s", file=sys.stderr)
-            aloud = False
+        if announce:
+            say(f"{store.display(url)}: is {_owner(owner)} alive? Waiting up to {STALE:.0f} s")
+            announce = False
         time.sleep(min(1.0, BEAT / 2))
 
 
@@ -161,9 +161,9 @@ def _alive(pid: int) -> bool:
 
 
 def _newest(base: str) -> int:
-    """The number of the last attempt, 0 before the first."""
-    found = [n.removesuffix(".json") for n in store.names(base)]
-    return max((int(n) for n in found if n.isdigit()), default=0)
+    """Return the number of the last attempt, 0 before the first."""
+    names = [name.removesuffix(".json") for name in store.names(base)]
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def _attempt(base: str, number: int) -> str:
@@ -177,5 +177,5 @@ def _read(url: str) -> dict[str, Any]:
         return {}
 
 
-def _owner(told: dict[str, Any]) -> str:
-    return f"{told.get('host', 'another machine')} pid {told.get('pid', '?')}"
+def _owner(attempt: dict[str, Any]) -> str:
+    return f"{attempt.get('host', 'another machine')} pid {attempt.get('pid', '?')}"

@@ -7,40 +7,28 @@ from importlib import import_module
 from typing import Any
 
 from pipeline.config import schema
-from pipeline.config.schema import (
-    BenchConfig,
-    CompareConfig,
-    DemoConfig,
-    DoctorConfig,
-    EvaluateConfig,
-    FetchConfig,
-    MakeMasksConfig,
-    PredictConfig,
-    PromoteConfig,
-    QuickstartConfig,
-    RegisterConfig,
-    RollbackConfig,
-    RunsConfig,
-    ShardConfig,
-    SyncConfig,
-    TrainConfig,
-)
+from pipeline.config.schema import CommandConfig
 
 
 @dataclass(frozen=True)
 class Command:
-    """One verb: `module.main(config) -> dict` does it; the dict is what --json prints.
+    """One command: `module.main(config)` runs it and returns a dict, which --json prints.
 
-    A module whose verb changes something has `dry_run(config) -> str`, which says what.
+    A module whose command changes something has `dry_run(config) -> str`, a description of it.
+    positional: the key that a word without `=` sets.
+    actions: words that may come first, as in `shard verify`.
+    groups: names of groups with their default option.
+    workers: it may run in several processes, each started with RANK in its environment.
     raw: `main(words, dry_run)` takes the words of the command line as they are.
     """
 
     module: str
-    schema: type
+    schema: type[CommandConfig]
     help: str
     positional: str | None = None
     actions: tuple[str, ...] = ()
     groups: dict[str, str | None] = field(default_factory=dict)
+    workers: bool = False
     raw: bool = False
 
     def main(self, configuration: Any) -> dict[str, Any]:
@@ -50,37 +38,38 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "quickstart": Command(
         "pipeline.quickstart.steps",
-        QuickstartConfig,
-        "the whole path on photographs that ship with scikit-image",
+        schema.QuickstartConfig,
+        "run every step once on photographs from scikit-image, in minutes",
     ),
     "doctor": Command(
         "pipeline.doctor",
-        DoctorConfig,
-        "what this machine can do, and the mend for what it cannot",
+        schema.DoctorConfig,
+        "check this machine and suggest a fix for each problem",
+        workers=True,
     ),
     "fetch": Command(
         "pipeline.training.weights",
-        FetchConfig,
-        "pretrained weights into the cache, checked: vgg16, densenet121",
+        schema.FetchConfig,
+        "download pretrained weights and verify them: vgg16, densenet121",
         positional="names",
     ),
     "shard": Command(
         "pipeline.data.shard",
-        ShardConfig,
-        "a dataset into WebDataset tars with index and manifest",
+        schema.ShardConfig,
+        "write a dataset as WebDataset tars with index and manifest",
         positional="url",
         actions=("verify", "info", "gc"),
         groups={"data": "folder"},
     ),
     "masks": Command(
         "pipeline.data.masks",
-        MakeMasksConfig,
-        "a set of evaluation masks, six buckets and fixed",
+        schema.MakeMasksConfig,
+        "make a set of evaluation masks: six hole-ratio buckets and fixed squares",
     ),
     "train": Command(
         "pipeline.training.launcher",
-        TrainConfig,
-        "one training run; the same command again resumes it",
+        schema.TrainConfig,
+        "train; re-running the same command resumes",
         groups={
             "model": "msanet",
             "data": "folder",
@@ -90,95 +79,100 @@ COMMANDS: dict[str, Command] = {
             "cluster": "local",
             "experiment": None,
         },
+        workers=True,
     ),
     "evaluate": Command(
         "pipeline.evaluation.evaluate",
-        EvaluateConfig,
-        "PSNR, SSIM and L1 on the composite, by hole ratio",
+        schema.EvaluateConfig,
+        "measure PSNR, SSIM and L1 of the composite by hole ratio",
         groups={"data": "folder", "masks": "irregular", "protocol": "msanet"},
+        workers=True,
     ),
     "compare": Command(
         "pipeline.comparison.compare",
-        CompareConfig,
-        "runs side by side with the papers' rows: table, Markdown, CSV, HTML",
+        schema.CompareConfig,
+        "tabulate runs next to published results: text, Markdown, CSV, HTML",
     ),
     "runs": Command(
         "pipeline.tracking.runs",
-        RunsConfig,
-        "runs as MLflow knows them",
+        schema.RunsConfig,
+        "list, close and prune training runs",
         actions=("list", "close", "du", "prune"),
     ),
     "register": Command(
         "pipeline.registry.register",
-        RegisterConfig,
-        "a run's generator as a registered model",
+        schema.RegisterConfig,
+        "register a run's generator as a model",
     ),
     "promote": Command(
         "pipeline.registry.promote",
-        PromoteConfig,
-        "a registered model to champion, if the gate lets it",
+        schema.PromoteConfig,
+        "make a registered model champion if it passes the quality gate",
         positional="model",
     ),
     "rollback": Command(
         "pipeline.registry.promote",
-        RollbackConfig,
-        "the champion before",
+        schema.RollbackConfig,
+        "restore the previous champion",
         positional="model",
     ),
     "predict": Command(
         "pipeline.inference.predict",
-        PredictConfig,
-        "inpaint a picture or a folder of any size",
+        schema.PredictConfig,
+        "inpaint an image or a folder, of any size",
     ),
     "demo": Command(
         "pipeline.inference.demo",
-        DemoConfig,
-        "a page to paint over an object and see it removed",
+        schema.DemoConfig,
+        "serve a page to paint over an object and see it removed",
     ),
     "sync": Command(
         "pipeline.tracking.sync",
-        SyncConfig,
-        "send tracking events that could not be sent",
+        schema.SyncConfig,
+        "send buffered tracking events to the server",
         positional="dir",
     ),
     "submit": Command(
         "pipeline.submission.submit",
         schema.SubmitConfig,
-        "VERB [key=value ...] [then VERB ...] as jobs on SLURM, Kubernetes or this machine",
+        "COMMAND [key=value ...] [then COMMAND ...]: run as jobs (SLURM, Kubernetes, local)",
         groups={"cluster": "local"},
         raw=True,
     ),
     "status": Command(
         "pipeline.submission.status",
         schema.StatusConfig,
-        "how submitted jobs are, and why",
+        "show the state of submitted jobs and the reason",
         "id",
     ),
-    "logs": Command("pipeline.submission.logs", schema.LogsConfig, "what a job said", "id"),
+    "logs": Command("pipeline.submission.logs", schema.LogsConfig, "show a job's log", "id"),
     "cancel": Command(
-        "pipeline.submission.cancel", schema.CancelConfig, "ask a job to save and leave", "id"
+        "pipeline.submission.cancel",
+        schema.CancelConfig,
+        "cancel a job; it saves a checkpoint first",
+        "id",
     ),
     "bench": Command(
-        "pipeline.bench", BenchConfig, "what this machine does, as ratios", positional="what"
+        "pipeline.bench",
+        schema.BenchConfig,
+        "run benchmarks, reported as ratios",
+        positional="what",
     ),
 }
 
 
 def positional(spec: Command, words: list[str]) -> list[str]:
-    """`shard verify URL` and `promote NAME` as key=value words."""
-    words = list(words)
+    """Write words without `=`, as in `shard verify URL` and `promote NAME`, as key=value."""
+    words, start = list(words), 0
     if spec.actions and words and words[0] in spec.actions:
-        words[0] = f"action={words[0]}"
-        start = 1
-    else:
-        start = 0
-    bare = start
-    while spec.positional and bare < len(words) and "=" not in words[bare].split("/")[0]:
-        bare += 1
-    if bare > start and spec.positional != "names":
-        if bare - start > 1:
-            raise ValueError(f"{' '.join(words[start:bare])}: one {spec.positional} at a time")
+        words[0], start = f"action={words[0]}", 1
+    end = start
+    while spec.positional and end < len(words) and "=" not in words[end].split("/")[0]:
+        end += 1
+    if end > start and spec.positional != "names":
+        if end - start > 1:
+            raise ValueError(f"{' '.join(words[start:end])}: give one {spec.positional} at a time")
         words[start] = f"{spec.positional}={words[start]}"
-    elif bare > start:
-        words[start:bare] = [f"{spec.positional}=[{','.join(words[start:bare])}]"]
+    elif end > start:
+        words[start:end] = [f"{spec.positional}=[{','.join(words[start:end])}]"]
     return words

@@ -1,6 +1,6 @@
-"""The closed schema, first half: what the groups under `conf/` hold, and a run's plain sections.
+"""The schema of the groups under `conf/` and of a run's other sections.
 
-A key that is not here, or in `config`, is refused (`pipeline.config.compose`).
+The schema is closed: `pipeline.config.resolve` refuses a key that is neither here nor in `schema`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-VALIDATED = "(0.2,0.3]"  # the bucket of a mask set that validation takes its holes from
-
+VALIDATED = "(0.2,0.3]"  # the bucket of a mask set that validation uses
 
 STRUCTURES = ("msau", "single", "inception_v1", "inception_v3")
 CHANNEL = ("augmented", "none", "se", "cbam", "sca")
@@ -25,7 +24,7 @@ def key(
     most: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """A field with its meaning and its allowed values: a few, or a range (of a list: of each)."""
+    """Return a field with its help text and choices or range (of a list: of each element)."""
     metadata = {"help": help, "choices": choices, "least": least, "most": most, "below": below}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -33,6 +32,7 @@ def key(
 
 
 def section(kind: type) -> Any:
+    """Return a field that is itself a dataclass."""
     return field(default_factory=kind)
 
 
@@ -47,8 +47,10 @@ class ModelConfig:
 @dataclass
 class MsanetModel(ModelConfig):
     name: str = "msanet"
-    fe: list[int] = key([64, 64], "widths of feature extraction; all but the first halve", least=1)
-    msau: list[list[int]] = key([[128, 48], [256, 96]], "per MSAU: width of F_D, of each scale")
+    fe: list[int] = key(
+        [64, 64], "widths of feature extraction; all but the first downsample", least=1
+    )
+    msau: list[list[int]] = key([[128, 48], [256, 96]], "per MSAU: width of F_D and of each scale")
     iru: list[int] = key([192, 96, 64], "widths of the restoration units", least=1)
     width: float = key(1.0, "multiplies every width", least=0.01)
     structure: str = key("msau", "multi-scale structure (tables 1, 2)", STRUCTURES)
@@ -57,9 +59,11 @@ class MsanetModel(ModelConfig):
     spatial: str = key("fusing", "spatial attention in the MSAUs", SPATIAL)
     restore_channel: str = key("augmented", "channel attention in restoration", CHANNEL)
     restore_spatial: str = key("fusing", "spatial attention in restoration", SPATIAL)
-    norm: str = key("batch", "normalisation; the paper does not say", ("batch", "instance", "none"))
-    squeeze: str = key("full", "n of eq. 7; the paper does not say", ("full", "half", "quarter"))
-    gate: str = key("sigmoid", "of the attention weights; not printed", ("sigmoid", "none"))
+    norm: str = key("batch", "normalization; not given in the paper", ("batch", "instance", "none"))
+    squeeze: str = key("full", "n of eq. 7; not given in the paper", ("full", "half", "quarter"))
+    gate: str = key(
+        "sigmoid", "gate of the attention weights; not given in the paper", ("sigmoid", "none")
+    )
     taps: int = key(3, "feature maps of the internal losses", least=1)
 
 
@@ -70,9 +74,9 @@ class MusicalModel(ModelConfig):
     attention: str = key("multi", "contextual attention", ("multi", "single", "none"))
     order: str = key("paper", "order of the attention's steps", ("paper", "released"))
     temperature: float = key(
-        10.0, "scale of the cosine before the softmax; the paper: none", least=0.0
+        10.0, "scale of the cosine before the softmax; none in the paper", least=0.0
     )
-    propagation: int = key(1, "k of eq. 2; the paper does not say", least=0, most=8)
+    propagation: int = key(1, "k of eq. 2; not given in the paper", least=0, most=8)
 
 
 MODELS = {"msanet": MsanetModel, "musical": MusicalModel}
@@ -82,39 +86,69 @@ MODELS = {"msanet": MsanetModel, "musical": MusicalModel}
 
 
 @dataclass
-class DataConfig:
+class ResizedData:
+    resize_short: int | None = key(
+        None, "short side before the crop, pixels; null: no resizing", least=1
+    )
+
+
+@dataclass
+class CroppedData(ResizedData):
     name: str = key("folder", "the dataset's name, in records and tables")
+    crop: int = key(256, "side of the square training crop, pixels", least=1)
+    crop_mode: str = key("random", "where the crop is taken", ("random", "center", "resized"))
+
+
+@dataclass
+class EvaluationData(ResizedData):
+    """What `evaluate` reads of `data`; the protocol says how it crops."""
+
     url: str | None = key(None, "the sharded set: a folder or s3:// URL")
-    layout: str = key("folder", "how the publisher lays it out (see `shard`)")
+
+
+@dataclass
+class DataConfig(EvaluationData, CroppedData):
+    """What training reads of `data`."""
+
+    train: str = key("train", "split that training reads")
+    validate: str = key("val", "split for validation during training; never test")
+    flip: bool = key(True, "mirror half of the crops")
+
+
+@dataclass
+class ShardingConfig(CroppedData):
+    """What `shard` reads of `data`; images that training could not crop are rejected."""
+
+    layout: str = key("folder", "the publisher's layout (see `shard`)")
     holdout: float = key(
         0.05,
         "share of train held out by content hash, where the publisher has no val",
         least=0.0,
         most=1.0,
     )
-    train: str = key("train", "split that training reads")
-    validate: str = key("val", "split that validation during training reads; never test")
-    crop: int = key(256, "side of the square training crop, pixels", least=1)
-    crop_mode: str = key("random", "where the crop is taken", ("random", "center", "resized"))
-    resize_short: int | None = key(
-        None, "short side before the crop, pixels; null keeps it", least=1
-    )
-    flip: bool = key(True, "mirror half of the crops")
     shard_mb: int = key(64, "size of a shard, MB", least=1, most=1024)
     min_side: int = key(0, "images with a shorter side are rejected, pixels", least=0)
-    store_short: int | None = key(
-        None, "short side at which `shard` stores images; null: as is", least=1
-    )
+    store_short: int | None = key(None, "short side of stored images; null: as published", least=1)
     quality: int = key(95, "JPEG quality where `shard` re-encodes", least=1, most=100)
 
 
 @dataclass
-class MasksConfig:
+class EvaluationMasks:
+    """What `evaluate` reads of `masks`."""
+
+    url: str | None = key(None, "a mask set (see `masks`)")
+
+
+@dataclass
+class MasksConfig(EvaluationMasks):
+    """What training reads of `masks`."""
+
     kind: str = key("irregular", "holes", ("irregular", "center", "square", "external", "none"))
     low: float = key(0.01, "smallest hole ratio of training masks", least=0.0, most=1.0)
     high: float = key(0.6, "largest hole ratio of training masks", least=0.0, most=1.0)
-    border: float = key(0.5, "share of masks whose holes keep off the border", least=0.0, most=1.0)
-    url: str | None = key(None, "a materialised mask set (`masks`)")
+    border: float = key(
+        0.5, "share of masks whose holes do not touch the border", least=0.0, most=1.0
+    )
 
 
 @dataclass
@@ -128,45 +162,45 @@ class Phase:
 
 @dataclass
 class ObjectiveConfig:
-    name: str = key("msanet", "which losses are whose", ("msanet", "musical"))
     l1: float = key(0.0, "weight of g/l1", least=0.0)
-    l1_hole: float = key(0.0, "weight of the hole's own L1", least=0.0)
+    l1_hole: float = key(0.0, "weight of L1 inside the hole", least=0.0)
     l2: float = key(0.0, "weight of g/l2", least=0.0)
     perceptual: float = key(0.0, "weight of g/perceptual", least=0.0)
     style: float = key(0.0, "weight of g/style", least=0.0)
     tv: float = key(0.0, "weight of g/tv", least=0.0)
     adv: float = key(0.0, "weight of g/adv; 0 builds no discriminator", least=0.0)
     features: str = key("internal", "perceptual and style features", ("internal", "vgg16"))
-    loss_on: str = key("raw", "picture that the pixel losses see", ("raw", "composite"))
-    feature_images: str = key("raw", "pictures VGG16 sees", ("raw", "raw+composite"))
-    vgg_normalise: bool = key(True, "ImageNet normalisation before VGG16")
+    loss_on: str = key("raw", "image that the pixel losses compare", ("raw", "composite"))
+    feature_images: str = key("raw", "images given to VGG16", ("raw", "raw+composite"))
+    vgg_normalise: bool = key(True, "ImageNet normalization before VGG16")
     gan: str = key("vanilla", "adversarial loss", ("vanilla", "lsgan"))
-    d_pretrained: bool = key(True, "discriminator starts from ImageNet weights")
-    optimizer: str = key("adam", "the papers: Adam", ("adam", "adamw"))
+    d_pretrained: bool = key(True, "start the discriminator from ImageNet weights")
+    optimizer: str = key("adam", "optimizer; Adam in both papers", ("adam", "adamw"))
     betas: list[float] = key([0.9, 0.999], "Adam's decay rates", least=0.0, below=1.0)
     phases: list[Phase] = key([], "learning rates by images_seen")
 
 
 @dataclass
 class ParallelConfig:
-    strategy: str = key(
-        "ddp", "how processes share work", ("single", "ddp", "zero1", "zero2", "zero3")
-    )
-    sync_batchnorm: bool = key(True, "batch statistics over all processes")
+    strategy: str = key("ddp", "parallel strategy", ("single", "ddp", "zero1", "zero2", "zero3"))
+    sync_batchnorm: bool = key(True, "compute batch statistics over all processes")
     channels_last: bool = key(True, "memory format of the generator")
     compile: bool = key(False, "torch.compile the networks in place")
     hang_timeout: int = key(
-        300, "seconds without a step before a hung rank is named; of what is new ten times", least=1
+        300,
+        "seconds without progress before a rank is reported as hung; ten times that for what "
+        "happens for the first time",
+        least=1,
     )
 
 
 @dataclass
 class ProtocolConfig:
-    name: str = key("msanet", "the evaluation protocol")
+    name: str = key("msanet", "name of the evaluation protocol")
     buckets: list[str] = key([], "hole-ratio buckets, as the mask set names them")
     ssim: str = key(
         "gauss11_rgb",
-        "convention of the SSIM column",
+        "SSIM convention",
         ("gauss11_rgb", "uniform7_rgb", "uniform7_gray", "uniform51_gray"),
     )
     size: int = key(256, "side of the evaluated crop, pixels", least=8)
@@ -178,7 +212,7 @@ class ProtocolConfig:
 @dataclass
 class CheckpointConfig:
     every_images: int = key(20_000, "images between checkpoints", least=0)
-    keep: int = key(3, "newest checkpoints kept, beside the best", least=1)
+    keep: int = key(3, "number of newest checkpoints kept, in addition to the best", least=1)
 
 
 @dataclass
@@ -193,22 +227,44 @@ class ValidateConfig:
     every_images: int = key(20_000, "images between validations; 0: only at the end", least=0)
     pairs: int = key(64, "fixed image-mask pairs", least=1)
     size: int = key(256, "side of the validated crop, pixels", least=8)
-    samples: int = key(6, "pictures logged at each validation", least=0)
+    samples: int = key(6, "images logged at each validation", least=0)
 
 
 @dataclass
-class TrackingConfig:
+class RecordConfig:
+    """What `evaluate` reads of `tracking`: it records in the run's own experiment."""
+
     enabled: bool = key(True, "record the run in MLflow")
+
+
+@dataclass
+class ReportConfig(RecordConfig):
+    """What `compare` reads of `tracking`."""
+
     experiment: str | None = key(None, "MLflow experiment; null: $USER/<experiment>")
-    required: bool = key(False, "a tracking server that does not answer at start is fatal")
-    drain: bool = key(True, "send while training; false: only spool, `sync` sends")
 
 
-# --- walking a schema ----------------------------------------------------------------------------
+@dataclass
+class TrackingConfig(ReportConfig):
+    """What training reads of `tracking`."""
+
+    required: bool = key(False, "fail if the tracking server does not answer at the start")
+    drain: bool = key(True, "send while training; false: only store, `sync` sends")
+
+
+# Keys that a run's config.yaml once held, and that training never read.
+RETIRED = (
+    "objective.name",
+    *(f"data.{name}" for name in ("layout", "holdout", "shard_mb", "min_side")),
+    *(f"data.{name}" for name in ("store_short", "quality")),
+)
+
+
+# --- learning rates ------------------------------------------------------------------------------
 
 
 def phase_at(phases: Sequence[Phase], images_seen: int) -> Phase:
-    """The phase of the step that starts at `images_seen`."""
+    """Return the phase of the step that starts at `images_seen`."""
     for phase in phases:
         if phase.until is None or images_seen < phase.until:
             return phase
@@ -216,10 +272,12 @@ def phase_at(phases: Sequence[Phase], images_seen: int) -> Phase:
 
 
 def check_phases(phases: Sequence[Phase]) -> None:
-    """Ends must rise, and only the last may be open."""
+    """Raise ValueError unless the ends increase and only the last is null."""
     ends = [p.until for p in phases]
     if not phases:
         raise ValueError("objective.phases is empty: give at least [{until: null, lr: 3.0e-4}]")
     closed = [e for e in ends if e is not None]
     if None in ends[:-1] or closed != sorted(set(closed)):
-        raise ValueError(f"objective.phases end at {ends}: ends must rise, null only at the last")
+        raise ValueError(
+            f"objective.phases end at {ends}: ends must increase, null only at the last"
+        )

@@ -13,15 +13,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.common.errors import ConfigError
 from pipeline.common.secrets import refuse_secret
-from pipeline.config.commands import Command
+from pipeline.config.commands import COMMANDS
 from pipeline.config.groups import MODELS
 
-WRITTEN = {dict: ", and written {name: 'a value'}", list: ", and written ['one', 'another']"}
+EXAMPLES = {dict: ", written {name: 'a value'}", list: ", written ['one', 'another']"}
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A verb's configuration, and for each dotted key the place that set it."""
+    """A command's configuration, and for each dotted key the place that set it."""
 
     config: Any
     origins: dict[str, str]
@@ -30,7 +30,7 @@ class Resolved:
         return OmegaConf.to_yaml(OmegaConf.structured(self.config))
 
     def described(self) -> str:
-        """`key: value  # origin`, one line each, as --dry-run prints it."""
+        """Return `key: value  # origin`, one line each, as --dry-run prints it."""
         lines = [
             (f"{k}: {_plain(v)}", self.origins.get(k, "default")) for k, v in leaves(self.config)
         ]
@@ -38,41 +38,43 @@ class Resolved:
         return "\n".join(f"{text:<{width}}  # {origin}" for text, origin in lines)
 
 
-def _merge(verb: str, spec: Command, layers: list[tuple[str, Any, str]]) -> Resolved:
+def merge(command: str, layers: list[tuple[str, Any, str]]) -> Resolved:
+    """Lay `(key, value, origin)` over the schema's defaults, the last one winning, and check."""
+    spec = COMMANDS[command]
     base = OmegaConf.structured(spec.schema)
-    given: dict[str, tuple[Any, str]] = {}
-    for name, value, origin in layers:
-        given[name] = (value, origin)
-    if "model.name" in given:
-        name, origin = given["model.name"]
-        if name not in MODELS:
-            raise ConfigError(f"{origin}: model.name={name} is no choice{_near(name, MODELS)}")
-        base.model = OmegaConf.structured(MODELS[name])
+    given = {name: (value, origin) for name, value, origin in layers}
     allowed = known_keys(spec.schema)
     if "model.name" in given:
-        model = set(known_keys(MODELS[given["model.name"][0]], "model."))
-        allowed = [k for k in allowed if not k.startswith("model.") or k in model]
+        model, origin = given["model.name"]
+        if model not in MODELS:
+            raise ConfigError(f"{origin}: invalid value model.name={model}{near(model, MODELS)}")
+        base.model = OmegaConf.structured(MODELS[model])
+        options = set(known_keys(MODELS[model], "model."))
+        allowed = [k for k in allowed if not k.startswith("model.") or k in options]
     for name, (value, origin) in given.items():
         if name not in allowed:
-            raise ConfigError(f"{_told(origin)}unknown key {name}{_near(name, allowed)}")
+            hint = f"{_elsewhere(command, name)}{near(name, allowed)}"
+            raise ConfigError(f"{_from(origin)}unknown key {name}{hint}")
         _set(base, name, value, origin)
-    with _interpolated():
+    with interpolated():
         missing = OmegaConf.missing_keys(base)
         for name in (key for key in allowed if key in missing):
             raise ConfigError(f"{name}= is missing: {meaning(spec.schema, name)}")
         resolved = OmegaConf.to_object(base)
-    _check(resolved, {name: origin for name, (_, origin) in given.items()})
-    return Resolved(resolved, {name: origin for name, (_, origin) in given.items()})
+    origins = {name: origin for name, (_, origin) in given.items()}
+    _check(resolved, origins)
+    return Resolved(resolved, origins)
 
 
 @contextmanager
-def _interpolated(origin: str = "") -> Iterator[None]:
+def interpolated(origin: str = "") -> Iterator[None]:
+    """Raise ConfigError for a `${…}` that refers to nothing."""
     try:
         yield
     except OmegaConfBaseException as error:
         raise ConfigError(
-            f"{_told(origin)}{str(error).splitlines()[0]}: ${{NAME}} stands for another key here; "
-            "a shell's variable is $NAME"
+            f"{_from(origin)}{str(error).splitlines()[0]}: ${{NAME}} refers to a config key; "
+            "use $NAME for an environment variable"
         ) from None
 
 
@@ -87,21 +89,25 @@ def _set(base: DictConfig, name: str, value: Any, origin: str) -> None:
         node[leaf] = value
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         wanted = str(kind).replace("typing.", "") if get_args(kind) else kind.__name__
-        before = None if OmegaConf.is_missing(node, leaf) else node[leaf]
-        now = f"it is {_plain(before)} by default{WRITTEN.get(get_origin(kind), '')}"
-        reason = str(error).splitlines()[0] if is_dataclass(element) else now
-        raise ConfigError(f"{_told(origin)}{name}={value} is no {wanted}: {reason}") from None
+        default = None if OmegaConf.is_missing(node, leaf) else node[leaf]
+        reason = f"the default is {_plain(default)}{EXAMPLES.get(get_origin(kind), '')}"
+        if is_dataclass(element):
+            reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{_from(origin)}invalid value {name}={value}: expected {wanted}; {reason}"
+        ) from None
 
 
 def _check(node: Any, origins: dict[str, str], prefix: str = "") -> None:
+    """Check choices, ranges and secrets of every value."""
     for f in fields(node):
         name, value = f"{prefix}{f.name}", getattr(node, f.name)
         choices = f.metadata.get("choices") or ()
         if is_dataclass(value):
             _check(value, origins, f"{name}.")
         elif choices and value not in choices:
-            told = _told(origins.get(name, ""))
-            raise ConfigError(f"{told}{name}={value} is no choice{_near(str(value), choices)}")
+            origin = _from(origins.get(name, ""))
+            raise ConfigError(f"{origin}invalid value {name}={value}{near(str(value), choices)}")
         else:
             refuse_secret(name, value)
             _check_range(name, value, f.metadata)
@@ -123,11 +129,21 @@ def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name}={_plain(value)} is too large: below {below}")
 
 
-def _told(origin: str) -> str:
+def _from(origin: str) -> str:
+    """The start of a message about a value that a file gives."""
     return "" if origin in ("", "command line") else f"{origin}: "
 
 
-def _near(name: str, allowed: Sequence[str] | dict[str, Any]) -> str:
+def _elsewhere(command: str, name: str) -> str:
+    """The commands that read a key which this one does not."""
+    readers = [other for other, spec in COMMANDS.items() if name in known_keys(spec.schema)]
+    if not readers or command in readers:
+        return ""
+    return f": it is a key of {', '.join(readers)}, not of {command}"
+
+
+def near(name: str, allowed: Sequence[str] | dict[str, Any]) -> str:
+    """Return `; did you mean …? (allowed: …)` for a wrong name."""
     names = [str(a) for a in allowed]
     section = [n for n in names if n.startswith(name.rpartition(".")[0] + ".")]
     last = {n.rpartition(".")[2]: n for n in names}
@@ -148,22 +164,22 @@ def _plain(value: Any) -> str:
 
 
 def known_keys(kind: type, prefix: str = "") -> list[str]:
-    """Dotted names of all values of a schema, a model's options of every model included."""
-    found = []
+    """Return the dotted names of all values of a schema, with the options of every model."""
+    names = []
     for f in fields(kind):
         default = f.default_factory() if callable(f.default_factory) else f.default
         if f.name == "model" and is_dataclass(default):
             for model in MODELS.values():
-                found += known_keys(model, f"{prefix}model.")
+                names += known_keys(model, f"{prefix}model.")
         elif is_dataclass(default):
-            found += known_keys(type(default), f"{prefix}{f.name}.")
+            names += known_keys(type(default), f"{prefix}{f.name}.")
         else:
-            found.append(f"{prefix}{f.name}")
-    return list(dict.fromkeys(found))
+            names.append(f"{prefix}{f.name}")
+    return list(dict.fromkeys(names))
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of everything in a resolved configuration."""
+    """Yield dotted name and value of everything in a resolved configuration."""
     for f in fields(node):
         value = getattr(node, f.name)
         if is_dataclass(value):
@@ -173,9 +189,9 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def meaning(kind: type, dotted: str) -> str:
-    """What `--help` says of a key."""
+    """Return the help text of a key."""
     for part in dotted.split("."):
-        found = next(f for f in fields(kind) if f.name == part)
-        default = found.default_factory() if callable(found.default_factory) else found.default
+        key = next(f for f in fields(kind) if f.name == part)
+        default = key.default_factory() if callable(key.default_factory) else key.default
         kind = type(default) if is_dataclass(default) else kind
-    return str(found.metadata.get("help", ""))
+    return str(key.metadata.get("help", ""))

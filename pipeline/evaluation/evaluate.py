@@ -17,7 +17,9 @@ import torch
 from omegaconf import OmegaConf
 
 from pipeline.common import console
+from pipeline.common.environment import count
 from pipeline.common.inputs import protect
+from pipeline.config.groups import RETIRED
 from pipeline.config.schema import EvaluateConfig
 from pipeline.evaluation import metrics, pair_images, partial_results, results
 from pipeline.evaluation.pairs import Pairs, pairs_of
@@ -28,7 +30,7 @@ from pipeline.tracking.delivery import flatten
 from shards import store
 
 # Keys that do not change what a run learns, or are recorded elsewhere (the data set by its digest).
-NOT_IN_RECIPE = (*MUTABLE, *FIXED, "seed", "experiment", "validate.", "data.url", "init")
+NOT_IN_RECIPE = (*MUTABLE, *FIXED, *RETIRED, "seed", "experiment", "validate.", "data.url", "init")
 BATCHES_PER_PART = 16
 RESULT_VARIABLE = "LACUNA_RESULT"  # names the file in which rank 0 returns its result
 
@@ -46,10 +48,7 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
     from pipeline.launch.topology import place, visible_gpus
     from pipeline.launch.workers import supervise
 
-    count = visible_gpus() if config.processes == "auto" else config.processes
-    if not str(count).isdigit():
-        raise ValueError(f"invalid processes={count!r}: expected a positive integer or auto")
-    here = place(os.environ, max(1, int(count)))
+    here = place(os.environ, count("processes", config.processes) or max(1, visible_gpus()))
     if here.nodes * here.processes == 1:
         return evaluate(config)
     with tempfile.TemporaryDirectory() as scratch:
@@ -75,8 +74,6 @@ def _work(config: EvaluateConfig, rank: int, world_size: int) -> dict[str, Any]:
 
 def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
     """Score this rank's share of the pairs; on rank 0 also join and return the whole result."""
-    if config.features is not None and config.checkpoint is None:
-        raise ValueError("features= needs a generator: give checkpoint= instead of model=")
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -193,12 +190,6 @@ def _load_model(
     config: EvaluateConfig, pairs: Pairs, device: torch.device
 ) -> tuple[Predict, dict[str, Any]]:
     """Load what is scored; return its predictions and the facts that identify it."""
-    given = [n for n in ("checkpoint", "model", "predictions") if getattr(config, n) is not None]
-    if len(given) != 1:
-        raise ValueError(
-            f"{' and '.join(f'{n}=' for n in given) or 'nothing'} given to score: "
-            "give one of checkpoint=, model=, predictions="
-        )
     if config.predictions is not None:
         return pair_images.read_predictions(config.predictions, pairs)
     source = sources.load(config.model, config.checkpoint, config.weights, device)

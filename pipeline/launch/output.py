@@ -1,7 +1,7 @@
-"""What outlasts a pod: its output and its last word, in the job's folder, whatever the verb.
+"""Copy a job's output and its final error into the job's folder, so that they outlast the pod.
 
-A pod's log goes with the pod, and the Job with its TTL. `<folder>/logs/pod-N.log` is what process N
-of the job said, over all its starts; `pod-N.state` how it is or how it ended, in one line.
+A pod's log is deleted with the pod, and the Job after its TTL. `<folder>/logs/pod-N.log` is the
+output of process N of the job over all its starts; `pod-N.state` is its state in one line.
 """
 
 from __future__ import annotations
@@ -20,20 +20,18 @@ from pathlib import Path
 from pipeline.common.signals import handled
 from shards import store
 
-ERROR_FILE = "LACUNA_ERROR_FILE"  # where a worker leaves the line that its launcher reports
-PUBLISH = "LACUNA_PUBLISH"  # a worker makes this file when its node's log is to be published
-NODE_ERRORS = "LACUNA_ERRORS"  # where each node's launcher leaves its line: this, `-` and its rank
-TERMINATION = Path("/dev/termination-log")  # what Kubernetes shows of a container that failed
-PUBLISH_EVERY = 60.0  # seconds between copies of a log into a bucket that nobody asks for
-_words: list[str] = []
-
-
-PODS = "LACUNA_PODS"  # URL that the names begin with; the pod's number follows
+ERROR_FILE = "LACUNA_ERROR_FILE"  # a worker writes its error here, and its launcher reports it
+PUBLISH = "LACUNA_PUBLISH"  # a worker creates this file to have its node's log published
+NODE_ERRORS = "LACUNA_ERRORS"  # each node's launcher writes its error to this, `-` and its rank
+TERMINATION = Path("/dev/termination-log")  # Kubernetes shows it for a container that failed
+PUBLISH_EVERY = 60.0  # seconds between copies of a log into a bucket, unless one is asked for
+PODS = "LACUNA_PODS"  # prefix of the URLs of log and state; the pod's number follows
 STOPPED = 128 + signal.SIGTERM
+_errors: list[str] = []  # of this process, the last one last
 
 
 def with_job_log(body: Callable[[], int]) -> int:
-    """Runs `body`; its exit status. In a pod's first process, what it says and how it ends stay."""
+    """Run `body` and return its exit status; in a pod's first process keep its output and state."""
     prefix = os.environ.get(PODS)
     if prefix is None or "RANK" in os.environ:
         return body()
@@ -59,9 +57,9 @@ def with_job_log(body: Callable[[], int]) -> int:
             for number, saved in enumerate(before, start=1):
                 os.dup2(saved, number)
                 os.close(saved)
-    word = {0: "SUCCEEDED", os.EX_TEMPFAIL: "INTERRUPTED stopped on request, everything saved",
-            STOPPED: "INTERRUPTED stopped on request"}  # fmt: skip
-    note(place, word.get(status, f"FAILED {last_error() or f'exit {status}'}"))
+    states = {0: "SUCCEEDED", os.EX_TEMPFAIL: "INTERRUPTED stopped on request, everything saved",
+              STOPPED: "INTERRUPTED stopped on request"}  # fmt: skip
+    note(place, states.get(status, f"FAILED {last_error() or f'exit {status}'}"))
     return status
 
 
@@ -70,46 +68,47 @@ def _stop(number: int, frame: object) -> None:
 
 
 def note(place: str, line: str) -> None:
+    """Write the state of a pod; storage that does not answer is ignored."""
     with suppress(OSError, ValueError):
         store.write(f"{place}.state", f"{line}\n".encode())
 
 
 def last_error() -> str | None:
-    """The error that this process left last."""
-    return _words[-1] if _words else None
+    """Return the last error of this process."""
+    return _errors[-1] if _errors else None
 
 
 def record_error(line: str) -> bool:
-    """Leave the error of this process where its launcher, Kubernetes or `status` looks for it.
+    """Write the error of this process where its launcher, Kubernetes or `status` looks for it.
 
-    True in a worker: its launcher then says it, once for all of them.
+    Returns True in a worker: its launcher prints the error, once for all workers.
     """
-    mine = os.environ.get(ERROR_FILE)
-    _words.extend([line] if line else [])
+    file = os.environ.get(ERROR_FILE)
+    _errors.extend([line] if line else [])
     with suppress(OSError):
-        if mine is not None:
-            Path(mine).write_text(line + "\n")
+        if file is not None:
+            Path(file).write_text(line + "\n")
         elif line and "PET_NNODES" in os.environ:
             if TERMINATION.exists():
                 TERMINATION.write_text(line + "\n")
-            if with_job_log := os.environ.get(NODE_ERRORS):
-                path = Path(f"{with_job_log}-{os.environ.get('PET_NODE_RANK', '0')}")
-                whole = path.with_name(f".{path.name}")  # a full disk leaves an empty one
+            if prefix := os.environ.get(NODE_ERRORS):
+                path = Path(f"{prefix}-{os.environ.get('PET_NODE_RANK', '0')}")
+                whole = path.with_name(f".{path.name}")  # a full disk would leave an empty one
                 whole.write_text(f"{time.time():.3f} {line}\n")
                 whole.replace(path)
-    return mine is not None
+    return file is not None
 
 
 @contextmanager
 def output(log: str | None) -> Iterator[int | None]:
-    """The file descriptor that workers write to; None where that is our own stderr."""
+    """Yield the file descriptor for the workers' output; None where it is our own stderr."""
     if log is None or sys.stderr.isatty():
         yield None
         return
     with tempfile.TemporaryDirectory() as scratch:
         path = store.local(log) if store.is_local(log) else Path(scratch, "log")
         reading, writing = os.pipe()
-        ours = os.dup(2)  # whatever our own stderr becomes
+        ours = os.dup(2)  # our stderr may be redirected meanwhile
         copying = threading.Thread(target=_copy, args=(reading, path, ours), daemon=True)
         copying.start()
         over, asked = threading.Event(), Path(scratch, "asked")
@@ -121,7 +120,7 @@ def output(log: str | None) -> Iterator[int | None]:
             yield writing
         finally:
             os.close(writing)
-            copying.join(5)  # a process that a worker left behind may hold the pipe
+            copying.join(5)  # a process that outlived its worker may hold the pipe
             if not copying.is_alive():
                 os.close(ours)
             over.set()
@@ -131,7 +130,7 @@ def output(log: str | None) -> Iterator[int | None]:
 
 
 def _copy(reading: int, path: Path, ours: int) -> None:
-    """Until every writer has closed the pipe. A full disk or a closed stderr blocks nobody."""
+    """Copy until all writers have closed the pipe; a full disk or closed stderr stops nothing."""
     while chunk := os.read(reading, 1 << 16):
         with suppress(OSError):
             rest = chunk
@@ -144,24 +143,24 @@ def _copy(reading: int, path: Path, ours: int) -> None:
 
 
 def publish_log() -> None:
-    """Asks the launcher to publish the log of this node within a second: at a checkpoint."""
+    """Ask the launcher to publish the log of this node within a second, as after a checkpoint."""
     with suppress(OSError):
         if asked := os.environ.get(PUBLISH):
             Path(asked).touch()
 
 
 def _publish(path: Path, url: str, over: threading.Event, asked: Path) -> None:
-    """Copy the log to its URL now and then, when asked and at the end, behind what is there."""
+    """Append the log to its URL every `PUBLISH_EVERY` seconds, when asked, and at the end."""
     earlier: bytes | None = None
     sent, due, last = 0, time.monotonic() + PUBLISH_EVERY, False
     while not last:
         last = over.wait(1.0)
         if not (last or asked.exists() or time.monotonic() > due):
             continue
-        asked.unlink(missing_ok=True)  # first: who asks from here on has said more
+        asked.unlink(missing_ok=True)  # before reading: a later request has more to publish
         due = time.monotonic() + PUBLISH_EVERY
         data = path.read_bytes() if path.exists() else b""
-        with suppress(OSError, ValueError):  # what a bucket does not take now it takes next time
+        with suppress(OSError, ValueError):  # the next round sends it again
             if earlier is None:
                 earlier = store.read(url) if store.exists(url) else b""
             if len(data) > sent:

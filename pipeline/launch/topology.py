@@ -1,4 +1,7 @@
-"""Nodes, processes, threads and GPUs: how many, and which is this one. torch is imported late."""
+"""Nodes, processes, threads and GPUs: how many, and the place of this process among them.
+
+torch is imported inside functions: login nodes load this file.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.common.environment import core_count
+from pipeline.common.environment import core_count, count
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import TrainConfig
 
@@ -17,28 +20,19 @@ DEVICES = ("nvidia[0-9]*", "kfd", "dxg")  # in /dev: NVIDIA's, AMD's, a Windows 
 
 
 def process_count(config: TrainConfig) -> int:
-    """`processes=`: a number, or one for each GPU, else 1."""
+    """Return the processes of this machine: `processes=`, or one for each GPU, else 1."""
     if config.parallel.strategy == "single":
-        if config.processes != "auto" and counted("processes", config.processes) > 1:
+        if (count("processes", config.processes) or 1) > 1:
             raise ConfigError(
                 f"processes={config.processes}, but parallel=single is one process: give "
-                f"processes=1, or parallel=ddp"
+                "processes=1, or parallel=ddp"
             )
         return 1
-    if config.processes == "auto":
-        return max(1, visible_gpus())
-    return counted("processes", config.processes)
-
-
-def counted(name: str, text: str) -> int:
-    """A number of `name=`, 1 or more, where it is not `auto`."""
-    if not text.isdigit() or int(text) < 1:
-        raise ConfigError(f"{name}={text} is no count; give 1, 2, … or auto")
-    return int(text)
+    return count("processes", config.processes) or max(1, visible_gpus())
 
 
 def visible_gpus() -> int:
-    """CUDA devices this process may use, without importing torch."""
+    """Return the number of CUDA devices this process may use, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([d for d in visible.split(",") if d.strip() not in ("", "-1")])
@@ -50,42 +44,42 @@ def visible_gpus() -> int:
 
 
 def surely_no_gpu() -> bool:
-    """True where torch cannot see one either; a container may have a GPU without nvidia-smi."""
+    """Return True if torch cannot see a GPU either; a container may have one without nvidia-smi."""
     hidden = "CUDA_VISIBLE_DEVICES" in os.environ
     there = not hidden and any(next(Path("/dev").glob(name), None) for name in DEVICES)
     return not there and not visible_gpus()
 
 
 def uses_gpu(config: TrainConfig) -> bool:
-    """Whether this process trains on a GPU.
+    """Return whether this process trains on a GPU.
 
-    ConfigError where it would fall back to the CPU though GPUs are asked for, or are there and
-    counted by `processes=auto`; and where two processes would share one, which NCCL refuses.
+    Raises ConfigError where it would fall back to the CPU although GPUs are requested, or present
+    and counted by `processes=auto`; and where two processes would share one, which NCCL refuses.
     """
     import torch
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     asked, local = config.cluster.gpus_per_node, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if not count and asked:
+    if not gpus and asked:
         raise ConfigError(
             f"cluster.gpus_per_node={asked}, but torch sees no GPU on this node: check the driver "
             f"and CUDA_VISIBLE_DEVICES (`doctor`)"
         )
-    if not count and config.processes == "auto" and (there := visible_gpus()):
+    if not gpus and config.processes == "auto" and (there := visible_gpus()):
         raise ConfigError(
             f"this machine has {there} GPUs by its driver, but torch sees none: check its build "
             f"(`doctor`), or give processes=1 to train on the CPU"
         )
-    if 0 < count < local:
+    if 0 < gpus < local:
         raise ConfigError(
-            f"{local} processes were started on this node, but torch sees {count} GPUs: give "
+            f"{local} processes were started on this node, but torch sees {gpus} GPUs: give "
             f"processes=auto, one for each, or hide them with CUDA_VISIBLE_DEVICES="
         )
-    return count > 0
+    return gpus > 0
 
 
 def choose_precision(wanted: str, on_gpu: bool) -> str:
-    """`auto` is bf16 where the device has it natively: CUDA from sm_80, CPUs with AMX."""
+    """Resolve `auto`: bf16 where the device has it natively (CUDA from sm_80, CPUs with AMX)."""
     import torch
 
     if wanted == "auto":
@@ -100,16 +94,14 @@ def choose_precision(wanted: str, on_gpu: bool) -> str:
 
 
 def thread_count(wanted: str, processes: int) -> int:
-    """`threads=`: a number, or this machine's cores shared by its processes."""
-    if wanted == "auto":
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-        return max(1, core_count() // local)
-    return counted("threads", wanted)
+    """Return the threads of each process: `threads=`, or the cores divided by the processes."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    return count("threads", wanted) or max(1, core_count() // local)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where this launcher stands in the job."""
+    """This launcher's place in the job."""
 
     nodes: int
     node_rank: int
@@ -123,7 +115,7 @@ class Place:
         return [self.worker(local_rank) for local_rank in range(self.processes)]
 
     def worker(self, local_rank: int) -> dict[str, str]:
-        """Environment of one worker: torch's names."""
+        """Return the environment of one worker, in the names of torchrun."""
         return {
             "RANK": str(self.node_rank * self.processes + local_rank),
             "LOCAL_RANK": str(local_rank),
@@ -135,7 +127,7 @@ class Place:
 
 
 def place(environment: Mapping[str, str], processes: int) -> Place:
-    """The launcher's place; the only function that reads `PET_*`."""
+    """Return the launcher's place; the only function that reads `PET_*`."""
     if "PET_NNODES" not in environment:
         return Place(1, 0, processes, "127.0.0.1", free_port())
     try:
@@ -148,7 +140,18 @@ def place(environment: Mapping[str, str], processes: int) -> Place:
             float(environment.get("PET_SHUTDOWN_TIMEOUT", "120")),
         )
     except ValueError as error:
-        raise ConfigError(f"PET_* must be numbers as torchrun reads them: {error}") from None
+        raise ConfigError(f"PET_* must be numbers, as for torchrun: {error}") from None
+
+
+def check_worker(environment: Mapping[str, str]) -> None:
+    """Check that RANK, which makes this process a worker, was set by a launcher."""
+    needed = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in needed if name not in environment]
+    if "RANK" in environment and missing:
+        raise ConfigError(
+            f"RANK={environment['RANK']} is set, but {' and '.join(missing)} is not: unset RANK, "
+            "or start this process by torchrun"
+        )
 
 
 def free_port() -> int:

@@ -1,7 +1,7 @@
-"""One node's workers: started together, stopped together, their end explained in one line.
+"""Start and stop one node's workers together, and explain a failure in one line.
 
-Workers are killed by the kernel when this process dies. Where stderr is no terminal their output
-also goes to a log in the run's folder.
+The kernel kills the workers when this process dies. Unless stderr is a terminal, their output also
+goes to a log in the run's folder.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from typing import IO, NamedTuple
 import psutil
 
 from jobs.cause import cause
+from pipeline.common.console import say
 from pipeline.common.signals import STOP_SIGNALS, handled
 from pipeline.launch.output import ERROR_FILE, output, record_error
 
-STOPPED = tuple(-number for number in STOP_SIGNALS)  # statuses: what it had to save has a handler
+# Exit statuses of workers that a signal ended: one with something to save has a handler.
+STOPPED = tuple(-number for number in STOP_SIGNALS)
 PR_SET_PDEATHSIG = 1
-CRASHED = 30.0  # seconds: over NCCL those left behind would wait in an exchange for ever
+CRASHED = 30.0  # seconds until the others are killed: an NCCL collective would never return
 
 
 class Ended(NamedTuple):
-    """How a node's workers ended: an exit status and, after a failure, what came first."""
+    """How a node's workers ended: an exit status and, after a failure, its first error."""
 
     status: int
     error: str | None = None
@@ -46,10 +48,12 @@ def supervise(
 ) -> Ended:
     """Run `command` once for each environment in `workers`, in order of local rank.
 
-    Signals are passed on, and workers have `grace` seconds to save; one without a handler for them
-    has nothing to save yet, and ends. When one ends badly the others can make no checkpoint without
-    it: they get `CRASHED` seconds to publish the one in hand.
-    `log`: URL of the node's log; `early`: what it says there of workers stopped before all else.
+    Stop signals are passed on, and workers have `grace` seconds to save; one without a handler has
+    nothing to save yet, and ends. When a worker fails the others cannot make a checkpoint without
+    it: they get `CRASHED` seconds to publish one that is complete.
+
+    log: URL of the node's log.
+    early: end of the message about workers that were stopped before they could save.
     """
     stop: list[int] = []
     started: list[subprocess.Popen[bytes]] = []
@@ -75,46 +79,45 @@ def supervise(
                     )
                 )
             while any(w.poll() is None for w in started):
-                bad = [
-                    i for i, w in enumerate(started) if w.poll() not in (None, 0, os.EX_TEMPFAIL)
-                ]
+                failing = (None, 0, os.EX_TEMPFAIL)
+                bad = [i for i, w in enumerate(started) if w.poll() not in failing]
                 first = first or bad
                 if deadline is None and (stop or any(w.poll() for w in started)):
-                    given = min(grace, CRASHED) if bad and not stop else grace
-                    deadline = _pass_on(started, sorted({*stop[:1], signal.SIGTERM}), given)
+                    seconds = min(grace, CRASHED) if bad and not stop else grace
+                    _pass_on(started, sorted({*stop[:1], signal.SIGTERM}))
+                    deadline = time.monotonic() + seconds
                 if deadline is not None and time.monotonic() > deadline:
-                    _pass_on(started, (signal.SIGKILL,), 0)
+                    _pass_on(started, (signal.SIGKILL,))
                 time.sleep(0.05)
         finally:
-            _pass_on(started, (signal.SIGKILL,), 0)
+            _pass_on(started, (signal.SIGKILL,))
         statuses = [w.wait() for w in started]
         status = outcome(statuses, [statuses[i] for i in first], bool(stop))
         error = None if status in (0, os.EX_TEMPFAIL) else _cause(first, statuses, workers, errors)
         record_error(error or "")
-        told = error
-        if status == os.EX_TEMPFAIL and (
-            ended := [i for i in range(len(started)) if statuses[i] < 0]
-        ):
-            got = [*stop, *(-statuses[i] for i in [*first, *ended] if i in ended)][0]
-            told = f"stopped ({signal.Signals(got).name}) {early}"
-        if told is not None and status != os.EX_CONFIG and writing is not None:
-            os.write(writing, f"{told}\n".encode())
-        elif told is not None:
-            print(told, file=sys.stderr, flush=True)
+        message = error
+        killed = [i for i in range(len(started)) if statuses[i] < 0]
+        if status == os.EX_TEMPFAIL and killed:
+            number = [*stop, *(-statuses[i] for i in [*first, *killed] if i in killed)][0]
+            message = f"stopped ({signal.Signals(number).name}) {early}"
+        if message is not None and status != os.EX_CONFIG and writing is not None:
+            os.write(writing, f"{message}\n".encode())
+        elif message is not None:
+            say(message)
     return Ended(status, error)
 
 
 def outcome(statuses: list[int], first: list[int] | None = None, asked: bool = False) -> int:
-    """The node's exit status from its workers': the first of 78, 75 that any had, else 0 or 1.
+    """Return the node's exit status: 78 if any worker has it, else 75, 0 or 1.
 
-    A worker killed while the others saved and left with 75 was lost, not saved: that is 1. One that
-    a request to stop ended had not begun, and so the group had not: the others' ends follow from
-    it, where it was `asked` or was the `first` to end badly. That is 75.
+    A worker that was killed while the others saved and left with 75 has lost its state: that is 1.
+    A worker that a stop signal ended had not begun, and so neither had the group; the others'
+    failures follow from it if the stop was `asked` for or it was the `first` to fail. That is 75.
     """
     if os.EX_CONFIG in statuses:
         return os.EX_CONFIG
-    led = STOPPED if asked else first or [s for s in statuses if s not in (0, os.EX_TEMPFAIL)]
-    if set(statuses) & set(STOPPED) and set(led) <= set(STOPPED):
+    causes = STOPPED if asked else first or [s for s in statuses if s not in (0, os.EX_TEMPFAIL)]
+    if set(statuses) & set(STOPPED) and set(causes) <= set(STOPPED):
         return os.EX_TEMPFAIL
     if all(status == 0 for status in statuses):
         return 0
@@ -126,56 +129,53 @@ def outcome(statuses: list[int], first: list[int] | None = None, asked: bool = F
 def _cause(
     first: list[int], statuses: list[int], workers: Sequence[Mapping[str, str]], errors: list[Path]
 ) -> str:
-    """The line of a worker that failed first; what the others said follows from its death."""
+    """Return the error of the worker that failed first; the others' errors follow from it."""
     bad = first or [i for i, status in enumerate(statuses) if status not in (0, os.EX_TEMPFAIL)]
-    said = [_said(statuses[i], workers[i], errors[i]) for i in bad]
-    return cause(enumerate(said)) or said[0]
+    lines = [_error_of(statuses[i], workers[i], errors[i]) for i in bad]
+    return cause(enumerate(lines)) or lines[0]
 
 
-def _said(status: int, worker: Mapping[str, str], error: Path) -> str:
+def _error_of(status: int, worker: Mapping[str, str], error: Path) -> str:
     if error.exists():
         return error.read_text().strip()
     where = f"rank {worker['RANK']} on {socket.gethostname()}"
     if status >= 0:
         return f"{where} ended with exit status {status}"
     name = signal.Signals(-status).name
-    hint = " (by hand, or for want of memory)" if name == "SIGKILL" else ""
+    hint = " (possibly out of memory)" if name == "SIGKILL" else ""
     return f"{where} was killed by {name}{hint}"
 
 
-def _pass_on(workers: list[subprocess.Popen[bytes]], numbers: Sequence[int], grace: float) -> float:
+def _pass_on(workers: list[subprocess.Popen[bytes]], numbers: Sequence[int]) -> None:
+    """Send the signals to the workers that still run."""
     for worker in workers:
         if worker.poll() is None:
             for number in numbers:
                 worker.send_signal(number)
-            worker.send_signal(signal.SIGCONT)  # one that is stopped would not hear it
-    return time.monotonic() + grace
+            worker.send_signal(signal.SIGCONT)  # a suspended one would not receive them
 
 
 def _prepare(launcher: int) -> None:
-    """A terminal sends SIGINT to workers too: it is for the launcher until they listen to it."""
+    """Leave SIGINT, which a terminal sends to workers too, to the launcher; die with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
-    if os.getppid() != launcher:  # it died before the kernel knew
+    if os.getppid() != launcher:  # it died before the call above
         os._exit(1)
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Run in a child before its program: it then gets signal `number` when its parent dies."""
+    """Let the kernel send `number` to this child when its parent dies; call it at its start."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
-
-
-# --- what the workers say -------------------------------------------------------------------------
 
 
 def attended(
     command: list[str], environment: Mapping[str, str], stdout: IO[str]
 ) -> tuple[int, float]:
-    """Exit status of `command`, and the peak of the memory of its processes together in MB.
+    """Run `command`; returns its exit status and the peak memory of all its processes in MB.
 
-    Requests to stop are passed on, and its own end is waited for: what saves, saves. It is killed
-    by the kernel when this process is.
+    Stop signals are passed on, and the command is then waited for, so that it can save. The kernel
+    kills it when this process dies.
     """
     child = subprocess.Popen(
         command, env=environment, stdout=stdout, preexec_fn=die_with_parent, process_group=0
@@ -190,7 +190,7 @@ def attended(
 
 
 def memory_mb(pid: int) -> float:
-    """Resident memory of a process and its descendants, pages that they share counted in each."""
+    """Return the resident memory of a process and its descendants; shared pages count in each."""
     total = 0
     try:
         family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]

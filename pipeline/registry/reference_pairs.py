@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config.groups import DataConfig, MasksConfig, ProtocolConfig, TrackingConfig
+from pipeline.config.groups import EvaluationData, EvaluationMasks, ProtocolConfig, RecordConfig
 from pipeline.config.schema import EvaluateConfig
 from pipeline.evaluation import results
 from pipeline.inference.sources import own_tags
@@ -98,8 +98,8 @@ def _evaluate(model: str, uri: str, pairs: dict[str, Any]) -> pa.Table:
         out = str(Path(scratch, "scores.parquet"))
         config = EvaluateConfig(
             model=model,
-            data=DataConfig(url=pairs["data_url"], resize_short=pairs["resize_short"]),
-            masks=MasksConfig(url=pairs["masks_url"]),
+            data=EvaluationData(url=pairs["data_url"], resize_short=pairs["resize_short"]),
+            masks=EvaluationMasks(url=pairs["masks_url"]),
             protocol=ProtocolConfig(
                 name=pairs["protocol"],
                 buckets=pairs["buckets"],
@@ -109,7 +109,7 @@ def _evaluate(model: str, uri: str, pairs: dict[str, Any]) -> pa.Table:
             split=pairs["split"],
             limit=pairs["limit"],
             out=out,
-            tracking=TrackingConfig(enabled=False),
+            tracking=RecordConfig(enabled=False),
         )
         result = evaluate(config)
         if result["pairs_digest"] != pairs["pairs_digest"]:

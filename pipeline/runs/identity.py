@@ -114,9 +114,11 @@ def difference(config: TrainConfig, saved: Any) -> tuple[str, Any, Any] | None:
     """The first key, with its old and its new value, in which `config` is another run than `saved`.
 
     `data.url` may change (its digest may not), and `auto` means what it meant at the first start.
+    A key that `saved` lacks had its default: a new key's default reproduces the old arithmetic.
     """
+    defaults = dict(leaves(replace(TrainConfig(), model=type(config.model)())))
     for name, value in fixed(config).items():
-        old = OmegaConf.select(saved, name)
+        old = OmegaConf.select(saved, name, default=defaults[name])
         old = _plain(name, OmegaConf.to_container(old) if OmegaConf.is_config(old) else old)
         if old != value and name != "data.url" and "auto" not in (old, value):
             return name, old, value

@@ -66,26 +66,12 @@ def refuse_incomplete(verb: str, config: Any, tasks: int | None) -> None:
     if tasks and not divides:
         raise ConfigError(f"cluster.tasks={tasks}: only `shard` is divided into tasks")
     if divides:
-        for name, what in (("source", "what was published"), ("out", "where the set goes")):
-            if getattr(config, name) is None:
-                raise ConfigError(f"shard without {name}= makes no set: say {what}")
+        if config.source is None:
+            raise ConfigError("shard without source= makes no set: give what was published")
         if tasks and config.task is not None:
             raise ConfigError(
                 f"task={config.task} is told to each element by cluster.tasks={tasks}"
             )
-    elif verb == "shard" and config.url is None and config.out is None:
-        raise ConfigError(f"shard {config.action} needs the URL of a sharded set")
-    if verb == "evaluate":
-        given = [
-            n for n in ("checkpoint", "model", "predictions") if getattr(config, n) is not None
-        ]
-        if len(given) > 1 or not given and config.export is None:
-            raise ConfigError(
-                f"evaluate {' and '.join(f'{n}=' for n in given) or 'of nothing'}: give one of "
-                "checkpoint=, model=, predictions="
-            )
-        if config.data.url is None:
-            raise ConfigError("data.url= is missing: the sharded set that holds the pictures")
 
 
 def _is_place(name: str, value: Any) -> bool:

@@ -18,6 +18,7 @@ from jobs.spec import SECRET_NAME, Cluster, private_file
 from pipeline.common.console import say
 from pipeline.common.environment import config_dir
 from pipeline.common.errors import ConfigError
+from pipeline.config import checks
 from pipeline.config.commands import COMMANDS, positional
 from pipeline.config.compose import compose
 from pipeline.config.resolve import Resolved
@@ -120,6 +121,8 @@ def parse(words: Sequence[str]) -> list[Part]:
         if verb == "train":
             others += [w for w in carried if w.startswith("root=")][-1:]
         points = [compose(verb, point) for point in _points(verb, others)]
+        for point in points:
+            checks.check(verb, point.config)
         if verb == "train":
             points = [_placed(point, fitted.cluster) for point in points]
             if len(points) > 1 and any(point.config.smoke for point in points):
@@ -180,13 +183,8 @@ def _points(verb: str, words: list[str]) -> list[list[str]]:
 
 def _placed(point: Resolved, cluster: Cluster) -> Resolved:
     """Set the cluster in a training run's configuration."""
-    total = cluster.nodes * cluster.processes * point.config.accumulate
-    if point.config.batch % total:
-        raise ConfigError(
-            f"batch={point.config.batch} is not divisible by cluster.nodes={cluster.nodes} x "
-            f"{cluster.processes} processes x accumulate={point.config.accumulate}: choose a "
-            f"multiple of {total}"
-        )
+    processes = f"cluster.nodes={cluster.nodes} x {cluster.processes}"
+    checks.divisible(point.config, cluster.nodes * cluster.processes, processes)
     return replace(point, config=pretrained.located(replace(point.config, cluster=cluster)))
 
 

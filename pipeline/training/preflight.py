@@ -12,13 +12,14 @@ from dataclasses import asdict
 from importlib.util import find_spec
 
 from pipeline.common.errors import ConfigError
-from pipeline.config.groups import VALIDATED, DataConfig, MasksConfig, check_phases
+from pipeline.config import checks
+from pipeline.config.groups import VALIDATED, DataConfig, MasksConfig
 from pipeline.config.schema import TrainConfig
-from pipeline.launch.topology import counted, surely_no_gpu
+from pipeline.launch.topology import surely_no_gpu
 from pipeline.runs import checkpoints
 from pipeline.runs.checkpoints import images_saved
 from pipeline.runs.folder import RunFolder, held
-from pipeline.runs.identity import check_same, folder_of, other_dataset, saved_config
+from pipeline.runs.identity import check_same, folder_of, other_dataset
 from pipeline.runs.run_json import read_run_json
 from pipeline.training import pretrained
 from shards import store
@@ -37,18 +38,8 @@ def preflight(
     `first`: on the first node, whose rank 0 reads pretrained weights and holds the run; the others
     may come while it does already. `locks`: try to hold it.
     """
-    check_phases(config.objective.phases)
     check_processes(config, world_size)
-    if len(config.objective.betas) != 2:
-        raise ConfigError(
-            f"objective.betas={config.objective.betas} must be two numbers, b1 and b2"
-        )
-    if config.data.url is None:
-        missing = "data.url= is missing: the sharded set to train on (`shard` makes one)"
-        unknown = config.run is not None and saved_config(config.run) is None
-        where = f"; {store.display(str(config.run))} holds no config.yaml to go on from"
-        raise ConfigError(missing + where * unknown)
-    manifest = open_manifest(config.data.url)
+    manifest = open_manifest(str(config.data.url))
     check_splits(config.data, manifest)
     check_sizes(config, manifest)
     check_masks(config.masks, config.validate.size)
@@ -80,20 +71,10 @@ def check_processes(config: TrainConfig, world_size: int) -> None:
             f"parallel={strategy} needs DeepSpeed, which is not installed: "
             f"DS_BUILD_OPS=0 pip install -e .[deepspeed], or parallel=ddp"
         )
-    if strategy.startswith("zero") and config.precision == "fp16":
-        raise ConfigError(
-            f"precision=fp16 is for parallel=ddp and single; parallel={strategy} takes bf16 or fp32"
-        )
     here = "PET_NNODES" in os.environ or config.cluster.scheduler == "local"  # not: submitted
     if config.precision == "fp16" and here and surely_no_gpu():
         raise ConfigError("precision=fp16 needs a GPU; on this CPU use fp32, bf16 or auto")
-    if config.threads != "auto":
-        counted("threads", config.threads)
-    if config.batch % (world_size * config.accumulate):
-        raise ConfigError(
-            f"batch={config.batch} is not divisible by {world_size} processes x "
-            f"accumulate={config.accumulate}: choose a multiple of {world_size * config.accumulate}"
-        )
+    checks.divisible(config, world_size)
 
 
 # --- the dataset ---------------------------------------------------------------------------------
@@ -101,29 +82,19 @@ def check_processes(config: TrainConfig, world_size: int) -> None:
 
 def check_splits(data: DataConfig, manifest: Manifest) -> None:
     """Refuse splits that are not there, and to select checkpoints on what results are taken on."""
-    if data.validate == "test":
-        raise ConfigError(
-            "data.validate=test: the best checkpoint would be selected on the pictures that "
-            f"results are taken on; give val, which `shard data.holdout={_share(data)}` makes from "
-            "train where the publisher has none"
-        )
     for key, split in (("train", data.train), ("validate", data.validate)):
         if not manifest.splits.get(split):
             there = ", ".join(sorted(manifest.splits))
             mend = ""
             if key == "validate":
                 mend = (
-                    f": `shard data.holdout={_share(data)}` with a new out= holds pictures of "
+                    ": `shard data.holdout=0.01` with a new out= holds pictures of "
                     "train out for it; test is for results alone"
                 )
             raise ConfigError(
                 f"data.{key}={split} is no split of {store.display(manifest.url)} (it has "
                 f"{there}){mend}"
             )
-
-
-def _share(data: DataConfig) -> float:
-    return data.holdout or 0.01
 
 
 def check_sizes(config: TrainConfig, manifest: Manifest) -> None:
@@ -172,26 +143,6 @@ def _check_side(
 
 def check_masks(masks: MasksConfig, size: int) -> None:
     """Refuse holes that cannot be drawn, and a mask set that training or validation cannot use."""
-    if masks.kind == "none":
-        raise ConfigError(
-            "masks.kind=none leaves nothing to fill, and nothing to validate: train with "
-            "irregular, center, square or external"
-        )
-    if masks.low >= masks.high:
-        raise ConfigError(
-            f"masks.low={masks.low} is not below masks.high={masks.high}: give two shares of the "
-            f"picture, low < high"
-        )
-    if masks.kind == "external" and masks.url is None:
-        raise ConfigError(
-            "masks.kind=external takes its holes from a set: masks.url= is missing "
-            "(`masks out=DIR` makes one)"
-        )
-    if masks.kind != "external" and masks.url is not None:
-        raise ConfigError(
-            f"masks.url={store.display(masks.url)} is for masks.kind=external, and masks.kind is "
-            f"{masks.kind}: leave one of them out"
-        )
     MaskPolicy(masks.kind, masks.low, masks.high, masks.border, masks.url)  # type: ignore[arg-type]
     if masks.url is not None:
         _check_mask_set(masks, open_manifest(masks.url), size)

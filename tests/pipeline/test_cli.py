@@ -48,21 +48,21 @@ def listed(text, section):
 def test_help_lists_the_options_that_the_verb_takes_and_no_other(name, capsys):
     """Each is tried; a key that is none keeps the verb from doing anything."""
     assert cli.main([name, "--help"]) == 0
-    told = listed(capsys.readouterr().out, "options")
+    message = listed(capsys.readouterr().out, "options")
     taken = []
     for option in ("--check", "-f", "--watch", "--force", "-n", "--json", "--dry-run"):
         assert cli.main([name, option, "no.such.key=1"]) == 2
-        if "is no option" not in capsys.readouterr().err:
+        if "unknown option" not in capsys.readouterr().err:
             taken.append(option)
     assert cli.main([name, "-h"]) == 0 and "keys:" in capsys.readouterr().out
-    assert told == [*taken, "--help"]
+    assert message == [*taken, "--help"]
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_help_lists_the_keys_that_the_verb_takes_and_no_other(name, capsys):
     assert cli.main([name, "--help"]) == 0
-    told = [word for word in listed(capsys.readouterr().out, "keys") if word != "config"]
-    assert sorted(told) == sorted(known_keys(COMMANDS[name].schema))
+    message = [word for word in listed(capsys.readouterr().out, "keys") if word != "config"]
+    assert sorted(message) == sorted(known_keys(COMMANDS[name].schema))
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -97,13 +97,13 @@ def test_a_line_that_says_what_went_wrong_stays_readable(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
-    [(["cancel", "a", "b"], "a b: one id at a time"), (["logs", "id=[a,b]"], "is no str")],
+    ("words", "message"),
+    [(["cancel", "a", "b"], "a b: give one id at a time"), (["logs", "id=[a,b]"], "expected str")],
 )
-def test_several_words_where_one_is_taken_are_refused_in_one_line(words, told, capsys):
+def test_several_words_where_one_is_taken_are_refused_in_one_line(words, message, capsys):
     assert cli.main(words) == 2
     said = capsys.readouterr().err
-    assert told in said and said.count("\n") == 1
+    assert message in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -154,3 +154,49 @@ def test_a_job_runs_no_other_code_than_its_snapshot(tmp_path):
         )
         assert done.returncode == status, done.stderr
         assert (f"from {ROOT} instead of" in done.stderr) == bool(status)
+
+
+@pytest.mark.parametrize(
+    "words", ["--help", "train --help", "runs --help", "masks out=m --dry-run", "bench what=x -h"]
+)
+def test_a_reader_that_leaves_after_one_line_is_not_an_error(words):
+    """By a real shell's pipe, whose first line `head` takes; `pipefail` shows our status."""
+    line = f"set -o pipefail; {sys.executable} -m pipeline {words} | (read line; exec true)"
+    for closed in (line, line.replace("(read line; exec true)", "true")):
+        done = subprocess.run(["bash", "-c", closed], cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "words", [("status",), ("runs", "du", "root=."), ("masks", "out=m", "--dry-run")]
+)
+def test_a_rank_left_in_the_environment_does_not_silence_a_command(verb, tmp_path, words):
+    done = verb(*words, env={"RANK": "1", "PYTHONPATH": str(ROOT)}, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("present", "missing"),
+    [
+        ({}, "WORLD_SIZE and MASTER_ADDR and MASTER_PORT"),
+        ({"WORLD_SIZE": "1"}, "MASTER_ADDR and MASTER_PORT"),
+    ],
+)
+@pytest.mark.parametrize("words", [("train", "data.url=s"), ("evaluate", "model=telea")])
+def test_a_rank_without_the_rest_of_a_launchers_variables_is_named(
+    words, present, missing, monkeypatch, capsys
+):
+    monkeypatch.setenv("RANK", "0")
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in present.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main([*words, "data.url=s"]) == os.EX_CONFIG
+    assert f"RANK=0 is set, but {missing} is not: unset RANK" in capsys.readouterr().err
+
+
+def test_a_users_own_cluster_file_does_not_reach_the_tests():
+    from pipeline.config.compose import search_folders
+
+    assert [name for name, _ in search_folders()] == ["conf"]
+    assert not list(Path(os.environ["XDG_CONFIG_HOME"]).rglob("*.yaml"))

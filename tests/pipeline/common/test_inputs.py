@@ -60,7 +60,7 @@ REFUSED = [
     "shard data=wds source=tars out=file://{0}/tars/set",
     "masks source=masks out=./masks size=32",
     "masks source=masks out=masks/new size=32",
-    "evaluate model=telea data.url=d predictions=masks export=./masks",
+    "evaluate data.url=d predictions=masks export=./masks",
     "evaluate predictions=d data.url=masks export=link",
     "evaluate model=telea data.url=link export=d",
     "evaluate model=m.pt2 data.url=d out=./m.pt2",

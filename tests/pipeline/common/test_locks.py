@@ -115,4 +115,4 @@ def test_a_writer_that_was_asleep_and_superseded_ends_itself(run, holder):
     with leased(run):
         os.kill(holder.pid, signal.SIGCONT)
         assert holder.wait(20) == 1
-        assert b"superseded by" in holder.stderr.read()
+        assert b"lost the run lock to" in holder.stderr.read()

@@ -192,8 +192,6 @@ def test_three_processes_write_the_bytes_that_one_writes(words, run, tmp_path):
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        (["model=telea", "checkpoint=x"], "checkpoint= and model= given to score: give one of"),
-        ([], "nothing given to score: give one of checkpoint=, model=, predictions="),
         (["checkpoint=nowhere"], "nowhere holds no checkpoint"),
         (["model=none.pt2"], r"none\.pt2 is no file"),
         (["model=telea", "split=test"], "has no split 'test'"),
@@ -206,8 +204,3 @@ def test_a_user_s_mistake_gives_one_line(words, tmp_path, given, line):
         run_evaluate(*words, f"out={tmp_path}/x.parquet", *given)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_missing_data_url_is_named():
-    with pytest.raises(ValueError, match="data.url= is missing"):
-        run_evaluate("model=telea")

@@ -67,5 +67,5 @@ def test_a_training_that_is_refused_before_it_starts_says_so_in_run_json_too(
     words += [f"data.url={small_set}", f"run={tmp_path}/run", "batch=7", "accumulate=2"]
     done, log, state = pod("train", *words)
     assert done.returncode == 78
-    told = json.loads((tmp_path / "run" / "run.json").read_text())["error"]
-    assert "batch=7 is not divisible" in told and told in log and told in state
+    message = json.loads((tmp_path / "run" / "run.json").read_text())["error"]
+    assert "batch=7 is not divisible" in message and message in log and message in state

@@ -67,9 +67,9 @@ def test_a_gpu_without_bf16_is_told_of_fp16(monkeypatch):
     engine = SimpleNamespace(precision="fp32", device=torch.device("cuda"), world_size=1)
     run = RunFolder("runs/a", Path("runs/a"))
     networks = SimpleNamespace(generator=SimpleNamespace(size=1), players=[])
-    told = "this GPU has no bf16: precision=fp16"
-    assert told in headline(TrainConfig(), run, engine, 0, networks)
-    assert told not in headline(TrainConfig(precision="fp32"), run, engine, 0, networks)
+    message = "this GPU has no bf16: precision=fp16"
+    assert message in headline(TrainConfig(), run, engine, 0, networks)
+    assert message not in headline(TrainConfig(precision="fp32"), run, engine, 0, networks)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     with pytest.raises(ConfigError, match="use precision=fp16"):
         choose_precision("bf16", on_gpu=True)

@@ -249,6 +249,6 @@ def test_a_failed_run_keeps_its_error_until_it_succeeds(train, tmp_path):
     wrong.unlink()
     done = train(run, *words)
     assert done.returncode == 0, done.stderr
-    told = json.loads((run / "run.json").read_text())
-    assert "error" not in told and re.fullmatch(r"[0-9a-f]{40}", told["commit"])
+    facts = json.loads((run / "run.json").read_text())
+    assert "error" not in facts and re.fullmatch(r"[0-9a-f]{40}", facts["commit"])
     assert "8 images: val/psnr" in (run / "logs" / "node-0.log").read_text()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline.common.errors import ConfigError
+from pipeline.config import checks
 from pipeline.config.compose import compose
 from pipeline.config.groups import MODELS
 from pipeline.launch.topology import process_count
@@ -33,7 +34,9 @@ def refusal(small_set, tmp_path):
     def refusal(*words, world_size=1, start=WORDS):
         given = [*start, f"data.url={small_set}", f"run={tmp_path}/run", "processes=1", *words]
         with pytest.raises(ValueError) as caught:
-            preflight(compose("train", given).config, world_size)
+            config = compose("train", given).config
+            checks.check("train", config)
+            preflight(config, world_size)
         assert not (tmp_path / "run").exists()
         assert "\n" not in str(caught.value)
         return str(caught.value)
@@ -51,13 +54,13 @@ def accepted(small_set, run, *words):
 
 def test_checkpoints_are_not_selected_on_test(refusal):
     said = refusal("data.validate=test")
-    assert "data.validate=test" in said and "shard data.holdout=0.05" in said
+    assert "data.validate=test" in said and "shard data.holdout=0.01" in said
 
 
 def test_a_mistyped_run_alone_is_told_to_be_none(refusal, tmp_path):
     said = refusal("data.url=null")
     assert said.startswith("data.url= is missing")
-    assert said.endswith(f"{tmp_path}/run holds no config.yaml to go on from")
+    assert said.endswith(f"{tmp_path}/run holds no config.yaml to resume from")
 
 
 def test_a_set_without_val_is_told_how_it_gets_one_and_that_test_is_none(refusal, tmp_path):
@@ -119,7 +122,7 @@ def test_half_precision_without_a_gpu_is_refused_where_it_would_train(
 
 
 def test_no_threads_are_no_count(refusal):
-    assert "threads=0 is no count" in refusal("threads=0")
+    assert "invalid threads=0" in refusal("threads=0")
 
 
 @pytest.mark.parametrize("word", ["ema=1.0", "objective.betas=[0.9,1.0]"])

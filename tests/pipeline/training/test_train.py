@@ -298,7 +298,7 @@ def test_what_cannot_be_trained_is_refused_before_a_worker_starts(
     assert "holds no checkpoint: give a run" in refused(train, fresh, f"init={tmp_path}")
     single = refused(train, fresh, "parallel=single", "processes=2")
     assert "parallel=single is one process" in single
-    assert "processes=all is no count" in refused(train, fresh, "processes=all")
+    assert "invalid processes=all" in refused(train, fresh, "processes=all")
     assert not fresh.exists()
 
 
