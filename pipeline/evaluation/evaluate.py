@@ -27,12 +27,13 @@ from pipeline.evaluation.pairs import Pairs, pair_up
 from pipeline.evaluation.results import place_of
 from pipeline.evaluation.scoring import CONVENTIONS, Answer, _score, asking
 from pipeline.inference import sources
-from pipeline.runs.identity import FIXED, MUTABLE, saved_config
+from pipeline.runs.folder import saved_config
+from pipeline.runs.identity import FIXED_AT_START, MAY_CHANGE
 from pipeline.tracking.delivery import flatten
 from shards import store
 
 # No part of what a run learns, or said elsewhere (the dataset by its digest).
-ASIDE = (*MUTABLE, *FIXED, "seed", "experiment", "validate.", "data.url", "init")
+ASIDE = (*MAY_CHANGE, *FIXED_AT_START, "seed", "experiment", "validate.", "data.url", "init")
 PATIENCE = 600.0  # seconds without a new part before the others are given up
 
 

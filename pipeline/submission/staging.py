@@ -20,7 +20,7 @@ from pipeline.common.environment import CHECKOUT
 from pipeline.common.locks import Held, Taken, hold, leased, sign
 from pipeline.config.schema import CACHE
 from pipeline.runs.folder import SUBMITTING
-from pipeline.runs.identity import folder_of, settled
+from pipeline.runs.identity import folder_of, resolve_auto
 from pipeline.runs.run_json import read_run_json
 from pipeline.submission.plan import Part
 from pipeline.training import pretrained
@@ -118,7 +118,9 @@ def write_configs(part: Part, mlflow_runs: dict[str, str]) -> None:
         store.write(store.join(part.folder, "config.yaml"), text.encode())
         return
     for point, run in zip(points, part.runs):
-        config = settled(point.config, folder_of(point.config))  # bits depend on what `auto` meant
+        config = resolve_auto(
+            point.config, folder_of(point.config)
+        )  # bits depend on what `auto` meant
         named = replace(point, config=replace(config, run=run))
         store.write(store.join(run, "config.yaml"), named.yaml().encode())
         if run in mlflow_runs:

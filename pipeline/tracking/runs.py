@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import RunsConfig
+from pipeline.runs.checkpoints import remove
 from pipeline.runs.folder import folders
 from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import errors
@@ -119,7 +120,7 @@ def prune(config: RunsConfig) -> dict[str, Any]:
                 continue
             doomed.append(row)
             if config.delete:
-                _remove(each.url)
+                remove(each.url)
     return {"deleted" if config.delete else "would_delete": doomed, "refused": refused}
 
 
@@ -165,14 +166,6 @@ def _newest(folder: Path) -> float:
 
 def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _remove(url: str) -> None:
-    folder = store.local(url)
-    (folder / "state.json").unlink()  # first: without it the checkpoint does not exist
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
 
 
 def show(result: dict[str, Any]) -> str:

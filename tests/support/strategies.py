@@ -25,8 +25,9 @@ from models.musical import Musical
 from pipeline.config.groups import ObjectiveConfig
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import free_port
-from pipeline.runs import checkpoints, folder
-from pipeline.training import checkpointing, method
+from pipeline.runs import checkpoints
+from pipeline.runs.folder import folder_at
+from pipeline.training import checkpointing, method, resume
 from pipeline.training.engine import Engine
 from pipeline.training.loop import step
 from pipeline.training.method import generator_terms
@@ -92,7 +93,7 @@ def networks_of(plan, engine):
     for name, network in networks.items():
         for parameter in network.parameters():
             parameter.data.add_(plan.get("nudge", 0.0) * torch.randn_like(parameter).sign())
-        made.append(engine.train(name, network, adam, average=name == "generator"))
+        made.append(engine.prepare(name, network, adam, average=name == "generator"))
     return method.Method(objective, generator_terms(objective), *made)
 
 
@@ -116,7 +117,7 @@ def run(out, case, plan):
     networks, first = networks_of(plan, engine), 0
     if "start" in plan:
         found = checkpoints.latest(str(out / plan["start"]))
-        checkpointing.restore(found, networks.players)
+        resume.restore(found, networks.players)
         first = found.images_seen // BATCH
     number = first
     if "poison" in plan and engine.rank == 1:
@@ -134,9 +135,9 @@ def run(out, case, plan):
         stepped = engine.step(networks.players, config.ema)
         sent = wire() if "wire" in plan else []
         told.append({**engine.means(losses), "stepped": stepped, "wire": sent})
-    files = checkpointing.files_of(networks.players)
+    files = checkpointing.checkpoint_files(networks.players)
     if engine.is_main:
-        saver = checkpointing.Saver(folder.folder_at(str(out / case)), 1)
+        saver = checkpointing.Saver(folder_at(str(out / case)), 1)
         saver.save(plan["steps"] * BATCH, files, {"dataset": "noise"})
         saver.close()
         (out / f"{case}.json").write_text(json.dumps(told))

@@ -13,6 +13,7 @@ from models import GENERATORS
 from pipeline.evaluation import metrics, results
 from pipeline.registry import register
 from pipeline.runs import checkpoints
+from pipeline.runs.folder import folder_at
 from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.tracking.client import connect, experiment_id
 from pipeline.training import checkpointing
@@ -29,7 +30,7 @@ def finished_run(
     torch.manual_seed(seed)
     options = {key: value for key, value in model.items() if key != "name"}
     generator = GENERATORS[model["name"]](**options)
-    run = folder.folder_at(str(folder))
+    run = folder_at(str(folder))
     saver = checkpointing.Saver(run, 3)
     facts = {"model": model, "dataset": "ab" * 32, "metrics": {}}
     saver.save(1000, {"generator": dict(generator.state_dict())}, facts)

@@ -1,4 +1,4 @@
-"""Checkpoints on a disk: what exists, what is passed over, what is kept."""
+"""Checkpoints on a disk: what exists, what is skipped, what is kept."""
 
 import json
 
@@ -70,7 +70,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(run, damage, capsys):
     else:
         path.unlink()
     assert latest(run.url).images_seen == 7
-    assert "000000000009 is torn or corrupted" in capsys.readouterr().err
+    assert "000000000009 (checksum mismatch)" in capsys.readouterr().err
 
 
 @pytest.mark.s3

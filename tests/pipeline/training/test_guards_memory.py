@@ -12,7 +12,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import free_port
 from pipeline.training import sync_batchnorm
-from pipeline.training.guards import too_large
+from pipeline.training.guards import batch_too_large
 from pipeline.training.loop import step
 from tests.conftest import TINY
 from tests.support.strategies import engine_of, networks_of
@@ -34,25 +34,25 @@ def device_of(room):
 
 def test_the_batch_that_fits_is_found_by_trying_halves():
     attempt, tried = device_of(3)
-    told = str(too_large(16, 1, attempt))
+    told = str(batch_too_large(16, 1, attempt))
     assert tried == [8, 4, 2]
     assert "with 16 images at a time" in told and "2 fit: set accumulate=8," in told
 
 
 def test_accumulation_that_there_is_already_is_multiplied():
     attempt, _ = device_of(2)
-    assert "2 fit: set accumulate=6," in str(too_large(4, 3, attempt))
+    assert "2 fit: set accumulate=6," in str(batch_too_large(4, 3, attempt))
 
 
 def test_the_parts_divide_the_batch():
     attempt, tried = device_of(2)
-    told = str(too_large(5, 1, attempt))
+    told = str(batch_too_large(5, 1, attempt))
     assert tried == [2] and "1 fit: set accumulate=5," in told
 
 
 def test_where_not_one_image_fits_accumulation_is_not_advised():
     attempt, tried = device_of(0)
-    told = str(too_large(4, 1, attempt))
+    told = str(batch_too_large(4, 1, attempt))
     assert tried == [2, 1] and "lower data.crop=" in told and "accumulate" not in told
 
 

@@ -18,7 +18,7 @@ def test_a_crop_that_the_discriminator_cannot_judge_is_refused_before_the_first_
     config = compose("train", words).config
     with (
         engine_of(config, monkeypatch) as engine,
-        pytest.raises(ValueError, match=f"data.crop={side}.*multiples of 32 from 96 on"),
+        pytest.raises(ValueError, match=f"data.crop={side}.*multiple of 32, at least 96"),
     ):
         method.build(config, engine)
 

@@ -67,14 +67,14 @@ def test_a_set_without_val_is_told_how_it_gets_one_and_that_test_is_none(refusal
                      per_shard=9)  # fmt: skip
     url = f"data.url={made.manifest.url}"
     said = refusal("data=paris", url, "data.resize_short=null")
-    assert "data.validate=val is no split" in said and "it has test, train" in said
+    assert "data.validate=val is not a split" in said and "it has test, train" in said
     assert "shard data.holdout=0.01" in said and "test is for results alone" in said
     assert "holdout" not in refusal(url, "data.train=trian", "data.validate=train")
 
 
 def test_pictures_that_validation_cannot_crop_are_refused(refusal):
     said = refusal("validate.size=128")
-    assert "validate.size=128 is larger than pictures" in said and "in val is 96" in said
+    assert "validate.size=128 is larger than images" in said and "in val is 96" in said
     said = refusal("data.resize_short=80", "validate.size=96")
     assert "validate.size=96 is larger than data.resize_short=80" in said
     assert "data.crop=128" in refusal("data.crop=128")
@@ -136,7 +136,7 @@ def test_holes_that_cannot_be_drawn_are_refused(refusal):
     assert "masks.low=0.6 is not below masks.high=0.1" in refusal("masks.low=0.6", "masks.high=0.1")
     assert "masks.url= is missing" in refusal("masks.kind=external")
     assert "is for masks.kind=external" in refusal("masks.url=/masks", "masks.kind=square")
-    assert "masks.kind=none leaves nothing" in refusal("masks.kind=none")
+    assert "masks.kind=none leaves no hole" in refusal("masks.kind=none")
     assert "does not fit inside the border" in refusal("masks.high=0.9", "masks.border=0.5")
 
 

@@ -44,7 +44,7 @@ def test_who_comes_late_is_waited_for_and_who_hangs_is_not():
     ]
     try:
         out, error = ranks[0].communicate(timeout=60)  # rank 1 came after four seconds
-        waits = f"rank 0: 2 processes meet at 127.0.0.1:{port}, up to 30 minutes from now"
+        waits = f"rank 0: waiting up to 30 minutes for all 2 processes at 127.0.0.1:{port}"
         assert waits in error.splitlines()
         assert "met" in out
         assert ranks[0].returncode and "Timed out" in error, error

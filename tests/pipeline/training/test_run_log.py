@@ -24,7 +24,7 @@ from pipeline.runs.folder import RunFolder
 from pipeline.tracking.tracker import NullTracker
 from pipeline.training.method import Method
 from pipeline.training.network import TrainableNetwork
-from pipeline.training.run_log import headline, show
+from pipeline.training.run_log import headline, save_samples
 from shards import objects
 from tests.conftest import TINY
 from tests.support.records import Database, logged_steps, until
@@ -123,11 +123,11 @@ def test_a_picture_that_a_full_disk_cuts_is_not_there_and_comes_with_the_next(tm
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(objects.Unavailable, match="free some space"):
-            show(run, NullTracker(), [{"original": noise}], 8)
+            save_samples(run, NullTracker(), [{"original": noise}], 8)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    show(run, NullTracker(), [{"original": noise}], 16)
+    save_samples(run, NullTracker(), [{"original": noise}], 16)
     (kept,) = (tmp_path / "samples").iterdir()
     assert kept.name == "00-original.png" and (np.asarray(Image.open(kept)) == noise).all()
 
@@ -148,7 +148,7 @@ def test_it_is_said_at_the_start_that_accumulation_parts_batch_statistics(
     config = TrainConfig(batch=16, accumulate=parts)
     config.parallel.sync_batchnorm = synchronised
     line = headline(config, RunFolder("runs/a", Path("runs/a")), engine, 8, networks)
-    assert line.startswith("runs/a goes on at 8 of 1000000 images: msanet ")
+    assert line.startswith("resuming runs/a at 8 of 1000000 images: msanet ")
     assert line.endswith(said or "threads each")
 
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from pipeline.launch.topology import place
 from pipeline.training import watchdog
-from pipeline.training.watchdog import FIRST, Watchdog, culprits, straggler
+from pipeline.training.watchdog import FIRST_TIME_FACTOR, Watchdog, culprits, straggler
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -42,12 +42,12 @@ def test_where_all_speak_the_one_that_did_least_is_behind():
 
 def test_where_all_stand_at_one_mark_none_is_blamed():
     looks = [[said(8, 3, "computing", beat), said(8, 3, "computing", beat)] for beat in (1, 2)]
-    assert culprits(*looks) == "every rank stands at step 3, computing"
+    assert culprits(*looks) == "all ranks are at step 3, computing"
 
 
 def test_a_rank_that_never_spoke_is_named():
     told = culprits([said(1, 0, "starting", 1), None], [said(1, 0, "starting", 2), None])
-    assert told == "rank 1 on an unknown host (it never spoke) is silent"
+    assert told == "rank 1 on an unknown host (no heartbeat yet) is silent"
 
 
 def pace(wait, cpu, host="node"):
@@ -58,7 +58,7 @@ def test_a_straggler_is_named_with_what_it_waits_for():
     ratio, line = straggler([pace(1, 99), pace(0, 100), pace(80, 120, "slow"), pace(2, 98)])
     assert ratio == 2
     assert line == (
-        "straggler: rank 2 on slow spends 200 ms a step (80 waiting for data), "
+        "straggler: rank 2 on slow spends 200 ms per step (80 waiting for data), "
         "the median rank 100 ms"
     )
     assert straggler([pace(1, 99), pace(0, 100)])[1] is None
@@ -82,7 +82,7 @@ def seconds_until_stalled(watch, clock):
 
 def test_what_is_done_for_the_first_time_gets_ten_times_as_long(clock):
     watch = Watchdog(0, 1, limit=20)
-    for step, longest in ((1, FIRST * 20), (2, 20)):
+    for step, longest in ((1, FIRST_TIME_FACTOR * 20), (2, 20)):
         for doing in ("waiting for data", "computing"):
             watch.mark(step, doing)
             assert seconds_until_stalled(watch, clock) == longest + 1
@@ -164,18 +164,18 @@ def test_ranks_that_wait_for_rank_0_fail_when_it_has_failed(pair):
 TRAIN = """
 import os, sys, time
 from datetime import timedelta
-from pipeline import checkpoint, engine, train
-from pipeline.compose import compose
+from pipeline.config.compose import compose
+from pipeline.training import checkpointing, engine, loop
 
-engine.AFTER_WATCH = timedelta(seconds=1)
-write = checkpoint.Saver._write
+engine.AFTER_WATCHDOG = timedelta(seconds=1)
+write = checkpointing.Saver._write
 def slow(self, images_seen, files, state):
     time.sleep(6 if images_seen == 16 else 0)
     if sys.argv[1] == "fails":
         raise OSError("the bucket is gone")
     write(self, images_seen, files, state)
-checkpoint.Saver._write = slow
-train.train(compose("train", sys.argv[2:]).config)
+checkpointing.Saver._write = slow
+loop.train(compose("train", sys.argv[2:]).config)
 """
 
 
