@@ -11,7 +11,7 @@ from pipeline.training import progress
 ROOT = Path(__file__).resolve().parents[3]
 SAYS = """
 import time
-from pipeline.meter import Meter
+from pipeline.training.progress import Meter
 meter = Meter(0, 80, True)
 for i in range(10):
     time.sleep(0.03)

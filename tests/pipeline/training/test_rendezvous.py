@@ -13,11 +13,11 @@ ROOT = Path(__file__).resolve().parents[3]
 RANK = """
 import os, time
 from datetime import timedelta
-from pipeline import engine
-from pipeline.compose import compose
+from pipeline.training import engine
+from pipeline.config.compose import compose
 import torch.distributed as dist
 
-engine.AFTER_WATCH = timedelta(seconds=1)
+engine.AFTER_WATCHDOG = timedelta(seconds=1)
 late = os.environ["RANK"] == "1"
 time.sleep(4 * late)
 one = engine.Engine(compose("train", ["parallel.hang_timeout=1"]).config)
@@ -57,8 +57,8 @@ def test_who_comes_late_is_waited_for_and_who_hangs_is_not():
 
 NEXT = """
 import sys, time
-from pipeline.compose import compose
-from pipeline.engine import Engine
+from pipeline.config.compose import compose
+from pipeline.training.engine import Engine
 
 one = Engine(compose("train", []).config)
 print(one.gather(sys.argv[1]), flush=True)
