@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.environment import CHECKOUT
+from pipeline.config.commands import COMMANDS, Command, positional
 from pipeline.config.groups import MODELS
-from pipeline.config.verbs import VERBS, VerbSpec, positional
 from pipeline.launch.output import record_error, with_job_log
 from shards.objects import Unavailable
 
@@ -46,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     known, words = _parse(argv)
-    spec = VERBS[known.verb]
+    spec = COMMANDS[known.verb]
     if known.help:
         print(_verb_help(known.verb, spec))
         return 0
     return with_job_log(lambda: _guarded(known, words, spec))
 
 
-def _guarded(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int:
+def _guarded(known: argparse.Namespace, words: list[str], spec: Command) -> int:
     try:
         _check_layout()
         return _run(known, words, spec)
@@ -83,7 +83,7 @@ def _complain(line: str) -> None:
         print(line, file=sys.stderr)
 
 
-def _run(known: argparse.Namespace, words: list[str], spec: VerbSpec) -> int:
+def _run(known: argparse.Namespace, words: list[str], spec: Command) -> int:
     from pipeline.common.errors import ConfigError
     from pipeline.config.compose import compose
 
@@ -146,8 +146,8 @@ def _check_layout() -> None:
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Options and the verb's words; SystemExit after help, or without a verb that there is."""
-    width = max(map(len, VERBS)) + 2
-    table = "\n".join(f"  {name:<{width}}{spec.help}" for name, spec in VERBS.items())
+    width = max(map(len, COMMANDS)) + 2
+    table = "\n".join(f"  {name:<{width}}{spec.help}" for name, spec in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="python -m pipeline",
         usage="python -m pipeline VERB [key=value ...] [--json] [--dry-run] [--help]",
@@ -166,15 +166,15 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if known.verb is None:
         parser.print_help(sys.stdout if known.help else sys.stderr)
         raise SystemExit(0 if known.help else 2)
-    if known.verb not in VERBS:
-        close = get_close_matches(known.verb, VERBS, 1)
+    if known.verb not in COMMANDS:
+        close = get_close_matches(known.verb, COMMANDS, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        print(f"pipeline: no verb {known.verb!r}{hint} ({', '.join(VERBS)})", file=sys.stderr)
+        print(f"pipeline: no verb {known.verb!r}{hint} ({', '.join(COMMANDS)})", file=sys.stderr)
         raise SystemExit(2)
     return known, words
 
 
-def _verb_help(name: str, spec: VerbSpec) -> str:
+def _verb_help(name: str, spec: Command) -> str:
     position = f" [{'|'.join(spec.actions)}]" if spec.actions else ""
     position += f" [{spec.positional.upper()}]" if spec.positional else ""
     options = _options(name)

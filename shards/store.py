@@ -35,6 +35,7 @@ __all__ = [
     "is_local",
     "join",
     "local",
+    "name",
     "names",
     "read",
     "remove",
@@ -74,6 +75,11 @@ def join(url: str | os.PathLike, *parts: str) -> str:
     if text.startswith("file://"):
         parts = tuple(map(quote, parts))
     return "/".join([text.rstrip("/") or "", *(part.strip("/") for part in parts)])
+
+
+def name(url: str | os.PathLike) -> str:
+    """The last part of a path or URL, without slashes at its end."""
+    return os.fspath(url).rstrip("/").rpartition("/")[2]
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -140,7 +146,7 @@ def names(url: str | os.PathLike) -> list[str]:
             found = children(text)
         except FileNotFoundError:
             return []
-    return sorted(name for name in found if name and not TEMPORARY.match(name))
+    return sorted(child for child in found if child and not TEMPORARY.match(child))
 
 
 # --- writing --------------------------------------------------------------------------------------

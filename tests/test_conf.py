@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.config.commands import COMMANDS
 from pipeline.config.compose import compose, options
-from pipeline.config.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 CHOICES = [
     (verb, group, option)
-    for verb, spec in VERBS.items()
+    for verb, spec in COMMANDS.items()
     for group in spec.groups
     for option in options(group)
 ]

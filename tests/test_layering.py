@@ -92,7 +92,7 @@ def test_a_top_level_package_imports_only_what_lies_below_it(package):
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_package_of_the_pipeline_imports_only_those_that_it_names(package):
-    """Imports inside functions count; `cli` imports commands by the names in `config.verbs`."""
+    """Imports inside functions count; `cli` imports commands by the names in `config.commands`."""
     allowed = {package, *PACKAGES[package].split()}
     wrong = {
         f"{shown(path)} imports {name}"
@@ -113,9 +113,9 @@ def test_the_table_names_every_package_in_an_order_that_allows_no_circle():
 
 
 def test_every_command_is_a_module_with_a_main():
-    from pipeline.config.verbs import VERBS
+    from pipeline.config.commands import COMMANDS
 
-    for verb, spec in VERBS.items():
+    for verb, spec in COMMANDS.items():
         path = ROOT.joinpath(*spec.module.split("."))
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         defined = {node.name for node in tree(path).body if isinstance(node, ast.FunctionDef)}

@@ -1,46 +1,60 @@
-"""Lines for the person at the terminal."""
+"""Lines for the person at the terminal: messages, progress and aligned columns."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-
-from shards import writer
-
-
-def show_sharding(progress: writer.Progress) -> None:
-    minutes, seconds = divmod(round(progress.seconds_left), 60)
-    line = (
-        f"shard {progress.shards}/{progress.of_shards}  "
-        f"{progress.images}/{progress.of_images} images  {progress.rejected} rejected  "
-        f"{progress.bytes / 2**20:.0f} MiB  {progress.rate:.0f} images/s  "
-        f"{minutes}:{seconds:02d} left"
-    )
-    if sys.stderr.isatty():
-        last = progress.shards == progress.of_shards
-        print(f"\r\x1b[K{line}", end="\n" if last else "", file=sys.stderr, flush=True)
-    else:
-        say(line)
-
-
-def progress(name: str, total: int, shown: bool = True) -> Callable[[int], None]:
-    """`tell(done)`: live on a terminal, one plain line every 30 s else; to stderr."""
-    began = told = time.monotonic()
-    live = sys.stderr.isatty()
-
-    def tell(done: int) -> None:
-        nonlocal told
-        now = time.monotonic()
-        if not shown or not (live or now - told >= 30):
-            return
-        told = now
-        line = f"{name}: {done}/{total} pairs, {done / max(now - began, 1e-9):.1f}/s"
-        end = "\n" if not live or done >= total else ""
-        print(f"\r{line}" if live else line, end=end, file=sys.stderr, flush=True)
-
-    return tell
+from collections.abc import Callable, Sequence
 
 
 def say(line: str) -> None:
+    """Print one line to stderr at once."""
     print(line, file=sys.stderr, flush=True)
+
+
+def live(every: float = 30.0) -> Callable[[str, bool], None]:
+    """Return `show(line, last)`: progress on stderr.
+
+    On a terminal the line is rewritten in place, otherwise printed at most once in `every` seconds.
+    """
+    terminal = sys.stderr.isatty()
+    due = time.monotonic() + every
+
+    def show(line: str, last: bool) -> None:
+        nonlocal due
+        if terminal:
+            print(f"\r\x1b[K{line}", end="\n" if last else "", file=sys.stderr, flush=True)
+        elif time.monotonic() >= due:
+            due = time.monotonic() + every
+            say(line)
+
+    return show
+
+
+def progress(name: str, total: int, shown: bool = True) -> Callable[[int], None]:
+    """Return `update(done)`, which shows how many of `total` pairs are done and how many a second.
+
+    Nothing is printed unless `shown`: only one of several processes shows its progress.
+    """
+    start, show = time.monotonic(), live()
+
+    def update(done: int) -> None:
+        if shown:
+            rate = done / max(time.monotonic() - start, 1e-9)
+            show(f"{name}: {done}/{total} pairs, {rate:.1f}/s", done >= total)
+
+    return update
+
+
+def table(rows: Sequence[Sequence[object]], align: str = "<") -> list[str]:
+    """Return the rows as lines of aligned columns, two spaces apart.
+
+    align: `<` (left) or `>` (right) for each column; the last one holds for all that follow.
+    """
+    grid = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*grid)]
+    signs = align.ljust(len(widths), align[-1])
+    return [
+        "  ".join(f"{cell:{sign}{width}}" for cell, sign, width in zip(row, signs, widths)).rstrip()
+        for row in grid
+    ]

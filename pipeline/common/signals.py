@@ -1,20 +1,38 @@
-"""A request to stop sets a flag; the loop reads it at each step's end.
+"""Signals that ask this process to stop.
 
-SIGTERM and SIGUSR1 come from schedulers, SIGINT from a terminal. A handler that did more would run
-between two arbitrary instructions of one rank, while the others go on into a collective.
-
-Before the block of `stop_requests` a signal simply ends the process: there is nothing to save yet,
-and what it waits for, other ranks say, no flag would interrupt. Its launcher knows (`supervise`).
+SIGTERM and SIGUSR1 come from schedulers, SIGINT from a terminal. During training a signal only sets
+a flag, which the loop reads after each step: a handler that did more would run between two
+arbitrary instructions of one rank while the other ranks enter a collective. Before the block of
+`stop_requests` a signal ends the process: there is nothing to save, and a flag would not interrupt
+the wait for other ranks. The launcher (`supervise`) accounts for that.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+Handler = Callable[[int, FrameType | None], object]
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SUBMIT_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def handled(numbers: Iterable[int], handler: Handler) -> Iterator[None]:
+    """Handle the signals `numbers` by `handler` during the block; then restore what was there.
+
+    A handler that was replaced for good during the block is left alone.
+    """
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            if signal.getsignal(number) is handler:
+                signal.signal(number, previous)
 
 
 class StopRequest:
@@ -32,29 +50,25 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Listen for requests to stop for as long as the block runs."""
+    """Collect requests to stop while the block runs; afterwards SIGTERM and SIGUSR1 are ignored."""
     request = StopRequest()
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    before = {number: signal.signal(number, request) for number in numbers}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():  # too late: what there was to save is saved
-            signal.signal(number, handler if number == signal.SIGINT else signal.SIG_IGN)
+    with handled(STOP_SIGNALS, request):
+        try:
+            yield request
+        finally:  # everything was saved: a late signal must not turn success into failure
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def unstopped() -> Iterator[list[int]]:
-    """A stop that comes meanwhile is obeyed afterwards: what was taken is written down first.
+    """Delay stop signals until the block is done, so that what it started is also recorded.
 
-    The list that it gives holds the signals that came."""
-    heard: list[int] = []
-    caught = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {n: signal.signal(n, lambda number, _: heard.append(number)) for n in caught}
-    try:
-        yield heard
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if heard:
-        raise KeyboardInterrupt if heard[0] == signal.SIGINT else SystemExit(128 + heard[0])
+    Yields the list of the signals that arrived; the first is obeyed after the block.
+    """
+    arrived: list[int] = []
+    caught = [number for number in SUBMIT_STOPS if signal.getsignal(number) != signal.SIG_IGN]
+    with handled(caught, lambda number, _: arrived.append(number)):
+        yield arrived
+    if arrived:
+        raise KeyboardInterrupt if arrived[0] == signal.SIGINT else SystemExit(128 + arrived[0])

@@ -31,7 +31,7 @@ def main(config: CompareConfig) -> dict[str, Any]:
     With `out=` also compare.md, compare.csv and compare.html there, logged to MLflow.
     """
     if config.table == "1":
-        groups, sheet = [], sheet()
+        groups, sheet = [], table_1()
     else:
         groups = group(collect(config.root, config.runs))
         sheet = build(groups, config.table, config.protocol, config.against)
@@ -207,7 +207,7 @@ def weights(structure: str) -> list[int]:
     ]
 
 
-def sheet() -> Table:
+def table_1() -> Table:
     printed = papers.table("1")
     columns = printed["columns"]
     rows = []

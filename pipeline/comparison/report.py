@@ -60,7 +60,7 @@ def log(config: CompareConfig, word: str, urls: Iterable[str]) -> None:
     with tracker, tempfile.TemporaryDirectory() as scratch:
         tracker.start(told, {"kind": "comparison"})
         for url in urls:
-            copy = Path(scratch, url.rsplit("/", 1)[-1])
+            copy = Path(scratch, store.name(url))
             copy.write_bytes(store.read(url))
             tracker.artifact(copy, "report")
 

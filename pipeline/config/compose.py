@@ -28,8 +28,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.common.environment import CHECKOUT, config_dir
 from pipeline.common.errors import ConfigError
+from pipeline.config.commands import COMMANDS, Command
 from pipeline.config.resolve import Resolved, _interpolated, _merge, _near, known_keys
-from pipeline.config.verbs import VERBS, VerbSpec
 
 CONF = CHECKOUT / "conf"
 
@@ -46,7 +46,7 @@ def search_folders() -> list[tuple[str, Path]]:
 
 def compose(verb: str, words: Sequence[str]) -> Resolved:
     """Resolve `key=value` words of one verb; `ConfigError` names the first thing that is wrong."""
-    spec = VERBS[verb]
+    spec = COMMANDS[verb]
     saved, words = saved_start(verb, spec.groups, words)
     choices, values = _split(spec, words)
     if saved and choices:
@@ -80,7 +80,7 @@ def options(group: str) -> list[str]:
     return sorted(found)
 
 
-def _split(spec: VerbSpec, words: Sequence[str]) -> tuple[list[Any], list[tuple[str, Any]]]:
+def _split(spec: Command, words: Sequence[str]) -> tuple[list[Any], list[tuple[str, Any]]]:
     choices, values = [], []
     for word in words:
         if "=" not in word:
@@ -115,7 +115,7 @@ def _split(spec: VerbSpec, words: Sequence[str]) -> tuple[list[Any], list[tuple[
 
 
 def _composed(
-    verb: str, spec: VerbSpec, choices: list[Any], folders: list[tuple[str, Path]]
+    verb: str, spec: Command, choices: list[Any], folders: list[tuple[str, Path]]
 ) -> Iterator[tuple[str, Any, str]]:
     """Values of the chosen group files in the order in which Hydra's defaults list lays them."""
     search = ConfigSearchPathImpl()
@@ -147,8 +147,10 @@ def _composed(
 def _leaves_of(
     verb: str, values: Any, origin: str, lenient: bool = False
 ) -> list[tuple[str, Any, str]]:
-    known = set(known_keys(VERBS[verb].schema))
-    everywhere = {k for spec in VERBS.values() for k in known_keys(spec.schema)} if lenient else ()
+    known = set(known_keys(COMMANDS[verb].schema))
+    everywhere = (
+        {k for spec in COMMANDS.values() for k in known_keys(spec.schema)} if lenient else ()
+    )
     with _interpolated(origin):
         plain = OmegaConf.to_container(values, resolve=True)
     found = []

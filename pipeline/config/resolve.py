@@ -13,8 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.common.errors import ConfigError
 from pipeline.common.secrets import refuse_secret
+from pipeline.config.commands import Command
 from pipeline.config.groups import MODELS
-from pipeline.config.verbs import VerbSpec
 
 WRITTEN = {dict: ", and written {name: 'a value'}", list: ", and written ['one', 'another']"}
 
@@ -38,7 +38,7 @@ class Resolved:
         return "\n".join(f"{text:<{width}}  # {origin}" for text, origin in lines)
 
 
-def _merge(verb: str, spec: VerbSpec, layers: list[tuple[str, Any, str]]) -> Resolved:
+def _merge(verb: str, spec: Command, layers: list[tuple[str, Any, str]]) -> Resolved:
     base = OmegaConf.structured(spec.schema)
     given: dict[str, tuple[Any, str]] = {}
     for name, value, origin in layers:

@@ -28,22 +28,22 @@ from pipeline.config.groups import (
 
 
 @dataclass
-class Verb:
+class CommandConfig:
     """What every verb takes."""
 
 
 @dataclass
-class QuickstartConfig(Verb):
+class QuickstartConfig(CommandConfig):
     out: str = key("runs/quickstart", "the folder everything goes into")
 
 
 @dataclass
-class DoctorConfig(Verb):
+class DoctorConfig(CommandConfig):
     url: str | None = key(None, "a bucket or folder to try put, get and delete in")
 
 
 @dataclass
-class ShardConfig(Verb):
+class ShardConfig(CommandConfig):
     source: str | None = key(None, "folder, tar or zip as published")
     out: str | None = key(None, "folder or s3:// URL of the sharded set")
     data: DataConfig = section(DataConfig)
@@ -61,7 +61,7 @@ class ShardConfig(Verb):
 
 
 @dataclass
-class MakeMasksConfig(Verb):
+class MakeMasksConfig(CommandConfig):
     out: str = key(MISSING, "folder or s3:// URL of the mask set")
     size: int = key(256, "side, pixels", least=8)
     per_bucket: int = key(2000, "masks in each bucket", least=1)
@@ -76,7 +76,7 @@ CACHE, RANDOM = "cache", "random"  # of `train weights=`
 
 
 @dataclass
-class TrainConfig(Verb):
+class TrainConfig(CommandConfig):
     experiment: str | None = key(None, "a recipe under conf/experiment")
     run: str | None = key(None, "the run's folder or URL; null: <root>/<experiment>-<hash>")
     root: str = key("runs", "where runs without a name of their own go")
@@ -113,7 +113,7 @@ class TrainConfig(Verb):
 
 
 @dataclass
-class EvaluateConfig(Verb):
+class EvaluateConfig(CommandConfig):
     checkpoint: str | None = key(None, "a run or one of its checkpoints")
     model: str | None = key(None, "registered model, archive, or mean_colour, telea")
     predictions: str | None = key(None, "folder of KEY.png to score instead of a model")
@@ -134,7 +134,7 @@ class EvaluateConfig(Verb):
 
 
 @dataclass
-class RegisterConfig(Verb):
+class RegisterConfig(CommandConfig):
     run: str = key(MISSING, "the run's folder or URL")
     checkpoint: str = key("best", "best, last, or images_seen of one")
     name: str | None = key(None, "registered model; null: inpaint-<model>")
@@ -142,7 +142,7 @@ class RegisterConfig(Verb):
 
 
 @dataclass
-class PromoteConfig(Verb):
+class PromoteConfig(CommandConfig):
     model: str = key(MISSING, "registered model, or NAME/VERSION")
     run: str | None = key(None, "the run whose newest version is promoted")
     into: str | None = key(None, "registered model that is promoted into; null: the same")
@@ -157,14 +157,14 @@ class PromoteConfig(Verb):
 
 
 @dataclass
-class RollbackConfig(Verb):
+class RollbackConfig(CommandConfig):
     model: str = key(MISSING, "registered model")
     version: int | None = key(None, "version to go back to; null: the champion before")
     root: str = key("runs", "the folder of runs, where no tracking server is set")
 
 
 @dataclass
-class PredictConfig(Verb):
+class PredictConfig(CommandConfig):
     model: str = key(MISSING, "registered model (models:/NAME@champion), checkpoint or archive")
     image: str = key(MISSING, "picture, folder of pictures, or sharded set")
     mask: str = key(MISSING, "picture (white: hole), folder, mask set, rectangle x,y,w,h, or alpha")
@@ -176,7 +176,7 @@ class PredictConfig(Verb):
 
 
 @dataclass
-class CompareConfig(Verb):
+class CompareConfig(CommandConfig):
     table: str | None = key(None, "a printed table: 1 to 6, musical/1 to musical/3")
     runs: list[str] = key([], "runs, run ids or Parquet files; empty: all that was evaluated")
     protocol: str | None = key(None, "protocol compared on; null: that of most evaluations")
@@ -187,7 +187,7 @@ class CompareConfig(Verb):
 
 
 @dataclass
-class DemoConfig(Verb):
+class DemoConfig(CommandConfig):
     model: str = key(MISSING, "registered model, checkpoint or archive")
     against: str | None = key(None, "a second one, side by side")
     host: str = key("127.0.0.1", "address to listen on; 0.0.0.0: everybody may use it")
@@ -195,13 +195,13 @@ class DemoConfig(Verb):
 
 
 @dataclass
-class SyncConfig(Verb):
+class SyncConfig(CommandConfig):
     dir: str = key(MISSING, "a run's folder, or a folder of runs")
     watch: bool = key(False, "go on until stopped")
 
 
 @dataclass
-class RunsConfig(Verb):
+class RunsConfig(CommandConfig):
     action: str = key("list", "set by `runs list|close|du|prune`", ("list", "close", "du", "prune"))
     root: str = key("runs", "the folder of runs")
     filter: str | None = key(None, "MLflow filter, e.g. metrics.`val/psnr` > 24")
@@ -215,7 +215,7 @@ class RunsConfig(Verb):
 
 
 @dataclass
-class BenchConfig(Verb):
+class BenchConfig(CommandConfig):
     what: str = key(
         MISSING,
         "what is measured, as ratios in one run",
@@ -224,33 +224,33 @@ class BenchConfig(Verb):
 
 
 @dataclass
-class FetchConfig(Verb):
+class FetchConfig(CommandConfig):
     names: list[str] = key([], "weights; none: all that are known")
     source: str | None = key(None, "a file, folder or URL instead of the publisher's")
     sha256: str | None = key(None, "of the file at source=")
 
 
 @dataclass
-class SubmitConfig(Verb):
+class SubmitConfig(CommandConfig):
     cluster: Cluster = section(Cluster)
     root: str = key("runs", "where runs and jobs without a name of their own go")
     check: bool = key(False, "ask the scheduler whether it would take the job; submit nothing")
 
 
 @dataclass
-class StatusConfig(Verb):
+class StatusConfig(CommandConfig):
     id: str | None = key(None, "a job's or run's id, folder or URL; null: all under root")
     root: str = key("runs", "the folder of runs")
 
 
 @dataclass
-class LogsConfig(Verb):
+class LogsConfig(CommandConfig):
     id: str = key(MISSING, "a job's or run's id, folder or URL")
     root: str = key("runs", "the folder of runs")
     follow: bool = key(False, "go on until the job ends; -f for short")
 
 
 @dataclass
-class CancelConfig(Verb):
+class CancelConfig(CommandConfig):
     id: str = key(MISSING, "a job's or run's id, folder or URL")
     root: str = key("runs", "the folder of runs")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.console import say, show_sharding
+from pipeline.common.console import live, say
 from pipeline.common.inputs import protect
 from pipeline.config.schema import ShardConfig
 from shards import external, plan, store, upkeep, writer
@@ -86,6 +86,7 @@ def _fill(
 ) -> dict[str, Any]:
     assert config.out is not None
     loader = Loader(root, _policy(config))
+    show = live(every=0.0)
     for progress in writer.write(
         config.out,
         planned,
@@ -94,13 +95,23 @@ def _fill(
         task=task,
         max_reject_rate=config.max_reject_rate,
     ):
-        show_sharding(progress)
+        show(_described(progress), progress.shards == progress.of_shards)
     left = writer.missing(config.out, planned)
     if left and task[1] > 1:
         say(f"{len(left)} of {len(planned.shards())} shards are left to other tasks")
         return {"url": store.display(config.out), "shards_left": len(left)}
     finished = writer.finalise(config.out, planned, max_reject_rate=config.max_reject_rate)
     return _result(finished, time.monotonic() - begun)
+
+
+def _described(progress: writer.Progress) -> str:
+    minutes, seconds = divmod(round(progress.seconds_left), 60)
+    return (
+        f"shard {progress.shards}/{progress.of_shards}  "
+        f"{progress.images}/{progress.of_images} images  {progress.rejected} rejected  "
+        f"{progress.bytes / 2**20:.0f} MiB  {progress.rate:.0f} images/s  "
+        f"{minutes}:{seconds:02d} left"
+    )
 
 
 def _plan(config: ShardConfig, listed_anew: bool) -> tuple[plan.Plan, Path]:

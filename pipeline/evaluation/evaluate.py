@@ -239,7 +239,7 @@ def collect(parts: str, count: int, patience: float = PATIENCE) -> list[pa.Table
 
     Raises TimeoutError when none has come for `patience` seconds.
     """
-    wanted = [path(parts, number).rsplit("/", 1)[-1] for number in range(count)]
+    wanted = [store.name(path(parts, number)) for number in range(count)]
     last, seen = time.monotonic(), -1
     while True:
         there = set(store.names(parts))

@@ -119,7 +119,7 @@ def answers(
     def answer(loaded: PairBatch) -> torch.Tensor:
         return torch.stack([_read(folder, pair.name, pairs.size) for pair in loaded.pairs])
 
-    name = folder.rstrip("/").rsplit("/", 1)[-1]
+    name = store.name(folder)
     facts = {"name": name, "weights": "unknown", "sha256": sha.hexdigest()}
     return answer, facts | {"predictions": store.display(folder)}
 

@@ -35,7 +35,7 @@ class ImageFile:
 
 def suffix(url: str) -> str:
     """`.png` of `a/b.PNG`; empty without one."""
-    name = url.rsplit("/", 1)[-1]
+    name = store.name(url)
     return f".{name.rsplit('.', 1)[1].lower()}" if "." in name else ""
 
 

@@ -107,7 +107,7 @@ def _jobs(config: PredictConfig) -> list[ImageTask]:
     if suffix(config.image) in SUFFIXES:
         out = config.out
         if suffix(out) not in SUFFIXES:
-            out = store.join(out, config.image.rsplit("/", 1)[-1])
+            out = store.join(out, store.name(config.image))
         return [_job(config.image, config.mask, out)]
     is_set = store.exists(store.join(config.image, MANIFEST))
     names = [n for n in store.names(config.image) if suffix(n) in SUFFIXES]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pipeline.common.signals import handled
 from shards import store
 
 ERROR_FILE = "LACUNA_ERROR_FILE"  # where a worker leaves the line that its launcher reports
@@ -37,11 +38,10 @@ def with_job_log(body: Callable[[], int]) -> int:
     if prefix is None or "RANK" in os.environ:
         return body()
     place = prefix + os.environ.get("JOB_COMPLETION_INDEX", "0")
-    # A pod's first process hears no signal that it does not handle, and would be waited for until
-    # its grace period is over. Who has something to save has a handler of its own.
-    before_stop = signal.signal(signal.SIGTERM, _stop)
-    note(place, "RUNNING")
-    with output(f"{place}.log") as writing:
+    # The kernel drops signals that a pod's first process does not handle, so that without a handler
+    # it would run until its grace period ends. A command that saves sets its own handler.
+    with output(f"{place}.log") as writing, handled([signal.SIGTERM], _stop):
+        note(place, "RUNNING")
         before = [os.dup(1), os.dup(2)]
         if writing is not None:
             os.dup2(writing, 1)
@@ -54,8 +54,6 @@ def with_job_log(body: Callable[[], int]) -> int:
             traceback.print_exc()
             status = 1
         finally:
-            if signal.getsignal(signal.SIGTERM) is _stop:  # else the verb has its reasons
-                signal.signal(signal.SIGTERM, before_stop)
             sys.stdout.flush()
             sys.stderr.flush()
             for number, saved in enumerate(before, start=1):

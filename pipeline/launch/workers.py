@@ -22,12 +22,9 @@ from typing import IO, NamedTuple
 import psutil
 
 from jobs.cause import cause
+from pipeline.common.signals import STOP_SIGNALS, handled
 from pipeline.launch.output import ERROR_FILE, output, record_error
 
-STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOPPED = tuple(-number for number in STOP_SIGNALS)  # statuses: what it had to save has a handler
 PR_SET_PDEATHSIG = 1
 CRASHED = 30.0  # seconds: over NCCL those left behind would wait in an exchange for ever
@@ -55,11 +52,14 @@ def supervise(
     `log`: URL of the node's log; `early`: what it says there of workers stopped before all else.
     """
     stop: list[int] = []
-    before = {s: signal.signal(s, lambda number, _: stop.append(number)) for s in STOP_SIGNALS}
     started: list[subprocess.Popen[bytes]] = []
     first: list[int] = []
     deadline = None
-    with tempfile.TemporaryDirectory() as scratch, output(log) as writing:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        output(log) as writing,
+        handled(STOP_SIGNALS, lambda number, _: stop.append(number)),
+    ):
         errors = [Path(scratch, str(i)) for i in range(len(workers))]
         try:
             for i, worker in enumerate(workers):
@@ -87,8 +87,6 @@ def supervise(
                 time.sleep(0.05)
         finally:
             _pass_on(started, (signal.SIGKILL,), 0)
-            for number, handler in before.items():
-                signal.signal(number, handler)
         statuses = [w.wait() for w in started]
         status = outcome(statuses, [statuses[i] for i in first], bool(stop))
         error = None if status in (0, os.EX_TEMPFAIL) else _cause(first, statuses, workers, errors)
@@ -182,17 +180,13 @@ def attended(
     child = subprocess.Popen(
         command, env=environment, stdout=stdout, preexec_fn=die_with_parent, process_group=0
     )
-    before = {n: signal.signal(n, lambda got, _: child.send_signal(got)) for n in STOPS}
     peak = 0.0
-    try:
+    with handled(STOP_SIGNALS, lambda number, _: child.send_signal(number)):
         while True:
             try:
                 return child.wait(0.5), peak
             except subprocess.TimeoutExpired:
                 peak = max(peak, memory_mb(child.pid))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def memory_mb(pid: int) -> float:

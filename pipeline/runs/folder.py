@@ -54,7 +54,7 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        return self.url.rstrip("/").rpartition("/")[2]
+        return store.name(self.url)
 
     @cached_property
     def config(self) -> Any:

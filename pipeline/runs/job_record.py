@@ -115,7 +115,7 @@ def point_to(record: SubmittedJob) -> None:
     place = record.folder if not store.is_local(record.folder) else os.path.abspath(record.folder)
     try:
         pointers().mkdir(parents=True, exist_ok=True)
-        for name in (record.id, *(p.rstrip("/").rpartition("/")[2] for p in record.points)):
+        for name in (record.id, *(store.name(p) for p in record.points)):
             (pointers() / name).write_text(place)
     except OSError as error:
         print(
@@ -164,7 +164,7 @@ def cancelled(run: str) -> bool:
 def find(name: str, root: str) -> SubmittedJob:
     """The record of a job or run by its id, folder or URL. Raises `SubmitError`."""
     places = [name, store.join(root, name)]
-    pointer = pointers() / name.rstrip("/").rpartition("/")[2]
+    pointer = pointers() / store.name(name)
     if pointer.is_file():
         places.append(pointer.read_text().strip())
     for place in places:

@@ -17,10 +17,10 @@ from jobs.spec import SECRET_NAME, Cluster, check_least, private_file
 from pipeline.common.console import say
 from pipeline.common.environment import config_dir
 from pipeline.common.errors import ConfigError
+from pipeline.config.commands import COMMANDS, positional
 from pipeline.config.compose import compose
 from pipeline.config.resolve import Resolved
 from pipeline.config.schema import SubmitConfig
-from pipeline.config.verbs import VERBS, positional
 from pipeline.runs.identity import folder_of
 from pipeline.training import pretrained
 from shards import store
@@ -71,7 +71,7 @@ class Part:
     def id(self) -> str:
         """A training run's id is its folder's name; everything else is named by what it does."""
         if self.is_run:
-            return self.runs[0].rstrip("/").rpartition("/")[2]
+            return store.name(self.runs[0])
         text = "\n".join(point.yaml() for point in self.points)
         kind = "sweep" if len(self.points) > 1 else self.verb
         kind = "smoke" if self.verb == "train" and not self.trains else kind
@@ -99,8 +99,8 @@ def parse(words: Sequence[str]) -> list[Part]:
         if is_then:
             continue
         verb, *rest = group
-        if verb not in VERBS or verb in ALONE:
-            allowed = ", ".join(v for v in VERBS if v not in ALONE)
+        if verb not in COMMANDS or verb in ALONE:
+            allowed = ", ".join(v for v in COMMANDS if v not in ALONE)
             raise ConfigError(f"submit {verb}: no verb that can be submitted (allowed: {allowed})")
         mine = [w for w in rest if re.match(r"(cluster[.=]|root=|check=)", w)]
         settings = compose("submit", [*carried, *mine])
@@ -109,7 +109,7 @@ def parse(words: Sequence[str]) -> list[Part]:
         _refuse_foreign(settings)
         check_least(settings.config.cluster)
         fitted = replace(settings.config, cluster=_fitting(verb, settings.config.cluster, mine))
-        others = positional(VERBS[verb], [w for w in rest if w not in mine])
+        others = positional(COMMANDS[verb], [w for w in rest if w not in mine])
         others = inherited(verb, others, known)
         if verb == "train":
             others += [w for w in carried if w.startswith("root=")][-1:]

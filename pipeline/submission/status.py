@@ -36,7 +36,7 @@ def _shown(record: SubmittedJob | Unread) -> dict[str, Any]:
     place = store.display(record.place)
     reason = record.reason if place in record.reason else f"{place}: {record.reason}"
     blank = dict.fromkeys(("verb", "scheduler", "number", "submitted", "commit"), "")
-    told = {**blank, "id": place.rstrip("/").rpartition("/")[2], "run": place, "restarts": 0}
+    told = {**blank, "id": store.name(place), "run": place, "restarts": 0}
     return {**told, "state": JobState.UNKNOWN.value, "reason": reason}
 
 

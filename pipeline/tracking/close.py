@@ -132,6 +132,6 @@ def _host(place: str) -> str | None:
 
 def _element(record: job_record.SubmittedJob, place: str) -> str:
     """Which element of the job trains the run."""
-    names = [point.rstrip("/").rpartition("/")[2] for point in record.points]
-    name = place.rstrip("/").rpartition("/")[2]
+    names = [store.name(point) for point in record.points]
+    name = store.name(place)
     return str(names.index(name)) if name in names else ""

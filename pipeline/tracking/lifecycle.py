@@ -105,7 +105,7 @@ def _made(client: Any, experiment: str, run: str, parent: str | None) -> str:
     # One that is there was made by a submit that failed afterwards, or never heard the answer.
     if found := client.search_runs([experiment], same, max_results=1):
         return str(found[0].info.run_id)
-    tags = {"mlflow.runName": run.rstrip("/").rpartition("/")[2], "job.state": "queued"}
+    tags = {"mlflow.runName": store.name(run), "job.state": "queued"}
     tags |= {ANNOUNCED: uid, **({PARENT: parent} if parent else {})}
     return str(client.create_run(experiment, tags=tags).info.run_id)
 
@@ -131,7 +131,7 @@ def record(run: str, values: Mapping[str, float], step: int, files: Iterable[str
     spool.append("metrics", values=finite, step=step)
     for url in files:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            copy = Path(scratch, url.rsplit("/", 1)[-1])
+            copy = Path(scratch, store.name(url))
             copy.write_bytes(store.read(url))
             if kept := spool.keep(copy):
                 spool.append("artifact", folder="evaluation", files=[kept])

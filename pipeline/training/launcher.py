@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import ConfigError
+from pipeline.common.signals import STOP_SIGNALS
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.output import PODS
 from pipeline.launch.topology import Place, place, process_count
-from pipeline.launch.workers import STOP_SIGNALS, Ended, supervise
+from pipeline.launch.workers import Ended, supervise
 from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import folder_of, resolve_auto, to_yaml
 from pipeline.runs.run_json import read_run_json, update_run_json

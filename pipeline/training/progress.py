@@ -191,6 +191,4 @@ class TrainState:
     images_seen: int = 0
     skipped: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    data: dict[str, Any] = field(
-        default_factory=dict
-    )  # the set of the data position
+    data: dict[str, Any] = field(default_factory=dict)  # the set of the data position

@@ -90,7 +90,7 @@ def origin(name: str, source: str | None = None) -> str:
         return url
     if source.endswith((".pth", ".pt")) or store.is_local(source) and store.local(source).is_file():
         return source
-    return store.join(source, url.rsplit("/", 1)[-1])
+    return store.join(source, store.name(url))
 
 
 def load(data: bytes, network: nn.Module, shown: str) -> str:

@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
+from shards import store
 from shards.plan import SPLITS
 
 ARCHIVE = re.compile(r"(\.tar|\.zip|\.tgz|\.tar\.\w+)$", re.IGNORECASE)
@@ -60,7 +61,7 @@ def refuse_nested(folders: Iterable[str], place: str) -> None:
             folder = folder.rpartition("/")[0]
             children[folder].add(f"{inside}/")
     for _, names in sorted(children.items()):
-        spoken = {name: _parse(name.rstrip("/").rpartition("/")[2])[0] for name in names}
+        spoken = {name: _parse(store.name(name))[0] for name in names}
         if len(frozenset().union(*spoken.values())) > 1:
             raise unclear([name for name, kinds in spoken.items() if kinds], place)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli
+from pipeline.config.commands import COMMANDS
 from pipeline.config.groups import key
 from pipeline.config.resolve import known_keys
-from pipeline.config.verbs import VERBS
 from shards.objects import StoreError, Unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,14 +24,14 @@ DESIGNED = {
 
 def test_help_lists_every_verb_and_only_designed_ones(verb):
     text = verb("--help").stdout
-    assert set(VERBS) <= DESIGNED
-    for name, spec in VERBS.items():
+    assert set(COMMANDS) <= DESIGNED
+    for name, spec in COMMANDS.items():
         assert f"  {name} " in text and spec.help in text
-    for name in DESIGNED - set(VERBS):
+    for name in DESIGNED - set(COMMANDS):
         assert f"  {name} " not in text
 
 
-@pytest.mark.parametrize("name", sorted(VERBS))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_each_verb_lists_its_keys_with_meaning_and_default(verb, name):
     done = verb(name, "--help")
     assert done.returncode == 0 and not done.stderr
@@ -44,7 +44,7 @@ def listed(text, section):
     return [line.split()[0] for line in block.splitlines()]
 
 
-@pytest.mark.parametrize("name", sorted(VERBS))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_help_lists_the_options_that_the_verb_takes_and_no_other(name, capsys):
     """Each is tried; a key that is none keeps the verb from doing anything."""
     assert cli.main([name, "--help"]) == 0
@@ -58,18 +58,18 @@ def test_help_lists_the_options_that_the_verb_takes_and_no_other(name, capsys):
     assert told == [*taken, "--help"]
 
 
-@pytest.mark.parametrize("name", sorted(VERBS))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_help_lists_the_keys_that_the_verb_takes_and_no_other(name, capsys):
     assert cli.main([name, "--help"]) == 0
     told = [word for word in listed(capsys.readouterr().out, "keys") if word != "config"]
-    assert sorted(told) == sorted(known_keys(VERBS[name].schema))
+    assert sorted(told) == sorted(known_keys(COMMANDS[name].schema))
 
 
-@pytest.mark.parametrize("name", sorted(VERBS))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_the_module_of_each_verb_does_it(name):
     from importlib import import_module
 
-    assert callable(import_module(VERBS[name].module).main)
+    assert callable(import_module(COMMANDS[name].module).main)
 
 
 def test_no_verb_a_wrong_verb_and_a_wrong_option_end_with_status_2(verb):

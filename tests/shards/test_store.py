@@ -53,6 +53,21 @@ def test_parts_are_joined_by_single_slashes() -> None:
     assert store.join("/", "a") == "/a"
 
 
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("/data/run-1", "run-1"),
+        ("run-1", "run-1"),
+        ("runs/run-1//", "run-1"),
+        ("s3://bucket/runs/run-1/", "run-1"),
+        ("file:///data/a%20b", "a%20b"),
+        ("/", ""),
+    ],
+)
+def test_the_name_is_the_last_part_of_a_path_or_url(url, name):
+    assert store.name(url) == name
+
+
 def test_a_file_url_is_the_path_it_means(tmp_path) -> None:
     store.write(f"file://{tmp_path}/with%20space", b"x")
     assert (tmp_path / "with space").read_bytes() == b"x"

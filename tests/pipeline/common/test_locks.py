@@ -18,8 +18,8 @@ from shards import store
 pytestmark = pytest.mark.s3
 ROOT = Path(__file__).resolve().parents[3]
 HOLD = (
-    "import sys, time; from pipeline import lease; lease.BEAT, lease.STALE = 0.1, 1.0\n"
-    "with lease.leased(sys.argv[1]):\n"
+    "import sys, time; from pipeline.common import locks; locks.BEAT, locks.STALE = .1, 1.\n"
+    "with locks.leased(sys.argv[1]):\n"
     "    print('held', flush=True)\n"
     "    time.sleep(60)\n"
 )

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 PARENT = (
     "import os, sys, tempfile\n"
-    "from pipeline.launch.attend import attended\n"
+    "from pipeline.launch.workers import attended\n"
     "with tempfile.TemporaryFile('w+') as out:\n"
     "    status, peak = attended([sys.executable, '-c', sys.argv[1]], os.environ, out)\n"
     "print(status, round(peak), flush=True)\n"

@@ -86,7 +86,7 @@ def launcher(tmp_path, workers, code):
 
 SAVES = f"""
 sys.path.insert(0, {str(ROOT)!r})
-from pipeline.preempt import stop_requests
+from pipeline.common.signals import stop_requests
 with stop_requests() as stop:
     mark.with_name('ready' + os.environ['RANK']).touch()
     while not stop:
@@ -139,12 +139,12 @@ def test_a_worker_whose_launcher_died_while_it_was_started_ends(tmp_path):
     """The launcher is killed between its fork and what binds its child to it."""
     code = (
         "import os, signal, time\n"
-        "from pipeline import supervise\n"
+        "from pipeline.launch import workers\n"
         "def killed():\n"
         "    os.kill(os.getppid(), signal.SIGKILL)\n"
         "    time.sleep(1)\n"  # until another is the parent
-        "supervise.die_with_parent = killed\n"
-        f"supervise.supervise(['touch', {str(tmp_path / 'trained')!r}], [{{'RANK': '0'}}])\n"
+        "workers.die_with_parent = killed\n"
+        f"workers.supervise(['touch', {str(tmp_path / 'trained')!r}], [{{'RANK': '0'}}])\n"
     )
     assert subprocess.run(python(code), cwd=ROOT).returncode == -signal.SIGKILL
     time.sleep(2)
@@ -191,7 +191,7 @@ def test_a_pod_that_is_lost_after_a_checkpoint_has_left_its_log(bucket, small_se
            "LACUNA_PODS": f"{run}/logs/pod-", "XDG_CACHE_HOME": str(tmp_path),
            "OMP_NUM_THREADS": "1"}  # fmt: skip
     program = (
-        "import sys; from pipeline import supervise; supervise.PUBLISH_EVERY = 1e9\n"
+        "import sys; from pipeline.launch import output; output.PUBLISH_EVERY = 1e9\n"
         "from pipeline.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     words = [word for word in TINY if not word.startswith("checkpoint")]

@@ -166,15 +166,15 @@ RACER = """
 import json, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from pipeline import champions, promote
-from pipeline.config import PromoteConfig
-append = champions.append
+from pipeline.registry import history, promote
+from pipeline.config.schema import PromoteConfig
+append = history.append
 def together(*args):  # all have decided, against one champion, before the first one writes
     Path("ready-{number}").touch()
     while len(list(Path().glob("ready-*"))) < 4:
         time.sleep(0.01)
     return append(*args)
-promote.champions.append = together
+history.append = together
 try:
     print(json.dumps(promote.main(PromoteConfig(model={name!r}, run={run!r}))["version"]))
 except ValueError as error:

@@ -15,8 +15,9 @@ from shards import store
 
 ROOT = Path(__file__).resolve().parents[3]
 HOLD = (
-    "import sys, time; from pipeline import joblock, lease; lease.BEAT = 0.1\n"
-    "with joblock.held(sys.argv[1]):\n"
+    "import sys, time; from pipeline.common import locks; locks.BEAT = 0.1\n"
+    "from pipeline.submission.staging import held_for_submission\n"
+    "with held_for_submission(sys.argv[1]):\n"
     "    print('held', flush=True)\n"
     "    time.sleep(60)\n"
 )

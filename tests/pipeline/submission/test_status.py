@@ -77,7 +77,7 @@ def test_schedulers_are_asked_about_several_jobs_at_a_time(tmp_path, monkeypatch
 
 def test_a_bucket_that_does_not_answer_is_given_up_and_hides_no_other(tmp_path):
     program = (
-        "import sys; from pipeline import jobrecord; jobrecord.PATIENCE = 1.0\n"
+        "import sys; from pipeline.runs import job_record; job_record.PATIENCE = 1.0\n"
         "from pipeline.cli import main; sys.exit(main(['status', '--json']))"
     )
     (job_record.pointers() / "far").write_text("s3://bucket/runs/far")

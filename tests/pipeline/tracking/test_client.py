@@ -31,7 +31,7 @@ def test_four_processes_may_use_a_fresh_store_at_once(tmp_path):
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from pipeline import server
+from pipeline.tracking import client as server
 uri = server.tracking_uri({str(tmp_path)!r})
 client = server.connect(uri)
 sys.stdin.read(1)
@@ -152,7 +152,7 @@ def hook(event, args):
             raise OSError("the network is closed")
 sys.addaudithook(hook)
 import numpy as np
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 with Tracker({str(tmp_path / "runs" / "r")!r}, experiment="e", run_name="r") as run:
     run.start({{"a": 1}}, {{}}, ("set", "/data", "0" * 64))
     run.metrics({{"g/l1": 1.0}}, 1)

@@ -23,7 +23,7 @@ from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parents[3]
 HOLD = (
-    "import sys, time; from pipeline.runs.identity import folder_at, held\n"
+    "import sys, time; from pipeline.runs.folder import folder_at, held\n"
     "with held(folder_at(sys.argv[1])):\n"
     "    print('held', flush=True)\n"
     "    time.sleep(60)\n"

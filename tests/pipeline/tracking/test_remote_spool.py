@@ -28,10 +28,10 @@ DEAD = "http://127.0.0.1:9"
 NODE = """
 import sys
 import numpy as np
-from pipeline import lease
-from pipeline.identity import folder_at, held
-from pipeline.tracking import Tracker
-lease.BEAT = 0.2
+from pipeline.common import locks
+from pipeline.runs.folder import folder_at, held
+from pipeline.tracking.tracker import Tracker
+locks.BEAT = 0.2
 run = sys.argv[1]
 with held(folder_at(run)):
     tracker = Tracker(run, experiment="e", run_name="r", drain={drain})

@@ -137,7 +137,7 @@ def test_a_full_disk_is_counted_and_what_fits_stays_whole(tmp_path):
 import json, resource, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from pipeline.spool import Spool, Unsent
+from pipeline.tracking.spool import Spool, Unsent
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # as a disk of 3000 bytes a file
 spool = Spool(Path({str(tmp_path)!r}))
@@ -156,7 +156,7 @@ def test_a_killed_process_loses_nothing_that_was_appended(tmp_path):
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from pipeline.spool import Spool
+from pipeline.tracking.spool import Spool
 spool = Spool(Path({str(tmp_path)!r}))
 for step in range(500):
     spool.append("metrics", step=step)
@@ -174,7 +174,7 @@ def test_only_one_process_may_drain(tmp_path):
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from pipeline.spool import draining
+from pipeline.tracking.spool import draining
 with draining(Path({str(tmp_path)!r})) as mine:
     print(mine)
 """

@@ -35,7 +35,7 @@ def test_after_a_kill_sync_sends_every_point(root):
     code = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 run = Tracker({str(root / "killed")!r}, experiment="me/recipe", run_name="killed", drain=False)
 run.start({{"a": 1}}, {{}})
 for step in range(600):

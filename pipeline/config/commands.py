@@ -1,4 +1,4 @@
-"""The verbs: what each is called, what it takes, which file does it."""
+"""The commands: name, configuration, the module that runs each."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pipeline.config.schema import (
 
 
 @dataclass(frozen=True)
-class VerbSpec:
+class Command:
     """One verb: `module.main(config) -> dict` does it; the dict is what --json prints.
 
     A module whose verb changes something has `dry_run(config) -> str`, which says what.
@@ -47,24 +47,24 @@ class VerbSpec:
         return import_module(self.module).main(configuration)
 
 
-VERBS: dict[str, VerbSpec] = {
-    "quickstart": VerbSpec(
+COMMANDS: dict[str, Command] = {
+    "quickstart": Command(
         "pipeline.quickstart.steps",
         QuickstartConfig,
         "the whole path on photographs that ship with scikit-image",
     ),
-    "doctor": VerbSpec(
+    "doctor": Command(
         "pipeline.doctor",
         DoctorConfig,
         "what this machine can do, and the mend for what it cannot",
     ),
-    "fetch": VerbSpec(
+    "fetch": Command(
         "pipeline.training.weights",
         FetchConfig,
         "pretrained weights into the cache, checked: vgg16, densenet121",
         positional="names",
     ),
-    "shard": VerbSpec(
+    "shard": Command(
         "pipeline.data.shard",
         ShardConfig,
         "a dataset into WebDataset tars with index and manifest",
@@ -72,12 +72,12 @@ VERBS: dict[str, VerbSpec] = {
         actions=("verify", "info", "gc"),
         groups={"data": "folder"},
     ),
-    "masks": VerbSpec(
+    "masks": Command(
         "pipeline.data.masks",
         MakeMasksConfig,
         "a set of evaluation masks, six buckets and fixed",
     ),
-    "train": VerbSpec(
+    "train": Command(
         "pipeline.training.launcher",
         TrainConfig,
         "one training run; the same command again resumes it",
@@ -91,80 +91,80 @@ VERBS: dict[str, VerbSpec] = {
             "experiment": None,
         },
     ),
-    "evaluate": VerbSpec(
+    "evaluate": Command(
         "pipeline.evaluation.evaluate",
         EvaluateConfig,
         "PSNR, SSIM and L1 on the composite, by hole ratio",
         groups={"data": "folder", "masks": "irregular", "protocol": "msanet"},
     ),
-    "compare": VerbSpec(
+    "compare": Command(
         "pipeline.comparison.compare",
         CompareConfig,
         "runs side by side with the papers' rows: table, Markdown, CSV, HTML",
     ),
-    "runs": VerbSpec(
+    "runs": Command(
         "pipeline.tracking.runs",
         RunsConfig,
         "runs as MLflow knows them",
         actions=("list", "close", "du", "prune"),
     ),
-    "register": VerbSpec(
+    "register": Command(
         "pipeline.registry.register",
         RegisterConfig,
         "a run's generator as a registered model",
     ),
-    "promote": VerbSpec(
+    "promote": Command(
         "pipeline.registry.promote",
         PromoteConfig,
         "a registered model to champion, if the gate lets it",
         positional="model",
     ),
-    "rollback": VerbSpec(
+    "rollback": Command(
         "pipeline.registry.promote",
         RollbackConfig,
         "the champion before",
         positional="model",
     ),
-    "predict": VerbSpec(
+    "predict": Command(
         "pipeline.inference.predict",
         PredictConfig,
         "inpaint a picture or a folder of any size",
     ),
-    "demo": VerbSpec(
+    "demo": Command(
         "pipeline.inference.demo",
         DemoConfig,
         "a page to paint over an object and see it removed",
     ),
-    "sync": VerbSpec(
+    "sync": Command(
         "pipeline.tracking.sync",
         SyncConfig,
         "send tracking events that could not be sent",
         positional="dir",
     ),
-    "submit": VerbSpec(
+    "submit": Command(
         "pipeline.submission.submit",
         schema.SubmitConfig,
         "VERB [key=value ...] [then VERB ...] as jobs on SLURM, Kubernetes or this machine",
         groups={"cluster": "local"},
         raw=True,
     ),
-    "status": VerbSpec(
+    "status": Command(
         "pipeline.submission.status",
         schema.StatusConfig,
         "how submitted jobs are, and why",
         "id",
     ),
-    "logs": VerbSpec("pipeline.submission.logs", schema.LogsConfig, "what a job said", "id"),
-    "cancel": VerbSpec(
+    "logs": Command("pipeline.submission.logs", schema.LogsConfig, "what a job said", "id"),
+    "cancel": Command(
         "pipeline.submission.cancel", schema.CancelConfig, "ask a job to save and leave", "id"
     ),
-    "bench": VerbSpec(
+    "bench": Command(
         "pipeline.bench", BenchConfig, "what this machine does, as ratios", positional="what"
     ),
 }
 
 
-def positional(spec: VerbSpec, words: list[str]) -> list[str]:
+def positional(spec: Command, words: list[str]) -> list[str]:
     """`shard verify URL` and `promote NAME` as key=value words."""
     words = list(words)
     if spec.actions and words and words[0] in spec.actions:
