@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ConfigError, one_line
 from pipeline.common.signals import STOP_SIGNALS
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.output import PODS
@@ -49,7 +49,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
     try:
         run = preflight(config, here.nodes * here.processes, first=here.node_rank == 0)
     except ValueError as error:
-        _record_refusal(config, here, " ".join(str(error).split()))
+        _record_refusal(config, here, one_line(error))
         raise
     if config.smoke:
         return _smoke(config, here)

@@ -16,7 +16,7 @@ from pipeline.runs.folder import folder_at
 from pipeline.runs.identity import write_config
 from pipeline.tracking import client
 from pipeline.training.checkpointing import Saver
-from pipeline.training.preflight import COMPUTED, preflight
+from pipeline.training.preflight import NOT_IN_TENSORS, preflight
 from shards.mask_sets import write_mask_set
 from shards.writer import write_set
 from tests.support.sets import samples
@@ -204,7 +204,7 @@ def test_only_options_that_change_no_tensor_may_differ_from_those_of_weights(nam
     others = {"taps": [1, 2], "temperature": [1.0], "propagation": [0, 2]}
     tried = 0
     for f in fields(MODELS[name]):
-        if f.name in COMPUTED:
+        if f.name in NOT_IN_TENSORS:
             for value in others.get(f.name) or f.metadata["choices"]:
                 assert shapes(**{f.name: value}) == shapes(), f.name
                 tried += 1
