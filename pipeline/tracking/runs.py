@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import RunsConfig
-from pipeline.runs.checkpoints import remove
 from pipeline.runs.folder import folders
 from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import errors
@@ -120,7 +119,7 @@ def prune(config: RunsConfig) -> dict[str, Any]:
                 continue
             doomed.append(row)
             if config.delete:
-                remove(each.url)
+                checkpoints.remove(each.url)
     return {"deleted" if config.delete else "would_delete": doomed, "refused": refused}
 
 

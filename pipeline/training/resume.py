@@ -83,9 +83,9 @@ def resume(
     before = checkpoint.state.get("pretrained", {}).get("vgg16", now)
     if now is not None and before != now:
         raise ConfigError(
-            f"cannot resume {store.display(run.url)} with vgg16 weights {now[:12]} (sha256): it "
-            f"was trained with {before[:12]}; give those (weights=random, or weights= a folder or "
-            f"URL that holds them), or start a new run with run=NEW"
+            f"cannot resume {store.display(run.url)} with vgg16 weights {now[:12]}: it was trained "
+            f"with {before[:12]}; give those (by weights=random, or weights= a folder or URL that holds "
+            f"them), or start a new run with run=NEW"
         )
 
     def read(name: str) -> dict[str, Tensor]:

@@ -108,7 +108,7 @@ def test_publish_uploads_only_files_that_changed(tmp_path, monkeypatch):
     assert store.names(f"{run.url}/samples") == ["a.png", "b.png"]
 
 
-def test_the_hash_leaves_out_where_a_run_runs():
+def test_the_hash_leaves_out_paths_and_machines():
     keys = hashed_values(configured())
     assert "seed" in keys and "model.width" in keys
     assert not [k for k in keys if k.startswith(("cluster.", "checkpoint.", "tracking.", "root"))]

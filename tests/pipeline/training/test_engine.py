@@ -38,7 +38,7 @@ def drift(out, a, b):
 @pytest.mark.slow
 @pytest.mark.dist
 @pytest.mark.parametrize("method", ["msanet", "musical"])
-def test_after_twenty_steps_zero_is_no_farther_from_ddp_than_rounding(method, tmp_path):
+def test_after_twenty_steps_zero_equals_ddp_up_to_rounding(method, tmp_path):
     """In fp32: at most three times the drift that a change of 1e-7 in the weights causes."""
     same = {"method": method, "steps": 20, "accumulate": 2}
     plan = {name: {**same, "strategy": name} for name in ("ddp", *ZERO)}
@@ -125,7 +125,7 @@ def test_checkpoints_go_from_any_strategy_to_any_other(tmp_path):
 @needs_deepspeed
 @pytest.mark.slow
 @pytest.mark.dist
-def test_a_gradient_that_is_no_number_on_one_rank_stops_every_optimiser_on_all(tmp_path):
+def test_a_nan_gradient_on_one_rank_skips_the_step_of_every_optimizer_on_all(tmp_path):
     """The discriminator's, on rank 1, in the second step: neither network steps, and both go on."""
     plan = {}
     for name in ("ddp", *ZERO):
@@ -159,7 +159,7 @@ def test_a_step_exchanges_each_networks_gradients_once_and_nothing_else(tmp_path
     assert sent == [["gloo:all_reduce", count] for count in expected]
 
 
-def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
+def test_processes_outside_one_group_are_refused(monkeypatch):
     """As where Accelerate takes no notice of a launcher: each is rank 0 of a run of its own."""
     config = TrainConfig(threads="1", precision="fp32")
     with engine_of(config, monkeypatch) as alone, monkeypatch.context() as told:

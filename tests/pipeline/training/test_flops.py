@@ -97,7 +97,7 @@ def test_a_device_is_known_by_its_name_and_only_where_tensor_cores_count():
     assert flops.peak("AMD Instinct MI300X", "bf16") is None
 
 
-def test_utilisation_is_the_rate_times_what_a_picture_takes_at_the_peak():
+def test_mfu_is_the_rate_times_the_ideal_seconds_per_image():
     meter = Meter(0, 100, False, image_seconds=1e-3)
     for _ in range(8):
         meter.step(10, 0.02, 0.0, {})  # 500 pictures a second, once warm

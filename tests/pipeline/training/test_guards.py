@@ -32,7 +32,7 @@ def two_ranks(config=None, digest="ab" * 32, precision="bf16"):
     rank(config or TrainConfig(), digest, precision)
 
 
-def test_what_may_differ_from_node_to_node():
+def test_per_node_keys_may_differ():
     own = TrainConfig(run="/scratch/run", processes="4", weights="/scratch/weights")
     own.data.url, own.cluster.scheduler = "/scratch/set", "slurm"
     two_ranks(own)
@@ -47,7 +47,7 @@ def test_what_may_differ_from_node_to_node():
         ({"precision": "fp32"}, "has precision=fp32, rank 0 on .* precision=bf16: their devices"),
     ],
 )
-def test_what_differs_is_named_with_its_host_and_the_mend(given, said):
+def test_a_difference_between_ranks_is_named_with_host_and_hint(given, said):
     with pytest.raises(ConfigError, match=f"^rank 1 on .* {said}"):
         two_ranks(**given)
 

@@ -24,7 +24,7 @@ PET = {
 }
 
 
-def test_a_node_takes_its_place_from_torchruns_names():
+def test_a_node_reads_torchruns_variables():
     here = place(PET, 1)
     assert here == Place(3, 2, 4, "n1", 29400)
     environment = here.worker(1)
@@ -38,7 +38,7 @@ def test_ranks_of_all_nodes_are_each_number_once():
     assert sorted(ranks) == list(range(12))
 
 
-def test_a_place_that_is_no_number_is_refused():
+def test_a_node_rank_that_is_not_a_number_is_refused():
     with pytest.raises(ConfigError, match="PET_"):
         place({**PET, "PET_NODE_RANK": "first"}, 1)
 

@@ -11,7 +11,7 @@ WORDS = ("model=musical", "model.ngf=4", "objective=musical_released", "weights=
 
 
 @pytest.mark.parametrize("side", [64, 112])
-def test_a_crop_that_the_discriminator_cannot_judge_is_refused_before_the_first_step(
+def test_a_crop_that_does_not_fit_the_discriminator_is_refused_before_the_first_step(
     monkeypatch, side
 ):
     words = (*WORDS, "precision=fp32", f"data.crop={side}")

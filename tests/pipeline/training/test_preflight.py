@@ -54,13 +54,13 @@ def test_checkpoints_are_not_selected_on_test(refusal):
     assert "data.validate=test" in said and "shard data.holdout=0.05" in said
 
 
-def test_a_mistyped_run_alone_is_told_to_be_none(refusal, tmp_path):
+def test_a_mistyped_run_alone_is_refused(refusal, tmp_path):
     said = refusal("data.url=null")
     assert said.startswith("data.url= is missing")
-    assert said.endswith(f"{tmp_path}/run holds no config.yaml to go on from")
+    assert said.endswith(f"{tmp_path}/run holds no config.yaml to resume from")
 
 
-def test_a_set_without_val_is_told_how_it_gets_one_and_that_test_is_none(refusal, tmp_path):
+def test_a_set_without_val_is_refused_with_how_to_make_one(refusal, tmp_path):
     """As of Paris StreetView, whose authors hand out train and test."""
     made = write_set(str(tmp_path / "paris"), "paris", "images",
                      {"train": samples(3, 96), "test": samples(2, 96)}, options={},
@@ -68,11 +68,11 @@ def test_a_set_without_val_is_told_how_it_gets_one_and_that_test_is_none(refusal
     url = f"data.url={made.manifest.url}"
     said = refusal("data=paris", url, "data.resize_short=null")
     assert "data.validate=val is not a split" in said and "it has test, train" in said
-    assert "shard data.holdout=0.01" in said and "test is for results alone" in said
+    assert "shard data.holdout=0.01" in said and "test is for results only" in said
     assert "holdout" not in refusal(url, "data.train=trian", "data.validate=train")
 
 
-def test_pictures_that_validation_cannot_crop_are_refused(refusal):
+def test_images_too_small_for_validation_are_refused(refusal):
     said = refusal("validate.size=128")
     assert "validate.size=128 is larger than images" in said and "in val is 96" in said
     said = refusal("data.resize_short=80", "validate.size=96")
@@ -80,7 +80,7 @@ def test_pictures_that_validation_cannot_crop_are_refused(refusal):
     assert "data.crop=128" in refusal("data.crop=128")
 
 
-def test_every_picture_that_validation_takes_is_looked_at(refusal, small_set, tmp_path):
+def test_every_validated_image_is_checked(refusal, small_set, tmp_path):
     """And no other: one too small is the fourth, in the second of the val split's shards."""
     val = [*samples(3, 96), *samples(1, 64)]
     url = write_set(str(tmp_path / "set"), "test", "images",
@@ -94,7 +94,7 @@ def test_every_picture_that_validation_takes_is_looked_at(refusal, small_set, tm
 # --- processes and precision ----------------------------------------------------------------------
 
 
-def test_one_process_is_held_to(refusal):
+def test_parallel_single_is_one_process(refusal):
     two = compose("train", [*WORDS, "parallel=single", "processes=2"]).config
     with pytest.raises(ConfigError, match="processes=2, but parallel=single is one process"):
         process_count(two)
@@ -118,12 +118,12 @@ def test_half_precision_without_a_gpu_is_refused_where_it_would_train(
     accepted(small_set, tmp_path / "there", "precision=fp16")
 
 
-def test_no_threads_are_no_count(refusal):
+def test_zero_threads_are_refused(refusal):
     assert "threads=0 is no count" in refusal("threads=0")
 
 
 @pytest.mark.parametrize("word", ["ema=1.0", "objective.betas=[0.9,1.0]"])
-def test_a_decay_of_one_would_never_move(word):
+def test_an_ema_decay_of_one_is_refused(word):
     name = word.partition("=")[0]
     with pytest.raises(ConfigError, match=rf"{name}=.* is too large: below 1\.0"):
         compose("train", [word])
@@ -132,10 +132,10 @@ def test_a_decay_of_one_would_never_move(word):
 # --- holes ----------------------------------------------------------------------------------------
 
 
-def test_holes_that_cannot_be_drawn_are_refused(refusal):
+def test_masks_that_cannot_be_drawn_are_refused(refusal):
     assert "masks.low=0.6 is not below masks.high=0.1" in refusal("masks.low=0.6", "masks.high=0.1")
-    assert "masks.url= is missing" in refusal("masks.kind=external")
-    assert "is for masks.kind=external" in refusal("masks.url=/masks", "masks.kind=square")
+    assert "needs masks.url=" in refusal("masks.kind=external")
+    assert "needs masks.kind=external" in refusal("masks.url=/masks", "masks.kind=square")
     assert "masks.kind=none leaves no hole" in refusal("masks.kind=none")
     assert "does not fit inside the border" in refusal("masks.high=0.9", "masks.border=0.5")
 
@@ -145,15 +145,15 @@ def test_a_mask_set_that_validation_cannot_use_is_refused(refusal, small_set, tm
     words = ("masks.kind=external", f"masks.url={url}")
     accepted(small_set, tmp_path / "run", *words)
     said = refusal(*words, "validate.size=96")
-    assert "masks of 64x64, and validate.size is 96" in said and "validate.size=64" in said
+    assert "masks of 64x64, but validate.size=96" in said and "validate.size=64" in said
     assert "no irregular mask" in refusal(*words, "masks.low=0.9", "masks.high=0.95")
-    assert "holds images, no masks" in refusal("masks.kind=external", f"masks.url={small_set}")
+    assert "holds images, not masks" in refusal("masks.kind=external", f"masks.url={small_set}")
 
 
 # --- weights to start from ------------------------------------------------------------------------
 
 
-def test_weights_that_are_not_there_are_refused(refusal, tmp_path):
+def test_missing_weights_are_refused(refusal, tmp_path):
     assert "holds no checkpoint" in refusal(f"init={tmp_path}/nothing")
     run = finished_run(tmp_path / "first")
     said = refusal(f"init={run}/checkpoints/000000000007")
@@ -167,7 +167,7 @@ def test_weights_of_another_architecture_are_refused_naming_the_option(refusal, 
     assert "model.name=msanet" in refusal(f"init={run}", start=MUSICAL)
 
 
-def test_what_a_run_started_from_may_be_gone_when_it_goes_on(small_set, tmp_path):
+def test_a_resume_does_not_need_the_weights_at_init(small_set, tmp_path):
     config = compose("train", [*WORDS, f"data.url={small_set}", f"run={tmp_path}/run"]).config
     config.init = str(tmp_path / "gone")
     saver = Saver(folder_at(config.run), 1)
@@ -179,9 +179,7 @@ def test_what_a_run_started_from_may_be_gone_when_it_goes_on(small_set, tmp_path
         preflight(replace(config, run=str(tmp_path / "new")), 1)
 
 
-def test_a_registered_model_that_is_not_there_or_another_network_is_refused(
-    root, refusal, tmp_path
-):
+def test_a_missing_registered_model_or_one_of_another_network_is_refused(root, refusal, tmp_path):
     given = f"root={root}"
     assert "no registered model 'nope'" in refusal("init=models:/nope", given)
     uri = client.tracking_uri(str(root))
@@ -211,7 +209,7 @@ def test_only_options_that_change_no_tensor_may_differ_from_those_of_weights(nam
     assert tried >= 3
 
 
-def test_the_launcher_looks_without_torch():
+def test_preflight_does_not_import_torch():
     modules = "pipeline.training.launcher, pipeline.tracking.model_versions"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

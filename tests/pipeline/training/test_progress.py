@@ -33,7 +33,7 @@ def test_a_log_gets_whole_lines_now_and_then():
     assert lines == ["8/80 images  g/l1 0.5", "checked runs/[a]"]  # the next is due after 30 s
 
 
-def test_losses_stay_shown_between_lines_of_the_log_and_days_are_told(monkeypatch, capsys):
+def test_losses_remain_displayed_between_log_lines_and_days_are_shown(monkeypatch, capsys):
     """On a GPU losses are fetched at every twentieth step only."""
     monkeypatch.setattr(progress, "PLAIN_EVERY", 0.0)
     told = progress.Meter(0, 5_000_000, True)

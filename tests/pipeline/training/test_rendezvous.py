@@ -29,7 +29,7 @@ dist.barrier()
 
 @pytest.mark.slow
 @pytest.mark.dist
-def test_who_comes_late_is_waited_for_and_who_hangs_is_not():
+def test_a_late_rank_is_waited_for_and_a_hanging_one_is_not():
     port = free_port()
     ranks = [
         subprocess.Popen(
@@ -70,7 +70,7 @@ one.close()
 
 @pytest.mark.slow
 @pytest.mark.dist
-def test_a_group_started_on_the_port_of_a_killed_one_meets_its_own_ranks_alone():
+def test_a_group_on_the_port_of_a_killed_one_meets_only_its_own_ranks():
     """Rank 1 comes first, while rank 1 of before still hangs: the store of before went with rank 0.
 
     What a launcher's restart does on SLURM and Kubernetes, where the port stays.

@@ -60,7 +60,7 @@ def test_a_runs_newest_weights_are_taken_and_named_by_hash(tmp_path):
     assert lineage["sha256"] == found.state["files"]["generator"]["sha256"]
 
 
-def test_averaged_weights_are_taken_where_there_are_any(tmp_path):
+def test_averaged_weights_are_preferred(tmp_path):
     raw, averaged = build_generator(MODEL), build_generator(MODEL)
     saver = Saver(folder_at(str(tmp_path / "run")), 1)
     files = {"generator": dict(raw.state_dict()), "generator_ema": dict(averaged.state_dict())}

@@ -102,12 +102,12 @@ def test_every_line_of_the_runs_own_log_is_in_mlflow(trained, database):
     assert logged["best/psnr"] == max(value for (value,) in points)
 
 
-def test_each_node_is_sampled_and_rank_0_alone_has_sent_it(database):
+def test_every_node_is_sampled_and_only_rank_0_sends(database):
     for node in (0, 1):
         assert 0 < database.metrics("run")[f"system/{node}/memory_percent"] < 100
 
 
-def test_pictures_have_a_key_each_and_the_fixed_ones_come_once(trained, database):
+def test_sample_images_have_a_key_each_and_constant_ones_are_sent_once(trained, database):
     assert database.pictures("run") == {
         "samples/00/erased": [32],
         "samples/00/filled": [32, 64],
@@ -115,7 +115,7 @@ def test_pictures_have_a_key_each_and_the_fixed_ones_come_once(trained, database
     }
 
 
-def test_a_picture_that_a_full_disk_cuts_is_not_there_and_comes_with_the_next(tmp_path):
+def test_an_image_cut_by_a_full_disk_is_removed_and_written_at_the_next_validation(tmp_path):
     """Else the torn one would stay: what is the same at every validation is written once."""
     run = RunFolder(str(tmp_path), tmp_path)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
@@ -138,7 +138,7 @@ def test_a_picture_that_a_full_disk_cuts_is_not_there_and_comes_with_the_next(tm
      ("batch", 4, False, "BatchNorm sees 2 images at a time (accumulate=4)"),
      ("batch", 1, True, None), ("instance", 4, True, None)],
 )  # fmt: skip
-def test_it_is_said_at_the_start_that_accumulation_parts_batch_statistics(
+def test_the_headline_says_over_how_many_images_batchnorm_computes_statistics(
     norm, parts, synchronised, said
 ):
     network = build_generator({"name": "msanet", "width": 0.1, "norm": norm})

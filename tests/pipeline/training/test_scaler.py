@@ -84,7 +84,7 @@ def test_a_scale_may_fall_to_one_before_an_overflow_counts_as_divergence(monkeyp
         assert not engine.lowers_scale(networks.players)
 
 
-def test_a_forward_that_is_not_finite_leaves_no_trace_in_running_statistics(monkeypatch):
+def test_a_non_finite_forward_pass_leaves_running_statistics_unchanged(monkeypatch):
     """They are no gradient, and a step that is skipped would keep them, and hand them on."""
     config = TrainConfig(batch=4, threads="1", precision="fp32", ema=0.5)
     with engine_of(config, monkeypatch) as engine:

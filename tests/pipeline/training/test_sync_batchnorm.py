@@ -32,7 +32,7 @@ dist.destroy_process_group()
 """
 
 
-def test_two_uneven_shares_are_normalised_as_one_batch(tmp_path):
+def test_two_uneven_batches_are_normalized_as_one(tmp_path):
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(5)
     nn.init.normal_(norm.weight)
@@ -77,7 +77,7 @@ def test_the_swap_keeps_weights_buffers_and_names():
     assert list(swapped.state_dict()) == list(before)
 
 
-def test_alone_it_agrees_with_torchs_own_norm():
+def test_one_process_agrees_with_torchs_own_norm():
     torch.manual_seed(0)
     x = torch.randn(4, 3, 5, 5)
     ours, theirs = SyncBatchNorm2d(3), nn.BatchNorm2d(3)

@@ -26,13 +26,13 @@ def said(marks, step, doing, beat, host="node"):
     return {"place": [marks, step, doing], "beat": beat, "host": host}
 
 
-def test_a_rank_whose_beat_stands_still_is_silent():
+def test_a_rank_without_a_new_heartbeat_is_silent():
     before = [said(8, 3, "computing", 1), said(8, 3, "computing", 5, "far")]
     after = [said(8, 3, "computing", 2), said(8, 3, "computing", 5, "far")]
     assert culprits(before, after) == "rank 1 on far (last step 3, computing) is silent"
 
 
-def test_where_all_speak_the_one_that_did_least_is_behind():
+def test_without_a_silent_rank_the_one_with_fewest_marks_is_behind():
     before = [said(8, 3, "computing", 1), said(7, 3, "waiting for data", 1, "far")]
     after = [said(8, 3, "computing", 2), said(7, 3, "waiting for data", 2, "far")]
     told = culprits(before, after)
@@ -40,12 +40,12 @@ def test_where_all_speak_the_one_that_did_least_is_behind():
     assert told.endswith("the furthest is at step 3, computing")
 
 
-def test_where_all_stand_at_one_mark_none_is_blamed():
+def test_with_all_ranks_at_one_mark_none_is_blamed():
     looks = [[said(8, 3, "computing", beat), said(8, 3, "computing", beat)] for beat in (1, 2)]
     assert culprits(*looks) == "all ranks are at step 3, computing"
 
 
-def test_a_rank_that_never_spoke_is_named():
+def test_a_rank_without_any_heartbeat_is_named():
     told = culprits([said(1, 0, "starting", 1), None], [said(1, 0, "starting", 2), None])
     assert told == "rank 1 on an unknown host (no heartbeat yet) is silent"
 
@@ -54,7 +54,7 @@ def pace(wait, cpu, host="node"):
     return {"wait": wait, "cpu": cpu, "host": host}
 
 
-def test_a_straggler_is_named_with_what_it_waits_for():
+def test_a_straggler_is_named_with_its_data_wait():
     ratio, line = straggler([pace(1, 99), pace(0, 100), pace(80, 120, "slow"), pace(2, 98)])
     assert ratio == 2
     assert line == (
@@ -80,7 +80,7 @@ def seconds_until_stalled(watch, clock):
     return clock.seconds - began
 
 
-def test_what_is_done_for_the_first_time_gets_ten_times_as_long(clock):
+def test_the_first_time_of_an_activity_gets_ten_times_the_limit(clock):
     watch = Watchdog(0, 1, limit=20)
     for step, longest in ((1, FIRST_TIME_FACTOR * 20), (2, 20)):
         for doing in ("waiting for data", "computing"):
@@ -88,7 +88,7 @@ def test_what_is_done_for_the_first_time_gets_ten_times_as_long(clock):
             assert seconds_until_stalled(watch, clock) == longest + 1
 
 
-def test_a_validation_longer_than_the_limit_goes_on_batch_by_batch(clock, monkeypatch):
+def test_a_validation_longer_than_the_limit_continues_batch_by_batch(clock, monkeypatch):
     from pipeline.config.schema import TrainConfig
     from pipeline.training.loop import inpainter
     from tests.support.strategies import engine_of, networks_of
@@ -106,7 +106,7 @@ def test_a_validation_longer_than_the_limit_goes_on_batch_by_batch(clock, monkey
     assert seconds_until_stalled(watch, clock) == 21
 
 
-def test_a_process_that_was_stopped_itself_begins_its_patience_anew(clock):
+def test_a_process_that_was_suspended_restarts_its_own_timer(clock):
     watch = Watchdog(0, 1, limit=20)
     for step in (1, 2):
         watch.mark(step, "computing")
