@@ -84,8 +84,8 @@ def resume(
     if now is not None and before != now:
         raise ConfigError(
             f"cannot resume {store.display(run.url)} with vgg16 weights {now[:12]}: it was trained "
-            f"with {before[:12]}; give those (by weights=random, or weights= a folder or URL that holds "
-            f"them), or start a new run with run=NEW"
+            f"with {before[:12]}; give those (weights=random, or weights= a folder or URL that "
+            f"holds them), or start a new run with run=NEW"
         )
 
     def read(name: str) -> dict[str, Tensor]:
