@@ -15,10 +15,11 @@ from typing import Any
 from shards import store
 
 NAME = "run.json"
+Facts = dict[str, Any]
 _writers = threading.Lock()
 
 
-def read_run_json(run: str) -> dict[str, Any]:
+def read_run_json(run: str) -> Facts:
     """Read `run.json` of a run folder or URL; `{}` where it does not exist yet."""
     url = store.join(str(run), NAME)
     try:
@@ -31,7 +32,7 @@ def read_run_json(run: str) -> dict[str, Any]:
         ) from None
 
 
-def update_run_json(run: str, **keys: Any) -> dict[str, Any]:
+def update_run_json(run: str, **keys: Any) -> Facts:
     """Merge `keys` into `run.json`; None removes a key. Returns the merged object."""
     return change_run_json(run, lambda known: keys)
 
@@ -53,9 +54,7 @@ def change_run_json(run: str, change: Callable[[dict[str, Any]], dict[str, Any]]
             return _merge(url, run, change)
 
 
-def _merge(
-    url: str, run: str, change: Callable[[dict[str, Any]], dict[str, Any]]
-) -> dict[str, Any]:
+def _merge(url: str, run: str, change: Callable[[Facts], Facts]) -> Facts:
     known = read_run_json(run)
     merged = {k: v for k, v in {**known, **change(known)}.items() if v is not None}
     store.write(url, (json.dumps(merged, indent=1, sort_keys=True) + "\n").encode())

@@ -34,9 +34,9 @@ def device_of(room):
 
 def test_the_batch_that_fits_is_found_by_trying_halves():
     attempt, tried = device_of(3)
-    told = str(batch_too_large(16, 1, attempt))
+    message = str(batch_too_large(16, 1, attempt))
     assert tried == [8, 4, 2]
-    assert "with 16 images per process" in told and "2 fit: set accumulate=8," in told
+    assert "with 16 images per process" in message and "2 fit: set accumulate=8," in message
 
 
 def test_existing_accumulation_is_multiplied():
@@ -46,14 +46,14 @@ def test_existing_accumulation_is_multiplied():
 
 def test_the_parts_divide_the_batch():
     attempt, tried = device_of(2)
-    told = str(batch_too_large(5, 1, attempt))
-    assert tried == [2] and "1 fit: set accumulate=5," in told
+    message = str(batch_too_large(5, 1, attempt))
+    assert tried == [2] and "1 fit: set accumulate=5," in message
 
 
 def test_accumulation_is_not_advised_if_not_one_image_fits():
     attempt, tried = device_of(0)
-    told = str(batch_too_large(4, 1, attempt))
-    assert tried == [2, 1] and "lower data.crop=" in told and "accumulate" not in told
+    message = str(batch_too_large(4, 1, attempt))
+    assert tried == [2, 1] and "lower data.crop=" in message and "accumulate" not in message
 
 
 def test_out_of_memory_outside_a_step_is_one_line_too(small_set, tmp_path):

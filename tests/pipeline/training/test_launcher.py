@@ -69,10 +69,10 @@ def test_a_stop_before_workers_start_is_no_failure(tmp_path, number):
         deaf.settimeout(60)
         asked = deaf.accept()[0]
         os.killpg(process.pid, number)
-        told = process.communicate(timeout=60)[1]
+        output = process.communicate(timeout=60)[1]
         asked.close()
     assert process.returncode == 75
-    assert told == f"stopped ({number.name}) before training began\n"
+    assert output == f"stopped ({number.name}) before training began\n"
 
 
 @pytest.mark.slow
@@ -102,9 +102,9 @@ def test_a_stop_at_any_moment_of_the_start_loses_nothing_and_is_no_failure(
             os.killpg(process.pid, number)
         else:
             (process if whom == "launcher" else workers[1]).send_signal(number)
-        told = process.communicate(timeout=120)[1]
+        output = process.communicate(timeout=120)[1]
     finally:
         process.kill()
-    assert process.returncode == 75, told
-    assert "Traceback" not in told and "Interrupt" not in told
-    assert f"stopped ({number.name}) before training began" in told or ": saved at " in told
+    assert process.returncode == 75, output
+    assert "Traceback" not in output and "Interrupt" not in output
+    assert f"stopped ({number.name}) before training began" in output or ": saved at " in output

@@ -50,14 +50,14 @@ def accepted(small_set, run, *words):
 
 
 def test_checkpoints_are_not_selected_on_test(refusal):
-    said = refusal("data.validate=test")
-    assert "data.validate=test" in said and "shard data.holdout=0.05" in said
+    message = refusal("data.validate=test")
+    assert "data.validate=test" in message and "shard data.holdout=0.05" in message
 
 
 def test_a_mistyped_run_alone_is_refused(refusal, tmp_path):
-    said = refusal("data.url=null")
-    assert said.startswith("data.url= is missing")
-    assert said.endswith(f"{tmp_path}/run holds no config.yaml to resume from")
+    message = refusal("data.url=null")
+    assert message.startswith("data.url= is missing")
+    assert message.endswith(f"{tmp_path}/run holds no config.yaml to resume from")
 
 
 def test_a_set_without_val_is_refused_with_how_to_make_one(refusal, tmp_path):
@@ -66,17 +66,17 @@ def test_a_set_without_val_is_refused_with_how_to_make_one(refusal, tmp_path):
                      {"train": samples(3, 96), "test": samples(2, 96)}, options={},
                      per_shard=9)  # fmt: skip
     url = f"data.url={made.manifest.url}"
-    said = refusal("data=paris", url, "data.resize_short=null")
-    assert "data.validate=val is not a split" in said and "it has test, train" in said
-    assert "shard data.holdout=0.01" in said and "test is for results only" in said
+    message = refusal("data=paris", url, "data.resize_short=null")
+    assert "data.validate=val is not a split" in message and "it has test, train" in message
+    assert "shard data.holdout=0.01" in message and "test is for results only" in message
     assert "holdout" not in refusal(url, "data.train=trian", "data.validate=train")
 
 
 def test_images_too_small_for_validation_are_refused(refusal):
-    said = refusal("validate.size=128")
-    assert "validate.size=128 is larger than images" in said and "in val is 96" in said
-    said = refusal("data.resize_short=80", "validate.size=96")
-    assert "validate.size=96 is larger than data.resize_short=80" in said
+    message = refusal("validate.size=128")
+    assert "validate.size=128 is larger than images" in message and "in val is 96" in message
+    message = refusal("data.resize_short=80", "validate.size=96")
+    assert "validate.size=96 is larger than data.resize_short=80" in message
     assert "data.crop=128" in refusal("data.crop=128")
 
 
@@ -144,8 +144,8 @@ def test_a_mask_set_that_validation_cannot_use_is_refused(refusal, small_set, tm
     url = write_mask_set(str(tmp_path / "masks"), 64, 1, 0).manifest.url
     words = ("masks.kind=external", f"masks.url={url}")
     accepted(small_set, tmp_path / "run", *words)
-    said = refusal(*words, "validate.size=96")
-    assert "masks of 64x64, but validate.size=96" in said and "validate.size=64" in said
+    message = refusal(*words, "validate.size=96")
+    assert "masks of 64x64, but validate.size=96" in message and "validate.size=64" in message
     assert "no irregular mask" in refusal(*words, "masks.low=0.9", "masks.high=0.95")
     assert "holds images, not masks" in refusal("masks.kind=external", f"masks.url={small_set}")
 
@@ -156,14 +156,14 @@ def test_a_mask_set_that_validation_cannot_use_is_refused(refusal, small_set, tm
 def test_missing_weights_are_refused(refusal, tmp_path):
     assert "holds no checkpoint" in refusal(f"init={tmp_path}/nothing")
     run = finished_run(tmp_path / "first")
-    said = refusal(f"init={run}/checkpoints/000000000007")
-    assert "does not exist: that run has 000000001000" in said
+    message = refusal(f"init={run}/checkpoints/000000000007")
+    assert "does not exist: that run has 000000001000" in message
 
 
 def test_weights_of_another_architecture_are_refused_naming_the_option(refusal, tmp_path):
     run = finished_run(tmp_path / "wide", model={"name": "msanet", "width": 0.2})
-    said = refusal(f"init={run}")
-    assert "model.width=0.2, which do not fit model.width=0.25" in said
+    message = refusal(f"init={run}")
+    assert "model.width=0.2, which do not fit model.width=0.25" in message
     assert "model.name=msanet" in refusal(f"init={run}", start=MUSICAL)
 
 
@@ -185,8 +185,8 @@ def test_a_missing_registered_model_or_one_of_another_network_is_refused(root, r
     uri = client.tracking_uri(str(root))
     registered(finished_run(tmp_path / "first", uri=uri), uri)
     assert "inpaint-msanet has no version 7" in refusal("init=models:/inpaint-msanet/7", given)
-    said = refusal("init=models:/inpaint-msanet", given, start=MUSICAL)
-    assert "model.name=msanet, which do not fit model.name=musical" in said
+    message = refusal("init=models:/inpaint-msanet", given, start=MUSICAL)
+    assert "model.name=msanet, which do not fit model.name=musical" in message
 
 
 @pytest.mark.parametrize("name", MODELS)

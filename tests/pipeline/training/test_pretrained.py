@@ -136,10 +136,10 @@ def test_missing_weights_are_refused_without_torch():
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("words", TAKING)
 def test_an_empty_cache_is_refused_before_anything_starts(begun, tmp_path, way, words):
-    status, said = begun(way, *words)
+    status, output = begun(way, *words)
     name = OBJECTIVES[words][0]
-    assert status == 2, said
-    last = said.splitlines()[-1]
+    assert status == 2, output
+    last = output.splitlines()[-1]
     assert f"{tmp_path}/cache/lacuna/weights/{name}.safetensors" in last, last
     for fix in (f"python -m pipeline fetch {name}", "weights=random", "URL"):
         assert fix in last
@@ -158,8 +158,8 @@ def test_weights_random_needs_no_files(begun, way, words):
 def test_cached_weights_are_used_and_missing_ones_are_named(begun, cached, way):
     cached("vgg16")
     assert begun(way, "objective=msanet_vgg")[0] is None
-    status, said = begun(way, PAPER)
-    assert status == 2 and "densenet121.safetensors" in said.splitlines()[-1]
+    status, output = begun(way, PAPER)
+    assert status == 2 and "densenet121.safetensors" in output.splitlines()[-1]
 
 
 def cut(data):
@@ -176,9 +176,9 @@ def test_a_damaged_file_is_refused_before_anything_starts(begun, cached, way, sp
     cached("vgg16")
     path = weights.cached("vgg16")
     path.write_bytes(spoil(path.read_bytes()))
-    status, said = begun(way, "objective=msanet_vgg")
-    assert status == 2, said
-    last = said.splitlines()[-1]
+    status, output = begun(way, "objective=msanet_vgg")
+    assert status == 2, output
+    last = output.splitlines()[-1]
     assert f"{path} is damaged" in last and "fetch vgg16" in last
 
 
@@ -186,10 +186,10 @@ def test_a_folder_or_url_replaces_the_cache(begun, cached, tmp_path):
     cached("vgg16")
     Path("cache/lacuna/weights").rename("theirs")
     assert begun("train", "objective=msanet_vgg", f"weights={tmp_path}/theirs")[0] is None
-    status, said = begun("train", "objective=msanet_vgg", "weights=radnom")
-    assert status == 2 and "weights=radnom: radnom/vgg16.safetensors cannot be read" in said
-    status, said = begun("kubernetes", PAPER, f"weights={tmp_path}/theirs")
-    assert status == 2 and "densenet121.safetensors" in said
+    status, output = begun("train", "objective=msanet_vgg", "weights=radnom")
+    assert status == 2 and "weights=radnom: radnom/vgg16.safetensors cannot be read" in output
+    status, output = begun("kubernetes", PAPER, f"weights={tmp_path}/theirs")
+    assert status == 2 and "densenet121.safetensors" in output
 
 
 def test_a_file_of_an_earlier_version_is_still_read(begun):
@@ -205,8 +205,8 @@ def test_a_job_on_this_disk_reads_the_submitters_cache(
     cached("vgg16")
     monkeypatch.setattr(scheduler, "submit", lambda stages, _: ["7" for _ in stages])
     way = "slurm" if cluster is SLURM else "local"
-    status, said = begun(way, "objective=msanet_vgg")
-    assert status == 0, said
+    status, output = begun(way, "objective=msanet_vgg")
+    assert status == 0, output
     (config,) = tmp_path.glob("runs/*/config.yaml")
     monkeypatch.setenv("XDG_CACHE_HOME", "/nowhere")
     pretrained.check(compose("train", [f"run={config.parent}"]).config)

@@ -58,8 +58,8 @@ def launch(small_set, root, *words, nodes=1, env=None):
 
 
 def ended(launchers):
-    said = [each.communicate(timeout=300)[1] for each in launchers]
-    return [each.returncode for each in launchers], said
+    output = [each.communicate(timeout=300)[1] for each in launchers]
+    return [each.returncode for each in launchers], output
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,8 @@ def trained(small_set, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     words = ("max_images=64", "checkpoint.every_images=32")
     launchers = launch(small_set, root, *words, nodes=2, env={"MY_TOKEN": "planted-secret"})
-    statuses, said = ended(launchers)
-    assert statuses == [0, 0], said
+    statuses, output = ended(launchers)
+    assert statuses == [0, 0], output
     return root
 
 
@@ -133,13 +133,13 @@ def test_an_image_cut_by_a_full_disk_is_removed_and_written_at_the_next_validati
 
 
 @pytest.mark.parametrize(
-    ("norm", "parts", "synchronised", "said"),
+    ("norm", "parts", "synchronised", "output"),
     [("batch", 4, True, "BatchNorm sees 4 images at a time (accumulate=4)"),
      ("batch", 4, False, "BatchNorm sees 2 images at a time (accumulate=4)"),
      ("batch", 1, True, None), ("instance", 4, True, None)],
 )  # fmt: skip
 def test_the_headline_says_over_how_many_images_batchnorm_computes_statistics(
-    norm, parts, synchronised, said
+    norm, parts, synchronised, output
 ):
     network = build_generator({"name": "msanet", "width": 0.1, "norm": norm})
     player = TrainableNetwork("generator", network, network, torch.optim.Adam(network.parameters()))
@@ -149,7 +149,7 @@ def test_the_headline_says_over_how_many_images_batchnorm_computes_statistics(
     config.parallel.sync_batchnorm = synchronised
     line = headline(config, RunFolder("runs/a", Path("runs/a")), engine, 8, networks)
     assert line.startswith("resuming runs/a at 8 of 1000000 images: msanet ")
-    assert line.endswith(said or "threads each")
+    assert line.endswith(output or "threads each")
 
 
 def test_the_record_names_code_data_and_checkpoint_by_hash(trained, database, small_set):
@@ -185,8 +185,8 @@ def test_a_killed_rank_0_has_failed_and_the_same_run_goes_on(trained, database, 
     assert "rank 0" in (why := database.tags("run")["job.error"]) and "SIGKILL" in why
 
     seen = logged_steps(trained / "run")[-1]
-    statuses, said = ended(launch(small_set, trained, f"max_images={seen + 16}"))
-    assert statuses == [0], said
+    statuses, output = ended(launch(small_set, trained, f"max_images={seen + 16}"))
+    assert statuses == [0], output
     assert database.runs("run") == [(run, "FINISHED")]
     assert set(logged_steps(trained / "run")) <= set(database.steps("run", "g/l2"))
     assert "job.error" not in database.tags("run"), "that was an earlier attempt's"

@@ -205,10 +205,10 @@ def test_a_stop_saves_and_the_same_command_resumes_bit_exactly(
         for worker in workers:
             worker.resume()
     assert process.wait(180) == 75
-    said = process.stderr.read()
+    output = process.stderr.read()
     stopped = list_checkpoints(str(run))[-1].images_seen
     asked = "SIGINT" if asked == "launcher" else r"SIGUSR1|another rank"
-    assert re.search(rf"stopped \(({asked})\): saved at {stopped} images", said), said
+    assert re.search(rf"stopped \(({asked})\): saved at {stopped} images", output), output
     assert stopped < STEPS * BATCH
     trained(train, run, f"max_images={STEPS * BATCH}", "processes=2")
     ours, theirs = files(run, STEPS * BATCH), files(two_ranks[0], STEPS * BATCH)
@@ -304,14 +304,14 @@ def test_invalid_configurations_are_refused_before_a_worker_starts(
 
 @pytest.mark.slow
 def test_errors_inside_a_worker_are_one_line_too(train, tmp_path):
-    for words, told in (
+    for words, message in (
         (("precision=fp16",), "precision=fp16 needs a GPU"),
         (("cluster.gpus_per_node=8",), "torch sees no GPU"),
         (("data.crop=128",), "96"),
     ):
         done = train(tmp_path / "run", *words, "processes=1")
         assert done.returncode == 2, done.stderr
-        assert told in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert message in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 @pytest.mark.slow

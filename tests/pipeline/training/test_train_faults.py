@@ -23,9 +23,9 @@ mount -t tmpfs -o size=64m none "$1" && shift || exit 9
 "$@" max_images=80 || exit 8
 free=$(df --output=avail -k "$RUN" | tail -n 1)
 fallocate -l $((free - 512))K "$RUN/../ballast" || exit 7
-"$@" max_images=160 2> "$KEPT/said"; echo $? > "$KEPT/status"
+"$@" max_images=160 2> "$KEPT/error"; echo $? > "$KEPT/status"
 fallocate -l "$(df --output=avail -k "$RUN" | tail -n 1)K" "$RUN/../rest" || exit 7
-"$@" max_images=160 2> "$KEPT/said-full"; echo $? > "$KEPT/status-full"
+"$@" max_images=160 2> "$KEPT/error-full"; echo $? > "$KEPT/status-full"
 cp -r "$RUN" "$KEPT/full"
 rm "$RUN/../ballast" "$RUN/../rest"
 "$@" max_images=160 || exit 6
@@ -98,11 +98,11 @@ def test_a_full_disk_ends_a_run_in_one_line_and_changes_no_bit(undisturbed, smal
     )
     assert done.returncode == 0, (done.returncode, done.stderr)
     for name in ("", "-full"):  # no room for a checkpoint; none at all
-        said = (tmp_path / f"said{name}").read_text()
-        assert (tmp_path / f"status{name}").read_text() == "1\n", said
-        last = said.splitlines()[-1]
-        assert "No space left on device" in last and "free some space" in last, said
-        assert "Traceback" not in said
+        error = (tmp_path / f"error{name}").read_text()
+        assert (tmp_path / f"status{name}").read_text() == "1\n", error
+        last = error.splitlines()[-1]
+        assert "No space left on device" in last and "free some space" in last, error
+        assert "Traceback" not in error
     kept = list_checkpoints(str(tmp_path / "full"))
     assert [c.images_seen for c in kept] == [HALF] and is_whole(kept[0])
     assert same(tmp_path / "run", undisturbed)
