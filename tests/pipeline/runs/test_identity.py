@@ -10,7 +10,14 @@ import pytest
 from pipeline.common.errors import ConfigError
 from pipeline.config.compose import compose
 from pipeline.runs.folder import RunFolder, folder_at, held
-from pipeline.runs.identity import check_same, folder_of, hashed_values, resolve_auto, write_config
+from pipeline.runs.identity import (
+    check_same,
+    folder_of,
+    hashed_values,
+    resolve_auto,
+    to_yaml,
+    write_config,
+)
 from shards import store
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -112,3 +119,16 @@ def test_the_hash_leaves_out_paths_and_machines():
     keys = hashed_values(configured())
     assert "seed" in keys and "model.width" in keys
     assert not [k for k in keys if k.startswith(("cluster.", "checkpoint.", "tracking.", "root"))]
+
+
+AWKWARD = ("cluster.env={A: 'x: #1', B: ''}", "threads='1'", "root=s3://bucket/a b", "seed=7",
+           "objective.phases=[{until: 8, lr: 1.0e-5}, {until: null, lr: 0.1}]")  # fmt: skip
+
+
+@pytest.mark.parametrize("experiment", ["quickstart", "msanet/table6/places2"])
+def test_workers_read_the_launchers_configuration_unchanged(tmp_path, experiment):
+    words = [f"experiment={experiment}", "data.url=/set", *AWKWARD]
+    config = compose("train", words).config
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    read = compose("train", [f"config={tmp_path}/run.yaml"]).config
+    assert read == config and folder_of(read) == folder_of(config)
