@@ -23,12 +23,14 @@ MOST = {"run.json": 2, "config.yaml": 1}
 @pytest.mark.slow
 @pytest.mark.dist
 def test_each_process_reads_run_json_at_most_twice_and_config_yaml_once(train, tmp_path):
+    """Kept checkpoints are many: before a deletion `pinned` is read anew, as others write it."""
     (tmp_path / "sitecustomize.py").write_text(COUNT_READS)
     run, path = tmp_path / "run", os.pathsep.join([str(tmp_path), str(ROOT)])
     for attempt, words in (("start", ["max_images=16"]), ("resume", ["max_images=32"])):
         log = tmp_path / attempt
         env = {"PYTHONPATH": path, "READS": str(log)}
-        done = train(run, "processes=2", "checkpoint.every_images=8", *words, env=env)
+        kept = ("checkpoint.every_images=8", "checkpoint.keep=9")
+        done = train(run, "processes=2", *kept, *words, env=env)
         assert done.returncode == 0, done.stderr
         reads = Counter(log.read_text().splitlines())
         for process in ("launcher", "0", "1"):
