@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
+BASE ?= main
 TORCH ?= $(shell grep -m1 '^torch==' constraints.txt)
 PY := $(VENV)/bin/python
 # The mark is made last: an interrupted install is taken up by the next run.
 READY := $(VENV)/.installed
 
-.PHONY: install quickstart test test-slow lint clean
+.PHONY: install quickstart test test-slow lint same-losses clean
 
 install:
 	@rm -f $(READY)
@@ -20,12 +21,17 @@ test: $(READY)
 	$(PY) -m pytest -m "not slow and not gpu"
 
 test-slow: $(READY)
-	$(PY) -m pytest -m "slow and not gpu"
+	$(PY) -m pytest -m "slow and not gpu" --timeout 1500
 
 lint: $(READY)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy jobs shards pipeline models
+	$(PY) .ci/lines.py
+
+# For a refactoring: 100 training steps with BASE's code and with this one's, compared bit for bit.
+same-losses: $(READY)
+	$(PY) .ci/same_losses.py $(BASE) $(WORDS)
 
 # What commands leave behind; runs/ is yours.
 clean:

@@ -16,8 +16,9 @@ from enum import StrEnum
 from typing import Any
 
 DONE, FAILED, SAVED, CONFIGURATION = 0, 1, 75, 78
-SECRETS = "SECRET|TOKEN(?!IZ)|PASSWORD|PASSWD|ACCESS_KEY|API_KEY|PRIVATE_KEY"
-SECRET_NAME = re.compile(rf"^(?!.*_(FILE|PATH)$).*({SECRETS})", re.I)  # not of a file that holds it
+SECRETS = (r"(?<![\w.-])[\w.-]*(?:SECRET|TOKEN(?!IZ)|PASSWO?R?D|(?<!APPLICATION_)CREDENTIAL|(?:API|"
+           r"ACCESS|PRIVATE)[_-]?KEY)[\w.-]*(?<![_-]FILE)(?<![_-]PATH)(?<![_-]DIR)")  # fmt: skip
+SECRET_NAME = re.compile(f"^{SECRETS}$", re.I)  # of a secret itself, not of a file that holds it
 
 
 def key(default: Any, help: str, choices: tuple[Any, ...] = (), only: tuple[str, ...] = ()) -> Any:
@@ -216,8 +217,7 @@ def check(job: Job, cluster: Cluster) -> None:
             raise SubmitError(f"cluster.env: {name!r} is no name of an environment variable")
         if name in cluster.env and name.startswith("PET_"):
             raise SubmitError(
-                f"cluster.env.{name} is told to the launcher by `submit`: set cluster.nodes= and "
-                "cluster.processes_per_node="
+                f"cluster.env.{name}: set cluster.nodes= and cluster.processes_per_node= instead"
             )
         if name in cluster.env and SECRET_NAME.search(name):
             raise SubmitError(

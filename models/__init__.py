@@ -1,4 +1,4 @@
-"""Networks: a generator is g(erased, mask) → Prediction. Nothing here knows of ranks or files."""
+"""Networks; a generator is g(erased, mask) → Prediction. This package knows no ranks or files."""
 
 from torch import nn
 

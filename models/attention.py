@@ -4,7 +4,7 @@ Every module maps N×C×H×W to the same shape, by multiplying with its weights.
 
 The paper does not say
 - whether the weights W_s and W_c pass a gate: sigmoid here (SE and CBAM, which it builds on, have
-  one; ungated the unnormalised network diverges); `gate="none"` is the printed formula.
+  one; ungated, the unnormalized network diverges); `gate="none"` is the printed formula.
 - the widths of F_1 and F_2 in fig. 4 ("less feature maps"): C/2 and C/4.
 - n of eq. 7: `squeeze`, full = C. F_e has n channels and stride 2 ("squeeze the height and
   width"); W_a is pooled from F_s, which must then have C channels.
@@ -121,8 +121,8 @@ class SCAChannel(nn.Module):
     """Chen et al. 2017 (SCA-CNN), channel part: softmax over C of w' · tanh(w ⊗ v + b) + b'.
 
     v are the channels' means; w and w' are k-vectors shared by all channels, as in that paper.
-    Its term in the caption decoder's state is dropped: there is no decoder here. Multiplied by C,
-    so that the mean weight is 1.
+    The term for the caption decoder's state is dropped, as there is no decoder here. Multiplied by
+    C, so that the mean weight is 1.
     """
 
     def __init__(self, channels: int) -> None:
@@ -156,7 +156,7 @@ class SCASpatial(nn.Module):
 def channel_attention(
     kind: str, channels: int, norm: str, gate: str, squeeze: str = "full"
 ) -> nn.Module:
-    """A channel attention by the name that configurations use; see CHANNEL."""
+    """Build a channel attention by its name in a configuration; see CHANNEL."""
     one_of("channel attention", kind, CHANNEL)
     if kind == "augmented":
         return AugmentedChannelAttention(channels, norm, gate, squeeze)
@@ -166,7 +166,7 @@ def channel_attention(
 
 
 def spatial_attention(kind: str, channels: int, norm: str, gate: str) -> nn.Module:
-    """A spatial attention by the name that configurations use; see SPATIAL."""
+    """Build a spatial attention by its name in a configuration; see SPATIAL."""
     one_of("spatial attention", kind, SPATIAL)
     if kind == "fusing":
         return FusingSpatialAttention(channels, norm, gate)

@@ -1,9 +1,9 @@
-"""Contextual attention: holes filled with what known patches look like (MUSICAL eq. 1–3, fig. 2).
+"""Contextual attention: fill holes with known patches (MUSICAL eq. 1–3, fig. 2).
 
 Wang, Li, Zhang, Du: MUSICAL, IJCAI 2019; after Yu et al. 2018 (DeepFill).
 
-Exact, for any hole a picture, without patches ever being cut out. With D[q, t] = ⟨f_q, b_t⟩ the one
-dot-product map of all patch sizes (q a cell of the map, t a known cell) and
+Exact, with another hole per image, and without cutting out any patch. With D[q, t] = ⟨f_q, b_t⟩
+the one dot-product map of all patch sizes (q a cell of the map, t a known cell) and
     box(M, r)[q, t] = Σ_{|i|,|j| ≤ r} M[q + (i, j), t + (i, j)], zero outside,
 the scores of patches are box(D, r), propagation (eq. 2) is box(A, k), and pasting overlapping
 patches is box(W, r) b. `streamed_attention.py` computes that for the rows near holes only.
@@ -11,15 +11,15 @@ patches is box(W, r) b. `streamed_attention.py` computes that for the rows near 
 The paper does not say
 - the temperature λ of the softmax. With cosines and λ = 1 it is flat (1,016 of 1,023 keys count);
   10, as DeepFill.
-- which keys count: those whose window holds no hole; if there are none, known cells; a picture
-  without known cells is returned as it is.
-- that scores are normalised again after propagation: they are (they add up to nine otherwise).
-- what becomes of known cells: they keep their input (`blend`), as in both codes.
+- which keys count: those whose window holds no hole; if there are none, known cells; an image
+  without known cells is returned unchanged.
+- that scores are normalized again after propagation: they are (else they add up to nine).
+- what happens to known cells: they keep their input (`blend`), as in both codes.
 - the width inside squeeze-and-excitation: as wide as its input, as released.
 
 The orders, and where they differ
-  paper     cosine · λ → softmax → propagate → renormalise → paste raw patches
-  released  query · normalised key → propagate over queries alone → softmax → paste normalised
+  paper     cosine · λ → softmax → propagate → renormalize → paste raw patches
+  released  query · normalized key → propagate over queries alone → softmax → paste normalized
             patches; holes are keys too, each the same constant vector (the authors' code)
 A third, DeepFill's own, would paste 4×4 patches at stride 2: a key of ORDERS and its own paste.
 """
@@ -52,14 +52,14 @@ def contextual_attention(
     keys: str = "window",
     blend: str = "hole",
 ) -> list[Tensor]:
-    """`features` with their holes filled from known patches, once for each patch size.
+    """Fill the holes of `features` from known patches, once for each patch size.
 
     features: N×C×H×W, any float dtype; computed in float32 at least and returned so.
-    mask: N×1×h×w, 1 = hole, any size (resized to the nearest), another for each picture.
+    mask: N×1×h×w, 1 = hole, any size (resized by nearest neighbor), another for each image.
     patches: odd sizes of square patches. propagation: k of eq. 2, 0 for none.
     temperature: λ, of the order `paper`; `released` has none.
     keys: known patches that may be copied: "window", those without any hole cell, "cell", those
-        whose centre is known, "all", everything. `released` always takes everything.
+        whose center is known, "all", everything. `released` always takes everything.
     blend: "hole" puts the result into the hole alone; "none" replaces every cell.
     """
     _check_options(patches, order, temperature, propagation)
@@ -71,8 +71,8 @@ def contextual_attention(
         or mask.device != features.device
     ):
         raise ValueError(
-            f"mask of shape {tuple(mask.shape)} on {mask.device} beside features of shape "
-            f"{tuple(features.shape)} on {features.device}; give N×1×h×w beside N×C×H×W, on the "
+            f"mask of shape {tuple(mask.shape)} on {mask.device} does not match features of shape "
+            f"{tuple(features.shape)} on {features.device}; expected N×1×h×w for N×C×H×W, on the "
             "same device"
         )
     f = features if features.dtype == torch.float64 else features.float()
@@ -99,12 +99,12 @@ def _check_options(
     if not (fine and 0 < temperature < float("inf") and propagation >= 0):
         raise ValueError(
             f"temperature={temperature:g}, propagation={propagation}, patches={list(patches)}; "
-            "give a temperature above 0, a propagation of 0 or more, odd patch sizes"
+            "expected a temperature above 0, a propagation of 0 or more, odd patch sizes"
         )
 
 
 def window_sum(x: Tensor, radius: int) -> Tensor:
-    """Sums over (2·radius + 1)² windows of N×H×W maps, zero beyond the border."""
+    """Sum over (2·radius + 1)² windows of N×H×W maps, zero beyond the border."""
     return F.avg_pool2d(x[:, None], 2 * radius + 1, 1, radius, divisor_override=1)[:, 0]
 
 

@@ -4,7 +4,7 @@ Huang et al.: Densely connected convolutional networks, CVPR 2017. Parameters an
 `features` have torchvision's names, so that its published weights load.
 
 The paper does not say more than "DenseNet". As released: `features` to the last norm, ReLU, a 3×3
-convolution to 256 maps without padding; logits on a 6×6 grid for 256×256 pictures, all 256 maps of
+convolution to 256 maps without padding; logits on a 6×6 grid for 256×256 images, all 256 maps of
 it judged; unconditional, images in [−1, 1]. The released code draws every weight anew after having
 loaded ImageNet's; here the head alone is drawn, so that loading is what counts.
 """
@@ -88,10 +88,10 @@ class DenseNetDiscriminator(nn.Module):
         for layer in self.features.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight)
-        self.initialise_head()
+        self.initialize_head()
 
-    def initialise_head(self) -> None:
-        """N(0, 0.02), as released, and nothing below it."""
+    def initialize_head(self) -> None:
+        """Draw the head alone from N(0, 0.02), as released."""
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
@@ -103,7 +103,7 @@ class DenseNetDiscriminator(nn.Module):
 def torchvision_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The `features` of a published DenseNet file under today's names.
 
-    The file dates from a time when modules were called `norm.1`; its classifier is left out.
+    Old torchvision called modules `norm.1`, now `norm1`; the file's classifier is left out.
     """
     return {
         OLD_NAME.sub(r"\1\2", name): value

@@ -1,4 +1,4 @@
-"""What is exported and what users call: erase → generator → composite, for pictures of any size."""
+"""The exported module: erase → generator → composite, for images of any size."""
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,10 @@ from . import masking
 
 
 class Inpainter(nn.Module):
-    """Fills holes in pictures of any height and width.
+    """Fill holes in images of any height and width.
 
-    The picture is padded below and to the right by repeating its edge (image and mask alike) to
-    what the generator's sizes ask for, and cut back. Inside the graph, so that the exported
+    Image and mask are padded below and to the right, by repeating their edges, to a size that the
+    generator takes, and the result is cropped. This is part of the graph, so that the exported
     program takes any size too.
     """
 
@@ -27,8 +27,8 @@ class Inpainter(nn.Module):
         - image N×3×H×W float in [0, 1], mask N×1×H×W (1 = hole) → N×3×H×W float in [0, 1];
         - image uint8 N×H×W×3, mask uint8 N×H×W (0 = known, else hole) → uint8 N×H×W×3.
 
-        Known pixels come out bit for bit. Raises ValueError for shapes, devices and values other
-        than these (compiled and exported, it does not look).
+        Known pixels are returned bit for bit. Raises ValueError for other shapes, devices and
+        values (not checked when compiled or exported).
         """
         if not torch.compiler.is_compiling():
             (masking.check_bytes if image.dtype == torch.uint8 else masking.check)(image, mask)
@@ -41,7 +41,7 @@ class Inpainter(nn.Module):
         return masking.composite(self._fill(image, mask).clamp(0, 1), image, mask)
 
     def _fill(self, image: Tensor, mask: Tensor) -> Tensor:
-        """The generator's picture at the image's own size."""
+        """The generator's image at the size of the input."""
         height, width = image.shape[2:]
         down = torch.arange(self._padded(height), device=image.device)
         right = torch.arange(self._padded(width), device=image.device)
@@ -62,7 +62,7 @@ class Inpainter(nn.Module):
 
 
 def export(inpainter: Inpainter, dtype: torch.dtype = torch.float32) -> ExportedProgram:
-    """The inpainter as an ATen graph with batch, height and width of any size ≥ 1.
+    """Export the inpainter as an ATen graph with batch, height and width of any size ≥ 1.
 
     dtype: torch.float32 or torch.uint8, the form of `forward` that is traced.
     """

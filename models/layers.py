@@ -1,4 +1,4 @@
-"""Small blocks that both generators are built from.
+"""Blocks shared by both generators.
 
 MSA-Net's convolutions are bias-free and followed by a norm and ReLU: Table 1 of the paper counts
 weights only, and without a norm its gradients vanish (see `msanet.py`).
@@ -89,10 +89,10 @@ class DeconvUnit(nn.Sequential):
         )
 
 
-def initialise_for_relu(module: nn.Module) -> None:
-    """Kaiming-normal weights, zero biases, in every convolution of `module`, in place.
+def initialize_for_relu(module: nn.Module) -> None:
+    """Initialize all convolutions of `module` in place: Kaiming-normal weights, zero biases.
 
-    A transposed convolution's fan-in is what reaches one output pixel: in · k² / stride².
+    The fan-in of a transposed convolution counts the inputs of one output pixel: in · k² / stride².
     """
     for layer in module.modules():
         if isinstance(layer, nn.ConvTranspose2d):
@@ -108,7 +108,7 @@ def initialise_for_relu(module: nn.Module) -> None:
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Inside, batch norms use the batch's own statistics and leave the running ones alone.
+    """Within the context, batch norms use batch statistics and keep their running ones.
 
     For a second forward in a step (MSA-Net's features of the original image). Holds for every
     `_BatchNorm` subclass that, as torch's own do, reads `training` and `track_running_stats` in
@@ -126,5 +126,5 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 
 def without_autocast(reference: Tensor) -> torch.autocast:
-    """A context in which operations on `reference`'s device keep the dtype that they are given."""
+    """A context without autocast on the device of `reference`."""
     return torch.autocast(reference.device.type, enabled=False)

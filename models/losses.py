@@ -1,4 +1,4 @@
-"""Losses of both papers as pure functions: float32 inside, a scalar out, mean over the batch.
+"""Losses of both papers as pure functions: computed in float32, a scalar, mean over the batch.
 
 MSA-Net eq. 11–16 and MUSICAL eq. 4–6. MSA-Net prints eq. 11 and 12 with a root, ‖·‖₂ / (W·H·C);
 we take the mean square: only so do its weights 1, 0.001 and 250 bring the terms to one range, as
@@ -46,7 +46,7 @@ def gram(feature: Tensor) -> Tensor:
     """
     n, channels, height, width = feature.shape
     x = feature.float()
-    # either view is free in its own memory format
+    # Each view needs no copy in its own memory format.
     if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         rows = x.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2)
     else:
@@ -65,18 +65,18 @@ def style(features: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
 
 
 def tv(image: Tensor) -> Tensor:
-    """Total variation: mean |difference| of horizontal plus of vertical neighbours."""
+    """Total variation: mean |difference| of horizontal plus of vertical neighbors."""
     x = image.float()
     return l1(x[..., :, 1:], x[..., :, :-1]) + l1(x[..., 1:, :], x[..., :-1, :])
 
 
 def adversarial_generator(logits: Tensor, kind: str) -> Tensor:
-    """How far the discriminator's `logits` of fakes are from "real", over its whole map."""
+    """Distance of the discriminator's `logits` of fakes from "real", over its whole map."""
     return _judged(logits, 1.0, kind)
 
 
 def adversarial_discriminator(real: Tensor, fake: Tensor, kind: str) -> Tensor:
-    """Half the sum of how far logits of real images are from "real", of fakes from "fake"."""
+    """Mean of the distances of real logits from "real" and of fake logits from "fake"."""
     return (_judged(real, 1.0, kind) + _judged(fake, 0.0, kind)) / 2
 
 

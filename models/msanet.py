@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import CHANNEL, GATES, SPATIAL, SQUEEZES, channel_attention, spatial_attention
-from .layers import ConvUnit, DeconvUnit, Prediction, initialise_for_relu, one_of, scaled
+from .layers import ConvUnit, DeconvUnit, Prediction, initialize_for_relu, one_of, scaled
 from .masking import check_pair, erase, update_known
 from .multiscale import DILATIONS, STRUCTURES, MultiScale
 
@@ -109,7 +109,7 @@ class MSANet(nn.Module):
         self.mask_update, self.taps = mask_update, taps
         self.multiple = 2**halvings
         # The map of the first unit must reach beyond its largest dilation, whose outer taps would
-        # else see padding alone.
+        # otherwise see only padding.
         self.smallest = (DILATIONS[-1] + 1) * 2 ** len(fe)
         self.smallest += -self.smallest % self.multiple
 
@@ -149,7 +149,7 @@ class MSANet(nn.Module):
             )
             channels = out
         self.out = nn.Conv2d(channels, 3, 3, padding=1)
-        initialise_for_relu(self)
+        initialize_for_relu(self)
 
     def forward(self, erased: Tensor, mask: Tensor) -> Prediction:
         check_pair(erased, mask, self.multiple, self.smallest)

@@ -1,11 +1,11 @@
-"""MSA-Net's multi-scale attention unit and the structures that table 1 sets against it.
+"""MSA-Net's multi-scale attention unit and the structures that table 1 compares with it.
 
 Qin, Bai, Zhao: Multi-scale attention network for image inpainting, CVIU 2021, fig. 2, table 1.
 
-The printed parameter counts pin the structures: weights of the branches (and of the 1×1 "reduce"
-convolution), with a 128-channel F_D, no biases, no norms, no attention. In the extracted table the
-last "Conv 1×1, 64" stands under Inception V3; the widths 512 and 304 of the concatenations and the
-totals place it behind V1's max pooling.
+The printed parameter counts determine the structures: weights of the branches (and of the 1×1
+"reduce" convolution), with a 128-channel F_D, no biases, no norms, no attention. In the extracted
+table the last "Conv 1×1, 64" is under Inception V3; the widths 512 and 304 of the concatenations
+and the totals show that it belongs after V1's max pooling.
 
 The paper does not say
 - the dilation of the single-scale structure of table 2 (2 here), nor its width: 128 → 192, which

@@ -1,7 +1,7 @@
 """MUSICAL: image inpainting with multi-scale contextual attention (Wang et al., IJCAI 2019).
 
 A U-Net whose inner half keeps its size and dilates instead (fig. 1), with multi-scale contextual
-attention (`contextual_attention.py`) where the maps are a quarter of the picture's size.
+attention (`contextual_attention.py`) where the maps are a quarter of the image's size.
 
 The paper does not say, and the authors' released code has
 - widths: 64, 128, 256, 512 and 512 below; kernels 4×4 of stride 2; instance norm; biases.
@@ -110,8 +110,8 @@ class Musical(nn.Module):
         check_pair(erased, mask, self.multiple, self.smallest)
         known = 1 - mask.to(erased.dtype)
         x = self.first(torch.cat((erase(erased * 2 - 1, mask), known), 1))
-        # The released blocks activate in place, so that skips carry LeakyReLU(x). All that reads a
-        # skip begins with a ReLU, after which both are the same.
+        # The released blocks activate in place, so that skips carry LeakyReLU(x). Every reader
+        # of a skip begins with a ReLU, after which both are the same.
         skips = [x]
         for down in (*self.down, *self.flat):
             x = down(x)

@@ -1,7 +1,7 @@
-"""What the orders of contextual attention do between scores and pasting, in streams of blocks.
+"""From scores to paste weights in each order of contextual attention, in streams of blocks.
 
 A block is n×g×w×h×v: values of g grid rows of w queries against a grid of h×v keys. Each stage
-turns an iterator of blocks into another, in order; `box` alone looks at neighbouring blocks, so
+turns an iterator of blocks into another, in order; only `box` reads neighboring blocks, so
 that a few blocks are alive at a time and every value is computed once. Gradients stream the same
 way through the transposed stages; `box` is its own transpose.
 """
@@ -31,7 +31,7 @@ class Scale(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """A block of what is pasted, and what its gradient needs."""
+    """A block of paste weights, and the values that its gradient needs."""
 
     weight: Tensor
     score: Tensor
@@ -49,7 +49,7 @@ class Gradient(NamedTuple):
 
 
 def fork(items: Iterable[T], count: int = 2) -> list[Iterator[T]]:
-    """`count` iterators over the same items, each let go once all have passed it.
+    """`count` iterators over the same items, each item freed once all have passed it.
 
     `itertools.tee` frees its items 57 at a time: here that would be whole maps.
     """
@@ -64,7 +64,7 @@ def fork(items: Iterable[T], count: int = 2) -> list[Iterator[T]]:
 
 
 def _advance(source: Iterator[T], waiting: Sequence[deque[T]]) -> bool:
-    """Hands the next item to every branch; False at the end."""
+    """Hand the next item to every branch; False at the end."""
     for item in source:
         for queue in waiting:
             queue.append(item)
@@ -113,7 +113,7 @@ def _add_shifted(out: Tensor, x: Tensor, *shifts: tuple[int, int]) -> None:
     """out[i] += x[i + shift] along each (dimension, shift), where both exist."""
     for dim, shift in shifts:
         first, size = max(0, -shift), out.shape[dim]
-        if size == x.shape[dim]:  # always so in an exported graph, where a min() would not resolve
+        if size == x.shape[dim]:  # always true in an exported graph, which cannot resolve a min()
             length = size - abs(shift)
         else:
             length = min(size, x.shape[dim] - shift) - first
@@ -137,7 +137,7 @@ def _softmax_backward(gradient: Tensor, softmax: Tensor) -> Tensor:
 def _weigh_paper(
     scores: Iterable[Tensor], terms: Sequence[Scale], propagation: int
 ) -> Iterator[Weights]:
-    """Cosines → softmax → propagation (eq. 2) → renormalisation."""
+    """Cosines → softmax → propagation (eq. 2) → renormalization."""
 
     def probabilities() -> Iterator[tuple[Tensor, Tensor, Scale]]:
         for score, t in zip(scores, terms):
@@ -171,7 +171,7 @@ def _unweigh_paper(
 def _weigh_released(
     scores: Iterable[Tensor], terms: Sequence[Scale], propagation: int
 ) -> Iterator[Weights]:
-    """Propagation over queries alone → softmax; the normalised keys are what is pasted."""
+    """Propagation over queries alone → softmax; pastes the normalized keys."""
     for score, t in zip(box(scores, propagation, coupled=False), terms):
         softmax = _softmax(torch.addcmul(t.closed, score, t.key))
         yield Weights(softmax * t.key, score, softmax, None, t)
@@ -193,7 +193,7 @@ def _unweigh_released(
 
 
 class Order(NamedTuple):
-    """How scores become weights, and the same backwards; both stream."""
+    """Scores to weights, and gradients back; both on streams."""
 
     weigh: Callable[[Iterable[Tensor], Sequence[Scale], int], Iterator[Weights]]
     unweigh: Callable[[Iterable[Weights], Iterable[Tensor], int], Iterator[Gradient]]

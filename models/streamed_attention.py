@@ -1,15 +1,15 @@
 """Contextual attention's products and pastes, for the queries near holes, block by block.
 
-Picture by picture, in the smallest window of queries that its hole needs, cut into blocks of grid
+Image by image, in the smallest window of queries that its hole needs, cut into blocks of grid
 rows that stay in a CPU's cache (`patch_scores.py`). Only features are kept for the backward pass,
 which computes the forward blocks again.
 
-Floor for one picture with h hole cells, q queries in its window and N keys of C channels: 2·q·N·C
+Floor for one image with h hole cells, q queries in its window and N keys of C channels: 2·q·N·C
 FLOP for the scores and 2·h·N·C for each patch size's paste; backward twice that and the scores
 again. Bytes: features, pasted maps and their gradients, a few times 4·N·C; blocks stay in cache.
 
-`torch.export` gets the same stages over one block that spans all rows any picture of the batch
-needs; a loop over data-dependent blocks it cannot take.
+`torch.export` cannot take a loop over data-dependent blocks: it gets the same stages over one block
+that spans all rows that any image of the batch needs.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +24,7 @@ from .patch_scores import Order, Scale, box, fork
 BLOCK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 28}  # of one block; about twenty are alive
 
 
-@torch.compiler.disable  # a compiled network calls it as it stands, between its graphs
+@torch.compiler.disable  # a compiled network calls it eagerly, between its graphs
 def attend(
     order: Order,
     propagation: int,
@@ -60,7 +60,7 @@ def _streamed(
 
 
 class Window(NamedTuple):
-    """The grid of queries that a picture's hole needs, in blocks of rows [start, stop).
+    """The grid of queries that an image's hole needs, in blocks of rows [start, stop).
 
     picks: for each block, the places of its hole cells within it; cells: within the whole map.
     """
@@ -74,7 +74,7 @@ class Window(NamedTuple):
 def window_of(wanted: Tensor, reach: int, queries: int, least: int) -> Window | None:
     """The window of `wanted` (H×W bool) widened by `reach`; None where nothing is wanted.
 
-    queries: how many a block may hold; a block has at least `least` grid rows all the same.
+    queries: how many a block may hold; a block has at least `least` grid rows anyway.
     """
     device, wanted = wanted.device, wanted.cpu()
     height, width = wanted.shape
@@ -93,8 +93,8 @@ def window_of(wanted: Tensor, reach: int, queries: int, least: int) -> Window | 
     return Window(slice(left, right), blocks, picks, cells)
 
 
-class Picture:
-    """One picture's features in its window: the streams of its scores, pastes and gradients."""
+class ImageWindow:
+    """One image's features in its window: the streams of its scores, pastes and gradients."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class Picture:
         ]
 
     def paste(self, outputs: Sequence[Tensor]) -> None:
-        """Writes each scale's pasted patches to the hole's cells of its C×(H·W) output."""
+        """Write each scale's pasted patches to the hole's cells of its C×(H·W) output."""
         streams = []
         for scale, scores in zip(self.scales, self.scores()):
             patches = box(scores, scale.radius)
@@ -149,7 +149,7 @@ class Picture:
     def paste_backward(
         self, gradients: Sequence[Tensor], features: Tensor, keys: Tensor, terms: Sequence[Scale]
     ) -> None:
-        """Adds to the gradients of features (H×W×C), keys (C×h·v) and terms.
+        """Add to the gradients of features (H×W×C), keys (C×h·v) and terms.
 
         gradients: of each scale's sums of pasted patches, C×(H·W).
         """
@@ -168,8 +168,8 @@ class Picture:
             weights = self.order.weigh(patches, self.terms(scale), self.propagation)
             here, later = fork(weights)
             pasted = through_paste(box((w.weight for w in here), scale.radius), gradient)
-            found = self.order.unweigh(later, box(pasted, scale.radius), self.propagation)
-            kept, spread = fork(found)
+            scored = self.order.unweigh(later, box(pasted, scale.radius), self.propagation)
+            kept, spread = fork(scored)
             for block, g, score in zip(
                 self.window.blocks, kept, box((g.score for g in spread), scale.radius)
             ):
@@ -197,7 +197,7 @@ def _area(scale: Scale) -> int:
 
 
 class _Streamed(torch.autograd.Function):
-    """Pictures one after the other. Keeps its inputs only."""
+    """`attend` image by image; saves only its inputs for the backward pass."""
 
     @staticmethod
     def forward(
@@ -216,8 +216,8 @@ class _Streamed(torch.autograd.Function):
         for i, window in enumerate(windows):
             if window is not None:
                 scales = _scales(radii, terms, i)
-                picture = Picture(window, order, propagation, features[i], keys[i], scales)
-                picture.paste([output[i].flatten(1) for output in outputs])
+                image = ImageWindow(window, order, propagation, features[i], keys[i], scales)
+                image.paste([output[i].flatten(1) for output in outputs])
         return outputs
 
     @staticmethod
@@ -225,7 +225,7 @@ class _Streamed(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         order, propagation, radii, windows = ctx.plan
         features, keys, *terms = ctx.saved_tensors
-        # known cells are handed through
+        # Gradients of known cells pass unchanged.
         of_blend = torch.stack(gradients).sum(0).contiguous()
         of_features = torch.zeros_like(features.permute(0, 2, 3, 1)).contiguous()
         of_keys = torch.zeros_like(keys.flatten(2), memory_format=torch.contiguous_format)
@@ -233,10 +233,10 @@ class _Streamed(torch.autograd.Function):
         for i, window in enumerate(windows):
             if window is not None:
                 scales = _scales(radii, terms, i)
-                picture = Picture(window, order, propagation, features[i], keys[i], scales)
+                image = ImageWindow(window, order, propagation, features[i], keys[i], scales)
                 for cells in window.cells:
                     of_blend[i].flatten(1).index_fill_(1, cells, 0)
-                picture.paste_backward(
+                image.paste_backward(
                     [g[i].flatten(1) / _area(scale) for g, scale in zip(gradients, scales)],
                     of_features[i],
                     of_keys[i],
@@ -247,7 +247,7 @@ class _Streamed(torch.autograd.Function):
 
 
 def _scales(radii: Sequence[int], terms: Sequence[Tensor], i: int) -> list[Scale]:
-    """Picture i's scales, from the flat list of all their terms."""
+    """The scales of image i, from the flat list of all their terms."""
     return [
         Scale(radius, *(t[i] for t in terms[3 * s : 3 * s + 3])) for s, radius in enumerate(radii)
     ]
@@ -261,7 +261,7 @@ def _in_one_block(
     wanted: Tensor,
     scales: Sequence[Scale],
 ) -> list[Tensor]:
-    """`attend` as one graph: all rows that a picture of the batch needs, as many as that may be."""
+    """`attend` as one graph over all rows that any image of the batch needs."""
     n, channels, height, width = features.shape
     radius = max(scale.radius for scale in scales)
     reach = 2 * radius + propagation

@@ -1,9 +1,9 @@
 """VGG16 up to its third pooling, the features of perceptual and style losses (MUSICAL eq. 4–6).
 
 Simonyan, Zisserman: Very deep convolutional networks, 2015. Names as torchvision's `vgg16`, whose
-published weights load (`pipeline/training/weights.py`); frozen, always in evaluation mode.
+published weights load (`pipeline/training/weights.py`); frozen and always in evaluation mode.
 
-MUSICAL does not say how images are scaled. `normalise=True` is what the weights were trained with;
+MUSICAL does not say how images are scaled. `normalize=True` scales as for the published weights;
 False feeds [−1, 1], as its released code does.
 """
 
@@ -20,7 +20,7 @@ SMALLEST = 8
 class VGG16Features(nn.Module):
     """N×3×H×W float in [0, 1], H and W at least 8 → the maps after pool1, pool2 and pool3."""
 
-    def __init__(self, normalise: bool = True) -> None:
+    def __init__(self, normalize: bool = True) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
@@ -30,7 +30,7 @@ class VGG16Features(nn.Module):
                 channels = out
             layers.append(nn.MaxPool2d(2, 2))
         self.features = nn.Sequential(*layers)
-        mean, std = (MEAN, STD) if normalise else ((0.5,) * 3, (0.5,) * 3)
+        mean, std = (MEAN, STD) if normalize else ((0.5,) * 3, (0.5,) * 3)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         for layer in self.features:
@@ -41,7 +41,7 @@ class VGG16Features(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode."""
+        """Keep evaluation mode."""
         return super().train(False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:

@@ -15,7 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.common.environment import cache_dir
+from pipeline.common.environment import cache_dir, core_count
+from pipeline.common.secrets import redact
 from pipeline.config.schema import DoctorConfig
 
 NEEDED_GB = 5
@@ -46,7 +47,7 @@ def main(config: DoctorConfig) -> dict[str, Any]:
         todo.append(all_reduce)
     checks = []
     for check in todo:
-        checks.append(check())
+        checks.append(Check(*map(redact, check())))
         _say(checks[-1])
     if any(check.state == "bad" for check in checks):
         raise SystemExit(1)
@@ -86,10 +87,9 @@ def devices() -> Check:
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         return Check("devices", "ok", f"{len(names)} x {names[0]}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     built = torch.version.cuda
     mend = "torch is built for CUDA but sees no GPU: check the driver" if built else ""
-    return Check("devices", "note", f"no GPU; {cores} CPU cores", mend)
+    return Check("devices", "note", f"no GPU; {core_count()} CPU cores", mend)
 
 
 def precision() -> Check:

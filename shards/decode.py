@@ -1,8 +1,8 @@
 """From a sample's bytes to a crop in batch memory, the same crop for the same (seed, epoch, key).
 
 JPEG goes through simplejpeg, bit-identical to Pillow; at sizes that are shrunk anyway it decodes
-in the DCT at the next larger of libjpeg's scales. What other people's sets hold beside plain JPEG
-goes through the hygiene of sharding. Sizes come from the header before any decoder runs.
+at the next larger of libjpeg's scales. Other formats, which only external sets hold, are decoded as
+`hygiene` does at sharding. Sizes are read from the header before any decoder runs.
 """
 
 import io
@@ -19,22 +19,22 @@ from PIL import Image
 from shards.hygiene import upright
 from shards.order import mix
 
-MAX_PIXELS = 64_000_000  # a header that claims more is refused before it costs memory
-RATIO = (3 / 4, 4 / 3)  # of a random resized crop (Szegedy et al. 2015, as torchvision has it)
+MAX_PIXELS = 64_000_000  # an image with more is rejected before it is decoded
+RATIO = (3 / 4, 4 / 3)  # of a random resized crop (Szegedy et al. 2015, as in torchvision)
 
 _JPEG = b"\xff\xd8"
-_ANOTHER = "not of the size that its index says; shard the set again"
+_WRONG_SIZE = "its size differs from its index; shard the set again"
 
-cv2.setNumThreads(1)  # the stream's threads are the parallelism; OpenCV's would fight them
+cv2.setNumThreads(1)  # the stream has its own threads; OpenCV's would compete with them
 
 
 @dataclass(frozen=True)
 class Crop:
-    """How a stored picture becomes size × size pixels.
+    """How a stored image is cropped to size × size pixels.
 
-    `random` and `center` cut out of the picture, first resized to `resize_short` on its short
-    side if that is given; `resized` takes a box of `scale` of the area, of aspect 3:4 to 4:3, and
-    resizes it. `flip` mirrors every other sample.
+    `random` and `center` crop the image, after resizing its short side to `resize_short` if that
+    is given; `resized` resizes a box of a share `scale` of the area and of aspect 3:4 to 4:3.
+    `flip` mirrors half of the samples.
     """
 
     size: int
@@ -45,28 +45,30 @@ class Crop:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ValueError(f"crop size={self.size} is not allowed: at least 1 pixel")
+            raise ValueError(f"invalid crop size={self.size}: expected at least 1 pixel")
         if self.mode not in ("random", "center", "resized"):
-            raise ValueError(f"crop mode={self.mode!r} is none of random, center, resized")
+            raise ValueError(
+                f"invalid crop mode={self.mode!r}: choose one of random, center, resized"
+            )
         if self.mode == "resized" and self.resize_short is not None:
-            raise ValueError("crop mode=resized resizes by itself: leave resize_short out")
+            raise ValueError("crop mode=resized takes no resize_short: remove it")
         if self.resize_short is not None and self.resize_short < self.size:
             raise ValueError(
                 f"resize_short={self.resize_short} is smaller than the crop of {self.size}: "
                 "make it at least as large"
             )
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"crop scale={self.scale} is not allowed: 0 < low <= high <= 1")
+            raise ValueError(f"invalid crop scale={self.scale}: expected 0 < low <= high <= 1")
 
     @cached_property
-    def kept(self) -> tuple[int, int] | None:
-        """The (height, width) of a picture that always stays as it is; None if there is none."""
-        cuts = self.mode == "resized" or self.flip or self.resize_short not in (None, self.size)
-        return None if cuts else (self.size, self.size)
+    def unchanged(self) -> tuple[int, int] | None:
+        """The (height, width) of images that the crop never changes; None if there is none."""
+        changes = self.mode == "resized" or self.flip or self.resize_short not in (None, self.size)
+        return None if changes else (self.size, self.size)
 
 
 class Cut(NamedTuple):
-    """Resize the picture to rows × columns (0: as it is), take the box, resize it to the crop."""
+    """Resize the image to rows × columns (0: no resizing), take the box, resize it to the crop."""
 
     rows: int
     columns: int
@@ -78,9 +80,9 @@ class Cut(NamedTuple):
 
 
 def plan(crop: Crop, height: int, width: int, word: int) -> Cut:
-    """Where the crop of a height × width picture lies, `word` being its 64 random bits.
+    """Choose the crop of a height × width image by its 64 random bits, `word`.
 
-    Raises ValueError when the picture is smaller than the crop and nothing makes it larger.
+    Raises ValueError when the image is smaller than the crop and is not resized.
     """
     flip = crop.flip and bool(mix(word, 0) & 1)
     if crop.mode == "resized":
@@ -93,7 +95,7 @@ def plan(crop: Crop, height: int, width: int, word: int) -> Cut:
     size = crop.size
     if min(rows, columns) < size:
         raise ValueError(
-            f"{width}x{height} pixels are smaller than the crop of {size}: "
+            f"the image of {width}x{height} pixels is smaller than the crop of {size}: "
             "set resize_short, or shard with a minimum side"
         )
     if crop.mode == "center":
@@ -129,7 +131,7 @@ def _below(word: int, draw: int, count: int) -> int:
 
 
 class Scratch:
-    """One thread's memory for whole pictures, reused: fresh pages cost like a small decode."""
+    """One thread's reusable memory for whole images; fresh pages cost as much as a small decode."""
 
     def __init__(self) -> None:
         self._bytes = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
@@ -141,25 +143,26 @@ class Scratch:
 
 
 def header(data: bytes) -> tuple[int, int, bool]:
-    """(height, width, whether simplejpeg reads it), nothing decoded. ValueError if unreadable."""
+    """(height, width, whether simplejpeg can decode it) by the header; ValueError if unreadable."""
     if data[:2] == _JPEG:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        jpeg = colours in ("YCbCr", "RGB", "Gray")
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+        jpeg = colors in ("YCbCr", "RGB", "Gray")
     else:
         try:
-            with Image.open(io.BytesIO(data)) as picture:
-                (width, height), jpeg = picture.size, False
+            with Image.open(io.BytesIO(data)) as image:
+                (width, height), jpeg = image.size, False
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"no picture that can be read ({error})") from error
+            raise ValueError(f"not a readable image ({error})") from error
     if height * width > MAX_PIXELS:
-        raise ValueError(f"{width}x{height} pixels, more than the {MAX_PIXELS} that are allowed")
+        raise ValueError(f"{width}x{height} pixels; at most {MAX_PIXELS} are allowed")
     return height, width, jpeg
 
 
 def decode(data: bytes, plain: bool = True) -> np.ndarray:
-    """The whole picture, uint8 H×W×3 RGB. Raises ValueError when it cannot be decoded.
+    """Decode the whole image, uint8 H×W×3 RGB. Raises ValueError when it cannot be decoded.
 
-    `plain` says that a JPEG is upright, gray or RGB: ours are, the index knows of others'.
+    `plain`: if it is a JPEG, it is upright, gray or RGB; always so in our shards, for external
+    ones see the index.
     """
     jpeg = header(data)[2]
     return simplejpeg.decode_jpeg(data, "RGB") if jpeg and plain else _upright(data)
@@ -173,7 +176,7 @@ def _upright(data: bytes) -> np.ndarray:
         raise ValueError(f"cannot be decoded ({error})") from error
 
 
-def into(
+def decode_crop(
     data: bytes,
     crop: Crop,
     word: int,
@@ -182,38 +185,38 @@ def into(
     plain: bool = True,
     shape: tuple[int, int] | None = None,
 ) -> None:
-    """Decodes, cuts and mirrors straight into `out`, uint8 size×size×3, contiguous, RGB.
+    """Decode, crop and mirror into `out`, uint8 size×size×3, contiguous, RGB.
 
     `word` is the sample's 64 random bits, `mix(seed, epoch, key)`; `plain` as in `decode`;
-    `shape` the (height, width) that an index has from the header, else that is read.
+    `shape` the (height, width) in the index, None to read it from the header.
     Raises ValueError.
     """
-    picture = None
+    image = None
     if plain and shape is not None and data[:2] == _JPEG:
-        if shape == crop.kept:
+        if shape == crop.unchanged:
             _exactly(data, out)
             return
         height, width = shape
     else:
         height, width, jpeg = header(data)
         if not (jpeg and plain):
-            picture = _upright(data)
-            height, width = picture.shape[:2]
+            image = _upright(data)
+            height, width = image.shape[:2]
     cut = plan(crop, height, width, word)
     size = crop.size
     whole = height == width == size and cut == (0, 0, 0, 0, size, size, False)
-    if picture is None and whole:
+    if image is None and whole:
         _exactly(data, out)
         return
-    if picture is None:
-        rows, columns = _least(cut, height, width, size)
-        room = scratch.take(0, height * width * 3)
-        picture = simplejpeg.decode_jpeg(
-            data, "RGB", min_height=rows, min_width=columns, buffer=room
+    if image is None:
+        rows, columns = _smallest_decode(cut, height, width, size)
+        buffer = scratch.take(0, height * width * 3)
+        image = simplejpeg.decode_jpeg(
+            data, "RGB", min_height=rows, min_width=columns, buffer=buffer
         )
-        if picture.shape[0] < rows or picture.shape[1] < columns:
-            raise ValueError(_ANOTHER)
-    box = _box(picture, cut, height, width, scratch)
+        if image.shape[0] < rows or image.shape[1] < columns:
+            raise ValueError(_WRONG_SIZE)
+    box = _box(image, cut, height, width, scratch)
     if box.shape[:2] == (size, size):
         if cut.flip:
             cv2.flip(box, 1, dst=out)
@@ -227,37 +230,37 @@ def into(
 
 def _exactly(data: bytes, out: np.ndarray) -> None:
     if simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape != out.shape:
-        raise ValueError(_ANOTHER)
+        raise ValueError(_WRONG_SIZE)
 
 
-def _least(cut: Cut, height: int, width: int, size: int) -> tuple[int, int]:
-    """How small the decoder may make the picture: every pixel of the crop keeps one of the box."""
+def _smallest_decode(cut: Cut, height: int, width: int, size: int) -> tuple[int, int]:
+    """The smallest rows × columns to decode to, so that the box is not smaller than the crop."""
     if cut.rows:
         return min(height, cut.rows), min(width, cut.columns)
     rows, columns = height * size / cut.height, width * size / cut.width
     return min(height, math.ceil(rows)), min(width, math.ceil(columns))
 
 
-def _box(picture: np.ndarray, cut: Cut, height: int, width: int, scratch: Scratch) -> np.ndarray:
+def _box(image: np.ndarray, cut: Cut, height: int, width: int, scratch: Scratch) -> np.ndarray:
     top, left, bottom, right = cut.top, cut.left, cut.top + cut.height, cut.left + cut.width
     if cut.rows:
-        if picture.shape[:2] != (cut.rows, cut.columns):
-            room = scratch.take(1, cut.rows * cut.columns * 3)[: cut.rows * cut.columns * 3]
-            resized = room.reshape(cut.rows, cut.columns, 3)
-            _resize(picture, resized)
-            picture = resized
-    elif picture.shape[:2] != (height, width):  # decoded smaller: the box shrinks with it
-        down, across = picture.shape[0] / height, picture.shape[1] / width
+        if image.shape[:2] != (cut.rows, cut.columns):
+            buffer = scratch.take(1, cut.rows * cut.columns * 3)[: cut.rows * cut.columns * 3]
+            resized = buffer.reshape(cut.rows, cut.columns, 3)
+            _resize(image, resized)
+            image = resized
+    elif image.shape[:2] != (height, width):  # decoded smaller: the box shrinks with it
+        down, across = image.shape[0] / height, image.shape[1] / width
         top, bottom = round(top * down), max(round(top * down) + 1, round(bottom * down))
         left, right = round(left * across), max(round(left * across) + 1, round(right * across))
-    return picture[top:bottom, left:right]
+    return image[top:bottom, left:right]
 
 
-def _resize(picture: np.ndarray, out: np.ndarray) -> None:
-    """Into `out`: by area where it shrinks to half or less, bilinear otherwise (7 times cheaper).
+def _resize(image: np.ndarray, out: np.ndarray) -> None:
+    """Resize into `out`: by area when shrinking to half or less, else bilinear (7 times cheaper).
 
-    A JPEG comes here already shrunk by libjpeg to less than twice what is wanted.
+    libjpeg has already reduced a JPEG to less than twice the size of `out`.
     """
-    halves = picture.shape[0] >= 2 * out.shape[0] and picture.shape[1] >= 2 * out.shape[1]
-    way = cv2.INTER_AREA if halves else cv2.INTER_LINEAR
-    cv2.resize(picture, (out.shape[1], out.shape[0]), dst=out, interpolation=way)
+    halves = image.shape[0] >= 2 * out.shape[0] and image.shape[1] >= 2 * out.shape[1]
+    method = cv2.INTER_AREA if halves else cv2.INTER_LINEAR
+    cv2.resize(image, (out.shape[1], out.shape[0]), dst=out, interpolation=method)

@@ -1,7 +1,7 @@
-"""WebDataset tars that somebody else wrote: they get an index and a manifest and stay as they are.
+"""Existing WebDataset tars: write an index and a manifest for them and leave the tars unchanged.
 
-Each tar is read once, front to back. A sample is the first picture under a key (the name up to
-its first dot, as webdataset groups them); a `.cls` member beside it is its label.
+Each tar is read once, from start to end. A sample is the first image under a key (the name up to
+its first dot, as webdataset groups members); a `.cls` member of the same key is its label.
 """
 
 import hashlib
@@ -18,18 +18,18 @@ from shards import store
 from shards.hygiene import Policy, describe, examine
 from shards.manifest import COLUMNS
 from shards.pack import IndexMeta, Reject, content_hash, index_bytes
-from shards.plan import SPLITS, generated, publish
+from shards.plan import SPLITS, generated_plan, publish
 from shards.sources import splits
 from shards.sources.files import check_end
 from shards.writer import Finished, finish
 
 BLOCK = 16 * 2**20
-PICTURES = ("jpg", "jpeg", "png", "webp")
+IMAGES = ("jpg", "jpeg", "png", "webp")
 _POLICY = Policy()
 
 
 class SourceError(ValueError):
-    """The tars that were named are not there."""
+    """No tars at the source."""
 
 
 def write(
@@ -39,32 +39,32 @@ def write(
     say: Callable[[str], None],
     max_reject_rate: float = 0.01,
 ) -> Finished:
-    """Indexes the tars of `source` into a set of kind external at `out`.
+    """Index the tars of `source` as a set of kind external at `out`.
 
-    `source` is a folder or URL of tars, or a brace pattern; splits are told by folders such as val/
-    or by names such as val-0000.tar.
-    Raises SourceError where there are no tars or one is missing; ValueError for a damaged or empty
-    one, and for more rejects than `max_reject_rate`.
+    `source` is a folder or URL of tars, or a brace pattern; splits follow from folders such as
+    val/ or names such as val-0000.tar.
+    Raises SourceError if there are no tars or one is missing; ValueError for a damaged or empty
+    tar, and for more rejects than `max_reject_rate`.
     """
     tars = {split: list(urls) for split, urls in _tars(source, say).items() if urls}
     if not tars:
         raise SourceError(
-            f"{store.display(source)}: no .tar there, nor in train/, val/ or test/; give a folder, "
+            f"{store.display(source)}: no .tar there or in train/, val/, test/; give a folder, "
             "a URL or a pattern such as s3://bucket/train-{0000..0099}.tar"
         )
     sizes = {url: _size(url) for urls in tars.values() for url in urls}
-    plan = generated(name, "external", {"format": 1, "tars": tars, "sizes": sizes})
+    plan = generated_plan(name, "external", {"format": 1, "tars": tars, "sizes": sizes})
     publish(out, plan)
     written: list[tuple[str, int, str | None]] = []
     first = 0
     for split, urls in tars.items():
-        there = set(store.names(store.join(out, split, "index")))
+        published = set(store.names(store.join(out, split, "index")))
         for number, url in enumerate(urls):
             file = f"shard-{number:06d}.parquet"
             place = store.join(out, split, "index", file)
-            if file not in there:
+            if file not in published:
                 store.write(place, _index(url, number, first, plan.sha256))
-            # ids go on from the last tar's, counted or not: a tar has at most as many as blocks
+            # ids must be unique before the next tar is read: it has at most one sample per block
             first += sizes[url] // 512
             written.append((split, number, url))
             say(f"{split} {number + 1}/{len(urls)} {store.display(url)}")
@@ -72,39 +72,39 @@ def write(
 
 
 def _tars(source: str, say: Callable[[str], None]) -> dict[str, list[str]]:
-    """The tars of each split, by the folders that they lie in and then by their own names."""
+    """The tars of each split, by their folders, else by their names."""
     if "{" in source:
         return _by_name(source, [_absolute(url) for url in braceexpand(source)])
     if source.endswith(".tar"):
         return _by_name(source, [_absolute(source)])
     base = _absolute(source)
-    here = store.names(base)
-    found = _by_name(source, [store.join(base, n) for n in here if n.endswith(".tar")])
+    children = store.names(base)
+    tars = _by_name(source, [store.join(base, n) for n in children if n.endswith(".tar")])
     folders: dict[str, list[str]] = {}
-    for folder in (name for name in here if "." not in name):
+    for folder in (name for name in children if "." not in name):
         inside = store.names(store.join(base, folder))
         if urls := [store.join(base, folder, n) for n in inside if n.endswith(".tar")]:
             folders[f"{folder}/"] = urls
     split_of = splits.assign(folders, store.display(source), whole=True)
     for folder, split in sorted(split_of.items()):
-        found[split] = found.get(split, []) + folders[folder]
+        tars[split] = tars.get(split, []) + folders[folder]
     if left := [f"{name} ({len(folders[name])} tars)" for name in folders if name not in split_of]:
-        say(f"not taken, as they are no splits: {', '.join(left)}")
-    return {split: found[split] for split in SPLITS if split in found}
+        say(f"skipped, not the folder of a split: {', '.join(left)}")
+    return {split: tars[split] for split in SPLITS if split in tars}
 
 
 def _by_name(source: str, urls: list[str]) -> dict[str, list[str]]:
-    """Tars by the splits in their names below the folder that holds them all; else all train."""
+    """The tars of each split by the names below their common folder; without splits, all train."""
     common = os.path.commonprefix([url.rpartition("/")[0] + "/" for url in urls])
     start = common.rfind("/") + 1
     names = {url: url[start:] for url in urls}
     split_of = splits.assign(names.values(), store.display(source))
     if split_of and len(split_of) < len(set(names.values())):
-        raise splits.unclear(names.values(), store.display(source))
-    found: dict[str, list[str]] = {}
+        raise splits.ambiguous(names.values(), store.display(source))
+    tars: dict[str, list[str]] = {}
     for url, name in names.items():
-        found.setdefault(split_of.get(name, "train"), []).append(url)
-    return found
+        tars.setdefault(split_of.get(name, "train"), []).append(url)
+    return tars
 
 
 def _absolute(url: str) -> str:
@@ -116,7 +116,7 @@ def _size(url: str) -> int:
         return store.size(url)
     except FileNotFoundError as error:
         raise SourceError(
-            f"{store.display(url)}: no such tar; correct source=, or its pattern"
+            f"{store.display(url)}: no such tar; correct source= or its pattern"
         ) from error
 
 
@@ -131,15 +131,15 @@ class _Member(NamedTuple):
 
 
 def _index(url: str, number: int, first: int, plan_sha256: str) -> bytes:
-    """The Parquet index of one tar. Raises ValueError when it is damaged or holds no picture."""
+    """The Parquet index of one tar. Raises ValueError when it is damaged or holds no image."""
     stream = _Stream(url)
     rows: list[dict[str, Any]] = []
     rejects: list[list[Any]] = []
     for sample_id, (key, members) in enumerate(_samples(stream, url), start=first):
-        picture = next((m for m in members if m.ext in PICTURES), None)
-        if picture is None:
+        image = next((m for m in members if m.ext in IMAGES), None)
+        if image is None:
             continue
-        verdict = examine(picture.name, picture.data, _POLICY)
+        verdict = examine(image.name, image.data, _POLICY)
         if isinstance(verdict, Reject):
             rejects.append([sample_id, *verdict])
             continue
@@ -148,22 +148,22 @@ def _index(url: str, number: int, first: int, plan_sha256: str) -> bytes:
                 "sample_id": sample_id,
                 "shard": number,
                 "key": key,
-                "src": picture.name,
-                "ext": picture.ext,
-                "offset": picture.offset,
-                "size": len(picture.data),
-                "crc32": zlib.crc32(picture.data),
-                "content_hash": content_hash(picture.data),
-                **describe(picture.data),
+                "src": image.name,
+                "ext": image.ext,
+                "offset": image.offset,
+                "size": len(image.data),
+                "crc32": zlib.crc32(image.data),
+                "content_hash": content_hash(image.data),
+                **describe(image.data),
                 "label": _label(members),
             }
         )
     if not rows:
         raise ValueError(
-            f"{store.display(url)}: holds no readable picture ({len(rejects)} unreadable); "
-            f"wds wants members named KEY.{'|'.join(PICTURES)}"
+            f"{store.display(url)}: no readable image ({len(rejects)} unreadable); "
+            f"expected members named KEY.{'|'.join(IMAGES)}"
         )
-    splits.refuse_nested(
+    splits.check_nested(
         {row["src"].rpartition("/")[0] for row in rows}, f"{store.display(url)} (data=wds)"
     )
     assert set(rows[0]) == set(COLUMNS["external"].names)
@@ -208,12 +208,12 @@ def _members(stream: "_Stream", url: str) -> Iterator[_Member]:
                 vars(tar)["members"].clear()
             end = int(vars(tar)["offset"])
     except tarfile.TarError as error:
-        raise ValueError(f"{store.display(url)}: no readable tar ({error})") from error
+        raise ValueError(f"{store.display(url)}: not a readable tar ({error})") from error
     check_end(reader, end, store.display(url))
 
 
 class _Stream(io.RawIOBase):
-    """An object read block by block, each block once and in order, hashed on its way."""
+    """An object read block by block, once and in order, and hashed while reading."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -249,12 +249,12 @@ class _Stream(io.RawIOBase):
         return len(part)
 
     def sha256(self) -> str:
-        """Of the whole object; reads what was not read yet."""
+        """The sha256 of the whole object; reads the rest of it."""
         self._load(max(0, -(-self.length // BLOCK) - 1))
         return self._hash.hexdigest()
 
     def _load(self, number: int) -> bytes:
-        if number < self._number:  # a step back across a border: not hashed again
+        if number < self._number:  # a seek back into an earlier block: do not hash it again
             return self._fetch(number)
         while self._number < number:
             self._number += 1

@@ -1,8 +1,8 @@
-"""Samples' bytes, checked: `pread` for local tars, whole blocks for object storage.
+"""Read and check samples: by `pread` from local tars, by whole blocks from object storage.
 
-Both are told, in the order of use, which windows come next: locally that is a hint to the page
-cache, remotely it starts the reads. Every sample is checked for length and crc32 and read again
-where it fails, three times in all; then it is an error that names it.
+The stream announces the windows that it needs next, in order: for local tars that is a hint to the
+page cache, for object storage it starts the reads. The length and crc32 of every sample are
+checked; a sample that fails is read up to three times, then an error names it.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ FETCHERS = 4
 READ_AHEAD = 16 << 20
 
 
-class Held(Protocol):
-    """A window whose samples can be taken, each once, from any thread."""
+class OpenWindow(Protocol):
+    """An announced window; each sample can be taken once, from any thread."""
 
     def take(self, turn: int) -> IndexRow: ...
 
@@ -33,12 +33,12 @@ class Held(Protocol):
 class Reader(Protocol):
     indexes: Indexes
 
-    def expect(self, window: Window, uses: int) -> Held:
-        """Announces that `uses` samples of `window` will be taken, in order of need."""
+    def expect(self, window: Window, uses: int) -> OpenWindow:
+        """Announce that `uses` samples of `window` will be taken; called in order of need."""
         ...
 
     def sample(self, shard: int, row: int) -> IndexRow:
-        """One sample by itself."""
+        """Read one sample."""
         ...
 
     def wants_more(self) -> bool:
@@ -49,22 +49,22 @@ class Reader(Protocol):
 
 
 def open_reader(manifest: Manifest, split: str, read_ahead: int = READ_AHEAD) -> Reader:
-    """The reader for where the split's tars lie. Raises ValueError for an unknown split."""
+    """The reader for the storage of the split's tars. Raises ValueError for an unknown split."""
     indexes = Indexes(manifest, split)
     if all(store.is_local(url) for url in indexes.urls):
-        return Local(indexes)
-    return Remote(indexes, read_ahead)
+        return LocalReader(indexes)
+    return RemoteReader(indexes, read_ahead)
 
 
-class Local:
-    """One `pread` a sample."""
+class LocalReader:
+    """One `pread` per sample."""
 
     def __init__(self, indexes: Indexes) -> None:
         self.indexes = indexes
         self._lock = threading.Lock()
-        self._files: dict[int, _Tar] = {}  # the longest open first
+        self._files: dict[int, _Tar] = {}  # the oldest first
 
-    def expect(self, window: Window, uses: int) -> Held:
+    def expect(self, window: Window, uses: int) -> OpenWindow:
         for piece in window.pieces:
             start, stop = _span(self.indexes[piece.shard], piece)
             file = self._file(piece.shard)
@@ -96,11 +96,11 @@ class Local:
         try:
             file = _Tar(store.local(url))
         except FileNotFoundError as error:
-            raise ValueError(f"{url}: the tar is gone; shard the set again") from error
-        found = os.fstat(file.number).st_size
-        if found != length:
+            raise ValueError(f"{url}: no such tar; restore it or shard the set again") from error
+        size = os.fstat(file.number).st_size
+        if size != length:
             raise ValueError(
-                f"{url}: {found} bytes, its manifest says {length}; shard the set again"
+                f"{url}: {size} bytes, but {length} in its manifest; shard the set again"
             )
         with self._lock:
             self._files[shard] = file
@@ -110,7 +110,7 @@ class Local:
 
 
 class _Tar:
-    """An open file that closes when the last thread reading it lets go."""
+    """An open file, closed when the last reference to it is dropped."""
 
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -121,19 +121,19 @@ class _Tar:
 
 
 class _LocalWindow(NamedTuple):
-    reader: Local
+    reader: LocalReader
     window: Window
 
     def take(self, turn: int) -> IndexRow:
         return self.reader.sample(*self.window.locate(turn))
 
 
-class Remote:
-    """A window's blocks by one ranged read each, ahead of need and off the decoding threads.
+class RemoteReader:
+    """One ranged read per block of a window, ahead of need and outside the decoding threads.
 
-    Memory is what is held: a window until its last sample is taken, less the samples taken, and
-    at most `read_ahead` bytes of windows that nobody has touched. A window that is needed now is
-    read whatever the budget says.
+    In memory are the samples of open windows that are not taken yet, and at most `read_ahead`
+    bytes of windows of which no sample is taken yet. A window that is needed now is read even
+    beyond that budget.
     """
 
     def __init__(self, indexes: Indexes, read_ahead: int) -> None:
@@ -146,7 +146,7 @@ class Remote:
         self._threads: list[threading.Thread] = []
         self._closed = False
 
-    def expect(self, window: Window, uses: int) -> Held:
+    def expect(self, window: Window, uses: int) -> OpenWindow:
         held = _RemoteWindow(self, window, uses)
         with self._wake:
             if self._closed:
@@ -171,13 +171,13 @@ class Remote:
         with self._wake:
             self._closed = True
             self._queue.clear()
-            for waited in self._open:
+            for pending in self._open:
                 with contextlib.suppress(InvalidStateError):
-                    waited.set_exception(ValueError("the stream is closed"))
+                    pending.set_exception(ValueError("the stream is closed"))
             self._open.clear()
             self._wake.notify_all()
         for thread in self._threads:
-            thread.join(timeout=0.2)  # one inside a stalled read is left to end by itself
+            thread.join(timeout=0.2)  # a thread in a stalled read ends later by itself
         self._ranges.close()
 
     def touched(self, held: "_RemoteWindow") -> None:
@@ -209,7 +209,7 @@ class Remote:
                 held.samples.set_exception(error)
 
     def _piece(self, piece: Piece) -> list[IndexRow]:
-        """The samples of a piece, copied out one by one so that each is freed when it is used."""
+        """The samples of a piece, each its own copy, so that it is freed once used."""
         rows = self.indexes[piece.shard]
         start, stop = _span(rows, piece)
         for _ in range(TRIES):
@@ -218,28 +218,28 @@ class Remote:
             except EOFError as error:
                 row, wrong = piece.row, str(error)
                 continue
-            found = []
+            samples = []
             for row in range(piece.row, piece.row + piece.samples):
                 offset = int(rows.offset[row]) - start
                 data = bytes(block[offset : offset + int(rows.size[row])])
                 wrong = rows.check(row, data)
                 if wrong:
                     break
-                found.append(rows.sample(piece.shard, row, data))
+                samples.append(rows.sample(piece.shard, row, data))
             else:
-                return found
+                return samples
         raise SampleError(f"{self.indexes.where(piece.shard, row)}: {wrong}, read {TRIES} times")
 
 
 class _RemoteWindow:
-    def __init__(self, reader: Remote, window: Window, uses: int) -> None:
+    def __init__(self, reader: RemoteReader, window: Window, uses: int) -> None:
         self.window, self.samples = window, Future[list[IndexRow | None]]()
         shards = reader.indexes.shards
         self.bytes = sum(
             piece.samples * shards[piece.shard].bytes // shards[piece.shard].samples
             for piece in window.pieces
         )
-        self._reader: Remote | None = reader
+        self._reader: RemoteReader | None = reader
         self._left, self._lock = uses, threading.Lock()
 
     def take(self, turn: int) -> IndexRow:
@@ -250,7 +250,7 @@ class _RemoteWindow:
                 self._reader = None
             sample, samples[turn] = samples[turn], None
             self._left -= 1
-            if not self._left:  # the rest went by before this run began, or is another rank's
+            if not self._left:  # other samples were used before this run, or are other ranks'
                 samples.clear()
         assert sample is not None, "each sample is taken once"
         return sample

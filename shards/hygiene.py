@@ -1,10 +1,10 @@
-"""Which pictures are stored, and how: every file of a source becomes a sample or a reject.
+"""Check and normalize the images of a source: every file becomes a sample or a reject.
 
-In this order: not empty, a format we know by its first bytes, a header that promises few enough
-pixels (read before any decoder runs: a decoder believes 65000×65000 and takes 7 GB), sides, aspect,
-a decode to the last bit of entropy-coded data. What every decoder reads alike (8-bit gray or RGB
-JPEG, upright, sRGB) passes through untouched; anything else is decoded once, here, and stored as
-such a JPEG, so that no reader has to know of EXIF, alpha, palettes, 16 bits, inks or profiles.
+Checked in this order: not empty, a known format by its first bytes, the number of pixels in the
+header (before decoding: a header of 65000×65000 would take 7 GB), sides, aspect, and that all of
+the coded data decodes. A plain JPEG (8-bit gray or RGB, upright, sRGB), which every decoder reads
+alike, is stored unchanged; anything else is decoded once, here, and stored as such a JPEG, so that
+readers need not handle EXIF, alpha, palettes, 16 bits, CMYK or color profiles.
 """
 
 import io
@@ -27,20 +27,20 @@ _OTHERS = ("PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG")
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """All that decides what is stored of a picture."""
+    """The options that determine which images are stored, and how."""
 
     min_side: int = 0  # pixels; a shorter side is rejected, or enlarged to it
     small: str = "reject"
     max_pixels: int = 64_000_000
     max_aspect: float = 20.0
     store_short: int | None = None  # pixels; a longer short side is reduced to it
-    quality: int = 95  # of the JPEG where one is made, 4:4:4
+    quality: int = 95  # of images encoded here, as JPEG 4:4:4
 
     def __post_init__(self) -> None:
         if self.small not in SMALL:
-            raise ValueError(f"small={self.small} is none of {', '.join(SMALL)}")
+            raise ValueError(f"invalid small={self.small}: choose one of {', '.join(SMALL)}")
         if not 1 <= self.quality <= 100:
-            raise ValueError(f"data.quality={self.quality} must be 1 to 100")
+            raise ValueError(f"invalid data.quality={self.quality}: expected 1 to 100")
         if self.store_short is not None and self.store_short < max(self.min_side, 1):
             raise ValueError(
                 f"data.store_short={self.store_short} is below data.min_side={self.min_side}; "
@@ -48,19 +48,19 @@ class Policy:
             )
 
     def options(self) -> dict[str, Any]:
-        """As a plan records them."""
+        """The options as recorded in a plan."""
         return asdict(self)
 
 
 def examine(src: str, data: bytes, policy: Policy, label: int = -1) -> PackedSample | Reject:
-    """What becomes of the file `src` with the bytes `data`: never raises for what it holds."""
+    """The sample or reject for the file `src` with the bytes `data`; bad data raises no error."""
     if not data:
         return Reject(src, "empty", "no bytes")
     try:
         header = _jpeg_header(data) if data[:3] == b"\xff\xd8\xff" else None
         plain = header is not None and header.plain
-        picture = None if plain else _open(data)
-        width, height = _size(header, picture)
+        image = None if plain else _open(data)
+        width, height = _size(header, image)
         bad = _bad_shape(src, width, height, policy)
         if bad is not None:
             return bad
@@ -70,11 +70,11 @@ def examine(src: str, data: bytes, policy: Policy, label: int = -1) -> PackedSam
             return _sample(src, data, width, height, mode, label)
         if plain and short is not None:
             pixels = _decode_jpeg(data, short)
-        else:  # a JPEG that libjpeg has remarks on may still be whole: Pillow knows
-            pixels = _upright(picture or _open(data))
+        else:  # Pillow decodes some JPEGs that libjpeg warns about
+            pixels = _upright(image or _open(data))
         if short is not None:
             pixels = _resize(pixels, short)
-    except _Unknown as error:
+    except _UnsupportedFormat as error:
         return Reject(src, "format", str(error))
     except (Image.DecompressionBombError, MemoryError) as error:
         return Reject(src, "pixels", str(error))
@@ -102,22 +102,22 @@ def _sample(src: str, data: bytes, width: int, height: int, mode: str, label: in
 
 
 def describe(data: bytes) -> dict[str, Any]:
-    """Sides, mode and EXIF orientation of a picture that `examine` took, as it is stored."""
+    """Sides, mode and EXIF orientation of an image that `examine` accepted, as it is stored."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        picture = _open(data)
-        orientation = picture.getexif().get(0x0112, 1)
+        image = _open(data)
+        orientation = image.getexif().get(0x0112, 1)
     valid = isinstance(orientation, int) and 1 <= orientation <= 8
     return {
-        "width": picture.width,
-        "height": picture.height,
-        "mode": picture.mode,
+        "width": image.width,
+        "height": image.height,
+        "mode": image.mode,
         "orientation": orientation if valid else 1,
     }
 
 
 def upright(data: bytes) -> np.ndarray:
-    """The pixels that `examine` would store of a picture it took, uint8 H×W×3 RGB.
+    """Decode an image that `examine` accepted to the pixels it would store, uint8 H×W×3 RGB.
 
     Raises OSError, ValueError or SyntaxError when it cannot be decoded.
     """
@@ -128,19 +128,19 @@ def upright(data: bytes) -> np.ndarray:
 # --- the header -----------------------------------------------------------------------------------
 
 
-class _Unknown(ValueError):
-    """No picture, or one of a kind that is not taken."""
+class _UnsupportedFormat(ValueError):
+    """Not an image, or an image of an unsupported kind."""
 
 
 class _Header(NamedTuple):
     width: int
     height: int
     components: int
-    plain: bool  # 8 bits, gray or RGB, upright, sRGB: stored as it is
+    plain: bool  # 8 bits, gray or RGB, upright, sRGB: stored unchanged
 
 
 def _jpeg_header(data: bytes) -> _Header:
-    """Walks the markers up to the frame and the scan; the pixels are not touched."""
+    """Read the markers up to the scan; no pixel is decoded."""
     place, frame, upright, srgb = 2, None, True, True
     while place + 4 <= len(data):
         if data[place] != 0xFF:
@@ -169,7 +169,7 @@ def _jpeg_header(data: bytes) -> _Header:
 
 
 def _orientation(tiff: bytes) -> int:
-    """The EXIF orientation in a TIFF block, 0 when it has none."""
+    """The EXIF orientation in a TIFF block, 0 if there is none."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None or len(tiff) < 8:
         return 0
@@ -181,43 +181,45 @@ def _orientation(tiff: bytes) -> int:
             if tag == 0x0112:
                 return int(value)
     except struct.error:
-        pass  # a cut-off EXIF block turns nothing
+        pass  # a truncated EXIF block: no orientation
     return 0
 
 
 def _open(data: bytes) -> Image.Image:
-    """Pillow's lazy reading of a header; no pixel is decoded."""
+    """Open by Pillow, which reads the header only."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the pixel limit is ours, EXIF's faults nobody's
+            warnings.simplefilter("ignore")  # we check the pixel limit; bad EXIF does not matter
             return Image.open(io.BytesIO(data), formats=_OTHERS)
     except UnidentifiedImageError as error:
         begin = data[:8].hex(" ")
-        raise _Unknown(f"no JPEG, PNG, WebP, GIF, BMP or TIFF (begins {begin})") from error
+        raise _UnsupportedFormat(
+            f"not a JPEG, PNG, WebP, GIF, BMP or TIFF (begins {begin})"
+        ) from error
 
 
-def _size(header: _Header | None, picture: Image.Image | None) -> tuple[int, int]:
+def _size(header: _Header | None, image: Image.Image | None) -> tuple[int, int]:
     if header is not None:
         return header.width, header.height
-    assert picture is not None
-    return picture.size
+    assert image is not None
+    return image.size
 
 
 def _bad_shape(src: str, width: int, height: int, policy: Policy) -> Reject | None:
-    said = f"{width}x{height}"
+    size = f"{width}x{height}"
     if width * height > policy.max_pixels:
-        return Reject(src, "pixels", f"{said} in the header, at most {policy.max_pixels}")
+        return Reject(src, "pixels", f"{size} in the header, at most {policy.max_pixels}")
     if min(width, height) < 1:
-        return Reject(src, "corrupt", f"{said} in the header")
+        return Reject(src, "corrupt", f"{size} in the header")
     if max(width, height) > policy.max_aspect * min(width, height):
-        return Reject(src, "aspect", f"{said}, at most {policy.max_aspect:g} to 1")
+        return Reject(src, "aspect", f"{size}, at most {policy.max_aspect:g} to 1")
     if min(width, height) < policy.min_side and policy.small == "reject":
-        return Reject(src, "small", f"{said}, the shorter side at least {policy.min_side}")
+        return Reject(src, "small", f"{size}, the shorter side at least {policy.min_side}")
     return None
 
 
 def _stored_short(width: int, height: int, policy: Policy) -> int | None:
-    """The short side to resize to, None to leave it."""
+    """The short side to resize to; None for no resizing."""
     short = min(width, height)
     if short < policy.min_side:
         return policy.min_side
@@ -230,7 +232,7 @@ def _stored_short(width: int, height: int, policy: Policy) -> int | None:
 
 
 def _decodes(data: bytes) -> bool:
-    """Decodes at 1/8 scale: all of the coded data is read, an eighth of the transform is paid."""
+    """Whether a JPEG decodes: at 1/8 scale, which reads all data at an eighth of the cost."""
     try:
         simplejpeg.decode_jpeg(
             data, colorspace="GRAY", fastdct=True, fastupsample=True, min_height=1, min_width=1
@@ -241,7 +243,7 @@ def _decodes(data: bytes) -> bool:
 
 
 def _decode_jpeg(data: bytes, short: int | None) -> np.ndarray:
-    """uint8 H×W×1|3, reduced in the transform as far as `short` allows."""
+    """Decode to uint8 H×W×1|3, reduced by libjpeg as far as the short side `short` allows."""
     gray = simplejpeg.decode_jpeg_header(data)[2] == "Gray"
     least = short or 0
     return simplejpeg.decode_jpeg(
@@ -249,17 +251,17 @@ def _decode_jpeg(data: bytes, short: int | None) -> np.ndarray:
     )
 
 
-def _upright(picture: Image.Image) -> np.ndarray:
-    """The first frame as uint8 H×W (gray) or H×W×3: turned, on white, 8 bits, sRGB."""
-    profile = picture.info.get("icc_profile")
+def _upright(image: Image.Image) -> np.ndarray:
+    """The first frame as uint8 H×W (gray) or H×W×3: upright, on white, 8 bits, sRGB."""
+    profile = image.info.get("icc_profile")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        picture.load()
-    turned = ImageOps.exif_transpose(picture)
+        image.load()
+    turned = ImageOps.exif_transpose(image)
     if turned.mode in ("I", "I;16", "I;16B", "I;16L"):
         return (np.asarray(turned).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
     if turned.mode == "F":
-        raise _Unknown("floating-point pixels have no agreed white")
+        raise _UnsupportedFormat("floating-point pixels are not supported: their range is unknown")
     if turned.has_transparency_data:
         layer = turned.convert("RGBA")
         turned = Image.new("RGBA", layer.size, "white")
@@ -274,18 +276,18 @@ def _upright(picture: Image.Image) -> np.ndarray:
     return np.asarray(turned)
 
 
-def _to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
-    """`picture` in sRGB; a profile that is broken or of another colour space is ignored."""
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Convert `image` to sRGB; a broken profile, or one of another color space, is ignored."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         target = ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(picture, source, target, outputMode="RGB") or picture
+        return ImageCms.profileToProfile(image, source, target, outputMode="RGB") or image
     except (ImageCms.PyCMSError, OSError):
-        return picture
+        return image
 
 
 def _resize(pixels: np.ndarray, short: int) -> np.ndarray:
-    """`pixels` with the short side `short`, sides rounded to the nearest."""
+    """Resize to the short side `short`; sides are rounded to the nearest pixel."""
     height, width = pixels.shape[:2]
     scale = short / min(height, width)
     size = (max(short, round(width * scale)), max(short, round(height * scale)))

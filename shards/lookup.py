@@ -1,4 +1,4 @@
-"""Where each sample of a split lies: the indexes, read shard by shard when first touched."""
+"""The indexes of a split: where each sample is stored; read shard by shard on first use."""
 
 import threading
 import zlib
@@ -13,11 +13,11 @@ from shards import store
 from shards.manifest import Manifest, Shard, read_index
 
 TRIES = 3
-INDEX_ROWS = 2_000_000  # held at most: 20 bytes each, more in shards above 2 GiB
+INDEX_ROWS = 2_000_000  # kept at most: 20 bytes each, more in shards above 2 GiB
 
 
 class SampleError(OSError):
-    """A sample whose bytes are not the ones that were indexed, however often they are read."""
+    """The bytes of a sample differ from its index every time they are read."""
 
 
 class IndexRow(NamedTuple):
@@ -25,13 +25,13 @@ class IndexRow(NamedTuple):
     data: bytes
     shard: int
     row: int
-    height: int  # pixels, before EXIF turns it
+    height: int  # pixels, before the EXIF rotation
     width: int
-    plain: bool  # an upright gray or RGB JPEG, which needs no care
+    plain: bool  # an upright gray or RGB JPEG
 
 
 class Rows(NamedTuple):
-    """What reading needs of one shard's index, one entry a sample, as small as it goes."""
+    """The columns of one shard's index that reading needs, one entry per sample, in small types."""
 
     key: np.ndarray  # int64, int32 where they fit
     offset: np.ndarray  # of the payload, int64 or int32
@@ -39,7 +39,7 @@ class Rows(NamedTuple):
     crc32: np.ndarray  # uint32
     height: np.ndarray  # uint16 or int32
     width: np.ndarray
-    plain: np.ndarray  # bool, of one entry where it holds for all
+    plain: np.ndarray  # bool; a single True if it holds for all
 
     def sample(self, shard: int, row: int, data: bytes) -> IndexRow:
         return IndexRow(
@@ -53,7 +53,7 @@ class Rows(NamedTuple):
         )
 
     def check(self, row: int, data: bytes) -> str:
-        """What is wrong with a sample's bytes; empty when nothing is."""
+        """The fault of a sample's bytes, empty if there is none."""
         if zlib.crc32(data) == self.crc32[row] and len(data) == self.size[row]:
             return ""
         if len(data) != self.size[row]:
@@ -62,36 +62,36 @@ class Rows(NamedTuple):
 
 
 def shards_of(manifest: Manifest, split: str) -> tuple[Shard, ...]:
-    """The shards of a split. Raises ValueError for one that the set has not."""
+    """The shards of a split. Raises ValueError for an unknown split."""
     if split not in manifest.splits:
         raise ValueError(
             f"{store.display(manifest.url)} has no split {split!r}: "
-            f"choose one of {', '.join(manifest.splits)}"
+            f"set split= to one of {', '.join(sorted(manifest.splits))}"
         )
     return manifest.splits[split].shards
 
 
 class Indexes:
-    """The split's indexes, read when first touched and kept while there is room."""
+    """The split's indexes, read on first use; the oldest are dropped above INDEX_ROWS."""
 
     def __init__(self, manifest: Manifest, split: str) -> None:
         self.manifest, self.split = manifest, split
         self.shards = shards_of(manifest, split)
         self.urls = [manifest.shard_url(split, shard) for shard in self.shards]
         self._lock = threading.Lock()
-        self._read_by: dict[int, Future[Rows]] = {}
-        self._kept: dict[int, Rows] = {}  # the longest kept first
+        self._loading: dict[int, Future[Rows]] = {}
+        self._kept: dict[int, Rows] = {}  # the oldest first
         self._rows = 0
 
     def __getitem__(self, shard: int) -> Rows:
-        found = self._kept.get(shard)  # without the lock: once a sample, by every thread
-        return self._first_time(shard) if found is None else found
+        rows = self._kept.get(shard)  # without the lock: every thread does this for every sample
+        return self._load(shard) if rows is None else rows
 
-    def _first_time(self, shard: int) -> Rows:
+    def _load(self, shard: int) -> Rows:
         with self._lock:
-            mine = shard not in self._read_by
-            reading = self._read_by.setdefault(shard, Future())
-        if mine:
+            first = shard not in self._loading
+            loading = self._loading.setdefault(shard, Future())
+        if first:
             try:
                 rows = self._read(shard)
                 with self._lock:
@@ -99,12 +99,12 @@ class Indexes:
                     self._rows += len(rows.key)
                     while self._rows > INDEX_ROWS and len(self._kept) > 1:
                         self._rows -= len(self._kept.pop(next(iter(self._kept))).key)
-                reading.set_result(rows)
+                loading.set_result(rows)
             except BaseException as error:
-                reading.set_exception(error)
+                loading.set_exception(error)
             with self._lock:
-                del self._read_by[shard]
-        return reading.result()
+                del self._loading[shard]
+        return loading.result()
 
     def _read(self, shard: int) -> Rows:
         entry = self.shards[shard]
@@ -112,29 +112,29 @@ class Indexes:
             try:
                 table = read_index(self.manifest, self.split, entry)
                 break
-            except ValueError:  # one flipped byte on the way is no wrong index
+            except ValueError:  # may be a fault of the transfer: read it again
                 if not left:
                     raise
         key, offset, size, crc32, height, width = (
-            _small(table[name].to_numpy())
+            _smallest_type(table[name].to_numpy())
             for name in ("sample_id", "offset", "size", "crc32", "height", "width")
         )
         rows = Rows(key, offset, size, crc32, height, width, _plain(table))
         if len(rows.key) and int((rows.offset + rows.size.astype(np.int64)).max()) > entry.bytes:
             raise ValueError(
-                f"{store.display(self.urls[shard])}: its index points past its {entry.bytes} "
+                f"{store.display(self.urls[shard])}: its index exceeds its {entry.bytes} "
                 "bytes; shard the set again"
             )
         return rows
 
     def where(self, shard: int, row: int) -> str:
-        """A sample's shard, key and offset, for messages."""
+        """The shard, key and offset of a sample, for messages."""
         rows, url = self[shard], store.display(self.urls[shard])
         return f"{url}: sample {rows.key[row]:09d} at byte {rows.offset[row]}"
 
 
-def _small(column: np.ndarray) -> np.ndarray:
-    """A copy of its own in the smallest type that holds it: 1.8 million samples are many."""
+def _smallest_type(column: np.ndarray) -> np.ndarray:
+    """A copy in the smallest integer type: 1.8 million samples must fit into memory."""
     most = int(column.max(initial=0))
     if column.dtype == np.uint32:
         return column.copy()
@@ -142,7 +142,7 @@ def _small(column: np.ndarray) -> np.ndarray:
 
 
 def _plain(table: pa.Table) -> np.ndarray:
-    """Which rows are plain JPEG as far as the index knows; one entry for all of a shard of ours."""
+    """Which rows are upright gray or RGB by the index; a single True if all are."""
     if "orientation" not in table.column_names:
         return np.array([False])
     upright = pc.equal(table["orientation"], 1)

@@ -1,7 +1,7 @@
-"""The threads that make batches: which samples come next, who makes which, where they go.
+"""The threads that make batches: choose samples, distribute them over threads, fill the batch.
 
-Batches are issued in order and made in chunks by whichever thread is free; each chunk is read,
-decoded and masked straight into the batch's memory.
+Batches are planned in order and made in chunks by any free thread; each chunk is read, decoded and
+masked directly into the memory of the batch.
 """
 
 import threading
@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from shards import decode
-from shards.fetch import Held, Reader
-from shards.mask_sets import Holes
-from shards.order import Epoch, Order, Window, amplification, mix, turn
+from shards.fetch import OpenWindow, Reader
+from shards.mask_sets import HoleSampler
+from shards.order import Epoch, Order, Window, amplification, mix, rank_positions
 
-CHUNK = 8  # samples that a thread takes at a time: fewer, and handing them out costs
-PLAN_AHEAD = 8192  # samples planned beyond what is issued, at most
+CHUNK = 8  # samples per claim of a thread; smaller chunks cost more locking
+PLAN_AHEAD = 8192  # samples planned ahead of the pending batches, at most
 _CROP = 3  # domain of the crop's random bits
-_CLOSED = "the stream is closed: make a new one at its position"
+_CLOSED = "the stream is closed: open a new one at its position"
 
 
 class Batch(NamedTuple):
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     images: torch.Tensor  # uint8 N×H×W×3, RGB
     masks: torch.Tensor  # uint8 N×H×W, 1 = hole
     keys: torch.Tensor  # int64 N
-    position: int  # samples of all ranks consumed once this batch is used: the state to save
+    position: int  # samples used by all ranks up to and with this batch: the state to save
 
 
 class Share(NamedTuple):
@@ -39,17 +39,17 @@ class Share(NamedTuple):
     world_size: int
 
 
-class _Pick(NamedTuple):
-    held: Held
+class _SampleRef(NamedTuple):
+    window: OpenWindow
     turn: int
     epoch: int
 
 
 @dataclass(eq=False)
-class _Ticket:
-    """One batch on its way."""
+class _PendingBatch:
+    """A batch that is being made."""
 
-    picks: list[_Pick]
+    picks: list[_SampleRef]
     position: int
     images: np.ndarray
     masks: np.ndarray | None
@@ -59,21 +59,21 @@ class _Ticket:
     errors: list[BaseException] = field(default_factory=list)
 
 
-class _Memory:
-    """Batch arrays, used again once nobody holds the tensor: fresh pages cost 10 % of a decode."""
+class _BufferPool:
+    """Batch arrays, reused once their tensor is freed: fresh pages cost 10 % of a decode."""
 
     def __init__(self, *shape: int) -> None:
         self.shape, self._free = shape, deque[np.ndarray]()
 
     def take(self) -> np.ndarray:
         whole = self._free.popleft() if self._free else np.empty(self.shape, np.uint8)
-        view = whole[:]  # what the tensor will hold on to, and its slices not
+        view = whole[:]  # referenced by the tensor; its end frees `whole` for reuse
         weakref.finalize(view, self._free.append, whole).atexit = False
         return view
 
 
-class Maker:
-    """The threads' shared state; knows no `Stream`, so that one that is dropped closes it."""
+class BatchMaker:
+    """State shared by the threads; has no reference to its `Stream`, which closes it when freed."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Maker:
         order: Order,
         share: Share,
         crop: decode.Crop,
-        holes: Holes | None,
+        holes: HoleSampler | None,
         position: int,
         threads: int,
         prefetch: int,
@@ -91,12 +91,12 @@ class Maker:
         self.position, self.prefetch = position, prefetch
         self.stride = amplification(order.lanes, share.world_size)
         count = share.batch // share.world_size
-        self._images = _Memory(count, crop.size, crop.size, 3)
-        self._masks = _Memory(count, crop.size, crop.size)
+        self._images = _BufferPool(count, crop.size, crop.size, 3)
+        self._masks = _BufferPool(count, crop.size, crop.size)
         self._epochs: dict[int, Epoch] = {}
-        self._held: dict[int, tuple[Window, Held]] = {}  # of each lane
-        self._planned: deque[tuple[list[_Pick], int]] = deque()
-        self._tickets: deque[_Ticket] = deque()
+        self._windows: dict[int, tuple[Window, OpenWindow]] = {}  # by lane
+        self._planned: deque[tuple[list[_SampleRef], int]] = deque()
+        self._pending: deque[_PendingBatch] = deque()
         self._wake = threading.Condition()
         self._closed = False
         self._started = False
@@ -107,41 +107,41 @@ class Maker:
         ]
 
     def next(self) -> Batch:
-        """The next batch. Raises what went wrong with it, and is closed then."""
-        ticket = self._wait() if self._threads else self._make()
-        if ticket.errors:
+        """The next batch. After an error in it, raises the error and closes."""
+        pending = self._wait() if self._threads else self._make()
+        if pending.errors:
             self.close()
-            raise ticket.errors[0]
-        return _finish(ticket)
+            raise pending.errors[0]
+        return _finish(pending)
 
-    def _wait(self) -> _Ticket:
+    def _wait(self) -> _PendingBatch:
         with self._wake:
             if not self._started:
                 self._started = True
                 for thread in self._threads:
                     thread.start()
-            while not self._closed and not (self._tickets and not self._tickets[0].left):
+            while not self._closed and not (self._pending and not self._pending[0].left):
                 self._wake.wait()
             if self._closed:
                 raise ValueError(_CLOSED)
             self._wake.notify_all()
-            return self._tickets.popleft()
+            return self._pending.popleft()
 
-    def _make(self) -> _Ticket:
-        """A batch made here and now, where there are no threads."""
+    def _make(self) -> _PendingBatch:
+        """Make a batch in the calling thread."""
         if self._closed:
             raise ValueError(_CLOSED)
-        ticket = self._issue()
+        pending = self._issue()
         try:
-            self._fill(ticket, 0, len(ticket.picks), self._scratch)
+            self._fill(pending, 0, len(pending.picks), self._scratch)
         except Exception as error:
-            ticket.errors.append(error)
-        return ticket
+            pending.errors.append(error)
+        return pending
 
     def close(self) -> None:
         with self._wake:
             self._closed = True
-            self._tickets.clear()
+            self._pending.clear()
             self._wake.notify_all()
         self.reader.close()
         for thread in self._threads:
@@ -151,34 +151,34 @@ class Maker:
     def _work(self) -> None:
         scratch = decode.Scratch()
         while (claim := self._claim()) is not None:
-            ticket, low, high = claim
+            pending, low, high = claim
             try:
-                self._fill(ticket, low, high, scratch)
+                self._fill(pending, low, high, scratch)
             except BaseException as error:
-                ticket.errors.append(error)
+                pending.errors.append(error)
             with self._wake:
-                ticket.left -= high - low
-                if not ticket.left:
+                pending.left -= high - low
+                if not pending.left:
                     self._wake.notify_all()
-            del claim, ticket  # or this thread would keep the batch's memory
+            del claim, pending  # free the batch's memory while waiting
 
-    def _claim(self) -> tuple[_Ticket, int, int] | None:
-        """The next samples to make, in the order of need; waits while enough is under way."""
+    def _claim(self) -> tuple[_PendingBatch, int, int] | None:
+        """The next samples to make, in order of need; waits while enough batches are pending."""
         with self._wake:
             while not self._closed:
-                for ticket in self._tickets:
-                    if ticket.given < len(ticket.picks):
-                        low = ticket.given
-                        ticket.given = min(low + CHUNK, len(ticket.picks))
-                        return ticket, low, ticket.given
-                if len(self._tickets) <= self.prefetch:
-                    self._tickets.append(self._issue())
+                for pending in self._pending:
+                    if pending.given < len(pending.picks):
+                        low = pending.given
+                        pending.given = min(low + CHUNK, len(pending.picks))
+                        return pending, low, pending.given
+                if len(self._pending) <= self.prefetch:
+                    self._pending.append(self._issue())
                     self._wake.notify_all()
                 else:
                     self._wake.wait()
             return None
 
-    def _issue(self) -> _Ticket:
+    def _issue(self) -> _PendingBatch:
         try:
             picks, position = self._planned.popleft() if self._planned else self._plan()
             errors: list[BaseException] = []
@@ -190,39 +190,41 @@ class Maker:
         left = len(picks)
         images = self._images.take()
         masks = None if self.holes is None else self._masks.take()
-        return _Ticket(picks, position, images, masks, keys, left=left, errors=errors)
+        return _PendingBatch(picks, position, images, masks, keys, left=left, errors=errors)
 
-    def _plan(self) -> tuple[list[_Pick], int]:
-        """Which samples this rank makes of the next global batch; tells the reader."""
+    def _plan(self) -> tuple[list[_SampleRef], int]:
+        """Choose this rank's samples of the next global batch and announce them to the reader."""
         picks = []
-        for position in turn(self.position, *self.share):
+        for position in rank_positions(self.position, *self.share):
             number, place = divmod(position, self.order.total)
             if number not in self._epochs:
                 self._epochs = {number: self.order.epoch(number)}
             window, nth = self._epochs[number].window(place)
             lane = place % self.order.lanes
-            known = self._held.get(lane)
-            if known is None or known[0] is not window:
+            opened = self._windows.get(lane)
+            if opened is None or opened[0] is not window:
                 uses = -(-(len(window.order) - nth) // self.stride)
-                known = self._held[lane] = window, self.reader.expect(window, uses)
-            picks.append(_Pick(known[1], nth, number))
+                opened = self._windows[lane] = window, self.reader.expect(window, uses)
+            picks.append(_SampleRef(opened[1], nth, number))
         self.position += self.share.batch
         return picks, self.position
 
-    def _fill(self, ticket: _Ticket, low: int, high: int, scratch: decode.Scratch) -> None:
+    def _fill(self, pending: _PendingBatch, low: int, high: int, scratch: decode.Scratch) -> None:
         seed = self.order.seed
-        epochs = {pick.epoch for pick in ticket.picks[low:high]}
+        epochs = {pick.epoch for pick in pending.picks[low:high]}
         crops = {epoch: mix(seed, epoch, _CROP) for epoch in epochs}
-        picks = ticket.picks[low:high]
-        samples = [pick.held.take(pick.turn) for pick in picks]  # first, so that caches stay warm
+        picks = pending.picks[low:high]
+        samples = [
+            pick.window.take(pick.turn) for pick in picks
+        ]  # read all before decoding: caches stay warm
         for place, pick, sample in zip(range(low, high), picks, samples):
-            ticket.keys[place] = sample.key
+            pending.keys[place] = sample.key
             try:
-                decode.into(
+                decode.decode_crop(
                     sample.data,
                     self.crop,
                     mix(sample.key, state=crops[pick.epoch]),
-                    ticket.images[place],
+                    pending.images[place],
                     scratch,
                     sample.plain,
                     (sample.height, sample.width),
@@ -230,14 +232,14 @@ class Maker:
             except ValueError as error:
                 where = self.reader.indexes.where(sample.shard, sample.row)
                 raise ValueError(f"{where}: {error}") from error
-            if ticket.masks is not None and self.holes is not None:
-                ticket.masks[place] = self.holes(seed, pick.epoch, sample.key)
+            if pending.masks is not None and self.holes is not None:
+                pending.masks[place] = self.holes(seed, pick.epoch, sample.key)
 
 
-def _finish(ticket: _Ticket) -> Batch:
-    images, keys = torch.from_numpy(ticket.images), torch.from_numpy(ticket.keys)
-    if ticket.masks is None:
+def _finish(pending: _PendingBatch) -> Batch:
+    images, keys = torch.from_numpy(pending.images), torch.from_numpy(pending.keys)
+    if pending.masks is None:
         masks = torch.zeros((), dtype=torch.uint8).expand(images.shape[:3])
     else:
-        masks = torch.from_numpy(ticket.masks)
-    return Batch(images, masks, keys, ticket.position)
+        masks = torch.from_numpy(pending.masks)
+    return Batch(images, masks, keys, pending.position)

@@ -1,12 +1,12 @@
-"""What a sharded set is: `manifest.json`, published last, and one Parquet index a shard.
+"""The format of a sharded set: `manifest.json`, published last, and one Parquet index per shard.
 
-    <url>/manifest.json                      what readers open; without it the set does not exist
+    <url>/manifest.json                      opened by readers; without it the set does not exist
     <url>/<split>/shard-000000.tar           members {key:09d}.{ext}
-    <url>/<split>/index/shard-000000.parquet where each member's bytes lie, and its checks
-    <url>/rejects.parquet                    what the source held and the set does not, with reasons
+    <url>/<split>/index/shard-000000.parquet offset, size and checksum of each member
+    <url>/rejects.parquet                    files of the source that the set lacks, with reasons
 
-The manifest has sorted keys and no times, so its sha256, the set's digest, depends on the bytes
-of the set and nothing else.
+The manifest has sorted keys and no times, so that its sha256, the digest of the set, depends only
+on the bytes of the set.
 """
 
 import hashlib
@@ -30,12 +30,12 @@ _PLACE = [
     ("sample_id", pa.int64()),  # unique in the set; the member's key is its nine digits
     ("shard", pa.int32()),
     ("key", pa.string()),
-    ("src", pa.string()),  # the source's own name for it
+    ("src", pa.string()),  # its path in the source
     ("ext", pa.string()),
     ("offset", pa.int64()),  # of the payload, from the start of the tar
     ("size", pa.int32()),
     ("crc32", pa.uint32()),
-    ("content_hash", pa.uint64()),  # blake2b-8 of the payload: equal pictures are equal here
+    ("content_hash", pa.uint64()),  # blake2b-8 of the payload: equal for equal images
     ("width", pa.int32()),
     ("height", pa.int32()),
     ("mode", pa.string()),
@@ -109,19 +109,21 @@ def encode(name: str, kind: str, plan_sha256: str, splits: Mapping[str, Split]) 
 
 
 def decode(data: bytes, url: str) -> Manifest:
-    """The manifest in `data`. Raises ValueError naming `url` when it is none of ours."""
+    """The manifest in `data`. Raises ValueError naming `url` when it is not one."""
     where = store.display(store.join(url, FILE))
     try:
         document = json.loads(data)
         schema = document["schema"]
         if not isinstance(schema, int) or schema > SCHEMA:
             raise ValueError(
-                f"{where}: schema {schema!r}, and this version reads up to {SCHEMA}; "
+                f"{where}: schema {schema!r}, but this version reads up to {SCHEMA}; "
                 "use the version that wrote it, or a newer one"
             )
         kind = document["kind"]
         if kind not in COLUMNS:
-            raise ValueError(f"{where}: kind {kind!r} is none of {', '.join(COLUMNS)}")
+            raise ValueError(
+                f"{where}: unknown kind {kind!r}: expected one of {', '.join(COLUMNS)}"
+            )
         splits = {
             name: Split(
                 int(entry["samples"]),
@@ -137,9 +139,11 @@ def decode(data: bytes, url: str) -> Manifest:
         ) from error
     for name, split in splits.items():
         if not SPLIT.fullmatch(name):
-            raise ValueError(f"{where}: {name!r} is no split's name")
+            raise ValueError(f"{where}: invalid split name {name!r}")
         if split.samples != sum(shard.samples for shard in split.shards):
-            raise ValueError(f"{where}: split {name} has another count than its shards together")
+            raise ValueError(
+                f"{where}: the samples of split {name} differ from the sum over its shards"
+            )
     return Manifest(str(url), named, kind, plan, splits, hashlib.sha256(data).hexdigest())
 
 
@@ -150,21 +154,21 @@ def _shard(where: str, kind: str, place: int, item: Mapping) -> Shard:
     elif SHARD.fullmatch(name):
         number = int(name[6:12])
     else:
-        raise ValueError(f"{where}: {name!r} is no shard's name (shard-000000.tar)")
+        raise ValueError(f"{where}: invalid shard name {name!r}: expected shard-000000.tar")
     return Shard(
         name, int(item["bytes"]), int(item["samples"]), item["sha256"], item["index_sha256"], number
     )
 
 
 def open_manifest(url: str) -> Manifest:
-    """The set at `url`. Raises ValueError (one line) when there is none, or a newer one."""
+    """Open the set at `url`. Raises ValueError when there is none, or its schema is newer."""
     url = str(url).rstrip("/").removesuffix("/" + FILE)
     try:
         data = store.read(store.join(url, FILE))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(
-            f"{store.display(url)}: no {FILE} there, so no finished sharded set; "
-            "run `shard` (the same command again finishes an interrupted one)"
+            f"{store.display(url)}: no {FILE} there, so not a finished sharded set; "
+            "run `shard` (re-running the command finishes an interrupted set)"
         ) from error
     return decode(data, url)
 
@@ -172,21 +176,21 @@ def open_manifest(url: str) -> Manifest:
 def read_index(manifest: Manifest, split: str, shard: Shard) -> pa.Table:
     """The samples of one shard in tar order, columns as `COLUMNS[manifest.kind]`.
 
-    Raises ValueError when the index is not the one the manifest names.
+    Raises ValueError when the index is missing or differs from the manifest.
     """
     url = manifest.index_url(split, shard)
     try:
         data = store.read(url)
     except FileNotFoundError as error:
-        raise ValueError(f"{store.display(url)}: the index is gone; shard the set again") from error
+        raise ValueError(f"{store.display(url)}: no such index; shard the set again") from error
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
         raise ValueError(
-            f"{store.display(url)}: not the index that the manifest names (its sha256 differs); "
-            "shard the set again"
+            f"{store.display(url)}: its sha256 differs from the manifest; shard the set again"
         )
     table = pq.read_table(io.BytesIO(data))
     if table.num_rows != shard.samples:
         raise ValueError(
-            f"{store.display(url)}: {table.num_rows} rows, the manifest says {shard.samples}"
+            f"{store.display(url)}: {table.num_rows} rows, but {shard.samples} in the manifest; "
+            "shard the set again"
         )
     return table

@@ -1,10 +1,10 @@
-"""NVIDIA's irregular masks, or anybody's folder or archive of mask pictures, into a mask set.
+"""Import mask images, such as NVIDIA's irregular masks, from a folder or archive into a mask set.
 
-Two conventions are about: NVIDIA's 12,000 test masks are white where the hole is, its raw training
-masks black. Nothing is guessed from names: the ratios decide. Read the right way, masks lie in
-their folder's bucket if its name gives one (0.1-0.2, 10-20), else between 0.01 and 0.6; read the
-wrong way, a hole of 0.05 becomes one of 0.95. Where neither reading or both fit, `polarity` must
-be given, and one that the ratios speak against is refused.
+There are two conventions: the holes of NVIDIA's 12,000 test masks are white, those of its raw
+training masks black. The hole ratios decide which one holds: read correctly, the ratios are within
+the bucket that the folder's name gives (0.1-0.2, 10-20), else between 0.01 and 0.6; read wrongly, a
+ratio of 0.05 becomes 0.95. If both readings fit, or neither, `polarity` must be given; one that the
+ratios contradict is rejected.
 """
 
 import re
@@ -21,71 +21,78 @@ from shards.decode import header
 from shards.mask_sets import Mask
 from shards.masks import BUCKETS, bucket
 from shards.plan import Row
-from shards.sources.files import File, files, is_image, read_file
+from shards.sources.files import File, is_image, list_files, read_file
 
 POLARITIES = ("auto", "hole_white", "hole_black")
-THRESHOLD = 127  # masks that went through JPEG leak grey around their edges
-LOOK_AT = 600  # masks that the polarity is judged on, evenly spread
-FITS, FAILS = 0.9, 0.7  # shares in range that decide for a reading, and against the other
+THRESHOLD = 127  # masks that were JPEG files have gray edges
+LOOK_AT = 600  # masks whose ratios are measured, evenly spread
+FITS, FAILS = (
+    0.9,
+    0.7,
+)  # a reading holds if it puts this share in range and the other one at most that
 
 _RANGE = re.compile(r"(\d*\.?\d+)\s*%?\s*(?:-|_|,|to)\s*(\d*\.?\d+)\s*%?")
 
 
 @dataclass(frozen=True)
 class MaskSource:
-    """Mask pictures in a folder, tar or zip, in order of their names."""
+    """Mask images in a folder, tar or zip, in the order of their names."""
 
     root: Path
     archive: str
     files: tuple[File, ...]
 
     def read(self, place: int) -> np.ndarray:
-        """The place-th picture, grey uint8 H×W. ValueError names one that cannot be read."""
+        """The place-th image, gray uint8 H×W. ValueError names an image that cannot be read."""
+        data = self._data(place)
+        try:
+            header(data)  # checks the pixel limit before OpenCV decodes
+            gray = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+        except (ValueError, cv2.error) as error:
+            raise ValueError(f"{self.name(place)}: not a mask image ({error})") from error
+        if gray is None:
+            raise ValueError(f"{self.name(place)}: not a mask image")
+        return gray
+
+    def _data(self, place: int) -> bytes:
         file = self.files[place]
         row = Row(place, file.path, file.size, -1, self.archive, file.offset)
-        data = read_file(self.root, row)
-        try:
-            header(data)  # the pixel limit, before OpenCV decodes whatever it is given
-            grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-        except (ValueError, cv2.error) as error:
-            raise ValueError(f"{self.name(place)}: no mask picture ({error})") from error
-        if grey is None:
-            raise ValueError(f"{self.name(place)}: no mask picture")
-        return grey
+        return read_file(self.root, row)
 
     def name(self, place: int) -> str:
         return fsdecode(self.files[place].path)
 
     def digest(self) -> str:
-        """Of all names and contents."""
+        """sha256 of all names and contents."""
         total = sha256()
         for place, file in enumerate(self.files):
-            row = Row(place, file.path, file.size, -1, self.archive, file.offset)
-            total.update(sha256(file.path + b"\0" + read_file(self.root, row)).digest())
+            total.update(sha256(file.path + b"\0" + self._data(place)).digest())
         return total.hexdigest()
 
 
 def open_source(source: str) -> MaskSource:
-    """The mask pictures at `source`. Raises ValueError when there are none."""
+    """The mask images at `source`. Raises ValueError when there are none."""
     place = Path(source)
-    found = sorted((file for file in files(place) if is_image(file.path)), key=lambda f: f.path)
-    if not found:
+    images = sorted(
+        (file for file in list_files(place) if is_image(file.path)), key=lambda f: f.path
+    )
+    if not images:
         raise ValueError(
-            f"{source}: no pictures there; give the folder or zip of masks as published "
+            f"{source}: no images there; give the folder or zip of masks as published "
             "(test_mask.zip: 12,000 PNG of 512x512, white holes)"
         )
     if place.is_dir():
-        return MaskSource(place, "", tuple(found))
-    return MaskSource(place.parent, place.name, tuple(found))
+        return MaskSource(place, "", tuple(images))
+    return MaskSource(place.parent, place.name, tuple(images))
 
 
-def judge(source: MaskSource, polarity: str) -> str:
-    """`hole_white` or `hole_black`: what the ratios say, checked against `polarity`.
+def resolve_polarity(source: MaskSource, polarity: str) -> str:
+    """`hole_white` or `hole_black` by the hole ratios.
 
-    Raises ValueError when they leave it open, or contradict it.
+    Raises ValueError when the ratios do not decide, or contradict `polarity`.
     """
     if polarity not in POLARITIES:
-        raise ValueError(f"polarity={polarity} is none of {', '.join(POLARITIES)}")
+        raise ValueError(f"invalid polarity={polarity}: choose one of {', '.join(POLARITIES)}")
     places = np.unique(np.linspace(0, len(source.files) - 1, LOOK_AT).astype(int))
     white = np.array([float((source.read(at) > THRESHOLD).mean()) for at in places])
     low, high = np.array([_bounds(source.files[at].path) for at in places]).T
@@ -93,38 +100,38 @@ def judge(source: MaskSource, polarity: str) -> str:
         "hole_white": float(((white > low) & (white <= high)).mean()),
         "hole_black": float(((1 - white > low) & (1 - white <= high)).mean()),
     }
-    said = ", ".join(f"{name} puts {part:.0%} in range" for name, part in share.items())
+    shares = ", ".join(f"{name} puts {part:.0%} in range" for name, part in share.items())
     if polarity == "auto":
         for name, other in (("hole_white", "hole_black"), ("hole_black", "hole_white")):
             if share[name] >= FITS and share[other] <= FAILS:
                 return name
         raise ValueError(
-            f"{len(places)} masks looked at, and their ratios do not tell which colour is the "
-            f"hole ({said}): look at one and set polarity=hole_white or polarity=hole_black"
+            f"the ratios of {len(places)} masks do not decide whether the hole is white or black "
+            f" ({shares}): view a mask and set polarity=hole_white or polarity=hole_black"
         )
     other = "hole_black" if polarity == "hole_white" else "hole_white"
     if share[other] >= FITS and share[polarity] <= FAILS:
         raise ValueError(
-            f"polarity={polarity} is contradicted by the masks' ratios ({said}): "
+            f"polarity={polarity} is contradicted by the masks' ratios ({shares}): "
             f"set polarity={other}"
         )
     return polarity
 
 
 def _bounds(path: bytes) -> tuple[float, float]:
-    """The ratios (low, high] that a mask's folder promises, else those of all buckets."""
+    """The ratios (low, high] that the name of a mask's folder gives, else those of all buckets."""
     for folder in reversed(fsdecode(path).split("/")[:-1]):
-        if found := _RANGE.fullmatch(folder.strip("()[] ")):
-            low, high = float(found[1]), float(found[2])
+        if bounds := _RANGE.fullmatch(folder.strip("()[] ")):
+            low, high = float(bounds[1]), float(bounds[2])
             scale = 100 if high > 1 else 1
-            return low / scale - 0.005, high / scale + 0.005  # folders are named after rounding
+            return low / scale - 0.005, high / scale + 0.005  # folders have rounded names
     return BUCKETS[0][0], BUCKETS[-1][1]
 
 
-def imported(source: MaskSource, polarity: str, size: int) -> Iterator[Mask]:
-    """The masks at size × size, bucketed by the ratio they have there; others are left out.
+def import_masks(source: MaskSource, polarity: str, size: int) -> Iterator[Mask]:
+    """The masks at size × size, by the bucket of their ratio; without those outside all buckets.
 
-    Resized by nearest neighbour, so that no hole grows; `polarity` as `judge` gave it.
+    Resized by nearest neighbor, so that no hole grows; `polarity` as from `resolve_polarity`.
     """
     for place in range(len(source.files)):
         white = source.read(place) > THRESHOLD

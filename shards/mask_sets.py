@@ -1,7 +1,7 @@
-"""Mask sets: holes drawn or imported once, kept as PNG in a sharded set, with a digest.
+"""Mask sets: holes drawn or imported once and stored as PNG in a sharded set with a digest.
 
-A set of kind "masks" has one split, "masks"; members are 8-bit PNG, 255 = hole; the index names
-each mask's bucket and its exact ratio.
+A set of kind "masks" has one split, "masks"; members are 8-bit PNG, 255 = hole; the index has the
+bucket and the exact ratio of each mask.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,24 +31,24 @@ SPLIT = "masks"
 PER_SHARD = 2000
 _PICK = 4  # domain of the choice's random bits
 
-Holes = Callable[[int, int, int], np.ndarray]  # (seed, epoch, key) → uint8 H×W, 1 = hole
+HoleSampler = Callable[[int, int, int], np.ndarray]  # (seed, epoch, key) → uint8 H×W, 1 = hole
 
 
 class Mask(NamedTuple):
-    """One mask on its way into a set."""
+    """A mask to be written to a set."""
 
     src: str
     hole: np.ndarray  # uint8 H×W of {0, 1}
     bucket: str
 
 
-def drawn(
+def draw_masks(
     size: int, per_bucket: int, seed: int, border: float = 0.5, fixed: bool = True
 ) -> Iterator[Mask]:
-    """`per_bucket` masks of each bucket, size × size, the share `border` of them constrained.
+    """Draw `per_bucket` masks of each bucket, size × size, a share `border` of them off the border.
 
-    Bucket by bucket, so that mask i of a bucket is the same whatever per_bucket is; with `fixed`,
-    then as many random squares of a quarter of the pixels.
+    Mask i of a bucket does not depend on `per_bucket`. With `fixed`, follow as many random squares
+    of a quarter of the pixels.
     """
     width = border_width(size, size)
     for number, ((low, high), name) in enumerate(zip(BUCKETS, NAMES)):
@@ -60,7 +60,7 @@ def drawn(
 
 
 def squares(size: int, count: int, seed: int) -> Iterator[Mask]:
-    """The bucket of random squares of a quarter of the pixels."""
+    """Draw the bucket of random squares of a quarter of the pixels."""
     for i in range(count):
         yield Mask(f"{FIXED}/{i:06d}", square(size, size, (seed, len(BUCKETS), i)), FIXED)
 
@@ -73,11 +73,13 @@ def write_mask_set(
     border: float = 0.5,
     fixed: bool = True,
 ) -> Finished:
-    """Draws an evaluation set and publishes it; a finished one of the same settings is kept."""
+    """Draw an evaluation set and publish it; a finished set of the same settings is kept."""
     if size < 8 or per_bucket < 1:
-        raise ValueError(f"size={size}, per_bucket={per_bucket}: at least 8 pixels and one mask")
+        raise ValueError(
+            f"invalid size={size}, per_bucket={per_bucket}: expected at least 8 pixels and one mask"
+        )
     if not 0 <= border <= 1:
-        raise ValueError(f"border={border} is a share of the masks: 0 to 1")
+        raise ValueError(f"invalid border={border}: expected a share of the masks, 0 to 1")
     options = {
         "size": size,
         "per_bucket": per_bucket,
@@ -86,22 +88,19 @@ def write_mask_set(
         "fixed": fixed,
         "rasteriser": cv2.__version__,
     }
-    return write_masks(out, "irregular", drawn(size, per_bucket, seed, border, fixed), options)
+    return write_masks(out, "irregular", draw_masks(size, per_bucket, seed, border, fixed), options)
 
 
 def write_masks(out: str, name: str, masks: Iterator[Mask], options: dict[str, Any]) -> Finished:
-    """Publishes any masks as a set; `options` must determine every byte of them."""
+    """Publish masks as a set; `options` must determine every byte of it."""
     samples = {SPLIT: map(_sample, masks)}
     return write_set(out, name, "masks", samples, options=options, per_shard=PER_SHARD)
 
 
 def _sample(mask: Mask) -> PackedSample:
     height, width = mask.hole.shape
-    done, data = cv2.imencode(
-        ".png",
-        mask.hole * 255,
-    )
-    assert done
+    encoded, data = cv2.imencode(".png", mask.hole * 255)
+    assert encoded
     columns = {
         "width": width,
         "height": height,
@@ -113,13 +112,13 @@ def _sample(mask: Mask) -> PackedSample:
 
 
 class MaskSet:
-    """A mask set, opened; masks are read when asked for."""
+    """A mask set; masks are read on access."""
 
     def __init__(self, manifest: Manifest) -> None:
         if manifest.kind != "masks":
             raise ValueError(
-                f"{store.display(manifest.url)} holds {manifest.kind}, no masks: "
-                "give what `masks out=` wrote"
+                f"{store.display(manifest.url)} holds {manifest.kind}, not masks: "
+                "give a set written by `masks out=`"
             )
         self._reader = open_reader(manifest, SPLIT)
         shards = manifest.splits[SPLIT].shards
@@ -138,27 +137,27 @@ class MaskSet:
         sample = self._reader.sample(shard, row)
         hole = cv2.imdecode(np.frombuffer(sample.data, np.uint8), cv2.IMREAD_GRAYSCALE)
         if hole is None:
-            raise ValueError(f"{self._reader.indexes.where(shard, row)}: no PNG")
+            raise ValueError(f"{self._reader.indexes.where(shard, row)}: not a PNG")
         return (hole > 127).astype(np.uint8)
 
 
-def holes(policy: MaskPolicy, height: int, width: int) -> Holes | None:
-    """What draws a training sample's hole, height × width, fixed by (seed, epoch, key).
+def hole_sampler(policy: MaskPolicy, height: int, width: int) -> HoleSampler | None:
+    """A function that draws the hole of a training sample, fixed by (seed, epoch, key).
 
-    None where the policy wants no holes at all.
+    None for the policy `none`.
     """
     if policy.kind == "none":
         return None
     if policy.url is None:
         return lambda seed, epoch, key: draw(policy, height, width, seed, epoch, key)
     masks = MaskSet(open_manifest(policy.url))
-    irregularly = np.array([name != FIXED for name in masks.buckets])
-    fitting = (masks.ratios > policy.low) & (masks.ratios <= policy.high) & irregularly
+    irregular_ones = np.array([name != FIXED for name in masks.buckets])
+    fitting = (masks.ratios > policy.low) & (masks.ratios <= policy.high) & irregular_ones
     places = np.flatnonzero(fitting)
     if not len(places):
         raise ValueError(
             f"{store.display(policy.url)} has no irregular mask of a ratio in "
-            f"({policy.low}, {policy.high}]"
+            f"({policy.low}, {policy.high}]; change masks.low or masks.high"
         )
 
     def pick(seed: int, epoch: int, key: int) -> np.ndarray:

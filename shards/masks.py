@@ -1,13 +1,13 @@
-"""Holes: irregular ones of an exact ratio, centre and random squares. uint8, 1 = hole.
+"""Holes: irregular ones of an exact ratio, center and random squares. uint8, 1 = hole.
 
-An irregular mask draws its hole count k uniformly between its bounds, then brush strokes until at
-least k pixels are covered, and cuts the last stroke back to the pixels nearest where it began: so
-exactly k pixels are hole, for any ratio, without a rejected mask. Free-form strokes are after Yu et
-al. (Free-Form Image Inpainting with Gated Convolution, 2019); the six buckets and the constraint
+An irregular mask draws its number k of hole pixels uniformly between its bounds, then brush strokes
+until at least k pixels are covered, and cuts the last stroke back to the pixels nearest its start:
+exactly k pixels are hole, for any ratio, and no mask is rejected. Free-form strokes are after Yu
+et al. (Free-Form Image Inpainting with Gated Convolution, 2019); the six buckets and the constraint
 that keeps holes off the border are Liu et al.'s (Image Inpainting for Irregular Holes, 2018).
 
-Bits depend on OpenCV's line rasteriser, so masks that results are quoted on are drawn once and
-kept (`mask_sets`); training draws afresh for each sample of each epoch.
+The pixels depend on OpenCV's line rasterizer, so masks for published results are drawn once and
+stored (`mask_sets`); training draws a new mask for each sample of each epoch.
 """
 
 import math
@@ -20,7 +20,7 @@ import numpy as np
 
 BUCKETS = ((0.01, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6))
 NAMES = tuple(f"({low},{high}]" for low, high in BUCKETS)
-FIXED = "fixed"  # the bucket of centre and random squares
+FIXED = "fixed"  # the bucket of center and random squares
 BORDER = 50 / 512  # of the shorter side, kept known by the border constraint (Liu et al. 2018)
 
 _CORNER = 2 * math.pi / 5  # a stroke's mean turn and its spread (Yu et al. 2019)
@@ -30,7 +30,7 @@ _GROUP = 8  # strokes drawn from the generator at a time
 
 
 def bucket(ratio: float) -> str | None:
-    """The bucket's name, open below and closed above; None outside (0.01, 0.6]."""
+    """The name of the bucket (low, high] of a hole ratio; None outside (0.01, 0.6]."""
     for (low, high), name in zip(BUCKETS, NAMES):
         if low < ratio <= high:
             return name
@@ -45,10 +45,10 @@ def border_width(height: int, width: int) -> int:
 def irregular(
     height: int, width: int, low: float, high: float, border: int, seed_words: Sequence[int]
 ) -> np.ndarray:
-    """A mask of hole ratio in (low, high], uint8 height × width of {0, 1}, fixed by `seed_words`.
+    """Draw a mask of hole ratio in (low, high], uint8 height × width of {0, 1}, by `seed_words`.
 
-    The ratio is uniform over the pixel counts that lie between the bounds. `border` pixels at each
-    edge stay known. ValueError where no count lies there, or it does not fit inside the border.
+    The ratio is uniform over the pixel counts between the bounds; `border` pixels at each edge
+    stay known. ValueError when no count is between the bounds, or does not fit inside the border.
     """
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence(list(seed_words))))
     count = _count(height, width, low, high, border, random)
@@ -77,7 +77,7 @@ def _framed(inner: np.ndarray, border: int) -> np.ndarray:
 def _count(
     height: int, width: int, low: float, high: float, border: int, random: np.random.Generator
 ) -> int:
-    """How many pixels will be hole."""
+    """Draw the number of hole pixels."""
     pixels = height * width
     room = max(0, height - 2 * border) * max(0, width - 2 * border)
     least, most = math.floor(low * pixels), math.ceil(high * pixels)
@@ -98,7 +98,7 @@ def _count(
 def _strokes(
     shape: tuple[int, ...], heavy: float, random: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Some brush strokes, thicker and longer in heavier masks: ((x, y) int32 points, thickness)."""
+    """Draw brush strokes, thicker and longer in heavier masks: ((x, y) int32 points, thickness)."""
     height, width = shape
     side = min(height, width)
     vertices = 2 + (random.random(_GROUP) * (3 + 10 * heavy)).astype(np.int64)
@@ -109,7 +109,7 @@ def _strokes(
     heading = np.cumsum(turn, axis=1) + 2 * math.pi * random.random((_GROUP, 1))
     step = side * (0.05 + (0.10 + 0.20 * heavy) * reach)
     points = np.empty((_GROUP, turn.shape[1] + 1, 2))
-    margin = _MARGIN * side  # strokes may start and run outside, or edges would get fewer holes
+    margin = _MARGIN * side  # strokes may start and continue outside, else edges get fewer holes
     across = np.array([width - 1, height - 1]) + 2 * margin
     points[:, 0] = random.random((_GROUP, 2)) * across
     points[:, 1:, 0] = step * np.cos(heading)
@@ -122,7 +122,7 @@ def _strokes(
 
 
 def _cut(mask: np.ndarray, before: np.ndarray, path: np.ndarray, thick: int, keep: int) -> None:
-    """Leaves, of what the last stroke added, the `keep` pixels nearest its start."""
+    """Keep, of the pixels that the last stroke added, the `keep` nearest its start."""
     low = np.maximum(path.min(axis=0) - thick, 0)
     high = path.max(axis=0) + thick + 1
     box = (slice(low[1], high[1]), slice(low[0], high[0]))
@@ -131,19 +131,19 @@ def _cut(mask: np.ndarray, before: np.ndarray, path: np.ndarray, thick: int, kee
     across = np.arange(old.shape[1]) + (low[0] - path[0, 0])
     down = np.arange(old.shape[0]) + (low[1] - path[0, 1])
     distance = np.add.outer(down * down, across * across).reshape(-1)[added]
-    rank = distance * old.size + added  # no two alike, so every NumPy picks the same pixels
+    rank = distance * old.size + added  # no ties, so that every NumPy version picks the same pixels
     new = old.copy()
     new.reshape(-1)[added[np.argpartition(rank, keep - 1)[:keep]]] = 1
     mask[box] = new
 
 
 def center(height: int, width: int) -> np.ndarray:
-    """The central half by half: a quarter of the pixels (128×128 of 256×256)."""
+    """The central square: half of each side, a quarter of the pixels (128×128 of 256×256)."""
     return _box(height, width, (height - height // 2) // 2, (width - width // 2) // 2)
 
 
 def square(height: int, width: int, seed_words: Sequence[int]) -> np.ndarray:
-    """A quarter of the pixels, half by half, wholly inside at a uniformly random place."""
+    """Half of each side, a quarter of the pixels, at a uniformly random place inside."""
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence(list(seed_words))))
     top = random.integers(0, height - height // 2, endpoint=True)
     left = random.integers(0, width - width // 2, endpoint=True)
@@ -158,10 +158,10 @@ def _box(height: int, width: int, top: int, left: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MaskPolicy:
-    """Which hole a training sample gets.
+    """The kind of hole of training samples.
 
-    `irregular`: ratio uniform over (low, high], the border constraint on a share `border` of them.
-    `external`: one of a mask set's (at `url`) with a ratio in (low, high]. `center`, `square`: a
+    `irregular`: ratio uniform over (low, high]; a share `border` has the border constraint.
+    `external`: a mask of the mask set at `url` with a ratio in (low, high]. `center`, `square`: a
     quarter of the pixels. `none`: no hole.
     """
 
@@ -174,19 +174,25 @@ class MaskPolicy:
     def __post_init__(self) -> None:
         if self.kind not in ("irregular", "center", "square", "external", "none"):
             raise ValueError(
-                f"masks.kind={self.kind!r} is none of irregular, center, square, external, none"
+                f"invalid masks.kind={self.kind!r}: choose one of irregular, center, square, "
+                "external, none"
             )
         if not 0 <= self.low < self.high <= 1:
-            raise ValueError(f"masks: low={self.low}, high={self.high} need 0 <= low < high <= 1")
+            raise ValueError(
+                f"invalid masks.low={self.low}, masks.high={self.high}: "
+                "expected 0 <= low < high <= 1"
+            )
         if not 0 <= self.border <= 1:
-            raise ValueError(f"masks.border={self.border} is a share of the masks: 0 to 1")
+            raise ValueError(
+                f"invalid masks.border={self.border}: expected a share of the masks, 0 to 1"
+            )
         if self.kind == "irregular" and self.border and self.high > (1 - 2 * BORDER) ** 2:
             raise ValueError(
                 f"masks.high={self.high} does not fit inside the border constraint (at most "
                 f"{(1 - 2 * BORDER) ** 2:.2f}): lower it, or set masks.border=0"
             )
         if (self.kind == "external") != (self.url is not None):
-            raise ValueError("masks.url names a mask set for kind=external, and only for that")
+            raise ValueError("masks.kind=external and masks.url=SET must be given together")
 
 
 def draw(
@@ -202,5 +208,5 @@ def draw(
         return irregular(height, width, policy.low, policy.high, border, words)
     if policy.kind == "square":
         return square(height, width, words)
-    assert policy.kind == "center", "external masks are read, none are not drawn"
+    assert policy.kind == "center", "masks of kind external and none are not drawn"
     return center(height, width)

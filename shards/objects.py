@@ -1,9 +1,9 @@
-"""Object storage behind `store`: the only file that knows s3fs.
+"""Object storage behind `store`: retries and errors of s3fs and other remote filesystems.
 
-Passing faults (5xx, resets, timeouts, bodies cut short) are tried again for about 40 s; lasting
-ones become one line that names the endpoint and the profile, never a key. s3fs' own retries are
-switched off: they do not cover a body cut short on its concurrent path nor a rotated credentials
-file, and two loops multiply.
+Transient faults (5xx, resets, timeouts, truncated bodies) are retried for about 40 s; permanent
+faults become a one-line error that names the endpoint and the profile, never a key. The retries of
+s3fs are off: they do not cover a truncated body on its concurrent path or a rotated credentials
+file, and nested retries multiply.
 """
 
 import contextlib
@@ -21,21 +21,21 @@ import fsspec
 
 PAUSES = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 12.0)  # seconds between tries
 PART = 64 * 2**20
-STALL = 15  # seconds without a byte after which a request is given up and made again
+STALL = 15  # seconds without a byte after which a request is retried
 
 T = TypeVar("T")
 
 
 class StoreError(OSError, ValueError):
-    """A URL that cannot serve: no bucket, no right, no space, or no answer. One line."""
+    """Storage cannot serve a URL: no bucket, permission, space or answer. One line."""
 
 
 class Unavailable(StoreError):
-    """No answer, or no space: the same command may go well later."""
+    """No answer, or no space: the same command may succeed later."""
 
 
 def display(url: str | os.PathLike) -> str:
-    """`url` as it may be shown: no user, no password, and of http(s) no query."""
+    """`url` for messages: without user and password, and without the query of http(s)."""
     text = re.sub(r"^([^/]*://)[^/@]*@", r"\1", os.fspath(url))
     return text.split("?", 1)[0] if re.match(r"[^/]*https?://", text) else text
 
@@ -44,7 +44,7 @@ _systems: dict[tuple[int, str], Any] = {}
 
 
 def _system(url: str) -> tuple[Any, str]:
-    """The filesystem of a remote URL (one per process and scheme: it survives no fork), its path"""
+    """(filesystem, path) of a remote URL; one filesystem per process and scheme: not fork-safe."""
     scheme = url.split("://", 1)[0]
     key = (os.getpid(), scheme)
     if key not in _systems:
@@ -54,14 +54,14 @@ def _system(url: str) -> tuple[Any, str]:
                 "retries": {"total_max_attempts": 1},
                 "connect_timeout": 5,
                 "read_timeout": STALL,
-                "signature_version": "s3v4",  # of signed URLs too: older ones are refused by many
+                "signature_version": "s3v4",  # of signed URLs too: many servers reject older ones
             }
         try:
             system = fsspec.filesystem(scheme, **options)
         except (ValueError, ImportError) as error:
             raise ValueError(
-                f"{display(url)}: no storage is known as {scheme}:// "
-                "(give a path, s3://bucket/prefix, or a scheme fsspec has a package for)"
+                f"{display(url)}: unknown storage {scheme}:// "
+                "(give a path, s3://bucket/prefix, or a scheme that fsspec has a package for)"
             ) from error
         if scheme in ("s3", "s3a"):
             system.retries = 1
@@ -71,18 +71,18 @@ def _system(url: str) -> tuple[Any, str]:
 
 
 def _bucket_and_key(system: Any, path: str) -> tuple[str, str, None]:
-    """What s3fs' own `split_path` gives, but for a key that holds `?versionId=`: it stays whole."""
+    """As s3fs' `split_path`, but keep a key that contains `?versionId=` whole."""
     bucket, key = system._find_bucket_key(system._strip_protocol(path))
     return bucket, key + path[len(path.rstrip("/")) :] if key else "", None
 
 
-def forget() -> None:
-    """Drops this process's sessions: the next call reads credentials and endpoint anew."""
+def reset_sessions() -> None:
+    """Drop this process's sessions, so that the next call reads credentials and endpoint again."""
     _systems.clear()
 
 
 def _code(error: BaseException) -> tuple[str, int]:
-    """S3's error code and HTTP status behind `error`, else ("", 0)."""
+    """The S3 error code and HTTP status of `error`, else ("", 0)."""
     response = getattr(error.__cause__, "response", None) or getattr(error, "response", None)
     if not isinstance(response, dict):
         return "", int(getattr(error, "status", 0) or 0)  # aiohttp's, for http(s)://
@@ -91,7 +91,7 @@ def _code(error: BaseException) -> tuple[str, int]:
 
 
 def _where(url: str) -> str:
-    """Which server and which identity were used, by name."""
+    """The URL, endpoint and credentials in use, by name."""
     environment = os.environ
     endpoint = (
         environment.get("AWS_ENDPOINT_URL_S3")
@@ -107,13 +107,13 @@ def _where(url: str) -> str:
     return f"{display(url)} at {display(endpoint)} with {identity}"
 
 
-def _lasting(error: Exception, url: str) -> Exception | None:
-    """What to raise at once for `error`; None when another try may help."""
+def _permanent_error(error: Exception, url: str) -> Exception | None:
+    """The exception to raise at once for `error`; None if a retry may help."""
     code, status = _code(error)
     if status == 412 or code == "PreconditionFailed" or isinstance(error, FileExistsError):
         return FileExistsError(errno.EEXIST, "already there", display(url))
     if code == "NoSuchBucket":
-        return StoreError(f"{_where(url)}: there is no such bucket; create it or correct the URL")
+        return StoreError(f"{_where(url)}: no such bucket; create it or correct the URL")
     if isinstance(error, FileNotFoundError) or status == 404:
         return FileNotFoundError(errno.ENOENT, "no such object", display(url))
     if isinstance(error, PermissionError) or status in (401, 403):
@@ -135,8 +135,8 @@ def _lasting(error: Exception, url: str) -> Exception | None:
     return None
 
 
-def persist(url: str, ask: Callable[[Any, str], T]) -> T:
-    """`ask(system, path)`, again and again while the fault is a passing one."""
+def with_retries(url: str, ask: Callable[[Any, str], T]) -> T:
+    """Call `ask(system, path)`, with retries while the fault is transient."""
     refreshed = False
     for pause in (*PAUSES, None):
         system, path = _system(url)
@@ -144,16 +144,16 @@ def persist(url: str, ask: Callable[[Any, str], T]) -> T:
             return ask(system, path)
         except Exception as error:
             if "expired" in f"{_code(error)[0]} {error}".lower() and not refreshed:
-                refreshed = True  # a rotated credentials file is only noticed by a new session
+                refreshed = True  # only a new session reads a rotated credentials file
                 _systems.pop((os.getpid(), url.split("://", 1)[0]), None)
                 continue
-            lasting = _lasting(error, url)
-            if lasting is not None:
-                raise lasting from error
+            permanent = _permanent_error(error, url)
+            if permanent is not None:
+                raise permanent from error
             if pause is None:
                 why = _code(error)[0] or type(error).__name__
                 raise Unavailable(
-                    f"{_where(url)}: no good answer in {len(PAUSES) + 1} tries ({why}); "
+                    f"{_where(url)}: no valid answer in {len(PAUSES) + 1} tries ({why}); "
                     "check the endpoint and the network"
                 ) from error
             time.sleep(pause * (0.5 + secrets.randbelow(1000) / 1000))
@@ -161,33 +161,33 @@ def persist(url: str, ask: Callable[[Any, str], T]) -> T:
 
 
 def children(url: str) -> list[str]:
-    """The names of what lies directly below the folder `url`; FileNotFoundError without any."""
+    """The names directly below the folder `url`. Raises FileNotFoundError if there is none."""
 
     def ask(system: Any, path: str) -> list[str]:
-        # the folder itself is listed where a console has made it, as an empty object `path/`
-        return [found for found in system.ls(path, detail=False) if found.rstrip("/") != path]
+        # A console creates a folder as an empty object `path/`, which is listed in itself.
+        return [child for child in system.ls(path, detail=False) if child.rstrip("/") != path]
 
-    return [found.rstrip("/").rsplit("/", 1)[-1] for found in persist(url, ask)]
+    return [child.rstrip("/").rpartition("/")[2] for child in with_retries(url, ask)]
 
 
 def delete(url: str, recursive: bool) -> None:
-    """Deletes the key of `url`, with `recursive` all keys below it, each by its exact name.
+    """Delete the key of `url`, with `recursive` all keys below it, each by its exact name.
 
-    fsspec's own `rm` takes `* ? [ ]` in a key for a pattern and deletes whatever matches.
+    The `rm` of fsspec would take `* ? [ ]` in a key for a pattern and delete all matches.
     """
     if not url.startswith(("s3://", "s3a://")):
-        persist(url, lambda system, path: _delete_each(system, path, recursive))
+        with_retries(url, lambda system, path: _delete_each(system, path, recursive))
         return
     bucket, key, _ = _system(url)[0].split_path(url.rstrip("/"))
     below = _keys(url, bucket, f"{key}/" if key else "") if recursive else []
-    doomed = [*below, key] if key else below
-    for start in range(0, len(doomed), 1000):  # as many as one request takes
-        some = {"Objects": [{"Key": one} for one in doomed[start : start + 1000]], "Quiet": True}
+    keys = [*below, key] if key else below
+    for start in range(0, len(keys), 1000):  # the limit of one request
+        some = {"Objects": [{"Key": one} for one in keys[start : start + 1000]], "Quiet": True}
 
         def ask(system: Any, _: str, some: dict = some) -> dict:
             return system.call_s3("delete_objects", Bucket=bucket, Delete=some)
 
-        for fault in persist(url, ask).get("Errors", []):
+        for fault in with_retries(url, ask).get("Errors", []):
             where = _where(f"s3://{bucket}/{fault['Key']}")
             raise StoreError(
                 f"{where}: cannot be deleted ({fault.get('Code')}); check the bucket's policy"
@@ -198,29 +198,29 @@ def _delete_each(system: Any, path: str, recursive: bool) -> None:
     if not recursive:
         system.rm_file(path)
         return
-    found = system.find(path, withdirs=True, detail=True)
-    for name in sorted(found, key=len, reverse=True):  # what is inside before its folder
-        (system.rmdir if found[name]["type"] == "directory" else system.rm_file)(name)
+    entries = system.find(path, withdirs=True, detail=True)
+    for name in sorted(entries, key=len, reverse=True):  # the content of a folder before it
+        (system.rmdir if entries[name]["type"] == "directory" else system.rm_file)(name)
 
 
 def _keys(url: str, bucket: str, prefix: str) -> list[str]:
-    """Every key of the bucket that begins with `prefix`."""
-    place: dict[str, str] = {"Bucket": bucket, "Prefix": prefix}
-    found: list[str] = []
+    """Every key of the bucket with the prefix."""
+    request: dict[str, str] = {"Bucket": bucket, "Prefix": prefix}
+    keys: list[str] = []
     while True:
-        page = persist(url, lambda system, _: system.call_s3("list_objects_v2", **place))
-        found += [entry["Key"] for entry in page.get("Contents", [])]
+        page = with_retries(url, lambda system, _: system.call_s3("list_objects_v2", **request))
+        keys += [entry["Key"] for entry in page.get("Contents", [])]
         if not page.get("IsTruncated"):
-            return found
-        place["ContinuationToken"] = page["NextContinuationToken"]
+            return keys
+        request["ContinuationToken"] = page["NextContinuationToken"]
 
 
 def upload_parts(url: str, path: str | os.PathLike, length: int) -> None:
-    """A multipart upload whose every part is retried by itself."""
+    """Upload in parts; each part is retried separately."""
     bucket, key, _ = _system(url)[0].split_path(url)
 
     def call(name: str, **arguments: Any) -> dict:
-        return persist(
+        return with_retries(
             url, lambda system, _: system.call_s3(name, Bucket=bucket, Key=key, **arguments)
         )
 
@@ -245,7 +245,7 @@ def _slice(path: str | os.PathLike, start: int, length: int) -> bytes:
 
 
 class Upload(NamedTuple):
-    """A multipart upload nobody finished: bytes that are stored, paid for and invisible."""
+    """An unfinished multipart upload: its bytes are stored and billed, but invisible."""
 
     url: str
     id: str
@@ -254,29 +254,29 @@ class Upload(NamedTuple):
 
 def unfinished_uploads(url: str) -> list[Upload]:
     """The open multipart uploads below an s3:// `url`."""
-    bucket, _, prefix = url.split("://", 1)[1].partition("/")  # its closing slash counts
-    found: list[Upload] = []
-    place: dict[str, str] = {"Bucket": bucket, "Prefix": prefix}
+    bucket, _, prefix = url.split("://", 1)[1].partition("/")  # keep a trailing slash
+    uploads: list[Upload] = []
+    request: dict[str, str] = {"Bucket": bucket, "Prefix": prefix}
 
     def ask(system: Any, _: str) -> dict:
-        return system.call_s3("list_multipart_uploads", **place)
+        return system.call_s3("list_multipart_uploads", **request)
 
     while True:
-        page = persist(url, ask)
+        page = with_retries(url, ask)
         for entry in page.get("Uploads", []):
             where = f"s3://{bucket}/{entry['Key']}"
-            found.append(Upload(where, entry["UploadId"], entry["Initiated"]))
+            uploads.append(Upload(where, entry["UploadId"], entry["Initiated"]))
         if not page.get("IsTruncated"):
-            return found
-        place["KeyMarker"] = page["NextKeyMarker"]
-        place["UploadIdMarker"] = page["NextUploadIdMarker"]
+            return uploads
+        request["KeyMarker"] = page["NextKeyMarker"]
+        request["UploadIdMarker"] = page["NextUploadIdMarker"]
 
 
 def abort(upload: Upload) -> None:
-    """Frees what `upload` holds; one that is gone already is no error."""
+    """Free the storage of `upload`; ignores one that is gone already."""
     bucket, key, _ = _system(upload.url)[0].split_path(upload.url)
     with contextlib.suppress(FileNotFoundError):
-        persist(
+        with_retries(
             upload.url,
             lambda system, _: system.call_s3(
                 "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload.id

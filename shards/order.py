@@ -1,14 +1,14 @@
 """The canonical order of samples: pure arithmetic on a split's counts, a seed and an epoch.
 
-No sample is listed anywhere. A split is cut into blocks of consecutive samples of one shard, about
+There is no list of samples. A split is cut into blocks of consecutive samples of one shard, about
 `block_bytes` each. An epoch permutes the blocks by splitmix64 keys (not NumPy's generators, whose
-streams may change between versions), lays them end to end, and cuts that line into `lanes` equal
-lanes. Inside a lane, the samples of `window` neighbouring blocks are permuted together. Position q
+streams may change between versions), concatenates them, and cuts that line into `lanes` equal
+lanes. Inside a lane, the samples of `window` neighboring blocks are permuted together. Position q
 of the epoch is sample q // lanes of lane q % lanes.
 
-So every sample comes once per epoch; the order depends on the manifest and the seed alone, never
-on ranks, threads or where a run stopped; a rank that takes every `world_size`-th position touches
-only its own lanes when `world_size` divides `lanes`; and memory is O(blocks), 16 bytes a block.
+So every sample comes once per epoch; the order depends only on the manifest and the seed, not on
+ranks, threads or where a run stopped; a rank that takes every `world_size`-th position reads only
+its own lanes when `world_size` divides `lanes`; and memory is O(blocks), 16 bytes per block.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,18 +17,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-LANES = 192  # divided by 1 2 3 4 6 8 12 16 24 32 48 64 96 192: read amplification 1 there
+LANES = 192  # divisible by 1 2 3 4 6 8 12 16 24 32 48 64 96 192: no read amplification then
 WINDOW = 1
 BLOCK_BYTES = 1 << 20
 
 _GOLDEN = 0x9E3779B97F4A7C15
-_BLOCKS, _INSIDE = 1, 2  # domains of the keys, so that blocks and samples never share a stream
+_BLOCKS, _INSIDE = 1, 2  # domains of keys: blocks and samples have separate random streams
 
 
 def mix(*words: int, state: int = 0) -> int:
-    """One 64-bit word from many, each taken modulo 2**64: splitmix64 (Steele et al. 2014).
+    """Hash words, each modulo 2**64, to one 64-bit word: splitmix64 (Steele et al. 2014).
 
-    `state` is an earlier result to go on from: mix(a, b) is mix(b, state=mix(a)).
+    `state` is an earlier result to continue: mix(a, b) is mix(b, state=mix(a)).
     """
     for word in words:
         state = ((state ^ (word & 0xFFFFFFFFFFFFFFFF)) + _GOLDEN) & 0xFFFFFFFFFFFFFFFF
@@ -41,7 +41,7 @@ def mix(*words: int, state: int = 0) -> int:
 def shuffled(word: int, count: int) -> np.ndarray:
     """A permutation of range(count), int64, fixed by `word`: the argsort of splitmix64's stream.
 
-    The stream never repeats within 2**64, so there are no ties for a sort to break its own way.
+    The stream never repeats within 2**64, so there are no ties and any sort gives this order.
     """
     keys = np.arange(1, count + 1, dtype=np.uint64)
     keys *= np.uint64(_GOLDEN)
@@ -55,17 +55,19 @@ def shuffled(word: int, count: int) -> np.ndarray:
 
 
 def amplification(lanes: int, world_size: int) -> int:
-    """How many ranks read each block of an epoch: 1 when `world_size` divides `lanes`."""
+    """How many ranks read each block of an epoch: 1 if `world_size` divides `lanes`."""
     return world_size // gcd(lanes, world_size)
 
 
-def turn(position: int, batch: int, rank: int, world_size: int) -> range:
-    """Global positions that `rank` takes of the global batch starting at `position`.
+def rank_positions(position: int, batch: int, rank: int, world_size: int) -> range:
+    """The positions of `rank` in the global batch that starts at `position`.
 
-    Equal on all ranks: ValueError unless `world_size` divides `batch`.
+    Equally many on all ranks: ValueError unless `world_size` divides `batch`.
     """
     if not 0 <= rank < world_size:
-        raise ValueError(f"rank={rank} is outside 0..{world_size - 1} (world_size={world_size})")
+        raise ValueError(
+            f"invalid rank={rank}: expected 0..{world_size - 1} (world_size={world_size})"
+        )
     if batch < 1 or batch % world_size:
         raise ValueError(
             f"global batch {batch} cannot be shared equally by {world_size} processes: "
@@ -83,13 +85,13 @@ class Piece(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Samples of one lane that are shuffled together and read together."""
+    """Samples of one lane that are shuffled and read together."""
 
     epoch: int
-    start: int  # place on the epoch's line: names the window within the epoch
+    start: int  # place on the epoch's line, unique to the window in the epoch
     stop: int
     pieces: tuple[Piece, ...]
-    order: np.ndarray  # (samples,) int64: place in the lane → place in the pieces laid end to end
+    order: np.ndarray  # (samples,) int64: place in the lane → place in the concatenated pieces
 
     def locate(self, turn: int) -> tuple[int, int]:
         """(shard, row) of the window's `turn`-th sample."""
@@ -102,9 +104,9 @@ class Window(NamedTuple):
 
 
 class Order:
-    """Every epoch's order over shards of `samples[i]` samples and `sizes[i]` bytes.
+    """The order of every epoch over shards of `samples[i]` samples and `sizes[i]` bytes.
 
-    A small split gets smaller blocks, at least one a lane, so that it is shuffled as well as a
+    A small split gets smaller blocks, at least one per lane, so that it is shuffled as well as a
     large one.
     """
 
@@ -120,16 +122,16 @@ class Order:
     ) -> None:
         for name, value in (("lanes", lanes), ("window", window), ("block_bytes", block_bytes)):
             if value < 1:
-                raise ValueError(f"{name}={value} is not allowed: at least 1")
+                raise ValueError(f"invalid {name}={value}: expected at least 1")
         self.seed, self.lanes, self.window, self.block_bytes = seed, lanes, window, block_bytes
         self.samples = np.asarray(samples, dtype=np.int64)
         self.total = int(self.samples.sum())
         if not self.total:
-            raise ValueError("the split has no samples: choose another, or shard it again")
+            raise ValueError("the split has no samples: choose another one, or shard it again")
         largest = max(1, self.total // lanes)
         by_bytes = -(-np.asarray(sizes, dtype=np.int64) // block_bytes)
         by_count = -(-self.samples // largest)
-        self.blocks = np.minimum(self.samples, np.maximum(by_bytes, by_count))  # of each shard
+        self.blocks = np.minimum(self.samples, np.maximum(by_bytes, by_count))  # by shard
         self.first = np.concatenate([[0], np.cumsum(self.blocks)])  # each shard's first block
 
     def __len__(self) -> int:
@@ -141,7 +143,7 @@ class Order:
 
 
 class Epoch:
-    """One epoch's order; `locate` and `window` answer for any place in it."""
+    """The order of one epoch; `locate` and `window` take any place in it."""
 
     def __init__(self, order: Order, epoch: int) -> None:
         self.order, self.epoch = order, epoch
@@ -152,7 +154,7 @@ class Epoch:
         count = (nth + 1) * samples // blocks - nth * samples // blocks
         self.ends = np.concatenate([[0], np.cumsum(count)])
         self._begins = [self.lane(lane)[0] for lane in range(order.lanes)]
-        self._current: dict[int, Window] = {}  # of each lane
+        self._current: dict[int, Window] = {}  # by lane
 
     def lane(self, lane: int) -> tuple[int, int]:
         """Where a lane starts and stops on the epoch's line."""
@@ -166,23 +168,23 @@ class Epoch:
         return window.locate(turn)
 
     def window(self, place: int) -> tuple[Window, int]:
-        """The window holding the epoch's `place`-th sample, and its turn in there.
+        """The window of the epoch's `place`-th sample, and the sample's turn in the window.
 
-        Keeps one window a lane, so that walking forward makes each window once.
+        Keeps one window per lane, so that iterating forward makes each window once.
         """
         depth, lane = divmod(place, self.order.lanes)
         spot = self._begins[lane] + depth
-        known = self._current.get(lane)
-        if known is None or not known.start <= spot < known.stop:
-            known = self._current[lane] = self.window_at(lane, spot)
-        return known, spot - known.start
+        current = self._current.get(lane)
+        if current is None or not current.start <= spot < current.stop:
+            current = self._current[lane] = self.window_at(lane, spot)
+        return current, spot - current.start
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """(shard, row) of every sample, in order."""
         return (self.locate(place) for place in range(self.order.total))
 
     def window_at(self, lane: int, spot: int) -> Window:
-        """The lane's window that holds the line's `spot`."""
+        """The lane's window at the line's `spot`."""
         start, stop = self.lane(lane)
         first = int(np.searchsorted(self.ends, start, "right")) - 1
         block = int(np.searchsorted(self.ends, spot, "right")) - 1

@@ -1,8 +1,8 @@
-"""One shard: samples in, the bytes of a tar and of its index out.
+"""Pack samples into one shard: the bytes of a tar and of its index.
 
-Both are pure functions of the samples, so that whoever writes a shard, and however often, writes
-the same bytes: ustar members with fixed owner, mode and (integer!) time, named by sample id and
-never by the source's names, which repeat, hold dots, or climb out of folders.
+Both are pure functions of the samples, so that every writer of a shard writes the same bytes: ustar
+members with fixed owner, mode and (integer!) time, named by sample id instead of the names in the
+source, which can repeat, contain dots, or lead out of folders.
 """
 
 import hashlib
@@ -22,15 +22,15 @@ META = b"lacuna"
 
 
 class PackedSample(NamedTuple):
-    src: str  # the source's name for it
-    data: bytes  # as it shall be stored
+    src: str  # its path in the source
+    data: bytes  # as stored
     ext: str  # jpg, png, webp
-    columns: Mapping[str, Any]  # those of its kind beyond the place: width, height, mode, …
+    columns: Mapping[str, Any]  # further columns of the index: width, height, mode, …
 
 
 class Reject(NamedTuple):
     src: str
-    reason: str  # one word, counted
+    reason: str  # one word, for counting
     detail: str
 
 
@@ -43,7 +43,7 @@ class Packed:
 
 
 class IndexMeta(NamedTuple):
-    """What an index says of its tar and of the run that wrote both."""
+    """The plan and the tar that an index belongs to, and the rejects of its shard."""
 
     plan_sha256: str
     tar_sha256: str
@@ -52,15 +52,15 @@ class IndexMeta(NamedTuple):
 
 
 def content_hash(data: bytes) -> int:
-    """64 bits of blake2b: equal pictures are equal here."""
+    """64 bits of blake2b: equal for equal images."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def pack(
     kind: str, number: int, plan_sha256: str, samples: Iterable[tuple[int, PackedSample | Reject]]
 ) -> Packed:
-    """The shard of `samples`, each with its id, in the order given."""
-    from webdataset import TarWriter  # here, because it imports torch: two seconds and 200 MB
+    """Pack (id, sample or reject) pairs, in the given order."""
+    from webdataset import TarWriter  # imported late: it imports torch, two seconds and 200 MB
 
     buffer = io.BytesIO()
     rows: list[dict[str, Any]] = []
@@ -103,9 +103,9 @@ def index_bytes(kind: str, rows: list[dict[str, Any]], meta: IndexMeta) -> bytes
 
 
 def index_meta(data: bytes) -> IndexMeta:
-    """What the index in `data` says of its tar. Raises ValueError when it is none of ours."""
+    """The metadata of the index in `data`. Raises ValueError when it has none."""
     try:
         metadata = pq.read_schema(io.BytesIO(data)).metadata or {}
         return IndexMeta(**json.loads(metadata[META]))
     except (pa.ArrowException, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"not an index of ours ({type(error).__name__})") from error
+        raise ValueError(f"not the index of a shard ({type(error).__name__})") from error

@@ -1,9 +1,8 @@
-"""What goes where: every sample of a source gets its split, its id and its shard before a byte is
-copied. Each shard then depends on the plan alone, so that any process may write any shard at any
-time, and a second writer writes the same bytes.
+"""The plan of a sharded set: the split, id and shard of every sample, made before any is copied.
 
-Samples are sorted by name and then permuted by hashed place, which destroys the order of classes
-without relying on a random generator whose stream may change between versions.
+Each shard then depends only on the plan, so that any process may write any shard at any time, and a
+second writer writes the same bytes. Samples are sorted by name and then permuted by
+`order.shuffled`, which mixes classes and does not depend on the version of NumPy.
 """
 
 import hashlib
@@ -20,9 +19,10 @@ import pyarrow.parquet as pq
 
 from shards import store
 from shards.manifest import SPLIT
+from shards.order import shuffled
 
 BLOCK = 512  # of a tar
-SPLITS = ("train", "val", "test")  # come first and in this order; others follow by name
+SPLITS = ("train", "val", "test")  # the first ones, in this order; others follow by name
 ROWS = pa.schema(
     [
         ("sample_id", pa.int64()),
@@ -31,14 +31,14 @@ ROWS = pa.schema(
         ("src", pa.binary()),  # names are bytes on a disk, not always UTF-8
         ("size", pa.int64()),
         ("label", pa.int32()),  # -1: none
-        ("archive", pa.string()),  # the tar, zip or folder it lies in, relative to the source
+        ("archive", pa.string()),  # its tar, zip or folder, relative to the source
         ("offset", pa.int64()),
     ]
 )
 
 
 class Entry(NamedTuple):
-    """One file of a source, as listed."""
+    """One listed file of a source."""
 
     split: str
     src: bytes  # relative to the source
@@ -49,7 +49,7 @@ class Entry(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One file of a plan, as given to the function that loads it."""
+    """One file of a plan, the argument of the function that loads it."""
 
     sample_id: int
     src: bytes
@@ -63,9 +63,9 @@ class Row(NamedTuple):
 class Plan:
     name: str
     kind: str
-    options: Mapping[str, Any]  # all that changes the set's bytes, beside the source
+    options: Mapping[str, Any]  # all options that change the bytes of the set
     sha256: str
-    rows: pa.Table  # ROWS, sorted by sample_id; empty for a set that was generated
+    rows: pa.Table  # ROWS, sorted by sample_id; empty for a generated set
 
     def shards(self) -> list[tuple[str, int, int, int]]:
         """(split, shard, first row, end row) in order."""
@@ -89,28 +89,28 @@ def make_plan(
     shard_bytes: int,
     options: Mapping[str, Any],
 ) -> Plan:
-    """The plan for `entries`, in whatever order they come. O(entries) memory, about 100 B each.
+    """Make the plan for `entries`, given in any order; takes about 100 B of memory per entry.
 
-    Raises ValueError when there are none, or a split has a name that is no folder's.
+    Raises ValueError when there are none, or for an invalid name of a split.
     """
-    table = _gather(entries)
+    table = _table_of(entries)
     if not table.num_rows:
-        raise ValueError(f"{name}: the source holds no image; give the folder that holds them")
-    found = set(pc.unique(table["split"]).to_pylist())
-    for split in found:
+        raise ValueError(f"{name}: no images at the source; give the folder that holds them")
+    splits = set(pc.unique(table["split"]).to_pylist())
+    for split in splits:
         if not SPLIT.fullmatch(split):
-            raise ValueError(f"{name}: {split!r} cannot be a split's name")
-    ordered = [s for s in SPLITS if s in found] + sorted(found - set(SPLITS))
+            raise ValueError(f"{name}: invalid split name {split!r}: use letters, digits, - and _")
+    ordered = [s for s in SPLITS if s in splits] + sorted(splits - set(SPLITS))
     parts = [table.filter(pc.equal(table["split"], split)) for split in ordered]
-    del table  # each step below lets the one before it go: a plan of millions is copied once
+    del table  # each step below frees the table before it: millions of rows are copied once
     numbers = []
     for i, part in enumerate(parts):
         part = part.sort_by([("src", "ascending"), ("archive", "ascending")])
-        part = part.take(pa.array(np.argsort(_hashed(part.num_rows, seed), kind="stable")))
+        part = part.take(pa.array(shuffled(seed % 2**64, part.num_rows)))
         size = part["size"].to_numpy()
         ends = np.cumsum(BLOCK + -(-size // BLOCK) * BLOCK)  # a header, then the padded payload
         number = (ends - 1) // shard_bytes
-        numbers.append(np.unique(number, return_inverse=True)[1])  # no number is left out
+        numbers.append(np.unique(number, return_inverse=True)[1])  # consecutive numbers
         parts[i] = part
     table = pa.concat_tables(parts)
     del parts, part
@@ -126,19 +126,19 @@ def make_plan(
     return Plan(name, kind, options, _digest(name, kind, options, rows), rows)
 
 
-def generated(name: str, kind: str, options: Mapping[str, Any]) -> Plan:
-    """The plan of a set that is made rather than found: `options` determine every byte."""
+def generated_plan(name: str, kind: str, options: Mapping[str, Any]) -> Plan:
+    """The plan of a generated set: `options` determine every byte of it."""
     rows = ROWS.empty_table()
     return Plan(name, kind, dict(options), _digest(name, kind, options, rows), rows)
 
 
-def take(rows: pa.Table) -> Iterator[Row]:
-    """The rows of one shard, as its loader gets them."""
+def rows_of(rows: pa.Table) -> Iterator[Row]:
+    """The rows of a table, as the loader takes them."""
     columns = [rows[name].to_pylist() for name in Row._fields]
     return (Row(*values) for values in zip(*columns))
 
 
-def _gather(entries: Iterable[Entry]) -> pa.Table:
+def _table_of(entries: Iterable[Entry]) -> pa.Table:
     schema = pa.schema([ROWS.field(name) for name in Entry._fields])
     batches: list[pa.RecordBatch] = []
     pending: list[Entry] = []
@@ -158,20 +158,10 @@ def _gather(entries: Iterable[Entry]) -> pa.Table:
     return pa.Table.from_batches(batches, schema)
 
 
-def _hashed(count: int, seed: int) -> np.ndarray:
-    """The first `count` outputs of splitmix64 from `seed`: uint64[count]."""
-    with np.errstate(over="ignore"):
-        z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z += np.uint64(seed % 2**64)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
-
-
 def _digest(name: str, kind: str, options: Mapping[str, Any], rows: pa.Table) -> str:
-    """sha256 of what the plan says, whatever version of Arrow holds it.
+    """sha256 of the content of the plan, independent of the version of Arrow.
 
-    Where a file lies is left out: a folder and the tar of it make the same set.
+    Leaves out the archives and offsets: a folder and a tar of it make the same set.
     """
     digest = hashlib.sha256(json.dumps([name, kind, dict(options)], sort_keys=True).encode())
     for column in rows.column_names[:-2]:  # without archive, offset
@@ -185,7 +175,7 @@ def _digest(name: str, kind: str, options: Mapping[str, Any], rows: pa.Table) ->
 
 
 def _payload(chunk: pa.Array) -> memoryview:
-    """The bytes of all strings of an array, one after the other, as they lie in memory."""
+    """The concatenated bytes of all strings of an array, without a copy."""
     _, offsets, data = chunk.buffers()
     if offsets is None or data is None:
         return memoryview(b"")
@@ -197,14 +187,14 @@ def _payload(chunk: pa.Array) -> memoryview:
 
 
 def publish(out: str, plan: Plan) -> None:
-    """Claims `out` for `plan`: plan.parquet, then plan.json.
+    """Claim `out` for `plan`: write plan.parquet, then plan.json.
 
     Raises ValueError when `out` holds something else.
     """
     document = _encode(plan)
-    saved = _saved(out)
+    saved = _read_document(out)
     if saved is None:
-        _refuse_other(out)
+        _require_empty(out)
         if plan.rows.num_rows:
             sink = io.BytesIO()
             pq.write_table(plan.rows, sink, compression="zstd")
@@ -212,40 +202,34 @@ def publish(out: str, plan: Plan) -> None:
         try:
             store.write(store.join(out, "plan.json"), document, exclusive=True)
         except FileExistsError:
-            saved = _saved(out)
+            saved = _read_document(out)
     if saved is not None and saved["sha256"] != plan.sha256:
-        raise ValueError(
-            f"{store.display(out)} was begun {_difference(saved, plan)}; "
-            "give another out=, or remove that one"
-        )
+        raise _other_set(out, saved, plan)
 
 
 def load(out: str, name: str, kind: str, options: Mapping[str, Any]) -> Plan | None:
-    """The plan that `out` was begun with, None for a new one.
+    """The plan that `out` was started with, None for a new `out`.
 
-    Raises ValueError when it was begun with other options, naming them, or holds something else.
+    Raises ValueError, naming them, for other options, or when `out` holds something else.
     """
-    saved = _saved(out)
+    saved = _read_document(out)
     if saved is None:
-        _refuse_other(out)
+        _require_empty(out)
         return None
     wanted = Plan(name, kind, options, "", ROWS.empty_table())
     if (saved["name"], saved["kind"], saved["options"]) != (name, kind, dict(options)):
-        raise ValueError(
-            f"{store.display(out)} was begun {_difference(saved, wanted)}; "
-            "give another out=, or remove that one"
-        )
+        raise _other_set(out, saved, wanted)
     rows = pq.read_table(io.BytesIO(store.read(store.join(out, "plan.parquet"))), schema=ROWS)
     rows = rows.combine_chunks()
     if _digest(name, kind, options, rows) != saved["sha256"]:
         raise ValueError(
-            f"{store.display(out)}: plan.parquet is not the one plan.json names; "
+            f"{store.display(out)}: plan.parquet does not match plan.json; "
             "remove the folder and shard again"
         )
     return Plan(name, kind, options, saved["sha256"], rows)
 
 
-def _refuse_other(out: str) -> None:
+def _require_empty(out: str) -> None:
     other = [name for name in store.names(out) if name != "plan.parquet"]
     if other:
         raise ValueError(
@@ -261,32 +245,38 @@ def _encode(plan: Plan) -> bytes:
     ).encode()
 
 
-def _saved(out: str) -> dict[str, Any] | None:
+def _read_document(out: str) -> dict[str, Any] | None:
     try:
-        found = store.read(store.join(out, "plan.json"))
+        data = store.read(store.join(out, "plan.json"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        document = json.loads(found)
+        document = json.loads(data)
         saved = {name: document[name] for name in ("name", "kind", "options", "sha256")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{store.display(out)}: plan.json is not ours; give another out="
+            f"{store.display(out)}: plan.json is not the plan of a sharded set; give another out="
         ) from error
     return saved
 
 
-def _difference(saved: Mapping[str, Any], plan: Plan) -> str:
+def _other_set(out: str, saved: Mapping[str, Any], plan: Plan) -> ValueError:
+    """The error for a set that was started with another plan."""
     pairs: dict[str, tuple[Any, Any]] = {
         "name": (saved["name"], plan.name),
         "kind": (saved["kind"], plan.kind),
     }
     for key in sorted({*saved["options"], *plan.options}):
         pairs[key] = (saved["options"].get(key), plan.options.get(key))
-    for key, (before, now) in pairs.items():
-        if before != now:
-            return f"with {key}={_short(before)}, and this command says {key}={_short(now)}"
-    return "from another source"
+    changed = [
+        f"with {key}={_short(before)}, now {key}={_short(now)}"
+        for key, (before, now) in pairs.items()
+        if before != now
+    ]
+    return ValueError(
+        f"{store.display(out)} was started {[*changed, 'from another source'][0]}; "
+        "give another out=, or remove the old one"
+    )
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Jobs over processes that end with the one that started them."""
+"""A process pool whose workers end with their parent."""
 
 import ctypes
 import multiprocessing
@@ -14,16 +14,16 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 
-def each(function: Callable[[J], R], jobs: Iterator[J], workers: int) -> Iterator[R]:
-    """`function` of each job, in the order they end; few jobs wait, so memory is bounded.
+def map_unordered(function: Callable[[J], R], jobs: Iterator[J], workers: int) -> Iterator[R]:
+    """Yield `function` of each job in the order of completion; few jobs wait, to bound memory.
 
-    No worker outlives it. Raises RuntimeError when a worker was killed.
+    No worker outlives the call. Raises RuntimeError when a worker was killed.
     """
     if workers <= 1:
         yield from map(function, jobs)
         return
-    context = multiprocessing.get_context("spawn")  # fsspec's event loop survives no fork
-    with ProcessPoolExecutor(workers, context, _die_with, (os.getpid(),)) as pool:
+    context = multiprocessing.get_context("spawn")  # fsspec's event loop is not fork-safe
+    with ProcessPoolExecutor(workers, context, _end_with_parent, (os.getpid(),)) as pool:
         waiting: set[Future[R]] = set()
         try:
             for job in jobs:
@@ -36,15 +36,15 @@ def each(function: Callable[[J], R], jobs: Iterator[J], workers: int) -> Iterato
                 yield from (future.result() for future in ended)
         except BrokenProcessPool as error:
             raise RuntimeError(
-                "a shard writer was killed (out of memory?); the same command goes on from here"
+                "a shard writer was killed (out of memory?); run the same command again to continue"
             ) from error
         finally:
-            # waiting: the exit of a program whose pool is still ending can hang for ever
+            # Wait: a program can hang at exit while its pool is still shutting down.
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _die_with(parent: int) -> None:
-    """A writer whose parent was killed ends too, instead of waiting for work for ever."""
+def _end_with_parent(parent: int) -> None:
+    """Make this worker end when its parent is killed, instead of waiting for work forever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the pool
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -1,9 +1,9 @@
-"""Ranges of stored objects for the stream: one GET of a signed URL on a kept connection.
+"""Ranges of stored objects for the stream: one GET of a signed URL on a persistent connection.
 
-botocore signs an object's URL once and urllib3 asks for ranges of it, for a third of the CPU that
-a request costs through s3fs (measured side by side: 0.65 and 2.1 ms for 1 MiB). Whatever does not
-answer with exactly the bytes goes the long way, `store.read`, which tries again and explains; so
-does all that the environment sends through a proxy.
+botocore signs an object's URL once and urllib3 requests ranges of it, for a third of the CPU of a
+request through s3fs (measured in one run: 0.65 vs. 2.1 ms for 1 MiB). If the answer is not exactly
+the bytes, the range is read by `store.read`, which retries and has the error messages; so are all
+ranges if the environment sets a proxy.
 """
 
 import logging
@@ -18,12 +18,12 @@ import urllib3
 
 from shards import objects, store
 
-LASTS = 3600  # seconds that a signed URL is good for
-TRUST = 5  # failures in a row, each mended by the long way, after which that is taken at once
+LASTS = 3600  # seconds until a signed URL expires
+MAX_FAILURES = 5  # in a row; from then on everything is read by `store.read`
 
 
 class Ranges:
-    """Reads ranges, from any thread; keeps connections and signed URLs until it is closed."""
+    """Read ranges, from any thread; keeps connections and signed URLs until it is closed."""
 
     def __init__(self, connections: int) -> None:
         self._pool = urllib3.PoolManager(
@@ -34,41 +34,41 @@ class Ranges:
         )
         logging.getLogger("urllib3.connectionpool").addFilter(_shows_no_signature)
         self._lock = threading.Lock()
-        self._signed: dict[str, tuple[str, float]] = {}  # what to ask for, and until when
+        self._signed: dict[str, tuple[str, float]] = {}  # by object: signed URL, end of use
         self._failed = 0
 
     def read(self, url: str, start: int, end: int) -> bytes:
-        """The bytes [start, end) of what lies at `url`. Raises as `store.read` does."""
-        short = url.startswith(("s3://", "s3a://")) and self._failed < TRUST
-        data = self._get(url, start, end) if short else None
+        """The bytes [start, end) of the object at `url`. Raises as `store.read` does."""
+        direct = url.startswith(("s3://", "s3a://")) and self._failed < MAX_FAILURES
+        data = self._get(url, start, end) if direct else None
         if data is not None:
             self._failed = 0
             return data
         data = store.read(url, start, end)
-        if short:
+        if direct:
             self._failed += 1
-            if self._failed == TRUST:
+            if self._failed == MAX_FAILURES:
                 warnings.warn(
-                    f"{store.display(url)}: signed URLs fail there; reading on through s3fs, at "
-                    "three times the CPU a request",
+                    f"{store.display(url)}: signed URLs fail; reading through s3fs instead, at "
+                    "three times the CPU per request",
                     stacklevel=2,
                 )
         return data
 
     def _get(self, url: str, start: int, end: int) -> bytes | None:
-        """None for any answer but the bytes."""
-        asked = {"Range": f"bytes={start}-{end - 1}"}
+        """The bytes by a signed URL; None for any other answer."""
+        headers = {"Range": f"bytes={start}-{end - 1}"}
         signed = self._sign(url)
-        if self._failed >= TRUST:
+        if self._failed >= MAX_FAILURES:
             return None
         try:
             answer = self._pool.request(
-                "GET", signed, headers=asked, redirect=False, preload_content=False
+                "GET", signed, headers=headers, redirect=False, preload_content=False
             )
             try:
                 data = answer.read() if answer.status == 206 else b""
             finally:
-                answer.close()  # of any other answer not a byte: it may be the whole tar
+                answer.close()  # do not read other answers: the body may be the whole tar
                 answer.release_conn()
         except (urllib3.exceptions.HTTPError, OSError):
             return None
@@ -81,9 +81,9 @@ class Ranges:
     def _sign(self, url: str) -> str:
         signed, until = self._signed.get(url, ("", 0.0))
         if time.monotonic() >= until:
-            signed = objects.persist(url, lambda system, path: system.url(path, expires=LASTS))
+            signed = objects.with_retries(url, lambda system, path: system.url(path, expires=LASTS))
             if _proxied(signed):
-                self._failed = TRUST
+                self._failed = MAX_FAILURES
             with self._lock:
                 self._signed[url] = signed, time.monotonic() + LASTS / 2
         return signed
@@ -93,7 +93,7 @@ class Ranges:
 
 
 def _shows_no_signature(line: logging.LogRecord) -> bool:
-    """A signed URL opens its object to whoever reads it in a log of level DEBUG."""
+    """Keep signed URLs, which grant access to their object, out of logs of level DEBUG."""
     return "Signature=" not in line.getMessage()
 
 

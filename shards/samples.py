@@ -1,4 +1,4 @@
-"""The samples of a split, by index rows, and their bytes."""
+"""List the samples of a split, and read single samples."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from shards import store
+from shards.lookup import TRIES, shards_of
 from shards.manifest import Manifest, read_index
 
 
 class ImageRecord(NamedTuple):
-    """One member of a sharded set and where its bytes lie."""
+    """One member of a sharded set and the place of its bytes."""
 
     key: int
     url: str
@@ -25,32 +26,27 @@ class ImageRecord(NamedTuple):
 
 
 def samples(manifest: Manifest, split: str) -> list[ImageRecord]:
-    """A split's samples in key order. ValueError lists the splits there are."""
-    if split not in manifest.splits:
-        raise ValueError(
-            f"{store.display(manifest.url)} has no split {split!r}: set split= to one of "
-            f"{', '.join(sorted(manifest.splits))}"
-        )
-    found = []
-    for shard in manifest.splits[split].shards:
+    """The samples of a split in key order. Raises ValueError for an unknown split."""
+    records = []
+    for shard in shards_of(manifest, split):
         index = read_index(manifest, split, shard)
         url = manifest.shard_url(split, shard)
         names = ["sample_id", "offset", "size", "crc32", "content_hash"]
         columns = [index[name].to_pylist() for name in names]
         bucket = index["bucket"] if "bucket" in index.column_names else pa.nulls(len(index))
         for row in zip(*columns, bucket.to_pylist()):
-            found.append(ImageRecord(row[0], url, row[1], row[2], row[3], row[4], row[5] or ""))
-    return sorted(found)
+            records.append(ImageRecord(row[0], url, row[1], row[2], row[3], row[4], row[5] or ""))
+    return sorted(records)
 
 
 @lru_cache(maxsize=64)
 def payload(sample: ImageRecord) -> bytes:
-    """The sample's bytes as they are stored, checked; ValueError where they are other bytes."""
-    for _ in range(3):
+    """Read and check the stored bytes of a sample. Raises ValueError if they are damaged."""
+    for _ in range(TRIES):
         data = store.read(sample.url, sample.offset, sample.offset + sample.size)
         if zlib.crc32(data) == sample.crc32:
             return data
     raise ValueError(
-        f"sample {sample.key} of {store.display(sample.url)} has other bytes than its index "
-        "says, read three times: `shard verify` the set"
+        f"{store.display(sample.url)}: the crc32 of sample {sample.key} differs from its index, "
+        f"read {TRIES} times: check the set by `shard verify`"
     )

@@ -1,9 +1,9 @@
-"""Bytes at a URL: a local path, `file://`, `s3://`, or anything fsspec opens.
+"""Read and write files at a URL: a local path, `file://`, `s3://`, or any scheme of fsspec.
 
-What is written appears whole or not at all: locally a temporary file, fsync and rename; on S3 one
-PUT, or a multipart upload whose last request makes it visible. What is read is as long as was
-asked for. A name is never a pattern: `*`, `?` and `[` mean themselves. `objects` has the retries
-and the one-line errors of remote storage.
+Writes are atomic: locally a temporary file, fsync and rename; on S3 one PUT, or a multipart upload
+whose last request makes it visible. Reads return exactly the requested length. A name is never a
+pattern: `*`, `?` and `[` are literal. `objects` has the retries and the one-line errors of remote
+storage.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from shards.objects import (
     children,
     delete,
     display,
-    persist,
     upload_parts,
+    with_retries,
 )
 
 __all__ = [
@@ -59,18 +59,18 @@ def is_local(url: str | os.PathLike) -> bool:
 
 
 def local(url: str | os.PathLike) -> Path:
-    """The path that a local `url` means."""
+    """The path of a local `url`."""
     text = os.fspath(url)
     if not is_local(text):
-        raise ValueError(f"{display(text)} is no local path; give a folder or a file:// URL")
+        raise ValueError(f"{display(text)} is not a local path; give a folder or a file:// URL")
     if not text.startswith("file://"):
         return Path(text)
-    _, slash, path = text.removeprefix("file://").partition("/")  # of a host nothing is read
+    _, slash, path = text.removeprefix("file://").partition("/")  # the host is ignored
     return Path(unquote(slash + path))
 
 
 def join(url: str | os.PathLike, *parts: str) -> str:
-    """`url` with `parts`, which are names as they are, below it, separated by single slashes."""
+    """Append the literal names `parts` to `url`, separated by single slashes."""
     text = os.fspath(url)
     if text.startswith("file://"):
         parts = tuple(map(quote, parts))
@@ -86,9 +86,9 @@ def name(url: str | os.PathLike) -> str:
 
 
 def read(url: str | os.PathLike, start: int | None = None, end: int | None = None) -> bytes:
-    """The bytes [start, end) of what lies at `url`, all of them by default.
+    """The bytes [start, end) of the file at `url`, by default all.
 
-    Raises FileNotFoundError, EOFError when the object ends before `end`, StoreError.
+    Raises FileNotFoundError, EOFError if the file ends before `end`, StoreError.
     """
     text = os.fspath(url)
     if is_local(text):
@@ -104,14 +104,14 @@ def read(url: str | os.PathLike, start: int | None = None, end: int | None = Non
             return system.cat_file(path, start=start, end=end, max_concurrency=1)
         return system.cat_file(path, start=start, end=end)
 
-    return _whole(persist(text, ask), text, start, end)
+    return _whole(with_retries(text, ask), text, start, end)
 
 
 def _whole(data: bytes, url: str, start: int | None, end: int | None) -> bytes:
     if end is not None and len(data) != end - (start or 0):
         raise EOFError(
-            f"{display(url)}: {len(data)} bytes at {start or 0} where {end - (start or 0)} "
-            "were expected; the object is not the one that was indexed"
+            f"{display(url)}: {len(data)} bytes at {start or 0}, expected {end - (start or 0)}; "
+            "the file has changed since it was indexed"
         )
     return data
 
@@ -121,43 +121,43 @@ def size(url: str | os.PathLike) -> int:
     text = os.fspath(url)
     if is_local(text):
         return local(text).stat().st_size
-    return int(persist(text, lambda system, path: system.info(path))["size"])
+    return int(with_retries(text, lambda system, path: system.info(path))["size"])
 
 
 def exists(url: str | os.PathLike) -> bool:
-    """Whether an object, a file or a folder lies at `url`."""
+    """Whether there is an object, a file or a folder at `url`."""
     text = os.fspath(url)
     if is_local(text):
         return local(text).exists()
     try:
-        persist(text, lambda system, path: system.info(path))
+        with_retries(text, lambda system, path: system.info(path))
     except FileNotFoundError:
         return False
     return True
 
 
 def names(url: str | os.PathLike) -> list[str]:
-    """The children of a folder, sorted; empty when there is none. Temporary files are left out."""
+    """The sorted names in a folder, without temporary files; empty if there is no folder."""
     text = os.fspath(url)
     if is_local(text):
-        found = os.listdir(local(text)) if local(text).is_dir() else []
+        inside = os.listdir(local(text)) if local(text).is_dir() else []
     else:
         try:
-            found = children(text)
+            inside = children(text)
         except FileNotFoundError:
             return []
-    return sorted(child for child in found if child and not TEMPORARY.match(child))
+    return sorted(child for child in inside if child and not TEMPORARY.match(child))
 
 
 # --- writing --------------------------------------------------------------------------------------
 
 
 def write(url: str | os.PathLike, data: bytes, exclusive: bool = False) -> None:
-    """Publishes `data` at `url`, whole or not at all; parents are made.
+    """Write `data` to `url` atomically; creates parent folders.
 
-    With `exclusive`, raises FileExistsError where something lies there already. An answer may be
-    lost after the server took the bytes, so finding exactly `data` there counts as success: what
-    must have one owner carries a word that only the owner knows.
+    With `exclusive`, raises FileExistsError if the file exists. The answer of a successful request
+    may be lost, so an existing file with exactly `data` counts as success: to claim a file for one
+    owner, put a random word of the owner into `data`.
     """
     text = os.fspath(url)
     if is_local(text):
@@ -165,14 +165,16 @@ def write(url: str | os.PathLike, data: bytes, exclusive: bool = False) -> None:
         return
     mode = {"mode": "create"} if exclusive else {}
     try:
-        persist(text, lambda system, path: system.pipe_file(path, data, chunksize=2**32, **mode))
+        with_retries(
+            text, lambda system, path: system.pipe_file(path, data, chunksize=2**32, **mode)
+        )
     except FileExistsError:
         if read(text) != data:
             raise
 
 
 def upload(url: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Publishes the finished local file `path` at `url`, whole or not at all."""
+    """Upload the local file `path` to `url` atomically."""
     text = os.fspath(url)
     length = os.stat(path).st_size
     if is_local(text):
@@ -182,7 +184,7 @@ def upload(url: str | os.PathLike, path: str | os.PathLike) -> None:
     elif text.startswith(("s3://", "s3a://")):
         upload_parts(text, path, length)
     else:
-        persist(text, lambda system, target: system.put_file(os.fspath(path), target))
+        with_retries(text, lambda system, target: system.put_file(os.fspath(path), target))
 
 
 def _copy(path: str | os.PathLike, file: Any) -> None:
@@ -213,20 +215,20 @@ def _publish(target: Path, fill: Callable[[Any], Any], exclusive: bool) -> None:
             raise
         raise unwritable(target, error) from error
     finally:
-        with contextlib.suppress(OSError):  # renamed already, or its folder never came to be
+        with contextlib.suppress(OSError):  # already renamed, or never created
             temporary.unlink()
 
 
 def unwritable(target: Path, error: OSError) -> StoreError:
-    """What to say of a file that could not be written."""
-    told = f"{target}: cannot be written ({error.strerror or error})"
+    """The error for a file that could not be written."""
+    message = f"{target}: cannot be written ({error.strerror or error})"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return Unavailable(f"{told}: free some space and run it again")
-    return StoreError(f"{told}: name another place, or make this one writable")
+        return Unavailable(f"{message}: free some space and run the command again")
+    return StoreError(f"{message}: give another path, or make this one writable")
 
 
 def remove(url: str | os.PathLike, recursive: bool = False) -> None:
-    """Removes the object at `url`, with `recursive` all below it; nothing there is no error."""
+    """Remove the file at `url`, with `recursive` all below it; ignores missing files."""
     text = os.fspath(url)
     with contextlib.suppress(FileNotFoundError):
         if is_local(text) and local(text).is_dir() and recursive:

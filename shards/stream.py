@@ -1,9 +1,9 @@
-"""Batches of crops and holes in the canonical order, for ever, from one integer of state.
+"""Endless batches of crops and holes in the canonical order; the state is one integer.
 
-`Stream` is one rank's share: threads inside the rank read, decode and mask straight into batch
-memory, `prefetch` batches ahead of training (worker processes measured 0.3 ms an image dearer, for
-every loader). It must not go through `accelerator.prepare()`, which would have rank 0 read for
-all. `examples` is the finite, ordered pass of evaluation.
+`Stream` is the share of one rank: threads read, decode and mask directly into batch memory,
+`prefetch` batches ahead of training (worker processes cost 0.3 ms more per image, measured for
+every loader). Do not pass it to `accelerator.prepare()`, which would make rank 0 read for all
+ranks. `examples` is one ordered pass, for evaluation.
 """
 
 import warnings
@@ -16,30 +16,40 @@ from typing import Any
 import numpy as np
 
 from shards import decode
-from shards.fetch import READ_AHEAD, Held, Reader, open_reader
+from shards.fetch import READ_AHEAD, OpenWindow, Reader, open_reader
 from shards.lookup import shards_of
-from shards.maker import Batch, Maker, Share
+from shards.maker import Batch, BatchMaker, Share
 from shards.manifest import Manifest
-from shards.mask_sets import holes
+from shards.mask_sets import hole_sampler
 from shards.masks import MaskPolicy
-from shards.order import BLOCK_BYTES, LANES, WINDOW, Order, Piece, Window, amplification, mix, turn
+from shards.order import (
+    BLOCK_BYTES,
+    LANES,
+    WINDOW,
+    Order,
+    Piece,
+    Window,
+    amplification,
+    mix,
+    rank_positions,
+)
 
 __all__ = ["Batch", "Stream", "check_guards", "examples", "order_of"]
 
 
 class Stream:
-    """Iterates `Batch` for ever, epoch after epoch without a seam.
+    """Yield `Batch` forever, epoch after epoch.
 
-    batch: samples of the global batch, a multiple of world_size; each rank yields its share.
-    crop, masks: what becomes of a picture; both fixed by (seed, epoch, key), so a resumed or a
-        rescaled run keeps its pixels.
+    batch: size of the global batch, a multiple of world_size; each rank yields its share.
+    crop, masks: fixed by (seed, epoch, key), so that a resumed run, also on another number of
+        ranks, gets the same pixels.
     threads: decoding threads; 0 does all the work in `next()`.
-    position: where to go on: the last used batch's `position`.
+    position: where to resume: `position` of the last used batch.
     prefetch: batches made ahead. read_ahead: bytes, for object storage.
     lanes, window, block_bytes: of the order (`order`); part of the guards.
 
-    Raises ValueError for settings that cannot be, and for a picture smaller than the crop;
-    SampleError for a sample that cannot be read whole. After either it is closed.
+    Raises ValueError for invalid settings and for an image smaller than the crop; SampleError
+    for a sample that cannot be read correctly. The stream is then closed.
     """
 
     def __init__(
@@ -61,17 +71,18 @@ class Stream:
         block_bytes: int = BLOCK_BYTES,
         read_ahead: int = READ_AHEAD,
     ) -> None:
-        turn(0, batch, rank, world_size)
+        rank_positions(0, batch, rank, world_size)
         if position < 0 or threads < 0 or prefetch < 0:
             raise ValueError(
-                f"position={position}, threads={threads}, prefetch={prefetch}: none below 0"
+                f"invalid position={position}, threads={threads}, prefetch={prefetch}: "
+                "expected 0 or more"
             )
         order = order_of(manifest, split, seed, lanes, window, block_bytes)
         times = amplification(lanes, world_size)
         if times > 1 and rank == 0:
             warnings.warn(
                 f"{world_size} processes do not divide {lanes} lanes: each block is read by "
-                f"{times} of them; a world size of {_neighbours(lanes, world_size)} reads it once",
+                f"{times} of them; with {_divisors(lanes, world_size)} processes it is read once",
                 stacklevel=2,
             )
         self.position = position
@@ -85,12 +96,12 @@ class Stream:
             "window": window,
             "block_bytes": block_bytes,
         }
-        self._maker = Maker(
+        self._maker = BatchMaker(
             open_reader(manifest, split, read_ahead),
             order,
             Share(batch, rank, world_size),
             crop,
-            holes(masks, crop.size, crop.size),
+            hole_sampler(masks, crop.size, crop.size),
             position,
             threads,
             prefetch if threads else 0,
@@ -106,11 +117,11 @@ class Stream:
         return batch
 
     def guards(self) -> dict[str, Any]:
-        """What a position belongs to, JSON; `check_guards` compares it on resume."""
+        """The identity of the order that a position belongs to, JSON; see `check_guards`."""
         return dict(self._guards)
 
     def close(self) -> None:
-        """Ends all threads; what was prefetched is dropped."""
+        """End all threads and drop prefetched batches."""
         self._close()
 
     def __enter__(self) -> "Stream":
@@ -121,11 +132,11 @@ class Stream:
 
 
 def check_guards(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """ValueError naming what differs: a position means nothing in another order."""
+    """Raise ValueError if a saved position belongs to another order, naming the differences."""
     changed = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
     if changed:
-        named = ", ".join(f"{name} {saved.get(name)} → {now.get(name)}" for name in changed)
-        raise ValueError(f"the data position belongs to another order ({named}): start a new run")
+        changes = ", ".join(f"{name} {saved.get(name)} → {now.get(name)}" for name in changed)
+        raise ValueError(f"the data position belongs to another order ({changes}): start a new run")
 
 
 def order_of(
@@ -148,7 +159,7 @@ def order_of(
     )
 
 
-def _neighbours(lanes: int, world_size: int) -> str:
+def _divisors(lanes: int, world_size: int) -> str:
     fitting = [size for size in range(1, lanes + 1) if lanes % size == 0]
     below = max(size for size in fitting if size <= world_size)
     above = min((size for size in fitting if size > world_size), default=below)
@@ -165,20 +176,22 @@ def examples(
     limit: int | None = None,
     threads: int = 1,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(key, uint8 H×W×3 RGB) of a split in stored order, once: every world_size-th from `rank` on.
+    """Yield (key, uint8 H×W×3 RGB) once, in stored order: every world_size-th from `rank` on.
 
-    `crop` cuts each picture (its random choices fixed by the key), None gives it whole. `limit`
-    is of the split, before ranks share it; `threads` decode. Raises ValueError, SampleError.
+    `crop` crops each image, with random choices fixed by its key; None: whole images. `limit` is of
+    the split, before it is shared by ranks; `threads` decode. Raises ValueError, SampleError.
     """
     reader = open_reader(manifest, split)
 
-    def make(held: Held, nth: int) -> tuple[int, np.ndarray]:
-        sample = held.take(nth)
+    def make(window: OpenWindow, nth: int) -> tuple[int, np.ndarray]:
+        sample = window.take(nth)
         try:
             if crop is None:
                 return sample.key, decode.decode(sample.data, sample.plain)
             out = np.empty((crop.size, crop.size, 3), np.uint8)
-            decode.into(sample.data, crop, mix(sample.key), out, decode.Scratch(), sample.plain)
+            decode.decode_crop(
+                sample.data, crop, mix(sample.key), out, decode.Scratch(), sample.plain
+            )
         except ValueError as error:
             raise ValueError(
                 f"{reader.indexes.where(sample.shard, sample.row)}: {error}"
@@ -188,8 +201,8 @@ def examples(
     pool = ThreadPoolExecutor(max(1, threads))
     ahead: deque[Future[tuple[int, np.ndarray]]] = deque()
     try:
-        for held, nth in _in_order(reader, rank, world_size, limit):
-            ahead.append(pool.submit(make, held, nth))
+        for opened, nth in _in_order(reader, rank, world_size, limit):
+            ahead.append(pool.submit(make, opened, nth))
             if len(ahead) > 8 * threads:
                 yield ahead.popleft().result()
         while ahead:
@@ -201,7 +214,7 @@ def examples(
 
 def _in_order(
     reader: Reader, rank: int, world_size: int, limit: int | None
-) -> Iterator[tuple[Held, int]]:
+) -> Iterator[tuple[OpenWindow, int]]:
     """This rank's samples in stored order, announced to the reader block by block."""
     place = 0
     for shard, entry in enumerate(reader.indexes.shards):
@@ -214,6 +227,6 @@ def _in_order(
                 window = Window(
                     0, place, place + count, (Piece(shard, row, count),), np.arange(count)
                 )
-                held = reader.expect(window, len(mine))
-                yield from ((held, nth) for nth in mine)
+                opened = reader.expect(window, len(mine))
+                yield from ((opened, nth) for nth in mine)
             place += count

@@ -1,4 +1,4 @@
-"""A set after it was written: is it whole, what is in it, what did killed writers leave behind."""
+"""Maintenance of written sets: verify them, describe them, find what killed writers left."""
 
 import hashlib
 import os
@@ -28,7 +28,7 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY}
 
 
 class Checked(NamedTuple):
-    """One shard that was looked at."""
+    """The result of verifying one shard."""
 
     split: str
     shard: str
@@ -38,7 +38,7 @@ class Checked(NamedTuple):
 
 
 def verify(manifest: Manifest, *, every_byte: bool = False, workers: int = 1) -> Iterator[Checked]:
-    """Every shard against the manifest: its length and its index, or every byte's checksums."""
+    """Check every shard against the manifest: length and index, or the checksums of all bytes."""
 
     def check(place: tuple[str, Shard]) -> Checked:
         split, shard = place
@@ -46,7 +46,7 @@ def verify(manifest: Manifest, *, every_byte: bool = False, workers: int = 1) ->
         return Checked(split, shard.name, shard.samples, shard.bytes, faults)
 
     places = [(split, shard) for split, s in manifest.splits.items() for shard in s.shards]
-    with ThreadPoolExecutor(max(1, workers)) as pool:  # waiting and hashing both free the GIL
+    with ThreadPoolExecutor(max(1, workers)) as pool:  # I/O and hashing release the GIL
         for start in range(0, len(places), 4 * max(1, workers)):
             yield from pool.map(check, places[start : start + 4 * max(1, workers)])
 
@@ -56,11 +56,11 @@ def _faults(manifest: Manifest, split: str, shard: Shard, every_byte: bool) -> I
         index = read_index(manifest, split, shard)
         offset, size = index["offset"].to_numpy(), index["size"].to_numpy()
         if len(offset) and int((offset + size).max()) > shard.bytes:
-            yield "its index points past its end"
+            yield "its index exceeds its length"
         url = manifest.shard_url(split, shard)
         length = store.size(url)
         if length != shard.bytes:
-            yield f"{length} bytes, the manifest says {shard.bytes}"
+            yield f"{length} bytes, but {shard.bytes} in the manifest"
         elif every_byte:
             tar = memoryview(store.read(url))
             if shard.sha256 and hashlib.sha256(tar).hexdigest() != shard.sha256:
@@ -70,7 +70,7 @@ def _faults(manifest: Manifest, split: str, shard: Shard, every_byte: bool) -> I
                 if zlib.crc32(tar[start : start + count]) != sums[i]:
                     yield f"sample {index['key'][i]} is damaged"
     except FileNotFoundError:
-        yield "gone"
+        yield "missing"
     except ValueError as error:
         yield str(error)
 
@@ -79,7 +79,7 @@ def _faults(manifest: Manifest, split: str, shard: Shard, every_byte: bool) -> I
 
 
 def info(manifest: Manifest) -> dict[str, Any]:
-    """What the set holds, read from the manifest, the indexes and the rejects."""
+    """Statistics of the set, from the manifest, the indexes and the rejects."""
     splits = {}
     for name, split in manifest.splits.items():
         tables = [
@@ -110,7 +110,7 @@ def info(manifest: Manifest) -> dict[str, Any]:
 
 
 def rejects(url: str) -> dict[str, int]:
-    """How many files were rejected, by reason."""
+    """The number of rejected files, by reason."""
     try:
         data = store.read(store.join(url, "rejects.parquet"))
     except FileNotFoundError:
@@ -123,7 +123,7 @@ def rejects(url: str) -> dict[str, int]:
 
 
 class Orphan(NamedTuple):
-    """What a killed writer left: an open upload, or a temporary file."""
+    """An unfinished upload or a temporary file of a killed writer."""
 
     url: str
     kind: str  # upload, file
@@ -131,35 +131,35 @@ class Orphan(NamedTuple):
     upload: objects.Upload | None = None
 
 
-def seconds(text: str) -> float:
-    """`36h`, `7d`, `90m` in seconds. Raises ValueError below a day: a live writer may own it."""
+def parse_age(text: str) -> float:
+    """Parse an age such as `36h` or `7d` to seconds, at least a day: writers may still run."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
     if match is None:
-        raise ValueError(f"older_than={text!r} is no duration; give for example 24h or 7d")
+        raise ValueError(f"invalid older_than={text!r}: expected a duration such as 24h or 7d")
     value = float(match[1]) * _UNITS[match[2]]
     if value < DAY:
-        raise ValueError(f"older_than={text} is less than 24h, and a writer may still be at work")
+        raise ValueError(f"older_than={text} is less than 24h, and a writer may still be running")
     return value
 
 
 def orphans(url: str, older_than: float) -> list[Orphan]:
-    """What killed writers left below the sharded set `url`, older than `older_than` seconds.
+    """Leftovers of killed writers in the sharded set `url`, older than `older_than` seconds.
 
-    Raises ValueError where no sharded set was begun: nothing there is ours to judge.
+    Raises ValueError if there is no sharded set at `url`, finished or not.
     """
     if not any(store.exists(store.join(url, n)) for n in ("plan.json", manifests.FILE)):
         raise ValueError(
-            f"{store.display(url)}: no sharded set was begun there, so nothing is ours to remove"
+            f"{store.display(url)}: no sharded set there, finished or not; give the URL of a set"
         )
     if store.is_local(url):
-        found = list(_temporary(url))
+        leftovers = list(_temporary(url))
     elif url.startswith(("s3://", "s3a://")):
         now = datetime.now(UTC)
         uploads = objects.unfinished_uploads(url.rstrip("/") + "/")
-        found = [Orphan(u.url, "upload", (now - u.started).total_seconds(), u) for u in uploads]
+        leftovers = [Orphan(u.url, "upload", (now - u.started).total_seconds(), u) for u in uploads]
     else:
-        found = []
-    return [orphan for orphan in found if orphan.age > older_than]
+        leftovers = []
+    return [orphan for orphan in leftovers if orphan.age > older_than]
 
 
 def _temporary(url: str) -> Iterator[Orphan]:
@@ -172,7 +172,7 @@ def _temporary(url: str) -> Iterator[Orphan]:
 
 
 def discard(orphan: Orphan) -> None:
-    """Removes one orphan; one that is gone already is no error."""
+    """Remove an orphan; ignores one that is gone already."""
     if orphan.upload is not None:
         objects.abort(orphan.upload)
     else:

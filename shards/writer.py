@@ -1,8 +1,8 @@
-"""Plan → shards → finalise: a sharded set, written by any number of processes without a
-coordinator, killed and resumed at any point, byte for byte the same.
+"""Write a sharded set: plan, shards, finalize.
 
-A shard's index is its commit point: it is published after its tar, and a shard that has one is
-never written again. `manifest.json` comes last; until then readers see no set at all.
+Any number of processes write without a coordinator and may be killed and resumed at any point; the
+set is the same byte for byte. A shard is complete once its index is published, after its tar, and
+is then never written again. `manifest.json` comes last; until then readers see no set.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from shards import manifest as manifests
 from shards import store
 from shards.manifest import Manifest, Shard, Split
 from shards.pack import Packed, PackedSample, Reject, index_meta, pack
-from shards.plan import Entry, Plan, Row, generated, make_plan, publish, take
-from shards.pool import each
+from shards.plan import Entry, Plan, Row, generated_plan, make_plan, publish, rows_of
+from shards.pool import map_unordered
 
 __all__ = [
     "Entry",
@@ -33,7 +33,7 @@ __all__ = [
     "Row",
     "PackedSample",
     "TooManyRejects",
-    "finalise",
+    "finalize",
     "make_plan",
     "missing",
     "write",
@@ -53,7 +53,7 @@ REJECTS = pa.schema(
 
 
 class Progress(NamedTuple):
-    """Where the writing stands; counts are of this run's share."""
+    """The progress of writing; counts are of this process's share."""
 
     shards: int
     of_shards: int
@@ -76,7 +76,7 @@ class Progress(NamedTuple):
 class Finished(NamedTuple):
     manifest: Manifest
     rejects: Mapping[str, int]  # by reason
-    duplicates: int  # samples whose stored bytes another sample has too
+    duplicates: int  # samples with the same stored bytes as another one
 
 
 def write(
@@ -88,25 +88,31 @@ def write(
     task: tuple[int, int] = (0, 1),
     max_reject_rate: float = 0.01,
 ) -> Iterator[Progress]:
-    """Writes task[0] of task[1] equal shares of the plan's missing shards, one record a shard.
+    """Write share task[0] of task[1] of the plan's missing shards; yields after each shard.
 
     `load` turns a row into a sample or a reject; with `workers` > 1 it is pickled.
-    Raises ValueError: `out` belongs to something else, or too many rejects.
+    Raises ValueError if `out` holds something else, or there are too many rejects.
     """
     publish(out, plan)
-    gone = set(missing(out, plan))
+    absent = set(missing(out, plan))
     mine = [shard for i, shard in enumerate(plan.shards()) if i % task[1] == task[0]]
-    todo = [(split, number, a, b) for split, number, a, b in mine if (split, number) in gone]
+    todo = [(split, number, a, b) for split, number, a, b in mine if (split, number) in absent]
     jobs = (
         _Job(
-            out, plan.kind, plan.sha256, split, number, list(take(plan.rows.slice(a, b - a))), load
+            out,
+            plan.kind,
+            plan.sha256,
+            split,
+            number,
+            list(rows_of(plan.rows.slice(a, b - a))),
+            load,
         )
         for split, number, a, b in todo
     )
     total, begun = sum(b - a for _, _, a, b in todo), time.monotonic()
     images = written = 0
     rejects: list[Reject] = []
-    for count, wrote in enumerate(each(_write_shard, jobs, workers), start=1):
+    for count, wrote in enumerate(map_unordered(_write_shard, jobs, workers), start=1):
         images, written = images + wrote.samples, written + wrote.bytes
         rejects += wrote.rejects
         if len(rejects) > max_reject_rate * plan.rows.num_rows:
@@ -116,15 +122,15 @@ def write(
 
 
 def missing(out: str, plan: Plan) -> list[tuple[str, int]]:
-    """(split, shard) of the plan that `out` does not hold yet."""
-    gone = []
+    """(split, shard) of the plan's shards that are not complete in `out`."""
+    absent = []
     for split in dict.fromkeys(split for split, *_ in plan.shards()):
         tars = set(store.names(store.join(out, split)))
         indexes = set(store.names(store.join(out, split, "index")))
         for number in (n for s, n, *_ in plan.shards() if s == split):
             if f"{_stem(number)}.tar" not in tars or f"{_stem(number)}.parquet" not in indexes:
-                gone.append((split, number))
-    return gone
+                absent.append((split, number))
+    return absent
 
 
 def _stem(number: int) -> str:
@@ -140,7 +146,7 @@ class _Job(NamedTuple):
     plan_sha256: str
     split: str
     number: int
-    rows: list[Row]  # not a slice of the table, which would be pickled whole
+    rows: list[Row]  # a list: pickling a slice would pickle the whole table
     load: Load
 
 
@@ -165,17 +171,17 @@ def _publish(out: str, split: str, number: int, packed: Packed) -> None:
 # --- the end --------------------------------------------------------------------------------------
 
 
-def finalise(out: str, plan: Plan, *, max_reject_rate: float = 0.01) -> Finished:
-    """Publishes rejects.parquet and, last, the manifest. Whoever does it writes the same bytes.
+def finalize(out: str, plan: Plan, *, max_reject_rate: float = 0.01) -> Finished:
+    """Publish rejects.parquet and, last, the manifest; every process writes the same bytes.
 
-    Raises ValueError: shards are missing, a tar is not the one its index describes, or more than
-    `max_reject_rate` of the source was rejected (the reasons are counted, the set stays unborn).
+    Raises ValueError, and writes no manifest, if shards are missing, a tar differs from its index,
+    or more than `max_reject_rate` of the source was rejected (the message counts the reasons).
     """
-    gone = missing(out, plan)
-    if gone:
+    absent = missing(out, plan)
+    if absent:
         raise ValueError(
-            f"{store.display(out)}: {len(gone)} of {len(plan.shards())} shards are missing; "
-            "run the same command again (every task, if it was an array)"
+            f"{store.display(out)}: {len(absent)} of {len(plan.shards())} shards are missing; "
+            "run the same command again (all tasks of a job array)"
         )
     return finish(out, plan, [(s, n, None) for s, n, *_ in plan.shards()], max_reject_rate)
 
@@ -186,7 +192,7 @@ def finish(
     written: Iterable[tuple[str, int, str | None]],
     max_reject_rate: float,
 ) -> Finished:
-    """The manifest of what was written: (split, number, URL of a tar that lies elsewhere)."""
+    """Publish rejects and manifest of shards: (split, number, URL of the tar if outside `out`)."""
     splits: dict[str, list[Shard]] = {}
     rejects: list[dict[str, Any]] = []
     hashes: list[np.ndarray] = []
@@ -198,7 +204,7 @@ def finish(
         length = store.size(elsewhere or store.join(out, split, name))
         if meta.plan_sha256 != plan.sha256 or length != meta.tar_bytes:
             raise ValueError(
-                f"{store.display(url)} does not belong to its tar; remove both and "
+                f"{store.display(url)} does not match its tar; remove both and "
                 "run the same command again"
             )
         column = pq.read_table(io.BytesIO(data), columns=["content_hash"])["content_hash"]
@@ -225,7 +231,7 @@ def finish(
 
 
 class TooManyRejects(ValueError):
-    """More of the source was refused than `max_reject_rate` allows."""
+    """More of the source was rejected than `max_reject_rate` allows."""
 
 
 def _too_many(out: str, rejects: list[Reject], total: int, rate: float) -> TooManyRejects:
@@ -236,11 +242,11 @@ def _too_many(out: str, rejects: list[Reject], total: int, rate: float) -> TooMa
     )
     return TooManyRejects(
         f"{store.display(out)}: {len(rejects)} of {total} files rejected ({counted}), more than "
-        f"max_reject_rate={rate:g}; mend the source or allow more"
+        f"max_reject_rate={rate:g}; fix the source or raise max_reject_rate"
     )
 
 
-# --- sets that are made, not found ----------------------------------------------------------------
+# --- generated sets -------------------------------------------------------------------------------
 
 
 def write_set(
@@ -252,23 +258,23 @@ def write_set(
     options: Mapping[str, Any],
     per_shard: int,
 ) -> Finished:
-    """A whole set from samples that are generated in order, `per_shard` to a shard.
+    """Write a whole set from generated samples, in order, `per_shard` per shard.
 
-    `options` must determine every byte: a finished set with the same ones is left as it is, and
-    shards that an interrupted run published are not published again.
+    `options` must determine every byte: a finished set with the same options is kept, and shards
+    that an interrupted run published are not published again.
     """
-    plan = generated(name, kind, {**options, "per_shard": per_shard})
+    plan = generated_plan(name, kind, {**options, "per_shard": per_shard})
     publish(out, plan)
     written: list[tuple[str, int, str | None]] = []
     if store.exists(store.join(out, manifests.FILE)):
-        there_is = manifests.open_manifest(out).splits
-        written = [(name, shard.number, None) for name, s in there_is.items() for shard in s.shards]
+        splits = manifests.open_manifest(out).splits
+        written = [(name, shard.number, None) for name, s in splits.items() for shard in s.shards]
         return finish(out, plan, written, max_reject_rate=0.0)
     first = 0
     for split, stream in samples.items():
-        there = set(store.names(store.join(out, split, "index")))
+        published = set(store.names(store.join(out, split, "index")))
         for number, chunk in enumerate(_chunks(stream, per_shard)):
-            if f"{_stem(number)}.parquet" not in there:
+            if f"{_stem(number)}.parquet" not in published:
                 packed = pack(kind, number, plan.sha256, enumerate(chunk, start=first))
                 _publish(out, split, number, packed)
             first += len(chunk)

@@ -1,29 +1,68 @@
-"""Fixtures that several rooms share: small real sets, made once a test run by the verbs."""
+"""Fixtures for all tests: commands, and small real sets, each made once per test run."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+UNSET = ("RANK", "WORLD_SIZE", "LACUNA_CONF")  # of the environment that commands get
 # A shell starts `pytest &` with SIGINT ignored, and every process under it would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def run_verb(*words, cwd=ROOT, env=None, timeout=600):
-    """`python -m pipeline words...` as a user would; the finished process, text captured."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LACUNA_CONF")}
+# These start processes, handle signals or run until they are stopped.
+OWN_PROCESS = {"train", "submit", "demo", "quickstart", "bench"}
+
+
+def run_verb(*words, cwd=ROOT, env=None, timeout=600, process=None):
+    """The finished command `python -m pipeline words...`, its output captured as text.
+
+    process: True in a process of its own, False in this one (which saves the imports of torch and
+    MLflow), None as the command needs.
+    """
+    words = [str(word) for word in words]
+    if process is None:
+        process = words[:1] != [] and words[0] in OWN_PROCESS and "--help" not in words
+    if not process:
+        return _in_this_process(words, cwd, env or {})
+    clean = {k: v for k, v in os.environ.items() if k not in UNSET}
     return subprocess.run(
-        [sys.executable, "-m", "pipeline", *map(str, words)],
+        [sys.executable, "-m", "pipeline", *words],
         cwd=cwd,
         env={**clean, "OMP_NUM_THREADS": "1", **(env or {})},
         capture_output=True,
         text=True,
         timeout=timeout,
     )
+
+
+def _in_this_process(words, cwd, env):
+    """`pipeline.cli.main` with the folder, environment and signal handlers of before restored."""
+    from pipeline.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd)
+        for name in UNSET:
+            patch.delenv(name, raising=False)
+        for name, value in env.items():
+            patch.setenv(name, value)
+        try:
+            status = main(words)
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        finally:
+            for number, handler in handlers.items():
+                if handler is not None and signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
+    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="session")

@@ -1,20 +1,20 @@
-"""`bench attention`: contextual attention beside the two ways in which it is written elsewhere.
+"""`bench attention`: our contextual attention vs. the two usual implementations.
 
 All three compute the same maps, order `paper`, patches of 1 and 3, from the same tensors; equality
-is asserted first. (a) picture by picture, patches cut out as convolution kernels, as the released
+is asserted first. (a) image by image, patches cut out as convolution kernels, as the released
 implementations do; (b) the same for the whole batch as one grouped convolution; (c) ours. (a) and
-(b) propagate by shifted adds on the whole map, faster than the identity convolutions found in the
-wild, and let autograd keep what it wants.
+(b) propagate by shifted adds on the whole map, which is faster than the identity convolutions of
+the released code, and let autograd keep what it wants.
 
-The floor counts what no exact form of ours avoids, per picture of N cells with h hole cells, q
-queries in the window around them and C channels, two patch sizes:
+The floor counts the work that no exact form of ours avoids, per image of N cells with h hole cells,
+q queries in the window around them and C channels, for two patch sizes:
     forward   2·q·N·C + 2·2·h·N·C FLOP,  backward  2·(2·q·N·C) + 2·(2·2·h·N·C) + 2·q·N·C FLOP
 divided by the rate of this machine's matrix product of that shape, measured in the same rounds,
 plus N·C·4 bytes read and three maps written at the rate of a copy (under 1 % of it on a CPU).
 
-(a) and (b) compute 2·(1 + 9)·2·N²·C FLOP forward, 23 times the floor's at a centre hole: 20 times
-faster would leave next to nothing for softmax and shifted sums, which on a CPU take ours longer
-than its products do.
+(a) and (b) compute 2·(1 + 9)·2·N²·C FLOP forward, 23 times the floor at a center hole: a speed-up
+of 20 leaves almost no time for softmax and shifted sums, which on a CPU take ours longer than its
+matrix products.
 """
 
 import os
@@ -30,7 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from models.contextual_attention import contextual_attention
 from models.streamed_attention import window_of
-from pipeline.bench.timing import alternate, faster, report, target
+from pipeline.bench.timing import alternate, faster, now, report, target, whole
 from shards.masks import irregular
 
 PATCHES = (1, 3)
@@ -38,15 +38,10 @@ LAMBDA = 10.0
 REACH = 3  # 2·radius + propagation of the larger patch
 AGREES = 2e-5  # of values of order 1, in float32
 KEPT_MIB = 70.0
-CPU_TARGETS = {"centre forward": 20.0, "centre both": 10.0, "irregular both": 4.0}
-GPU_TARGETS = {"centre forward": 10.0, "centre both": 10.0}
+CPU_TARGETS = {"center forward": 20.0, "center both": 10.0, "irregular both": 4.0}
+GPU_TARGETS = {"center forward": 10.0, "center both": 10.0}
 
 Method = Callable[[Tensor, Tensor], list[Tensor]]
-
-
-def main(config: Any = None) -> dict[str, Any]:
-    """The benchmark as `python -m pipeline bench attention` runs it."""
-    return run()
 
 
 def run(
@@ -56,12 +51,12 @@ def run(
     repetitions: int = 5,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
 ) -> dict[str, Any]:
-    """Rows, ratios and targets; `seconds` are of the whole batch. On a CPU one thread each."""
+    """Measure; `seconds` are of the whole batch. On a CPU with one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     features = torch.randn(batch, channels, size, size, device=device)
-    holes = {"centre": centre(batch, size), "irregular": drawn(batch, size)}
+    holes = {"center": center(batch, size), "irregular": irregular_holes(batch, size)}
     methods: dict[str, Method] = {"loop": loop, "grouped": grouped, "ours": ours}
     for name, mask in holes.items():
         holes[name] = mask.to(device)
@@ -70,24 +65,25 @@ def run(
 
     rows: dict[str, Callable[[], int]] = {}
     peaks: dict[str, int] = {}
-    for hole, passes in (("centre", ("forward", "both")), ("irregular", ("both",))):
+    for hole, passes in (("center", ("forward", "both")), ("irregular", ("both",))):
         for which in passes:
             for name, method in methods.items():
                 work = _work(method, which, features, holes[hole])
                 rows[f"{hole} {which} {name}"] = work
                 peaks[f"{hole} {which} {name}"] = peak_bytes(work, device)
     rows["matrix product"] = _product(channels, size, device)
-    steps = {name: lambda work=work: _one_step(work) for name, work in rows.items()}
-    table = alternate(steps, repetitions)
+    table = alternate({name: whole(work) for name, work in rows.items()}, repetitions)
     for row in table:
         if row["name"] in peaks:
             row["peak_bytes"] = peaks[row["name"]]
 
+    # Other work on the machine disturbs CPU seconds least; a GPU is timed by the clock.
+    clock = "cpu_seconds" if device == "cpu" else "seconds"
     ratios: dict[str, float] = {}
     for case in CPU_TARGETS:
         for other in ("loop", "grouped"):
-            ratios[f"{case}: {other} / ours"] = _faster(
-                table, f"{case} ours", f"{case} {other}", device
+            ratios[f"{case}: {other} / ours"] = faster(
+                table, f"{case} ours", f"{case} {other}", clock
             )
         hole, which = case.split()
         ratios[f"{case}: ours / floor"] = _over_floor(table, case, which, holes[hole], channels)
@@ -96,8 +92,8 @@ def run(
         f"{case}, times (a)": target(ratios[f"{case}: loop / ours"], wanted)
         for case, wanted in goals.items()
     }
-    targets["MiB kept a picture"] = target(kept / 2**20, KEPT_MIB, at_least=False)
-    work_told = {
+    targets["MiB kept per image"] = target(kept / 2**20, KEPT_MIB, at_least=False)
+    work_shown = {
         "batch": batch,
         "channels": channels,
         "size": size,
@@ -107,7 +103,7 @@ def run(
         "hole ratio": {name: mask.mean().item() for name, mask in holes.items()},
     }
     torch.set_num_threads(threads)
-    return report("attention", work_told, table, ratios, targets)
+    return report("attention", work_shown, table, ratios, targets)
 
 
 def ours(features: Tensor, mask: Tensor) -> list[Tensor]:
@@ -115,14 +111,14 @@ def ours(features: Tensor, mask: Tensor) -> list[Tensor]:
 
 
 def loop(features: Tensor, mask: Tensor) -> list[Tensor]:
-    """(a): for each picture and patch size, kernels cut out of it."""
+    """(a): for each image and patch size, kernels cut out of it."""
     return [
         torch.cat([_cut_out(f[None], m[None], p) for f, m in zip(features, mask)]) for p in PATCHES
     ]
 
 
 def grouped(features: Tensor, mask: Tensor) -> list[Tensor]:
-    """(b): the kernels of all pictures in one grouped convolution."""
+    """(b): the kernels of all images in one grouped convolution."""
     return [_cut_out(features, mask, p) for p in PATCHES]
 
 
@@ -151,38 +147,38 @@ def _shifted_sum(x: Tensor, key: int, query: int) -> Tensor:
     return out
 
 
-def centre(batch: int, size: int) -> Tensor:
+def center(batch: int, size: int) -> Tensor:
     """The central half of each side."""
     mask = torch.zeros(batch, 1, size, size)
     mask[:, :, size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = 1
     return mask
 
 
-def drawn(batch: int, size: int) -> Tensor:
-    """Irregular holes of 30 to 40 % of the cells, another for each picture."""
+def irregular_holes(batch: int, size: int) -> Tensor:
+    """Irregular holes of 30 to 40 % of the cells, another for each image."""
     masks = [irregular(size, size, 0.3, 0.4, 0, [0, i]) for i in range(batch)]
     return torch.stack([torch.from_numpy(mask)[None].float() for mask in masks])
 
 
 def assert_equal(methods: Mapping[str, Method], features: Tensor, mask: Tensor) -> None:
-    """All methods agree in values and gradients, or there is nothing to time."""
+    """Raise RuntimeError unless all methods agree in values and gradients."""
     weight = torch.randn_like(features)
-    found = {}
+    results = {}
     for name, method in methods.items():
         leaf = features.clone().requires_grad_()
         out = torch.stack(method(leaf, mask))
         (out * weight).sum().backward()
         assert leaf.grad is not None
-        found[name] = out.detach(), leaf.grad
-    for name, pair in found.items():
-        for mine, reference in zip(pair, found["loop"]):
+        results[name] = out.detach(), leaf.grad
+    for name, pair in results.items():
+        for mine, reference in zip(pair, results["loop"]):
             worst = (mine - reference).abs().max().item()
             if worst > AGREES:
                 raise RuntimeError(f"{name} differs from the loop by {worst:.1e} (> {AGREES})")
 
 
 def kept_bytes(features: Tensor, mask: Tensor) -> int:
-    """Bytes that ours keeps from forward to backward, all pictures, each storage once."""
+    """Bytes that ours keeps from forward to backward, of all images, each storage once."""
     kept: dict[int, int] = {}
 
     def note(x: Tensor) -> Tensor:
@@ -196,7 +192,7 @@ def kept_bytes(features: Tensor, mask: Tensor) -> int:
 
 
 def peak_bytes(work: Callable[[], int], device: str) -> int:
-    """The most bytes of tensors that `work` has alive at once, above what was alive before."""
+    """Peak bytes of live tensors during `work`, above those that were alive before."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -215,7 +211,7 @@ def peak_bytes(work: Callable[[], int], device: str) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the profiler's own lines off the process's stderr."""
+    """Hide what the profiler itself prints to stderr."""
     kept = os.dup(2)
     with open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 2)
@@ -226,20 +222,18 @@ def _quiet() -> Iterator[None]:
         os.close(kept)
 
 
-def _one_step(work: Callable[[], int]) -> Iterator[int]:
-    yield work()
-
-
 def _work(method: Method, which: str, features: Tensor, mask: Tensor) -> Callable[[], int]:
     def forward() -> int:
         with torch.no_grad():
             method(features, mask)
-        return _done(features)
+        now()
+        return len(features)
 
     def both() -> int:
         leaf = features.clone().requires_grad_()
         torch.stack(method(leaf, mask)).sum().backward()
-        return _done(features)
+        now()
+        return len(features)
 
     return forward if which == "forward" else both
 
@@ -251,39 +245,25 @@ def _product(channels: int, size: int, device: str) -> Callable[[], int]:
     def product() -> int:
         for _ in range(8):
             left @ right
-        _done(left)
+        now()
         return 8 * 2 * left.shape[0] * channels * right.shape[1]
 
     return product
-
-
-def _done(x: Tensor) -> int:
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    return x.shape[0]
-
-
-def _faster(table: list[dict[str, Any]], name: str, than: str, device: str) -> float:
-    """By CPU seconds, which other work on the machine disturbs least; by the clock on a GPU."""
-    if device == "cpu":
-        return faster(table, name, than)
-    found = {row["name"]: row["seconds"] for row in table}
-    return statistics.median(b / a for a, b in zip(found[name], found[than]))
 
 
 def _over_floor(
     table: list[dict[str, Any]], case: str, which: str, mask: Tensor, channels: int
 ) -> float:
     cells, flop = mask[0].numel(), 0
-    for picture in mask[:, 0] > 0:
-        window = window_of(picture, REACH, cells, 1)
+    for hole in mask[:, 0] > 0:
+        window = window_of(hole, REACH, cells, 1)
         assert window is not None
         rows = sum(block.stop - block.start for block in window.blocks)
         scores = 2 * rows * (window.columns.stop - window.columns.start) * cells * channels
-        pastes = 2 * len(PATCHES) * int(picture.sum()) * cells * channels
+        pastes = 2 * len(PATCHES) * int(hole.sum()) * cells * channels
         flop += scores + pastes if which == "forward" else 4 * scores + 3 * pastes
-    found = {row["name"]: row for row in table}
-    product, mine = found["matrix product"], found[f"{case} ours"]
+    named = {row["name"]: row for row in table}
+    product, mine = named["matrix product"], named[f"{case} ours"]
     clock = "seconds" if mask.is_cuda else "cpu_seconds"
     rate = product["items"] / statistics.median(product[clock])
     return statistics.median(mine[clock]) * rate / flop

@@ -1,11 +1,10 @@
-"""`bench predict`: seconds for a 256×256 picture, as MSA-Net's paper states them.
+"""`bench predict`: seconds per 256×256 image, the figure that MSA-Net's paper states.
 
-"0.026 s" an image on a Titan XP; the paper does not say at which batch, so both are timed: one
-picture at a time, and a batch. Compositing is included, decoding is not. The device is named, and
-no ratio to another machine's number is a target.
+The paper has 0.026 s per image on a Titan XP and does not say the batch size, so both are timed:
+one image at a time, and a batch. Compositing is included, decoding is not. The ratio to a number
+from another machine is reported, but is not a target.
 """
 
-import time
 from statistics import median
 from typing import Any
 
@@ -14,20 +13,19 @@ from torch import Tensor, nn
 
 from models import GENERATORS
 from models.inpainter import Inpainter
-from pipeline.bench.timing import report
+from pipeline.bench.images import SIDE
+from pipeline.bench.timing import now, report
 from shards.masks import irregular
 
-SIDE = 256
 PRINTED = {"seconds an image": 0.026, "device": "Titan XP", "source": "MSA-Net, section 4"}
 
 
 def run(
     images: int = 8, repetitions: int = 5, width: float = 1.0, name: str = "msanet"
 ) -> dict[str, Any]:
-    """Rows `batch 1` and `batch N` (seconds are of one image, ratios of their median), the printed
-    time beside.
+    """Measure rows `batch 1` and `batch N`, in seconds per image, and their ratio to the paper's.
 
-    images: pictures a repetition and the larger batch. width: of the generator, MSA-Net's only.
+    images: per repetition, and in the larger batch. width: of the generator, MSA-Net's only.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
@@ -42,9 +40,9 @@ def run(
     }
     parameters = sum(p.numel() for p in inpainter.parameters())
     work = {"side": SIDE, "generator": name, "width": width, "parameters": parameters}
-    short = device.type == "cuda" and torch.backends.cudnn.allow_tf32  # torch's default there
+    tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32  # torch's default there
     work |= {
-        "precision": "tf32" if short else "fp32",
+        "precision": "tf32" if tf32 else "fp32",
         "threads": torch.get_num_threads(),
         "printed": PRINTED,
     }
@@ -52,7 +50,7 @@ def run(
 
 
 @torch.inference_mode()
-def _each(inpainter: nn.Module, image: Tensor, mask: Tensor, batch: int) -> None:
+def _inpaint(inpainter: nn.Module, image: Tensor, mask: Tensor, batch: int) -> None:
     for start in range(0, len(image), batch):
         inpainter(image[start : start + batch], mask[start : start + batch])
 
@@ -60,7 +58,7 @@ def _each(inpainter: nn.Module, image: Tensor, mask: Tensor, batch: int) -> None
 def _timed(
     inpainter: nn.Module, image: Tensor, mask: Tensor, batches: tuple[int, ...], repetitions: int
 ) -> list[dict[str, Any]]:
-    """A row for each batch, in turn; two rounds before choose algorithms and fill caches."""
+    """A row per batch size, in turn; two rounds of warm-up choose algorithms and fill caches."""
     rows: list[dict[str, Any]] = [
         {"name": f"batch {batch}", "items": len(image), "seconds": []} for batch in batches
     ]
@@ -68,17 +66,11 @@ def _timed(
         for row, batch in zip(rows, batches):
             if image.is_cuda:
                 torch.cuda.reset_peak_memory_stats()
-            _settle(image.device)
-            began = time.perf_counter()
-            _each(inpainter, image, mask, batch)
-            _settle(image.device)
+            began = now()
+            _inpaint(inpainter, image, mask, batch)
+            ended = now()
             if turn >= 2:
-                row["seconds"].append((time.perf_counter() - began) / len(image))
+                row["seconds"].append((ended - began) / len(image))
             if image.is_cuda:
                 row["peak_bytes"] = torch.cuda.max_memory_allocated()
     return rows
-
-
-def _settle(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()

@@ -1,9 +1,9 @@
-"""`bench shard`: our writer beside webdataset's, a copy of the files, and its own parts.
+"""`bench shard`: our writer vs. webdataset's, a copy of the files, and its own parts.
 
-All take the same loose 256×256 JPEG files to a local disk, and to nginx spoken to as S3 where it is
-found. Ours also decodes each once, hashes and indexes it and publishes the set atomically;
-webdataset's ShardWriter and the copy do not. nginx lists nothing, so there ours stops short of
-`finalise`, and webdataset's shards are uploaded as each is done.
+All write the same loose 256×256 JPEG files to a local disk and, where nginx is installed, to nginx
+spoken to as S3. Ours also decodes each file once, hashes and indexes it and publishes the set
+atomically; webdataset's ShardWriter and the copy do not. nginx cannot list, so there ours ends
+before `finalize`, and webdataset's shards are uploaded as each is done.
 """
 
 import contextlib
@@ -13,12 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import simplejpeg
 import torch
-from skimage import data
 
-from pipeline.bench import loaders
+from pipeline.bench.images import SIDE, jpegs
+from pipeline.bench.storage import storage
 from pipeline.bench.timing import alternate, faster, report, target, whole
 from shards import store
 from shards.hygiene import Policy, examine
@@ -26,20 +24,19 @@ from shards.pack import PackedSample, pack
 from shards.plan import Row, make_plan
 from shards.sources import source
 from shards.sources.files import Loader, read_file
-from shards.writer import finalise, write
+from shards.writer import finalize, write
 
-SIDE = 256
 SHARD_MB = 64
 
 
 def run(images: int = 5_000, repetitions: int = 5) -> dict[str, Any]:
-    """The whole benchmark: rows, ratios and the target of the design."""
+    """Measure rows, ratios and the target of the design."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         loose = folder / "loose"
-        rows = _pictures(loose, images)
-        works = {
+        rows = _write_files(loose, images)
+        work = {
             "part: list and plan": _planning(loose),
             "part: read": _reading(loose, rows),
             "part: check": _checking(loose, rows),
@@ -49,18 +46,18 @@ def run(images: int = 5_000, repetitions: int = 5) -> dict[str, Any]:
             "webdataset": _webdataset(loose, rows, folder / "webdataset"),
             "loose files": _copying(loose, rows, folder / "copy"),
         }
-        if served := shutil.which("nginx"):
+        if server := shutil.which("nginx"):
             (folder / "bucket").mkdir()
-            stack.enter_context(loaders.storage(served, folder))
-            works |= {
+            stack.enter_context(storage(server, folder))
+            work |= {
                 "publish to storage": _publishing(loose, rows, "s3://bucket/published"),
-                "ours to storage": _ours_stored(loose, "s3://bucket/ours"),
+                "ours to storage": _ours_to_storage(loose, "s3://bucket/ours"),
                 "webdataset to storage": _webdataset(
                     loose, rows, folder / "webdataset", "s3://bucket/webdataset"
                 ),
                 "loose files to storage": _sending(loose, rows, "s3://bucket/copy"),
             }
-        table = alternate({name: whole(work) for name, work in works.items()}, repetitions)
+        table = alternate({name: whole(function) for name, function in work.items()}, repetitions)
     return _result(table, images)
 
 
@@ -95,17 +92,11 @@ def _result(table: list[dict[str, Any]], images: int) -> dict[str, Any]:
     return report("shard", work, table, ratios, targets)
 
 
-def _pictures(folder: Path, count: int) -> list[Row]:
-    """Crops of scikit-image's photographs, about 13 kB each, as loose files."""
+def _write_files(folder: Path, count: int) -> list[Row]:
+    """Write the JPEG crops as files; returns the rows of a plan for them."""
     folder.mkdir()
-    random = np.random.default_rng(0)
-    photographs = [data.astronaut(), data.coffee(), data.chelsea(), data.rocket()]
     rows = []
-    for number in range(count):
-        whole = photographs[number % len(photographs)]
-        top, left = (random.integers(0, n - SIDE + 1) for n in whole.shape[:2])
-        crop = np.ascontiguousarray(whole[top : top + SIDE, left : left + SIDE])
-        encoded = simplejpeg.encode_jpeg(crop, quality=82, colorsubsampling="420")
+    for number, encoded in enumerate(jpegs(count)):
         (folder / f"{number:06d}.jpg").write_bytes(encoded)
         rows.append(Row(number, f"{number:06d}.jpg".encode(), len(encoded), -1, "", 0))
     return rows
@@ -131,12 +122,12 @@ def _ours(loose: Path, out: Path) -> Callable[[], int]:
         planned = _plan(loose)
         for _ in write(str(out), planned, Loader(loose, Policy())):
             pass
-        return finalise(str(out), planned).manifest.splits["train"].samples
+        return finalize(str(out), planned).manifest.splits["train"].samples
 
     return work
 
 
-def _ours_stored(loose: Path, out: str) -> Callable[[], int]:
+def _ours_to_storage(loose: Path, out: str) -> Callable[[], int]:
     def work() -> int:
         planned = _plan(loose)
         for _ in write(out, planned, Loader(loose, Policy())):
@@ -160,10 +151,10 @@ def _reading(loose: Path, rows: list[Row]) -> Callable[[], int]:
 
 
 def _checking(loose: Path, rows: list[Row]) -> Callable[[], int]:
-    held, policy = [read_file(loose, row) for row in rows], Policy()
+    files, policy = [read_file(loose, row) for row in rows], Policy()
 
     def work() -> int:
-        return sum(isinstance(examine("x", encoded, policy), PackedSample) for encoded in held)
+        return sum(isinstance(examine("x", encoded, policy), PackedSample) for encoded in files)
 
     return work
 
@@ -179,14 +170,14 @@ def _packing(loose: Path, rows: list[Row]) -> Callable[[], int]:
 
 
 def _publishing(loose: Path, rows: list[Row], out: str) -> Callable[[], int]:
-    held, policy = [], Policy()
+    tars, policy = [], Policy()
     for start in range(0, len(rows), 5000):
         part = rows[start : start + 5000]
         samples = [examine(row.src.decode(), read_file(loose, row), policy) for row in part]
-        held.append(pack("images", 0, "", enumerate(samples)).tar)
+        tars.append(pack("images", 0, "", enumerate(samples)).tar)
 
     def work() -> int:
-        for number, tar in enumerate(held):
+        for number, tar in enumerate(tars):
             store.write(store.join(out, f"{number}.tar"), tar)
         return len(rows)
 

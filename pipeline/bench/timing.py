@@ -1,18 +1,18 @@
-"""What every benchmark shares: rows measured in turn inside one run, and the shape of the result.
+"""Shared by all benchmarks: rows measured in turn inside one run, and the shape of the result.
 
-A machine's speed drifts; ratios of rows that took turns do not. CPU seconds, children included,
-drift least, so loaders are compared by them.
+The speed of a machine drifts; ratios of rows that took turns do not. CPU seconds, children
+included, drift least, so loaders are compared by them.
 """
 
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 
+from pipeline.common.console import say
 from pipeline.common.environment import core_count, cpu_name
 
 REPETITIONS = 5
@@ -24,36 +24,50 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
+def now() -> float:
+    """Seconds of the clock once the GPU, if there is one, has finished its work."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def rounds(repetitions: int) -> Iterator[bool]:
+    """Whether a round counts: False for one of warm-up, then `repetitions` times True."""
+    for turn in range(repetitions + 1):
+        yield turn > 0
+        say(f"round {turn} of {repetitions}")
+
+
 def alternate(
     rows: Mapping[str, Callable[[], Iterator[int]]],
     repetitions: int = REPETITIONS,
     sliced: Collection[str] = (),
 ) -> list[dict[str, Any]]:
-    """Runs the rows in turn, `repetitions` rounds after one that is not counted.
+    """Run the rows in turn, `repetitions` rounds after one of warm-up.
 
     A row yields how many items each of its steps did. The rows named in `sliced` (those that work
-    in this thread alone) take turns step by step, so that they share whatever else the machine
-    does. Gives {name, items, seconds, cpu_seconds, items_per_cpu_s}.
+    in this thread alone) take turns step by step, so that other work on the machine slows all of
+    them alike. Returns {name, items, seconds, cpu_seconds, items_per_cpu_s} of each row.
     """
     table: dict[str, dict[str, Any]] = {
         name: {"name": name, "seconds": [], "cpu_seconds": []} for name in rows
     }
     alone = [[name] for name in rows if name not in sliced]
-    for turn in range(repetitions + 1):
+    for counts in rounds(repetitions):
         for group in [[name for name in rows if name in sliced], *alone]:
-            for name, found in _together({name: rows[name]() for name in group}).items():
-                if turn:
-                    table[name]["items"] = found[0]
-                    table[name]["seconds"].append(found[1])
-                    table[name]["cpu_seconds"].append(found[2])
-        print(f"round {turn} of {repetitions}", file=sys.stderr)
+            steps = {name: rows[name]() for name in group}
+            for name, (items, seconds, cpu) in _together(steps).items():
+                if counts:
+                    table[name]["items"] = items
+                    table[name]["seconds"].append(seconds)
+                    table[name]["cpu_seconds"].append(cpu)
     for row in table.values():
         row["items_per_cpu_s"] = row["items"] / statistics.median(row["cpu_seconds"])
     return list(table.values())
 
 
 def whole(work: Callable[[], int]) -> Callable[[], Iterator[int]]:
-    """Work that is done in one step, as `alternate` takes it."""
+    """A row of one step that does all of `work`."""
 
     def steps() -> Iterator[int]:
         yield work()
@@ -62,14 +76,14 @@ def whole(work: Callable[[], int]) -> Callable[[], Iterator[int]]:
 
 
 def _together(running: dict[str, Iterator[int]]) -> dict[str, tuple[int, float, float]]:
-    """(items, seconds, CPU seconds) of each, a step of each in turn until all have ended."""
+    """(items, seconds, CPU seconds) of each row, one step of each in turn until all have ended."""
     spent = {name: (0, 0.0, 0.0) for name in running}
     while running:
         for name, steps in list(running.items()):
             wall, cpu = time.perf_counter(), cpu_seconds()
             items = next(steps, None)
             if items is None:
-                del running[name], steps  # what ending costs is its own, too
+                del running[name], steps  # the row pays for its own end, too
             before = spent[name]
             spent[name] = (
                 before[0] + (items or 0),
@@ -79,12 +93,12 @@ def _together(running: dict[str, Iterator[int]]) -> dict[str, tuple[int, float, 
     return spent
 
 
-def faster(rows: list[dict[str, Any]], name: str, than: str) -> float:
-    """How many times the items per CPU second of `than` the row `name` does, rounds compared."""
-    found = {row["name"]: row for row in rows}
-    mine, theirs = found[name], found[than]
+def faster(rows: list[dict[str, Any]], name: str, than: str, clock: str = "cpu_seconds") -> float:
+    """Items per second of `name` over those of `than`: the median over rounds."""
+    named = {row["name"]: row for row in rows}
+    mine, theirs = named[name], named[than]
     scale = mine["items"] / theirs["items"]
-    pairs = zip(mine["cpu_seconds"], theirs["cpu_seconds"])
+    pairs = zip(mine[clock], theirs[clock])
     return float(statistics.median(scale * b / a for a, b in pairs))
 
 
@@ -100,15 +114,7 @@ def report(
     ratios: Mapping[str, float],
     targets: Mapping[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    """The result as `--json` prints it; the table goes to stderr."""
-    for row in rows:
-        rate = f"{row['items_per_cpu_s']:>12,.0f} /CPU-s" if "items_per_cpu_s" in row else ""
-        print(f"{row['name']:<34}{rate}", file=sys.stderr)
-    for name, value in ratios.items():
-        print(f"{name:<50}{value:.3f}", file=sys.stderr)
-    for name, goal in targets.items():
-        met = "met" if goal["met"] else "MISSED"
-        print(f"{name:<50}{goal['value']:.3f} of {goal['target']} {met}", file=sys.stderr)
+    """The result as `bench --json` prints it."""
     return {
         "bench": bench,
         "device": {

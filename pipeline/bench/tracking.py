@@ -1,17 +1,16 @@
-"""`bench tracking`: how long the training loop is held up by its record, under each fault.
+"""`bench tracking`: how long logging delays the training loop, under each fault.
 
-A loop of short steps logs 20 metrics a step through a Tracker whose server is well, dead, slow (5 s
-an answer), answering 500, refusing (401), or whose disk is full. The baseline is MLflow's own
-client as its documentation has it, one synchronous `log_batch` a step into the same embedded store.
-`no record` is the same loop with 50 µs of arithmetic instead: what this machine does to any call.
-`queued` is the part of a worst call in which the kernel had no core for the loop (Linux tells).
+A loop of short steps logs 20 metrics per step through a Tracker whose server works, is down, slow
+(5 s per answer), fails (500), refuses (401), or whose disk is full. The baseline is MLflow's own
+client as its documentation uses it, one synchronous `log_batch` per step into the same embedded
+store. `no record` is the same loop with 50 µs of arithmetic instead: the noise of this machine.
+`queued` is the part of the worst call in which no core was free for the loop (on Linux).
 """
 
 import contextlib
 import os
 import resource
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.bench.timing import report, target
+from pipeline.bench.timing import report, rounds, target
 from pipeline.tracking.client import connect, experiment_id
 from pipeline.tracking.tracker import Tracker
 
@@ -34,11 +33,11 @@ FAULTS: Answers = {"dead": None, "slow": (5.0, 500), "500": (0.0, 500), "401": (
 
 
 def run(steps: int = 200, repetitions: int = 5) -> dict[str, Any]:
-    """Rows in turn: seconds of the worst call of each repetition, and of the middle one."""
+    """Measure in turn the worst and the median call of each repetition, in seconds."""
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         urls = {name: stack.enter_context(_failing(how)) for name, how in FAULTS.items()}
-        for turn in range(repetitions + 1):
+        for turn, counts in enumerate(rounds(repetitions)):
             for name, logging in _loops(Path(scratch, str(turn)), urls).items():
                 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
                 with logging as log:
@@ -46,12 +45,11 @@ def run(steps: int = 200, repetitions: int = 5) -> dict[str, Any]:
                 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
                 empty: dict[str, Any] = {"seconds": [], "median_seconds": [], "queued_seconds": []}
                 row = rows.setdefault(name, {"name": name, **empty})
-                if turn:  # the first round imports and makes the store
+                if counts:  # the first round imports MLflow and creates the store
                     row["seconds"].append(max(calls))
                     row["median_seconds"].append(statistics.median(calls))
                     row["queued_seconds"].append(queued[calls.index(max(calls))])
                     row["peak_bytes"] = max(row.get("peak_bytes", 0), grown * 1024)
-            print(f"round {turn} of {repetitions}", file=sys.stderr)
     ours = [name for name in rows if name not in ("no record", "MLflow alone")]
     typical = {name: statistics.median(row["median_seconds"]) for name, row in rows.items()}
     worst = {name: max(row["seconds"]) * 1000 for name, row in rows.items()}
@@ -89,8 +87,10 @@ def _nothing(values: dict[str, float], step: int) -> None:
 
 
 def _loop(log: Log, steps: int) -> tuple[list[float], list[float]]:
-    """Seconds that each call of `log` took, between steps of about 4 ms of arithmetic, and seconds
-    of it that this thread waited for a core."""
+    """Seconds of each call of `log`, and seconds of it that this thread waited for a core.
+
+    Between calls the loop computes for about 4 ms.
+    """
     work = np.random.default_rng(0).random((256, 256), np.float32)
     spent, queued = [], []
     for step in range(steps):
@@ -117,7 +117,7 @@ def _queued() -> float:
 def _tracked(folder: Path, uri: str, full: bool = False) -> Iterator[Log]:
     with _no_uri(), open(os.devnull, "w") as nowhere:
         tracker = Tracker(folder, uri=uri, experiment="bench", run_name=folder.name)
-        with contextlib.redirect_stderr(nowhere):  # the outage is told, once
+        with contextlib.redirect_stderr(nowhere):  # the outage is reported once
             tracker.start({}, {})
             if full:
                 os.close(tracker.spool._file)
@@ -144,7 +144,7 @@ def _plain(uri: str) -> Iterator[Log]:
 
 @contextlib.contextmanager
 def _no_uri() -> Iterator[None]:
-    """Without the user's server: the benchmark leaves nothing there."""
+    """Hide the user's tracking server, so that the benchmark writes nothing to it."""
     before = os.environ.pop("MLFLOW_TRACKING_URI", None)
     try:
         yield
@@ -155,9 +155,9 @@ def _no_uri() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _failing(how: tuple[float, int] | None) -> Iterator[str]:
-    """The address of a server that answers every request with a status after some seconds.
+    """The URL of a server that answers every request with one status after some seconds.
 
-    how: (seconds, status); None: nobody listens there.
+    how: (seconds, status); None: no server listens at the URL.
     """
 
     class Handler(BaseHTTPRequestHandler):

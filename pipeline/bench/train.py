@@ -1,13 +1,13 @@
-"""`bench train`: what the loop costs beside the arithmetic, the loader beside both, two processes.
+"""`bench train`: the overhead of the training loop, of the data loader, and of two processes.
 
-Rows, each a step of MSA-Net as `train` takes it: `bare` is forward, losses, backward and Adam in
-the shortest loop that does them, on one batch that lies ready; `loop` is all that `train` does in a
-step on it but for the tracker (`bench tracking` has that): the engine, the vote, marks, the log and
-the meter; `loader` the same on batches of a real sharded set. On two processes `weak` gives each
-the same batch as before, so that a perfect machine takes the same time; `apart` exchanges no
-gradients and so tells communication from contention for cores. With a GPU: fp32, contiguous memory
-and `compile` beside the default. The step's arithmetic and the bytes of its operators are held
-against this device's matrix product and copy, timed beside it.
+Rows, each a training step of MSA-Net: `bare` is forward, losses, backward and Adam in the shortest
+loop, on one batch in memory; `loop` is all that `train` does in a step on that batch, without the
+tracker (see `bench tracking`): the engine, the vote, the watchdog, the log and the progress meter;
+`loader` is the same on batches of a real sharded set. On two processes, `weak` gives each process
+the same batch as before, so that perfect scaling takes the same time; `apart` exchanges no
+gradients, which separates communication from contention for cores. With a GPU: fp32, contiguous
+memory and `compile` vs. the default. The FLOP and bytes of a step are compared with the rates of a
+matrix product and a copy on the same device.
 """
 
 import json
@@ -22,12 +22,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from models.masking import composite, erase
-from pipeline.bench.timing import report, target
+from pipeline.bench import images
+from pipeline.bench.timing import now, report, target
 from pipeline.config.compose import compose
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import Place, free_port
@@ -48,7 +48,7 @@ Rows = dict[str, list[float]]
 def run(
     repetitions: int = 5, width: float | None = None, side: int | None = None
 ) -> dict[str, Any]:
-    """Rows, ratios and targets; defaults: the whole MSA-Net at 256 with a GPU, else a small one."""
+    """Measure; defaults: the whole MSA-Net at 256 pixels with a GPU, else a small one."""
     on_gpu = torch.cuda.is_available()
     work: dict[str, Any] = {
         "model": "msanet",
@@ -58,34 +58,34 @@ def run(
         "steps": 10 if on_gpu else 3,
         "repetitions": repetitions,
     }
-    alone = ["bare", "loop", "loader"]
+    single = ["bare", "loop", "loader"]
     variants = ["contiguous", "compile", "fp32"] if on_gpu else []
     with tempfile.TemporaryDirectory() as scratch:
-        _write_set(Path(scratch, "set"), int(work["side"]))
-        found = _workers(scratch, work, 1, [*alone, *variants[:2]])
+        images.write(Path(scratch, "set"), 256, int(work["side"]) * 5 // 4, per_shard=64)
+        measured = _workers(scratch, work, 1, [*single, *variants[:2]])
         if on_gpu:  # a process has one precision
-            found["rows"] |= _workers(scratch, work, 1, variants[2:])["rows"]
+            measured["rows"] |= _workers(scratch, work, 1, variants[2:])["rows"]
         if not on_gpu or torch.cuda.device_count() > 1:
-            found["rows"] |= _workers(scratch, work, 2, ["weak", "apart"])["rows"]
-    rows = [{"name": name, **told} for name, told in found["rows"].items()]
-    middle = {row["name"]: statistics.median(row["seconds"]) for row in rows}
-    ours = found["rows"]
+            measured["rows"] |= _workers(scratch, work, 2, ["weak", "apart"])["rows"]
+    rows = [{"name": name, **row} for name, row in measured["rows"].items()]
+    medians = {row["name"]: statistics.median(row["seconds"]) for row in rows}
+    ours = measured["rows"]
     overhead = _paired(ours["loop"]["seconds"], ours["bare"]["seconds"]) - 1
     ratios = {
         "loop / bare - 1": overhead,
         "loader / loop": _paired(ours["loader"]["seconds"], ours["loop"]["seconds"]),
-        "data wait": found["wait"],
-        **{f"{name} / loop": middle[name] / middle["loop"] for name in variants},
-        **{f"loop's share of {name}": share for name, share in found["ceilings"].items()},
+        "data wait": measured["wait"],
+        **{f"{name} / loop": medians[name] / medians["loop"] for name in variants},
+        **{f"loop's share of {name}": share for name, share in measured["ceilings"].items()},
     }
-    if "weak" in middle:
-        ratios["weak scaling, 1 -> 2"] = middle["loop"] / middle["weak"]
+    if "weak" in medians:
+        ratios["weak scaling, 1 -> 2"] = medians["loop"] / medians["weak"]
         exchange = 1 - _paired(ours["apart"]["seconds"], ours["weak"]["seconds"])
         ratios["share of communication"] = exchange
-        ratios["share of contention"] = 1 - exchange - middle["loop"] / middle["weak"]
+        ratios["share of contention"] = 1 - exchange - medians["loop"] / medians["weak"]
     targets = {
         "loop's overhead": target(overhead, OVERHEAD, at_least=False),
-        "data wait": target(found["wait"], WAIT, at_least=False),
+        "data wait": target(measured["wait"], WAIT, at_least=False),
     }
     return report("train", work, rows, ratios, targets)
 
@@ -94,28 +94,8 @@ def _paired(ours: list[float], theirs: list[float]) -> float:
     return float(statistics.median(a / b for a, b in zip(ours, theirs)))
 
 
-def _write_set(folder: Path, side: int) -> None:
-    """A sharded set of 256 smooth pictures a little larger than the crop, by the real writer."""
-    import cv2
-    import simplejpeg
-
-    from shards.pack import PackedSample
-    from shards.writer import write_set
-
-    def samples() -> Any:
-        for number in range(256):
-            noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3)).astype(np.uint8)
-            size = side * 5 // 4
-            pixels = np.ascontiguousarray(cv2.resize(noise, (size, size)))
-            data = simplejpeg.encode_jpeg(pixels, 90, colorsubsampling="420")
-            columns = {"width": size, "height": size, "mode": "RGB", "orientation": 1, "label": 0}
-            yield PackedSample(f"{number}.jpg", data, "jpg", columns)
-
-    write_set(str(folder), "bench", "images", {"train": samples()}, options={}, per_shard=64)
-
-
 def _workers(scratch: str, work: dict[str, Any], processes: int, rows: list[str]) -> dict[str, Any]:
-    """Measure `rows` in a group of processes of their own, as the launcher starts them."""
+    """Measure `rows` in a group of worker processes, started as by the launcher."""
     place = Place(1, 0, processes, "127.0.0.1", free_port())
     out = Path(scratch, f"{processes}.json")
     given = json.dumps({**work, "rows": rows, "set": f"{scratch}/set", "out": str(out)})
@@ -135,7 +115,7 @@ def _workers(scratch: str, work: dict[str, Any], processes: int, rows: list[str]
 
 
 def _measure(given: dict[str, Any]) -> None:
-    """One process of a group: every row in turn, round after round; rank 0 writes what it saw."""
+    """One worker: measure all rows in turn, round after round; rank 0 writes the result."""
     waits: list[float] = []
     prepared = {name: _row(name, given, waits) for name in given["rows"]}
     times: Rows = {name: [] for name in prepared}
@@ -144,29 +124,29 @@ def _measure(given: dict[str, Any]) -> None:
         for name, (work, _) in prepared.items():
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
-            began = _now()
+            began = now()
             for _ in range(given["steps"]):
                 work()
-            spent = (_now() - began) / given["steps"]
+            spent = (now() - began) / given["steps"]
             if turn:
                 times[name].append(spent)
                 peaks[name] = int(1e6 * peak_memory_mb())
         if not turn:
             waits.clear()  # the first round warms up
     engine = next(iter(prepared.values()))[1]
-    del prepared, work  # the networks, before the group that they speak in
+    del prepared, work  # free the networks before their process group ends
     if engine.is_main:
         rows = {name: {"seconds": t, "peak_bytes": peaks[name]} for name, t in times.items()}
-        told: dict[str, Any] = {"rows": rows}
-        told["wait"] = sum(waits) / max(1e-9, given["steps"] * sum(times.get("loader", [])))
+        result: dict[str, Any] = {"rows": rows}
+        result["wait"] = sum(waits) / max(1e-9, given["steps"] * sum(times.get("loader", [])))
         if "loop" in times:
-            told["ceilings"] = _ceilings(given, engine, statistics.median(times["loop"]))
-        Path(given["out"]).write_text(json.dumps(told))
+            result["ceilings"] = _ceilings(given, engine, statistics.median(times["loop"]))
+        Path(given["out"]).write_text(json.dumps(result))
     engine.close()
 
 
 def _ceilings(given: dict[str, Any], engine: Engine, seconds: float) -> dict[str, float]:
-    """What a step of `seconds` achieves of the rates of a large matrix product and a large copy."""
+    """The share of the rates of a large matrix product and a large copy that a step achieves."""
     work = flops.work_per_image(method.build(_config("loop", given), engine), engine, given["side"])
     side = 8192 if engine.device.type == "cuda" else 1024
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(engine.precision, torch.float32)
@@ -184,14 +164,14 @@ def _ceilings(given: dict[str, Any], engine: Engine, seconds: float) -> dict[str
 def _shortest(work: Callable[[], Any]) -> float:
     spent = []
     for _ in range(10):
-        began = _now()
+        began = now()
         work()
-        spent.append(_now() - began)
+        spent.append(now() - began)
     return min(spent)
 
 
 def _row(name: str, given: dict[str, Any], waits: list[float]) -> tuple[Callable[[], None], Engine]:
-    """A function that takes one training step in the way that `name` says."""
+    """A function that takes one training step of the row `name`."""
     config = _config(name, given)
     engine = Engine(config)
     networks = method.build(config, engine)
@@ -199,36 +179,35 @@ def _row(name: str, given: dict[str, Any], waits: list[float]) -> tuple[Callable
     networks.set_rates(config.objective.phases[0])
     drawn = torch.Generator().manual_seed(engine.rank)
     shape = (given["batch"], given["side"], given["side"])
-    images = torch.randint(0, 256, (*shape, 3), generator=drawn).to(torch.uint8)
+    pixels = torch.randint(0, 256, (*shape, 3), generator=drawn).to(torch.uint8)
     masks = (torch.rand(shape, generator=drawn) < 0.3).to(torch.uint8)
     if name == "bare":
-        return lambda: _bare(networks, engine, images, masks), engine
+        return lambda: _bare(networks, engine, pixels, masks), engine
     run = folder_at(f"{given['out']}.{name}")
     run.local.mkdir(exist_ok=True)
     log = StepLog(run, engine, 20 if engine.device.type == "cuda" else 1)
     meter = Meter(0, 1 << 40, False, engine.world_size)
-    watch = Watchdog(
-        engine.rank, 1, 300
-    )  # its thread wakes every five seconds, and rows take turns
+    # The watchdog's thread wakes every five seconds; rows take turns, so it disturbs all alike.
+    watch = Watchdog(engine.rank, 1, 300)
     stream = None
     if name == "loader":
         stream = open_stream(config, engine, open_manifest(given["set"]), 0)
 
     def take() -> None:
-        nonlocal images, masks
+        nonlocal pixels, masks
         began, waited, seen = time.perf_counter(), 0.0, meter.images_seen
         watch.mark(seen, "waiting for data")
         if stream is not None:
             batch = next(stream)
             waited = time.perf_counter() - began
             waits.append(waited)
-            images, masks = batch.images, batch.masks
+            pixels, masks = batch.images, batch.masks
         watch.mark(seen, "computing")
         if name == "apart":
             with engine.micro_batch(networks.players, last=False):
-                losses = step(networks, engine, images, masks, config)
+                losses = step(networks, engine, pixels, masks, config)
         else:
-            losses = step(networks, engine, images, masks, config)
+            losses = step(networks, engine, pixels, masks, config)
         engine.step(networks.players, 0.0)
         watch.mark(seen, "voting")
         engine.any(False)
@@ -260,10 +239,10 @@ def _config(name: str, given: dict[str, Any]) -> TrainConfig:
     return config
 
 
-def _bare(networks: Method, engine: Engine, images: Tensor, masks: Tensor) -> None:
-    """The same forward passes, losses, backward and Adam, and nothing else."""
+def _bare(networks: Method, engine: Engine, pixels: Tensor, masks: Tensor) -> None:
+    """Take one step: forward passes, losses, backward and Adam, nothing else."""
     generator = networks.generator
-    image = images.to(engine.device).permute(0, 3, 1, 2).float() / 255
+    image = pixels.to(engine.device).permute(0, 3, 1, 2).float() / 255
     mask = masks.to(engine.device).unsqueeze(1).float()
     with engine.autocast():
         prediction = generator.wrapped(erase(image, mask), mask)
@@ -275,12 +254,6 @@ def _bare(networks: Method, engine: Engine, images: Tensor, masks: Tensor) -> No
     loss.backward()
     generator.optimizer.step()
     generator.optimizer.zero_grad(set_to_none=True)
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 if __name__ == "__main__":

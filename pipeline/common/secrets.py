@@ -1,35 +1,45 @@
-"""What a user wrote and cannot be: the error for it, and the secrets among it."""
+"""Secrets in what a user wrote: refused in a configuration, removed from what is recorded.
+
+Which names are names of secrets is decided in one place, `jobs.spec.SECRETS`.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
-from jobs.spec import SECRET_NAME
+from jobs.spec import SECRET_NAME, SECRETS
 from pipeline.common.errors import ConfigError
 
-ASSIGNED = [
-    (re.compile(r"(?i)([\w.-]*(?:passw(?:or)?d|secret|token|api_?key|access_?key|private_?key)"
-                r"[\w.-]*[\"']?\s*[:=]\s*[\"']?)([^\s\"',;&]{6,})"), r"\1***"),
-]  # fmt: skip
-SHAPES = [
-    (re.compile(r"(\w+://)[^/\s:@]*:[^/\s@]+@"), r"\1***@"),
-    (re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b"), "***"),
-    (re.compile(r"\b(ghp|gho|ghs|github_pat|glpat|hf|sk|xox[abp])[-_][A-Za-z0-9_-]{16,}"), "***"),
-    (re.compile(r"(?i)\b(bearer|basic) [A-Za-z0-9+/=._-]{12,}"), r"\1 ***"),
-    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.S),
-     "***"),
-]  # fmt: skip
+# A "/" in a password is malformed, but printing that password would be worse. Digits and "/" are
+# a port.
+LOGIN = r"(\w+://)[^\s:@/]*:(?!\d{1,5}[/?#])[^\s@\"']+@"
+QUERY = rf"([?&](?:[\w-]*sig(?:nature)?|key|{SECRETS})=)"
+KEYS = "|".join((
+    r"\b(AKIA|ASIA)[A-Z0-9]{16}\b",
+    r"\b(ghp|gho|ghs|github_pat|glpat|hf|sk|xox[abp])[-_][A-Za-z0-9_-]{16,}",
+    r"(?i:\b(bearer|basic) )[A-Za-z0-9+/=._-]{12,}",
+    r"(?s:-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----)",
+))  # fmt: skip
+REDACTED = [
+    (re.compile(rf"({SECRETS}[\"']?\s*[:=]\s*[\"']?)[^\s\"',;&]{{6,}}", re.I), r"\1***"),
+    (re.compile(rf"{QUERY}[^\s&]+", re.I), r"\1***"),
+    (re.compile(LOGIN), r"\1***@"),
+    (re.compile(KEYS), "***"),
+]
 
-
-TEXTS = ("cluster.setup", "cluster.sbatch", "cluster.patch", "cluster.env")  # that stand in jobs
-# NAME=value and --name value. `$NAME`, `$(command)`, `<file` name no secret.
+TEXTS = ("cluster.setup", "cluster.sbatch", "cluster.patch", "cluster.env")  # copied into jobs
+# NAME=value and --name value. `$NAME`, `$(command)` and `<file` are references, not secrets.
 ASSIGNMENT = re.compile(r"([\w-]+(?==)|--[\w-]+(?= ))[= ][\"']?(?![$`<=&|;-])[^\s\"']")
 
 
 def refuse_secret(name: str, value: Any) -> None:
-    """Secrets live in the environment or a mounted file, never in what is logged or rendered."""
+    """Raise ConfigError where the value of the key `name` holds a secret.
+
+    A configuration is logged and rendered into jobs; secrets live in the environment or in a file.
+    """
     if isinstance(value, dict) and isinstance(value.get("value"), str):  # of a pod's environment
         refuse_secret(name, f"{value.get('name')}={value['value']}")
     if isinstance(value, (dict, list)):
@@ -37,20 +47,20 @@ def refuse_secret(name: str, value: Any) -> None:
             refuse_secret(name, item)
     if not isinstance(value, str):
         return
-    where = f"{name} holds a secret: keep it in the environment (see `doctor`), not in the config"
-    if re.search(r"://[^/@\s]+:[^/@\s]+@|[?&](?i:token|sig|key)=", value):
-        raise ConfigError(where)
     if name in TEXTS:
         _refuse_literal(name, value)
-    for variable, secret in os.environ.items():
-        if SECRET_NAME.search(variable) and len(secret) >= 8 and secret in value:
-            raise ConfigError(where)
+    if re.search(f"{LOGIN}|{QUERY}", value, re.I) or any(_from_environment(value, least=8)):
+        raise ConfigError(
+            f"{name} holds a secret: keep it in the environment (see `doctor`), not in the config"
+        )
 
 
 def _refuse_literal(name: str, text: str) -> None:
-    named = [n for n in ASSIGNMENT.findall(text) if SECRET_NAME.match(n.replace("-", "_"))]
-    keys = [found[0] for pattern, _ in SHAPES for found in pattern.finditer(text)]
-    if named or any(re.search(r"[A-Za-z0-9]{16}", key) for key in keys):  # no name with dashes
+    """Refuse a secret that is written out in text which becomes part of a job."""
+    named = [n for n in ASSIGNMENT.findall(text) if SECRET_NAME.match(n)]
+    keys = [match[0] for match in re.finditer(KEYS, text)]
+    # A key has 16 letters and digits in a row; `sk-learn-environment-2024` only looks like one.
+    if named or any(re.search(r"[A-Za-z0-9]{16}", key) for key in keys):
         shown = f"{named[0].lstrip('-')}=…" if named else "what looks like a key or token"
         raise ConfigError(
             f"{name} holds a secret as plain text ({shown}): write NAME=value into the file of "
@@ -59,10 +69,16 @@ def _refuse_literal(name: str, text: str) -> None:
 
 
 def redact(text: str) -> str:
-    """`text` with passwords, keys and tokens as `***`; secrets of the environment too."""
-    for name, value in os.environ.items():
-        if SECRET_NAME.search(name) and len(value) >= 6:
-            text = text.replace(value, "***")
-    for pattern, replacement in (*ASSIGNED, *SHAPES):
+    """Replace passwords, keys and tokens in `text` by `***`, those of the environment too."""
+    for value in sorted(_from_environment(text, least=6), key=len, reverse=True):
+        text = text.replace(value, "***")
+    for pattern, replacement in REDACTED:
         text = pattern.sub(replacement, text)
     return text
+
+
+def _from_environment(text: str, least: int) -> Iterator[str]:
+    """The values of secret environment variables that `text` holds, from `least` characters on."""
+    for name, value in os.environ.items():
+        if SECRET_NAME.search(name) and len(value) >= least and value in text:
+            yield value

@@ -1,20 +1,19 @@
-"""Every evaluation there is: of runs, as MLflow has them, and of anything else, from its files."""
+"""Collect evaluations: those logged to MLflow, and those in the folders of runs."""
 
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.common.environment import cache_dir
-from pipeline.evaluation import results
+from pipeline.evaluation import pair_images, results
 from pipeline.tracking import errors
-from pipeline.tracking.client import connect, sqlite_path, tracking_uri
+from pipeline.tracking.client import connect, search, sqlite_path, tracking_uri
 from pipeline.tracking.sender import say
 from shards import store
 
@@ -23,33 +22,33 @@ FOLDER = "evaluation"
 
 @dataclass(frozen=True)
 class Evaluation:
-    url: str  # of the Parquet
+    url: str  # of the Parquet file
     facts: dict[str, Any]
     table: pa.Table
     mlflow_run: str | None = None
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """Evaluations of one identity measured the same thing on the same pairs."""
-        told = self.facts
-        what = told.get("run") or told.get("model_uri") or told["name"]
-        return what, told["weights"], told["protocol"], told["pairs_digest"]
+        """What identifies the measured model and its pairs, whatever the number of images seen."""
+        facts = self.facts
+        model = facts.get("run") or facts.get("model_uri") or facts["name"]
+        return model, facts["weights"], facts["protocol"], facts["pairs_digest"]
 
 
 def collect(root: str, wanted: Iterable[str] = ()) -> list[Evaluation]:
-    """The newest evaluation of each thing on each set of pairs, in order of names.
+    """Return the newest evaluation of each model on each set of pairs, sorted by name.
 
     wanted: names of runs, MLflow run ids, folders of runs, or Parquet files; none: everything in
-    MLflow and below `root`. ValueError names one that was never evaluated.
+    MLflow and below `root`. Raises ValueError for a name without an evaluation.
     """
     wanted = list(wanted)
-    found = list(_from_mlflow(root)) + list(_below(root))
+    evaluations = list(_from_mlflow(root)) + list(_below(root))
     if wanted:
-        found = [e for name in wanted for e in _named(name, found)]
+        evaluations = [e for name in wanted for e in _named(name, evaluations)]
     newest: dict[tuple[Any, ...], Evaluation] = {}
-    for evaluation in found:
-        there = newest.get(evaluation.identity)
-        if there is None or _age(there) < _age(evaluation):
+    for evaluation in evaluations:
+        other = newest.get(evaluation.identity)
+        if other is None or _age(other) < _age(evaluation):
             newest[evaluation.identity] = evaluation
     return sorted(newest.values(), key=lambda e: (e.facts["name"], e.url))
 
@@ -58,17 +57,17 @@ def _age(evaluation: Evaluation) -> tuple[int, bool]:
     return int(evaluation.facts.get("images_seen", 0)), evaluation.mlflow_run is not None
 
 
-def _named(name: str, found: list[Evaluation]) -> list[Evaluation]:
+def _named(name: str, evaluations: list[Evaluation]) -> list[Evaluation]:
     if name.endswith(".parquet"):
         return [_read(name)]
     if store.exists(store.join(name, FOLDER)):
         return list(_tables(store.join(name, FOLDER)))
-    ours = [e for e in found if name in (e.facts["name"].split("@")[0], e.mlflow_run)]
-    ours = ours or [e for e in found if e.facts["name"] == name]
-    if not ours:
-        there = ", ".join(sorted({e.facts["name"] for e in found})) or "nothing yet"
-        raise ValueError(f"runs={name}: no evaluation of it was found (evaluated: {there})")
-    return ours
+    named = [e for e in evaluations if name in (e.facts["name"].split("@")[0], e.mlflow_run)]
+    named = named or [e for e in evaluations if e.facts["name"] == name]
+    if not named:
+        known = ", ".join(sorted({e.facts["name"] for e in evaluations})) or "nothing yet"
+        raise ValueError(f"runs={name} has no evaluation (evaluated: {known}): evaluate it first")
+    return named
 
 
 def _from_mlflow(root: str) -> Iterator[Evaluation]:
@@ -79,48 +78,35 @@ def _from_mlflow(root: str) -> Iterator[Evaluation]:
     try:
         client = connect(uri)
         with errors.explained(uri):
-            experiments = [e.experiment_id for e in _pages(client.search_experiments)]
+            experiments = [e.experiment_id for e in search(client.search_experiments)]
             if not experiments:
                 return
-            for run in _pages(partial(client.search_runs, experiments)):
+            for run in search(client.search_runs, experiments):
                 if not any(name.startswith("eval/") for name in run.data.metrics):
                     continue
                 for artifact in client.list_artifacts(run.info.run_id, FOLDER):
                     if artifact.path.endswith(".parquet"):
-                        url = _fetched(client, run.info.run_id, artifact.path)
-                        yield from _ours(url, run.info.run_id)
+                        url = _download(client, run.info.run_id, artifact.path)
+                        yield from _read_or_warn(url, run.info.run_id)
     except errors.ServerError as error:
         say(f"{error}; only evaluations below {root} are compared")
 
 
-def _pages(search: Callable[..., Any]) -> Iterator[Any]:
-    """Everything that a search of MLflow finds, a page at a time."""
-    token: str | None = None
-    while True:
-        page = search(max_results=1000, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def _fetched(client: Any, run_id: str, path: str) -> str:
-    """A run's table, and its pictures if it has some, as files of the cache."""
-    cache = cache_dir()
-    folder = cache / "lacuna" / "evaluations" / run_id
+def _download(client: Any, run_id: str, path: str) -> str:
+    """Download a run's table, and its sample images if any, into the cache."""
+    folder = cache_dir() / "evaluations" / run_id
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = f"{path.removesuffix('.parquet')}.pictures.zip"
-    there = {a.path: a.file_size for a in client.list_artifacts(run_id, FOLDER)}
-    for name in (pictures, path):
+    sizes = {a.path: a.file_size for a in client.list_artifacts(run_id, FOLDER)}
+    for name in (pair_images.samples_url(path), path):
         local = folder / Path(name).name
-        if name in there and (not local.exists() or local.stat().st_size != there[name]):
+        if name in sizes and (not local.exists() or local.stat().st_size != sizes[name]):
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 os.replace(client.download_artifacts(run_id, name, scratch), local)
     return str(folder / Path(path).name)
 
 
 def _below(root: str) -> Iterator[Evaluation]:
-    """Tables of `root/evaluation` and of the runs in `root`."""
+    """Yield the tables of `root/evaluation` and of the runs in `root`."""
     yield from _tables(store.join(root, FOLDER))
     for name in store.names(root):
         yield from _tables(store.join(root, name, FOLDER))
@@ -129,25 +115,25 @@ def _below(root: str) -> Iterator[Evaluation]:
 def _tables(folder: str) -> Iterator[Evaluation]:
     for name in store.names(folder):
         if name.endswith(".parquet"):
-            yield from _ours(store.join(folder, name))
+            yield from _read_or_warn(store.join(folder, name))
 
 
-def _ours(url: str, mlflow_run: str | None = None) -> Iterator[Evaluation]:
-    """The evaluation at `url`; nothing but a line where somebody else's file lies there."""
+def _read_or_warn(url: str, mlflow_run: str | None = None) -> Iterator[Evaluation]:
+    """Yield the evaluation at `url`; skip a file that `evaluate` did not write, with a message."""
     try:
         yield _read(url, mlflow_run)
     except ValueError as error:
-        say(f"{error}; it is left out")
+        say(f"{error}; skipping it")
 
 
 def _read(url: str, mlflow_run: str | None = None) -> Evaluation:
     if not store.exists(url):
-        raise ValueError(f"{store.display(url)}: no such evaluation")
+        raise ValueError(f"evaluation {store.display(url)} does not exist")
     table, facts = results.load(url)
     return Evaluation(url, facts, table, mlflow_run)
 
 
 def digest(evaluations: Iterable[Evaluation]) -> str:
-    """Short hash of what is compared."""
+    """Return a short hash of the compared models and pairs."""
     text = "\n".join(sorted(repr(e.identity) for e in evaluations))
     return hashlib.sha256(text.encode()).hexdigest()[:8]

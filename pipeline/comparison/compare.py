@@ -1,7 +1,7 @@
-"""`compare`: our runs side by side, beside the rows that the papers print.
+"""`compare`: a table of our runs and of the results that the papers print.
 
-Runs that differ in nothing but their seed are one row: mean ± standard deviation over runs. Rows on
-the same pairs as the best one are set against it by a paired bootstrap over pictures.
+Runs that differ only in their seed are one row: mean ± standard deviation over runs. Rows on the
+same pairs as the reference row are compared with it by a paired bootstrap over images.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,37 +16,37 @@ from pipeline.comparison.collect import Evaluation, collect, digest
 from pipeline.comparison.rows import MEAN, Group, block_rows, fits, our_row, overall
 from pipeline.comparison.table import Cell, Row, Table, as_csv, as_markdown, as_text
 from pipeline.config.schema import CompareConfig
+from pipeline.evaluation import metrics
 from shards import store
 from shards.masks import NAMES as IRREGULAR
 
 COUNTED = "counted in the network that we build"
 
 
-MEASURED = ("psnr", "ssim", "l1")
-
-
 def main(config: CompareConfig) -> dict[str, Any]:
-    """Returns `{"title", "rows", "statuses", "missing", "written", …}`; `show` prints the table.
+    """Return `{"title", "reference", "rows", "missing", "text", "written"}`.
 
-    With `out=` also compare.md, compare.csv and compare.html there, logged to MLflow.
+    With `out=`, also write compare.md, compare.csv and compare.html there and log them to MLflow.
     """
+    groups: list[Group] = []
     if config.table == "1":
-        groups, sheet = [], table_1()
+        table = weights_table()
     else:
         groups = group(collect(config.root, config.runs))
-        sheet = build(groups, config.table, config.protocol, config.against)
+        table = build(groups, config.table, config.protocol, config.against)
     result: dict[str, Any] = {
-        "title": sheet.title,
-        "reference": sheet.reference,
-        "rows": [_row_json(row) for row in sheet.rows],
-        "missing": {row.label: row.missing for row in sheet.rows if row.missing},
-        "text": as_text(sheet),
+        "title": table.title,
+        "reference": table.reference,
+        "rows": [_row_json(row) for row in table.rows],
+        "missing": dict(table.missing()),
+        "text": as_text(table),
         "written": [],
     }
     if config.out is not None:
-        shown = [(g.label, g.members[0]) for g in groups if _is_shown(g, sheet)]
-        page = report.render(sheet, shown, config.root)
-        for name, text in (("md", as_markdown(sheet)), ("csv", as_csv(sheet)), ("html", page)):
+        ours = {row.label for row in table.rows if row.kind == "ours"}
+        shown = [(g.label, g.members[0]) for g in groups if g.label in ours]
+        page = report.render(table, shown, config.root)
+        for name, text in (("md", as_markdown(table)), ("csv", as_csv(table)), ("html", page)):
             url = store.join(config.out, f"compare.{name}")
             store.write(url, text.encode())
             result["written"].append(url)
@@ -55,25 +55,21 @@ def main(config: CompareConfig) -> dict[str, Any]:
     return result
 
 
-def _is_shown(group: Group, sheet: Table) -> bool:
-    return any(row.kind == "ours" and row.label == group.label for row in sheet.rows)
-
-
 def show(result: dict[str, Any]) -> str:
+    """Format the result for a terminal."""
     return "\n".join([result["text"], *result["written"]])
 
 
 def group(evaluations: Iterable[Evaluation]) -> list[Group]:
-    """Runs of one recipe, length and set of pairs together; everything else alone."""
-    found: dict[Any, list[Evaluation]] = {}
+    """Group runs of the same recipe, length and set of pairs; keep everything else separate."""
+    by_key: dict[Any, list[Evaluation]] = {}
     for evaluation in evaluations:
-        told = evaluation.facts
         key = evaluation.identity
-        if told.get("recipe"):
+        if evaluation.facts.get("recipe"):
             same = ("recipe", "images_seen", "weights", "protocol", "pairs_digest")
-            key = tuple(told[name] for name in same)
-        found.setdefault(key, []).append(evaluation)
-    groups = [Group(_label(members), tuple(members)) for members in found.values()]
+            key = tuple(evaluation.facts[name] for name in same)
+        by_key.setdefault(key, []).append(evaluation)
+    groups = [Group(_label(members), tuple(members)) for members in by_key.values()]
     labels = [g.label for g in groups]
     return [
         replace(g, label=f"{g.label}, {g.facts['pairs']} pairs {g.facts['pairs_digest'][:4]}")
@@ -84,49 +80,48 @@ def group(evaluations: Iterable[Evaluation]) -> list[Group]:
 
 
 def _label(members: list[Evaluation]) -> str:
-    told = members[0].facts
-    if len({e.facts.get("seed") for e in members}) == 1 or len(members) == 1:
-        return str(told["name"])
-    return f"{told.get('experiment') or told['name']} ({len(members)} seeds)"
+    facts = members[0].facts
+    if len({e.facts.get("seed") for e in members}) == 1:
+        return str(facts["name"])
+    return f"{facts.get('experiment') or facts['name']} ({len(members)} seeds)"
 
 
 def build(
-    groups: list[Group], table: str | None, protocol: str | None, against: str | None
+    groups: list[Group], name: str | None, protocol: str | None, against: str | None
 ) -> Table:
-    """The sheet of a printed table, or of a protocol with the table that it is known by.
+    """Lay out our results next to a printed table, or next to a protocol's main results.
 
-    protocol: None: that of most evaluations. against: the row that the others are set against;
-    None: the best. ValueError where nothing was evaluated, or no row has that name.
+    name: of the printed table; None: that of the protocol's main results. protocol: None: that of
+    most evaluations. against: the reference row; None: the best. Raises ValueError if nothing was
+    evaluated, or no row has that name.
     """
-    if table is None:
+    complete = name is not None  # all printed rows, and the commands for those of ours not run yet
+    if name is None:
         if not groups:
-            raise ValueError("nothing was evaluated yet: `evaluate checkpoint=RUN …` comes first")
+            raise ValueError("no evaluations found: run `evaluate checkpoint=RUN …` first")
         known = [g.facts["protocol"] for g in groups]
         protocol = protocol or max(known, key=known.count)
         printed = papers.table(papers.MAIN[protocol]) if protocol in papers.MAIN else None
     else:
-        printed = papers.table(table)
+        printed = papers.table(name)
         protocol = printed["protocol"]
     ours = [g for g in groups if g.facts["protocol"] == protocol]
-    columns, measured = _columns(printed, ours, table is None)
+    columns, measured = _columns(printed, ours, mean=not complete)
     reference = _reference(ours, against)
     rows: list[Row] = []
-    for block in _blocks(printed, ours, every=table is not None):
+    for block in _blocks(printed, ours, every=complete):
         fitting = [g for g in ours if fits(g, block)] if block else ours
-        rows += block_rows(
-            printed, block, fitting, reference, columns, measured, complete=table is not None
-        )
+        rows += block_rows(printed, block, fitting, reference, columns, measured, complete)
         ours = [g for g in ours if g not in fitting]
     if ours:
-        rows += [our_row(g, "other pictures", columns, measured, reference) for g in ours]
-    title = _title(printed, protocol, table)
-    sheet = Table(title, columns, measured, rows, reference.label if reference else "")
-    sheet.notes = _notes(printed, groups)
-    return sheet
+        rows += [our_row(g, "other images", columns, measured, reference) for g in ours]
+    label = reference.label if reference else ""
+    title = _title(printed, protocol, name)
+    return Table(title, columns, measured, rows, label, _notes(printed, groups))
 
 
-def _title(printed: Mapping[str, Any] | None, protocol: str, table: str | None) -> str:
-    if printed is None or table is None:
+def _title(printed: Mapping[str, Any] | None, protocol: str, name: str | None) -> str:
+    if printed is None or name is None:
         return f"protocol {protocol}"
     paper = papers.load()["papers"][printed["paper"]]["name"]
     return f"{paper}, table {printed['name'].rpartition('/')[2]}: {printed['caption']}"
@@ -138,12 +133,12 @@ def _columns(
     if printed is not None:
         columns = list(printed["columns"])
         rows = [row for block in printed["blocks"] for row in block["rows"]]
-        measured = [m for m in MEASURED if m in rows[0] or mean]
+        measured = [m for m in metrics.printed_metrics() if m in rows[0] or mean]
     else:
         columns = list(
             dict.fromkeys(b for g in ours for b in g.members[0].table["bucket"].to_pylist())
         )
-        measured = list(MEASURED)
+        measured = list(metrics.printed_metrics())
     if mean and set(IRREGULAR) <= set(columns):
         columns.append(MEAN)
     return columns, measured
@@ -152,7 +147,7 @@ def _columns(
 def _blocks(
     printed: Mapping[str, Any] | None, ours: list[Group], every: bool
 ) -> list[Mapping[str, Any] | None]:
-    """The printed blocks to show: all of a table asked for, else those of our pictures."""
+    """Return the printed blocks to show: all (`every`), else those of the images we evaluated."""
     if printed is None:
         return [None]
     blocks = list(printed["blocks"])
@@ -161,20 +156,22 @@ def _blocks(
 
 
 def _reference(ours: list[Group], against: str | None) -> Group | None:
-    """The row the others are set against: the named one, else the best on the pairs that most of
-    them share (of several such, the most pairs)."""
+    """Return the row to compare with: the named one, else the best on the most common pairs.
+
+    Where several sets of pairs are equally common, the largest counts.
+    """
     if against is not None:
         for candidate in ours:
             if against in (candidate.label, candidate.facts["name"]):
                 return candidate
-        there = ", ".join(g.label for g in ours) or "none"
-        raise ValueError(f"against={against} is no row of ours here: {there}")
+        labels = ", ".join(g.label for g in ours) or "none"
+        raise ValueError(f"unknown against={against}: choose from our rows ({labels})")
     if not ours:
         return None
     digests = [g.facts["pairs_digest"] for g in ours]
     shared = max(ours, key=lambda g: (digests.count(g.facts["pairs_digest"]), g.facts["pairs"]))
-    alike = [g for g in ours if g.facts["pairs_digest"] == shared.facts["pairs_digest"]]
-    return max(alike, key=lambda g: float(overall(g).mean()))
+    same = [g for g in ours if g.facts["pairs_digest"] == shared.facts["pairs_digest"]]
+    return max(same, key=lambda g: float(overall(g).mean()))
 
 
 def _notes(printed: Mapping[str, Any] | None, groups: list[Group]) -> list[str]:
@@ -184,7 +181,7 @@ def _notes(printed: Mapping[str, Any] | None, groups: list[Group]) -> list[str]:
         if printed.get("note"):
             notes.append(printed["note"])
     digests = {g.facts["pairs_digest"][:8] for g in groups}
-    notes.append(f"pairs of ours: {', '.join(sorted(digests)) or 'none yet'}")
+    notes.append(f"our pairs: {', '.join(sorted(digests)) or 'none yet'}")
     return notes
 
 
@@ -193,21 +190,23 @@ def _row_json(row: Row) -> dict[str, Any]:
         {"column": column, "metric": metric, **cell._asdict()}
         for (column, metric), cell in row.cells.items()
     ]
-    told = {"label": row.label, "kind": row.kind, "block": row.block, "against": row.against}
-    return {**told, "provenance": row.provenance, "cells": cells}
+    names = ("label", "kind", "block", "against", "provenance")
+    return {name: getattr(row, name) for name in names} | {"cells": cells}
 
 
-def weights(structure: str) -> list[int]:
-    """Convolution weights of the branches, and with the 1×1 reduction, of 128 input channels."""
+def weight_counts(structure: str) -> list[int]:
+    """Count the convolution weights of the branches, and with the 1×1 reduction, of 128 inputs."""
     none = {"channel": "none", "spatial": "none", "norm": "none"}
     built = MultiScale(128, 48, structure, gate="sigmoid", squeeze="full", **none)
-    inside = [built.branches, nn.ModuleList([built.branches, built.reduce])]
+    counted = [built.branches, nn.ModuleList([built.branches, built.reduce])]
     return [
-        sum(m.weight.numel() for m in part.modules() if isinstance(m, nn.Conv2d)) for part in inside
+        sum(m.weight.numel() for m in part.modules() if isinstance(m, nn.Conv2d))
+        for part in counted
     ]
 
 
-def table_1() -> Table:
+def weights_table() -> Table:
+    """Return MSA-Net's table 1: weights of the multi-scale structures, printed and as built."""
     printed = papers.table("1")
     columns = printed["columns"]
     rows = []
@@ -215,9 +214,8 @@ def table_1() -> Table:
         texts = [float(text.removesuffix("K")) * 1000 for text in row["printed"]]
         cells = {(c, "weights"): Cell(v, "rounded to thousands") for c, v in zip(columns, texts)}
         rows.append(Row(row["method"], "paper", cells, f"counted: {printed['counting']}"))
-        counts = weights(row["structure"])
+        counts = weight_counts(row["structure"])
         ours = {(c, "weights"): Cell(float(v), COUNTED) for c, v in zip(columns, counts)}
         rows.append(Row(row["structure"], "ours", ours, "ours"))
-    paper = papers.load()["papers"][printed["paper"]]
-    title = f"{paper['name']}, table 1: {printed['caption']}"
-    return Table(title, columns, ["weights"], rows, notes=[paper["citation"]])
+    paper = papers.load()["papers"][printed["paper"]]["citation"]
+    return Table(_title(printed, "", "1"), columns, ["weights"], rows, notes=[paper])

@@ -1,4 +1,4 @@
-"""Rows of a comparison: what a paper prints, with its status, and what our runs measured."""
+"""Rows of a comparison: what a paper prints, with its status, and what was measured here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.comparison import papers
 from pipeline.comparison.collect import Evaluation
-from pipeline.comparison.table import SAME, Cell, Row
+from pipeline.comparison.table import SAME_PAIRS, Cell, Row
 from pipeline.evaluation import metrics, results
 from shards.masks import NAMES as IRREGULAR
 
@@ -29,13 +29,13 @@ class Group:
 
 
 def fits(group: Group, block: Mapping[str, Any]) -> bool:
-    """Whether the group belongs beside a printed block: its pictures, or one of its recipes."""
-    same_pictures = group.facts["dataset_name"] in papers.dataset(block["dataset"])["names"]
-    return same_pictures or any(_is_of(group, row) for row in block["rows"])
+    """Return whether the group belongs to a printed block, by its images or by a recipe."""
+    same_images = group.facts["dataset_name"] in papers.dataset(block["dataset"])["names"]
+    return same_images or any(_is_of(group, row) for row in block["rows"])
 
 
 def _is_of(group: Group, row: Mapping[str, Any]) -> bool:
-    """Whether the group was trained by the recipe of a printed row, under whichever name."""
+    """Return whether the group was trained by the recipe of a printed row, or one equal to it."""
     names = [row.get("experiment"), *row.get("same_as", [])]
     return group.facts.get("experiment") is not None and group.facts["experiment"] in names
 
@@ -49,17 +49,21 @@ def block_rows(
     measured: list[str],
     complete: bool,
 ) -> list[Row]:
-    """A printed block with our rows below theirs; with `complete` also what ours still lack."""
+    """Return the rows of a printed block, each followed by ours of the same recipe.
+
+    complete: also add a row with the command for every recipe that was not evaluated.
+    """
     if printed is None or block is None:
         return [our_row(g, "", columns, measured, reference) for g in ours]
     title = papers.dataset(block["dataset"])["title"]
     paper = papers.load()["papers"][printed["paper"]]["name"]
-    beside = ours[0] if ours else reference
+    compared = ours[0] if ours else reference
+    facts = compared.facts if compared else None
     rows, left = [], list(ours)
     for row in block["rows"]:
         cells: dict[tuple[str, str], Cell] = {}
         for metric in measured:
-            status = papers.status(printed, block, row, metric, beside.facts if beside else None)
+            status = papers.status(printed, block, row, metric, facts)
             values = row.get(metric, [])
             for column, value in zip(printed["columns"], values):
                 text = "" if value is None else f"{value:.{_decimals(printed, metric)}f}"
@@ -79,18 +83,18 @@ def block_rows(
 
 
 def _command(experiment: str, printed: Mapping[str, Any], name: str) -> str:
-    """What trains and measures the run that a printed row asks for, on the pictures it is of."""
+    """Return the command that trains and evaluates the recipe of a printed row."""
     masks = "masks.url=MASKS " if printed["masks"] != "none" else ""
-    pictures = papers.dataset(name)
+    dataset = papers.dataset(name)
     return (
         f"python -m pipeline train experiment={experiment} data.url=SET run=RUN && "
-        f"python -m pipeline evaluate checkpoint=RUN data={pictures['data']} data.url=SET {masks}"
-        f"protocol={printed['protocol']} split={pictures['split']}"
+        f"python -m pipeline evaluate checkpoint=RUN data={dataset['data']} data.url=SET {masks}"
+        f"protocol={printed['protocol']} split={dataset['split']}"
     )
 
 
 def _decimals(printed: Mapping[str, Any], metric: str) -> int:
-    """Decimals that the table prints; YAML drops zeros at the end."""
+    """Return how many decimals the table prints; YAML drops trailing zeros."""
     rows = [row for block in printed["blocks"] for row in block["rows"]]
     values = [v for row in rows for v in row.get(metric, []) if v is not None]
     return max(len(f"{v!r}".partition(".")[2]) for v in values)
@@ -99,14 +103,14 @@ def _decimals(printed: Mapping[str, Any], metric: str) -> int:
 def our_row(
     group: Group, block: str, columns: list[str], measured: list[str], reference: Group | None
 ) -> Row:
-    """One row of ours: a run with its intervals, or several seeds with their spread."""
-    summaries = [results.summarise(e.table, e.facts["ssim"]) for e in group.members]
+    """Return one row of ours: a run with its intervals, or several seeds with their spread."""
+    summaries = [results.summarize(e.table, e.facts["ssim"]) for e in group.members]
     same = reference is not None and group.facts["pairs_digest"] == reference.facts["pairs_digest"]
-    status = SAME if same else "other pairs than the rows it stands beside"
+    status = SAME_PAIRS if same else "other pairs than the reference row"
     cells, empty = {}, []
     for column in columns:
-        found = [s["mean6"] if column == MEAN else s["buckets"].get(column) for s in summaries]
-        measures = [row for row in found if row]
+        means = [s["mean6"] if column == MEAN else s["buckets"].get(column) for s in summaries]
+        measures = [row for row in means if row]
         if not measures:
             empty.append(column)
         for metric in measured:
@@ -117,38 +121,36 @@ def our_row(
             elif values:
                 low, high = measures[0]["psnr_ci"] if metric == "psnr" else (None, None)
                 cells[column, metric] = Cell(values[0], status, low, high, n=measures[0]["n"])
-    told = group.facts
+    facts = group.facts
     seeds = f", seeds {', '.join(str(e.facts.get('seed')) for e in group.members)}"
-    provenance = f"{_origin(told)} on {told['dataset_name']} {told['split']}, {told['pairs']} pairs"
+    provenance = (
+        f"{_origin(facts)} on {facts['dataset_name']} {facts['split']}, {facts['pairs']} pairs"
+    )
     provenance += seeds if len(group.members) > 1 else ""
     row = Row(group.label, "ours", cells, provenance, block, _against(group, reference))
-    if empty and told.get("run"):
+    if empty and facts.get("run"):
         row.missing = (
-            f"{', '.join(empty)}: python -m pipeline evaluate checkpoint={told['run']} "
-            f"data.url={told['data_url']} masks.url=MASKS protocol={told['protocol']} "
-            f"split={told['split']}"
+            f"{', '.join(empty)}: python -m pipeline evaluate checkpoint={facts['run']} "
+            f"data.url={facts['data_url']} masks.url=MASKS protocol={facts['protocol']} "
+            f"split={facts['split']}"
         )
     return row
 
 
-def _origin(told: Mapping[str, Any]) -> str:
-    """What was measured: a run's weights, a model's, a yardstick, or somebody's pictures."""
-    if "predictions" in told:
-        return f"measured here: the pictures in {told['predictions']}"
-    if told["weights"] == "none":
-        return "ours: nothing trained"
-    if "images_seen" in told:
-        return f"ours: {told['weights']} weights after {told['images_seen']} images"
-    return f"ours: {told['weights']} weights"
+def _origin(facts: Mapping[str, Any]) -> str:
+    """Describe what was measured: a run's or a model's weights, a baseline, or predictions."""
+    if "predictions" in facts:
+        return f"measured here: the predictions in {facts['predictions']}"
+    if facts["weights"] == "none":
+        return "ours: a baseline without training"
+    if "images_seen" in facts:
+        return f"ours: {facts['weights']} weights after {facts['images_seen']} images"
+    return f"ours: {facts['weights']} weights"
 
 
 def overall(group: Group) -> NDArray[np.float64]:
-    """PSNR of each picture (mean of its six irregular holes) or pair, mean over seeds."""
-    tables = [e.table for e in group.members]
-    if set(IRREGULAR) <= set(tables[0]["bucket"].to_pylist()):
-        values = [results.per_picture(t, "psnr") for t in tables]
-    else:
-        values = [t["psnr"].to_numpy() for t in tables]
+    """Return the PSNR of each image (mean of its six irregular holes) or pair, mean over seeds."""
+    values = [results.per_image_or_pair(e.table) for e in group.members]
     return np.asarray(np.mean(values, 0), np.float64)
 
 
@@ -157,7 +159,7 @@ def _against(group: Group, reference: Group | None) -> str:
         return ""
     if group.facts["pairs_digest"] != reference.facts["pairs_digest"]:
         return "other pairs"
-    found = metrics.paired_bootstrap(overall(group), overall(reference))
-    low, high = found["ci"]
+    test = metrics.paired_bootstrap(overall(group), overall(reference))
+    low, high = test["ci"]
     verdict = "worse" if high < 0 else "better" if low > 0 else "undecided"
-    return f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}] {verdict}"
+    return f"{test['difference']:+.3f} [{low:+.3f}, {high:+.3f}] {verdict}"

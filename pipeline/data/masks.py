@@ -27,7 +27,7 @@ def main(config: MakeMasksConfig) -> dict[str, Any]:
     else:
         protect({"source": [config.source]}, {"out": [config.out]}, below=True)
         source = mask_import.open_source(config.source)
-        polarity = mask_import.judge(source, config.polarity)
+        polarity = mask_import.resolve_polarity(source, config.polarity)
         say(f"{len(source.files)} masks, {polarity} by their ratios")
         options = {
             "source": source.digest(),
@@ -37,7 +37,7 @@ def main(config: MakeMasksConfig) -> dict[str, Any]:
             "seed": config.seed,
         }
         masks = chain(
-            mask_import.imported(source, polarity, config.size),
+            mask_import.import_masks(source, polarity, config.size),
             mask_sets.squares(config.size, config.per_bucket if config.fixed else 0, config.seed),
         )
         done = mask_sets.write_masks(config.out, "imported", masks, options)
@@ -60,7 +60,7 @@ def dry_run(config: MakeMasksConfig) -> str:
     if config.source is not None:
         protect({"source": [config.source]}, {"out": [config.out]}, below=True)
         source = mask_import.open_source(config.source)
-        polarity = mask_import.judge(source, config.polarity)
+        polarity = mask_import.resolve_polarity(source, config.polarity)
         return f"would import {len(source.files)} masks, {polarity} by their ratios, into {where}"
     count = config.per_bucket * (len(NAMES) + config.fixed)
     return f"would draw {count} masks of {config.size}x{config.size} into {where}"

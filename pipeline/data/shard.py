@@ -100,7 +100,7 @@ def _fill(
     if left and task[1] > 1:
         say(f"{len(left)} of {len(planned.shards())} shards are left to other tasks")
         return {"url": store.display(config.out), "shards_left": len(left)}
-    finished = writer.finalise(config.out, planned, max_reject_rate=config.max_reject_rate)
+    finished = writer.finalize(config.out, planned, max_reject_rate=config.max_reject_rate)
     return _result(finished, time.monotonic() - begun)
 
 
@@ -258,7 +258,7 @@ def _info(config: ShardConfig) -> dict[str, Any]:
 
 
 def _gc(config: ShardConfig) -> dict[str, Any]:
-    found = upkeep.orphans(_url(config), upkeep.seconds(config.older_than))
+    found = upkeep.orphans(_url(config), upkeep.parse_age(config.older_than))
     if config.delete:
         for orphan in found:
             upkeep.discard(orphan)

@@ -1,9 +1,9 @@
-"""`evaluate`: held-out pictures and fixed masks in, a table of per-image scores and means out.
+"""`evaluate`: score a model on held-out images with fixed masks; write per-image scores and means.
 
 Batches are fixed groups of consecutive pairs, parts fixed groups of batches. A rank takes every
-`world_size`-th part, publishes it as a file when it is scored, and rank 0 joins them: each pair is
-scored once, in the same company, so that any world size gives the same table. The same command
-continues an interrupted evaluation from the parts that are there.
+`world_size`-th part and publishes it as a file once it is scored; rank 0 joins the files. Every
+pair is scored once, always in the same batch, so that any world size gives the same table. Running
+the command again continues an interrupted evaluation from the existing parts.
 """
 
 import hashlib
@@ -11,45 +11,43 @@ import json
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
 import torch
 from omegaconf import OmegaConf
 
 from pipeline.common import console
 from pipeline.common.inputs import protect
 from pipeline.config.schema import EvaluateConfig
-from pipeline.evaluation import pair_images, results
-from pipeline.evaluation.pairs import Pairs, pair_up
-from pipeline.evaluation.results import place_of
-from pipeline.evaluation.scoring import CONVENTIONS, Answer, _score, asking
+from pipeline.evaluation import metrics, pair_images, partial_results, results
+from pipeline.evaluation.pairs import Pairs, pairs_of
+from pipeline.evaluation.scoring import Predict, predictor, score_batches
 from pipeline.inference import sources
 from pipeline.runs.folder import saved_config
 from pipeline.runs.identity import FIXED_AT_START, MAY_CHANGE
 from pipeline.tracking.delivery import flatten
 from shards import store
 
-# No part of what a run learns, or said elsewhere (the dataset by its digest).
-ASIDE = (*MAY_CHANGE, *FIXED_AT_START, "seed", "experiment", "validate.", "data.url", "init")
-PATIENCE = 600.0  # seconds without a new part before the others are given up
-
-
-PART = 16  # batches
-RESULT = "LACUNA_RESULT"  # where rank 0 leaves what its launcher returns
-
-
-# --- the verb -------------------------------------------------------------------------------------
+# Keys that do not change what a run learns, or are recorded elsewhere (the data set by its digest).
+NOT_IN_RECIPE = (
+    *MAY_CHANGE,
+    *FIXED_AT_START,
+    "seed",
+    "experiment",
+    "validate.",
+    "data.url",
+    "init",
+)
+BATCHES_PER_PART = 16
+RESULT_VARIABLE = "LACUNA_RESULT"  # names the file in which rank 0 returns its result
 
 
 def main(config: EvaluateConfig) -> dict[str, Any] | None:
-    """Score what `config` names, in this process or, through workers, in several.
+    """Evaluate in this process, or start `processes=` workers that do.
 
     Returns `{"protocol", "weights", "pairs", "buckets", "mean6", "name", "dataset",
     "pairs_digest", "parquet", …}`; with `export=` alone `{"exported", "out", "pairs_digest"}`; None
-    where rank 0 is another machine's.
+    where rank 0 runs on another machine.
     """
     _protect(config)
     if "RANK" in os.environ:
@@ -59,12 +57,12 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
 
     count = visible_gpus() if config.processes == "auto" else config.processes
     if not str(count).isdigit():
-        raise ValueError(f"processes={count} is no count; give 1, 2, … or auto")
+        raise ValueError(f"invalid processes={count!r}: expected a positive integer or auto")
     here = place(os.environ, max(1, int(count)))
     if here.nodes * here.processes == 1:
         return evaluate(config)
     with tempfile.TemporaryDirectory() as scratch:
-        os.environ[RESULT] = result = os.path.join(scratch, "result.json")
+        os.environ[RESULT_VARIABLE] = result = os.path.join(scratch, "result.json")
         command = [sys.executable, "-m", "pipeline", *sys.argv[1:]]
         status = supervise(command, here.workers, grace=here.grace).status
         if status:
@@ -73,61 +71,62 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
 
 
 def _work(config: EvaluateConfig, rank: int, world_size: int) -> dict[str, Any]:
-    """A worker's part; rank 0 hands the result to its launcher."""
+    """Do a worker's share; rank 0 returns the result to its launcher."""
     from pipeline.common.environment import core_count
 
     threads = core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(max(1, threads))
     result = evaluate(config, rank, world_size)
-    if rank == 0 and RESULT in os.environ:
-        store.write(os.environ[RESULT], json.dumps(result).encode())
+    if rank == 0 and RESULT_VARIABLE in os.environ:
+        store.write(os.environ[RESULT_VARIABLE], json.dumps(result).encode())
     return result
 
 
 def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
-    """This rank's share of the work; on rank 0 also the whole result."""
+    """Score this rank's share of the pairs; on rank 0 also join and return the whole result."""
     if config.features is not None and config.checkpoint is None:
-        raise ValueError("features= looks into a generator: give checkpoint=, not an archive")
+        raise ValueError("features= needs a generator: give checkpoint= instead of model=")
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        exactly()
-    pairs, facts = pair_up(config)
+        make_cuda_deterministic()
+    pairs, facts = pairs_of(config)
     if config.export is not None:
         if rank == 0:
-            pair_images.export(pairs, config.export, console.progress("export", len(pairs)))
+            pair_images.export(pairs, config.export)
         if not (config.checkpoint or config.model or config.predictions):
             return {"exported": len(pairs), "out": config.export, "pairs_digest": pairs.digest}
-    answer, told = _answer(config, pairs, device)
-    facts = {**facts, **told, "name": config.name or told["name"]}
-    url = config.out or place_of(facts)
-    same = {
-        **facts,
-        "name": told["name"],
-        "batch": config.batch,
-    }  # not what it is called by `name=`
-    shares = folder(url, same)
+    predict, model_facts = _load_model(config, pairs, device)
+    facts = {**facts, **model_facts, "name": config.name or model_facts["name"]}
+    url = config.out or results.default_url(facts)
+
+    # Parts depend on everything but the name that is printed.
+    parts = partial_results.folder(
+        url, {**facts, "name": model_facts["name"], "batch": config.batch}
+    )
     starts = range(0, len(pairs), config.batch)
-    groups = [starts[i : i + PART] for i in range(0, len(starts), PART)]
-    tell = console.progress(facts["name"], len(pairs), rank == 0)
+    groups = [starts[i : i + BATCHES_PER_PART] for i in range(0, len(starts), BATCHES_PER_PART)]
+    show_progress = console.progress(facts["name"], len(pairs), rank == 0)
     for number in range(rank, len(groups), world_size):
-        if not store.exists(path(shares, number)):
-            table = _score(answer, pairs, groups[number], config.batch, device, CONVENTIONS)
-            results.save(path(shares, number), table, {})
-        tell(min(len(pairs), (number + 1) * PART * config.batch))
+        part = partial_results.part_url(parts, number)
+        if not store.exists(part):
+            table = score_batches(predict, pairs, groups[number], config.batch, device)
+            results.save(part, table, {})
+        show_progress(min(len(pairs), (number + 1) * BATCHES_PER_PART * config.batch))
     if rank:
         return {"rank": rank, "pairs": len(pairs)}
-    table = results.merge(collect(shares, len(groups)), len(pairs))
+
+    table = results.merge(partial_results.collect(parts, len(groups)), len(pairs))
     results.save(url, table, facts)
-    kept = pair_images.save(
-        url, pair_images.draw(answer, pairs, pair_images.chosen(pairs, config.pictures))
-    )
-    store.remove(shares, recursive=True)
-    result = {**facts, **results.summarise(table, facts["ssim"]), "parquet": url, "pictures": kept}
+    samples = pair_images.fill_samples(predict, pairs, config.pictures)
+    samples_url = pair_images.save(url, samples)
+    store.remove(parts, recursive=True)
+    summary = results.summarize(table, facts["ssim"])
+    result = {**facts, **summary, "parquet": url, "pictures": samples_url}
     if config.features is not None:
         result["features"] = _draw_features(config, pairs)
     if "run" in facts:
-        _remember(config, result)
+        _record_in_run(config, result)
     return result
 
 
@@ -138,9 +137,12 @@ def _protect(config: EvaluateConfig) -> None:
     protect(inputs | sets, outputs)
 
 
-def exactly() -> None:
-    """Convolutions on CUDA in float32 proper and by one algorithm, so that the same weights score
-    the same again, on whichever process, and as on a CPU but for rounding."""
+def make_cuda_deterministic() -> None:
+    """Make convolutions on CUDA use full float32 and one fixed algorithm.
+
+    The same weights then get the same scores again, on any process, and those of a CPU up to
+    rounding.
+    """
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
@@ -148,19 +150,20 @@ def exactly() -> None:
 
 
 def dry_run(config: EvaluateConfig) -> str:
+    """Say what would be scored and written, after checking the inputs."""
     _protect(config)
-    pairs, facts = pair_up(config)
-    what = config.predictions or config.model or config.checkpoint
+    pairs, facts = pairs_of(config)
+    source = config.predictions or config.model or config.checkpoint
     lines = [f"would write {len(pairs)} pairs into {config.export}"] if config.export else []
-    if what is not None or not lines:
-        facts |= _answer(config, pairs, torch.device("cpu"))[1]
-        where = config.out or place_of(facts)
-        lines.append(f"would score {what} on {len(pairs)} pairs and write {where}")
+    if source is not None or not lines:
+        facts |= _load_model(config, pairs, torch.device("cpu"))[1]
+        url = config.out or results.default_url(facts)
+        lines.append(f"would score {source} on {len(pairs)} pairs and write {url}")
     return "\n".join(lines)
 
 
-def _remember(config: EvaluateConfig, result: dict[str, Any]) -> None:
-    """Keep the checkpoint that was scored, and log the scores in its run."""
+def _record_in_run(config: EvaluateConfig, result: dict[str, Any]) -> None:
+    """Protect the scored checkpoint from deletion, and log the scores to its MLflow run."""
     from pipeline.runs.checkpoints import pin
     from pipeline.tracking.lifecycle import record
 
@@ -170,33 +173,35 @@ def _remember(config: EvaluateConfig, result: dict[str, Any]) -> None:
     prefix, rows = f"eval/{result['protocol']}", dict(result["buckets"])
     values = {f"{prefix}/psnr {name}": row["psnr"] for name, row in rows.items()}
     overall = result["mean6"] or next(iter(rows.values()))
-    values |= {f"{prefix}/{name}": overall[name] for name in ("psnr", "ssim", "l1")}
+    values |= {f"{prefix}/{k}": overall[k] for k in metrics.printed_metrics() if k in overall}
     files = [result["parquet"], result["pictures"], *result.get("features", [])]
     record(result["run"], values, result["images_seen"], files)
 
 
 def _draw_features(config: EvaluateConfig, pairs: Pairs) -> list[str]:
-    """Pictures of what the generator sees in three of the pairs."""
+    """Draw what the generator computes on three of the pairs; return the URLs of the images."""
     from pipeline.evaluation import figures
     from pipeline.runs.checkpoints import load_generator
 
     generator, _ = load_generator(str(config.checkpoint), weights=config.weights)
-    loaded = [pairs.load(i, i + 1) for i in pair_images.chosen(pairs, 6)[1::2]]
-    images = torch.cat([one.images for one in loaded]).permute(0, 3, 1, 2).float() / 255
-    masks = torch.cat([one.masks for one in loaded]).unsqueeze(1).float()
+    batches = [pairs.load(i, i + 1) for i in pair_images.sample_positions(pairs, 6)[1::2]]
+    images = torch.cat([batch.images for batch in batches]).permute(0, 3, 1, 2).float() / 255
+    masks = torch.cat([batch.masks for batch in batches]).unsqueeze(1).float()
     return figures.draw(generator, images, masks, str(config.features))
 
 
 def show(result: dict[str, Any]) -> str:
+    """Format the result for a terminal."""
     if "buckets" not in result:
         return f"{result['exported']} pairs in {result['out']}"
     title = f"{result['name']} · {result['protocol']} · {result['dataset_name']} · {result['ssim']}"
     return f"{title}\n{results.as_text(result)}\n{result['parquet']}"
 
 
-def _answer(
+def _load_model(
     config: EvaluateConfig, pairs: Pairs, device: torch.device
-) -> tuple[Answer, dict[str, Any]]:
+) -> tuple[Predict, dict[str, Any]]:
+    """Load what is scored; return its predictions and the facts that identify it."""
     given = [n for n in ("checkpoint", "model", "predictions") if getattr(config, n) is not None]
     if len(given) != 1:
         raise ValueError(
@@ -204,54 +209,21 @@ def _answer(
             "give one of checkpoint=, model=, predictions="
         )
     if config.predictions is not None:
-        return pair_images.answers(config.predictions, pairs)
+        return pair_images.read_predictions(config.predictions, pairs)
     source = sources.load(config.model, config.checkpoint, config.weights, device)
     facts = {**source.facts, "name": source.name}
-    return asking(source.fill, device), facts | recipe(facts)
+    return predictor(source.fill, device), facts | training_recipe(facts)
 
 
-def recipe(facts: dict[str, Any]) -> dict[str, Any]:
-    """Experiment and seed of the run, and a hash of all else that decides what it learns.
+def training_recipe(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the run's experiment and seed, and a hash of all other keys that affect training.
 
-    Runs with one hash differ in nothing but their seed. Empty for what is no run.
+    Runs with the same hash differ only in their seed. Empty for a model that is not of a run.
     """
     saved = saved_config(facts["run"]) if "run" in facts else None
     if saved is None:
         return {}
-    everything = flatten(OmegaConf.to_container(saved))  # type: ignore[arg-type]
-    rest = {name: value for name, value in everything.items() if not name.startswith(ASIDE)}
+    keys = flatten(OmegaConf.to_container(saved))  # type: ignore[arg-type]
+    rest = {name: value for name, value in keys.items() if not name.startswith(NOT_IN_RECIPE)}
     digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
     return {"experiment": saved.get("experiment"), "seed": saved.get("seed"), "recipe": digest}
-
-
-def folder(url: str, same: Mapping[str, Any]) -> str:
-    """A folder beside `url` that only work with the same description finds again."""
-    word = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
-    return f"{url}.parts-{word}"
-
-
-def path(parts: str, number: int) -> str:
-    return store.join(parts, f"part-{number:06d}.parquet")
-
-
-def collect(parts: str, count: int, patience: float = PATIENCE) -> list[pa.Table]:
-    """All parts in order, waiting for those of other ranks.
-
-    Raises TimeoutError when none has come for `patience` seconds.
-    """
-    wanted = [store.name(path(parts, number)) for number in range(count)]
-    last, seen = time.monotonic(), -1
-    while True:
-        there = set(store.names(parts))
-        missing = [name for name in wanted if name not in there]
-        if not missing:
-            return [results.load(store.join(parts, name))[0] for name in wanted]
-        if len(there) != seen:
-            last, seen = time.monotonic(), len(there)
-        if time.monotonic() - last > patience:
-            raise TimeoutError(
-                f"{len(missing)} of {count} parts of other ranks have not come to "
-                f"{store.display(parts)} for {patience:.0f} s, first {missing[0]}: is it a "
-                "folder that all machines see? The same command goes on from what is there"
-            )
-        time.sleep(min(0.5, patience))

@@ -1,9 +1,9 @@
-"""What is measured: PSNR, SSIM and mean L1 of composites, per image, and how sure a mean is.
+"""PSNR, SSIM and mean L1 of composites, per image, and bootstrap intervals of their means.
 
-Pictures are uint8 N×H×W×3 RGB, the composite as it would be saved. Each number is taken per image
-and averaged over images afterwards (not PSNR of a mean error). The conventions of the published
-columns differ, and so does their SSIM; the four that occur are named here, each equal to
-scikit-image's `structural_similarity` with the options beside it:
+Images are uint8 N×H×W×3 RGB: the composite as it would be saved. Each metric is computed per image
+and averaged over images afterwards (not PSNR of a mean error). Published SSIM values follow
+different conventions. The four that occur are named here; each equals scikit-image's
+`structural_similarity` with the options given:
 
     gauss11_rgb     gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=2
                     (Wang et al. 2004, which MSA-Net cites; MMagic, LaMa)
@@ -13,7 +13,8 @@ scikit-image's `structural_similarity` with the options beside it:
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -23,10 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-PSNR_CAP = 100.0  # dB, for identical pictures
+PSNR_CAP = 100.0  # dB, for identical images
 SSIM_WINDOWS = {"gauss11_rgb": 11, "uniform7_rgb": 7, "uniform7_gray": 7, "uniform51_gray": 51}
-# Columns of per-image tables; the protocol says which convention is its `ssim`.
-METRICS = ("psnr", *(f"ssim_{name}" for name in SSIM_WINDOWS), "l1", "l1_hole")
 _WEIGHTS = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
 _TAPS = (_WEIGHTS / _WEIGHTS.sum()).astype(np.float32)  # σ = 1.5, cut at 5 (3.5 σ)
 LUMA = (0.2125, 0.7154, 0.0721)  # skimage.color.rgb2gray
@@ -38,7 +37,7 @@ def to_bytes(image: Tensor) -> Tensor:
 
 
 def composite_bytes(prediction: Tensor, image: Tensor, mask: Tensor) -> Tensor:
-    """Prediction where the mask is 1, the picture's own bytes elsewhere.
+    """Prediction where the mask is 1, the image's own bytes elsewhere.
 
     prediction, image: uint8 N×H×W×3; mask: N×H×W, 0 or 1 (1 = hole). Returns uint8 N×H×W×3.
     """
@@ -57,32 +56,38 @@ def psnr(result: Tensor, image: Tensor) -> Tensor:
 
 
 def l1(result: Tensor, image: Tensor) -> Tensor:
-    """Mean absolute difference in % of 255 over the whole picture. uint8 N×H×W×3 → float64 N."""
+    """Mean absolute difference in % of 255 over the whole image. uint8 N×H×W×3 → float64 N."""
     error = (result.float() - image.float()).abs_().mean((1, 2, 3), dtype=torch.float64)
     return error / 255 * 100
 
 
 def l1_hole(result: Tensor, image: Tensor, mask: Tensor) -> Tensor:
-    """Mean absolute difference in % of 255 over the hole (mask N×H×W, 1); NaN without one."""
+    """Mean absolute difference in % of 255 over the hole (mask N×H×W, 1 = hole).
+
+    uint8 N×H×W×3 → float64 N; NaN for an image without a hole.
+    """
     hole = mask.bool().unsqueeze(-1)
     error = ((result.float() - image.float()).abs_() * hole).sum((1, 2, 3), dtype=torch.float64)
     return error / (hole.sum((1, 2, 3)) * 3) / 255 * 100
 
 
 def ssim(result: Tensor, image: Tensor, convention: str = "gauss11_rgb") -> Tensor:
-    """Mean structural similarity (Wang et al. 2004) over the windows that lie inside the picture.
+    """Mean structural similarity (Wang et al. 2004) over the windows inside the image.
 
-    result, image: uint8 N×H×W×3, both sides at least the window's. Returns float64 N.
+    result, image: uint8 N×H×W×3, neither side smaller than the window. Returns float64 N.
     """
     if convention not in SSIM_WINDOWS:
-        raise ValueError(f"SSIM convention {convention!r}: choose one of {', '.join(SSIM_WINDOWS)}")
+        raise ValueError(
+            f"unknown SSIM convention {convention!r}: choose from {', '.join(SSIM_WINDOWS)}"
+        )
     window = SSIM_WINDOWS[convention]
     if min(image.shape[1:3]) < window:
         height, width = image.shape[1:3]
         raise ValueError(
-            f"SSIM {convention} slides a {window}×{window} window: {height}×{width} is too small"
+            f"images of {height}×{width} pixels are smaller than the {window}×{window} window of "
+            f"SSIM {convention}: use larger images or another convention"
         )
-    # On a CPU one picture at a time keeps its planes in cache.
+    # On a CPU, one image at a time keeps its planes in cache.
     step = 1 if image.device.type == "cpu" else len(image)
     starts = range(0, len(image), step)
     parts = [_ssim(result[i : i + step], image[i : i + step], convention) for i in starts]
@@ -111,15 +116,15 @@ def _ssim(result: Tensor, image: Tensor, convention: str) -> Tensor:
     score = (lum_s - lum_d).add_(c1).mul_((var_s - var_d).add_(c2))
     score.div_(lum_s.add_(lum_d).add_(c1).mul_(var_s.add_(var_d).add_(c2)))
     if score.device.type == "cpu":
-        rim = window // 2
-        score = score[:, rim:-rim, rim:-rim]
+        border = window // 2
+        score = score[:, border:-border, border:-border]
     return score.mean((2, 3)).mean(1, dtype=torch.float64)
 
 
 def _mean(x: Tensor, convention: str) -> Tensor:
-    """Weighted mean over each window that lies inside the picture.
+    """Weighted mean over each window inside the image.
 
-    N×H×W×C → N×(H−w+1)×(W−w+1)×C; on a CPU still N×H×W×C, with a rim that means nothing.
+    N×H×W×C → N×(H−w+1)×(W−w+1)×C; on a CPU N×H×W×C, whose border of w // 2 pixels is invalid.
     """
     if x.device.type != "cpu":
         return _mean_torch(x, convention)
@@ -146,27 +151,73 @@ def _mean_torch(x: Tensor, convention: str) -> Tensor:
     return x
 
 
+@dataclass(frozen=True)
+class Metric:
+    """A metric of one image: how to compute it and how to print it."""
+
+    name: str  # column of per-image tables
+    title: str
+    unit: str
+    digits: int  # printed decimals
+    direction: int  # 1: higher is better; -1: lower is better
+    function: Callable[[Tensor, Tensor, Tensor], Tensor]  # result, image, mask → float64 N
+    window: int = 1  # smallest side of an image that it can be computed on
+    convention: str = ""  # of several conventions of one metric, the protocol chooses one
+    printed: bool = True  # in the tables of results and comparisons
+
+    @property
+    def key(self) -> str:
+        """Name in results, where the protocol's convention is just `ssim`."""
+        return self.name.removesuffix(f"_{self.convention}")
+
+    @property
+    def heading(self) -> str:
+        return f"{self.title} {self.unit}".rstrip()
+
+
+def _ssim_in(convention: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    return lambda result, image, mask: ssim(result, image, convention)
+
+
+# To add a metric, write its function and add a row here.
+METRICS: tuple[Metric, ...] = (
+    Metric("psnr", "PSNR", "dB", 3, 1, lambda result, image, mask: psnr(result, image)),
+    *(
+        Metric(f"ssim_{name}", "SSIM", "", 4, 1, _ssim_in(name), window, name)
+        for name, window in SSIM_WINDOWS.items()
+    ),
+    Metric("l1", "L1", "%", 3, -1, lambda result, image, mask: l1(result, image)),
+    Metric("l1_hole", "L1 of the hole", "%", 3, -1, l1_hole, printed=False),
+)
+
+
+def printed_metrics(convention: str = "gauss11_rgb") -> dict[str, Metric]:
+    """The metrics that tables print, by their key in results; SSIM in the given convention."""
+    return {m.key: m for m in METRICS if m.printed and m.convention in ("", convention)}
+
+
 def measure(
     result: Tensor,
     image: Tensor,
     mask: Tensor,
     conventions: Sequence[str] = tuple(SSIM_WINDOWS),
 ) -> dict[str, Tensor]:
-    """The metrics of composites: name as in `METRICS` → float64 N on the pictures' device.
+    """Compute the metrics of composites: name as in `METRICS` → float64 N on the images' device.
 
-    result, image: uint8 N×H×W×3; mask: N×H×W (1 = hole). SSIM of a convention whose window is
-    larger than the picture is NaN.
+    result, image: uint8 N×H×W×3; mask: N×H×W (1 = hole); conventions: of SSIM. A metric whose
+    window is larger than the image is NaN.
     """
-    values = {"psnr": psnr(result, image)}
-    for name in conventions:
-        fits = min(image.shape[1:3]) >= SSIM_WINDOWS[name]
-        nothing = torch.full_like(values["psnr"], torch.nan)
-        values[f"ssim_{name}"] = ssim(result, image, name) if fits else nothing
-    return values | {"l1": l1(result, image), "l1_hole": l1_hole(result, image, mask)}
+    side = min(image.shape[1:3])
+    nothing = torch.full((len(image),), torch.nan, dtype=torch.float64, device=image.device)
+    return {
+        m.name: m.function(result, image, mask) if side >= m.window else nothing
+        for m in METRICS
+        if m.convention in ("", *conventions)
+    }
 
 
 def resampled_means(values: NDArray[Any], resamples: int = 2000, seed: int = 0) -> NDArray[Any]:
-    """Means of `resamples` bootstrap samples (drawn with replacement) of `values`."""
+    """Return the means of `resamples` bootstrap samples (drawn with replacement) of `values`."""
     values = np.asarray(values, np.float64)
     rng = np.random.default_rng(seed)
     rows = max(1, 1_000_000 // len(values))  # indices held at once: 8 MB
@@ -177,29 +228,26 @@ def resampled_means(values: NDArray[Any], resamples: int = 2000, seed: int = 0) 
     return np.concatenate(parts)
 
 
-def interval(means: NDArray[Any], level: float = 0.95) -> list[float]:
-    """Percentile interval [lo, hi] of resampled means."""
-    tail = (1 - level) / 2 * 100
-    return [float(x) for x in np.percentile(means, [tail, 100 - tail])]
+def interval(means: NDArray[Any]) -> list[float]:
+    """Return the 95 % percentile interval [lo, hi] of resampled means."""
+    return [float(x) for x in np.percentile(means, [2.5, 97.5])]
 
 
-def bootstrap(values: NDArray[Any], level: float = 0.95, seed: int = 0) -> list[float]:
-    """Bootstrap interval [lo, hi] of the mean of per-image values."""
-    return interval(resampled_means(values, seed=seed), level)
+def bootstrap(values: NDArray[Any]) -> list[float]:
+    """Return the 95 % bootstrap interval [lo, hi] of the mean of per-image values."""
+    return interval(resampled_means(values))
 
 
-def paired_bootstrap(ours: NDArray[Any], theirs: NDArray[Any], seed: int = 0) -> dict[str, Any]:
-    """Is `ours` better than `theirs` on the same pairs?
+def paired_bootstrap(ours: NDArray[Any], theirs: NDArray[Any]) -> dict[str, Any]:
+    """Compare two lists of values of the same pairs, in the same order.
 
-    Both hold one value per pair, in the same order. Returns `{"difference", "ci": [lo, hi], "p"}`:
-    the mean difference ours − theirs, its 95 % interval, and the two-sided bootstrap p-value.
+    Returns `{"difference", "ci": [lo, hi], "p"}`: the mean difference ours − theirs, its 95 %
+    interval, and the two-sided bootstrap p-value.
     """
     if np.shape(ours) != np.shape(theirs):
-        raise ValueError(
-            f"paired comparison of {len(ours)} with {len(theirs)} values: score the same pairs"
-        )
+        raise ValueError(f"cannot pair {len(ours)} with {len(theirs)} values: score the same pairs")
     difference = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
-    means = resampled_means(difference, seed=seed)
+    means = resampled_means(difference)
     below, above = float((means <= 0).mean()), float((means >= 0).mean())
     p = min(1.0, 2 * min(below, above))
     return {"difference": float(difference.mean()), "ci": interval(means), "p": p}

@@ -1,15 +1,14 @@
-"""Which held-out picture gets which mask: fixed, hashed, and read back pair by pair.
+"""Fixed pairs of held-out images and masks: how they are matched, hashed and loaded.
 
-Pictures in key order meet masks in key order: picture i has mask i of every bucket. Where a bucket
-holds fewer masks than there are pictures its masks go round again, and `reused` says so. The
-bucket `center` needs no mask set: the middle half of each side is the hole (MUSICAL).
+Both are taken in key order: image i gets mask i of every bucket. If a bucket has fewer masks than
+there are images, its masks are used again from the first, and `reused` is set. The bucket `center`
+needs no mask set: the hole is the middle half of each side (MUSICAL).
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import sys
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -18,22 +17,21 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.common import console
 from pipeline.config.groups import VALIDATED
 from pipeline.config.schema import EvaluateConfig, TrainConfig
 from shards import store
-from shards.decode import Crop, Scratch, into
+from shards.decode import Crop, Scratch, decode_crop
 from shards.manifest import Manifest, open_manifest
 from shards.masks import BUCKETS, center, irregular, square
 from shards.samples import ImageRecord, payload, samples
 
-SEED = 20210217  # of validation masks: the same for every run, whatever its seed
-
-
+SEED = 20210217  # of validation masks, the same for every run
 CENTER = "center"
 
 
 class Pair(NamedTuple):
-    name: str  # unique: key of the picture, number of the bucket
+    name: str  # unique: key of the image and number of the bucket
     image: ImageRecord
     mask: ImageRecord
     bucket: str
@@ -47,41 +45,39 @@ class PairBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Pairs:
-    """A fixed list of pairs, picture by picture; `digest` hashes contents, size and order."""
+    """A fixed list of pairs, ordered by image; `digest` hashes contents, size and order."""
 
     pairs: tuple[Pair, ...]
     size: int  # side of the square that is scored
     resize_short: int | None
-    dataset: str  # digest of the set of pictures
     digest: str
-    reused: bool  # some masks serve several pictures
+    reused: bool  # some masks are used for several images
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def load(self, start: int, stop: int) -> PairBatch:
-        """Pairs [start, stop), decoded."""
+        """Decode the pairs [start, stop)."""
         chosen = self.pairs[start:stop]
         images = np.empty((len(chosen), self.size, self.size, 3), np.uint8)
         crop, scratch = Crop(self.size, "center", self.resize_short), Scratch()
         for pair, out in zip(chosen, images):
             try:
-                into(payload(pair.image), crop, 0, out, scratch)
+                decode_crop(payload(pair.image), crop, 0, out, scratch)
             except ValueError as error:
-                raise ValueError(f"picture {pair.image.key}: {error}") from error
+                raise ValueError(f"image {pair.image.key}: {error}") from error
         masks = np.stack([self._mask(pair) for pair in chosen])
         return PairBatch(chosen, torch.from_numpy(images), torch.from_numpy(masks))
 
     def _mask(self, pair: Pair) -> NDArray[np.uint8]:
         if pair.bucket == CENTER:
             return center(self.size, self.size)
-        with Image.open(io.BytesIO(payload(pair.mask))) as picture:
-            mask = (np.asarray(picture.convert("L")) > 127).astype(np.uint8)
+        with Image.open(io.BytesIO(payload(pair.mask))) as file:
+            mask = (np.asarray(file.convert("L")) > 127).astype(np.uint8)
         if mask.shape != (self.size, self.size):
             raise ValueError(
-                f"masks are {mask.shape[0]}×{mask.shape[1]}, the protocol's pictures "
-                f"{self.size}×{self.size}: make or import masks with size={self.size}, "
-                "or set protocol.size="
+                f"masks are {mask.shape[0]}×{mask.shape[1]}, but protocol.size={self.size}: "
+                f"make or import masks with size={self.size}, or set protocol.size="
             )
         return mask
 
@@ -95,25 +91,24 @@ def make_pairs(
     resize_short: int | None = None,
     limit: int | None = None,
 ) -> Pairs:
-    """Pair a split's pictures (the first `limit` in key order) with masks of every bucket.
+    """Pair a split's images (the first `limit` in key order) with masks of every bucket.
 
     Raises ValueError for a split or a bucket without samples, and where masks are needed but
     `masks` is None.
     """
-    pictures = samples(images, split)[:limit]
-    if not pictures:
-        raise ValueError(f"split {split} of {store.display(images.url)} holds no pictures")
-    held = _masks_by_bucket(masks, [b for b in buckets if b != CENTER])
-    nothing = ImageRecord(-1, "", 0, 0, 0, 0, CENTER)
+    records = samples(images, split)[:limit]
+    if not records:
+        raise ValueError(f"split {split} of {store.display(images.url)} has no images")
+    by_bucket = _masks_by_bucket(masks, [b for b in buckets if b != CENTER])
+    no_mask = ImageRecord(-1, "", 0, 0, 0, 0, CENTER)
     pairs = []
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(records):
         for number, bucket in enumerate(buckets):
-            mask = nothing if bucket == CENTER else held[bucket][i % len(held[bucket])]
-            pairs.append(Pair(f"{picture.key:09d}-b{number}", picture, mask, bucket))
-    reused = any(len(found) < len(pictures) for found in held.values())
-    return Pairs(
-        tuple(pairs), size, resize_short, images.digest, _digest(pairs, size, resize_short), reused
-    )
+            mask = no_mask if bucket == CENTER else by_bucket[bucket][i % len(by_bucket[bucket])]
+            pairs.append(Pair(f"{image.key:09d}-b{number}", image, mask, bucket))
+    reused = any(len(held) < len(records) for held in by_bucket.values())
+    digest = _digest(pairs, size, resize_short)
+    return Pairs(tuple(pairs), size, resize_short, digest, reused)
 
 
 def _masks_by_bucket(masks: Manifest | None, buckets: list[str]) -> dict[str, list[ImageRecord]]:
@@ -121,25 +116,24 @@ def _masks_by_bucket(masks: Manifest | None, buckets: list[str]) -> dict[str, li
         return {}
     if masks is None:
         raise ValueError(
-            "this protocol takes its masks from a set: masks.url= is missing "
-            "(`masks out=DIR` writes one)"
+            "masks.url= is missing: this protocol needs a set of masks (`masks out=DIR` writes one)"
         )
     if masks.kind != "masks":
         raise ValueError(
-            f"{store.display(masks.url)} holds {masks.kind}, no masks: masks.url= takes what "
-            "`masks out=` wrote"
+            f"masks.url={store.display(masks.url)} holds {masks.kind}, expected masks: give a set "
+            "that `masks out=` wrote"
         )
-    held: dict[str, list[ImageRecord]] = {bucket: [] for bucket in buckets}
+    by_bucket: dict[str, list[ImageRecord]] = {bucket: [] for bucket in buckets}
     for split in sorted(masks.splits):
         for sample in samples(masks, split):
-            held.setdefault(sample.bucket, []).append(sample)
-    empty = [bucket for bucket in buckets if not held[bucket]]
+            by_bucket.setdefault(sample.bucket, []).append(sample)
+    empty = [bucket for bucket in buckets if not by_bucket[bucket]]
     if empty:
         raise ValueError(
             f"{store.display(masks.url)} has no masks in {', '.join(empty)}: make or import them, "
-            "or leave the bucket out of protocol.buckets="
+            "or remove the bucket from protocol.buckets="
         )
-    return held
+    return by_bucket
 
 
 def _digest(pairs: list[Pair], size: int, resize_short: int | None) -> str:
@@ -149,27 +143,17 @@ def _digest(pairs: list[Pair], size: int, resize_short: int | None) -> str:
     return sha.hexdigest()
 
 
-def pair_up(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
-    """The protocol's pairs, and the facts about them that results carry."""
+def pairs_of(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
+    """Return the protocol's pairs, and the facts about them that results carry."""
     protocol = config.protocol
     if config.data.url is None:
-        raise ValueError("data.url= is missing: the sharded set that holds the pictures")
+        raise ValueError("data.url= is missing: give the sharded set of images")
     images = open_manifest(config.data.url)
     masks = open_manifest(config.masks.url) if config.masks.url else None
-    pairs = make_pairs(
-        images,
-        config.split,
-        masks,
-        protocol.buckets,
-        protocol.size,
-        config.data.resize_short,
-        config.limit,
-    )
+    select = (protocol.buckets, protocol.size, config.data.resize_short, config.limit)
+    pairs = make_pairs(images, config.split, masks, *select)
     if pairs.reused:
-        print(
-            "evaluate: fewer masks in a bucket than pictures: its masks go round again",
-            file=sys.stderr,
-        )
+        console.say("evaluate: fewer masks than images in a bucket; masks are reused")
     facts = {
         "protocol": protocol.name,
         "ssim": protocol.ssim,
@@ -194,8 +178,7 @@ def pair_up(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class DrawnPairs(Pairs):
-    """Pairs whose masks are drawn instead of read from a set: irregular ones bucket after bucket,
-    or squares."""
+    """Pairs with generated masks: irregular ones, bucket after bucket, or squares."""
 
     kind: str = "irregular"
 
@@ -206,8 +189,8 @@ class DrawnPairs(Pairs):
         return irregular(self.size, self.size, low, high, 0, (SEED, pair.image.key))
 
 
-def fixed_pairs(config: TrainConfig, manifest: Manifest) -> Pairs:
-    """The first `validate.pairs` pictures of the split, each with a hole of the kind trained on."""
+def validation_pairs(config: TrainConfig, manifest: Manifest) -> Pairs:
+    """Pair the first `validate.pairs` images of the split with holes of the kind trained on."""
     kind, size, short = config.masks.kind, config.validate.size, config.data.resize_short
     split, count = config.data.validate, config.validate.pairs
     if config.masks.url is not None:

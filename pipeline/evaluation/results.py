@@ -1,7 +1,7 @@
-"""A scored table: its columns, its file, its means and intervals, and how it prints.
+"""A table of per-image scores: its columns, its file, means and intervals, and printed form.
 
-The file is Parquet, one row a pair; the facts that the numbers depend on (`facts`) travel in its
-metadata, so that a file alone says what was measured on what.
+The file is Parquet, one row per pair. The facts that the scores depend on travel in its metadata,
+so that the file alone says what was measured on which data.
 """
 
 import io
@@ -16,26 +16,29 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.common import console
 from pipeline.evaluation import metrics
 from shards import store
 from shards.masks import NAMES as IRREGULAR
 
 META = b"lacuna"
-SCHEMA = pa.schema(
-    [
-        ("pair", pa.int64()),  # position in the list of pairs
-        ("name", pa.string()),
-        ("key", pa.int64()),
-        ("mask_key", pa.int64()),  # -1: a mask that needs no set
-        ("bucket", pa.string()),
-        ("ratio", pa.float64()),  # share of hole pixels, measured
-        *((name, pa.float64()) for name in metrics.METRICS),  # null: the window does not fit
-    ]
-)
+PAIR_COLUMNS = {
+    "pair": pa.int64(),  # position in the list of pairs
+    "name": pa.string(),
+    "key": pa.int64(),
+    "mask_key": pa.int64(),  # -1: a mask that is computed, not read from a set
+    "bucket": pa.string(),
+    "ratio": pa.float64(),  # share of hole pixels, measured
+}
+
+
+def schema() -> pa.Schema:
+    """Columns of a table: the pair, then every metric (null: the image is too small for it)."""
+    return pa.schema(PAIR_COLUMNS | {m.name: pa.float64() for m in metrics.METRICS})
 
 
 def merge(tables: Iterable[pa.Table], pairs: int) -> pa.Table:
-    """The ranks' tables as one, in the order of the pairs; each pair must be there once."""
+    """Join the ranks' tables in the order of the pairs; each pair must occur once."""
     table = pa.concat_tables(tables).sort_by("pair").combine_chunks()
     assert table["pair"].to_pylist() == list(range(pairs)), "a pair was dropped or scored twice"
     return table
@@ -50,31 +53,37 @@ def save(url: str, table: pa.Table, facts: Mapping[str, Any]) -> None:
 
 
 def load(url: str) -> tuple[pa.Table, dict[str, Any]]:
-    """Table and facts. ValueError when the file is none of ours."""
+    """Return table and facts; metrics that the table lacks are null.
+
+    Raises ValueError for a file that `evaluate` did not write.
+    """
     try:
         table = pq.read_table(io.BytesIO(store.read(url)))
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{store.display(url)} is no Parquet file ({error})") from error
-    found = (table.schema.metadata or {}).get(META)
-    if found is None or not set(SCHEMA.names) <= set(table.column_names):
-        raise ValueError(f"{store.display(url)} is no table that `evaluate` wrote")
-    return table, json.loads(found)
+        raise ValueError(f"{store.display(url)} is not a Parquet file ({error})") from error
+    facts = (table.schema.metadata or {}).get(META)
+    if facts is None or not {*PAIR_COLUMNS, "psnr"} <= set(table.column_names):
+        raise ValueError(f"{store.display(url)} is not a table that `evaluate` wrote")
+    for field in schema():
+        if field.name not in table.column_names:  # written before the metric was added
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table, json.loads(facts)
 
 
 def of_weights(run: str, *hashes: str) -> list[tuple[pa.Table, dict[str, Any]]]:
-    """The evaluations in a run's folder of weights, or of an archive, with one of these sha256."""
+    """Return the evaluations in the folder of a run whose weights or archive have such a sha256."""
     folder = store.join(run, "evaluation")
     names = [name for name in store.names(folder) if name.endswith(".parquet")]
-    every = [load(store.join(folder, name)) for name in names]
-    return [(table, facts) for table, facts in every if facts.get("sha256") in hashes]
+    loaded = [load(store.join(folder, name)) for name in names]
+    return [(table, facts) for table, facts in loaded if facts.get("sha256") in hashes]
 
 
-def summarise(table: pa.Table, convention: str = "gauss11_rgb") -> dict[str, Any]:
-    """`{"buckets": {name: row}, "mean6": row or None}` of a scored table.
+def summarize(table: pa.Table, convention: str = "gauss11_rgb") -> dict[str, Any]:
+    """Return `{"buckets": {name: row}, "mean6": row or None}` of a table of scores.
 
     A row is `{"n", "psnr", "ssim", "l1", "psnr_ci": [lo, hi], "l1_hole", "ssim_…"}`; `ssim` is the
     one of `convention`. `mean6` is the unweighted mean over the six irregular buckets, as in
-    MSA-Net's tables 2 to 5; its interval resamples pictures, each with its six masks.
+    MSA-Net's tables 2 to 5; its interval resamples images, each with its six masks.
     """
     names = list(dict.fromkeys(table["bucket"].to_pylist()))
     parts = {name: table.filter(pc.equal(table["bucket"], name)) for name in names}
@@ -83,46 +92,57 @@ def summarise(table: pa.Table, convention: str = "gauss11_rgb") -> dict[str, Any
         return {"buckets": buckets, "mean6": None}
     six = [buckets[name] for name in IRREGULAR]
     numbers = [name for name, value in six[0].items() if isinstance(value, float)]
-    psnr = per_picture(table, "psnr")
+    psnr = per_image(table, "psnr")
     mean6: dict[str, Any] = {name: float(np.mean([row[name] for row in six])) for name in numbers}
     mean6 |= {"n": len(psnr), "psnr_ci": metrics.bootstrap(psnr)}
     return {"buckets": buckets, "mean6": mean6}
 
 
-def per_picture(table: pa.Table, metric: str) -> NDArray[np.float64]:
-    """Each picture's mean of `metric` over the six irregular buckets, in key order."""
+def per_image(table: pa.Table, metric: str) -> NDArray[np.float64]:
+    """Return each image's mean of `metric` over the six irregular buckets, in key order."""
     irregular = table.filter(pc.is_in(table["bucket"], pa.array(IRREGULAR)))
     means = irregular.group_by("key").aggregate([(metric, "mean")]).sort_by("key")
-    found: NDArray[np.float64] = means[f"{metric}_mean"].to_numpy()
-    return found
+    return np.asarray(means[f"{metric}_mean"].to_numpy(), np.float64)
+
+
+def per_image_or_pair(table: pa.Table, metric: str = "psnr") -> NDArray[np.float64]:
+    """Return `per_image` where the table has all six irregular buckets, else each pair's value."""
+    if set(IRREGULAR) <= set(table["bucket"].to_pylist()):
+        return per_image(table, metric)
+    return np.asarray(table[metric].to_numpy(), np.float64)
 
 
 def _row(part: pa.Table, convention: str) -> dict[str, Any]:
-    means = {name: pc.mean(part[name]).as_py() for name in metrics.METRICS}
-    row = {"n": part.num_rows, "psnr": means["psnr"], "ssim": means[f"ssim_{convention}"]}
-    row |= {"l1": means["l1"], "psnr_ci": metrics.bootstrap(part["psnr"].to_numpy())}
-    rest = {name: value for name, value in means.items() if name not in row}
-    return {name: value for name, value in {**row, **rest}.items() if value is not None}
+    means = {m.name: pc.mean(part[m.name]).as_py() for m in metrics.METRICS}
+    row = {key: means[m.name] for key, m in metrics.printed_metrics(convention).items()}
+    row = {"n": part.num_rows, **row, "psnr_ci": metrics.bootstrap(part["psnr"].to_numpy())}
+    return {name: value for name, value in (row | means).items() if value is not None}
+
+
+def table_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """Return the cells of the printed table of one evaluation, the heading first."""
+    printed = metrics.printed_metrics()
+    rows = [["hole ratio", "n"]]
+    for key, metric in printed.items():
+        rows[0] += [metric.heading, "95 %"] if key == "psnr" else [metric.heading]
+    means = {"mean of six": result["mean6"]} if result.get("mean6") else {}
+    for name, row in {**result["buckets"], **means}.items():
+        cells = [name, str(row["n"])]
+        for key, metric in printed.items():
+            cells.append(f"{row[key]:.{metric.digits}f}" if key in row else "-")
+            if key == "psnr":
+                cells.append("[{:.3f}, {:.3f}]".format(*row["psnr_ci"]))
+        rows.append(cells)
+    return rows
 
 
 def as_text(result: Mapping[str, Any]) -> str:
-    """The printed table of one evaluation."""
-    lines = [f"{'hole ratio':<12}{'n':>7}{'PSNR dB':>10}{'95 %':>18}{'SSIM':>9}{'L1 %':>8}"]
-    rows = dict(result["buckets"])
-    if result.get("mean6"):
-        rows["mean of six"] = result["mean6"]
-    for name, row in rows.items():
-        ssim = f"{row['ssim']:.4f}" if "ssim" in row else "-"
-        low, high = row["psnr_ci"]
-        lines.append(
-            f"{name:<12}{row['n']:>7}{row['psnr']:>10.3f}"
-            f"{f'[{low:.3f}, {high:.3f}]':>18}{ssim:>9}{row['l1']:>8.3f}"
-        )
-    return "\n".join(lines)
+    """Return the printed table of one evaluation."""
+    return "\n".join(console.table(table_rows(result), "<>"))
 
 
-def place_of(facts: dict[str, Any]) -> str:
-    """Where the table goes: into the run's folder, or that of evaluations of other things."""
+def default_url(facts: dict[str, Any]) -> str:
+    """Return where the table goes without `out=`: the run's folder, or runs/evaluation."""
     pairs = facts["pairs_digest"][:8]
     if "run" in facts:
         stem = f"{facts['protocol']}-{facts['weights']}-{facts['images_seen']:012d}-{pairs}"

@@ -1,4 +1,4 @@
-"""Score an inpainter on fixed pairs, on one rank or on all of them."""
+"""Score an inpainting model on fixed pairs, on one rank or on several."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import pyarrow as pa
 import torch
 
 from models import masking
-from pipeline.evaluation import metrics
+from pipeline.evaluation import metrics, results
 from pipeline.evaluation.pairs import PairBatch, Pairs
-from pipeline.evaluation.results import SCHEMA, merge
 
 Inpaint = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Answer = Callable[[PairBatch], torch.Tensor]  # uint8 N×H×W×3, what the hole is taken from
+Predict = Callable[[PairBatch], torch.Tensor]  # uint8 N×H×W×3; only the hole is used
 CONVENTIONS = tuple(metrics.SSIM_WINDOWS)
 READ_AHEAD = 2  # batches decoded while one is inpainted
 
@@ -29,26 +28,29 @@ def validate(
     rank: int,
     world_size: int,
 ) -> dict[str, float]:
-    """`val/*`: means over all pairs, the same number on every rank and for any world size."""
-    mine = score(inpaint, pairs, 4, device, ("gauss11_rgb",), rank, world_size)
-    table = merge(gather(mine), len(pairs))
-    names = {"val/psnr": "psnr", "val/ssim": "ssim_gauss11_rgb", "val/l1": "l1"}
-    return {k: float(np.mean(table[column].to_numpy())) for k, column in names.items()}
+    """Return `val/*`: means over all pairs, the same on every rank and for any world size."""
+    convention = "gauss11_rgb"
+    mine = score(inpaint, pairs, 4, device, (convention,), rank, world_size)
+    table = results.merge(gather(mine), len(pairs))
+    return {
+        f"val/{key}": float(np.mean(table[metric.name].to_numpy()))
+        for key, metric in metrics.printed_metrics(convention).items()
+    }
 
 
-def pictures(inpaint: Any, pairs: Pairs, count: int, device: Any) -> list[dict[str, np.ndarray]]:
-    """`count` samples for looking: original, erased (hole grey) and filled, uint8 H x W x 3."""
-    found = []
+def sample_images(
+    inpaint: Any, pairs: Pairs, count: int, device: Any
+) -> list[dict[str, np.ndarray]]:
+    """Return the first `count` samples: original, erased (hole gray), filled; uint8 H×W×3."""
+    samples = []
     for i in range(min(count, len(pairs))):
-        loaded = pairs.load(i, i + 1)
-        filled = fill(inpaint, loaded, device)[0].cpu().numpy()
-        original = loaded.images[0].numpy()
-        grey = np.full_like(original, 128)
-        hole = loaded.masks[0].numpy()[..., None].astype(bool)
-        found.append(
-            {"original": original, "erased": np.where(hole, grey, original), "filled": filled}
-        )
-    return found
+        batch = pairs.load(i, i + 1)
+        filled = composite(predictor(inpaint, device), batch, device)[0].cpu().numpy()
+        original = batch.images[0].numpy()
+        hole = batch.masks[0].numpy()[..., None].astype(bool)
+        erased = np.where(hole, np.uint8(128), original)
+        samples.append({"original": original, "erased": erased, "filled": filled})
+    return samples
 
 
 def score(
@@ -60,78 +62,76 @@ def score(
     rank: int = 0,
     world_size: int = 1,
 ) -> pa.Table:
-    """One row for each of this rank's pairs, columns of `SCHEMA`, in the order of the pairs.
+    """Return one row for each of this rank's pairs, in the order of the pairs (`results.schema`).
 
     inpaint: image N×3×H×W float in [0, 1] with its holes erased, mask N×1×H×W (1 = hole), both on
     `device` → N×3×H×W. SSIM columns outside `conventions` are null.
     """
     starts = range(0, len(pairs), batch)[rank::world_size]
-    answer = asking(inpaint, device)
-    return _score(answer, pairs, starts, batch, device, tuple(conventions))
+    predict = predictor(inpaint, device)
+    return score_batches(predict, pairs, starts, batch, device, tuple(conventions))
 
 
-def asking(inpaint: Inpaint, device: torch.device | str) -> Answer:
-    """What a network answers to a batch. The hole is hidden from it."""
+def predictor(inpaint: Inpaint, device: torch.device | str) -> Predict:
+    """Wrap a network so that it predicts a batch of pairs, with the pixels of the hole erased."""
 
     @torch.no_grad()
-    def answer(loaded: PairBatch) -> torch.Tensor:
-        mask = loaded.masks.to(device).unsqueeze(1).float()
-        image = loaded.images.to(device).permute(0, 3, 1, 2).float() / 255
+    def predict(batch: PairBatch) -> torch.Tensor:
+        mask = batch.masks.to(device).unsqueeze(1).float()
+        image = batch.images.to(device).permute(0, 3, 1, 2).float() / 255
         return metrics.to_bytes(inpaint(masking.erase(image, mask), mask))
 
-    return answer
+    return predict
 
 
-def fill(inpaint: Inpaint, loaded: PairBatch, device: torch.device | str) -> torch.Tensor:
-    """The composites of a batch, uint8 N×H×W×3 on `device`."""
-    return _composite(asking(inpaint, device), loaded, device)
+def composite(predict: Predict, batch: PairBatch, device: torch.device | str) -> torch.Tensor:
+    """Fill the holes of a batch; uint8 N×H×W×3 on `device`."""
+    images, masks = batch.images.to(device), batch.masks.to(device)
+    return metrics.composite_bytes(predict(batch).to(device), images, masks)
 
 
-def _composite(answer: Answer, loaded: PairBatch, device: torch.device | str) -> torch.Tensor:
-    images, masks = loaded.images.to(device), loaded.masks.to(device)
-    return metrics.composite_bytes(answer(loaded).to(device), images, masks)
-
-
-def _score(
-    answer: Answer,
+def score_batches(
+    predict: Predict,
     pairs: Pairs,
     starts: Sequence[int],
-    batch: int,
+    size: int,
     device: torch.device | str,
-    conventions: tuple[str, ...],
+    conventions: tuple[str, ...] = CONVENTIONS,
 ) -> pa.Table:
-    tables = [SCHEMA.empty_table()]
-    for start, loaded in batches(pairs, starts, batch):
-        result = _composite(answer, loaded, device)
-        images, masks = loaded.images.to(device), loaded.masks.to(device)
+    """Score the batches of `size` pairs that begin at `starts`."""
+    tables = [results.schema().empty_table()]
+    for start, batch in read_batches(pairs, starts, size):
+        result = composite(predict, batch, device)
+        images, masks = batch.images.to(device), batch.masks.to(device)
         values = metrics.measure(result, images, masks, conventions)
-        tables.append(_rows(start, loaded, masks, values))
+        tables.append(_rows(start, batch, masks, values))
     return pa.concat_tables(tables)
 
 
-def batches(pairs: Pairs, starts: Sequence[int], batch: int) -> Iterator[tuple[int, PairBatch]]:
-    """The batches that begin at `starts`, decoded ahead in threads."""
+def read_batches(pairs: Pairs, starts: Sequence[int], size: int) -> Iterator[tuple[int, PairBatch]]:
+    """Yield the batches that begin at `starts`, decoded ahead in threads."""
     with ThreadPoolExecutor(READ_AHEAD) as pool:
-        waiting = [pool.submit(pairs.load, s, s + batch) for s in starts[:READ_AHEAD]]
+        waiting = [pool.submit(pairs.load, s, s + size) for s in starts[:READ_AHEAD]]
         for i, start in enumerate(starts):
-            loaded = waiting.pop(0).result()
+            batch = waiting.pop(0).result()
             for ahead in starts[i + READ_AHEAD : i + READ_AHEAD + 1]:
-                waiting.append(pool.submit(pairs.load, ahead, ahead + batch))
-            yield start, loaded
+                waiting.append(pool.submit(pairs.load, ahead, ahead + size))
+            yield start, batch
 
 
 def _rows(
-    start: int, loaded: PairBatch, masks: torch.Tensor, values: dict[str, torch.Tensor]
+    start: int, batch: PairBatch, masks: torch.Tensor, values: dict[str, torch.Tensor]
 ) -> pa.Table:
     columns: dict[str, Any] = {
-        "pair": range(start, start + len(loaded.pairs)),
-        "name": [pair.name for pair in loaded.pairs],
-        "key": [pair.image.key for pair in loaded.pairs],
-        "mask_key": [pair.mask.key for pair in loaded.pairs],
-        "bucket": [pair.bucket for pair in loaded.pairs],
+        "pair": range(start, start + len(batch.pairs)),
+        "name": [pair.name for pair in batch.pairs],
+        "key": [pair.image.key for pair in batch.pairs],
+        "mask_key": [pair.mask.key for pair in batch.pairs],
+        "bucket": [pair.bucket for pair in batch.pairs],
         "ratio": masks.double().mean((1, 2)).tolist(),
     }
-    for name in metrics.METRICS:
-        found = values[name].tolist() if name in values else [None] * len(loaded.pairs)
-        columns[name] = pa.array(found, pa.float64(), from_pandas=True)  # NaN → null
-    return pa.table(columns, schema=SCHEMA)
+    for metric in metrics.METRICS:
+        name = metric.name
+        numbers = values[name].tolist() if name in values else [None] * len(batch.pairs)
+        columns[name] = pa.array(numbers, pa.float64(), from_pandas=True)  # NaN → null
+    return pa.table(columns, schema=results.schema())

@@ -160,10 +160,10 @@ def _prepare(launcher: int) -> None:
         os._exit(1)
 
 
-def die_with_parent() -> None:
-    """Run in a child before its program: the kernel then kills it when its parent dies."""
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Run in a child before its program: it then gets signal `number` when its parent dies."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 # --- what the workers say -------------------------------------------------------------------------

@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.evaluation import metrics, results
-from shards.masks import NAMES as IRREGULAR
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,8 @@ def decide(
 
     Without a champion only the floors are asked. ssim: the convention of the protocol.
     """
-    columns = {"psnr": "psnr", "ssim": f"ssim_{ssim}"}
+    printed = metrics.printed_metrics(ssim)
+    columns = {key: printed[key].name for key in ("psnr", "ssim")}
     reasons = _unusable(challenger, buckets, list(columns.values()), "the challenger")
     if champion is not None:
         reasons += _unusable(champion, buckets, list(columns.values()), "the champion")
@@ -54,7 +54,8 @@ def decide(
         row = {name: float(values.mean()) for name, values in ours.items()}
         for name, floor in (("psnr", rules.floor_psnr), ("ssim", rules.floor_ssim)):
             if row[name] < floor:
-                reasons.append(f"{bucket}: {name} {row[name]:.3f} is below the floor of {floor:g}")
+                value = f"{row[name]:.{printed[name].digits}f}"
+                reasons.append(f"{bucket}: {name} {value} is below the floor of {floor:g}")
         figures[bucket] = row
         if champion is None:
             continue
@@ -65,7 +66,9 @@ def decide(
             if found["ci"][0] < -tolerance:
                 reasons.append(f"{bucket}: {_worse(name, found, tolerance)}")
     if champion is not None:
-        found = metrics.paired_bootstrap(_overall(challenger), _overall(champion))
+        found = metrics.paired_bootstrap(
+            results.per_image_or_pair(challenger), results.per_image_or_pair(champion)
+        )
         figures["mean"] = {"psnr_difference": found["difference"], "psnr_ci": found["ci"]}
         if found["ci"][0] < -rules.bound:
             reasons.append(f"mean over buckets: {_worse('psnr', found, rules.bound)}")
@@ -87,13 +90,6 @@ def _values(
 ) -> dict[str, NDArray[np.float64]]:
     part = table.filter(pc.equal(table["bucket"], bucket))
     return {name: part[column].to_numpy() for name, column in columns.items()}
-
-
-def _overall(table: pa.Table) -> NDArray[np.float64]:
-    """Each picture's mean over the six irregular buckets; each pair's own where there are none."""
-    if set(IRREGULAR) <= set(table["bucket"].to_pylist()):
-        return results.per_picture(table, "psnr")
-    return table["psnr"].to_numpy()
 
 
 def _worse(name: str, found: Mapping[str, Any], tolerance: float) -> str:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from models.inpainter import Inpainter
+from pipeline.evaluation import results
 from pipeline.inference import archive
 from pipeline.tracking import client
 
@@ -150,17 +151,10 @@ def _measured(evaluation: Mapping[str, Any] | None) -> list[str]:
     lines = [
         f"Protocol {evaluation['protocol']}, {evaluation['pairs']} pairs, on the composite.",
         "",
-        "| hole ratio | n | PSNR dB [95 %] | SSIM | L1 % |",
-        "|---|---|---|---|---|",
     ]
-    for name, row in evaluation["buckets"].items():
-        low, high = row["psnr_ci"]
-        ssim = f"{row['ssim']:.4f}" if "ssim" in row else "-"
-        lines.append(
-            f"| {name} | {row['n']} | {row['psnr']:.3f} [{low:.3f}, {high:.3f}] | {ssim} "
-            f"| {row['l1']:.3f} |"
-        )
-    return lines
+    heading, *rows = results.table_rows(evaluation)
+    table = [heading, ["---"] * len(heading), *rows]
+    return lines + [f"| {' | '.join(row)} |" for row in table]
 
 
 def tree_digest(folder: Path) -> str:

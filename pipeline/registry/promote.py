@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.common.environment import user
 from pipeline.config.schema import PromoteConfig, RollbackConfig
-from pipeline.evaluation import results
+from pipeline.evaluation import metrics, results
 from pipeline.registry import gate, history, package, reference_pairs, register
 from pipeline.registry.history import ALIAS, number
 from pipeline.tracking import errors, model_versions
@@ -201,7 +201,7 @@ def _copy(
                 f"the files of {candidate.name}/{candidate.version} are not those that were "
                 "registered: register the run again under another name="
             )
-        summary = {**pairs, **results.summarise(scores, pairs["ssim"])}
+        summary = {**pairs, **results.summarize(scores, pairs["ssim"])}
         text = package.text(tags, summary)
         (folder / "gate").mkdir()
         (folder / "gate" / "README.md").write_text(text)
@@ -296,6 +296,10 @@ def show(result: dict[str, Any]) -> str:
         if "psnr_ci" in row:
             low, high = row["psnr_ci"]
             change = f"  {row['psnr_difference']:+.3f} dB [{low:+.3f}, {high:+.3f}]"
-        own = f"{row['psnr']:8.3f} dB {row['ssim']:7.4f}" if "psnr" in row else " " * 19
-        lines.append(f"  {bucket:<12}{own}{change}")
+        own = [
+            f"{row[key]:.{metric.digits}f} {metric.unit}".rstrip() if key in row else ""
+            for key, metric in metrics.printed_metrics().items()
+            if key in ("psnr", "ssim")
+        ]
+        lines.append(f"  {bucket:<12}{own[0]:>11} {own[1]:>7}{change}")
     return "\n".join([*lines, f"roll out: {result['rollout']}"])

@@ -134,7 +134,7 @@ def _measured(run: str, digest: str) -> dict[str, Any] | None:
     if not found:
         return None
     table, facts = max(found, key=lambda each: each[0].num_rows)
-    return {**facts, **results.summarise(table, facts["ssim"])}
+    return {**facts, **results.summarize(table, facts["ssim"])}
 
 
 def _publish(

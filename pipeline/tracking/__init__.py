@@ -1,1 +1,1 @@
-"""MLflow: what runs record, and how it gets there through outages."""
+"""MLflow tracking: record runs, buffer events during outages, list and close runs."""

@@ -1,35 +1,34 @@
-"""Where MLflow is, how it is reached, and what its errors mean in one line.
+"""Find the tracking store of a run, connect to it, and search it.
 
 Without `MLFLOW_TRACKING_URI` it is embedded: `<root>/mlflow.db` (sqlite) and `<root>/mlartifacts`.
-mlflow is imported inside functions only (it takes seconds) and never before `telemetry_off()`:
-it decides about telemetry while it is imported.
+mlflow is imported inside functions only, because that takes seconds, and after `telemetry_off()`,
+because it decides about telemetry while it is imported.
 """
 
 import fcntl
 import functools
 import logging
 import os
-import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+from pipeline.common.console import say
 from pipeline.runs.run_json import read_run_json
-from pipeline.tracking.errors import ServerError, display_uri, explained
+from pipeline.tracking.errors import HIDDEN, ServerError, display_uri, explained
 from shards import store
 
 NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "ceph", "fuse.sshfs")
-
-
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "MLFLOW_MODEL_CATALOG_URI": "",  # else a server fetches a catalogue from the internet
+    "MLFLOW_MODEL_CATALOG_URI": "",  # else a server downloads a catalog of models
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_UV_AUTO_DETECT": "false",  # else logging a model runs `uv export` beside a uv.lock
+    "MLFLOW_UV_AUTO_DETECT": "false",  # else `uv export` runs where there is a uv.lock
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",
 }
@@ -37,37 +36,41 @@ SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 
 
 def telemetry_off() -> None:
-    """Nothing that we import reports home. Call before the first import of anything heavy."""
+    """Turn off the telemetry of all libraries. Call it before they are imported."""
     os.environ.update(QUIET)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 
-def ask_once() -> None:
-    """Requests are not repeated by MLflow's client: a creation that is leaves a second run behind.
-    For callers that look whether it is there, and then try again themselves."""
+def no_retries() -> None:
+    """Keep MLflow's client from repeating requests: a repeated creation leaves a second run.
+
+    For callers that retry themselves, after looking for what the first request made.
+    """
     telemetry_off()
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "10"
 
 
 def tracking_uri(root: str = "runs", uri: str | None = None) -> str:
-    """The URI in force: `uri`, else the environment's, else sqlite under `root`.
+    """Return the URI in force: `uri`, else the environment's, else sqlite under `root`.
 
-    A user name and password inside it move to MLflow's own variables, so that the URI can be shown.
-    Raises ServerError for a scheme that MLflow cannot serve.
+    A user name and password in it move to MLflow's own variables, so that the URI can be shown.
+    Raises ServerError for a malformed URI and for a scheme that MLflow cannot serve.
     """
     given = uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if not given:
         return f"sqlite:///{Path(root).absolute()}/mlflow.db"
-    parts = urlsplit(given)
-    if re.split(r"[+]", parts.scheme)[0] not in SCHEMES or (
+    shown = display_uri(given)
+    parts = urlsplit("" if shown == HIDDEN else given)
+    if parts.scheme.partition("+")[0] not in SCHEMES or (
         parts.scheme.startswith("http") and not parts.hostname
     ):
         raise ServerError(
-            f"MLFLOW_TRACKING_URI={display_uri(given)} cannot be used: give http(s)://HOST:PORT, "
-            "sqlite:////ABSOLUTE/mlflow.db, or leave it unset for the embedded default"
+            f"MLFLOW_TRACKING_URI={shown} cannot be used: give http(s)://HOST:PORT (with / and @ "
+            "in a user name or password as %2F and %40), sqlite:////ABSOLUTE/mlflow.db, or leave "
+            "it unset for the embedded default"
         )
     if parts.scheme.startswith("http") and parts.username:
         os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
@@ -79,10 +82,10 @@ def tracking_uri(root: str = "runs", uri: str | None = None) -> str:
 
 
 def default_root(run: str) -> str:
-    """The folder that holds the runs, for the embedded store.
+    """Return the folder of the embedded store for `run`.
 
-    Of a local run: the nearest folder above it that has a store already, else `runs` where that is
-    above it, else its parent. Of a remote one: `runs`.
+    For a local run: the nearest folder above it that has a store, else `runs` if the run is below
+    it, else the run's parent. For a remote run: `runs`.
     """
     if not store.is_local(run):
         return "runs"
@@ -95,42 +98,44 @@ def default_root(run: str) -> str:
 
 
 def uri_for(run: str | None, root: str | None = None, uri: str | None = None) -> str:
-    """The URI of a run's record: `uri`, the environment's, what `run.json` says, the embedded one.
+    """Return the tracking URI of a run: `uri`, the environment's, that of `run.json`, embedded.
 
-    run: folder or URL, or None where only `root` is known.
+    run: folder or URL, or None where only `root` is known. An embedded store that `run.json` names
+    and that has moved (with the run's folder) is looked for above the run.
     """
     if uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip() or run is None:
         return tracking_uri(root or "runs", uri)
     recorded = read_run_json(run).get("mlflow_uri")
+    if recorded and (path := sqlite_path(recorded)) and not path.exists():
+        recorded = None
     return tracking_uri(root or default_root(run), recorded)
 
 
 def connect(uri: str, make: bool = True) -> Any:
-    """An MlflowClient for `uri` (as `tracking_uri` gave it).
+    """Return an MlflowClient for `uri`, which comes from `tracking_uri`.
 
-    A sqlite file that is not there is made whole first or, without `make`, refused. Raises
-    ServerError, in one line, if a local database cannot be used. A server is not asked anything
-    yet: `ping` does that.
+    A missing sqlite file is created, or refused without `make`. Raises ServerError if a local
+    database cannot be used. No request is sent to a server yet: see `ping`.
     """
     telemetry_off()
     if path := sqlite_path(uri):
         warn_of_network(path)
         if not make and not path.exists():
             raise ServerError(
-                f"there is no record at {uri}: nothing was trained or registered from here; set "
-                "MLFLOW_TRACKING_URI to the record that is meant"
+                f"no MLflow data at {uri}: nothing was trained or registered from here; set "
+                "MLFLOW_TRACKING_URI or root="
             )
         try:
             _create_database(path)
         except OSError as error:
             raise ServerError(
-                f"{uri} cannot be made ({error.strerror}): check the folder's permissions and "
+                f"{uri} cannot be created ({error.strerror}): check the folder's permissions and "
                 "space, or set root= or MLFLOW_TRACKING_URI"
             ) from None
     import mlflow
 
-    # MLflow's stores ask each other by the process's URI, whatever the client was given. Setting it
-    # also exports it, which would make a default look like the user's choice.
+    # MLflow's stores look each other up by the process's URI, not by the client's. Setting it also
+    # exports it, which would make a default look like the user's choice.
     exported = os.environ.get("MLFLOW_TRACKING_URI")
     with explained(uri):
         mlflow.set_tracking_uri(uri)
@@ -142,49 +147,59 @@ def connect(uri: str, make: bool = True) -> Any:
 
 
 def ping(client: Any, uri: str) -> None:
-    """One cheap authenticated question; ServerError if it is not answered."""
+    """Send one cheap authenticated request; ServerError if it fails."""
     with explained(uri):
         client.search_experiments(max_results=1)
 
 
 def experiment_id(client: Any, uri: str, name: str) -> str:
-    """The experiment's id; it is created where it is missing, by several processes at once too."""
+    """Return the experiment's id; create it if needed, also from several processes at once."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         path = sqlite_path(uri)
-        # An experiment's location is fixed for ever when it is made; a server knows its own.
-        place = (path.parent / "mlartifacts").as_uri() if path else None
+        # The location of artifacts is fixed at creation; a server chooses its own.
+        location = (path.parent / "mlartifacts").as_uri() if path else None
         try:
-            return client.create_experiment(name, artifact_location=place)
+            return client.create_experiment(name, artifact_location=location)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(name)
-    if found is None or found.lifecycle_stage == "deleted":
+            experiment = client.get_experiment_by_name(name)
+    if experiment is None or experiment.lifecycle_stage == "deleted":
         raise ServerError(
             f"experiment {name!r} was deleted in MLflow: restore it there, or choose another with "
             "tracking.experiment="
         )
-    return found.experiment_id
+    return experiment.experiment_id
+
+
+def search(method: Callable[..., Any], *args: Any, **query: Any) -> list[Any]:
+    """Return all results of a search method of MlflowClient, which itself returns one page."""
+    from mlflow.utils import get_results_from_paginated_fn
+
+    def page(count: int, token: str | None) -> Any:
+        return method(*args, **query, max_results=count, page_token=token)
+
+    return get_results_from_paginated_fn(page, 1000)
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The database file of a sqlite URI, absolute; None for anything else."""
+    """Return the absolute path of a sqlite URI's database; None for another URI."""
     if not uri.startswith("sqlite:"):
         return None
     return Path(uri.partition(":///")[2]).absolute()
 
 
 def run_link(uri: str, experiment: str, run: str) -> str:
-    """The UI page of a run; its plain address would open the page for language models."""
+    """Return the UI page of a run; without workflowType the page for language models opens."""
     page = f"experiments/{quote(experiment)}/runs/{run}"
     return f"{_ui(uri)}/#/{page}?workflowType=machine_learning"
 
 
 def model_link(uri: str, name: str, version: str) -> str:
-    """The UI page of a registered version."""
+    """Return the UI page of a registered model version."""
     return f"{_ui(uri)}/#/models/{quote(name)}/versions/{version}?workflowType=machine_learning"
 
 
@@ -193,7 +208,7 @@ def _ui(uri: str) -> str:
 
 
 def ui_command(uri: str) -> str:
-    """How to look at it: a command for the embedded store, the address for a server."""
+    """Return the command that opens the embedded store in the UI, or the server's address."""
     if uri.startswith("sqlite"):
         command = shutil.which("mlflow") and "mlflow" or str(Path(sys.executable).parent / "mlflow")
         return (
@@ -203,7 +218,10 @@ def ui_command(uri: str) -> str:
 
 
 def _create_database(path: Path) -> None:
-    """Migrations run in a file of another name: killed half-way, or raced, they leave no ruin."""
+    """Create the database under another name, then rename it.
+
+    MLflow's migrations leave a broken database behind if they are killed or raced.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(".mlflow.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -215,36 +233,27 @@ def _create_database(path: Path) -> None:
 
         for noisy in ("alembic", "mlflow.store.db.utils"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
-        made = SqlAlchemyStore(f"sqlite:///{fresh}", (path.parent / "mlartifacts").as_uri())
-        made.engine.dispose()
+        database = SqlAlchemyStore(f"sqlite:///{fresh}", (path.parent / "mlartifacts").as_uri())
+        database.engine.dispose()
         os.replace(fresh, path)
 
 
 @functools.cache
 def warn_of_network(path: Path) -> None:
-    """Says once, on stderr, that a sqlite file lies on a network disk."""
+    """Warn once, on stderr, about a sqlite file on a network disk."""
     kind = disk_of(path)
     if kind.startswith(NETWORK):
-        print(
-            f"tracking: {path} lies on {kind}, where sqlite breaks under several jobs: set "
-            "MLFLOW_TRACKING_URI to a server (jobs/deploy/server), or root= to a disk of this node",
-            file=sys.stderr,
+        say(
+            f"tracking: {path} is on {kind}, where sqlite breaks under several jobs: set "
+            "MLFLOW_TRACKING_URI to a server (jobs/deploy/server), or root= to a disk of this node"
         )
 
 
-def disk_of(path: Path, table: Path = Path("/proc/self/mountinfo")) -> str:
-    """The type of the file system that holds `path`; "" where Linux does not tell.
+def disk_of(path: Path) -> str:
+    """Return the type of the file system that holds `path`, "" if it is unknown."""
+    import psutil
 
-    table: mountinfo as proc(5) has it; of two mounts at one place the later one counts.
-    """
-    try:
-        lines = table.read_text().splitlines()
-    except OSError:
-        return ""
-    depth, kind = -1, ""
-    for line in lines:
-        left, _, right = line.partition(" - ")
-        mounted = left.split()[4].replace("\\040", " ")
-        if path.resolve().is_relative_to(mounted) and len(mounted) >= depth:
-            depth, kind = len(mounted), right.split()[0]
-    return kind
+    where = path.resolve()
+    mounts = [m for m in psutil.disk_partitions(all=True) if where.is_relative_to(m.mountpoint)]
+    mounts.sort(key=lambda mount: len(mount.mountpoint))  # stable: the later of two at one place
+    return mounts[-1].fstype if mounts else ""

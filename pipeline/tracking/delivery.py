@@ -1,8 +1,7 @@
-"""From the spool to MLflow: each event becomes the request it stands for.
+"""Turn the events of a spool into requests to MLflow.
 
-Sending an event twice must change nothing: metrics have the same time and value, parameters and
-tags the same content, files the same name. So after any interruption it is enough to go on from the
-cursor.
+Every request is idempotent: metrics keep their time and value, parameters and tags their content,
+files their name. After any interruption, sending therefore resumes at the cursor.
 """
 
 import functools
@@ -10,13 +9,15 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.common import secrets
+from jobs.spec import SECRET_NAME
+from pipeline.common.errors import one_line
+from pipeline.common.secrets import redact
 from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.tracking import errors
 from pipeline.tracking.client import experiment_id
@@ -24,21 +25,20 @@ from pipeline.tracking.spool import Event, Unsent, discard
 from shards import store
 
 LOWER_IS_BETTER = ("l1", "l2", "mae", "loss", "lpips", "fid")
-
-
 UID = "lacuna.uid"
 HEARTBEAT = "lacuna.heartbeat"
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}
 LIMIT = {"key": 250, "param": 6000, "tag": 5000}
-NEVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
+# Answers of a server that will be the same at every retry.
+PERMANENT = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
 
 
-class Gone(errors.ServerError):
-    """The run was deleted in MLflow: nothing more can be sent to it."""
+class RunDeleted(errors.ServerError):
+    """The run was deleted in MLflow, so nothing can be sent to it."""
 
 
 class Delivery:
-    """Sends a run's events. `run` is the run's folder or URL, where `run.json` lies."""
+    """Sends the events of a run. `run` is the folder or URL that holds `run.json`."""
 
     def __init__(self, client: Any, uri: str, run: str, unsent: Unsent) -> None:
         self.client, self.uri, self.run, self.unsent = client, uri, run, unsent
@@ -46,20 +46,20 @@ class Delivery:
         self.run_id: str | None = read_run_json(run).get("mlflow_run_id")
 
     def send(self, events: list[Event]) -> None:
-        """Sends events in order and moves the cursor behind what was sent.
+        """Send events in order and advance the cursor past them.
 
-        What the server will never take is set aside. Anything else that fails raises; the rest is
-        then sent by the next call.
+        Events that the server rejects permanently are set aside. Any other failure raises; the
+        next call sends the remaining events.
         """
-        waiting: list[Event] = []
+        batch: list[Event] = []
         for event in events:
             if event.kind in ("metrics", "tags"):
-                waiting.append(event)
+                batch.append(event)
                 continue
-            self._flush(waiting)
-            waiting = []
-            self._one(event, getattr(self, f"_{event.kind}", None))
-        self._flush(waiting)
+            self._flush(batch)
+            batch = []
+            self._deliver(event, getattr(self, f"_{event.kind}", None))
+        self._flush(batch)
 
     def _flush(self, events: list[Event]) -> None:
         if not events:
@@ -67,22 +67,22 @@ class Delivery:
         try:
             self._log(events)
         except Exception as error:
-            if not self._hopeless(error):
+            if not self._is_permanent(error):
                 raise
-            for event in events:  # one of them is poison: the others go alone
-                self._one(event, lambda event: self._log([event]))
+            for event in events:  # one of them is rejected: send each on its own
+                self._deliver(event, lambda event: self._log([event]))
             return
         self.unsent.advance(events[-1].after)
 
-    def _one(self, event: Event, deliver: Callable[[Event], None] | None) -> None:
+    def _deliver(self, event: Event, deliver: Callable[[Event], None] | None) -> None:
         try:
             if deliver is None:
-                raise ValueError("no such kind of event")
+                raise ValueError(f"unknown kind of event {event.kind!r}")
             deliver(event)
         except Exception as error:
-            if not self._hopeless(error):
+            if not self._is_permanent(error):
                 raise
-            self.unsent.reject(event, " ".join(str(error).split())[:500])
+            self.unsent.reject(event, one_line(error)[:500])
             self.rejected += 1
             self.unsent.advance(event.after)
             return
@@ -90,8 +90,8 @@ class Delivery:
         for name in event.fields.get("files", ()):
             discard(self.unsent.folder, name)
 
-    def _hopeless(self, error: Exception) -> bool:
-        """Whether the server would say so for ever. Raises Gone if the run itself is gone."""
+    def _is_permanent(self, error: Exception) -> bool:
+        """Whether every retry would fail. Raises RunDeleted if the run was deleted in MLflow."""
         from mlflow.exceptions import MlflowException, RestException
 
         if isinstance(error, errors.ServerError):
@@ -101,16 +101,16 @@ class Delivery:
             return isinstance(error, (ValueError, TypeError, KeyError, FileNotFoundError)) or (
                 status in (400, 413, 414, 415, 422)
             )
-        # A proxy's page, or a server of something else, must not empty the spool.
+        # An error page of a proxy, or of a server that is not MLflow, must not empty the spool.
         if self.uri.startswith("http") and not isinstance(error, RestException):
             return False
-        if error.error_code not in (*NEVER, "RESOURCE_DOES_NOT_EXIST"):
+        if error.error_code not in (*PERMANENT, "RESOURCE_DOES_NOT_EXIST"):
             return False
         if self.run_id is not None:
-            self._alive()
+            self._check_not_deleted()
         return True
 
-    def _alive(self) -> None:
+    def _check_not_deleted(self) -> None:
         from mlflow.exceptions import MlflowException
 
         try:
@@ -120,7 +120,7 @@ class Delivery:
                 raise
             stage = "deleted"
         if stage == "deleted":
-            raise Gone(
+            raise RunDeleted(
                 f"MLflow run {self.run_id} was deleted on {errors.display_uri(self.uri)}: restore "
                 "it there, or remove spool/ and mlflow_run_id from run.json to record a new one"
             )
@@ -134,7 +134,7 @@ class Delivery:
         if self.run_id is None:
             self.run_id = self._find(experiment, fields["uid"]) or self._create(experiment, event)
         else:
-            self._alive()
+            self._check_not_deleted()
             experiment = self.client.get_run(self.run_id).info.experiment_id
         update_run_json(
             self.run,
@@ -143,29 +143,29 @@ class Delivery:
             mlflow_uri=errors.display_uri(self.uri),
         )
         self.client.update_run(self.run_id, status="RUNNING")
-        there = self.client.get_run(self.run_id).data
-        if "job.error" in there.tags:  # of an attempt that failed
+        recorded = self.client.get_run(self.run_id).data
+        if "job.error" in recorded.tags:  # of an earlier attempt
             self.client.delete_tag(self.run_id, "job.error")
-        known = there.params
+        known = recorded.params
         wanted = {k[: LIMIT["key"]]: v[: LIMIT["param"]] for k, v in fields["params"].items()}
         changed = {k: v for k, v in wanted.items() if known.get(k, v) != v}
         tags = dict(fields["tags"])
-        if changed:  # MLflow holds the first value of a parameter for ever
+        if changed:  # MLflow never changes the value of a parameter
             tags[f"resume.{fields['attempt']}.overrides"] = json.dumps(changed, sort_keys=True)
         self._log_dicts({k: v for k, v in wanted.items() if k not in known}, tags)
         if fields.get("dataset"):
             self._log_dataset(**fields["dataset"])
 
     def _find(self, experiment: str, uid: str) -> str | None:
-        found = self.client.search_runs([experiment], f"tags.`{UID}` = '{uid}'", max_results=1)
-        return found[0].info.run_id if found else None
+        runs = self.client.search_runs([experiment], f"tags.`{UID}` = '{uid}'", max_results=1)
+        return runs[0].info.run_id if runs else None
 
     def _create(self, experiment: str, event: Event) -> str:
         tags = {UID: event.fields["uid"], "mlflow.runName": event.fields["run_name"]}
         if event.fields.get("parent"):
             tags["mlflow.parentRunId"] = event.fields["parent"]
-        made = self.client.create_run(experiment, start_time=event.time_ms, tags=tags)
-        return made.info.run_id
+        run = self.client.create_run(experiment, start_time=event.time_ms, tags=tags)
+        return run.info.run_id
 
     def _log_dataset(self, name: str, url: str, digest: str) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -181,32 +181,32 @@ class Delivery:
 
         metrics, tags = [], {}
         for event in events:
+            values = event.fields["values"]
             if event.kind == "tags":
-                tags.update(event.fields["values"])
+                tags.update(values)
             else:
-                metrics += [
-                    Metric(key, value, event.time_ms, event.fields["step"])
-                    for key, value in event.fields["values"].items()
-                ]
+                time_ms, step = event.time_ms, event.fields["step"]
+                metrics += [Metric(k, v, time_ms, step) for k, v in values.items()]
         tags[HEARTBEAT] = str(events[-1].time_ms)
         if metrics:
             tags["lacuna.images_seen"] = str(max(metric.step for metric in metrics))
-        for start in range(0, len(metrics), BATCH["metrics"]):
-            self.client.log_batch(self.run_id, metrics=metrics[start : start + BATCH["metrics"]])
+        self._log_batches("metrics", metrics)
         self._log_dicts({}, tags)
 
     def _log_dicts(self, params: dict[str, str], tags: dict[str, str]) -> None:
         from mlflow.entities import Param, RunTag
 
-        listed = [Param(k, v) for k, v in params.items()]
-        for start in range(0, len(listed), BATCH["params"]):
-            self.client.log_batch(self.run_id, params=listed[start : start + BATCH["params"]])
-        named = [RunTag(k[: LIMIT["key"]], v[: LIMIT["tag"]]) for k, v in tags.items()]
-        for start in range(0, len(named), BATCH["tags"]):
-            self.client.log_batch(self.run_id, tags=named[start : start + BATCH["tags"]])
+        self._log_batches("params", [Param(k, v) for k, v in params.items()])
+        limited = ((k[: LIMIT["key"]], v[: LIMIT["tag"]]) for k, v in tags.items())
+        self._log_batches("tags", [RunTag(k, v) for k, v in limited])
+
+    def _log_batches(self, kind: str, items: Sequence[Any]) -> None:
+        """Log metrics, params or tags, as many in a request as MLflow accepts."""
+        for start in range(0, len(items), BATCH[kind]):
+            self.client.log_batch(self.run_id, **{kind: items[start : start + BATCH[kind]]})
 
     def _image(self, event: Event) -> None:
-        """What `MlflowClient.log_image` does, with a name that is the same at every try."""
+        """Log an image as `MlflowClient.log_image` does, under the same name at every retry."""
         from PIL import Image
 
         file = self.unsent.folder / "files" / event.fields["files"][0]
@@ -231,9 +231,9 @@ class Delivery:
         status = event.fields["status"]
         experiment = self.client.get_run(self.run_id).info.experiment_id
         same = f"tags.`{UID}` = '{event.fields['uid']}'"
-        for twin in self.client.search_runs([experiment], same):
-            if twin.info.run_id != self.run_id:  # of a creation whose answer came too late
-                self.client.delete_run(twin.info.run_id)
+        for run in self.client.search_runs([experiment], same):
+            if run.info.run_id != self.run_id:  # created by a request that seemed to fail
+                self.client.delete_run(run.info.run_id)
         if status == "REQUEUED":
             self._log_dicts({}, {"job.state": "requeued"})
             self.client.update_run(self.run_id, status="SCHEDULED")
@@ -242,29 +242,30 @@ class Delivery:
         self.client.set_terminated(self.run_id, status, event.time_ms)
 
     def _end(self, event: Event) -> None:
-        """The last line of a segment: nothing to send."""
+        """Send nothing: this event only ends a segment."""
 
 
 def lower_is_better(metric: str) -> bool:
+    """Whether a metric improves as it falls, by the words of its name."""
     return any(word in metric for word in LOWER_IS_BETTER)
 
 
 @functools.lru_cache(4096)
 def clean(key: str) -> str:
-    """A key with only what MLflow allows: `val/psnr (0.1,0.2]` becomes `val/psnr 0.1_0.2`."""
+    """Return the key in characters that MLflow allows: `psnr (0.1,0.2]` is `psnr 0.1_0.2`."""
     return re.sub(r"_*([/ ])_*", r"\1", re.sub(r"[^\w\-./ ]+", "_", key)).strip("_")[:250]
 
 
 def flatten(params: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested dictionaries as dotted keys; lists as JSON; secrets as `***`."""
+    """Turn nested dictionaries into dotted keys, lists into JSON, secrets into `***`."""
     flat: dict[str, str] = {}
     for key, value in params.items():
         name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{name}.")
-        elif value and secrets.SECRET_NAME.search(str(key)):
+        if value and SECRET_NAME.search(str(key)):
             flat[clean(name)] = "***"
+        elif isinstance(value, dict):
+            flat |= flatten(value, f"{name}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value, default=str)
-            flat[clean(name)] = secrets.redact(text)
+            flat[clean(name)] = redact(text)
     return flat

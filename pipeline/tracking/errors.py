@@ -1,56 +1,65 @@
-"""What went wrong with a tracking server, in one line that names the fix."""
+"""Errors of a tracking server as one line that names the fix."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
+
+HIDDEN = "***"
+HOST = r"(?:\[[^\]@]*\]|[^@/?#:\[]*)(?::\d*)?"
+WELL_FORMED = re.compile(
+    rf"(?:([a-z][\w+.-]*://)|(?!.*://))(?:[^/?#]*@)?({HOST}(?:/[^@?#]*)?)(?:[?#][^@]*)?", re.I
+)
 
 
 class ServerError(ValueError):
-    """The tracking server cannot be used as asked; one line that says why and what to do."""
+    """The tracking server cannot be used: one line with the reason and the fix."""
 
 
 def display_uri(uri: str) -> str:
-    """The URI without user, password and query."""
+    """Return the URI without user, password, query and fragment; HIDDEN where it is malformed.
+
+    `http://bob:pass/word@host`, with a "/" that is not written %2F, is such a URI.
+    """
     if uri.startswith("sqlite:"):
         return uri
-    parts = urlsplit(uri)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    parts = WELL_FORMED.fullmatch(uri)
+    return f"{parts[1] or ''}{parts[2]}" if parts else HIDDEN
 
 
 @contextmanager
-def explained(uri: str) -> Any:
-    """Turns what MLflow raises into a ServerError of one line."""
+def explained(uri: str) -> Iterator[None]:
+    """Turn what MLflow, SQLAlchemy or the network raise into a ServerError."""
     try:
         yield
-    except ServerError:
-        raise
     except Exception as error:
-        line = explain(error, uri)
-        if line is None:
+        if not _is_foreign(error):
             raise
-        raise ServerError(line) from error
+        raise ServerError(explain(error, uri)) from error
 
 
-def explain(error: BaseException, uri: str) -> str | None:
-    """One line for what MLflow, SQLAlchemy or the network raised; None if it is no such thing."""
-    if not _foreign(error):
-        return None
+def explain(error: BaseException, uri: str) -> str:
+    """Return one line for any error that occurred while `uri` was used."""
     text, where = str(error), display_uri(uri)
+    line = " ".join(text.split())
+    if isinstance(error, ServerError):
+        return text
+    if not _is_foreign(error):
+        return f"{type(error).__name__}: {line}"
     code = getattr(error, "error_code", "")
     user = os.environ.get("MLFLOW_TRACKING_USERNAME", "no user name")
     if "out-of-date database schema" in text or "Can't locate revision" in text:
         return (
-            f"{where} was written by another version of MLflow: install that version, or back the "
-            f"file up and run `mlflow db upgrade {where}`"
+            f"{where} was written by another version of MLflow: install that version, or back up "
+            f"the file and run `mlflow db upgrade {where}`"
         )
     if "Invalid Host header" in text:
         return (
-            f"{where} refuses to be called by this name: start the server with "
-            f"--allowed-hosts '{urlsplit(uri).hostname}:*', or use a name that it knows"
+            f"{where} rejects this host name: start the server with "
+            f"--allowed-hosts '{urlsplit(uri).hostname}:*', or use a name that it allows"
         )
     if re.search("error code 401|401 Client", text) or code in (
         "UNAUTHENTICATED",
@@ -67,13 +76,13 @@ def explain(error: BaseException, uri: str) -> str | None:
         return f"{where} cannot be written: check the folder's permissions, or set root="
     if "file is not a database" in text or "already exists" in text and "table" in text:
         return f"{where} is damaged: move it away; `sync` sends what the runs still hold"
-    return f"{where}: {' '.join(text.split())[:300]}"
+    return f"{where}: {line[:300]}"
 
 
 def _missing(text: str) -> str:
-    """The permission that a refused request lacked, by the endpoint that MLflow's error names."""
-    asked = re.search(r"(?:endpoint |https?://)\S*?api/\d\.0/(?:mlflow/)?([^\s?]+)", text)
-    what = asked[1] if asked else ""
+    """Name the permission that a refused request needs, by the endpoint in MLflow's message."""
+    endpoint = re.search(r"(?:endpoint |https?://)\S*?api/\d\.0/(?:mlflow/)?([^\s?]+)", text)
+    what = endpoint[1] if endpoint else ""
     if what.startswith(("registered-models", "model-versions", "registry")):
         return f"MANAGE on the registered model ({what}), which is a promoter's"
     if what:
@@ -81,6 +90,7 @@ def _missing(text: str) -> str:
     return "EDIT on the experiment for training, MANAGE on the registered model for promotion"
 
 
-def _foreign(error: BaseException) -> bool:
+def _is_foreign(error: BaseException) -> bool:
+    """Whether a library raised it, not this project."""
     top = type(error).__module__.partition(".")[0]
     return top in ("mlflow", "sqlalchemy", "requests", "urllib3", "alembic", "psycopg", "sqlite3")

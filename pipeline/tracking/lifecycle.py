@@ -1,4 +1,8 @@
-"""MLflow runs that exist before their jobs do: status SCHEDULED, the id kept in `run.json`."""
+"""Record in MLflow what happens to a run outside its training.
+
+`submit` creates the run before its job starts (status SCHEDULED, the id in `run.json`), the
+launcher ends the run of killed workers, and evaluations add their results afterwards.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +20,15 @@ from pipeline.config.schema import TrainConfig
 from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.tracking import errors
 from pipeline.tracking.client import (
-    ask_once,
     connect,
-    default_root,
     experiment_id,
-    tracking_uri,
+    no_retries,
     uri_for,
 )
-from pipeline.tracking.delivery import Delivery, clean
+from pipeline.tracking.delivery import clean
 from pipeline.tracking.remote_spool import STATE, push_spool, read_state, spool_folder
 from pipeline.tracking.sender import Sender, say
-from pipeline.tracking.spool import Spool, Unsent, draining, write_json
+from pipeline.tracking.spool import Spool, write_json
 from shards import store
 
 PARENT = "mlflow.parentRunId"
@@ -34,8 +36,10 @@ ANNOUNCED = "lacuna.announced"
 
 
 class Announced(NamedTuple):
-    """An MLflow run that waits for its job. run: its folder or URL, None for a sweep's parent.
-    before: the status that it had, None if it was made now."""
+    """An MLflow run that waits for its job.
+
+    run: its folder or URL, None for a sweep's parent. before: its earlier status, None if new.
+    """
 
     run: str | None
     mlflow_run: str
@@ -45,26 +49,26 @@ class Announced(NamedTuple):
 def announce(
     configs: Sequence[TrainConfig], runs: Sequence[str], name: str, given: str | None = None
 ) -> list[Announced]:
-    """MLflow runs for the runs; one that has an id keeps it. Several get a parent called `name`.
+    """Create the MLflow runs that do not exist yet; several runs get a parent called `name`.
 
-    given: the tracking URI of the job's environment, where that is not this process's.
+    given: the tracking URI of the job's environment if it differs from this process's.
 
-    Raises ServerError where the server does not answer, or knows a run as deleted.
+    Raises ServerError if the server does not answer or a run was deleted there.
     """
-    ask_once()
+    no_retries()
     uri = _uri(configs[0], runs[0], given)
     client = connect(uri)
     with errors.explained(uri):
         recipe = configs[0].experiment or "train"
-        wanted = configs[0].tracking.experiment or f"{user()}/{recipe}"
-        experiment = experiment_id(client, uri, wanted)
-        made = [_parent(client, experiment, name)] if len(runs) > 1 else []
-        parent = made[0].mlflow_run if made else None
-        return [*made, *(_one(client, experiment, run, parent) for run in runs)]
+        experiment_name = configs[0].tracking.experiment or f"{user()}/{recipe}"
+        experiment = experiment_id(client, uri, experiment_name)
+        parents = [_parent(client, experiment, name)] if len(runs) > 1 else []
+        parent = parents[0].mlflow_run if parents else None
+        return [*parents, *(_one(client, experiment, run, parent) for run in runs)]
 
 
 def withdraw(config: TrainConfig, announced: Sequence[Announced], given: str | None = None) -> None:
-    """The scheduler refused: what was made is deleted, what was there is as it was."""
+    """Undo `announce` after a failed submission: delete new runs, restore the status of others."""
     uri = _uri(config, next(each.run for each in announced if each.run), given)
     client = connect(uri)
     with errors.explained(uri):
@@ -93,37 +97,38 @@ def _one(client: Any, experiment: str, run: str, parent: str | None) -> Announce
         before = info.status
         client.set_tag(known, "job.state", "queued")
     else:
-        known = _made(client, experiment, run, parent)
+        known = _created(client, experiment, run, parent)
     client.update_run(known, status="SCHEDULED")
     return Announced(run, str(known), before)
 
 
-def _made(client: Any, experiment: str, run: str, parent: str | None) -> str:
+def _created(client: Any, experiment: str, run: str, parent: str | None) -> str:
     place = f"{socket.gethostname()} {os.path.abspath(run) if store.is_local(run) else run}"
     uid = hashlib.sha256(place.encode()).hexdigest()[:32]
     same = f"tags.`{ANNOUNCED}` = '{uid}' and tags.`job.state` = 'queued'"
-    # One that is there was made by a submit that failed afterwards, or never heard the answer.
-    if found := client.search_runs([experiment], same, max_results=1):
-        return str(found[0].info.run_id)
+    # An existing one was created by a submission that failed later, or never got the answer.
+    if existing := client.search_runs([experiment], same, max_results=1):
+        return str(existing[0].info.run_id)
     tags = {"mlflow.runName": store.name(run), "job.state": "queued"}
     tags |= {ANNOUNCED: uid, **({PARENT: parent} if parent else {})}
     return str(client.create_run(experiment, tags=tags).info.run_id)
 
 
 def _parent(client: Any, experiment: str, name: str) -> Announced:
-    found = client.search_runs([experiment], f"tags.`lacuna.sweep` = '{name}'", max_results=1)
-    if found:
-        return Announced(None, str(found[0].info.run_id), found[0].info.status)
+    same = f"tags.`lacuna.sweep` = '{name}'"
+    if existing := client.search_runs([experiment], same, max_results=1):
+        return Announced(None, str(existing[0].info.run_id), existing[0].info.status)
     tags = {"mlflow.runName": name, "lacuna.sweep": name}
-    made = client.create_run(experiment, tags=tags).info.run_id
-    client.set_terminated(made)
-    return Announced(None, str(made), None)
+    parent = client.create_run(experiment, tags=tags).info.run_id
+    client.set_terminated(parent)
+    return Announced(None, str(parent), None)
 
 
 def record(run: str, values: Mapping[str, float], step: int, files: Iterable[str] = ()) -> None:
-    """Numbers at `step` (images seen) and files (URLs, kept under `evaluation/`) of a finished run.
+    """Log an evaluation of a finished run: metrics at `step` (images seen) and files (URLs).
 
-    A run without MLflow run, or a server that does not answer, leaves them in the spool.
+    The files become artifacts under `evaluation/`. Without an MLflow run, or while the server does
+    not answer, everything waits in the spool.
     """
     folder = spool_folder(store.join(run, "evaluation"))
     spool = Spool(folder)
@@ -133,17 +138,17 @@ def record(run: str, values: Mapping[str, float], step: int, files: Iterable[str
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             copy = Path(scratch, store.name(url))
             copy.write_bytes(store.read(url))
-            if kept := spool.keep(copy):
+            if kept := spool.keep_file(copy):
                 spool.append("artifact", folder="evaluation", files=[kept])
     spool.close()
-    if trouble := send(run, folder):
-        say(f"{trouble}; the evaluation's numbers wait in {folder}")
+    if problem := send(run, folder):
+        say(f"{problem}; buffering the evaluation's results in {folder}")
 
 
 def ended(run: str, error: str, drains: bool) -> None:
-    """What a killed process could not say of its run: that it FAILED, and why.
+    """Record that a run FAILED, and why, for workers that were killed before they could.
 
-    For the launcher, once its workers are gone; a record that says so already stays as it is.
+    The launcher calls it when its workers are gone. An end that is recorded already is kept.
     """
     folder = spool_folder(run)
     state = read_state(folder)
@@ -154,31 +159,26 @@ def ended(run: str, error: str, drains: bool) -> None:
     spool.append("finish", status="FAILED", uid=state["uid"])
     write_json(folder / STATE, {**state, "ended": "FAILED"})
     spool.close()
-    ask_once()
+    no_retries()
     uri = uri_for(run)
     try:
         if drains:
             Sender(run, uri, folder).once()
         if not store.is_local(run):
             push_spool(run, folder, drains)
-    except Exception as trouble:  # the run has failed for another reason, which is told
-        told = errors.explain(trouble, uri) or f"{type(trouble).__name__}: {trouble}"
-        say(f"{told}; to send the run's end: python -m pipeline sync {store.display(run)}")
+    except Exception as problem:  # it must not hide the error that ended the run
+        command = f"python -m pipeline sync {store.display(run)}"
+        say(f"{errors.explain(problem, uri)}; to send the run's end: {command}")
 
 
 def send(run: str, folder: Path) -> str | None:
-    """Sends what waits in the spool; what hindered it, else None."""
+    """Send the events of a spool; return why that failed, None if it did not."""
     if not read_run_json(run).get("mlflow_run_id"):
         return f"{store.display(run)} has no MLflow run yet"
-    with draining(folder) as mine:
-        if not mine:
-            return "another process is sending them"
-        try:
-            uri = tracking_uri(default_root(run))
-            unsent = Unsent(folder)
-            delivery = Delivery(connect(uri), uri, run, unsent)
-            while events := unsent.read():
-                delivery.send(events)
-        except Exception as error:  # the scores are on disk, whatever the server says
-            return errors.explain(error, uri) or f"{type(error).__name__}: {error}"
-    return None
+    uri = "MLflow"
+    try:
+        uri = uri_for(run)
+        sent = Sender(run, uri, folder).once()
+    except Exception as error:  # the scores are on disk, so an evaluation must not fail here
+        return errors.explain(error, uri)
+    return None if sent else "another process is sending this run's events"

@@ -1,6 +1,6 @@
-"""What a run was made of: commit, uncommitted changes, packages, hardware, the job it ran in.
+"""Provenance of a run: commit, uncommitted changes, packages, hardware and scheduler job.
 
-Everything that leaves here as text went through `redact`.
+All text that is returned has passed through `redact`.
 """
 
 import functools
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import git as vcs
+from pipeline.common.console import say
 from pipeline.common.environment import CHECKOUT, core_count, cpu_name, user
 from pipeline.common.secrets import redact
 
@@ -38,7 +39,7 @@ JOB = {
 
 
 def environment(checkout: Path = CHECKOUT) -> tuple[dict[str, str], dict[str, str]]:
-    """Tags that say where a run comes from, and texts by artifact path with the details."""
+    """Return the tags of a run's provenance, and the texts with details by artifact path."""
     head, diff = git(checkout)
     installed = packages()
     machine = hardware()
@@ -47,7 +48,7 @@ def environment(checkout: Path = CHECKOUT) -> tuple[dict[str, str], dict[str, st
         "mlflow.source.name": redact(shlex.join(["python", *sys.orig_argv[1:]])),
         "mlflow.source.type": "LOCAL",
         "mlflow.user": user(),
-        "git.dirty": str(bool(diff)).lower(),
+        "git.dirty": "unknown" if diff is None else str(bool(diff)).lower(),
         "packages.sha256": hashlib.sha256(installed.encode()).hexdigest(),
         "python": platform.python_version(),
         "host": socket.gethostname(),
@@ -67,26 +68,27 @@ def environment(checkout: Path = CHECKOUT) -> tuple[dict[str, str], dict[str, st
     return tags, files
 
 
-def git(checkout: Path = CHECKOUT) -> tuple[str | None, str]:
-    """The commit, and what differs from it (redacted, at most 1 MiB). (None, "") outside git.
+def git(checkout: Path = CHECKOUT) -> tuple[str | None, str | None]:
+    """Return the commit and the uncommitted changes (redacted, at most 1 MiB); None if unknown.
 
-    A job's snapshot has no `.git`: its commit comes in `LACUNA_COMMIT`, the URL of what differs in
-    `LACUNA_DIFF`.
+    A job's snapshot has no `.git`: `LACUNA_COMMIT` holds its commit, `LACUNA_DIFF` the URL of the
+    changes.
     """
-    if "LACUNA_COMMIT" in os.environ:  # git would find a checkout that lies around the snapshot
+    if "LACUNA_COMMIT" in os.environ:  # git might find another checkout around the snapshot
         return commit(checkout), redact(_recorded(os.environ.get("LACUNA_DIFF")))
     try:
         with vcs.apart(checkout) as own:
             diff = vcs.diff(checkout, vcs.commit(checkout), vcs.tree(checkout, own, []), own)
         new = vcs.unknown(checkout)
     except (OSError, subprocess.SubprocessError):
-        return commit(checkout), ""
+        say("tracking: commit and uncommitted changes are unknown: `git status` shows the reason")
+        return commit(checkout), None
     untracked = "".join(f"# untracked: {name}\n" for name in new[:200])
     return commit(checkout), redact((diff[:MAX_DIFF] + untracked).encode(errors="replace").decode())
 
 
 def _recorded(url: str | None) -> str:
-    """The changes that `submit` took along."""
+    """Return the changes that `submit` recorded."""
     from shards import store
 
     if url is None:
@@ -98,9 +100,9 @@ def _recorded(url: str | None) -> str:
 
 
 def commit(checkout: Path = CHECKOUT) -> str | None:
-    """The commit of the code that runs."""
-    if told := os.environ.get("LACUNA_COMMIT"):
-        return told
+    """Return the commit of the running code, None if it is unknown."""
+    if recorded := os.environ.get("LACUNA_COMMIT"):
+        return recorded
     try:
         return vcs.commit(checkout)
     except (OSError, subprocess.SubprocessError):
@@ -108,21 +110,21 @@ def commit(checkout: Path = CHECKOUT) -> str | None:
 
 
 def packages() -> str:
-    """Installed distributions, `name==version` a line, sorted."""
-    found = {
+    """Return the installed distributions, one `name==version` a line, sorted."""
+    lines = {
         f"{d.metadata['Name']}=={d.version}"
         for d in importlib.metadata.distributions()
         if d.version
     }
-    return "".join(f"{line}\n" for line in sorted(found, key=str.lower))
+    return "".join(f"{line}\n" for line in sorted(lines, key=str.lower))
 
 
 def hardware() -> dict[str, Any]:
-    """CPU, memory and accelerators of this machine, with torch's and the driver's versions."""
+    """Return CPU, memory and GPUs of this machine, with the versions of torch and driver."""
     import psutil
     import torch
 
-    found: dict[str, Any] = {
+    machine: dict[str, Any] = {
         "cpu": cpu_name(),
         "cores": core_count(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
@@ -130,30 +132,28 @@ def hardware() -> dict[str, Any]:
         "cuda": torch.version.cuda or "none",
     }
     if torch.cuda.is_available():
-        found["gpus"] = torch.cuda.device_count()
-        found["gpu"] = torch.cuda.get_device_name(0)
-        found["gpu_memory_gb"] = round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
-        found["cudnn"] = str(torch.backends.cudnn.version())
+        machine["gpus"] = torch.cuda.device_count()
+        machine["gpu"] = torch.cuda.get_device_name(0)
+        machine["gpu_memory_gb"] = round(
+            torch.cuda.get_device_properties(0).total_memory / 2**30, 1
+        )
+        machine["cudnn"] = str(torch.backends.cudnn.version())
         if handles := _gpu_handles():
-            found["driver"] = str(handles[0].nvmlSystemGetDriverVersion())
-    return found
+            machine["driver"] = str(handles[0].nvmlSystemGetDriverVersion())
+    return machine
 
 
 def system_metrics(node: str = "0", folder: str = ".") -> dict[str, float]:
-    """One sample of this machine under `system/<node>/`: CPU %, memory, disk, network, GPUs."""
+    """Sample this machine under `system/<node>/`: CPU %, memory, disk, network, GPUs."""
     import psutil
 
-    memory, disk, network = (
-        psutil.virtual_memory(),
-        psutil.disk_usage(folder),
-        psutil.net_io_counters(),
-    )
+    memory, network = psutil.virtual_memory(), psutil.net_io_counters()
     sample = {
         "cpu_percent": psutil.cpu_percent(),
         "memory_gb": memory.used / 2**30,
         "memory_percent": memory.percent,
         "process_rss_gb": psutil.Process().memory_info().rss / 2**30,
-        "disk_percent": disk.percent,
+        "disk_percent": psutil.disk_usage(folder).percent,
         "net_received_gb": network.bytes_recv / 2**30,
         "net_sent_gb": network.bytes_sent / 2**30,
     }
@@ -168,9 +168,9 @@ def system_metrics(node: str = "0", folder: str = ".") -> dict[str, float]:
 
 
 def other_node_metrics() -> dict[str, float]:
-    """`system_metrics` of this node if this is its first process, to be gathered by rank 0.
+    """Return `system_metrics` in the first process of every node but the first, for rank 0.
 
-    Empty on the first node, which its Tracker samples, and in every other process.
+    Empty in all other processes; the first node is sampled by its Tracker.
     """
     rank, here = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     node = rank // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -179,12 +179,12 @@ def other_node_metrics() -> dict[str, float]:
 
 @functools.cache
 def _gpu_handles() -> tuple[Any, list[Any]] | None:
-    """NVML and its device handles; None without nvidia-ml-py or a GPU."""
+    """Return NVML and its device handles; None without nvidia-ml-py or a GPU."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
         count = pynvml.nvmlDeviceGetCount()
         return pynvml, [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
-    except Exception:  # NVML has its own error class, absent where the package is
+    except Exception:  # NVML's own error class is missing without the package
         return None

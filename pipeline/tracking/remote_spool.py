@@ -1,8 +1,8 @@
-"""The spool of a run that lives at a URL: in a cache folder here, copied to the run and back.
+"""Keep the spool of a run at a URL in a local cache folder, and copy it to the run and back.
 
-Training may go on on another node. What the last checkpoint published is enough there: later
-points belong to steps that are run again. Who drains a spool owns its cursor and removes what was
-sent: the trainer, or where it only spools (`drains` in its state is false) whoever runs `sync`.
+Training may resume on another node. What was copied with the last checkpoint is enough there:
+later points belong to steps that are repeated. The process that drains the spool owns its cursor
+and removes what was sent: the trainer or, where `drains` in the state is false, `sync`.
 """
 
 import contextlib
@@ -17,29 +17,28 @@ from pipeline.tracking.spool import CURSOR, drop_sent, write_json
 from shards import objects, store
 
 STATE = "state.json"
-DRAINERS = (CURSOR, "rejected.jsonl")  # written by whoever drains
+DRAINERS = (CURSOR, "rejected.jsonl")  # written by the process that drains
 
 
 def spool_folder(run: str) -> Path:
-    """Where a run's events lie on this machine."""
+    """Return the folder of a run's spool on this machine."""
     if store.is_local(run):
         return store.local(run) / "spool"
-    cache = cache_dir()
-    return cache / "lacuna" / "spool" / hashlib.sha256(run.encode()).hexdigest()[:16]
+    return cache_dir() / "spool" / hashlib.sha256(run.encode()).hexdigest()[:16]
 
 
 def read_state(folder: str | Path) -> dict[str, Any]:
-    """`state.json` of a spool's folder or URL; {} where there is none."""
+    """Read `state.json` of a spool's folder or URL; {} if there is none."""
     try:
         return dict(json.loads(store.read(store.join(folder, STATE))))
-    except objects.StoreError:  # a bucket that does not answer has not told that there is none
+    except objects.StoreError:  # no answer of a bucket does not mean that there is none
         raise
     except (FileNotFoundError, ValueError):
         return {}
 
 
-def waits(run: str) -> bool:
-    """Whether the copy of a remote run's spool holds anything behind its cursor."""
+def has_unsent(run: str) -> bool:
+    """Whether the remote copy of a run's spool holds events after its cursor."""
     url = store.join(run, "spool")
     cursor = {"segment": 1, "offset": 0}
     with contextlib.suppress(FileNotFoundError):
@@ -56,17 +55,20 @@ def _size(url: str) -> int:
 
 
 def fetch_spool(run: str, folder: Path) -> None:
-    """Makes `folder` what a remote run's spool is, unless this machine wrote that spool."""
+    """Copy the spool of a remote run into `folder`, unless this machine wrote that spool."""
     url = store.join(run, "spool")
-    there, here = read_state(url), read_state(folder)
-    ours = here.get("at") == place(folder) and here["uid"] == there.get("uid")
-    if not there or ours and here["attempt"] >= there["attempt"]:
+    remote_state, state = read_state(url), read_state(folder)
+    ours = state.get("at") == place(folder) and state["uid"] == remote_state.get("uid")
+    if not remote_state or ours and state["attempt"] >= remote_state["attempt"]:
         return
     remote = _tree(url)
-    anew = (here.get("uid"), here.get("attempt")) != (there["uid"], there["attempt"])
-    for name in tree(folder) - (set() if anew else set(remote)):
+    keys = ("uid", "attempt")
+    same = all(state.get(key) == remote_state[key] for key in keys)
+    for name in tree(folder) - (set(remote) if same else set()):
         (folder / name).unlink()
-    for name in sorted(remote, key=lambda name: name == STATE):  # half a copy is no copy
+    for name in sorted(
+        remote, key=lambda name: name == STATE
+    ):  # last: a copy without it does not count
         path = folder / name
         kept = path.exists() and name.startswith(("files/", "events-"))
         if kept and (name[0] == "f" or path.stat().st_size == store.size(store.join(url, name))):
@@ -76,33 +78,35 @@ def fetch_spool(run: str, folder: Path) -> None:
 
 
 def place(folder: Path) -> str:
-    """Where a spool is written, for its state: a copy of it lies elsewhere."""
+    """Return host and folder of a spool, which tell it from its copies."""
     return f"{socket.gethostname()}:{folder.absolute()}"
 
 
 def push_spool(run: str, folder: Path, drains: bool = True) -> None:
-    """Brings `<run>/spool` up to the trainer's spool: segments, files, state and, if it drains
-    itself, the cursor. What another drainer has sent is then dropped here."""
+    """Copy the trainer's spool to `<run>/spool`: segments, files, state and its cursor.
+
+    Without `drains` another process owns the cursor: it is read, and events before it are removed.
+    """
     url = store.join(run, "spool")
     if not drains:
         with contextlib.suppress(FileNotFoundError):
             write_json(folder / CURSOR, json.loads(store.read(store.join(url, CURSOR))))
         drop_sent(folder)
     local = {name for name in tree(folder) if drains or name not in DRAINERS}
-    there = set(_tree(url))
-    # The cursor first, lest it lie behind the copied segments; the state, which says all, last.
+    remote = set(_tree(url))
+    # The cursor first, so that it is never behind the segments; the state last, to complete a copy.
     for name in sorted(local, key=lambda name: (name == STATE, name not in DRAINERS)):
         target, path = store.join(url, name), folder / name
-        with contextlib.suppress(FileNotFoundError):  # sent and removed meanwhile
-            same = name in there and name not in (STATE, *DRAINERS)
+        with contextlib.suppress(FileNotFoundError):  # removed in the meantime because it was sent
+            same = name in remote and name not in (STATE, *DRAINERS)
             if not same or store.size(target) != path.stat().st_size:
                 store.upload(target, path)
-    for name in there - local if drains else ():
+    for name in remote - local if drains else ():
         store.remove(store.join(url, name))
 
 
 def push_sent(run: str, folder: Path, before: set[str]) -> None:
-    """After sending from a copy: the cursor, and the removal of those `before` that are gone."""
+    """After sending from a copy, upload the cursor and remove the files that were sent."""
     url = store.join(run, "spool")
     for name in DRAINERS:
         if (folder / name).exists():
@@ -112,18 +116,18 @@ def push_sent(run: str, folder: Path, before: set[str]) -> None:
 
 
 def tree(folder: Path) -> set[str]:
-    """Files of a spool on this machine, relative to its folder."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    names = {path.relative_to(folder).as_posix() for path in found}
+    """Return the files of a local spool, relative to its folder."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix() for path in paths}
     return {name for name in names if name != "drain.lock" and not name.startswith(".")}
 
 
 def _tree(url: str) -> list[str]:
-    """Files below a spool's URL, relative: those at its top and those in `files/`."""
-    found = [name for name in store.names(url) if name != "files" and not name.startswith(".")]
+    """Return the files of a remote spool, relative to its URL."""
+    names = [name for name in store.names(url) if name != "files" and not name.startswith(".")]
     for name in store.names(store.join(url, "files")):
-        if "." in name:  # a picture; asked for what is below it, a bucket would name it again
-            found.append(f"files/{name}")
+        if "." in name:  # an image; listing below it, a bucket would return it again
+            names.append(f"files/{name}")
         else:
-            found += [f"files/{name}/{n}" for n in store.names(store.join(url, "files", name))]
-    return found
+            names += [f"files/{name}/{n}" for n in store.names(store.join(url, "files", name))]
+    return names

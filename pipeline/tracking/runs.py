@@ -1,4 +1,4 @@
-"""`runs`: which there are, what they reached, what they hold on disk; closing and pruning them."""
+"""`runs`: list runs, show their disk usage, close dead ones, prune checkpoints."""
 
 import difflib
 import time
@@ -6,20 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.console import table
 from pipeline.config.schema import RunsConfig
 from pipeline.runs.folder import folders
 from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import errors
-from pipeline.tracking.client import connect, run_link, tracking_uri, ui_command
+from pipeline.tracking.client import connect, run_link, search, tracking_uri, ui_command
 from pipeline.tracking.close import close, dead, silence
 from pipeline.tracking.delivery import lower_is_better
 from shards import store
-from shards.upkeep import seconds
+from shards.upkeep import parse_age
 
-SILENT = 900.0  # seconds without an event after which a running run is called silent
+SILENT = 900.0  # seconds without an event after which a running run is shown as silent
 
 
 def main(config: RunsConfig) -> dict[str, Any]:
+    """Do `config.action`: list, du, prune or close."""
     if config.action == "du":
         return {"runs": usage(config.root)}
     if config.action == "prune":
@@ -34,93 +36,90 @@ def main(config: RunsConfig) -> dict[str, Any]:
 
 def dry_run(config: RunsConfig) -> str:
     if config.action == "prune":
-        doomed = prune(replace(config, delete=False))["would_delete"]
+        rows = prune(replace(config, delete=False))["would_delete"]
         would = "delete" if config.delete else "list, and with delete=true delete,"
-        return f"would {would} {len(doomed)} checkpoints: " + " ".join(
-            d["checkpoint"] for d in doomed
-        )
+        return f"would {would} {len(rows)} checkpoints: {' '.join(r['checkpoint'] for r in rows)}"
     if config.action != "close":
         return "changes nothing"
     uri = tracking_uri(config.root)
     client = connect(uri, make=False)
     with errors.explained(uri):
-        found = [f"{each.run.info.run_name} ({each.reason})" for each in dead(client, config)]
-    return f"would close {len(found)} runs: {', '.join(found)}"
+        over = [f"{each.run.info.run_name} ({each.reason})" for each in dead(client, config)]
+    return f"would close {len(over)} runs: {', '.join(over)}"
 
 
 def listed(client: Any, uri: str, config: RunsConfig) -> list[dict[str, Any]]:
-    """The newest runs that match `filter`, or the best by the metric `best`."""
-    experiments = {e.experiment_id: e.name for e in client.search_experiments(max_results=1000)}
+    """Return the newest runs that match `filter`, or the best by the metric `best`."""
+    experiments = {e.experiment_id: e.name for e in search(client.search_experiments)}
     order = ["attributes.start_time DESC"]
     text = config.filter or ""
     if config.best:
-        _logged(client, list(experiments), config.best)
+        _check_logged(client, list(experiments), config.best)
         direction = "ASC" if lower_is_better(config.best) else "DESC"
         order = [f"metrics.`{config.best}` {direction}", *order]
         text = " and ".join(filter(None, [text, f"metrics.`{config.best}` > -1e300"]))
     from mlflow.exceptions import MlflowException
 
     try:
-        found = client.search_runs(
-            list(experiments), text, max_results=config.limit, order_by=order
-        )
+        runs = client.search_runs(list(experiments), text, max_results=config.limit, order_by=order)
     except MlflowException as error:
         if not config.filter or error.error_code != "INVALID_PARAMETER_VALUE":
             raise
         raise ValueError(
-            f"filter={config.filter} is not MLflow's language ({str(error).split(': ', 1)[-1]}): "
-            "write for example filter=\"metrics.`val/psnr` > 24 and params.batch = '16'\""
+            f"filter={config.filter} is not a valid MLflow filter "
+            f"({str(error).split(': ', 1)[-1]}): expected, for example, "
+            "filter=\"metrics.`val/psnr` > 24 and params.batch = '16'\""
         ) from None
-    return [_row(run, experiments, uri, config.best) for run in found]
+    return [_row(run, experiments, uri, config.best) for run in runs]
 
 
 def usage(root: str) -> list[dict[str, Any]]:
-    """Megabytes of each run below `root`, by what they are, largest first."""
-    rows = []
+    """Return the megabytes of each run below `root` by kind of file, largest run first."""
+    parts = ("checkpoints", "samples", "spool", "evaluation", "logs")
+    rows: list[dict[str, Any]] = []
     for run in folders(root):
-        row: dict[str, Any] = {"run": str(run)}
-        for part in ("checkpoints", "samples", "spool", "evaluation", "logs"):
-            row[f"{part}_mb"] = round(_bytes(run / part) / 1e6, 1)
-        rows.append({**row, "total_mb": round(_bytes(run) / 1e6, 1)})
+        sizes = {f"{part}_mb": round(_bytes(run / part) / 1e6, 1) for part in parts}
+        rows.append({"run": str(run), **sizes, "total_mb": round(_bytes(run) / 1e6, 1)})
     return sorted(rows, key=lambda row: -row["total_mb"])
 
 
 def prune(config: RunsConfig) -> dict[str, Any]:
-    """Removes checkpoints of runs that are older than `older_than`, except `keep`.
+    """Delete the checkpoints of runs older than `older_than`, except `keep`.
 
-    Never one that an evaluation or the registry names, never of a run that still sends or whose
-    checkpoints that stay cannot be read back whole. Without `delete=true` only says which.
+    Checkpoints that an evaluation or the registry uses are kept, and all checkpoints of a run
+    where one to be kept is corrupt. Without `delete=true` they are only listed.
     """
     from pipeline.runs import checkpoints
 
-    age = seconds(config.older_than or "30d")
+    age = parse_age(config.older_than or "30d")
     keep = {word.strip() for word in config.keep.split(",") if word.strip()}
     if not keep <= {"best", "last"} or not keep:
-        raise ValueError(f"keep={config.keep} is not allowed: best, last or best,last")
-    doomed, refused = [], []
+        raise ValueError(f"keep={config.keep} is not allowed: expected best, last or best,last")
+    deleted, refused = [], []
     for run in folders(config.root):
         every = checkpoints.list_checkpoints(str(run))
         if not every or time.time() - _newest(run / "checkpoints") < age:
             continue
-        spared = {checkpoints.find(str(run), which).images_seen for which in keep}
-        pinned = set(read_run_json(str(run)).get("pinned", []))
-        kept = [each for each in every if each.images_seen in spared]
-        torn = [each for each in kept if len(every) > len(kept) and not checkpoints.is_whole(each)]
+        kept_images = {checkpoints.find(str(run), which).images_seen for which in keep}
+        used = set(read_run_json(str(run)).get("pinned", []))
+        kept = [each for each in every if each.images_seen in kept_images]
+        corrupt = [
+            each for each in kept if len(every) > len(kept) and not checkpoints.is_whole(each)
+        ]
         for each in every:
-            if each.images_seen in spared:
+            if each.images_seen in kept_images:
                 continue
             row = {"checkpoint": each.url, "mb": round(_bytes(store.local(each.url)) / 1e6, 1)}
-            if each.images_seen in pinned:
-                refused.append(row | {"reason": "an evaluation or the registry names it"})
-                continue
-            if torn:
-                reason = f"{torn[0].name}, which would stay, is torn or corrupted"
+            if each.images_seen in used:
+                refused.append(row | {"reason": "an evaluation or the registry uses it"})
+            elif corrupt:
+                reason = f"{corrupt[0].name}, which would be kept, is corrupt"
                 refused.append(row | {"reason": reason})
-                continue
-            doomed.append(row)
-            if config.delete:
-                checkpoints.remove(each.url)
-    return {"deleted" if config.delete else "would_delete": doomed, "refused": refused}
+            else:
+                deleted.append(row)
+                if config.delete:
+                    checkpoints.remove(each.url)
+    return {"deleted" if config.delete else "would_delete": deleted, "refused": refused}
 
 
 # --- step by step ---------------------------------------------------------------------------------
@@ -146,15 +145,15 @@ def _row(run: Any, experiments: dict[str, str], uri: str, best: str | None) -> d
     return {**row, best: metrics[best]} if best else row
 
 
-def _logged(client: Any, experiments: list[str], metric: str) -> None:
-    """ValueError, with the nearest names, where no run has logged the metric."""
+def _check_logged(client: Any, experiments: list[str], metric: str) -> None:
+    """Raise ValueError with similar names if no run has logged the metric."""
     if client.search_runs(experiments, f"metrics.`{metric}` > -1e300", max_results=1):
         return
     known: set[str] = set()
     for run in client.search_runs(experiments, max_results=200):
         known |= set(run.data.metrics)
     near = difflib.get_close_matches(metric, sorted(known), 3, 0.4)
-    hint = f"did you mean {', '.join(near)}?" if near else "`runs` shows what there is"
+    hint = f"did you mean {', '.join(near)}?" if near else "`runs` lists the runs"
     where = errors.display_uri(client.tracking_uri)
     raise ValueError(f"no run at {where} has logged the metric {metric!r}; {hint}")
 
@@ -178,16 +177,14 @@ def show(result: dict[str, Any]) -> str:
         lines.append(f"{kind.replace('_', ' ')} {len(result[kind])} checkpoints, {total:.1f} MB")
         lines += [f"kept {row['checkpoint']}: {row['reason']}" for row in result["refused"]]
         if kind == "would_delete" and result[kind]:
-            lines.append("delete=true does it")
+            lines.append("to delete them: delete=true")
         return "\n".join(lines)
     rows = result["runs"]
     if not rows:
         return "no runs"
-    last = [c for c in ("total_mb", "link") if c in rows[0]]  # the link ends with the run's id
+    last = [c for c in ("total_mb", "link") if c in rows[0]]  # the link contains the run's id
     columns = [c for c in rows[0] if c not in (*last, "run_id")] + last
-    table = [columns, *([_cell(row[c]) for c in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in table]
+    lines = table([columns, *([_cell(row[c]) for c in columns] for row in rows)])
     if result.get("uri", "").startswith("sqlite"):
         lines.append(f"to follow the links: {ui_command(result['uri'])}")
     return "\n".join(lines)

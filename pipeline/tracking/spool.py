@@ -1,14 +1,14 @@
-"""Tracking events on disk, between the training loop that writes them and whoever sends them.
+"""Buffer tracking events on disk between the training loop and the process that sends them.
 
-    spool/events-000001.jsonl   one event a line, appended; a torn last line is not an event yet
-    spool/files/                pictures and artifacts that events point at
-    spool/cursor.json           how far sending has come: {"segment", "offset"}
-    spool/rejected.jsonl        events that the server will never take, with its reason
-    spool/drain.lock            held by the one process that sends
+    spool/events-000001.jsonl   one event a line, appended; an incomplete last line does not count
+    spool/files/                images and artifacts that events refer to
+    spool/cursor.json           position of the first unsent event: {"segment", "offset"}
+    spool/rejected.jsonl        events that the server rejected permanently, with the reason
+    spool/drain.lock            held by the process that sends
 
-Appending is a `write` to an open file: it survives a kill of the process at once; `sync` (called
-from the sending thread every few seconds) makes it survive the machine. Sending twice adds nothing,
-so the cursor needs no such care.
+Appending is a `write` to an open file, which survives a kill of the process; `sync`, called by the
+sending thread every few seconds, makes it survive a crash of the machine. The cursor is not synced,
+because sending an event twice adds nothing.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ END = b'{"kind": "end", "t": 0}\n'
 
 
 class Position(NamedTuple):
-    """`offset` bytes of segment number `segment` lie behind."""
+    """The place after the first `offset` bytes of segment number `segment`."""
 
     segment: int
     offset: int
 
 
 class Event(NamedTuple):
-    """`position` is where the event begins, `after` where the next one does."""
+    """An event; it begins at `position`, the next one at `after`."""
 
     position: Position
     after: Position
@@ -48,7 +48,7 @@ class Event(NamedTuple):
 
 
 class Spool:
-    """The writing side. A full disk raises nothing: it is counted in `lost`."""
+    """The writing side. Events that do not fit on a full disk are counted in `lost`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -59,16 +59,16 @@ class Spool:
         last, sent = max(last_segment(folder), 1), read_cursor(folder)
         path = segment_path(folder, last)
         if sent.segment == last and sent.offset > (path.stat().st_size if path.exists() else 0):
-            path.unlink(missing_ok=True)  # a copy older than its cursor: its bytes were sent
+            path.unlink(missing_ok=True)  # the copy is older than its cursor: its events were sent
             last += 1
         self._open(last)
-        if self._size:  # what a killed process left, perhaps with half a line at its end
+        if self._size:  # of a killed process, perhaps with an incomplete last line
             if not segment_path(folder, last).read_bytes().endswith(b"\n"):
                 self._write(b"\n")
             self._next_segment()
 
     def append(self, kind: str, **fields: Any) -> bool:
-        """Adds one event; `fields` must be JSON."""
+        """Append one event, with JSON values; False if the disk is full."""
         line = json.dumps({"kind": kind, "t": time.time_ns() // 1_000_000, **fields}) + "\n"
         with self._lock:
             try:
@@ -80,10 +80,10 @@ class Spool:
                 return False
         return True
 
-    def picture(self, pixels: np.ndarray) -> str | None:
-        """Keeps a uint8 H×W×3 array for an event to point at; its file name, None if disk is full.
+    def keep_image(self, pixels: np.ndarray) -> str | None:
+        """Store a uint8 H×W×3 array; return its file name, None if the disk is full.
 
-        Raw bytes: making a PNG here would cost the loop a hundred times more.
+        It is stored raw: encoding a PNG would delay the training loop a hundred times longer.
         """
         name = f"{time.time_ns()}-{pixels.shape[0]}x{pixels.shape[1]}.rgb"
         try:
@@ -94,23 +94,25 @@ class Spool:
             return None
         return name
 
-    def keep(self, path: Path) -> str | None:
-        """Keeps a file as it is now (by hard link where the disk allows), in a folder of its own;
-        that folder's name, None if the disk is full or nothing lies at `path`."""
-        return self._held(path.name, lambda target: _link(path, target))
+    def keep_file(self, path: Path) -> str | None:
+        """Store a file as it is now, by hard link where possible, in a new folder.
 
-    def text(self, name: str, text: str) -> str | None:
-        """Keeps `text` as a file `name`, as `keep` does."""
-        return self._held(name, lambda target: target.write_text(text))
+        Returns the folder's name, None if the disk is full or the file does not exist.
+        """
+        return self._kept(path.name, lambda target: _link(path, target))
+
+    def keep_text(self, name: str, text: str) -> str | None:
+        """Store `text` as a file `name`, as `keep_file` does."""
+        return self._kept(name, lambda target: target.write_text(text))
 
     def rotate(self) -> None:
-        """Ends the current segment, so that it is never written again."""
+        """End the current segment, so that it does not change any more."""
         with self._lock:
             if self._size:
                 self._next_segment()
 
     def sync(self) -> None:
-        """fsync of what was appended since the last call; for another thread than the loop's."""
+        """fsync what was appended since the last call; not for the training loop's thread."""
         with self._lock:
             retired, self._retired = self._retired, []
             if self._size != self._synced:  # type: ignore[has-type]
@@ -126,27 +128,27 @@ class Spool:
         with self._lock:
             os.close(self._file)
 
-    def _held(self, name: str, fill: Callable[[Path], Any]) -> str | None:
-        holder = self.folder / "files" / f"{time.time_ns()}"
+    def _kept(self, name: str, fill: Callable[[Path], Any]) -> str | None:
+        folder = self.folder / "files" / f"{time.time_ns()}"
         try:
-            holder.mkdir()
-            fill(holder / name)
+            folder.mkdir()
+            fill(folder / name)
         except OSError:
             self.lost += 1
-            discard(self.folder, holder.name)
+            discard(self.folder, folder.name)
             return None
-        return holder.name
+        return folder.name
 
     def _write(self, data: bytes) -> None:
         written = os.write(self._file, data)
         if written != len(data):
-            os.ftruncate(self._file, self._size)  # lest the next event join the torn one
+            os.ftruncate(self._file, self._size)  # or the next event would join the incomplete one
             raise OSError(errno.ENOSPC, "short write")
         self._size += written
 
     def _next_segment(self) -> None:
-        # Without this line a reader on another machine could see the next file before the last
-        # bytes of this one, and go on too early.
+        # Without this line a reader on another machine could see the next segment before the last
+        # bytes of this one, and skip them.
         self._write(END)
         self._retired.append(self._file)
         self._open(self._number + 1)
@@ -159,14 +161,14 @@ class Spool:
 
 
 class Unsent:
-    """The sending side: events from the cursor on, in order, a bounded number at a time."""
+    """The sending side: reads events in order from the cursor, a bounded number at a time."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.position = read_cursor(folder)
 
     def read(self, limit: int = 1000, max_bytes: int = 1 << 20) -> list[Event]:
-        """Up to `limit` events after the cursor; fewer once their lines pass `max_bytes`."""
+        """Return up to `limit` events after the cursor, fewer once they exceed `max_bytes`."""
         events: list[Event] = []
         segment, offset = self.position
         last = last_segment(self.folder)
@@ -186,20 +188,20 @@ class Unsent:
         return events
 
     def advance(self, position: Position) -> None:
-        """All before `position` was sent or set aside; segments wholly before it are removed."""
+        """Move the cursor to `position` and remove the segments before it."""
         done, self.position = self.position.segment, position
         write_json(self.folder / CURSOR, position._asdict())
         for number in range(done, position.segment):
             segment_path(self.folder, number).unlink(missing_ok=True)
 
     def reject(self, event: Event, reason: str) -> None:
-        """Sets an event aside that will never be taken; its file stays."""
+        """Set an event aside that the server rejects permanently; its files are kept."""
         record = {"kind": event.kind, "t": event.time_ms, **event.fields, "reason": reason}
         with open(self.folder / "rejected.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
 
     def count(self) -> int:
-        """Events not sent yet."""
+        """Count the unsent events."""
         segment, offset = self.position
         return sum(
             line != END
@@ -212,10 +214,10 @@ class Unsent:
 
 @contextlib.contextmanager
 def draining(folder: Path) -> Iterator[bool]:
-    """Holds the right to send from this folder; yields False if another process has it."""
+    """Hold the lock for sending from this folder; yield False if another process holds it."""
     with open(folder / "drain.lock", "a") as lock:
         try:
-            # POSIX, not flock: a forked loader worker must not inherit it. Works over NFS too.
+            # POSIX, which also works over NFS: a forked data loader would inherit a flock.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             yield False
@@ -228,7 +230,7 @@ def segment_path(folder: Path, number: int) -> Path:
 
 
 def last_segment(folder: Path) -> int:
-    """The highest segment number in use or sent already; 0 for a fresh folder."""
+    """Return the highest segment number written or sent so far; 0 in a new folder."""
     numbers = [int(p.stem.partition("-")[2]) for p in folder.glob("events-*.jsonl")]
     if (folder / CURSOR).exists():
         numbers.append(read_cursor(folder).segment)
@@ -236,7 +238,7 @@ def last_segment(folder: Path) -> int:
 
 
 def read_cursor(folder: Path) -> Position:
-    """How far sending has come. Without a cursor the beginning: sending again adds nothing."""
+    """Read the cursor; without one, the beginning: sending an event twice adds nothing."""
     try:
         saved = json.loads((folder / CURSOR).read_bytes())
         return Position(saved["segment"], saved["offset"])
@@ -245,7 +247,7 @@ def read_cursor(folder: Path) -> Position:
 
 
 def drop_sent(folder: Path) -> None:
-    """Removes whole segments before the cursor with their files: another process has sent them."""
+    """Remove the segments before the cursor with their files: another process has sent them."""
     sent = read_cursor(folder).segment
     for path in sorted(folder.glob("events-*.jsonl")):
         if path >= segment_path(folder, sent):
@@ -257,14 +259,14 @@ def drop_sent(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomic for readers; not synced."""
+    """Replace a JSON file atomically, without fsync."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(value))
     os.replace(temporary, path)
 
 
 def discard(folder: Path, name: str) -> None:
-    """Removes a kept file or folder."""
+    """Remove a stored file or folder."""
     path = folder / "files" / name
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
@@ -273,7 +275,7 @@ def discard(folder: Path, name: str) -> None:
 
 
 def _lines(path: Path, offset: int) -> Iterator[bytes]:
-    """Whole lines from `offset` on; none where there is no file."""
+    """Yield the complete lines from `offset` on; none if there is no file."""
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         file.seek(offset)
         for line in file:
@@ -287,7 +289,7 @@ def _event(line: bytes, position: Position, after: Position) -> Event:
         fields = json.loads(line)
         return Event(position, after, fields.pop("kind"), int(fields.pop("t")), fields)
     except (ValueError, KeyError, AttributeError):
-        # A line that a dying machine left: kept for the eye, never sent.
+        # The incomplete line of a crashed machine: set aside, never sent.
         return Event(position, after, "torn", 0, {"line": line.decode(errors="replace")})
 
 

@@ -1,9 +1,8 @@
-"""One run's record in MLflow. Only rank 0 has a Tracker.
+"""Record a run in MLflow. Only rank 0 has a Tracker.
 
 A call appends an event to the run's spool and returns (microseconds, no network). One daemon thread
-sends what is there, with the run's id spelled out, and tries again for as long as the server does
-not take it: an outage neither slows training nor loses a point. What is left at the end waits for
-`python -m pipeline sync RUN`.
+sends the events, with an explicit run id, and retries until the server accepts them: an outage
+neither slows training nor loses data. `python -m pipeline sync RUN` sends what is left at the end.
 """
 
 import math
@@ -17,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.common import secrets
+from pipeline.common.errors import one_line
+from pipeline.common.secrets import redact
 from pipeline.runs.job_record import cancelled
 from pipeline.tracking import errors, provenance
-from pipeline.tracking.client import ask_once, connect, ping, uri_for
+from pipeline.tracking.client import connect, no_retries, ping, uri_for
 from pipeline.tracking.delivery import clean, flatten, lower_is_better
 from pipeline.tracking.remote_spool import (
     STATE,
@@ -40,12 +40,12 @@ STATUSES = ("FINISHED", "FAILED", "KILLED", "REQUEUED")
 class Tracker:
     """Records a run.
 
-    run_dir: the run's folder or URL. The spool of a remote run lies in a cache folder; `publish`
-        (with each checkpoint) copies it to the run, where the next node finds it.
+    run_dir: the run's folder or URL. The spool of a remote run is in a cache folder; `publish`
+        (with each checkpoint) copies it to the run, for a later start on another node.
     uri: MLflow; None: the environment's, else sqlite under `root`, the folder that holds the runs.
-    run_id: an MLflow run made before (at submit); None: the one in `run.json`, else a new one.
-    required: a server that cannot be used raises ServerError in `start`.
-    drain: False only spools; `sync` sends from a machine that has a route.
+    run_id: an existing MLflow run (from `submit`); None: the one in `run.json`, else a new one.
+    required: `start` raises ServerError if the server cannot be used.
+    drain: False: only spool; `sync` sends from a machine that can reach the server.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Tracker:
         drain: bool = True,
         sample_every: float = 15.0,
     ) -> None:
-        ask_once()
+        no_retries()
         self.run = str(run_dir)
         self.uri = uri_for(self.run, root, uri)
         self.folder = spool_folder(self.run)
@@ -84,23 +84,23 @@ class Tracker:
         tags: dict[str, str],
         dataset: tuple[str, str, str] | None = None,
     ) -> None:
-        """Begins the run, or goes on with it. `dataset` is (name, url, digest).
+        """Begin or resume the run. `dataset` is (name, url, digest).
 
-        Parameters may be nested; the environment is captured here. Raises OSError if the spool
-        cannot be written, ServerError if tracking is required and cannot be had.
+        Parameters may be nested; the provenance is recorded here. Raises OSError if the spool
+        cannot be written, ServerError if tracking is required and the server cannot be used.
         """
         if not store.is_local(self.run):
             fetch_spool(self.run, self.folder)
         self.spool = Spool(self.folder)
         self._state = self._read_state()
-        captured, texts = provenance.environment()
+        tags_of_environment, texts = provenance.environment()
         started = self.spool.append(
             "start",
             uid=self._state["uid"],
             run_id=self._given_id,
             attempt=self._state["attempt"],
             params=flatten(params),
-            tags={**captured, **tags, "job.state": "running"},
+            tags={**tags_of_environment, **tags, "job.state": "running"},
             dataset=dict(zip(("name", "url", "digest"), dataset)) if dataset else None,
             **self._identity,
         )
@@ -112,14 +112,15 @@ class Tracker:
             self._prepare()
             self._begin(self._send)
         if not store.is_local(self.run):
-            self.publish()  # the next node must know this run's uid, however early this one dies
+            self.publish()  # the next node needs this run's uid, even if this one dies early
             self._begin(self._publish_when_due)
         self._begin(self._watch_machine)
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        """Numbers at `step` (images seen). Non-finite ones are counted in `health/nonfinite`.
+        """Log metrics at `step` (images seen). `health/nonfinite` counts non-finite values.
 
-        The best of each `val/*` is kept as `best/*`; `best/step` is that of the best `val/psnr`.
+        The best value of each `val/*` is logged as `best/*`, the step of the best `val/psnr` as
+        `best/step`.
         """
         finite = {clean(key): float(v) for key, v in values.items() if math.isfinite(v)}
         if len(finite) < len(values):
@@ -134,40 +135,40 @@ class Tracker:
             self.spool.append("metrics", values=finite, step=int(step))
 
     def image(self, key: str, pixels: np.ndarray, step: int) -> None:
-        """A picture, uint8 H×W×3, at `step`; one key is one card with a slider in the UI."""
+        """Log a uint8 H×W×3 image at `step`; in the UI one key is one card with a slider."""
         assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
-        if name := self.spool.picture(pixels):
+        if name := self.spool.keep_image(pixels):
             self.spool.append(
                 "image", key=clean(key), step=int(step), shape=pixels.shape, files=[name]
             )
 
     def artifact(self, local_path: str | os.PathLike, folder: str = "") -> None:
-        """A file or folder as it is now, under `folder` among the run's artifacts."""
+        """Log a file or folder as it is now, under `folder` of the run's artifacts."""
         top = Path(local_path)
         files = sorted(p for p in top.rglob("*") if p.is_file()) if top.is_dir() else [top]
         for file in files:
             within = PurePosixPath(folder, *file.parent.relative_to(top.parent).parts)
-            if name := self.spool.keep(file):
+            if name := self.spool.keep_file(file):
                 self.spool.append("artifact", folder=str(within).strip("."), files=[name])
 
     def text(self, path: str, text: str) -> None:
-        """`text` as the artifact `path`."""
+        """Log `text` as the artifact `path`."""
         folder, _, name = path.rpartition("/")
-        if kept := self.spool.text(name, text):
+        if kept := self.spool.keep_text(name, text):
             self.spool.append("artifact", folder=folder, files=[kept])
 
     def tag(self, key: str, value: str) -> None:
         self.spool.append("tags", values={clean(key): str(value)})
 
     def publish(self) -> None:
-        """Has the unsent spool of a remote run copied to the run's URL; with every checkpoint."""
+        """Copy the unsent spool of a remote run to the run's URL; called with every checkpoint."""
         self.spool.rotate()
         self._due.set()
 
     def finish(self, status: str, wait: float = 60.0) -> None:
-        """Ends the record: FINISHED, FAILED, KILLED, or REQUEUED, which leaves the run open.
+        """End the run: FINISHED, FAILED, KILLED, or REQUEUED, which leaves the run open.
 
-        Waits at most `wait` seconds for what is unsent, then says how to send it.
+        Waits at most `wait` seconds for unsent events, then prints how to send them.
         """
         if status not in STATUSES:
             raise ValueError(f"status {status!r} is not one of {', '.join(STATUSES)}")
@@ -181,30 +182,28 @@ class Tracker:
         self._sender.give_up.set()
         self.spool.close()
         self._push()
-        left = Unsent(self.folder).count()
-        if left:
-            say(f"{left} events wait; to send them: python -m pipeline sync {self.run}")
+        if left := Unsent(self.folder).count():
+            say(f"{left} events are not sent yet; to send them: python -m pipeline sync {self.run}")
         if self.spool.lost:
             say(f"{self.spool.lost} events were lost: {self.folder} could not be written")
         if self._sender.rejected:
-            say(
-                f"{self._sender.rejected} events were refused: see {self.folder / 'rejected.jsonl'}"
-            )
+            log = self.folder / "rejected.jsonl"
+            say(f"{self._sender.rejected} events were rejected by the server: see {log}")
 
     def __enter__(self) -> "Tracker":
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        """FINISHED; FAILED after an exception; KILLED on Ctrl-C and after `cancel`; REQUEUED on
-        exit status 75."""
+        """Finish: FINISHED, FAILED after an exception, KILLED on Ctrl-C and after `cancel`,
+        REQUEUED on exit status 75."""
         if not self._state:
-            return  # it never began
+            return  # `start` was not reached
         if kind is None or isinstance(error, SystemExit) and not error.code:
             self.finish("FINISHED")
         elif isinstance(error, SystemExit) and error.code == 75:
             self.finish("KILLED" if cancelled(self.run) else "REQUEUED", wait=10)
         else:
-            self.tag("job.error", secrets.redact(" ".join(str(error).split()) or kind.__name__))
+            self.tag("job.error", redact(one_line(error)))
             self.finish("KILLED" if kind is KeyboardInterrupt else "FAILED", wait=10)
 
     # --- state -----------------------------------------------------------------------------------
@@ -246,7 +245,7 @@ class Tracker:
         self._threads[-1].start()
 
     def _prepare(self) -> None:
-        """Loads here what sending needs: an import in a thread would hold up the loop."""
+        """Import what sending needs: an import in the thread would block the training loop."""
         import PIL.Image  # noqa: F401
 
         try:
@@ -256,7 +255,7 @@ class Tracker:
         except errors.ServerError as error:
             if self._required:
                 raise
-            self._sender.tell(str(error))
+            self._sender.report(str(error))
 
     def _send(self) -> None:
         self._sender.until(self._stop, self._wake, self.spool.sync)
@@ -272,9 +271,9 @@ class Tracker:
         with self._pushing:
             try:
                 push_spool(self.run, self.folder, self._drains)
-            except Exception as error:  # the next checkpoint tries again; training goes on
-                told = " ".join(str(error).split())
-                say(f"the spool could not be copied to {store.display(self.run)}: {told}")
+            except Exception as error:  # the next checkpoint retries; training must not fail here
+                where = store.display(self.run)
+                say(f"the spool could not be copied to {where}: {one_line(error)}")
 
     def _watch_machine(self) -> None:
         while True:
@@ -287,7 +286,7 @@ class Tracker:
 
 
 class NullTracker:
-    """Takes a Tracker's calls and does nothing: the other ranks, and `tracking.enabled=false`."""
+    """A Tracker that does nothing, for the other ranks and for `tracking.enabled=false`."""
 
     def start(self, *args: Any, **kwargs: Any) -> None: ...
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from pipeline.common.signals import stop_requests
 from pipeline.config.groups import phase_at
 from pipeline.config.schema import TrainConfig
-from pipeline.evaluation.pairs import fixed_pairs
-from pipeline.evaluation.scoring import pictures, validate
+from pipeline.evaluation.pairs import validation_pairs
+from pipeline.evaluation.scoring import sample_images, validate
 from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import folder_of, resolve_auto
 from pipeline.tracking.provenance import other_node_metrics
@@ -91,7 +91,7 @@ def _train(
     stream = stack.enter_context(open_stream(config, engine, manifest, state.images_seen))
     check_guards(state.data or stream.guards(), stream.guards())
     state.data = stream.guards()
-    pairs = fixed_pairs(config, manifest)
+    pairs = validation_pairs(config, manifest)
 
     # Wait for all ranks, then handle stop signals: until here a signal ends the process, as there
     # is nothing to save; from here on ranks vote at each step's end, and stop together.
@@ -168,7 +168,7 @@ def _train(
             tracker.metrics(state.metrics, state.images_seen)
             meter.say(f"{state.images_seen} images: " + format_metrics(state.metrics))
             if engine.is_main:
-                samples = pictures(inpaint, pairs, config.validate.samples, engine.device)
+                samples = sample_images(inpaint, pairs, config.validate.samples, engine.device)
                 save_samples(run, tracker, samples, state.images_seen)
             meter.elsewhere(time.perf_counter() - began)
 

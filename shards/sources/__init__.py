@@ -1,6 +1,6 @@
-"""The datasets as their publishers lay them out, one file each.
+"""Datasets in the layouts of their publishers, one file each.
 
-A source lists its files as plan entries and says what its publisher offers; it reads no pixels.
+A source lists its files as plan entries and describes the download; it reads no pixels.
 """
 
 from shards.sources import celeba, celeba_hq, folder, paris, places365, wds
@@ -21,5 +21,5 @@ SOURCES: dict[str, DatasetSource] = {
 def source(layout: str) -> DatasetSource:
     """The source for `data.layout`. Raises ValueError naming the choices."""
     if layout not in SOURCES:
-        raise ValueError(f"data.layout={layout} is none of {', '.join(SOURCES)}")
+        raise ValueError(f"unknown data.layout={layout}: choose one of {', '.join(SOURCES)}")
     return SOURCES[layout]

@@ -6,49 +6,53 @@ from pathlib import Path
 from shards.plan import SPLITS, Entry
 from shards.sources.files import is_image
 from shards.sources.offer import DatasetSource, Offer
-from shards.sources.published import absent, find, text
+from shards.sources.published import find, missing_download, read_list
 
 LIST = "list_eval_partition.txt"
 
 
 def entries(source: Path, holdout: float) -> Iterator[Entry]:
-    """Every face with its published split; `holdout` is not used, CelebA has a val.
+    """Every face with its published split; `holdout` is unused, as CelebA has a val split.
 
-    Raises ValueError when the images or the list are not there, or do not belong together.
+    Raises ValueError when the images or the list are missing, or do not match.
     """
     part = find(source, ("img_align_celeba",), ("img_align_celeba.zip", "img_align_celeba.tar"))
     if part is None:
-        raise absent(source, "img_align_celeba.zip or img_align_celeba/")
-    lines = text(source, LIST)
+        raise missing_download(source, "img_align_celeba.zip or img_align_celeba/")
+    lines = read_list(source, LIST)
     if lines is None:
-        raise absent(source, f"{LIST} (beside the images, or in Eval/)")
+        raise missing_download(source, f"{LIST} (next to the images, or in Eval/)")
     split_of = _partition(lines)
     for file in part.files():
         if is_image(file.path):
             name = file.path.rsplit(b"/", 1)[-1].decode("utf-8", "replace")
             if name not in split_of:
-                raise ValueError(f"{source}: {name!r} is not in {LIST}; take both from one release")
+                raise ValueError(
+                    f"{source}: {name!r} is not in {LIST}; take both from the same release"
+                )
             yield part.entry(split_of[name], file)
 
 
 def _partition(lines: list[str]) -> dict[str, str]:
     """`000001.jpg 0` lines: 0 train, 1 val, 2 test. A heading, as in the CSV copies, is skipped."""
-    found = {}
+    split_of = {}
     for number, line in enumerate(lines, start=1):
         words = line.replace(",", " ").split()
         if not words or words[-1] == "partition":
             continue
         if len(words) != 2 or words[1] not in ("0", "1", "2"):
-            raise ValueError(f"{LIST}, line {number}: {line!r} is not a name and 0, 1 or 2")
-        found[words[0]] = SPLITS[int(words[1])]
-    return found
+            raise ValueError(
+                f"{LIST}, line {number}: invalid {line!r}: expected a name and 0, 1 or 2"
+            )
+        split_of[words[0]] = SPLITS[int(words[1])]
+    return split_of
 
 
 SOURCE = DatasetSource(
     Offer(
         title="CelebA, aligned and cropped (178x218)",
         page="http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
-        licence="non-commercial research only, not to be passed on (see that page)",
+        license="non-commercial research only, no redistribution (see that page)",
         files=(
             ("img_align_celeba.zip", "202,599 faces, about 1.4 GB"),
             (LIST, "0 train, 1 val, 2 test for each (Eval/ on the page's drive)"),

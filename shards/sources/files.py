@@ -1,5 +1,6 @@
-"""Files of a source where they lie: in folders, or inside the publisher's tar or zip, unpacked by
-nobody. Listing gives each file's place; loading needs nothing but that place.
+"""List and read the files of a source in place: in folders, or inside a tar or zip.
+
+Archives are not unpacked: a listed file has its archive and offset, from which it is read.
 """
 
 import os
@@ -17,9 +18,7 @@ from shards.pack import PackedSample, Reject
 from shards.plan import Row
 
 IMAGES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
-
-
-MAX_BYTES = 512 * 2**20  # of one file; no picture of 64 megapixels comes near
+MAX_BYTES = 512 * 2**20  # of one file; far more than an image of 64 megapixels
 
 
 class File(NamedTuple):
@@ -29,21 +28,21 @@ class File(NamedTuple):
 
 
 def is_image(path: bytes) -> bool:
-    """Whether a name promises a picture; hidden files and what macOS leaves in zips do not."""
+    """Whether a path names an image; False for hidden files and the extra files of macOS zips."""
     name = path.rsplit(b"/", 1)[-1]
     hidden = name.startswith(b".") or path.startswith(b"__MACOSX/")
     return name.lower().endswith(IMAGES) and not hidden
 
 
 def is_archive(name: str) -> bool:
-    """Whether a name is that of an archive whose members can be read where they lie."""
+    """Whether a name is that of an archive whose members can be read in place."""
     return name.endswith((".tar", ".zip"))
 
 
-def files(place: Path) -> Iterator[File]:
+def list_files(place: Path) -> Iterator[File]:
     """Every file in the folder, tar or zip `place`, in no particular order.
 
-    Raises ValueError (one line): nothing there, unreadable, compressed tar, damaged archive.
+    Raises ValueError for a missing or unreadable place, a compressed tar, or a damaged archive.
     """
     try:
         if place.is_dir():
@@ -54,7 +53,7 @@ def files(place: Path) -> Iterator[File]:
             yield from _zip(place)
         elif place.exists():
             raise ValueError(
-                f"{place}: not a folder, .tar or .zip (of a compressed tar no single file can be "
+                f"{place}: not a folder, .tar or .zip (single files of a compressed tar cannot be "
                 "read; decompress it to .tar first)"
             )
         else:
@@ -70,7 +69,7 @@ def _folder(root: bytes) -> Iterator[File]:
         inside = stack.pop()
         here = os.path.join(root, inside)
         stat = os.stat(here)
-        if (stat.st_dev, stat.st_ino) in seen:  # a link back to a folder above
+        if (stat.st_dev, stat.st_ino) in seen:  # a link to a parent folder
             continue
         seen.add((stat.st_dev, stat.st_ino))
         with os.scandir(here) as entries:
@@ -94,22 +93,22 @@ def _tar(place: Path) -> Iterator[File]:
                 vars(tar)["members"].clear()  # each would keep 1 kB
             end = int(vars(tar)["offset"])
     except tarfile.TarError as error:
-        raise ValueError(f"{place}: no readable tar ({error}); download it again") from error
+        raise ValueError(f"{place}: not a readable tar ({error}); download it again") from error
     with open(place, "rb") as file:
         check_end(file, end, str(place))
 
 
 def check_end(file: BinaryIO, end: int, place: str) -> None:
-    """Raises ValueError unless a tar that tarfile read up to `end` ends there, in zeros.
+    """Raise ValueError unless only zeros follow `end`, where tarfile found the end of a tar.
 
-    tarfile takes a member that was zeroed, and a file cut between two members, for the end.
+    tarfile also takes a zeroed member, or a file truncated between members, for the end.
     """
     file.seek(end)
     first = block = file.read(1 << 20)
     while block and not block.strip(b"\0"):
         block = file.read(1 << 20)
     if block or len(first) < 512:
-        raise ValueError(f"{place}: cut short or damaged at byte {end}; download it again")
+        raise ValueError(f"{place}: truncated or damaged at byte {end}; download it again")
 
 
 def _zip(place: Path) -> Iterator[File]:
@@ -120,16 +119,16 @@ def _zip(place: Path) -> Iterator[File]:
                     continue
                 if info.flag_bits & 1 or info.compress_type not in (0, 8):
                     raise ValueError(
-                        f"{place}: {info.filename!r} is encrypted or not deflated; unpack it"
+                        f"{place}: {info.filename!r} is encrypted or not deflated; unpack the zip"
                     )
                 name = info.filename.encode("utf-8", "surrogateescape")
                 yield File(name, info.file_size, info.header_offset)
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{place}: no readable zip ({error}); download it again") from error
+        raise ValueError(f"{place}: not a readable zip ({error}); download it again") from error
 
 
 def read_file(root: Path, row: Row) -> bytes:
-    """The bytes of one planned file. Raises ValueError when the source is not as it was."""
+    """The bytes of one planned file. Raises ValueError when the source has changed."""
     packed = is_archive(row.archive)
     place = root / row.archive if packed else root / row.archive / os.fsdecode(row.src)
     try:
@@ -145,16 +144,16 @@ def read_file(root: Path, row: Row) -> bytes:
         data = None
     if data is None or len(data) != row.size:
         raise ValueError(
-            f"{place}: gone or changed since the set was planned; restore it, or shard into "
+            f"{place}: missing or changed since the set was planned; restore it, or shard into "
             "another out="
         )
     return data
 
 
 def _unzip(file: BinaryIO, row: Row) -> bytes:
-    """A zip member by its local header, whose own sizes may be zero: inflates until it ends.
+    """Read a zip member at its local header, whose sizes may be zero: inflate until it ends.
 
-    At most a byte more than the directory promised, however much there is.
+    Stops one byte after the size in the zip's directory, even if there is more.
     """
     file.seek(row.offset)
     fixed = file.read(30)
@@ -175,7 +174,7 @@ def _unzip(file: BinaryIO, row: Row) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Loader:
-    """Loads one row of a plan from `root` and puts it under `policy`; goes to other processes."""
+    """Load one row of a plan from `root` and examine it under `policy`; can be pickled."""
 
     root: Path
     policy: Policy

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shards.plan import Entry
 from shards.sources import splits
-from shards.sources.files import File, files, is_archive, is_image
+from shards.sources.files import File, is_archive, is_image, list_files
 from shards.sources.offer import DatasetSource, Offer, say
 from shards.sources.published import hold_out
 
@@ -14,8 +14,8 @@ from shards.sources.published import hold_out
 def entries(source: Path, holdout: float) -> Iterator[Entry]:
     """The images of `source` by its split folders; without val and test, `holdout` becomes val.
 
-    Leading folders that all images share are left out of the names, so that a folder and any
-    archive of it are one set. Raises ValueError where names look like splits and are unclear.
+    Leading folders that all images share are left out of the names, so that a folder and its
+    archive make the same set. Raises ValueError if names look like splits but are ambiguous.
     """
     root, archive = (source, "") if source.is_dir() else (source.parent, source.name)
     folders, archives = _survey(source)
@@ -35,26 +35,26 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
     _report(split_of, tops, images_here, archives)
     where = archive or "/".join(leading)
 
-    def found() -> Iterator[Entry]:
+    def listed() -> Iterator[Entry]:
         for file in _images(source):
             path = file.path[len(prefix.encode()) :]
             split = split_of.get(_decoded(path.partition(b"/")[0]) + "/") if b"/" in path else None
             if split or not split_of:
                 yield Entry(split or "train", path, file.size, -1, where, file.offset)
 
-    yield from hold_out(found(), root, 0.0 if set(split_of.values()) - {"train"} else holdout)
+    yield from hold_out(listed(), root, 0.0 if set(split_of.values()) - {"train"} else holdout)
 
 
 def _images(source: Path) -> Iterator[File]:
-    """Listed afresh each time it is asked for, so that no list of a million files is held."""
-    return (file for file in files(source) if is_image(file.path))
+    """The images of `source`, listed again at each call instead of kept in memory."""
+    return (file for file in list_files(source) if is_image(file.path))
 
 
 def _survey(source: Path) -> tuple[Counter[str], set[str]]:
-    """How many images lie in each folder, and the names of archives at the top of `source`."""
+    """The number of images in each folder, and the names of archives at the top of `source`."""
     folders: Counter[str] = Counter()
     archives = set()
-    for file in files(source):
+    for file in list_files(source):
         if is_image(file.path):
             folders[_decoded(file.path.rpartition(b"/")[0])] += 1
         elif b"/" not in file.path and splits.ARCHIVE.search(name := _decoded(file.path)):
@@ -67,7 +67,7 @@ def _decoded(path: bytes) -> str:
 
 
 def _leading(folders: Counter[str]) -> list[str]:
-    """The folders that all images lie in, outermost first."""
+    """The folders that all images share, outermost first."""
     shared: list[str] = []
     for names in zip(*(folder.split("/") for folder in folders)):
         name = names[0]
@@ -78,36 +78,36 @@ def _leading(folders: Counter[str]) -> list[str]:
 
 
 def _refuse_archives(source: Path, folders: Iterable[str], archives: set[str]) -> None:
-    """Raise ValueError where an archive that is not unpacked next to itself looks like a split."""
+    """Raise ValueError if an archive that is not also unpacked looks like a split."""
     tops = {folder.partition("/")[0] + "/" for folder in folders if folder}
     packed = {name for name in archives if f"{splits.ARCHIVE.sub('', name)}/" not in tops}
     split_of = splits.assign(tops | packed, str(source), whole=True) if packed else {}
     if packed & set(split_of):
-        raise splits.unclear(split_of, str(source))
+        raise splits.ambiguous(split_of, str(source))
 
 
 def _refuse_unsplit(source: Path, leading: list[str], folders: Iterable[str]) -> None:
-    """Raise ValueError where folders around or among the images say that they are not all train.
+    """Raise ValueError if the names of folders show that not all images are train.
 
-    An archive that is named as its top folder is that folder, as a whole: val.tar is val/.
+    An archive with the name of its top folder is that folder: val.tar is val/.
     """
     own = leading[:1] == [splits.ARCHIVE.sub("", source.name)] and not source.is_dir()
     for name in leading[own:]:
         _refuse_without_train(source, splits.assign([f"{name}/"], str(source), whole=True))
-    splits.refuse_nested(folders, str(source))
+    splits.check_nested(folders, str(source))
 
 
 def _refuse_without_train(source: Path, split_of: dict[str, str]) -> None:
     if split_of and "train" not in split_of.values():
         raise ValueError(
-            f"{source}: has {', '.join(sorted(split_of))} but no train/; add it or rename them"
+            f"{source}: has {', '.join(sorted(split_of))} but no train/; add train/ or rename them"
         )
 
 
 def _report(
     split_of: dict[str, str], tops: Counter[str], images_here: int, archives: set[str]
 ) -> None:
-    """Say which folder is which split where its name is another, and what is not taken."""
+    """Print the split of folders with other names, and the skipped files."""
     renamed = [f"{n} is {split}" for n, split in sorted(split_of.items()) if n != f"{split}/"]
     if renamed:
         say(f"splits: {', '.join(renamed)}")
@@ -115,14 +115,14 @@ def _report(
     left += [f"{images_here} images next to the split folders"] if images_here else []
     left = [*(left if split_of else []), *sorted(archives)]
     if left:
-        say(f"not taken: {', '.join(left[:12])}{', ...' if len(left) > 12 else ''}")
+        say(f"skipped: {', '.join(left[:12])}{', ...' if len(left) > 12 else ''}")
 
 
 SOURCE = DatasetSource(
     Offer(
         title="Any folder of images",
         page="(yours)",
-        licence="(yours)",
+        license="(yours)",
         files=(
             ("train/ val/ test/", "folders of images, nested as you like; only train/ is needed"),
             ("or any images", "without val/, data.holdout of them (by content hash) become val"),

@@ -1,4 +1,4 @@
-"""What a source is to the rest: a function that lists, and what there is to list."""
+"""A dataset source: a function that lists its files, and a description of the download."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -10,20 +10,20 @@ from shards.plan import Entry
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What the publisher offers, for whoever has not fetched it yet."""
+    """The publisher's download, described for users who do not have it yet."""
 
     title: str
     page: str
-    licence: str
+    license: str
     files: tuple[tuple[str, str], ...]  # name as published, what it holds
     give: str  # what `source=` may be
     paper: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)  # images by split, as published
 
     def text(self) -> str:
-        """As shown by `shard` without a source."""
+        """The text that `shard` shows without a source."""
         width = max((len(name) for name, _ in self.files), default=0)
-        lines = [self.title, f"  page     {self.page}", f"  licence  {self.licence}"]
+        lines = [self.title, f"  page     {self.page}", f"  license  {self.license}"]
         if self.paper:
             lines.append(f"  paper    {self.paper}")
         if self.counts:
@@ -40,5 +40,5 @@ class DatasetSource:
 
 
 def say(line: str) -> None:
-    """Tell the user what was made of the source."""
+    """Print how the source was read."""
     print(line, file=sys.stderr, flush=True)

@@ -6,8 +6,8 @@
     places365_standard/        train/airfield/00000001.jpg …, val/airfield/…   ("easyformat")
 
 each as a folder or inside its tar. Labels come from categories_places365.txt or the list files,
-beside the images or in filelist_places365-*.tar; without any of them the samples have none. A
-train folder without class folders takes its labels from the list by file name.
+next to the images or in filelist_places365-*.tar; without them the samples have no labels. The
+labels of a train folder without class folders come from the list by file name.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from pathlib import Path
 from shards.plan import SPLITS, Entry
 from shards.sources.files import is_image
 from shards.sources.offer import DatasetSource, Offer
-from shards.sources.published import Part, absent, find, hold_out, labels, text
+from shards.sources.published import Part, find, hold_out, missing_download, parse_labels, read_list
 
 CANYON = ("canyon", 81)  # its number in categories_places365.txt
 FILELISTS = ("filelist_places365-standard.tar", "filelist_places365-challenge.tar")
@@ -29,18 +29,18 @@ def entries(
 ) -> Iterator[Entry]:
     """Every image of one resolution; with `only`, a category's train and val.
 
-    `holdout` of train becomes val where no val is there; of a category, whose val is what its paper
-    tests on, it becomes the split `holdout`. Raises ValueError where `source` is no
-    such download, or holds more than one resolution.
+    `holdout` of train becomes val if there is no val; of a category, whose paper tests on val, it
+    becomes the split `holdout`. Raises ValueError if `source` is not such a download, or holds
+    more than one resolution.
     """
     parts = _parts(source, variant)
-    found = _all(source, variant, parts) if only is None else _some(source, variant, parts, only)
+    images = _all(source, variant, parts) if only is None else _some(source, variant, parts, only)
     root = source if source.is_dir() else source.parent
     if only is not None:
-        yield from hold_out(found, root, holdout, "holdout")
+        yield from hold_out(images, root, holdout, "holdout")
         return
     share = 0.0 if any(split != "train" for split, _ in parts) else holdout
-    yield from hold_out(found, root, share)
+    yield from hold_out(images, root, share)
 
 
 def _all(source: Path, variant: str, parts: list[tuple[str, Part]]) -> Iterator[Entry]:
@@ -55,25 +55,25 @@ def _some(
 ) -> Iterator[Entry]:
     name, number = only
     for split, part in parts:
-        if split == "test":  # whose labels nobody has
+        if split == "test":  # has no published labels
             continue
         wanted: set[str] = set()
         for entry, path in _images(split, part):
-            if "/" not in path and not wanted:  # no class folder: only the list tells
+            if "/" not in path and not wanted:  # no class folder: use the list
                 wanted = _named(source, split, variant, number)
             if path in wanted or _category(path) == name:
                 yield entry._replace(label=number)
 
 
 def _named(source: Path, split: str, variant: str, number: int) -> set[str]:
-    """The names that the split's list gives this category. Raises ValueError without them."""
+    """The file names of a category by the list of the split. Raises ValueError without them."""
     name = _list_file(split, variant)
-    listed = labels(text(source, name, FILELISTS) or (), name)
-    found = {path for path, label in listed.items() if label == number}
-    if not found:
+    listed = parse_labels(read_list(source, name, FILELISTS) or (), name)
+    names = {path for path, label in listed.items() if label == number}
+    if not names:
         wanted = f"{name} (or {FILELISTS[variant == 'challenge']})"
-        raise absent(source, f"{wanted}, which tells category {number} in {split}")
-    return found
+        raise missing_download(source, f"{wanted}, which lists category {number} in {split}")
+    return names
 
 
 def _list_file(split: str, variant: str) -> str:
@@ -84,8 +84,8 @@ def _list_file(split: str, variant: str) -> str:
 
 
 def _parts(source: Path, variant: str) -> list[tuple[str, Part]]:
-    """(split, where it lies) of the one resolution that is there."""
-    found: dict[str, list[tuple[str, Part]]] = {}
+    """(split, part) of the one resolution at `source`."""
+    parts: dict[str, list[tuple[str, Part]]] = {}
     for size in ("large", "256"):
         places = {
             "train": (
@@ -97,23 +97,23 @@ def _parts(source: Path, variant: str) -> list[tuple[str, Part]]:
         }
         for split, (folders, archives) in places.items():
             if part := find(source, folders, archives):
-                found.setdefault(size, []).append((split, part))
+                parts.setdefault(size, []).append((split, part))
     easy = find(source, *_EASY) if variant == "standard" else None
     if easy is not None:
-        found["easyformat"] = [("train", easy), ("val", easy)]
-    if not found:
+        parts["easyformat"] = [("train", easy), ("val", easy)]
+    if not parts:
         wanted = f"train_large_places365{variant}.tar or train_256_places365{variant}.tar"
-        raise absent(source, f"{wanted}, or data_large/ or data_256/ as they unpack")
-    if len(found) > 1:
+        raise missing_download(source, f"{wanted}, or data_large/ or data_256/ as they unpack")
+    if len(parts) > 1:
         raise ValueError(
-            f"{source}: holds {' and '.join(found)}, and a set is made of one; give a folder "
-            "with links to the one you want"
+            f"{source}: holds {' and '.join(parts)}, but a set has one resolution; give a folder "
+            "with links to one of them"
         )
-    return next(iter(found.values()))
+    return next(iter(parts.values()))
 
 
 def _images(split: str, part: Part) -> Iterator[tuple[Entry, str]]:
-    """The images of a part and their names below its top folder, or below its split's."""
+    """The images of a part, with their paths below its top folder or its split's folder."""
     for file in part.files():
         if not is_image(file.path):
             continue
@@ -129,7 +129,7 @@ def _images(split: str, part: Part) -> Iterator[tuple[Entry, str]]:
 
 
 def _category(path: str) -> str:
-    """`a/airfield/1.jpg` and `airfield/1.jpg` → airfield; nested ones are joined by a dash."""
+    """`a/airfield/1.jpg` and `airfield/1.jpg` → airfield; nested names are joined by a dash."""
     folders = path.split("/")[:-1]
     return "-".join(folders[1:] if folders and len(folders[0]) == 1 else folders)
 
@@ -139,11 +139,11 @@ def _labeller(source: Path, split: str, variant: str) -> Callable[[str], int]:
     if split == "test":
         return lambda path: -1
     list_file = _list_file(split, variant)
-    listed = text(source, list_file, FILELISTS)
-    by_name = {} if listed is None else labels(listed, list_file)
-    categories = text(source, "categories_places365.txt", FILELISTS)
+    listed = read_list(source, list_file, FILELISTS)
+    by_name = {} if listed is None else parse_labels(listed, list_file)
+    categories = read_list(source, "categories_places365.txt", FILELISTS)
     if categories is not None:
-        named = labels(categories, "categories_places365.txt")
+        named = parse_labels(categories, "categories_places365.txt")
         by_category = {_category(f"{name}/_"): number for name, number in named.items()}
     else:
         by_category = {_category(name): number for name, number in by_name.items()}
@@ -159,7 +159,7 @@ def _labeller(source: Path, split: str, variant: str) -> Callable[[str], int]:
 # --- what MIT offers ------------------------------------------------------------------------------
 
 _PAGE = "http://places2.csail.mit.edu/download.html"
-_TERMS = "the terms on that page: research and education, images not to be passed on"
+_TERMS = "the terms on that page: research and education, no redistribution of images"
 _PAPER = "Zhou et al., Places: A 10 Million Image Database for Scene Recognition, TPAMI 2018"
 _LISTS = ("filelist_places365-{}.tar", "lists of names and labels, categories_places365.txt")
 

@@ -1,4 +1,4 @@
-"""A publisher's download as it lies there: archives beside one another, or what was unpacked."""
+"""Read a publisher's download in place: a folder of archives, or the unpacked folders."""
 
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,23 +7,23 @@ from typing import NamedTuple
 
 from shards.pack import content_hash
 from shards.plan import Entry, Row
-from shards.sources.files import File, files, read_file
+from shards.sources.files import File, list_files, read_file
 
 
 class Part(NamedTuple):
-    """A piece of a download: a folder below `root`, or an archive in it."""
+    """A part of a download: a folder in `root`, or an archive in it."""
 
     root: Path
     folder: str  # "" for all of root, or an archive
     archive: str  # "" for a folder
 
     def files(self) -> Iterator[File]:
-        """Its files, paths relative to `root` (in an archive: as they would unpack there)."""
+        """The files of the part, with paths relative to `root` (in an archive: as if unpacked)."""
         if self.archive:
-            yield from files(self.root / self.archive)
+            yield from list_files(self.root / self.archive)
             return
         prefix = self.folder.encode() + b"/" if self.folder else b""
-        for file in files(self.root / self.folder):
+        for file in list_files(self.root / self.folder):
             yield file._replace(path=prefix + file.path)
 
     def entry(self, split: str, file: File, label: int = -1) -> Entry:
@@ -43,7 +43,7 @@ def find(source: Path, folders: Sequence[str], archives: Sequence[str]) -> Part 
     return None
 
 
-def text(source: Path, name: str, inside: Sequence[str] = ()) -> list[str] | None:
+def read_list(source: Path, name: str, inside: Sequence[str] = ()) -> list[str] | None:
     """The lines of the list `name` in or below `source`, or in one of the tars `inside`."""
     root = source if source.is_dir() else source.parent
     places = [root / name, *sorted(root.glob(f"*/{name}"))]
@@ -61,36 +61,38 @@ def text(source: Path, name: str, inside: Sequence[str] = ()) -> list[str] | Non
     return None
 
 
-def labels(lines: Iterable[str], where: str) -> dict[str, int]:
-    """`name label` lines as a dictionary, names without their leading slash."""
-    found = {}
+def parse_labels(lines: Iterable[str], where: str) -> dict[str, int]:
+    """Parse lines `name label` to a dictionary, names without their leading slash."""
+    label_of = {}
     for number, line in enumerate(lines, start=1):
         words = line.split()
         if not words:
             continue
         if len(words) != 2 or not words[1].isdecimal():
-            raise ValueError(f"{where}, line {number}: {line!r} is not a name and a number")
-        found[words[0].lstrip("/")] = int(words[1])
-    return found
+            raise ValueError(
+                f"{where}, line {number}: invalid {line!r}: expected a name and a number"
+            )
+        label_of[words[0].lstrip("/")] = int(words[1])
+    return label_of
 
 
-def absent(source: Path, wanted: str) -> ValueError:
+def missing_download(source: Path, wanted: str) -> ValueError:
     """The error for a source that is not the download it should be."""
     if not source.exists():
-        return ValueError(f"{source}: no such folder or archive; it should hold {wanted}")
-    return ValueError(f"{source}: should hold {wanted}, and does not")
+        return ValueError(f"{source}: no such folder or archive; expected {wanted}")
+    return ValueError(f"{source}: does not hold {wanted}")
 
 
 def hold_out(
     entries: Iterable[Entry], root: Path, share: float, split: str = "val"
 ) -> Iterator[Entry]:
-    """`entries` with `share` of train moved to `split`.
+    """Move a `share` of the train entries to `split`.
 
-    Whether a picture is held out depends on its bytes alone, so copies of one picture stay on one
-    side and a new picture moves no other; every file of train is read once for it.
+    The choice depends only on the bytes of each image, so that copies are on the same side and new
+    images move no others; it reads every file of train once.
     """
     if not 0 <= share < 1:
-        raise ValueError(f"data.holdout={share} must be at least 0 and less than 1")
+        raise ValueError(f"invalid data.holdout={share}: expected at least 0 and less than 1")
     for entry in entries:
         if share and entry.split == "train" and _below(entry, root, share):
             yield entry._replace(split=split)

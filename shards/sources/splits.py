@@ -1,8 +1,8 @@
-"""Which names of folders and archives look like splits, and which split each of them is.
+"""Infer splits from the names of folders and archives.
 
-train2017/ val2017/, places-val-000000.tar   read: the names differ in the split alone
-train/ val_source/ eval_source/              refused: which is which is unclear
-train_station/ airfield/ valley/             classes: one split at most, and not a whole name
+train2017/ val2017/, places-val-000000.tar   read: the names differ only in the split
+train/ val_source/ eval_source/              rejected: ambiguous
+train_station/ airfield/ valley/             classes: at most one split, and not as a whole name
 """
 
 import re
@@ -17,7 +17,7 @@ _WORDS = {
     **dict.fromkeys(("train", "training", "trainset"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "valset", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "testset"), "test"),
-    **dict.fromkeys(("eval", "evaluation", "evaluating"), "eval"),  # some mean val, some test
+    **dict.fromkeys(("eval", "evaluation", "evaluating"), "eval"),  # can mean val or test
     "trainval": "trainval",
 }
 _NO_CLASS = {"val", "eval", "trainval"}  # "train" and "test" begin the names of classes too
@@ -26,34 +26,34 @@ _SHOWN = 12
 
 
 def _parse(name: str) -> tuple[frozenset[str], tuple[str, ...]]:
-    """The splits that a name speaks of, and its other words."""
+    """The splits in a name, and its other words."""
     words = [word.lower() for word in _BORDER.split(ARCHIVE.sub("", name)) if word]
     kinds = frozenset(_WORDS[word] for word in words if word in _WORDS)
     return kinds, tuple(word for word in words if word not in _WORDS)
 
 
 def assign(names: Iterable[str], place: str, whole: bool = False) -> dict[str, str]:
-    """The split of each name that has one; empty where these are not the names of splits.
+    """The split of each name that has one; empty if these are not names of splits.
 
-    They are where they speak of two splits or of val; with `whole`, also where one is nothing but
-    a split's name and digits. Raises ValueError where they are and it is unclear which is which.
+    They are if they contain two splits, or val; with `whole`, also if one name is only a split and
+    digits. Raises ValueError if they are names of splits but ambiguous.
     """
-    found = {name: parsed for name in names if (parsed := _parse(name))[0]}
-    kinds = {kind for spoken, _ in found.values() for kind in spoken}
-    plain = {kind for spoken, rest in found.values() if not rest for kind in spoken}
+    candidates = {name: parsed for name in names if (parsed := _parse(name))[0]}
+    kinds = {kind for named, _ in candidates.values() for kind in named}
+    plain = {kind for named, rest in candidates.values() if not rest for kind in named}
     if len(kinds) < 2 and not kinds & _NO_CLASS and not (whole and plain):
         return {}
-    # train_masks/ beside train/ is no second train, and val_source/ beside train/ may be its val
-    taken = {n: (spoken, r) for n, (spoken, r) in found.items() if not r or not spoken <= plain}
-    splits = {name: next(iter(spoken)) for name, (spoken, _) in taken.items()}
-    clear = all(len(spoken) == 1 and spoken <= set(SPLITS) for spoken, _ in taken.values())
+    # train_masks/ next to train/ is not a second train; val_source/ next to train/ may be its val
+    taken = {n: (named, r) for n, (named, r) in candidates.items() if not r or not named <= plain}
+    splits = {name: next(iter(named)) for name, (named, _) in taken.items()}
+    clear = all(len(named) == 1 and named <= set(SPLITS) for named, _ in taken.values())
     if not clear or len({rest for _, rest in taken.values()}) > 1:
-        raise unclear(found, place)
+        raise ambiguous(candidates, place)
     return splits
 
 
-def refuse_nested(folders: Iterable[str], place: str) -> None:
-    """Raise ValueError where folders that lie in one folder speak of two splits."""
+def check_nested(folders: Iterable[str], place: str) -> None:
+    """Raise ValueError if the folders inside one folder name two splits."""
     children: dict[str, set[str]] = defaultdict(set)
     for folder in set(folders):
         while folder:
@@ -61,19 +61,19 @@ def refuse_nested(folders: Iterable[str], place: str) -> None:
             folder = folder.rpartition("/")[0]
             children[folder].add(f"{inside}/")
     for _, names in sorted(children.items()):
-        spoken = {name: _parse(store.name(name))[0] for name in names}
-        if len(frozenset().union(*spoken.values())) > 1:
-            raise unclear([name for name, kinds in spoken.items() if kinds], place)
+        named = {name: _parse(store.name(name))[0] for name in names}
+        if len(frozenset().union(*named.values())) > 1:
+            raise ambiguous([name for name, kinds in named.items() if kinds], place)
 
 
-def unclear(names: Iterable[str], place: str) -> ValueError:
-    """The error for names that look like splits and cannot be read as such."""
+def ambiguous(names: Iterable[str], place: str) -> ValueError:
+    """The error for names that look like splits but are ambiguous."""
     ordered = sorted(names)
-    if len(ordered) > _SHOWN:  # one of each kind tells enough of a thousand tars
+    if len(ordered) > _SHOWN:  # of a thousand tars, show one of each kind
         ordered = list({_parse(name): name for name in reversed(ordered)}.values())[::-1]
         ordered = [*ordered[:_SHOWN], "..."]
     return ValueError(
-        f"{place}: these look like splits, but which is which is unclear: {', '.join(ordered)}; "
-        "put what they hold into folders train/, val/ and test/ of the source (all into train/ "
-        "where they are classes), or give one of them as source="
+        f"{place}: ambiguous names of splits: {', '.join(ordered)}; "
+        "put their content into folders train/, val/ and test/ of the source (all into train/ if "
+        "they are classes), or give one of them as source="
     )

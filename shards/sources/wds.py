@@ -1,4 +1,4 @@
-"""WebDataset tars that somebody else wrote; `shards.external` indexes them where they lie."""
+"""Existing WebDataset tars; `shards.external` indexes them in place."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,19 +8,19 @@ from shards.sources.offer import DatasetSource, Offer
 
 
 def entries(source: Path, holdout: float) -> Iterator[Entry]:
-    raise ValueError(f"{source}: tars of layout wds are indexed where they lie, never rewritten")
+    raise ValueError(f"{source}: tars of data.layout=wds are indexed in place, not rewritten")
 
 
 SOURCE = DatasetSource(
     Offer(
-        title="WebDataset tars, as somebody else wrote them",
+        title="Existing WebDataset tars",
         page="(theirs)",
-        licence="(theirs)",
+        license="(theirs)",
         files=(
-            ("*.tar", "members KEY.jpg|jpeg|png|webp, KEY.cls as label; other members are let be"),
+            ("*.tar", "members KEY.jpg|jpeg|png|webp, KEY.cls as label; other members are ignored"),
             (
                 "train/ val/ test/",
-                "folders of such tars, or train-*.tar val-*.tar, where splits are",
+                "folders of such tars, or train-*.tar val-*.tar, if there are splits",
             ),
         ),
         give="a folder or URL of tars, or a pattern such as s3://bucket/train-{0000..0099}.tar",

@@ -58,7 +58,7 @@ def test_channel_weights_are_global_averages_plus_their_refinement():
 
 def test_spatial_weights_are_one_map_from_phi_then_maximum_then_mean():
     attention = FusingSpatialAttention(8, norm="none")
-    with torch.no_grad():  # W_s of the centre tap alone: Φ_f·0 + max·2 − mean·3 + 1
+    with torch.no_grad():  # W_s of the center tap alone: Φ_f·0 + max·2 − mean·3 + 1
         attention.fuse.weight.zero_()
         attention.fuse.weight[0, :, 1, 1] = torch.tensor([0.0, 2.0, -3.0])
         attention.fuse.bias.fill_(1.0)

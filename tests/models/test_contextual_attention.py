@@ -1,4 +1,4 @@
-"""The oracle is a loop over pictures that cuts patches out and follows the papers to the letter."""
+"""The oracle is a loop over images that cuts patches out and follows the papers to the letter."""
 
 import math
 
@@ -19,7 +19,7 @@ def patches_of(x, p):
 
 
 def naive(f, hole, p, order, temperature, k, keys="window"):
-    """One picture, C×H×W and H×W bool."""
+    """One image, C×H×W and H×W bool."""
     c, h, w = f.shape
     n = h * w
     if bool(hole.all()) or not bool(hole.any()):
@@ -75,15 +75,15 @@ def blocks(request, monkeypatch):
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(
-    "kind", ["centre", "border", "irregular", "each its own", "no clean window", "none"]
+    "kind", ["center", "border", "irregular", "each its own", "no clean window", "none"]
 )
 @pytest.mark.parametrize(("height", "width"), [(11, 11), (9, 12)])
 def test_it_equals_patches_cut_out_and_pasted(order, kind, height, width, blocks):
     f, mask = features(4, 5, height, width), holes(kind, 4, height, width)
     found = contextual_attention(f, mask, (1, 3), order=order)
     for p, out in zip((1, 3), found):
-        for picture, hole, ours in zip(f, mask[:, 0] > 0, out):
-            expected = naive(picture, hole, p, order, 10.0, 1)
+        for image, hole, ours in zip(f, mask[:, 0] > 0, out):
+            expected = naive(image, hole, p, order, 10.0, 1)
             torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
 
 
@@ -105,7 +105,7 @@ def test_which_keys_may_be_copied_is_a_choice(keys):
 
 
 def test_without_blending_every_cell_is_replaced():
-    f, mask = features(1, 4, 8, 8), holes("centre", 1, 8, 8)
+    f, mask = features(1, 4, 8, 8), holes("center", 1, 8, 8)
     (blended,), (whole,) = (contextual_attention(f, mask, (3,), blend=b) for b in ("hole", "none"))
     hole = mask.bool().expand_as(f)
     torch.testing.assert_close(whole[hole], blended[hole])
@@ -113,7 +113,7 @@ def test_without_blending_every_cell_is_replaced():
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("kind", ["centre", "irregular", "each its own"])
+@pytest.mark.parametrize("kind", ["center", "irregular", "each its own"])
 def test_gradients_equal_those_of_the_oracle(order, kind, blocks):
     mask = holes(kind, 3, 9, 10)
     weight = features(6, 4, 9, 10, seed=1).to(memory_format=torch.channels_last)
@@ -135,7 +135,7 @@ def test_gradients_agree_with_finite_differences(order):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_each_picture_of_a_batch_is_treated_as_if_alone(order):
+def test_each_image_of_a_batch_is_treated_as_if_alone(order):
     f, mask = features(4, 6, 12, 12), holes("each its own", 4, 12, 12)
     together = contextual_attention(f, mask, order=order)
     for i in range(4):
@@ -155,16 +155,16 @@ def test_with_no_hole_or_nothing_but_hole_the_input_comes_back(order, value):
 
 
 def test_constant_known_features_are_copied_exactly_inside():
-    # Renormalised weights of raw patches: every copy of a constant is that constant, unless keys
+    # Renormalized weights of raw patches: every copy of a constant is that constant, unless keys
     # beyond the border or inside the hole take part, which only pixel patches leave out here.
     f = torch.full((1, 3, 16, 16), 2.0, dtype=torch.float64)
-    mask = holes("centre", 1, 16, 16)
+    mask = holes("center", 1, 16, 16)
     (found,) = contextual_attention(f, mask, (1,), propagation=0)
     torch.testing.assert_close(found, f)
 
 
 def test_the_result_is_that_of_float32_under_autocast_and_keeps_the_inputs_dtype():
-    f, mask = features(1, 8, 12, 12, torch.float32), holes("centre", 1, 12, 12)
+    f, mask = features(1, 8, 12, 12, torch.float32), holes("center", 1, 12, 12)
     half = f.bfloat16()
     expected = contextual_attention(half.float(), mask)
     with torch.autocast("cpu", torch.bfloat16):
@@ -174,7 +174,7 @@ def test_the_result_is_that_of_float32_under_autocast_and_keeps_the_inputs_dtype
         torch.testing.assert_close(a, b.bfloat16())
 
 
-def test_the_mask_may_have_the_pictures_size():
+def test_the_mask_may_have_the_images_size():
     f, mask = features(2, 4, 8, 8), holes("irregular", 2, 8, 8)
     large = mask.repeat_interleave(4, 2).repeat_interleave(4, 3)
     for a, b in zip(contextual_attention(f, large), contextual_attention(f, mask)):
@@ -190,7 +190,7 @@ def test_little_is_kept_for_the_backward_pass():
 
     f = features(1, 128, 64, 64, torch.float32).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        contextual_attention(f, holes("centre", 1, 64, 64))
+        contextual_attention(f, holes("center", 1, 64, 64))
     assert 2**21 < sum(kept.values()) < 70 * 2**20  # the features are 2 MiB, one map is 64
 
 
@@ -209,7 +209,7 @@ def test_little_is_kept_for_the_backward_pass():
 )
 def test_unknown_choices_are_refused_when_called_and_when_built(options, message):
     with pytest.raises(ValueError, match=message):
-        contextual_attention(features(1, 4, 8, 8), holes("centre", 1, 8, 8), **options)
+        contextual_attention(features(1, 4, 8, 8), holes("center", 1, 8, 8), **options)
     if not options.keys() & {"keys", "blend"}:
         with pytest.raises(ValueError, match="choose one of" if "order" in options else message):
             MultiScaleAttention(4, **options)
@@ -252,7 +252,7 @@ def test_the_module_weighs_joins_and_merges_as_equation_3_and_the_released_code_
 def test_the_module_drops_into_any_network(order):
     module = MultiScaleAttention(6, order=order)
     before, after = torch.nn.Conv2d(3, 6, 3, 2, 1), torch.nn.Conv2d(6, 3, 3, 1, 1)
-    image, mask = torch.rand(2, 3, 20, 26), holes("centre", 2, 20, 26)
+    image, mask = torch.rand(2, 3, 20, 26), holes("center", 2, 20, 26)
     out = after(module(before(image), mask))
     assert out.shape == (2, 3, 10, 13)
     out.sum().backward()

@@ -52,16 +52,16 @@ def test_names_of_the_published_file_are_brought_up_to_date():
     ]
 
 
-def test_initialising_the_head_leaves_the_backbone_alone():
+def test_initializing_the_head_leaves_the_backbone_alone():
     discriminator = DenseNetDiscriminator(growth=4, blocks=(1, 1, 1, 1))
     before = {k: v.clone() for k, v in discriminator.state_dict().items()}
-    discriminator.initialise_head()
+    discriminator.initialize_head()
     after = discriminator.state_dict()
     assert all(torch.equal(after[k], v) for k, v in before.items() if k.startswith("features."))
     assert not torch.equal(after["head.weight"], before["head.weight"])
     assert after["head.weight"].std().item() == pytest.approx(0.02, rel=0.05)
 
 
-def test_a_picture_off_its_grid_is_refused():
-    with pytest.raises(ValueError, match="multiples of 32 from 96×96"):
+def test_a_image_off_its_grid_is_refused():
+    with pytest.raises(ValueError, match="multiples of 32, at least 96×96"):
         DenseNetDiscriminator(growth=4, blocks=(1, 1, 1, 1))(torch.rand(1, 3, 80, 96))

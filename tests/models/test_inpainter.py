@@ -23,7 +23,7 @@ def build(name):
     return Inpainter(generator).eval()
 
 
-def picture(n, height, width, dtype):
+def pair(n, height, width, dtype):
     generator = torch.Generator().manual_seed(n * height + width)
     mask = (torch.rand(n, 1, height, width, generator=generator) < 0.3).float()
     image = torch.rand(n, 3, height, width, generator=generator)
@@ -39,7 +39,7 @@ def test_the_exported_program_equals_eager_at_any_batch_and_size(name, dtype):
     inpainter = build(name)
     program = export(inpainter, dtype).module()
     for shape in SIZES:
-        image, some = picture(*shape, dtype)
+        image, some = pair(*shape, dtype)
         for mask in (some, torch.ones_like(some), torch.zeros_like(some)):
             with torch.no_grad():
                 eager, exported = inpainter(image, mask), program(image, mask)
@@ -53,7 +53,7 @@ def test_the_exported_program_equals_eager_at_any_batch_and_size(name, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 def test_known_pixels_come_out_bit_for_bit_and_the_hole_is_filled(name, dtype):
     inpainter = build(name)
-    image, mask = picture(2, 50, 70, dtype)
+    image, mask = pair(2, 50, 70, dtype)
     with torch.no_grad():
         out = inpainter(image, mask)
     hole = mask.bool().unsqueeze(-1) if dtype == torch.uint8 else mask.bool()
@@ -66,9 +66,9 @@ def test_known_pixels_come_out_bit_for_bit_and_the_hole_is_filled(name, dtype):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_uint8_pictures_are_the_float_path_rounded(name):
+def test_uint8_images_are_the_float_path_rounded(name):
     inpainter = build(name)
-    image, mask = picture(2, 48, 64, torch.uint8)
+    image, mask = pair(2, 48, 64, torch.uint8)
     with torch.no_grad():
         bytes_out = inpainter(image, mask * 255)  # any non-zero value is hole
         floats = inpainter(image.permute(0, 3, 1, 2) / 255, mask.unsqueeze(1).float())
@@ -77,9 +77,9 @@ def test_uint8_pictures_are_the_float_path_rounded(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_each_picture_of_a_batch_is_filled_as_it_would_be_alone(name):
+def test_each_image_of_a_batch_is_filled_as_it_would_be_alone(name):
     inpainter = build(name)
-    image, mask = picture(3, 48, 56, torch.float32)
+    image, mask = pair(3, 48, 56, torch.float32)
     with torch.no_grad():
         together = inpainter(image, mask)
         alone = [inpainter(image[i : i + 1], mask[i : i + 1]) for i in range(3)]
@@ -91,18 +91,18 @@ def test_each_picture_of_a_batch_is_filled_as_it_would_be_alone(name):
     [
         (lambda i, m: (i, m * 0.5), "0 to 0.5 other than 0 and 1"),
         (lambda i, m: (i, m[..., 1:]), "mask has shape"),
-        (lambda i, m: (i, m[:1]), "one mask an image"),
+        (lambda i, m: (i, m[:1]), "one per image"),
         (lambda i, m: (i, m.to("meta")), "mask is on meta, image on cpu"),
         (lambda i, m: (i.index_fill(3, torch.tensor([1]), float("nan")), m), "NaN or infinite"),
         (lambda i, m: (i * 255, m), "divide uint8 by 255"),
-        (lambda i, m: (i[..., :0], m[..., :0]), "none of them 0"),
-        (lambda i, m: ((i * 255).to(torch.uint8), m), "give N×H×W×3"),
+        (lambda i, m: (i[..., :0], m[..., :0]), "not empty"),
+        (lambda i, m: ((i * 255).to(torch.uint8), m), "expected N×H×W×3"),
         (lambda i, m: ((i * 255).to(torch.uint8).movedim(1, 3), m[:, 0]), "mask is torch.float32"),
-        (lambda i, m: ((i * 255).to(torch.uint8).movedim(1, 3), m.bool()), "one mask an image"),
+        (lambda i, m: ((i * 255).to(torch.uint8).movedim(1, 3), m.bool()), "one mask per image"),
     ],
 )
-def test_it_refuses_in_one_line_what_it_would_turn_into_rubbish(spoil, message):
+def test_bad_input_is_rejected_in_one_line(spoil, message):
     inpainter = build("msanet")
     with pytest.raises(ValueError, match=message) as error, torch.no_grad():
-        inpainter(*spoil(*picture(2, 48, 56, torch.float32)))
+        inpainter(*spoil(*pair(2, 48, 56, torch.float32)))
     assert "\n" not in str(error.value)

@@ -23,17 +23,17 @@ def photographs(size):
     sources += [*data.stereo_motorcycle()[:1], data.astronaut()[256:], data.coffee()[:, 300:]]
     sources += [data.chelsea()[:150, :200]]
     crops = []
-    for picture in sources:
-        side = min(picture.shape[:2])
-        top, left = (picture.shape[0] - side) // 2, (picture.shape[1] - side) // 2
-        square = torch.from_numpy(picture[top : top + side, left : left + side].copy())
+    for photograph in sources:
+        side = min(photograph.shape[:2])
+        top, left = (photograph.shape[0] - side) // 2, (photograph.shape[1] - side) // 2
+        square = torch.from_numpy(photograph[top : top + side, left : left + side].copy())
         x = square.movedim(2, 0)[None].float() / 255
         crops.append(torch.nn.functional.interpolate(x, (size, size), mode="area"))
     return torch.cat(crops)
 
 
 def holes(n, size):
-    """A square hole of a quarter of each picture, elsewhere in each."""
+    """A square hole of a quarter of each image, elsewhere in each."""
     mask = torch.zeros(n, 1, size, size)
     for i in range(n):
         top, left = (i % 3) * size // 4, (i // 3) * size // 4
@@ -61,9 +61,9 @@ MSANET = "msanet/table6/places2", "objective.style=10"
 MUSICAL = "musical/paris", *(f"objective.{term}=0" for term in ("perceptual", "style", "adv"))
 
 
-def hole_psnr(picture, image, mask):
-    """Mean over pictures of the PSNR of hole pixels alone."""
-    error = ((picture - image) ** 2 * mask).sum((1, 2, 3)) / (3 * mask.sum((1, 2, 3)))
+def hole_psnr(result, image, mask):
+    """Mean over images of the PSNR of hole pixels alone."""
+    error = ((result - image) ** 2 * mask).sum((1, 2, 3)) / (3 * mask.sum((1, 2, 3)))
     return (-10 * error.log10()).mean().item()
 
 
@@ -75,7 +75,7 @@ def hole_psnr(picture, image, mask):
         (MUSICAL, {"ngf": 16, "order": "released"}, 64, 200),
     ],
 )
-def test_eight_photographs_are_learnt_6_db_better_than_their_mean_colour(words, small, size, steps):
+def test_eight_photographs_are_learned_6_db_better_than_their_mean_color(words, small, size, steps):
     torch.manual_seed(0)
     image, mask = photographs(size), holes(8, size)
     known = 1 - mask

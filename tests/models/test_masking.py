@@ -32,8 +32,8 @@ def test_erasing_leaves_zero_in_the_hole_whatever_stood_there():
     assert erased[..., 2:].isnan().all()
 
 
-def test_a_centre_hole_of_128_shrinks_to_63_31_and_15_cells():
-    # By hand: a stride-2 3×3 window centred at 2i stays in hole while it lies in [64, 191].
+def test_a_center_hole_of_128_shrinks_to_63_31_and_15_cells():
+    # By hand: a stride-2 3×3 window centered at 2i stays in hole while it lies in [64, 191].
     known = torch.ones(1, 1, 256, 256)
     known[..., 64:192, 64:192] = 0
     for cells in (63, 31, 15):
@@ -63,18 +63,18 @@ def test_good_input_is_accepted():
         (lambda i, m: (i, m * 0.5), "0 to 0.5 other than 0 and 1"),
         (lambda i, m: (i, m * 255), "threshold it"),
         (lambda i, m: (i, m[..., 1:]), r"\(2, 1, 16, 24\)"),
-        (lambda i, m: (i, m[:1]), "one mask an image"),
+        (lambda i, m: (i, m[:1]), "one per image"),
         (lambda i, m: (i, m.to("meta")), "mask is on meta, image on cpu"),
         (lambda i, m: (i.index_fill(3, torch.tensor([1]), float("nan")), m), "96 NaN or infinite"),
         (lambda i, m: (i * 255, m), "divide uint8 by 255"),
         (lambda i, m: (i[:, :1], m), "N×3×H×W"),
         (lambda i, m: ((i * 255).to(torch.uint8), m), "torch.uint8"),
-        (lambda i, m: (i.double(), m), "torch.float64 .*; give float32"),
-        (lambda i, m: (i[:0], m[:0]), "none of them 0"),
+        (lambda i, m: (i.double(), m), "torch.float64 .*; expected float32"),
+        (lambda i, m: (i[:0], m[:0]), "not empty"),
         (lambda i, m: (i, m * float("nan")), "other than 0 and 1"),
     ],
 )
-def test_bad_input_is_refused_in_one_line_that_says_what_to_do(spoil, message):
+def test_bad_input_is_rejected_in_one_line_with_the_fix(spoil, message):
     with pytest.raises(ValueError, match=message) as error:
         masking.check(*spoil(*good()))
     assert "\n" not in str(error.value)

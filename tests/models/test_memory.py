@@ -1,4 +1,4 @@
-"""Pictures larger than any that was trained on, within the memory of a laptop."""
+"""Images larger than any that was trained on, within the memory of a laptop."""
 
 import subprocess
 import sys

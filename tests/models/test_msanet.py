@@ -34,7 +34,7 @@ def test_the_networks_output_does_not_change_when_hole_pixels_of_its_input_chang
 
 
 def transcribed(weights, image, mask):
-    """Equations 1 to 10 one by one, without norms: the picture, and the maps of eq. 12."""
+    """Equations 1 to 10 one by one, without norms: the image, and the maps of eq. 12."""
 
     def f(name, x, stride=1, r=1):
         weight = weights[f"{name}.weight"]
@@ -198,13 +198,13 @@ def test_options_that_do_not_fit_are_refused(options, message):
 
 @pytest.mark.parametrize("size", [32, 68])
 def test_a_map_too_small_for_the_dilation_or_off_the_grid_is_refused(size):
-    with pytest.raises(ValueError, match="multiples of 8 from 40×40"):
+    with pytest.raises(ValueError, match="multiples of 8, at least 40×40"):
         small()(torch.rand(1, 3, size, size), torch.zeros(1, 1, size, size))
 
 
 @pytest.mark.parametrize("image", [torch.rand(3, 64, 64), torch.rand(1, 1, 64, 64)])
-def test_a_picture_without_batch_or_colours_is_refused(image):
-    with pytest.raises(ValueError, match="give floats of shape N×3×H×W"):
+def test_a_image_without_batch_or_colors_is_refused(image):
+    with pytest.raises(ValueError, match="expected floats of shape N×3×H×W"):
         small()(image, torch.zeros(1, 1, 64, 64))
 
 
@@ -213,5 +213,5 @@ def test_a_picture_without_batch_or_colours_is_refused(image):
     [torch.zeros(1, 1, 32, 32), torch.zeros(2, 1, 64, 64), torch.zeros(1, 1, 64, 64).to("meta")],
 )
 def test_a_mask_of_another_size_batch_or_device_is_refused(mask):
-    with pytest.raises(ValueError, match=r"give \(1, 1, 64, 64\), on the same device"):
+    with pytest.raises(ValueError, match=r"expected \(1, 1, 64, 64\), on the same device"):
         small()(torch.rand(1, 3, 64, 64), mask)

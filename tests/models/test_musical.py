@@ -125,7 +125,7 @@ def test_attention_at_two_scales_one_or_none(attention):
     ]
 
 
-def test_each_picture_of_a_batch_is_filled_as_if_alone():
+def test_each_image_of_a_batch_is_filled_as_if_alone():
     generator, image = small(), torch.rand(3, 3, 64, 64)
     mask = torch.cat((hole(1), torch.zeros(1, 1, 64, 64), hole(1).roll(16, 3)))
     with torch.no_grad():
@@ -137,7 +137,7 @@ def test_each_picture_of_a_batch_is_filled_as_if_alone():
 
 @pytest.mark.parametrize("order", ["paper", "released"])
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_masks_of_nothing_and_of_everything_give_finite_pictures_and_gradients(order, value):
+def test_masks_of_nothing_and_of_everything_give_finite_images_and_gradients(order, value):
     generator = small(order=order)
     image = torch.rand(2, 3, 64, 64)
     generator(image, torch.full((2, 1, 64, 64), value)).image.sum().backward()
@@ -155,7 +155,7 @@ def test_weights_are_drawn_as_in_the_released_code():
 
 @pytest.mark.parametrize("size", [32, 72])
 def test_a_map_too_small_for_the_dilation_or_off_the_grid_is_refused(size):
-    with pytest.raises(ValueError, match="multiples of 16 from 48×48"):
+    with pytest.raises(ValueError, match="multiples of 16, at least 48×48"):
         small()(torch.rand(1, 3, size, size), torch.zeros(1, 1, size, size))
 
 
@@ -170,5 +170,5 @@ def test_unknown_options_are_refused(options):
     [torch.zeros(1, 1, 32, 32), torch.zeros(2, 1, 64, 64), torch.zeros(1, 1, 64, 64).to("meta")],
 )
 def test_a_mask_of_another_size_batch_or_device_is_refused(mask):
-    with pytest.raises(ValueError, match=r"give \(1, 1, 64, 64\), on the same device"):
+    with pytest.raises(ValueError, match=r"expected \(1, 1, 64, 64\), on the same device"):
         small()(torch.rand(1, 3, 64, 64), mask)

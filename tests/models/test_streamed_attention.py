@@ -12,12 +12,12 @@ def test_the_exported_module_equals_eager_for_any_batch_size_and_hole(order, pro
     module = MultiScaleAttention(4, order=order, propagation=propagation).eval()
     batch, height, width = (torch.export.Dim(d, min=m) for d, m in (("n", 1), ("h", 8), ("w", 8)))
     dynamic = {0: batch, 2: height, 3: width}
-    example = torch.rand(2, 4, 16, 20), holes("centre", 2, 16, 20)
+    example = torch.rand(2, 4, 16, 20), holes("center", 2, 16, 20)
     with torch.no_grad():
         program = torch.export.export(module, example, dynamic_shapes=(dynamic, dynamic)).module()
         for n, h, w in ((1, 8, 8), (3, 13, 9), (4, 21, 32)):
             x = torch.rand(n, 4, h, w)
-            kinds = ["centre", "border", "irregular", "none"] + ["each its own"] * (n > 2)
+            kinds = ["center", "border", "irregular", "none"] + ["each its own"] * (n > 2)
             masks = [holes(kind, n, h, w) for kind in kinds] + [torch.ones(n, 1, h, w)]
             for mask in masks:
                 torch.testing.assert_close(program(x, mask), module(x, mask), rtol=0, atol=1e-5)

@@ -18,11 +18,11 @@ def test_parameters_are_named_and_shaped_as_torchvisions():
     assert found == expected
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_the_maps_are_those_behind_each_of_three_poolings(normalise):
-    vgg, image = VGG16Features(normalise), torch.rand(2, 3, 24, 16)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_maps_are_those_behind_each_of_three_poolings(normalize):
+    vgg, image = VGG16Features(normalize), torch.rand(2, 3, 24, 16)
     x = image * 2 - 1
-    if normalise:
+    if normalize:
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         x = ((image.movedim(1, -1) - mean) / std).movedim(-1, 1)
     expected, state = [], vgg.state_dict()
@@ -36,7 +36,7 @@ def test_the_maps_are_those_behind_each_of_three_poolings(normalise):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_it_is_frozen_but_lets_gradients_through_to_the_picture():
+def test_it_is_frozen_but_lets_gradients_through_to_the_image():
     vgg = VGG16Features().train()
     image = torch.rand(1, 3, 16, 16, requires_grad=True)
     vgg(image)[2].sum().backward()
@@ -44,6 +44,6 @@ def test_it_is_frozen_but_lets_gradients_through_to_the_picture():
     assert image.grad.abs().sum() > 0
 
 
-def test_a_picture_too_small_for_three_poolings_is_refused():
+def test_a_image_too_small_for_three_poolings_is_refused():
     with pytest.raises(ValueError, match="at least 8×8"):
         VGG16Features()(torch.rand(1, 3, 7, 16))

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.decode import Crop, Scratch, decode, header, into, plan
+from shards.decode import Crop, Scratch, decode, decode_crop, header, plan
 from shards.order import mix
-from tests.support.sets import jpeg, picture
+from tests.support.sets import jpeg, smooth_image
 
 
 def crop_of(data, crop, word=0):
     out = np.zeros((crop.size, crop.size, 3), np.uint8)
-    into(data, crop, word, out, Scratch())
+    decode_crop(data, crop, word, out, Scratch())
     return out
 
 
@@ -31,36 +31,38 @@ def encoded(pixels, form, **options):
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_jpeg_pixels_are_those_of_pillow(subsampling, progressive):
-    pixels = picture(1, 67, 93)
+    pixels = smooth_image(1, 67, 93)
     data = encoded(pixels, "JPEG", subsampling=subsampling, progressive=progressive)
     assert (decode(data) == by_pillow(data)).all()
 
 
-def test_grey_jpeg_gives_three_equal_channels():
-    data = encoded(picture(2)[..., 0], "JPEG")
+def test_gray_jpeg_gives_three_equal_channels():
+    data = encoded(smooth_image(2)[..., 0], "JPEG")
     assert (decode(data) == by_pillow(data)).all()
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])
 def test_other_formats_are_read_too(form):
-    data = encoded(picture(3, 50, 60), form, lossless=True)
-    assert (decode(data) == picture(3, 50, 60)).all()
-    assert crop_of(data, Crop(32, "center")).tolist() == picture(3, 50, 60)[9:41, 14:46].tolist()
+    data = encoded(smooth_image(3, 50, 60), form, lossless=True)
+    assert (decode(data) == smooth_image(3, 50, 60)).all()
+    assert (
+        crop_of(data, Crop(32, "center")).tolist() == smooth_image(3, 50, 60)[9:41, 14:46].tolist()
+    )
 
 
-def test_a_picture_of_the_crops_size_comes_whole():
-    data = jpeg(picture(4, 64, 64))
+def test_a_image_of_the_crops_size_comes_whole():
+    data = jpeg(smooth_image(4, 64, 64))
     for mode in ("random", "center"):
         assert (crop_of(data, Crop(64, mode), 9) == by_pillow(data)).all()
 
 
-def test_centre_crop_is_the_middle():
-    data = jpeg(picture(5, 80, 100))
+def test_center_crop_is_the_middle():
+    data = jpeg(smooth_image(5, 80, 100))
     assert (crop_of(data, Crop(64, "center")) == by_pillow(data)[8:72, 18:82]).all()
 
 
-def test_random_crops_are_windows_of_the_picture_and_reach_all_of_them():
-    data = jpeg(picture(6, 36, 40))
+def test_random_crops_are_windows_of_the_image_and_reach_all_of_them():
+    data = jpeg(smooth_image(6, 36, 40))
     whole = by_pillow(data)
     seen = set()
     for draw in range(400):
@@ -74,7 +76,7 @@ def test_random_crops_are_windows_of_the_picture_and_reach_all_of_them():
 
 
 def test_a_flip_mirrors_left_and_right_of_half_the_samples():
-    data = jpeg(picture(7, 48, 48))
+    data = jpeg(smooth_image(7, 48, 48))
     plain, mirrored = by_pillow(data), by_pillow(data)[:, ::-1]
     flips = 0
     for draw in range(200):
@@ -85,7 +87,7 @@ def test_a_flip_mirrors_left_and_right_of_half_the_samples():
 
 
 def test_flip_keeps_the_place_of_the_crop():
-    data = jpeg(picture(8, 60, 60))
+    data = jpeg(smooth_image(8, 60, 60))
     for draw in range(20):
         flipped, plain = (crop_of(data, Crop(40, flip=flip), mix(draw)) for flip in (True, False))
         assert (flipped == plain).all() or (flipped == plain[:, ::-1]).all()
@@ -93,7 +95,7 @@ def test_flip_keeps_the_place_of_the_crop():
 
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (401, 300), (64, 200), (30, 45)])
 def test_resize_gives_the_short_side_asked_for_and_stays_near_pillows(height, width):
-    data = jpeg(picture(9, height, width), 95)
+    data = jpeg(smooth_image(9, height, width), 95)
     out = crop_of(data, Crop(64, "center", resize_short=64))
     scale = 64 / min(height, width)
     resized = Image.fromarray(by_pillow(data)).resize(
@@ -116,7 +118,7 @@ def test_resized_crops_are_boxes_of_the_asked_area_and_aspect():
 
 
 def test_resized_crops_show_the_box_that_was_drawn():
-    data = jpeg(picture(10, 300, 400), 95)
+    data = jpeg(smooth_image(10, 300, 400), 95)
     whole = Image.fromarray(by_pillow(data))
     crop = Crop(32, "resized", flip=True)
     for draw in range(30):
@@ -134,25 +136,25 @@ def test_extreme_shapes_fall_back_to_the_largest_box_that_fits():
 
 
 def test_the_same_random_bits_give_the_same_crop():
-    data = jpeg(picture(11, 90, 90))
+    data = jpeg(smooth_image(11, 90, 90))
     crop = Crop(32, "resized", flip=True)
     assert (crop_of(data, crop, 77) == crop_of(data, crop, 77)).all()
     assert (crop_of(data, crop, 77) != crop_of(data, crop, 78)).any()
 
 
-def test_one_scratch_serves_pictures_of_any_size():
+def test_one_scratch_serves_images_of_any_size():
     scratch = Scratch()
     for number, side in ((1, 300), (2, 40), (3, 500), (4, 64)):
-        data = jpeg(picture(number, side, side))
+        data = jpeg(smooth_image(number, side, side))
         out = np.zeros((32, 32, 3), np.uint8)
-        into(data, Crop(32, "center"), 0, out, scratch)
+        decode_crop(data, Crop(32, "center"), 0, out, scratch)
         start = (side - 32) // 2
         assert (out == by_pillow(data)[start : start + 32, start : start + 32]).all()
 
 
-def test_a_picture_smaller_than_the_crop_is_refused_unless_it_is_resized():
-    data = jpeg(picture(12, 40, 100))
-    with pytest.raises(ValueError, match="100x40 pixels are smaller than the crop of 64"):
+def test_a_image_smaller_than_the_crop_is_refused_unless_it_is_resized():
+    data = jpeg(smooth_image(12, 40, 100))
+    with pytest.raises(ValueError, match="100x40 pixels is smaller than the crop of 64"):
         crop_of(data, Crop(64))
     assert crop_of(data, Crop(64, resize_short=64)).any()
     assert crop_of(data, Crop(64, "resized")).any()
@@ -171,7 +173,7 @@ def test_settings_that_contradict_are_refused():
 
 
 def bomb_jpeg(side):
-    data = bytearray(jpeg(picture(0, 16, 16)))
+    data = bytearray(jpeg(smooth_image(0, 16, 16)))
     at = data.index(b"\xff\xc0")
     data[at + 5 : at + 9] = struct.pack(">HH", side, side)
     return bytes(data)
@@ -203,22 +205,22 @@ def test_bombs_are_refused_from_the_header(data, monkeypatch):
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF", b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"x" * 100])
-def test_what_is_no_picture_is_a_value_error(data):
+def test_what_is_no_image_is_a_value_error(data):
     with pytest.raises(ValueError):
         decode(data)
 
 
 def test_a_truncated_jpeg_is_a_value_error():
-    data = jpeg(picture(13, 200, 200))
+    data = jpeg(smooth_image(13, 200, 200))
     with pytest.raises(ValueError):
         decode(data[: len(data) // 2])
 
 
 def test_cmyk_of_other_peoples_sets_becomes_rgb():
-    data = encoded(picture(14, 50, 50), "JPEG", quality=95)
+    data = encoded(smooth_image(14, 50, 50), "JPEG", quality=95)
     sink = io.BytesIO()
     Image.open(io.BytesIO(data)).convert("CMYK").save(sink, "JPEG", quality=95)
-    assert np.abs(decode(sink.getvalue()).astype(int) - picture(14, 50, 50)).mean() < 5
+    assert np.abs(decode(sink.getvalue()).astype(int) - smooth_image(14, 50, 50)).mean() < 5
 
 
 def test_decode_threads_are_the_only_parallelism():

@@ -11,7 +11,7 @@ from PIL import Image
 
 from shards import external, store
 from shards.manifest import Manifest, open_manifest, read_index
-from tests.support.sets import jpeg, picture
+from tests.support.sets import jpeg, smooth_image
 
 
 def theirs(path: Path, members: dict[str, bytes], **options: object) -> Path:
@@ -26,7 +26,7 @@ def theirs(path: Path, members: dict[str, bytes], **options: object) -> Path:
 
 def png(number: int) -> bytes:
     sink = io.BytesIO()
-    Image.fromarray(picture(number)).save(sink, "PNG")
+    Image.fromarray(smooth_image(number)).save(sink, "PNG")
     return sink.getvalue()
 
 
@@ -34,7 +34,7 @@ def group(first: int, count: int) -> dict[str, bytes]:
     members: dict[str, bytes] = {}
     for i in range(first, first + count):
         members[f"a/{i:04d}.txt"] = b"a caption"
-        members[f"a/{i:04d}.jpg"] = jpeg(picture(i))
+        members[f"a/{i:04d}.jpg"] = jpeg(smooth_image(i))
         members[f"a/{i:04d}.cls"] = f"{i % 5}".encode()
     return members
 
@@ -76,9 +76,9 @@ def test_any_tar_format_with_long_names_and_other_letters_is_indexed(
     tmp_path: Path, form: int
 ) -> None:
     name = f"{'folder/' * 8}été.jpg" if form == tarfile.USTAR_FORMAT else f"{'x' * 180}/été.jpg"
-    tar = theirs(tmp_path / "a.tar", {name: jpeg(picture(1))}, format=form)
+    tar = theirs(tmp_path / "a.tar", {name: jpeg(smooth_image(1))}, format=form)
     (row,) = rows_of(index(str(tar), tmp_path / "out"))
-    assert tar.read_bytes()[row["offset"] : row["offset"] + row["size"]] == jpeg(picture(1))
+    assert tar.read_bytes()[row["offset"] : row["offset"] + row["size"]] == jpeg(smooth_image(1))
     assert row["src"] == name
 
 
@@ -86,7 +86,7 @@ def test_pngs_and_rotated_jpegs_are_left_as_they_are_and_described(tmp_path: Pat
     exif = Image.Exif()
     exif[0x0112] = 6
     sink = io.BytesIO()
-    Image.fromarray(picture(1, 30, 50)).save(sink, "JPEG", exif=exif)
+    Image.fromarray(smooth_image(1, 30, 50)).save(sink, "JPEG", exif=exif)
     tar = theirs(tmp_path / "a.tar", {"1.png": png(1), "2.jpeg": sink.getvalue()})
     one, two = rows_of(index(str(tar), tmp_path / "out"))
     assert (one["ext"], one["size"]) == ("png", len(png(1)))
@@ -151,26 +151,26 @@ def test_tars_whose_split_is_unclear_are_refused_by_name(
         theirs(tmp_path / "in" / name, group(0, 1))
     with pytest.raises(ValueError, match=named) as error:
         index(str(tmp_path / "in"), tmp_path / "out")
-    assert "put what they hold into folders" in str(error.value)
+    assert "put their content into folders" in str(error.value)
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
 def test_a_tar_with_split_folders_inside_is_refused_and_tars_left_out_are_named(
     tmp_path: Path,
 ) -> None:
-    image = jpeg(picture(0))
+    image = jpeg(smooth_image(0))
     tar = theirs(tmp_path / "p.tar", {"photos/train/1.jpg": image, "photos/val/2.jpg": image})
-    with pytest.raises(ValueError, match="p.tar .*look like splits.*photos/train/, photos/val/"):
+    with pytest.raises(ValueError, match="p.tar .*ambiguous names.*photos/train/, photos/val/"):
         index(str(tar), tmp_path / "a")
     for name in ("train/0.tar", "val/0.tar", "spare/0.tar"):
         theirs(tmp_path / "in" / name, group(0, 1))
-    said: list[str] = []
-    external.write(str(tmp_path / "b"), "theirs", str(tmp_path / "in"), said.append)
-    assert any("not taken" in line and "spare/ (1 tars)" in line for line in said)
+    lines: list[str] = []
+    external.write(str(tmp_path / "b"), "theirs", str(tmp_path / "in"), lines.append)
+    assert any("skipped" in line and "spare/ (1 tars)" in line for line in lines)
 
 
-def test_a_broken_picture_is_a_reject_and_too_many_end_the_run(tmp_path: Path) -> None:
-    members = {**group(0, 9), "broken.jpg": jpeg(picture(0))[:-20]}
+def test_a_broken_image_is_a_reject_and_too_many_end_the_run(tmp_path: Path) -> None:
+    members = {**group(0, 9), "broken.jpg": jpeg(smooth_image(0))[:-20]}
     tar = theirs(tmp_path / "a.tar", members)
     with pytest.raises(ValueError, match="1 of 10 files rejected .1 corrupt, such as 'broken.jpg'"):
         index(str(tar), tmp_path / "out")
@@ -193,24 +193,24 @@ def test_tars_that_changed_since_are_another_source(tmp_path: Path) -> None:
     theirs(tmp_path / "in" / "0.tar", group(0, 4))
     index(str(tmp_path / "in"), tmp_path / "out")
     theirs(tmp_path / "in" / "0.tar", group(0, 60))
-    with pytest.raises(ValueError, match="was begun with sizes="):
+    with pytest.raises(ValueError, match="was started with sizes="):
         index(str(tmp_path / "in"), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    ("cut", "said"), [(2048, "cut short or damaged at byte"), (1100, "no readable tar|cut short")]
+    ("cut", "message"), [(2048, "truncated or damaged at"), (1100, "not a readable tar|truncated")]
 )
-def test_a_tar_that_is_cut_short_is_refused(tmp_path: Path, cut: int, said: str) -> None:
+def test_a_tar_that_is_cut_short_is_refused(tmp_path: Path, cut: int, message: str) -> None:
     data = {f"{i}.jpg": b"\0" * 512 for i in range(4)}
     tar = theirs(tmp_path / "a.tar", data, format=tarfile.USTAR_FORMAT)
     tar.write_bytes(tar.read_bytes()[:cut])
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         index(str(tar), tmp_path / "out")
 
 
-def test_tars_without_pictures_and_folders_without_tars_are_refused(tmp_path: Path) -> None:
+def test_tars_without_images_and_folders_without_tars_are_refused(tmp_path: Path) -> None:
     tar = theirs(tmp_path / "in" / "a.tar", {"1.txt": b"x"})
-    with pytest.raises(ValueError, match="holds no readable picture"):
+    with pytest.raises(ValueError, match="holds no readable image"):
         index(str(tar), tmp_path / "out")
     with pytest.raises(ValueError, match="no .tar there"):
         index(str(tmp_path / "nowhere"), tmp_path / "out2")

@@ -19,9 +19,9 @@ POLICY = Policy(min_side=32)
 PHOTO = Image.fromarray(photographs.astronaut()[:96, :128])
 
 
-def encoded(picture: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
     sink = io.BytesIO()
-    picture.save(sink, kind, **options)
+    image.save(sink, kind, **options)
     return sink.getvalue()
 
 
@@ -153,7 +153,7 @@ def test_a_plain_jpeg_is_stored_byte_for_byte(what: str) -> None:
 
 
 def stored(data: bytes, policy: Policy = POLICY) -> np.ndarray:
-    """What a reader sees of a transcoded picture: uint8 H×W×3."""
+    """What a reader sees of a transcoded image: uint8 H×W×3."""
     verdict = examine("x", data, policy)
     assert isinstance(verdict, PackedSample), verdict
     assert verdict.data != data
@@ -166,17 +166,17 @@ def stored(data: bytes, policy: Policy = POLICY) -> np.ndarray:
     return pixels
 
 
-def near(pixels: np.ndarray, picture: Image.Image, tolerance: float) -> bool:
-    expected = np.asarray(picture.convert("RGB"), np.int16)
+def near(pixels: np.ndarray, image: Image.Image, tolerance: float) -> bool:
+    expected = np.asarray(image.convert("RGB"), np.int16)
     return pixels.shape == expected.shape and bool(
         np.abs(pixels.astype(np.int16) - expected).mean() <= tolerance
     )
 
 
-def on(colour: str) -> Image.Image:
+def on(color: str) -> Image.Image:
     layer = Image.new("RGBA", (64, 64), (200, 40, 40, 255))
     layer.paste((0, 0, 0, 0), (0, 0, 64, 32))
-    ground = Image.new("RGBA", (64, 64), colour)
+    ground = Image.new("RGBA", (64, 64), color)
     ground.alpha_composite(layer)
     return ground
 
@@ -199,7 +199,7 @@ def test_an_exif_rotation_is_baked_in(value: int) -> None:
     assert near(stored(oriented(value)), PHOTO.transpose(turn), 3)
 
 
-def test_a_png_becomes_a_jpeg_of_the_same_picture() -> None:
+def test_a_png_becomes_a_jpeg_of_the_same_image() -> None:
     assert near(stored(encoded(PHOTO, "PNG")), PHOTO, 3)
 
 
@@ -218,7 +218,7 @@ def test_alpha_is_laid_on_white() -> None:
     assert near(stored(encoded(HALF, "WEBP", lossless=True)), on("white"), 2)
 
 
-def test_a_palette_with_a_transparent_colour_is_laid_on_white() -> None:
+def test_a_palette_with_a_transparent_color_is_laid_on_white() -> None:
     palette = Image.new("P", (64, 64), 1)
     palette.putpalette([0, 0, 0, 200, 40, 40])
     palette.paste(0, (0, 0, 64, 32))
@@ -233,7 +233,7 @@ def test_gray_with_alpha_is_laid_on_white() -> None:
     assert near(stored(encoded(layer, "PNG")), expected, 2)
 
 
-def test_a_palette_without_transparency_keeps_its_colours() -> None:
+def test_a_palette_without_transparency_keeps_its_colors() -> None:
     palette = PHOTO.quantize(64)
     assert near(stored(encoded(palette, "PNG")), palette, 3)
 
@@ -304,7 +304,7 @@ def test_the_ratio_of_sides_survives_the_reduction() -> None:
     assert stored(tall, Policy(store_short=100)).shape == (300, 100, 3)
 
 
-def test_a_small_picture_is_enlarged_where_the_policy_says_so() -> None:
+def test_a_small_image_is_enlarged_where_the_policy_says_so() -> None:
     pixels = stored(jpeg(), Policy(min_side=192, small="upscale"))
     assert near(pixels, PHOTO.resize((256, 192), Image.Resampling.BICUBIC), 4)
 
@@ -316,15 +316,15 @@ def test_gray_stays_gray_when_it_is_reduced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        ({"small": "drop"}, "small=drop is none of reject, upscale"),
-        ({"quality": 0}, "data.quality=0 must be 1 to 100"),
+        ({"small": "drop"}, "small=drop: choose one of reject, upscale"),
+        ({"quality": 0}, "data.quality=0: expected 1 to 100"),
         ({"min_side": 256, "store_short": 128}, "data.store_short=128 is below data.min_side=256"),
     ],
 )
-def test_a_policy_that_cannot_be_is_refused(options: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_policy_that_cannot_be_is_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Policy(**options)
 
 
@@ -339,7 +339,7 @@ def test_a_name_is_data_and_stays_what_it_is(name: str) -> None:
     assert isinstance(verdict, PackedSample) and verdict.src == name
 
 
-def test_nothing_is_said_of_odd_pictures_on_the_way() -> None:
+def test_nothing_is_said_of_odd_images_on_the_way() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for make, _ in REJECTED.values():

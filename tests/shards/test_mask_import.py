@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from shards.mask_import import imported, judge, open_source
+from shards.mask_import import import_masks, open_source, resolve_polarity
 from shards.masks import BUCKETS, NAMES, bucket, irregular
 
 
@@ -14,7 +14,7 @@ def png(pixels):
 
 
 def published(per_bucket=4, size=64, black=False, only=BUCKETS):
-    """{name: grey picture} as NVIDIA's test set has them: flat, numbered, white holes."""
+    """{name: gray image} as NVIDIA's test set has them: flat, numbered, white holes."""
     holes = [
         irregular(size, size, low, high, 0, (n, i))
         for n, (low, high) in enumerate(only)
@@ -32,51 +32,51 @@ def folder(tmp_path, pictures):
 
 
 @pytest.mark.parametrize(("black", "expected"), [(False, "hole_white"), (True, "hole_black")])
-def test_the_ratios_tell_which_colour_is_the_hole(tmp_path, black, expected):
+def test_the_ratios_tell_which_color_is_the_hole(tmp_path, black, expected):
     source = open_source(folder(tmp_path, published(black=black)))
-    assert judge(source, "auto") == expected
-    assert judge(source, expected) == expected
+    assert resolve_polarity(source, "auto") == expected
+    assert resolve_polarity(source, expected) == expected
     wrong = "hole_black" if expected == "hole_white" else "hole_white"
     with pytest.raises(ValueError, match=f"contradicted.*set polarity={expected}"):
-        judge(source, wrong)
+        resolve_polarity(source, wrong)
 
 
 def test_masks_that_fit_either_way_are_not_guessed(tmp_path):
     source = open_source(folder(tmp_path, published(only=BUCKETS[4:])))
-    with pytest.raises(ValueError, match="do not tell.*polarity=hole_white or"):
-        judge(source, "auto")
-    assert judge(source, "hole_black") == "hole_black"
-    assert judge(source, "hole_white") == "hole_white"
+    with pytest.raises(ValueError, match="do not decide.*polarity=hole_white or"):
+        resolve_polarity(source, "auto")
+    assert resolve_polarity(source, "hole_black") == "hole_black"
+    assert resolve_polarity(source, "hole_white") == "hole_white"
 
 
 @pytest.mark.parametrize("named", ["0.4-0.5", "40-50", "(0.4,0.5]", "40-50%"])
 def test_a_folders_name_decides_where_the_six_buckets_do_not(tmp_path, named):
     pictures = {f"{named}/{n}": p for n, p in published(20, only=[(0.401, 0.45)]).items()}
-    assert judge(open_source(folder(tmp_path, pictures)), "auto") == "hole_white"
+    assert resolve_polarity(open_source(folder(tmp_path, pictures)), "auto") == "hole_white"
 
 
 def test_import_buckets_by_the_ratio_after_resizing(tmp_path):
     pictures = published(6)
-    masks = list(imported(open_source(folder(tmp_path, pictures)), "hole_white", 32))
+    masks = list(import_masks(open_source(folder(tmp_path, pictures)), "hole_white", 32))
     for mask in masks:
         assert mask.hole.shape == (32, 32) and mask.hole.dtype == np.uint8
-        # every second pixel of every second row, as nearest neighbour takes them
+        # every second pixel of every second row, as nearest neighbor takes them
         assert (mask.hole == (pictures[mask.src][::2, ::2] > 127)).all()
         assert mask.bucket == bucket(mask.hole.mean())
     assert {mask.bucket for mask in masks} == set(NAMES)
 
 
-def test_grey_edges_are_cut_at_the_threshold(tmp_path):
+def test_gray_edges_are_cut_at_the_threshold(tmp_path):
     pixels = np.zeros((16, 16), np.uint8)
     pixels[:4, :4], pixels[4:8, :4] = 128, 127
-    (mask,) = imported(open_source(folder(tmp_path, {"a.png": pixels})), "hole_white", 16)
+    (mask,) = import_masks(open_source(folder(tmp_path, {"a.png": pixels})), "hole_white", 16)
     assert mask.hole.sum() == 16 and mask.hole[:4, :4].all()
 
 
 def test_ratios_outside_every_bucket_are_left_out(tmp_path):
     full, none = np.full((16, 16), 255, np.uint8), np.zeros((16, 16), np.uint8)
     pictures = {**published(2), "full.png": full, "none.png": none}
-    assert len(list(imported(open_source(folder(tmp_path, pictures)), "hole_white", 64))) == 12
+    assert len(list(import_masks(open_source(folder(tmp_path, pictures)), "hole_white", 64))) == 12
 
 
 def test_a_zip_is_read_without_unpacking_and_in_order_of_names(tmp_path):
@@ -85,12 +85,12 @@ def test_a_zip_is_read_without_unpacking_and_in_order_of_names(tmp_path):
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, pixels in reversed(pictures.items()):
             archive.writestr(f"mask/testing_mask_dataset/{name}", png(pixels))
-        archive.writestr("__MACOSX/mask/._00000.png", b"no picture")
+        archive.writestr("__MACOSX/mask/._00000.png", b"not an image")
         archive.writestr("mask/readme.txt", b"hello")
     (tmp_path / "test_mask.zip").write_bytes(sink.getvalue())
     source = open_source(str(tmp_path / "test_mask.zip"))
-    assert judge(source, "auto") == "hole_white"
-    masks = list(imported(source, "hole_white", 64))
+    assert resolve_polarity(source, "auto") == "hole_white"
+    masks = list(import_masks(source, "hole_white", 64))
     assert [mask.src.rsplit("/")[-1] for mask in masks] == sorted(pictures)
     for mask, pixels in zip(masks, pictures.values()):
         assert (mask.hole * 255 == pixels).all()
@@ -108,10 +108,10 @@ def test_what_is_no_mask_is_named(tmp_path):
     with pytest.raises(ValueError, match="no such folder"):
         open_source(str(tmp_path / "nothing"))
     (tmp_path / "text.txt").write_text("hello")
-    with pytest.raises(ValueError, match="no pictures there"):
+    with pytest.raises(ValueError, match="no images there"):
         open_source(str(tmp_path))
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(ValueError, match="broken.png: no mask picture"):
-        judge(open_source(str(tmp_path)), "auto")
+    with pytest.raises(ValueError, match="broken.png: not a mask image"):
+        resolve_polarity(open_source(str(tmp_path)), "auto")
     with pytest.raises(ValueError, match="polarity=black"):
-        judge(open_source(str(tmp_path)), "black")
+        resolve_polarity(open_source(str(tmp_path)), "black")

@@ -7,7 +7,7 @@ from PIL import Image
 
 from shards import store
 from shards.manifest import open_manifest, read_index
-from shards.mask_sets import MaskSet, drawn, holes, write_mask_set
+from shards.mask_sets import MaskSet, draw_masks, hole_sampler, write_mask_set
 from shards.masks import (
     BUCKETS,
     FIXED,
@@ -80,7 +80,7 @@ def test_ratios_are_uniform_over_the_range():
     assert ((counts - 100) ** 2 / 100).sum() < 24.3
 
 
-def test_masks_cover_all_of_the_picture_about_alike():
+def test_masks_cover_all_of_the_image_about_alike():
     total = np.mean([irregular(64, 64, 0.2, 0.4, 0, (9, n)) for n in range(600)], axis=0)
     edge = np.concatenate([total[:4].ravel(), total[-4:].ravel()])
     assert 0.85 < edge.mean() / total[24:40, 24:40].mean() < 1.15
@@ -169,36 +169,36 @@ def test_a_mask_set_is_the_same_bytes_when_made_again(tmp_path):
 
 
 def test_a_larger_set_begins_with_the_smaller_one():
-    few = {mask.src: mask.hole for mask in drawn(48, 2, seed=1)}
-    many = {mask.src: mask.hole for mask in drawn(48, 4, seed=1)}
+    few = {mask.src: mask.hole for mask in draw_masks(48, 2, seed=1)}
+    many = {mask.src: mask.hole for mask in draw_masks(48, 4, seed=1)}
     assert all((many[src] == hole).all() for src, hole in few.items())
 
 
 def test_an_opened_set_gives_the_masks_that_were_drawn(tmp_path):
     write_mask_set(str(tmp_path), size=48, per_bucket=3, seed=1)
     masks = MaskSet(open_manifest(str(tmp_path)))
-    for place, mask in enumerate(drawn(48, 3, seed=1)):
+    for place, mask in enumerate(draw_masks(48, 3, seed=1)):
         assert (masks[place] == mask.hole).all() and masks.buckets[place] == mask.bucket
         assert masks.ratios[place] == mask.hole.mean()
 
 
 def test_training_can_take_its_masks_from_a_set(tmp_path):
     write_mask_set(str(tmp_path), size=48, per_bucket=4, seed=1)
-    pick = holes(MaskPolicy("external", low=0.2, high=0.4, url=str(tmp_path)), 48, 48)
+    pick = hole_sampler(MaskPolicy("external", low=0.2, high=0.4, url=str(tmp_path)), 48, 48)
     chosen = [pick(1, 0, key) for key in range(60)]
     assert all(0.2 < hole.mean() <= 0.4 for hole in chosen)
     assert len({hole.tobytes() for hole in chosen}) == 8  # not the squares
     assert (pick(1, 0, 7) == chosen[7]).all()
-    smaller = holes(MaskPolicy("external", url=str(tmp_path)), 24, 24)(1, 0, 3)
+    smaller = hole_sampler(MaskPolicy("external", url=str(tmp_path)), 24, 24)(1, 0, 3)
     assert smaller.shape == (24, 24) and set(np.unique(smaller)) == {0, 1}
     with pytest.raises(ValueError, match="no irregular mask"):
-        holes(MaskPolicy("external", low=0.9, high=1.0, url=str(tmp_path)), 48, 48)
+        hole_sampler(MaskPolicy("external", low=0.9, high=1.0, url=str(tmp_path)), 48, 48)
 
 
-def test_a_set_of_pictures_is_no_mask_set(tmp_path):
+def test_a_set_of_images_is_no_mask_set(tmp_path):
     from tests.support.sets import image_set
 
-    with pytest.raises(ValueError, match="no masks"):
+    with pytest.raises(ValueError, match="not masks"):
         MaskSet(image_set(tmp_path, 3))
 
 

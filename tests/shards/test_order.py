@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from shards.order import Order, amplification, mix, shuffled, turn
+from shards.order import Order, amplification, mix, rank_positions, shuffled
 
 # the first five outputs of splitmix64 for seed 1234567, as printed with its reference C code
 SPLITMIX = (
@@ -108,19 +108,19 @@ def _firsts(epoch, count):
 
 
 def test_turns_share_a_batch_equally_and_in_order():
-    shares = [turn(96, 24, rank, 4) for rank in range(4)]
+    shares = [rank_positions(96, 24, rank, 4) for rank in range(4)]
     assert {len(share) for share in shares} == {6}
     assert sorted(place for share in shares for place in share) == list(range(96, 120))
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_with_the_way_out():
     with pytest.raises(ValueError, match="multiple of 3"):
-        turn(0, 16, 0, 3)
+        rank_positions(0, 16, 0, 3)
     with pytest.raises(ValueError, match="rank=3"):
-        turn(0, 16, 3, 3)
+        rank_positions(0, 16, 3, 3)
 
 
-def test_neighbours_on_disk_are_spread_over_batches():
+def test_neighbors_on_disk_are_spread_over_batches():
     """A set stored class by class gives batches at least as varied as uniform draws would."""
     count, classes, batch = 20_000, 100, 64
     found = order(count, 10)

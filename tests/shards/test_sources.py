@@ -13,7 +13,7 @@ from shards.hygiene import Policy
 from shards.pack import Reject
 from shards.plan import Entry, Row, make_plan
 from shards.sources import SOURCES, source
-from shards.sources.files import Loader, files, read_file
+from shards.sources.files import Loader, list_files, read_file
 from shards.sources.published import hold_out
 
 
@@ -68,7 +68,7 @@ def test_a_file_is_read_from_a_folder_a_tar_and_a_zip_alike(tmp_path: Path) -> N
     tar = tarred(tmp_path / "in", "a", "ü", name="in.tar", into=tmp_path)
     deflated = zipped(tmp_path / "in", "a", "ü", name="in.zip", into=tmp_path)
     for place in (tmp_path / "in", tar, deflated):
-        found = {f.path.decode(): f for f in files(place) if f.size}
+        found = {f.path.decode(): f for f in list_files(place) if f.size}
         assert set(found) == set(names)
         root, archive = (place, "") if place.is_dir() else (tmp_path, place.name)
         for name, file in found.items():
@@ -86,19 +86,19 @@ def test_a_zip_member_that_inflates_beyond_its_promise_is_refused_before_it_fill
     directory = written.rindex(b"PK\x01\x02")
     written[directory + 24 : directory + 28] = (1000).to_bytes(4, "little")
     place.write_bytes(written)
-    (found,) = files(place)
+    (found,) = list_files(place)
     tracemalloc.start()
-    with pytest.raises(ValueError, match="gone or changed"):
+    with pytest.raises(ValueError, match="missing or changed"):
         read_file(tmp_path, Row(0, found.path, found.size, -1, "bomb.zip", found.offset))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2_000_000
 
 
-def test_a_file_larger_than_any_picture_is_rejected_unread(tmp_path: Path) -> None:
+def test_a_file_larger_than_any_image_is_rejected_unread(tmp_path: Path) -> None:
     with open(tmp_path / "film.jpg", "wb") as file:
         file.truncate(50 << 30)  # sparse
-    (found,) = files(tmp_path)
+    (found,) = list_files(tmp_path)
     row = Row(0, found.path, found.size, -1, "", found.offset)
     rejected = Loader(tmp_path, Policy())(row)
     assert isinstance(rejected, Reject)
@@ -117,7 +117,7 @@ def test_a_zip_written_as_a_stream_is_read_though_its_local_headers_hold_no_size
         zipfile.ZipFile(Unseekable(file), "w", zipfile.ZIP_DEFLATED) as archive,
     ):
         archive.writestr("a.jpg", b"x" * 200_000)
-    (found,) = files(tmp_path / "s.zip")
+    (found,) = list_files(tmp_path / "s.zip")
     assert (
         read_file(tmp_path, Row(0, b"a.jpg", 200_000, -1, "s.zip", found.offset)) == b"x" * 200_000
     )
@@ -137,12 +137,12 @@ def test_a_link_back_to_a_folder_above_is_followed_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cut", "zeroed", "said"),
     [
-        (2048, None, "cut short or damaged at byte 2048"),  # between two members
-        (700, None, "no readable tar"),  # in a payload
-        (1124, None, "cut short or damaged at byte 1024"),  # in a header
-        (0, None, "no readable tar"),
-        (None, slice(1024, 1536), "cut short or damaged at byte 1024"),  # a whole header
-        (None, slice(1172, 1178), "cut short or damaged at byte 1024"),  # its checksum
+        (2048, None, "truncated or damaged at byte 2048"),  # between two members
+        (700, None, "not a readable tar"),  # in a payload
+        (1124, None, "truncated or damaged at byte 1024"),  # in a header
+        (0, None, "not a readable tar"),
+        (None, slice(1024, 1536), "truncated or damaged at byte 1024"),  # a whole header
+        (None, slice(1172, 1178), "truncated or damaged at byte 1024"),  # its checksum
     ],
 )
 def test_a_tar_that_is_cut_or_damaged_is_refused_and_never_half_listed(
@@ -157,7 +157,7 @@ def test_a_tar_that_is_cut_or_damaged_is_refused_and_never_half_listed(
         data[zeroed] = bytes(zeroed.stop - zeroed.start)
     (tmp_path / "in.tar").write_bytes(bytes(data[:cut]))
     with pytest.raises(ValueError, match=said):
-        list(files(tmp_path / "in.tar"))
+        list(list_files(tmp_path / "in.tar"))
 
 
 @pytest.mark.parametrize(
@@ -165,14 +165,14 @@ def test_a_tar_that_is_cut_or_damaged_is_refused_and_never_half_listed(
     [
         ("gone", "no such folder or archive"),
         ("x.tar.gz", "decompress it"),
-        ("x.zip", "no readable zip"),
+        ("x.zip", "not a readable zip"),
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, name: str, text: str) -> None:
     if name != "gone":
         (tmp_path / name).write_bytes(b"not an archive")
     with pytest.raises(ValueError, match=text) as error:
-        list(files(tmp_path / name))
+        list(list_files(tmp_path / name))
     assert "\n" not in str(error.value)
 
 
@@ -205,7 +205,7 @@ def test_about_the_share_asked_for_is_held_out_and_copies_stay_together(tmp_path
     assert 70 <= held <= 130  # 100 expected; four standard deviations are 38
 
 
-def test_a_new_picture_moves_no_other(tmp_path: Path) -> None:
+def test_a_new_image_moves_no_other(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{i}.jpg" for i in range(100)))
     before = {e.src: e.split for e in listed("folder", tmp_path, 0.3)}
     touch(tmp_path, *(f"new{i}.jpg" for i in range(50)))
@@ -372,7 +372,7 @@ def test_canyon_without_the_list_that_tells_val_apart_is_refused(
 ) -> None:
     root, _ = places
     (root / "lists" / "places365_val.txt").unlink()
-    with pytest.raises(ValueError, match="should hold places365_val.txt"):
+    with pytest.raises(ValueError, match="does not hold places365_val.txt"):
         listed("places365_canyon", root)
 
 
@@ -429,7 +429,7 @@ def test_a_list_with_commas_and_a_heading_is_read_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        (None, "should hold list_eval_partition.txt"),
+        (None, "does not hold list_eval_partition.txt"),
         ("000001.jpg 0\n000002.jpg 3\n", "line 2"),
         ("000001.jpg 0\n", "is not in list_eval_partition.txt"),
     ],
@@ -477,7 +477,7 @@ def test_a_val_can_be_taken_from_celeba_hqs_train_and_never_from_its_test(
 
 def test_fewer_faces_than_celeba_hq_has_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{i}.jpg" for i in range(10)))
-    with pytest.raises(ValueError, match="holds 10 images with 10 numbers, CelebA-HQ has 30,000"):
+    with pytest.raises(ValueError, match="10 images with 10 numbers, but CelebA-HQ has 30,000"):
         listed("celeba_hq", tmp_path)
 
 
@@ -500,13 +500,13 @@ def test_paris_is_read_unpacked_and_from_its_zips(tmp_path: Path) -> None:
         assert said(found) == VIEWS
         assert contents(found, place) == {name for _, name, _ in VIEWS}
     zipped(root, "paris_eval", name="paris_eval.zip")
-    with pytest.raises(ValueError, match="a zip and what it unpacks to are both there"):
+    with pytest.raises(ValueError, match="both a zip and its unpacked folder are there"):
         listed("paris", root)
 
 
 def test_half_of_paris_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "paris_train_original/1.jpg")
-    with pytest.raises(ValueError, match="should hold paris_train_original/ and paris_eval_gt/"):
+    with pytest.raises(ValueError, match="does not hold paris_train_original/ and paris_eval_gt/"):
         listed("paris", tmp_path)
 
 
@@ -527,7 +527,7 @@ def test_a_source_that_is_not_there_or_something_else_is_said_in_one_line(
 @pytest.mark.parametrize("layout", SOURCES)
 def test_every_source_says_what_its_publisher_offers(layout: str) -> None:
     text = source(layout).offer.text()
-    for word in ("page", "licence", "source="):
+    for word in ("page", "license", "source="):
         assert word in text
 
 
@@ -541,7 +541,7 @@ def test_the_counts_are_the_published_ones() -> None:
 
 
 def test_a_layout_nobody_knows_is_refused_with_the_choices() -> None:
-    with pytest.raises(ValueError, match="data.layout=imagenet is none of folder, places365_st"):
+    with pytest.raises(ValueError, match="data.layout=imagenet: choose one of folder, places365"):
         source("imagenet")
 
 

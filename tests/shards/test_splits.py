@@ -1,4 +1,4 @@
-"""Names that look like splits, on both sides: read, refused, and taken for classes."""
+"""Names that ambiguous names of splits, on both sides: read, refused, and taken for classes."""
 
 import zipfile
 from collections import Counter
@@ -110,10 +110,10 @@ def test_what_is_not_taken_and_what_a_folder_was_read_as_is_said(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     assert splits_of(tmp_path) == {"train": 1, "val": 1}
-    said = capsys.readouterr().err.splitlines()
-    assert said == [
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
         "splits: train2017/ is train, val2017/ is val",
-        "not taken: other/ (1 images), 1 images next to the split folders, train2017.zip",
+        "skipped: other/ (1 images), 1 images next to the split folders, train2017.zip",
     ]
 
 

@@ -19,7 +19,7 @@ from shards.mask_sets import write_mask_set
 from shards.masks import MaskPolicy, draw
 from shards.order import Order, mix
 from shards.stream import Stream, check_guards, examples, order_of
-from tests.support.sets import image_set, jpeg, picture
+from tests.support.sets import image_set, jpeg, smooth_image
 
 COUNT = 500
 CROP = Crop(32, flip=True)
@@ -112,7 +112,7 @@ def test_prefetched_batches_are_not_counted_as_used(pictures):
         assert running.position == third.position == 72
 
 
-def test_pixels_are_the_stored_pictures_at_the_crop_of_seed_epoch_and_key(pictures):
+def test_pixels_are_the_stored_images_at_the_crop_of_seed_epoch_and_key(pictures):
     found, _ = take(pictures, 50, masks=MaskPolicy("irregular"))
     for at, (images, masks, numbers) in enumerate(found):
         for i, (pixels, hole, key) in enumerate(zip(images, masks, numbers.tolist())):
@@ -120,7 +120,7 @@ def test_pixels_are_the_stored_pictures_at_the_crop_of_seed_epoch_and_key(pictur
                 continue
             epoch = (at * 24 + i) // COUNT
             cut = plan(CROP, 40, 40, mix(3, epoch, 3, key))
-            whole = np.asarray(Image.open(io.BytesIO(jpeg(picture(key)))).convert("RGB"))
+            whole = np.asarray(Image.open(io.BytesIO(jpeg(smooth_image(key)))).convert("RGB"))
             expected = whole[cut.top : cut.top + 32, cut.left : cut.left + 32]
             expected = expected[:, ::-1] if cut.flip else expected
             assert (pixels.numpy() == expected).all()
@@ -207,11 +207,11 @@ def test_guards_are_json_and_tell_another_order_by_name(pictures):
 
 def test_a_world_that_does_not_divide_the_lanes_is_warned_of_once(pictures):
     with (
-        pytest.warns(UserWarning, match="read by 5 of them.*4 or 6") as told,
+        pytest.warns(UserWarning, match="read by 5 of them.*4 or 6") as caught,
         stream(pictures, world_size=5, batch=20) as opened,
     ):
         next(opened), next(opened)
-    assert len(told) == 1
+    assert len(caught) == 1
     with pytest.warns(UserWarning, match="128"):
         stream(pictures, world_size=128, batch=128)
 
@@ -230,7 +230,7 @@ def test_settings_that_cannot_be_are_refused(pictures):
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-def test_a_picture_smaller_than_the_crop_is_named(pictures, threads):
+def test_a_image_smaller_than_the_crop_is_named(pictures, threads):
     running = stream(pictures, crop=Crop(48), threads=threads)
     with pytest.raises(ValueError, match=r"shard-\d+.tar: sample \d{9} at byte \d+: 40x40"):
         next(running)
@@ -267,7 +267,7 @@ def test_examples_can_be_cropped_and_given_up_halfway(pictures):
     before = set(threading.enumerate())
     walk = examples(pictures, "train", crop=Crop(32, "center"), threads=2)
     key, pixels = next(walk)
-    whole = np.asarray(Image.open(io.BytesIO(jpeg(picture(key)))).convert("RGB"))
+    whole = np.asarray(Image.open(io.BytesIO(jpeg(smooth_image(key)))).convert("RGB"))
     assert (pixels == whole[4:36, 4:36]).all()
     walk.close()
     assert set(threading.enumerate()) == before

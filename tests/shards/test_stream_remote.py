@@ -10,7 +10,7 @@ import torch
 
 from shards import store
 from shards.decode import Crop
-from shards.fetch import Remote, open_reader
+from shards.fetch import RemoteReader, open_reader
 from shards.manifest import open_manifest
 from shards.masks import MaskPolicy
 from shards.order import Piece, Window
@@ -105,7 +105,7 @@ def test_read_ahead_is_bounded(both, reads):
 
 def test_samples_are_let_go_when_taken(both):
     reader = open_reader(both[1], "train")
-    assert isinstance(reader, Remote)
+    assert isinstance(reader, RemoteReader)
     held = reader.expect(Window(0, 0, 5, (Piece(2, 10, 5),), np.array([4, 0, 3, 1, 2])), 3)
     assert [held.take(nth).row for nth in (0, 1, 2)] == [14, 10, 13]
     assert held.samples.result() == []  # rows 11 and 12 are not this rank's

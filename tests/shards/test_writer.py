@@ -22,8 +22,8 @@ from shards.pack import PackedSample, Reject, content_hash
 from shards.plan import Plan, Row, make_plan
 from shards.sources import source
 from shards.sources.files import Loader
-from shards.writer import Finished, finalise, missing, write
-from tests.support.sets import jpeg, picture, sample
+from shards.writer import Finished, finalize, missing, write
+from tests.support.sets import jpeg, sample, smooth_image
 
 COUNT = 120
 
@@ -35,8 +35,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(COUNT):
         folder = root / ("a", "b.c", "été")[number % 3]
         folder.mkdir(exist_ok=True)
-        (folder / f"{number // 3}.v1.jpg").write_bytes(jpeg(picture(number, 64, 48)))
-    (root / "a" / "0.v2.jpg").write_bytes(b"no picture")
+        (folder / f"{number // 3}.v1.jpg").write_bytes(jpeg(smooth_image(number, 64, 48)))
+    (root / "a" / "0.v2.jpg").write_bytes(b"not an image")
     return root
 
 
@@ -59,7 +59,7 @@ def build(out: Path, place: Path, **how: object) -> Finished:
     made = plan_of(place)
     for _ in write(str(out), made, loader(place), **how):  # type: ignore[arg-type]
         pass
-    return finalise(str(out), made)
+    return finalize(str(out), made)
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -87,7 +87,7 @@ def samples_of(manifest: Manifest):
 # --- what is written ------------------------------------------------------------------------------
 
 
-def test_every_picture_is_in_once_with_its_own_bytes(built: Finished, photos: Path) -> None:
+def test_every_image_is_in_once_with_its_own_bytes(built: Finished, photos: Path) -> None:
     seen = {row["src"]: tar[row["offset"] : row["offset"] + row["size"]]
             for _, _, tar, row in samples_of(built.manifest)}  # fmt: skip
     there = {str(p.relative_to(photos)): p.read_bytes() for p in photos.rglob("*.v1.jpg")}
@@ -153,7 +153,7 @@ def test_rejects_are_listed_with_their_reasons(built: Finished) -> None:
 
 def test_pictures_that_are_there_twice_are_counted(tmp_path: Path) -> None:
     for number in range(6):
-        store.write(tmp_path / "in" / f"{number}.jpg", jpeg(picture(number // 2)))
+        store.write(tmp_path / "in" / f"{number}.jpg", jpeg(smooth_image(number // 2)))
     assert build(tmp_path / "out", tmp_path / "in").duplicates == 3
 
 
@@ -167,9 +167,9 @@ def test_processes_and_tasks_change_no_byte(built: Finished, photos: Path, tmp_p
     made = plan_of(photos)
     for index in (2, 0, 1):
         with pytest.raises(ValueError, match="shards are missing"):
-            finalise(str(tmp_path / "tasks"), made)
+            finalize(str(tmp_path / "tasks"), made)
         list(write(str(tmp_path / "tasks"), made, loader(photos), task=(index, 3)))
-    finalise(str(tmp_path / "tasks"), made)
+    finalize(str(tmp_path / "tasks"), made)
     assert tree(tmp_path / "tasks") == expected
 
 
@@ -194,7 +194,7 @@ def test_two_writers_of_one_shard_are_harmless(
     next(first)
     list(write(str(tmp_path / "out"), made, loader(photos)))
     list(first)
-    finalise(str(tmp_path / "out"), made)
+    finalize(str(tmp_path / "out"), made)
     assert tree(tmp_path / "out") == tree(Path(built.manifest.url))
 
 
@@ -206,7 +206,7 @@ def test_until_it_is_finished_there_is_no_set_to_read(photos: Path, tmp_path: Pa
     for _ in write(out, made, loader(photos)):
         with pytest.raises(ValueError, match="no finished sharded set"):
             open_manifest(out)
-    finalise(out, made)
+    finalize(out, made)
     assert open_manifest(out).splits["train"].samples
 
 
@@ -222,7 +222,7 @@ def test_a_shard_that_has_its_index_is_not_written_again(
     records = list(write(str(out), made, loader(photos)))
     assert records[-1].shards == records[-1].of_shards == len(made.shards()) - 2
     assert {path: path.stat().st_ino for path in before} == before
-    finalise(str(out), made)
+    finalize(str(out), made)
     assert tree(out) == tree(Path(built.manifest.url))
 
 
@@ -241,7 +241,7 @@ def test_a_tar_that_is_not_its_indexs_is_named(photos: Path, tmp_path: Path) -> 
     with open(tmp_path / "out" / "train" / "shard-000000.tar", "ab") as file:
         file.write(b"\0" * 512)
     with pytest.raises(ValueError, match="shard-000000.parquet does not belong to its tar"):
-        finalise(str(tmp_path / "out"), plan_of(photos))
+        finalize(str(tmp_path / "out"), plan_of(photos))
 
 
 @pytest.mark.slow
@@ -252,7 +252,7 @@ def test_a_killed_worker_ends_the_run_with_a_line_and_the_next_run_goes_on(
     with pytest.raises(RuntimeError, match="a shard writer was killed"):
         list(write(out, made, _Suicidal(loader(photos)), workers=2))
     list(write(out, made, loader(photos)))
-    finalise(out, made)
+    finalize(out, made)
     assert tree(tmp_path / "out") == tree(Path(built.manifest.url))
 
 
@@ -273,38 +273,38 @@ class _Suicidal:
 
 def test_too_many_rejects_end_the_run_with_counts_and_examples(tmp_path: Path) -> None:
     for number in range(20):
-        data = jpeg(picture(number)) if number % 2 else (b"" if number % 4 else b"text")
+        data = jpeg(smooth_image(number)) if number % 2 else (b"" if number % 4 else b"text")
         store.write(tmp_path / "in" / f"{number}.jpg", data)
     out = tmp_path / "out"
     with pytest.raises(ValueError) as error:
         build(out, tmp_path / "in", max_reject_rate=0.1)
-    said = str(error.value)
-    assert "of 20 files rejected" in said and "max_reject_rate=0.1" in said
-    assert "5 empty, such as '18.jpg': no bytes" in said and "\n" not in said
+    message = str(error.value)
+    assert "of 20 files rejected" in message and "max_reject_rate=0.1" in message
+    assert "5 empty, such as '18.jpg': no bytes" in message and "\n" not in message
     assert not (out / "manifest.json").exists()
     made = plan_of(tmp_path / "in")
     list(write(str(out), made, loader(tmp_path / "in"), max_reject_rate=0.5))
-    finished = finalise(str(out), made, max_reject_rate=0.5)
+    finished = finalize(str(out), made, max_reject_rate=0.5)
     assert finished.rejects == {"format": 5, "empty": 5}
 
 
 def test_the_rate_is_held_at_the_end_too(tmp_path: Path) -> None:
-    store.write(tmp_path / "in" / "a.jpg", jpeg(picture(0)))
+    store.write(tmp_path / "in" / "a.jpg", jpeg(smooth_image(0)))
     store.write(tmp_path / "in" / "b.jpg", b"text")
     made = plan_of(tmp_path / "in")
     list(write(str(tmp_path / "out"), made, loader(tmp_path / "in"), max_reject_rate=0.5))
     with pytest.raises(ValueError, match="1 of 2 files rejected"):
-        finalise(str(tmp_path / "out"), made, max_reject_rate=0.4)
+        finalize(str(tmp_path / "out"), made, max_reject_rate=0.4)
 
 
 @pytest.mark.parametrize("change", ["removed", "grown"])
 def test_a_source_that_changed_since_the_plan_is_named(tmp_path: Path, change: str) -> None:
     target = tmp_path / "in" / "5.jpg"
     for number in range(10):
-        store.write(tmp_path / "in" / f"{number}.jpg", jpeg(picture(number)))
+        store.write(tmp_path / "in" / f"{number}.jpg", jpeg(smooth_image(number)))
     made = plan_of(tmp_path / "in")
     target.unlink() if change == "removed" else target.write_bytes(target.read_bytes() + b"x")
-    with pytest.raises(ValueError, match="5.jpg: gone or changed since the set was planned"):
+    with pytest.raises(ValueError, match="5.jpg: missing or changed since the set was planned"):
         list(write(str(tmp_path / "out"), made, loader(tmp_path / "in")))
 
 
@@ -327,7 +327,7 @@ def test_whatever_a_file_is_called_its_member_is_a_number_and_nothing_is_written
     with tarfile.open(tmp_path / "odd.tar", "w") as tar:
         for number, name in enumerate(NAMES):
             info = tarfile.TarInfo(name)
-            data = jpeg(picture(number))
+            data = jpeg(smooth_image(number))
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     before = set(tmp_path.rglob("*"))
@@ -337,7 +337,7 @@ def test_whatever_a_file_is_called_its_member_is_a_number_and_nothing_is_written
     )  # fmt: skip
     out = tmp_path / "set"
     list(write(str(out), made, loader(tmp_path / "odd.tar")))
-    manifest = finalise(str(out), made).manifest
+    manifest = finalize(str(out), made).manifest
     rows = [row for *_, row in samples_of(manifest)]
     assert sorted(row["src"] for row in rows) == sorted(NAMES)
     with tarfile.open(manifest.shard_url("train", manifest.splits["train"].shards[0])) as tar:
@@ -350,7 +350,7 @@ def test_a_name_that_is_not_utf8_is_read_and_shown_escaped(tmp_path: Path) -> No
     folder = tmp_path / "in"
     folder.mkdir()
     with open(os.path.join(os.fsencode(folder), b"caf\xe9.jpg"), "wb") as file:
-        file.write(jpeg(picture(1)))
+        file.write(jpeg(smooth_image(1)))
     manifest = build(tmp_path / "out", folder).manifest
     assert [row["src"] for *_, row in samples_of(manifest)] == ["caf\\xe9.jpg"]
 
@@ -371,7 +371,7 @@ def test_progress_counts_up_to_everything_with_a_rate_and_time_left(
 
 def made_samples(count: int = 10):
     for number in range(count):
-        yield sample(f"{number}", jpeg(picture(number)), 40, 40)
+        yield sample(f"{number}", jpeg(smooth_image(number)), 40, 40)
 
 
 def make(out: Path, **options: object) -> Finished:
@@ -400,7 +400,7 @@ def test_a_made_set_is_the_same_after_an_interruption(tmp_path: Path) -> None:
         (tmp_path / "b" / lost).unlink()
     make(tmp_path / "b", seed=1)
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
-    with pytest.raises(ValueError, match="was begun with seed=1, and this command says seed=2"):
+    with pytest.raises(ValueError, match="was started with seed=1, now seed=2"):
         make(tmp_path / "b", seed=2)
 
 

@@ -19,7 +19,7 @@ import pytest
 from shards import objects, store
 from shards.manifest import open_manifest
 from tests.support.s3 import Faults
-from tests.support.sets import jpeg, picture
+from tests.support.sets import jpeg, smooth_image
 
 RUN = """
 import sys
@@ -37,7 +37,7 @@ def main(photos, out, workers):
     print("planned", flush=True)
     for _ in writer.write(out, made, Loader(photos, Policy()), workers=workers):
         print("shard", flush=True)
-    writer.finalise(out, made)
+    writer.finalize(out, made)
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
@@ -53,8 +53,8 @@ FAULTS = [
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("photos")
     for number in range(400):
-        (root / f"{number:04d}.jpg").write_bytes(jpeg(picture(number, 48, 48)))
-    (root / "bad.jpg").write_bytes(b"no picture")
+        (root / f"{number:04d}.jpg").write_bytes(jpeg(smooth_image(number, 48, 48)))
+    (root / "bad.jpg").write_bytes(b"not an image")
     return root
 
 
@@ -89,7 +89,7 @@ def clean(script: Path, photos: Path, out: Path) -> dict[str, str]:
 
 def objects_below(url: str) -> dict[str, str]:
     system, root = objects._system(url)
-    found = objects.persist(url, lambda system, path: system.find(path))
+    found = objects.with_retries(url, lambda system, path: system.find(path))
     return {
         path.removeprefix(root + "/"): hashlib.sha256(store.read("s3://" + path)).hexdigest()
         for path in found

@@ -1,12 +1,12 @@
-"""An HTTP proxy that misbehaves on request, in front of an S3 server.
+"""An HTTP proxy in front of an S3 server that injects faults on request.
 
     python faultproxy.py PORT UPSTREAM [SEED]
 
-`POST /__faults__` takes a JSON list of rules and empties the log; `GET /__faults__` gives the log,
-one [method, path, what was done] a request. A rule: `act` (status, reset, truncate, stall, flip,
-delay), and optionally `method`, `path` (a regular expression), `skip` (leave the first n alone),
-`times` (at most n), `rate` (a share of the matches), `status` and `code` or `body` (act status),
-`seconds` (stall, delay), `bytes` (truncate: how many come through).
+`POST /__faults__` takes a JSON list of rules and empties the log; `GET /__faults__` returns the
+log, one [method, path, action] per request. A rule: `act` (status, reset, truncate, stall, flip,
+delay), and optionally `method`, `path` (a regular expression), `skip` (pass the first n), `times`
+(at most n), `rate` (a share of the matches), `status` and `code` or `body` (act status), `seconds`
+(stall, delay), `bytes` (truncate: how many are sent).
 """
 
 import asyncio
@@ -125,7 +125,7 @@ def main(port: int, upstream: str, seed: int) -> None:
         async def watch() -> None:
             while os.getppid() == parent:
                 await asyncio.sleep(1)
-            os._exit(0)  # ends with whoever started it
+            os._exit(0)  # ends with its parent
 
         app["watch"] = asyncio.create_task(watch())
 

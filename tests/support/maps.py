@@ -5,7 +5,7 @@ import torch
 
 def holes(kind, n, h, w):
     mask = torch.zeros(n, 1, h, w)
-    if kind == "centre":
+    if kind == "center":
         mask[:, :, h // 3 : 2 * h // 3, w // 3 : 2 * w // 3] = 1
     elif kind == "border":
         mask[:, :, : h // 2, w - 3 :] = 1

@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 class Process:
@@ -65,7 +65,7 @@ class Process:
 
 
 class MlflowServer:
-    """`mlflow server` on a free port, over sqlite and a folder unless told otherwise."""
+    """`mlflow server` on a free port, over sqlite and a folder by default."""
 
     def __init__(self, folder: Path, *words: str, env: Mapping[str, str] = {}, backend="") -> None:
         self.folder, self.words = folder, words
@@ -223,8 +223,8 @@ class Postgres:
 
 def postgres_bin() -> str | None:
     """The folder of PostgreSQL's programs; None where it is not installed."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if found:
-        return str(found[-1].parent)
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if programs:
+        return str(programs[-1].parent)
     initdb = shutil.which("initdb")
     return str(Path(initdb).parent) if initdb else None

@@ -1,4 +1,4 @@
-"""A small evaluation: five photographs in two shards, three masks a bucket in three."""
+"""A small evaluation: five photographs in two shards, three masks per bucket in three shards."""
 
 import io
 from pathlib import Path
@@ -11,7 +11,7 @@ from shards.masks import FIXED, NAMES, irregular, square
 from shards.pack import PackedSample
 from shards.writer import write_set
 
-SIZE, PICTURES, MASKS = 64, 5, 3
+SIZE, IMAGES, MASKS = 64, 5, 3
 BUCKETS = [*NAMES, FIXED]
 
 
@@ -21,7 +21,7 @@ def png(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def crops(count: int = PICTURES, size: int = SIZE) -> list[np.ndarray]:
+def crops(count: int = IMAGES, size: int = SIZE) -> list[np.ndarray]:
     photograph = data.astronaut()
     return [photograph[40 * i : 40 * i + size, 200 : 200 + size] for i in range(count)]
 
@@ -33,10 +33,10 @@ def hole(bucket: str, i: int, size: int = SIZE) -> np.ndarray:
     return irregular(size, size, low, high, 0, [7, i])
 
 
-def image_set(out: Path, pictures: list[np.ndarray], per_shard: int = 3, split: str = "val") -> str:
-    """URL of a set of the pictures, stored as PNG."""
+def image_set(out: Path, images: list[np.ndarray], per_shard: int = 3, split: str = "val") -> str:
+    """URL of a set of the images, stored as PNG."""
     samples = [
-        PackedSample(f"{i}.png", png(p), "png", _row(p, "images")) for i, p in enumerate(pictures)
+        PackedSample(f"{i}.png", png(p), "png", _row(p, "images")) for i, p in enumerate(images)
     ]
     write_set(str(out), "astronaut", "images", {split: samples}, options={}, per_shard=per_shard)
     return str(out)

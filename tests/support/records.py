@@ -76,13 +76,13 @@ class Database:
         ((uri,),) = self.rows("select artifact_uri from runs where name = ?", name)
         return Path(unquote(urlsplit(uri).path))
 
-    def pictures(self, name: str) -> dict[str, list[int]]:
-        """Steps of each picture's key."""
-        found: dict[str, list[int]] = {}
+    def images(self, name: str) -> dict[str, list[int]]:
+        """Steps of each image key."""
+        steps: dict[str, list[int]] = {}
         for path in self.artifacts(name).glob("images/*.png"):
             key, step = path.name.split("+step+")
-            found.setdefault(key.replace("~", "/"), []).append(int(step.partition("+")[0]))
-        return {key: sorted(steps) for key, steps in found.items()}
+            steps.setdefault(key.replace("~", "/"), []).append(int(step.partition("+")[0]))
+        return {key: sorted(values) for key, values in steps.items()}
 
 
 def logged_steps(run: Path) -> list[int]:

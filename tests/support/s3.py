@@ -1,13 +1,12 @@
-"""Private S3 servers for tests: moto and Swift, each its own process, and a proxy that misbehaves.
+"""S3 servers for tests: moto and Swift, each in its own process, and a proxy that injects faults.
 
 Fixtures (import them in a conftest): `moto`, `swift` (servers of the session), `bucket` (a fresh
 s3:// URL on moto, the environment pointing at it), `both` (the same, on each server in turn),
 `faults` (a proxy in front of moto, and its URL in the environment). All bind 127.0.0.1 on free
-ports and leave no process and no file behind.
+ports and leave no process or file behind.
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import shutil
@@ -26,12 +25,15 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.launch.topology import free_port
+from pipeline.launch.workers import die_with_parent
+
 HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running S3 endpoint, and the environment in which clients find it."""
+    """A running S3 endpoint, and the environment variables that point clients at it."""
 
     endpoint: str
     key: str = "lacuna"
@@ -71,11 +73,11 @@ class Faults:
     server: Server
 
     def set(self, *rules: dict) -> None:
-        """Replaces the rules (see faultproxy.py) and empties the log."""
+        """Replace the rules (see faultproxy.py) and empty the log."""
         self._control(json.dumps(rules).encode())
 
     def log(self) -> list[list[str]]:
-        """[method, path, what was done] of each request since."""
+        """[method, path, action] of each request since then."""
         return self._control(None)
 
     def _control(self, data: bytes | None) -> list[list[str]]:
@@ -85,26 +87,15 @@ class Faults:
             return json.load(answer)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed pytest leaves none
-
-
 @contextlib.contextmanager
 def running(command: list[str], port: int, limit: float = 60.0) -> Iterator[None]:
-    """`command` as a process of its own, from the moment its port answers until the end."""
+    """Run `command` as a process; enters once its port answers, kills it at the end."""
     process = subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=die_with_parent,
     )
     try:
         end = time.monotonic() + limit
@@ -123,8 +114,8 @@ def running(command: list[str], port: int, limit: float = 60.0) -> Iterator[None
 
 @contextlib.contextmanager
 def moto_server() -> Iterator[Server]:
-    """moto as a process of its own, so that it shares no GIL with what it serves."""
-    port = _free_port()
+    """moto in its own process, so that it shares no GIL with its clients."""
+    port = free_port()
     code = "import sys; from moto.server import main; main(sys.argv[1:])"
     with running([sys.executable, "-c", code, "-H", "127.0.0.1", "-p", str(port)], port):
         yield Server(f"http://127.0.0.1:{port}")
@@ -132,8 +123,8 @@ def moto_server() -> Iterator[Server]:
 
 @contextlib.contextmanager
 def swift_server() -> Iterator[Server]:
-    """OpenStack Swift's S3 API."""
-    port, folder = _free_port(), tempfile.mkdtemp(prefix="lacuna-swift-")
+    """The S3 API of OpenStack Swift."""
+    port, folder = free_port(), tempfile.mkdtemp(prefix="lacuna-swift-")
     try:
         with running([sys.executable, str(HERE / "swift_server.py"), folder, str(port)], port):
             yield Server(f"http://127.0.0.1:{port}", "test:tester", "testing")
@@ -143,15 +134,15 @@ def swift_server() -> Iterator[Server]:
 
 @contextlib.contextmanager
 def fault_proxy(upstream: Server, seed: int = 0) -> Iterator[Faults]:
-    """A proxy in front of `upstream`; without rules it passes everything through."""
-    port = _free_port()
+    """A proxy in front of `upstream`; without rules it forwards everything."""
+    port = free_port()
     script = [sys.executable, str(HERE / "faultproxy.py"), str(port), upstream.endpoint, str(seed)]
     with running(script, port):
         yield Faults(Server(f"http://127.0.0.1:{port}", upstream.key, upstream.secret))
 
 
 def point_at(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of this process and its children, and no filesystem of an earlier one."""
+    """Point this process and its children at `server`, without filesystems of an earlier one."""
     from shards import objects
 
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "FSSPEC_S3_ENDPOINT_URL"):

@@ -2,13 +2,13 @@
 
     python swift_server.py FOLDER PORT
 
-Ring, account, container, object and proxy servers with one device in FOLDER, nothing outside it;
-user test:tester, secret testing. Needs `pip install swift`; up in about four seconds.
+Ring, account, container, object and proxy servers with one device in FOLDER, nothing outside it.
+User test:tester, secret testing. Needs `pip install swift`; starts in about four seconds.
 """
 
 import warnings
 
-warnings.simplefilter("ignore")  # eventlet's farewell
+warnings.simplefilter("ignore")  # eventlet's deprecation notice
 
 import eventlet  # noqa: E402
 
@@ -81,7 +81,7 @@ def main(folder: Path, port: int) -> None:
         ring.add_dev({**where, "id": 0, "zone": 1, "region": 1, "weight": 1.0})
         ring.rebalance(seed=1)
         ring.get_ring().save(str(folder / f"{kind}.ring.gz"))
-    logging.disable(logging.CRITICAL)  # memcached is absent on purpose, and said to be so often
+    logging.disable(logging.CRITICAL)  # memcached is absent on purpose; Swift logs that often
     for kind, listening in sockets.items():
         conf = folder / f"{kind}-server.conf"
         conf.write_text(BACK.format(folder=folder, kind=kind, port=listening.getsockname()[1]))
@@ -90,7 +90,7 @@ def main(folder: Path, port: int) -> None:
     conf.write_text(PROXY.format(folder=folder, port=port))
     _serve(_listen(port), wsgi.loadapp(str(conf)))
     parent = os.getppid()
-    while os.getppid() == parent:  # ends with whoever started it
+    while os.getppid() == parent:  # ends with its parent
         eventlet.sleep(1)
 
 

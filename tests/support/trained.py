@@ -99,7 +99,7 @@ def table(psnr: float, noise: float, seed: int, images: int = 60) -> pa.Table:
     """Build scores of images of differing difficulty, equal in every table, in the six buckets."""
     rows = images * len(NAMES)
     hardness = np.random.default_rng(0).normal(0, 2, rows)
-    columns: dict[str, Any] = {name: np.full(rows, 0.8) for name in metrics.METRICS}
+    columns: dict[str, Any] = {m.name: np.full(rows, 0.8) for m in metrics.METRICS}
     columns["psnr"] = psnr + hardness + np.random.default_rng(seed).normal(0, noise, rows)
     columns |= {
         "pair": range(rows),
@@ -109,4 +109,4 @@ def table(psnr: float, noise: float, seed: int, images: int = 60) -> pa.Table:
         "bucket": [NAMES[i % len(NAMES)] for i in range(rows)],
         "ratio": [0.3] * rows,
     }
-    return pa.table(columns, schema=results.SCHEMA)
+    return pa.table(columns, schema=results.schema())

@@ -10,7 +10,7 @@ def test_its_answer_has_every_row_ratio_and_target() -> None:
     answer = attention.run(batch=2, size=16, channels=8, repetitions=5, device="cpu")
     assert answer["bench"] == "attention"
     rows = {row["name"]: row for row in answer["rows"]}
-    cases = ("centre forward", "centre both", "irregular both")
+    cases = ("center forward", "center both", "irregular both")
     expected = {f"{case} {name}" for case in cases for name in ("loop", "grouped", "ours")}
     assert rows.keys() == expected | {"matrix product"}
     assert all(len(row["seconds"]) == 5 for row in rows.values())
@@ -25,7 +25,7 @@ def test_methods_that_disagree_are_not_timed() -> None:
 
     methods = {"loop": attention.loop, "wrong": wrong}
     with pytest.raises(RuntimeError, match="wrong differs from the loop"):
-        attention.assert_equal(methods, torch.randn(1, 4, 8, 8), attention.centre(1, 8))
+        attention.assert_equal(methods, torch.randn(1, 4, 8, 8), attention.center(1, 8))
 
 
 def test_the_peak_is_that_of_the_tensors_alive_at_once() -> None:

@@ -2,8 +2,14 @@
 
 import pytest
 
+from jobs.snapshot import refuse_secrets
+from jobs.spec import Cluster, Job, SubmitError, check
+from pipeline import doctor
 from pipeline.common.errors import ConfigError
+from pipeline.common.secrets import redact, refuse_secret
 from pipeline.config.compose import compose
+from pipeline.config.schema import DoctorConfig
+from pipeline.tracking.delivery import flatten
 
 # Published examples (AWS's documentation) and made-up values of the publishers' shapes.
 SECRETS = [
@@ -36,6 +42,74 @@ REFERENCES = [
 ]
 
 
+# Names of environment variables and keys, and whether their values are secret.
+NAMES = {
+    "HF_TOKEN": True,
+    "DB_CREDENTIAL": True,
+    "SITE_CREDENTIALS": True,
+    "WANDB_API_KEY": True,
+    "AWS_SECRET_ACCESS_KEY": True,
+    "SSH_PRIVATE_KEY": True,
+    "MLFLOW_TRACKING_PASSWORD": True,
+    "TOKENIZER_HUB_TOKEN": True,
+    "HF_TOKENIZER_DIR": False,
+    "TOKENIZERS_PARALLELISM": False,
+    "SSH_PRIVATE_KEY_PATH": False,
+    "HF_TOKEN_PATH": False,
+    "AWS_SHARED_CREDENTIALS_FILE": False,
+    "GOOGLE_APPLICATION_CREDENTIALS": False,
+    "SECRETS_DIR": False,
+    "XDG_CACHE_HOME": False,
+}
+
+
+def refused(function, *arguments):
+    try:
+        function(*arguments)
+    except (ConfigError, SubmitError):
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("name", "secret"), NAMES.items())
+def test_one_rule_decides_everywhere_which_names_are_secret(monkeypatch, name, secret):
+    value = "/data/places"
+    job = Job(id="x", verb="train", arguments=(), run="runs/x", folder="runs/x")
+    cluster = Cluster(scheduler="slurm", env={name: value})
+    assert refused(check, job, cluster) is secret, "the environment of a job"
+    assert refused(refuse_secret, "cluster.setup", f"export {name}=abc") is secret, "a command"
+    assert flatten({name.lower(): value}) == {name.lower(): "***" if secret else value}
+    assert flatten({name: {"a": {"b": value}}}) == (
+        {name: "***"} if secret else {f"{name}.a.b": value}
+    )
+    for text in (f"{name}={value}", f'"{name.lower()}": "{value}"', f"--{name.lower()}={value}"):
+        assert (value not in redact(text)) is secret, text
+
+    monkeypatch.setenv(name, value)
+    assert redact(f"data.url={value}/train") == f"data.url={'***' if secret else value}/train"
+    assert refused(refuse_secret, "data.url", f"{value}/train") is secret, "a value of the config"
+    assert refused(refuse_secrets, f"+url = {value}") is secret, "uncommitted changes"
+
+
+def test_of_two_secrets_that_begin_alike_nothing_is_left(monkeypatch):
+    monkeypatch.setenv("A_TOKEN", "correct-horse")
+    monkeypatch.setenv("B_TOKEN", "correct-horse-battery")
+    assert redact("x correct-horse-battery y") == "x *** y"
+
+
+def test_doctor_shows_no_secret(monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:pass/word@host")
+    monkeypatch.setenv("DB_CREDENTIAL", "correct-horse")
+    monkeypatch.setenv("HF_TOKENIZER_DIR", "/dev/null")
+    for name in ("python", "torch_build", "devices", "precision", "packages", "weights"):
+        monkeypatch.setattr(doctor, name, lambda: doctor.Check("x", "ok", "y"))
+    with pytest.raises(SystemExit):
+        doctor.main(DoctorConfig(url="/dev/null/correct-horse"))
+    shown = capsys.readouterr().err
+    assert "MLFLOW_TRACKING_URI=*** cannot be used" in shown and "/dev/null/***" in shown
+    assert not any(word in shown for word in ("bob", "pass/", "word@", "correct-horse"))
+
+
 def scheduler(word):
     return "cluster=kubernetes" if word.startswith("cluster.patch") else "cluster=slurm"
 
@@ -44,15 +118,15 @@ def scheduler(word):
 def test_a_secret_as_plain_text_is_refused_in_one_line_that_does_not_repeat_it(word):
     with pytest.raises(ConfigError, match="holds a secret as plain text") as refused:
         compose("submit", [scheduler(word), word])
-    told = str(refused.value)
-    assert told.startswith(word.partition("=")[0]) and "cluster.secrets" in told
-    assert "\n" not in told and len(told) < 250
+    message = str(refused.value)
+    assert message.startswith(word.partition("=")[0]) and "cluster.secrets" in message
+    assert "\n" not in message and len(message) < 250
     for value in ("abc", "hunter2", "AKIA", "ghp_"):
-        assert value not in told
+        assert value not in message
 
 
 @pytest.mark.parametrize("word", REFERENCES)
-def test_what_only_names_a_secret_is_taken(word):
+def test_a_reference_to_a_secret_is_accepted(word):
     assert compose("submit", [scheduler(word), word])
 
 
@@ -70,6 +144,6 @@ def test_a_file_that_holds_a_token_may_be_named_in_a_job_and_a_token_may_not(mon
 def test_a_shell_s_braces_are_answered_with_how_to_write_them():
     with pytest.raises(
         ConfigError, match=r"\$\{NAME\} stands for another key .* is \$NAME"
-    ) as told:
+    ) as caught:
         compose("submit", ["cluster=slurm", "cluster.setup=['cd ${WORK_DIR}']"])
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)

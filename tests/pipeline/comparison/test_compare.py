@@ -1,4 +1,4 @@
-"""Runs side by side with the papers' rows: which cell may be set against which."""
+"""Our runs next to the papers' rows: which cells are comparable, and how they are printed."""
 
 import csv
 import io
@@ -12,13 +12,13 @@ from pipeline.comparison.collect import Evaluation
 from pipeline.comparison.table import as_csv, as_markdown, as_text
 from pipeline.config.compose import compose
 from pipeline.evaluation import results
-from tests.support.scores import PICTURES, evaluation, table
+from tests.support.scores import IMAGES, evaluation, table
 
 
 def run(experiment, seed, psnr, recipe=None):
-    told = {"experiment": experiment, "seed": seed, "recipe": recipe or experiment}
-    told |= {"run": f"runs/{experiment}-{seed}", "images_seen": 9_600_000}
-    return evaluation(f"{experiment}-{seed}@9600000", psnr, seed + 1, **told)
+    facts = {"experiment": experiment, "seed": seed, "recipe": recipe or experiment}
+    facts |= {"run": f"runs/{experiment}-{seed}", "images_seen": 9_600_000}
+    return evaluation(f"{experiment}-{seed}@9600000", psnr, seed + 1, **facts)
 
 
 def sheet(*evaluations, table=None, against=None):
@@ -36,7 +36,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row_with_its_spread():
     other = run("msanet/table2/single_scale", 0, 35)
     made = sheet(*runs, other, table="2")
     together = row(made, "msanet/table2/msag (3 seeds)")
-    means = [results.summarise(r.table)["mean6"]["psnr"] for r in runs]
+    means = [results.summarize(r.table)["mean6"]["psnr"] for r in runs]
     cell = together.cells["mean6", "psnr"]
     assert cell.value == pytest.approx(np.mean(means))
     assert cell.std == pytest.approx(np.std(means, ddof=1)) and cell.n == 3
@@ -59,7 +59,7 @@ def test_a_printed_table_shows_what_we_have_and_the_command_for_what_we_lack():
 
 
 @pytest.mark.parametrize("name", [t for t in papers.load()["tables"] if t != "1"])
-def test_the_command_for_an_empty_cell_makes_what_counts_as_the_papers_protocol(name):
+def test_the_command_for_an_empty_cell_follows_the_papers_protocol(name):
     for line in sheet(table=name).rows:
         if not line.missing:
             continue
@@ -116,7 +116,7 @@ def test_the_derived_mean_of_six_is_the_one_of_tables_4_and_5():
         ({}, "MSA-Net", "ssim", papers.UNPUBLISHED),
         ({}, "EdgeConnect", "psnr", papers.UNPUBLISHED),
         ({}, "EdgeConnect", "ssim", "differs in SSIM window (uniform51_gray, ours gauss11_rgb)"),
-        ({"dataset_name": "cats"}, "MSA-Net", "psnr", "differs in pictures (Places2, ours cats)"),
+        ({"dataset_name": "cats"}, "MSA-Net", "psnr", "differs in images (Places2, ours cats)"),
         (
             {"masks_name": "irregular"},
             "MSA-Net",
@@ -131,7 +131,7 @@ def test_the_derived_mean_of_six_is_the_one_of_tables_4_and_5():
         ),
         ({"size": 512}, "MSA-Net", "psnr", "differs in size (256, ours 512)"),
         ({"split": "train"}, "MSA-Net", "psnr", "differs in split (test, ours train)"),
-        ({"images": 2}, "MSA-Net", "psnr", "differs in number of pictures (2000, ours 2)"),
+        ({"images": 2}, "MSA-Net", "psnr", "differs in number of images (2000, ours 2)"),
         (
             {"resize_short": None},
             "MSA-Net",
@@ -146,24 +146,24 @@ def test_each_printed_cell_says_what_it_may_be_compared_with(facts, label, metri
     assert status in as_text(made) and status in as_csv(made)
 
 
-def test_a_context_encoder_of_128_pixels_is_no_like_of_ours():
+def test_a_context_encoder_of_128_pixels_is_not_comparable():
     ours = evaluation(
         "ours", 24, protocol="musical", ssim="uniform7_rgb", dataset_name="celeba", images=19_962
     )
-    ours = Evaluation(ours.url, ours.facts, ours.table.slice(0, PICTURES))
+    ours = Evaluation(ours.url, ours.facts, ours.table.slice(0, IMAGES))
     made = sheet(ours, table="musical/3")
     assert "size (128, ours 256)" in row(made, "CE").cells["center", "l1"].status
     assert row(made, "SN").cells["center", "psnr"].status == papers.UNPUBLISHED
 
 
-def test_who_measured_a_row_is_told():
+def test_a_printed_row_names_who_measured_it():
     made = sheet(evaluation("ours", 30))
     assert "copied by the authors of MSA-Net from Liu et al. 2018" in row(made, "PConv").provenance
     assert "trained on the 12,000 masks" in row(made, "EdgeConnect").provenance
     assert row(made, "MSA-Net").provenance == "measured by the authors of MSA-Net"
 
 
-def test_rows_on_the_same_pairs_are_set_against_the_best_by_pairs():
+def test_rows_on_the_same_pairs_are_compared_with_the_best_pair_by_pair():
     made = sheet(evaluation("good", 30), evaluation("worse", 29.9, 1), evaluation("noise", 30, 2))
     assert made.reference == "good" or made.reference == "noise"
     assert row(made, "worse").against.endswith("worse")
@@ -173,11 +173,11 @@ def test_rows_on_the_same_pairs_are_set_against_the_best_by_pairs():
     assert "other pairs" in row(made, "elsewhere").cells["(0.1,0.2]", "psnr"].status
     assert not made.is_best(row(made, "elsewhere"), "(0.1,0.2]", "psnr")
     assert made.is_best(row(made, "good"), "(0.1,0.2]", "psnr")
-    with pytest.raises(ValueError, match="against=best is no row of ours here: good"):
+    with pytest.raises(ValueError, match=r"unknown against=best: choose from our rows \(good\)"):
         sheet(evaluation("good", 30), against="best")
 
 
-def test_easier_pairs_that_one_row_has_alone_are_not_what_the_others_are_set_against():
+def test_a_row_on_easier_pairs_of_its_own_is_not_the_reference():
     easy = evaluation("easy", 40, pairs_digest="b" * 64, pairs=7)
     made = sheet(evaluation("good", 30), easy, evaluation("worse", 29, 1))
     assert made.reference == "good"
@@ -185,16 +185,20 @@ def test_easier_pairs_that_one_row_has_alone_are_not_what_the_others_are_set_aga
     assert set(stars) == {"good", "worse"}  # worse only where all are equal: SSIM, L1
 
 
-def test_a_row_says_whether_weights_a_yardstick_or_somebody_s_pictures_were_measured():
+def test_a_row_says_whether_weights_a_baseline_or_predictions_were_measured():
     theirs = evaluation("theirs", 30, weights="unknown", predictions="answers/theirs")
     made = sheet(theirs, evaluation("telea", 29, weights="none"), run("quickstart", 0, 28))
-    told = {r.label: r.provenance for r in made.rows if r.kind == "ours"}
-    assert told["theirs"].startswith("measured here: the pictures in answers/theirs on places365")
-    assert told["telea"].startswith("ours: nothing trained on places365_standard test")
-    assert told["quickstart-0@9600000"].startswith("ours: raw weights after 9600000 images")
+    provenance = {r.label: r.provenance for r in made.rows if r.kind == "ours"}
+    assert provenance["theirs"].startswith(
+        "measured here: the predictions in answers/theirs on places365"
+    )
+    assert provenance["telea"].startswith(
+        "ours: a baseline without training on places365_standard test"
+    )
+    assert provenance["quickstart-0@9600000"].startswith("ours: raw weights after 9600000 images")
 
 
-def test_two_results_of_one_name_keep_apart():
+def test_two_results_of_one_name_are_listed_separately():
     twice = (evaluation("r@1", 30), evaluation("r@1", 31, pairs_digest="b" * 64))
     labels = [g.label for g in compare.group(twice)]
     assert len(set(labels)) == 2 and all(label.startswith("r@1, 280 pairs") for label in labels)
@@ -205,7 +209,7 @@ def test_csv_has_every_number_and_markdown_every_row():
     lines = list(csv.DictReader(io.StringIO(as_csv(made))))
     assert len(lines) == sum(len(r.cells) for r in made.rows)
     first = next(x for x in lines if x["row"] == "plain" and x["column"] == "mean6")
-    mean = results.summarise(table(29))["mean6"]["psnr"]
+    mean = results.summarize(table(29))["mean6"]["psnr"]
     assert float(first["value"]) == pytest.approx(mean)
     markdown = as_markdown(made)
     widths = {line.replace(r"\|", "").count("|") for line in markdown.splitlines() if "30." in line}
@@ -213,9 +217,11 @@ def test_csv_has_every_number_and_markdown_every_row():
 
 
 def test_tables_that_are_not_printed_and_comparisons_of_nothing_are_refused():
-    with pytest.raises(ValueError, match="table=7 is none of 1, 2, 3, 4, 5, 6, musical/1"):
+    with pytest.raises(
+        ValueError, match="unknown table=7: choose from 1, 2, 3, 4, 5, 6, musical/1"
+    ):
         sheet(table="7")
-    with pytest.raises(ValueError, match="nothing was evaluated yet"):
+    with pytest.raises(ValueError, match="no evaluations found"):
         sheet()
 
 

@@ -1,5 +1,6 @@
-"""From tables on disk into the page: one file, whole, that works in a browser."""
+"""The HTML report: one self-contained file that works in a browser."""
 
+import base64
 import re
 
 import numpy as np
@@ -17,7 +18,7 @@ from tests.support.scores import evaluation, table
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder with two evaluations, one of an unpleasant name, each with two pictures."""
+    """A folder with two evaluations, one with a name that is HTML, each with two images."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     mask = np.zeros((2, 32, 32), np.uint8)
@@ -39,7 +40,7 @@ def written(root, out):
     return compare.main(compose("compare", words).config)
 
 
-def test_the_report_is_one_file_that_escapes_names_and_asks_for_nothing(root, tmp_path):
+def test_the_report_is_one_file_that_escapes_names_and_loads_nothing(root, tmp_path):
     result = written(root, tmp_path / "out")
     assert [u.rsplit(".")[-1] for u in result["written"]] == ["md", "csv", "html"]
     page = (tmp_path / "out" / "compare.html").read_text()
@@ -52,52 +53,53 @@ def test_named_runs_alone_are_compared_and_unknown_ones_refused(root):
     words = [f"root={root}", "runs=[plain]"]
     result = compare.main(compose("compare", words).config)
     assert [r["label"] for r in result["rows"] if r["kind"] == "ours"] == ["plain"]
-    with pytest.raises(ValueError, match="runs=none: no evaluation of it was found"):
+    with pytest.raises(ValueError, match="runs=none has no evaluation"):
         compare.main(compose("compare", [f"root={root}", "runs=[none]"]).config)
 
 
-def test_somebody_else_s_files_among_the_evaluations_are_named_and_left_out(root, capsys):
+def test_foreign_files_among_the_evaluations_are_skipped_with_a_message(root, capsys):
     folder = f"{root}/evaluation"
     pq.write_table(pa.table({"a": [1]}), f"{folder}/other.parquet")
     with open(f"{folder}/torn.parquet", "wb") as file:
         file.write(b"PAR1")
     result = compare.main(compose("compare", [f"root={root}"]).config)
     assert len([r for r in result["rows"] if r["kind"] == "ours"]) == 2
-    told = capsys.readouterr().err
-    assert "other.parquet is no table that `evaluate` wrote" in told and "torn.parquet" in told
-    with pytest.raises(ValueError, match=r"other\.parquet is no table"):
+    message = capsys.readouterr().err
+    assert (
+        "other.parquet is not a table that `evaluate` wrote" in message
+        and "torn.parquet" in message
+    )
+    with pytest.raises(ValueError, match=r"other\.parquet is not a table"):
         compare.main(compose("compare", [f"root={root}", f"runs=[{folder}/other.parquet]"]).config)
 
 
-def test_more_runs_than_a_page_of_the_server_holds_are_all_found():
+def test_all_pages_of_a_search_are_read():
     class Page(list):
         token = None
 
-    asked = []
+    tokens = []
 
     def search(max_results, page_token):
-        asked.append(page_token)
+        tokens.append(page_token)
         start = int(page_token or 0)
         page = Page(range(start, min(start + max_results, 2500)))
         page.token = str(start + max_results) if start + max_results < 2500 else None
         return page
 
     assert list(collect._pages(search)) == list(range(2500))
-    assert asked == [None, "1000", "2000"]
+    assert tokens == [None, "1000", "2000"]
 
 
 @pytest.mark.skipif(installed() is None, reason="no Chromium here: apt-get install chromium")
-def test_in_a_browser_pictures_flip_and_the_slider_wipes(root, tmp_path):
+def test_in_a_browser_images_flip_and_the_slider_wipes(root, tmp_path):
     written(root, tmp_path / "out")
     with Page((tmp_path / "out" / "compare.html").as_uri()) as page:
-        assert page.run("document.querySelectorAll('#pictures tbody tr').length") == 2
-        heads = page.run("[...document.querySelectorAll('#pictures th')].map(e => e.textContent)")
+        assert page.run("document.querySelectorAll('#images tbody tr').length") == 2
+        heads = page.run("[...document.querySelectorAll('#images th')].map(e => e.textContent)")
         assert heads == ["sample", "original", "mask", "<script>alert(1)</script>", "plain"]
         page.until("[...document.images].every(i => i.naturalWidth === 32)")
-        cell = "document.querySelectorAll('#pictures tbody tr')[1].children[4].querySelector('img')"
-        first = (
-            "document.querySelectorAll('#pictures tbody tr')[1].children[1].querySelector('img')"
-        )
+        cell = "document.querySelectorAll('#images tbody tr')[1].children[4].querySelector('img')"
+        first = "document.querySelectorAll('#images tbody tr')[1].children[1].querySelector('img')"
         own = page.run(f"{cell}.src")
         page.run(f"{cell}.click()")
         assert page.run(f"{cell}.src === {first}.src")
@@ -107,7 +109,7 @@ def test_in_a_browser_pictures_flip_and_the_slider_wipes(root, tmp_path):
         assert (
             page.run("document.getElementById('over').style.clipPath") == "inset(0px 80% 0px 0px)"
         )
-        page.run("document.querySelectorAll('#pictures tbody a')[1].click()")
+        page.run("document.querySelectorAll('#images tbody a')[1].click()")
         assert page.run("document.getElementById('which').textContent") == "000000001-b1"
         page.run("right.value = 3; right.dispatchEvent(new Event('input'))")
         assert page.run("document.getElementById('under').src") == own
@@ -115,12 +117,18 @@ def test_in_a_browser_pictures_flip_and_the_slider_wipes(root, tmp_path):
         assert [url for url in page.requests if not url.startswith("file:")] == []
 
 
-def test_curves_of_all_runs_share_one_chart_and_span_it(monkeypatch):
+def test_curves_of_all_runs_share_one_chart(monkeypatch):
     histories = {"1": [(0.0, 20.0), (100.0, 24.0)], "2": [(50.0, 22.0), (200.0, 21.0)], "3": []}
     monkeypatch.setattr(report, "_history", lambda run, metric, root: histories[run])
-    named = [(f"run {i}", Evaluation("", {}, table(30), str(i))) for i in (1, 2, 3)]
-    chart = report._curve("val/psnr", named, "runs")
-    assert [line["label"] for line in chart["lines"]] == ["run 1", "run 2"]
-    assert chart["lines"][0]["points"] == "60.0,220.0 385.0,10.0"
-    assert chart["lines"][1]["points"].endswith("710.0,167.5")
+    named = [(f"run ${i}", Evaluation("", {}, table(30), str(i))) for i in (1, 2, 3)]
+    curve = report._curve("val/psnr", named, "runs")
+    svg = base64.b64decode(curve["src"].removeprefix("data:image/svg+xml;base64,")).decode()
+    assert svg.count("<!-- run $") == 2  # a comment in front of each label that is drawn
+    axis = report.chart("PSNR", {"run 1": histories["1"], "run 2": histories["2"]}).axes[0]
+    assert [list(map(tuple, line.get_xydata())) for line in axis.lines] == [
+        histories["1"],
+        histories["2"],
+    ]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["run 1", "run 2"]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("images seen", "PSNR")
     assert report._curve("val/psnr", named[2:], "runs") is None

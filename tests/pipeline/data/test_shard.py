@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.cli import main
 from shards.manifest import open_manifest
-from tests.support.sets import jpeg, picture
+from tests.support.sets import jpeg, smooth_image
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(40):
-        (folder / f"{number}.jpg").write_bytes(jpeg(picture(number, 300, 280)))
+        (folder / f"{number}.jpg").write_bytes(jpeg(smooth_image(number, 300, 280)))
     return folder
 
 
@@ -102,7 +102,7 @@ def test_without_a_source_it_says_what_the_publisher_offers(capsys: pytest.Captu
     for words in (["data=places365_standard"], ["data=places365_standard", "--dry-run"]):
         status, out, _ = run(capsys, *words)
         assert status == 0
-        for said in ("train_large_places365standard.tar", "1,803,460 train", "licence", "page"):
+        for said in ("train_large_places365standard.tar", "1,803,460 train", "license", "page"):
             assert said in out
 
 
@@ -155,12 +155,12 @@ def test_pictures_too_small_for_the_crop_are_rejected_by_name_unless_they_are_re
         (["source=.", "out=x", "task=a"], "task=a must be I/N"),
         (["source=.", "out=x", "data.shard_mb=0"], "data.shard_mb=0 is too small: at least 1"),
         (["source=.", "out=x", "data.quality=101"], "data.quality=101 is too large: at most 100"),
-        (["data.layout=imagenet"], "data.layout=imagenet is none of folder"),
+        (["data.layout=imagenet"], "data.layout=imagenet: choose one of folder"),
         (["verify", "/nonexistent"], "no manifest.json there"),
         (["info"], "shard info needs the URL"),
-        (["gc", "/nonexistent"], "no sharded set was begun there"),
+        (["gc", "/nonexistent"], "no sharded set there"),
         (["gc", "/nonexistent", "older_than=1h"], "older_than=1h is less than 24h"),
-        (["verify", "pipe://id"], "no storage is known as pipe://"),
+        (["verify", "pipe://id"], "unknown storage pipe://"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line_and_status_2(
@@ -272,7 +272,7 @@ def test_tars_that_are_not_there_end_with_one_line_and_what_wds_takes(
     "words, said",
     [
         ("source=s3://bucket/photos out={tmp}/set", "s3://bucket/photos is no local path"),
-        ("source={tmp} out=nosuch://bucket/set", "no storage is known as nosuch://"),
+        ("source={tmp} out=nosuch://bucket/set", "unknown storage nosuch://"),
         ("source={tmp}/from out={tmp}/other", "plan.json is not ours"),
         ("data=wds source={tmp}/from out={tmp}/set task=1/4", "indexed by one process"),
     ],

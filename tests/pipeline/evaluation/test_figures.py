@@ -24,40 +24,40 @@ def inputs(count=2):
 
 
 def gates(module, run):
-    """What the sigmoid gates of a module give while `run` runs."""
-    found = []
-    hooks = [m.register_forward_hook(lambda *a: found.append(a[2])) for m in module]
+    """The outputs of the sigmoid gates of a module while `run` runs."""
+    outputs = []
+    hooks = [m.register_forward_hook(lambda *a: outputs.append(a[2])) for m in module]
     with torch.no_grad():
         run()
     for hook in hooks:
         hook.remove()
-    return found
+    return outputs
 
 
-def test_weights_read_off_input_and_output_are_the_gates_own():
+def test_weights_computed_from_input_and_output_equal_the_gates_output():
     net, (images, masks) = network(), inputs()
     scales = net.group[0].scales
-    seen = figures.look(net, images, masks)
+    features = figures.first_block(net, images, masks)
     watched = [attend.gate for attend in scales.spatial] + [scales.channel.gate]
-    *spatial, channel = gates(watched, lambda: figures.look(net, images, masks))
-    assert len(spatial) == len(seen["before"]) == 4
-    for gate, before, after in zip(spatial, seen["before"], seen["after"]):
+    *spatial, channel = gates(watched, lambda: figures.first_block(net, images, masks))
+    assert len(spatial) == len(features["before"]) == 4
+    for gate, before, after in zip(spatial, features["before"], features["after"]):
         read = figures.spatial_map(before, after)
         somewhere = ~torch.isnan(read)
         torch.testing.assert_close(read[somewhere], gate[:, 0][somewhere])
         assert somewhere.float().mean() > 0.5
-    read = figures.channel_weights(seen["joined"], seen["attended"])
+    read = figures.channel_weights(features["joined"], features["attended"])
     alive = ~torch.isnan(read)
     torch.testing.assert_close(read[alive], channel[:, :, 0, 0][alive])
     assert alive.float().mean() > 0.3
 
 
 @pytest.mark.parametrize("kind", ["none", "cbam", "sca"])
-def test_other_attention_can_be_looked_into_and_none_is_one_everywhere(kind):
+def test_other_attention_can_be_drawn_and_none_is_one_everywhere(kind):
     net = network(spatial=kind, channel=kind)
-    seen = figures.look(net, *inputs())
-    read = figures.spatial_map(seen["before"][0], seen["after"][0])
-    weights = figures.channel_weights(seen["joined"], seen["attended"])
+    features = figures.first_block(net, *inputs())
+    read = figures.spatial_map(features["before"][0], features["after"][0])
+    weights = figures.channel_weights(features["joined"], features["attended"])
     for values in (read[~torch.isnan(read)], weights[~torch.isnan(weights)]):
         assert len(values)
         if kind == "none":
@@ -67,31 +67,33 @@ def test_other_attention_can_be_looked_into_and_none_is_one_everywhere(kind):
 
 
 @pytest.mark.parametrize("structure", ["msau", "single", "inception_v1"])
-def test_four_pictures_are_drawn_of_every_structure(structure, tmp_path):
+def test_four_figures_are_drawn_of_every_structure(structure, tmp_path):
     net = network(structure=structure)
     urls = figures.draw(net, *inputs(), str(tmp_path))
     names = [url.rsplit("/", 1)[-1] for url in urls]
     assert names == ["scales.png", "spatial.png", "channels.png", "masks.png"]
-    pictures = [np.asarray(Image.open(url)) for url in urls]
-    assert all(p.ndim == 3 and p.std() > 10 for p in pictures)
+    images = [np.asarray(Image.open(url)) for url in urls]
+    assert all(image.ndim == 3 and image.std() > 10 for image in images)
     columns = {"msau": 5, "single": 2, "inception_v1": 5}[structure]
-    assert pictures[0].shape[1] == columns * (figures.SIDE + figures.GAP)
+    features = figures.first_block(net, *inputs())
+    axes = figures.scales(features, [(torch.zeros(SIZE, SIZE, 3), "")] * 2).axes
+    assert len(axes) == 2 * columns and all(axis.get_title() for axis in axes[:columns])
 
 
-def test_the_mask_page_shows_what_each_downsampling_sees(tmp_path):
+def test_the_mask_figure_shows_what_each_downsampling_sees():
     images, masks = inputs(1)
-    figures.draw(network(), images, masks, str(tmp_path))
-    page = np.asarray(Image.open(tmp_path / "masks.png"))
+    figure = figures.known_masks(network(), masks, [(images[0].permute(1, 2, 0), "")])
     level = 1 - masks
-    for column in range(1, 5):
-        left = column * (figures.SIDE + figures.GAP)
-        panel = page[figures.HEAD :, left : left + figures.SIDE, 0][: figures.SIDE] > 127
-        assert panel.mean() == pytest.approx(level.mean().item(), abs=0.02)
+    for axis in figure.axes[1:]:
+        height, width = level.shape[-2:]
+        assert axis.get_title() == f"known, {height}×{width}"
+        np.testing.assert_array_equal(axis.images[0].get_array()[..., 0], level[0, 0])
         level = update_known(level)
+    assert len(figure.axes) == 5
     assert level.mean() > (1 - masks).mean()  # the hole shrinks from level to level
 
 
-def test_a_network_that_is_no_msanet_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="features= draws what MSA-Net's figures show"):
+def test_a_network_other_than_msanet_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="features= draws the figures of MSA-Net"):
         figures.draw(torch.nn.Identity(), *inputs(), str(tmp_path))
     assert not list(tmp_path.iterdir())

@@ -92,7 +92,7 @@ def test_an_archive_fills_the_hole_alone_and_never_sees_what_it_showed(model):
     "change, said",
     [
         (lambda image, mask: (image, 0.5 * mask), "threshold it"),
-        (lambda image, mask: (image, mask[..., :-8]), "one mask an image"),
+        (lambda image, mask: (image, mask[..., :-8]), "one (mask )?per image"),
         (lambda image, mask: (image * float("nan"), mask), "NaN"),
         (lambda image, mask: (image * 255, mask), r"scale its pixels to \[0, 1\]"),
     ],

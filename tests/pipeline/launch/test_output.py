@@ -18,7 +18,8 @@ def pod(verb, tmp_path):
     """`pod(words…)`: one start of the pod; the finished process, its log and its last word."""
 
     def call(*words):
-        done = verb(*words, env={**POD, "LACUNA_PODS": f"{tmp_path}/logs/pod-"})
+        env = {**POD, "LACUNA_PODS": f"{tmp_path}/logs/pod-"}
+        done = verb(*words, env=env, process=True)
         logs = tmp_path / "logs"
         return done, (logs / "pod-3.log").read_text(), (logs / "pod-3.state").read_text()
 

@@ -32,10 +32,10 @@ def table(psnr=24.0, ssim=0.85, spread=3.0, noise=0.0, seed=0, pictures=PICTURES
         "mask_key": [0] * rows,
         "bucket": names,
         "ratio": [0.3] * rows,
-        **{name: np.full(rows, ssim) for name in metrics.METRICS},
+        **{m.name: np.full(rows, ssim) for m in metrics.METRICS},
         "psnr": psnr + hardness + own + shift,
     }
-    return pa.table(columns, schema=results.SCHEMA)
+    return pa.table(columns, schema=results.schema())
 
 
 def decide(challenger, champion, **rules):

@@ -209,8 +209,8 @@ def test_it_loads_and_answers_in_an_interpreter_without_our_code_or_pickle(store
         ("models:/inpaint-msanet@champion", "no alias 'champion' at sqlite:///"),
         ("models:/inpaint-msanet/7", "no version 7 at sqlite:///"),
         ("models:/inpaint-msane/1", "mlflow.db; there are: inpaint-msanet"),
-        ("models:/a b/1", "no name for a registered model"),
-        ("models:/a/b/c", "names no model"),
+        ("models:/a b/1", "invalid name of a registered model"),
+        ("models:/a/b/c", "invalid models:"),
         ("nothing-here.pt2", "is no file: give models:/NAME@champion"),
     ],
 )
@@ -232,7 +232,7 @@ def test_a_registered_model_of_another_network_is_refused(store):
 
 @pytest.mark.parametrize("name", ["a/b", "", "a:b", "-x", "ä", "x" * 101])
 def test_a_bad_name_is_refused_before_anything_is_exported(store, name):
-    with pytest.raises(ValueError, match="no name for a registered model"):
+    with pytest.raises(ValueError, match="invalid name of a registered model"):
         register.checked_name(name)
 
 

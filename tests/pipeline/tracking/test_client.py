@@ -10,9 +10,14 @@ import threading
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
+from pipeline.common.errors import ConfigError
+from pipeline.common.secrets import redact, refuse_secret
+from pipeline.runs.run_json import update_run_json
 from pipeline.tracking import client, errors
 from pipeline.tracking.client import disk_of
 from pipeline.tracking.tracker import Tracker
@@ -42,12 +47,12 @@ print(client.create_run(experiment).info.run_id)
         subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, stderr=-1, text=True)
         for _ in range(4)
     ]
-    told = [child.communicate("x", timeout=120) for child in children]
+    outputs = [child.communicate("x", timeout=120) for child in children]
 
-    assert [child.returncode for child in children] == [0] * 4, told
+    assert [child.returncode for child in children] == [0] * 4, outputs
     uri = client.tracking_uri(str(tmp_path))
-    found = client.connect(uri).get_experiment_by_name("shared")
-    assert len(client.connect(uri).search_runs([found.experiment_id])) == 4
+    experiment = client.connect(uri).get_experiment_by_name("shared")
+    assert len(client.connect(uri).search_runs([experiment.experiment_id])) == 4
 
 
 @pytest.mark.parametrize(
@@ -56,6 +61,48 @@ print(client.create_run(experiment).info.run_id)
 def test_an_address_that_mlflow_cannot_serve_is_refused_with_the_allowed_ones(uri):
     with pytest.raises(errors.ServerError, match="http.*sqlite.*unset"):
         client.tracking_uri("runs", uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://ann:s3cret@host:5000/base", "http://host:5000/base"),
+        ("https://s3cret@host", "https://host"),
+        ("postgresql+psycopg://ann:s3cret@host:5432/db", "postgresql+psycopg://host:5432/db"),
+        ("http://ann:p@ss:s3cret@[::1]:5000", "http://[::1]:5000"),
+        ("http://host/base?token=s3cret#s3cret", "http://host/base"),
+        ("ann:s3cret@host:5000", "host:5000"),
+        ("http:ann:s3cret@host", "host"),
+        ("http://ann:s3/cret@host", "***"),
+        ("http://ann:s3?cret@host", "***"),
+        ("http://ann:s3#cret@host", "***"),
+        ("http://12:34/s3cret@host", "***"),
+        ("http://ann:s3cret", "***"),
+        ("http://host?token=s3c@ret", "***"),
+        ("http://ann:s3cret@[::1", "***"),
+        ("ann:s3cret@http://host", "***"),
+        ("sqlite:////data/a@b/mlflow.db", "sqlite:////data/a@b/mlflow.db"),
+    ],
+)
+def test_a_password_is_never_shown_however_malformed_the_address_is(monkeypatch, uri, shown):
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+    assert errors.display_uri(uri) == shown
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    if shown == "***":
+        with pytest.raises(errors.ServerError, match=r"=\*\*\* cannot be used: .*%2F") as caught:
+            client.tracking_uri()
+        for part in ("s3", "cret"):
+            assert part not in str(caught.value)
+
+
+def test_a_run_that_was_moved_with_its_store_is_found_at_its_new_place(tmp_path, blank_store):
+    run = tmp_path / "new" / "run"
+    update_run_json(str(run), mlflow_uri=f"sqlite:///{tmp_path}/old/mlflow.db")
+    shutil.copy(blank_store, tmp_path / "new" / "mlflow.db")
+    assert client.uri_for(str(run)) == f"sqlite:///{tmp_path}/new/mlflow.db"
+    shutil.copytree(tmp_path / "new", tmp_path / "old")
+    assert client.uri_for(str(run)) == f"sqlite:///{tmp_path}/old/mlflow.db"
 
 
 def test_a_password_in_the_address_is_used_but_never_shown(monkeypatch):
@@ -67,7 +114,27 @@ def test_a_password_in_the_address_is_used_but_never_shown(monkeypatch):
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "s3cr@t"
 
 
-def test_a_server_that_is_not_there_is_named_in_one_line(monkeypatch):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Failed to parse: http://ann:s3/cret@host",
+        "git+ssh://ann:s3cret@host/x.git",
+        "url='https://ann:12345s3cret@host:80'",
+    ],
+)
+def test_a_password_of_an_address_is_removed_from_other_text(text):
+    assert "cret" not in redact(text) and "host" in redact(text)
+    with pytest.raises(ConfigError, match="data.url holds a secret"):
+        refuse_secret("data.url", text)
+
+
+def test_an_image_of_a_registry_with_a_port_is_not_a_password():
+    image = "docker://registry.example:5000/lacuna@sha256:0123"
+    assert redact(image) == image
+    refuse_secret("cluster.image", image)
+
+
+def test_an_unreachable_server_is_named_in_one_line(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(errors.ServerError) as caught:
         client.ping(client.connect("http://127.0.0.1:9"), "http://127.0.0.1:9")
@@ -75,7 +142,7 @@ def test_a_server_that_is_not_there_is_named_in_one_line(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_a_server_of_something_else_is_told_apart():
+def test_a_server_that_is_not_mlflow_is_named():
     class Page(BaseHTTPRequestHandler):
         def do_GET(self):
             body = b"<html>welcome</html>"
@@ -113,17 +180,17 @@ def test_a_store_of_an_older_or_newer_mlflow_is_named_with_the_command(
     assert done.stderr.count("\n") == 1 and "mlflow db upgrade sqlite:///" in done.stderr
 
 
-def test_a_file_that_is_no_database_is_named(tmp_path):
+def test_a_file_that_is_not_a_database_is_named(tmp_path):
     (tmp_path / "mlflow.db").write_text("not a database at all" * 100)
     uri = client.tracking_uri(str(tmp_path))
     with pytest.raises(errors.ServerError, match="mlflow.db is damaged"):
         client.ping(client.connect(uri), uri)
 
 
-def test_a_place_where_no_database_can_be_made_is_named(tmp_path):
+def test_a_folder_where_no_database_can_be_created_is_named(tmp_path):
     (tmp_path / "file").write_text("no folder")
     uri = client.tracking_uri(str(tmp_path / "file"))
-    with pytest.raises(errors.ServerError, match=r"file/mlflow.db cannot be made \(.*\): check"):
+    with pytest.raises(errors.ServerError, match=r"file/mlflow.db cannot be created \(.*\): check"):
         client.connect(uri)
 
 
@@ -170,14 +237,14 @@ print(json.dumps({{"asked": asked, "client": get_telemetry_client() is not None}
     assert not list(tmp_path.rglob("telemetry.json"))
 
 
-MOUNTS = """\
-24 1 259:2 / / rw,relatime shared:1 - ext4 /dev/nvme0n1p2 rw
-51 24 0:45 / /home rw,relatime shared:27 - nfs4 filer:/export/home rw,vers=4.2,hard
-52 24 0:46 / /home/ann/my\\040runs rw shared:28 master:3 - lustre mds@tcp:/scratch rw
-53 51 0:47 / /home/local rw,relatime shared:29 - xfs /dev/sdb1 rw
-54 24 0:48 / /tmp rw - overlay overlay rw
-55 24 0:49 / /tmp rw - tmpfs tmpfs rw
-"""
+MOUNTS = [
+    ("/", "ext4"),
+    ("/home", "nfs4"),
+    ("/home/ann/my runs", "lustre"),
+    ("/home/local", "xfs"),
+    ("/tmp", "overlay"),
+    ("/tmp", "tmpfs"),
+]
 
 
 @pytest.mark.parametrize(
@@ -190,17 +257,18 @@ MOUNTS = """\
         ("/tmp/mlflow.db", "tmpfs"),
     ],
 )
-def test_the_disk_under_a_store_is_the_one_mounted_last_and_nearest(tmp_path, path, kind):
-    """The table as proc(5) describes it; a path that is not there has no link to follow."""
-    (tmp_path / "mountinfo").write_text(MOUNTS)
-    assert disk_of(Path(path), tmp_path / "mountinfo") == kind
+def test_the_disk_of_a_path_is_the_last_mount_at_its_nearest_mount_point(monkeypatch, path, kind):
+    mounts = [SimpleNamespace(mountpoint=point, fstype=fstype) for point, fstype in MOUNTS]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: mounts)
+    assert disk_of(Path(path)) == kind
 
 
 def test_the_disk_is_the_one_that_stat_names(tmp_path):
-    told = subprocess.run(["findmnt", "-no", "FSTYPE", "-T", tmp_path], capture_output=True)
-    if told.returncode:
+    if shutil.which("findmnt") is None:
         pytest.skip("findmnt is not installed")
-    assert disk_of(tmp_path / "mlflow.db") == told.stdout.decode().splitlines()[-1].strip()
+    for folder in (tmp_path, Path("/proc/self"), Path("/etc/hosts")):  # in a container a bind mount
+        done = subprocess.run(["findmnt", "-no", "FSTYPE", "-T", folder], capture_output=True)
+        assert disk_of(folder) == done.stdout.decode().splitlines()[-1].strip()
 
 
 def test_a_store_on_a_network_disk_is_warned_of_once(tmp_path, monkeypatch, capsys):
@@ -209,9 +277,9 @@ def test_a_store_on_a_network_disk_is_warned_of_once(tmp_path, monkeypatch, caps
     uri = client.tracking_uri(str(tmp_path))
     for _ in range(2):
         client.connect(uri)
-    told = capsys.readouterr().err
-    assert told.count("sqlite breaks under several jobs: set MLFLOW_TRACKING_URI") == 1
-    assert str(tmp_path / "mlflow.db") in told
+    output = capsys.readouterr().err
+    assert output.count("sqlite breaks under several jobs: set MLFLOW_TRACKING_URI") == 1
+    assert str(tmp_path / "mlflow.db") in output
 
 
 @pytest.mark.parametrize(
@@ -231,5 +299,5 @@ def test_a_403_names_the_permission_that_the_endpoint_needs(endpoint, words):
         f"API request to endpoint /api/{endpoint} failed with error code 403 != 200. "
         "Response body: 'Permission denied'"
     )
-    told = errors.explain(MlflowException(text), "http://mlflow.example")
-    assert words in told and endpoint.rsplit("/", 1)[-1] in told
+    line = errors.explain(MlflowException(text), "http://mlflow.example")
+    assert words in line and endpoint.rsplit("/", 1)[-1] in line

@@ -53,11 +53,11 @@ def made(root):
     return make
 
 
-def told(root):
+def recorded(root):
     """Status and reason of each run as MLflow has them."""
     client = connect(tracking_uri(str(root)))
-    found = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    return {r.info.run_name: (r.info.status, r.data.tags.get("job.error", "")) for r in found}
+    listed = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    return {r.info.run_name: (r.info.status, r.data.tags.get("job.error", "")) for r in listed}
 
 
 def close(root):
@@ -102,13 +102,13 @@ def test_runs_are_closed_as_their_jobs_ended_and_none_whose_job_lives(root, made
                 "killed": "FAILED"}  # fmt: skip
     try:
         assert close(root) == expected
-        found = told(root)
-        assert {name: status for name, (status, _) in found.items()} == {
+        ends_in_mlflow = recorded(root)
+        assert {name: status for name, (status, _) in ends_in_mlflow.items()} == {
             **expected, "lives": "SCHEDULED"
         }  # fmt: skip
-        assert "is FAILED: crashed 1 times, last exit 3" in found["crashed"][1]
-        assert "is FAILED: its process was killed" in found["killed"][1]
-        assert "is CANCELLED" in found["stopped"][1]
+        assert "is FAILED: crashed 1 times, last exit 3" in ends_in_mlflow["crashed"][1]
+        assert "is FAILED: its process was killed" in ends_in_mlflow["killed"][1]
+        assert "is CANCELLED" in ends_in_mlflow["stopped"][1]
         assert close(root) == {}
     finally:
         os.killpg(os.getpgid(pids["lives"]), signal.SIGKILL)
@@ -133,8 +133,8 @@ def test_a_run_whose_process_is_gone_is_closed_and_one_that_is_held_never(root, 
         holders[0].kill()
         holders[0].wait()
         assert close(root) == {"gone": "KILLED"}
-        assert told(root)["gone"] == ("KILLED", "its processes are gone, and said nothing")
-        left = {name: told(root)[name][0] for name in ("held", "elsewhere", "waits")}
+        assert recorded(root)["gone"] == ("KILLED", "its processes are gone and recorded no end")
+        left = {name: recorded(root)[name][0] for name in ("held", "elsewhere", "waits")}
         assert left == {"held": "RUNNING", "elsewhere": "RUNNING", "waits": "SCHEDULED"}
     finally:
         for holder in holders:
@@ -162,7 +162,7 @@ def test_a_run_whose_end_could_not_be_sent_gets_that_end(root, made):
     (run / "spool" / "state.json").write_text(json.dumps({"uid": "a", "ended": "FINISHED"}))
     assert "`sync " in runs.dry_run(RunsConfig(action="close", root=str(root)))
     assert close(root) == {"unsent": "FINISHED"}
-    assert told(root)["unsent"] == ("FINISHED", "")
+    assert recorded(root)["unsent"] == ("FINISHED", "")
 
 
 def test_a_job_that_cannot_be_asked_about_is_left_alone(root, made, monkeypatch, tmp_path, capsys):
@@ -172,7 +172,7 @@ def test_a_job_that_cannot_be_asked_about_is_left_alone(root, made, monkeypatch,
         cluster={"scheduler": "slurm"}, submitted=""))  # fmt: skip
     monkeypatch.setenv("PATH", str(tmp_path))  # no scontrol
     assert close(root) == {}
-    assert "unknown is left as it is: scontrol is not on the PATH" in capsys.readouterr().err
+    assert "unknown is not closed: scontrol is not on the PATH" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -185,7 +185,7 @@ def test_a_training_whose_launcher_was_killed_is_closed_and_not_before(root, sma
     try:
         steps = root / "killed" / "steps.jsonl"
         wait(lambda: steps.exists() and steps.read_text().count("\n") > 2, 120)
-        wait(lambda: [status for status, _ in told(root).values()] == ["RUNNING"])
+        wait(lambda: [status for status, _ in recorded(root).values()] == ["RUNNING"])
         assert close(root) == {}
     finally:
         training.kill()

@@ -61,21 +61,21 @@ def client_of(run):
 def test_scores_reach_the_run_and_a_comparison_that_has_mlflow_alone(words, run, tmp_path):
     track(run)
     result = evaluate.main(compose("evaluate", [f"checkpoint={run}", *words]).config)
-    found = client_of(run).get_run(read_run_json(run)["mlflow_run_id"])
-    assert found.info.status == "FAILED"  # an evaluation changes no status
-    assert found.data.metrics["eval/msanet/psnr"] == pytest.approx(result["mean6"]["psnr"])
+    recorded = client_of(run).get_run(read_run_json(run)["mlflow_run_id"])
+    assert recorded.info.status == "FAILED"  # an evaluation changes no status
+    assert recorded.data.metrics["eval/msanet/psnr"] == pytest.approx(result["mean6"]["psnr"])
     bucket = result["buckets"]["(0.1,0.2]"]["psnr"]
-    assert found.data.metrics["eval/msanet/psnr 0.1_0.2"] == pytest.approx(bucket)
+    assert recorded.data.metrics["eval/msanet/psnr 0.1_0.2"] == pytest.approx(bucket)
     shutil.rmtree(run)
     root = str(tmp_path / "runs")
     (there,) = collect.collect(root)
     assert there.facts["pairs_digest"] == result["pairs_digest"]
     out = tmp_path / "report"
-    told = compare.main(compose("compare", [f"root={root}", f"out={out}"]).config)
-    assert [r["label"] for r in told["rows"] if r["kind"] == "ours"] == ["first@1200"]
+    compared = compare.main(compose("compare", [f"root={root}", f"out={out}"]).config)
+    assert [r["label"] for r in compared["rows"] if r["kind"] == "ours"] == ["first@1200"]
     page = (out / "compare.html").read_text()
-    assert "polyline" in page and "PSNR on validation pairs" in page
-    assert page.count("data:image/png") == 5 * 3  # five pictures: original, mask, result
+    assert "data:image/svg+xml" in page and "PSNR on validation pairs" in page
+    assert page.count("data:image/png") == 5 * 3  # five images: original, mask, result
     logged = client_of(run).list_artifacts(read_run_json(str(out))["mlflow_run_id"], "report")
     assert sorted(Path(a.path).name for a in logged) == [
         f"compare.{kind}" for kind in ("csv", "html", "md")
@@ -86,9 +86,9 @@ def test_scores_of_a_run_that_mlflow_does_not_know_wait_for_it(words, run, capsy
     result = evaluate.main(compose("evaluate", [f"checkpoint={run}", *words, "limit=1"]).config)
     assert "has no MLflow run yet" in capsys.readouterr().err
     spool = Path(run, "evaluation", "spool")
-    assert Unsent(spool).count() == 3  # numbers, table, pictures
+    assert Unsent(spool).count() == 3  # numbers, table, images
     track(run)
     assert send(run, spool) is None
-    found = client_of(run).get_run(read_run_json(run)["mlflow_run_id"])
-    assert found.data.metrics["eval/msanet/psnr"] == pytest.approx(result["mean6"]["psnr"])
+    recorded = client_of(run).get_run(read_run_json(run)["mlflow_run_id"])
+    assert recorded.data.metrics["eval/msanet/psnr"] == pytest.approx(result["mean6"]["psnr"])
     assert Unsent(spool).count() == 0

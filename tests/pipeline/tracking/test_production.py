@@ -119,16 +119,16 @@ def test_a_trainer_records_a_run_and_its_files_reach_the_bucket(as_user, product
             run.metrics({"g/l1": step / 7, "val/psnr": 20 + step / 10}, step)
         run.image("val/s00/out", np.zeros((32, 32, 3), np.uint8), 99)
 
-    told = read_run_json(run.run)
-    assert told["mlflow_uri"] == url
+    info = read_run_json(run.run)
+    assert info["mlflow_uri"] == url
     client = connect(url)
-    recorded = client.get_run(told["mlflow_run_id"])
+    recorded = client.get_run(info["mlflow_run_id"])
     assert recorded.info.status == "FINISHED"
-    history = client.get_metric_history(told["mlflow_run_id"], "g/l1")
+    history = client.get_metric_history(info["mlflow_run_id"], "g/l1")
     assert sorted(m.step for m in history) == list(range(100))
     _, s3 = production
     keys = [o["Key"] for o in s3.list_objects_v2(Bucket="lacuna")["Contents"]]
-    assert any(key.endswith(".png") and told["mlflow_run_id"] in key for key in keys)
+    assert any(key.endswith(".png") and info["mlflow_run_id"] in key for key in keys)
     (row,) = runs.main(RunsConfig(filter="attributes.run_name = 'whole'"))["runs"]
     assert (row["state"], row["images_seen"], row["psnr"]) == ("finished", 99, 29.9)
 
@@ -158,8 +158,8 @@ def test_the_trainers_account_registers_but_cannot_touch_production(as_user, tmp
     assert model_versions.versions(connect(url), "inpaint") == []
 
     as_user("release")
-    told = promote.main(PromoteConfig(model="inpaint-msanet", run=run, into="inpaint"))
-    assert (told["name"], told["version"]) == ("inpaint", 1)
+    result = promote.main(PromoteConfig(model="inpaint-msanet", run=run, into="inpaint"))
+    assert (result["name"], result["version"]) == ("inpaint", 1)
     assert promote.main(PromoteConfig(model="inpaint", verify=True))["faults"] == []
 
     as_user("ann")
@@ -169,8 +169,8 @@ def test_the_trainers_account_registers_but_cannot_touch_production(as_user, tmp
     as_user("release")
     assert promote.main(PromoteConfig(model="inpaint-msanet", run=better, into="inpaint"))
     assert promote.main(RollbackConfig(model="inpaint"))["version"] == 3
-    found = register.find_version(connect(url), "models:/inpaint@champion")
-    assert found.tags["lacuna.run"] == run
+    champion = register.find_version(connect(url), "models:/inpaint@champion")
+    assert champion.tags["lacuna.run"] == run
 
     worse = finished_run(tmp_path / "worse", seed=3)
     as_user("ann")
@@ -193,6 +193,6 @@ def test_a_wrong_password_and_a_foreign_experiment_are_one_line_each(as_user, tm
     run.start({}, {})
     run.metrics({"g/l1": 1.0}, 1)
     run.finish("FINISHED", wait=3)
-    told = capfd.readouterr().err
-    assert "does not let ann do this: an administrator grants EDIT on the experiment" in told
-    assert "python -m pipeline sync" in told
+    output = capfd.readouterr().err
+    assert "does not let ann do this: an administrator grants EDIT on the experiment" in output
+    assert "python -m pipeline sync" in output

@@ -16,14 +16,14 @@ from pipeline.tracking.delivery import flatten
 def test_the_first_process_of_every_other_node_samples_its_machine(monkeypatch, rank, local, keys):
     for name, value in (("RANK", rank), ("LOCAL_RANK", local), ("LOCAL_WORLD_SIZE", "4")):
         monkeypatch.setenv(name, value)
-    found = provenance.other_node_metrics()
-    assert {key[: len("system/1/")] for key in found} == keys
+    sampled = provenance.other_node_metrics()
+    assert {key[: len("system/1/")] for key in sampled} == keys
 
 
 def test_a_job_is_named_by_what_its_scheduler_set(monkeypatch):
-    told = {"SLURM_JOB_ID": "4711", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "2",
-            "POD_NAME": "train-0", "POD_NAMESPACE": "vision", "NODE_NAME": "node17"}  # fmt: skip
-    for name, value in told.items():
+    names = {"SLURM_JOB_ID": "4711", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "2",
+             "POD_NAME": "train-0", "POD_NAMESPACE": "vision", "NODE_NAME": "node17"}  # fmt: skip
+    for name, value in names.items():
         monkeypatch.setenv(name, value)
     tags, files = provenance.environment()
     names = ("slurm.job_id", "slurm.array_task_id", "slurm.restart_count", "pod.name")
@@ -93,3 +93,22 @@ def test_an_uncommitted_change_is_captured_and_scanned(tmp_path):
 
     assert len(commit) == 40
     assert "+x = 2" in diff and "# untracked: new.py" in diff and "hunter2" not in diff
+
+
+def test_an_unknown_state_of_git_is_recorded_as_unknown(tmp_path, capsys):
+    """Outside a repository; the same holds for one of another user and without git."""
+    assert provenance.git(tmp_path) == (None, None)
+    tags, files = provenance.environment(tmp_path)
+    assert tags["git.dirty"] == "unknown" and "mlflow.source.git.commit" not in tags
+    assert "environment/uncommitted.patch" not in files
+    assert capsys.readouterr().err.splitlines()[0].startswith("tracking: commit and uncommitted")
+
+
+@pytest.mark.parametrize("reason", ["no git", "another owner"])
+def test_a_checkout_that_git_cannot_read_is_unknown(tmp_path, monkeypatch, reason):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    if reason == "no git":
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own switch for its tests
+    assert provenance.git(tmp_path) == (None, None)

@@ -1,7 +1,7 @@
 """The spool of a run that lives in a bucket, on a real S3 server: nodes come and go, `sync` helps.
 
 Each node is a process with a cache of its own. What was recorded is read from MLflow's tables, what
-lies in the bucket by boto3.
+is in the bucket by boto3.
 """
 
 import json
@@ -94,15 +94,15 @@ def in_bucket(run):
 
 
 def waiting(run):
-    """What is in the bucket and not behind its cursor: segments, pictures, artifacts."""
-    found = in_bucket(run)
+    """What is in the bucket and not behind its cursor: segments, images, artifacts."""
+    sizes = in_bucket(run)
     cursor = {"segment": 1, "offset": 0}
-    if "cursor.json" in found:
+    if "cursor.json" in sizes:
         cursor = json.loads(store.read(store.join(run, "spool", "cursor.json")))
     sent = f"events-{cursor['segment']:06d}.jsonl"
     return sorted(
         name
-        for name, size in found.items()
+        for name, size in sizes.items()
         if name.startswith("files/")
         or (name.startswith("events-") and (name > sent or size > cursor["offset"]))
     )
@@ -130,7 +130,7 @@ def test_a_new_node_sends_what_a_killed_one_had_published(run, node, database):
 
     assert [status for _, status in database.runs("r")] == ["FINISHED"]
     assert database.steps("r") == list(range(11))
-    assert database.pictures("r") == {"samples/00/filled": [9]}
+    assert database.images("r") == {"samples/00/filled": [9]}
     assert waiting(run) == [], "what was sent is no longer in the bucket"
 
 
@@ -176,7 +176,7 @@ def test_sync_drains_from_elsewhere_what_a_living_trainer_only_spools(run, node,
     kill(trainer)
 
     assert database.steps("r") == list(range(12))
-    assert database.pictures("r") == {"samples/00/filled": [9]}
+    assert database.images("r") == {"samples/00/filled": [9]}
     with Tracker(run, experiment="e", run_name="r", drain=False) as tracker:
         tracker.start({"a": 1}, {})
         tracker.metrics({"g/l1": 0.5}, 12)

@@ -1,7 +1,9 @@
 """`runs`: what there is, what is dead, what takes space, and what may be deleted."""
 
 import os
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -47,12 +49,27 @@ def test_runs_are_listed_best_first_in_the_metric_s_own_direction(root):
     assert [r["name"] for r in do(root, best="val/psnr")["runs"]] == ["high", "middle", "low"]
     assert [r["name"] for r in do(root, best="val/l1")["runs"]] == ["high", "middle", "low"]
     assert len(do(root)["runs"]) == 4
-    found = do(root, filter="metrics.`val/psnr` > 21", best="val/psnr", limit=1)["runs"]
-    assert [r["name"] for r in found] == ["high"]
-    assert f"/runs/{found[0]['run_id']}?workflowType=machine_learning" in found[0]["link"]
-    told = runs.show(do(root, best="val/psnr")).splitlines()
-    assert [line.split()[0] for line in told[1:4]] == ["high", "middle", "low"]
-    assert told[1].endswith(found[0]["link"]) and "mlflow server --backend" in told[-1]
+    best = do(root, filter="metrics.`val/psnr` > 21", best="val/psnr", limit=1)["runs"]
+    assert [r["name"] for r in best] == ["high"]
+    assert f"/runs/{best[0]['run_id']}?workflowType=machine_learning" in best[0]["link"]
+    lines = runs.show(do(root, best="val/psnr")).splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["high", "middle", "low"]
+    assert lines[1].endswith(best[0]["link"]) and "mlflow server --backend" in lines[-1]
+
+
+def test_runs_of_the_oldest_of_1006_experiments_are_listed_and_closed(root):
+    """A search of MLflow returns one page, the newest 1,000 experiments."""
+    dead = logged(root, "dead", "RUNNING", heartbeat_age=2 * DAY, val__psnr=20.0)
+    later = int(time.time() * 1000) + 1000
+    rows = [(1000 + n, f"younger-{n}", "active", later + n, later + n) for n in range(1005)]
+    with closing(sqlite3.connect(root / "mlflow.db")) as database, database:
+        database.executemany(
+            "insert into experiments (experiment_id, name, lifecycle_stage, creation_time,"
+            " last_update_time, workspace) values (?, ?, ?, ?, ?, 'default')", rows)  # fmt: skip
+
+    for options in ({}, {"best": "val/psnr"}):
+        assert [r["name"] for r in do(root, **options)["runs"]] == ["dead"]
+    assert [r["run_id"] for r in do(root, "close")["closed"]] == [dead]
 
 
 def test_a_metric_that_no_run_has_is_answered_with_the_nearest(root):
@@ -60,10 +77,11 @@ def test_a_metric_that_no_run_has_is_answered_with_the_nearest(root):
     with pytest.raises(ValueError, match="no run at sqlite:.* the metric 'val/pnsr'.*val/psnr"):
         do(root, best="val/pnsr")
     with pytest.raises(
-        ValueError, match="filter=psnr is large is not .*: write for example"
-    ) as told:
+        ValueError,
+        match="filter=psnr is large is not a valid MLflow filter .*: expected, for example",
+    ) as caught:
         do(root, filter="psnr is large")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_state_of_a_silent_run_is_not_called_running(root):
@@ -110,11 +128,11 @@ def left(run):
     return [c.images_seen for c in checkpoints.list_checkpoints(run)]
 
 
-def test_prune_says_what_it_would_delete_and_deletes_only_when_told(root):
+def test_prune_says_what_it_would_delete_and_deletes_only_with_delete_true(root):
     run = several(root)
     age(run, 40 * DAY)
-    told = do(root, "prune")
-    assert [r["checkpoint"][-4:] for r in told["would_delete"]] == ["1000", "3000"]
+    result = do(root, "prune")
+    assert [r["checkpoint"][-4:] for r in result["would_delete"]] == ["1000", "3000"]
     assert left(run) == [1000, 2000, 3000, 4000]
 
     assert len(do(root, "prune", delete=True)["deleted"]) == 2
@@ -125,23 +143,23 @@ def test_prune_refuses_what_the_registry_or_an_evaluation_names(root):
     run = several(root, pinned=(1000,))
     assert read_run_json(run)["pinned"] == [1000]
     age(run, 40 * DAY)
-    told = do(root, "prune", delete=True)
-    assert [r["checkpoint"][-4:] for r in told["refused"]] == ["1000"]
+    result = do(root, "prune", delete=True)
+    assert [r["checkpoint"][-4:] for r in result["refused"]] == ["1000"]
     assert left(run) == [1000, 2000, 4000]
 
 
-def test_prune_deletes_nothing_where_what_would_stay_is_torn(root):
+def test_prune_deletes_nothing_where_a_checkpoint_to_be_kept_is_corrupt(root):
     run = several(root)
     path = Path(checkpoints.find(run).url, "generator.safetensors")
     path.write_bytes(path.read_bytes()[:-4])
     age(run, 40 * DAY)
-    told = do(root, "prune", delete=True)
-    assert told["deleted"] == [] and len(told["refused"]) == 2
-    assert "000000004000, which would stay, is torn" in told["refused"][0]["reason"]
+    result = do(root, "prune", delete=True)
+    assert result["deleted"] == [] and len(result["refused"]) == 2
+    assert "000000004000, which would be kept, is corrupt" in result["refused"][0]["reason"]
     assert left(run) == [1000, 2000, 3000, 4000]
 
 
-def test_prune_leaves_young_runs_alone_and_refuses_to_be_hasty(root):
+def test_prune_leaves_young_runs_alone_and_rejects_short_ages(root):
     run = several(root)
     assert do(root, "prune", delete=True) == {"deleted": [], "refused": []}
     with pytest.raises(ValueError, match="less than 24h"):

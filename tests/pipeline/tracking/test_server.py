@@ -79,7 +79,7 @@ def test_600_points_arrive_although_the_server_fails_in_the_middle(real, proxy, 
     assert recorded.info.status == "FINISHED"
     assert not (run.folder / "rejected.jsonl").exists(), "no event is poison because of an outage"
     images = connect(real.url).list_artifacts(recorded.info.run_id, "images")
-    assert len(images) == 8, "four pictures with their thumbnails"
+    assert len(images) == 8, "four images with their thumbnails"
 
 
 def test_a_server_killed_twice_while_a_run_logs_costs_no_point_and_makes_no_second_run(
@@ -111,9 +111,9 @@ def test_a_server_that_never_answers_leaves_everything_to_sync(real, proxy, tmp_
     for step in range(50):
         run.metrics({"g/l1": float(step)}, step)
     run.finish("FAILED", wait=0.5)
-    told = capfd.readouterr().err
-    assert "does not answer" in told
-    assert f"python -m pipeline sync {tmp_path / 'offline'}" in told
+    output = capfd.readouterr().err
+    assert "does not answer" in output
+    assert f"python -m pipeline sync {tmp_path / 'offline'}" in output
     assert "mlflow_run_id" not in read_run_json(run.run)
 
     with pytest.raises(errors.ServerError, match="does not answer"):
@@ -171,7 +171,7 @@ def test_an_announcement_whose_answer_is_lost_is_found_by_the_next_submit(
     )
 
 
-def test_a_twin_that_appears_late_is_removed_when_the_run_ends(real, proxy, tmp_path):
+def test_a_duplicate_run_that_appears_late_is_deleted_when_the_run_ends(real, proxy, tmp_path):
     run = begin(proxy, tmp_path, "twin")
     until(lambda: "mlflow_run_id" in read_run_json(run.run))
     client = connect(real.url)
@@ -225,12 +225,12 @@ def test_the_dataset_and_the_artifacts_pass_through_the_server(real, tmp_path):
 def test_links_open_the_page_of_the_run_and_of_the_version(real, tmp_path):
     run = finished_run(tmp_path / "linked", uri=real.url)
     version = registered(run, real.url)
-    told = read_run_json(run)
-    link = run_link(real.url, told["mlflow_experiment_id"], told["mlflow_run_id"])
+    info = read_run_json(run)
+    link = run_link(real.url, info["mlflow_experiment_id"], info["mlflow_run_id"])
     with Page(link) as page:
         page.until("document.body.innerText.includes('About this run')")
         shown = page.run("document.body.innerText")
-        assert told["mlflow_run_id"] in shown and "System metrics" in shown
+        assert info["mlflow_run_id"] in shown and "System metrics" in shown
     with Page(model_link(real.url, version.name, version.version)) as page:
         page.until("document.body.innerText.includes('Registered At')")
         assert "Version 1" in page.run("document.body.innerText")

@@ -23,9 +23,9 @@ def steps(events):
 
 def read_all(unsent, limit=7):
     events = []
-    while found := unsent.read(limit):
-        events += found
-        unsent.advance(found[-1].after)
+    while batch := unsent.read(limit):
+        events += batch
+        unsent.advance(batch[-1].after)
     return events
 
 
@@ -49,7 +49,7 @@ def test_events_come_out_once_and_in_order_over_many_segments(tmp_path, small_se
     assert len(list(tmp_path.glob("events-*.jsonl"))) == 1, "sent segments are removed"
 
 
-def test_reading_goes_on_from_the_cursor_in_another_process(tmp_path, small_segments):
+def test_reading_continues_from_the_cursor_in_another_process(tmp_path, small_segments):
     writing = Spool(tmp_path)
     for step in range(30):
         writing.append("metrics", step=step)
@@ -60,7 +60,7 @@ def test_reading_goes_on_from_the_cursor_in_another_process(tmp_path, small_segm
     assert steps(events) + steps(read_all(Unsent(tmp_path))) == list(range(30))
 
 
-def test_a_torn_last_line_is_no_event_until_another_writer_ends_it(tmp_path):
+def test_a_torn_last_line_is_not_an_event_until_another_writer_ends_it(tmp_path):
     writing = Spool(tmp_path)
     writing.append("metrics", step=1)
     with open(tmp_path / "events-000001.jsonl", "ab") as file:
@@ -102,7 +102,7 @@ def test_a_lost_cursor_sends_again_from_the_beginning(tmp_path):
 
 
 def test_a_copy_that_is_older_than_its_cursor_hides_nothing_that_comes_later(tmp_path):
-    """A node died while its spool was copied: the cursor is newer than the segment beside it."""
+    """A node died while its spool was copied: the cursor is newer than the segment next to it."""
     writing = Spool(tmp_path)
     for step in range(3):
         writing.append("metrics", step=step)
@@ -145,10 +145,10 @@ kept = [spool.append("metrics", step=step) for step in range(100)]
 print(json.dumps({{"kept": sum(kept), "lost": spool.lost}}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    told = json.loads(done.stdout)
+    counts = json.loads(done.stdout)
 
-    assert told["lost"] > 0 and told["kept"] + told["lost"] == 100
-    assert steps(read_all(Unsent(tmp_path))) == list(range(told["kept"]))
+    assert counts["lost"] > 0 and counts["kept"] + counts["lost"] == 100
+    assert steps(read_all(Unsent(tmp_path))) == list(range(counts["kept"]))
 
 
 def test_a_killed_process_loses_nothing_that_was_appended(tmp_path):
@@ -190,22 +190,22 @@ def test_a_kept_file_is_as_it_was_when_it_was_kept(tmp_path):
     source.write_text("first")
     writing = Spool(tmp_path / "spool")
 
-    name = writing.keep(source)
+    name = writing.keep_file(source)
     replacement = tmp_path / "new"
     replacement.write_text("second")
     os.replace(replacement, source)
 
     assert (tmp_path / "spool/files" / name / "config.yaml").read_text() == "first"
-    assert writing.keep(tmp_path / "missing") is None
+    assert writing.keep_file(tmp_path / "missing") is None
     assert writing.lost == 1
 
 
-def test_a_picture_is_kept_byte_for_byte(tmp_path):
+def test_an_image_is_kept_byte_for_byte(tmp_path):
     pixels = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
     turned = pixels.transpose(1, 0, 2)  # not contiguous
     writing = Spool(tmp_path)
 
-    name = writing.picture(turned)
+    name = writing.keep_image(turned)
 
     assert (tmp_path / "files" / name).read_bytes() == turned.tobytes()
 

@@ -1,4 +1,4 @@
-"""`sync`: what a run could not send, or was told not to, arrives once and whole."""
+"""`sync`: what a run could not send, or only spooled, arrives once and whole."""
 
 import json
 import os
@@ -65,13 +65,13 @@ def test_sending_everything_twice_adds_nothing(root):
     sync.main(SyncConfig(dir=str(root / "twice")))
 
     assert sorted(steps(root, "twice", "g/l1")) == list(range(10))
-    found = client(root).search_runs(
+    runs = client(root).search_runs(
         [run_of(root, "twice").info.experiment_id], "attributes.run_name = 'twice'"
     )
-    assert len(found) == 1
+    assert len(runs) == 1
 
 
-def test_a_deleted_run_keeps_its_events_and_says_so(root, capfd):
+def test_a_deleted_run_keeps_its_events_and_is_reported(root, capfd):
     with tracker(root, "deleted") as run:
         run.start({}, {})
     client(root).delete_run(run_of(root, "deleted").info.run_id)
@@ -87,7 +87,7 @@ def test_a_deleted_run_keeps_its_events_and_says_so(root, capfd):
         sync.main(SyncConfig(dir=str(root / "deleted")))
 
 
-def test_sync_names_what_it_was_given_when_that_is_no_run(tmp_path):
+def test_sync_names_a_folder_without_runs(tmp_path):
     with pytest.raises(ValueError, match="holds no run"):
         sync.main(SyncConfig(dir=str(tmp_path)))
 
@@ -154,8 +154,8 @@ def test_beside_a_living_trainer_sync_sends_nothing_and_after_its_death_everythi
         (rank_0,) = psutil.Process(trainer.pid).children()
         assert lock_holders(run / "spool" / "drain.lock") == [rank_0.pid]
         done = verb("sync", run, "--json", env=uri)
-        told = json.loads(done.stdout.splitlines()[-1])
-        assert done.returncode == 0 and told["sent"] == 0 < told["left"], done.stderr
+        result = json.loads(done.stdout.splitlines()[-1])
+        assert done.returncode == 0 and result["sent"] == 0 < result["left"], done.stderr
         assert "another process is sending this run's events" in done.stderr
         assert database.runs("run") == []
     finally:
@@ -185,7 +185,7 @@ def test_sync_watch_on_a_folder_drains_a_trainer_that_has_no_route(small_set, tm
     trainer = training(small_set, run, *words, uri="http://127.0.0.1:9")
     try:
         until(lambda: trainer.poll() is not None or database.steps("run", "g/l2"), 120)
-        assert trainer.poll() is None, "it drains while training goes on"
+        assert trainer.poll() is None, "it drains while training continues"
         trainer.send_signal(signal.SIGTERM)
         said = trainer.communicate(timeout=120)[1]
         assert trainer.returncode == 75, said

@@ -75,7 +75,7 @@ def test_the_environment_is_recorded(recorded, root):
 def test_the_best_value_of_each_validation_metric_is_kept(recorded):
     metrics = recorded.data.metrics
     assert (metrics["val/psnr"], metrics["best/psnr"], metrics["best/step"]) == (21.0, 22.5, 32)
-    assert metrics["best/l1"] == 7.5, "less is better"
+    assert metrics["best/l1"] == 7.5, "lower is better"
 
 
 def test_non_finite_values_are_counted_not_sent(recorded):
@@ -90,7 +90,7 @@ def test_the_machine_is_sampled_while_training_runs(recorded):
     assert sampled["system/0/process_rss_gb"] > 0.01
 
 
-def test_pictures_are_recorded_by_step_with_a_thumbnail(recorded, root):
+def test_images_are_recorded_by_step_with_a_thumbnail(recorded, root):
     from PIL import Image
 
     paths = [f.path for f in client(root).list_artifacts(recorded.info.run_id, "images")]
@@ -105,10 +105,10 @@ def test_pictures_are_recorded_by_step_with_a_thumbnail(recorded, root):
 
 
 def test_the_run_json_names_the_record(recorded, root):
-    told = read_run_json(str(root / "whole"))
-    assert told["mlflow_run_id"] == recorded.info.run_id
-    assert told["mlflow_experiment_id"] == recorded.info.experiment_id
-    assert told["mlflow_uri"] == f"sqlite:///{root}/mlflow.db"
+    info = read_run_json(str(root / "whole"))
+    assert info["mlflow_run_id"] == recorded.info.run_id
+    assert info["mlflow_experiment_id"] == recorded.info.experiment_id
+    assert info["mlflow_uri"] == f"sqlite:///{root}/mlflow.db"
     assert recorded.info.artifact_uri.startswith(f"{(root / 'mlartifacts').as_uri()}/")
 
 
@@ -138,17 +138,17 @@ def test_the_status_tells_how_training_ended(root, error, status, state):
     assert run_of(root, name).data.tags.get("job.error") == why
 
 
-def test_a_resumed_run_goes_on_in_the_same_record(root):
+def test_a_resumed_run_continues_in_the_same_record(root):
     for attempt, (batch, first) in enumerate([(16, 0), (16, 3), (32, 6)], 1):
         with tracker(root, "resumed") as run:
             run.start({"batch": batch, "attempt": "same"}, {"attempt": str(attempt)})
             for step in range(first, first + 3):
                 run.metrics({"g/l1": float(step), "val/psnr": 30.0 - attempt}, step)
 
-    found = client(root).search_runs(
+    runs = client(root).search_runs(
         [run_of(root, "resumed").info.experiment_id], "attributes.run_name = 'resumed'"
     )
-    assert len(found) == 1
+    assert len(runs) == 1
     assert sorted(steps(root, "resumed", "g/l1")) == list(range(9))
     data = run_of(root, "resumed").data
     assert data.params["batch"] == "16"

@@ -108,7 +108,7 @@ def test_every_node_is_sampled_and_only_rank_0_sends(database):
 
 
 def test_sample_images_have_a_key_each_and_constant_ones_are_sent_once(trained, database):
-    assert database.pictures("run") == {
+    assert database.images("run") == {
         "samples/00/erased": [32],
         "samples/00/filled": [32, 64],
         "samples/00/original": [32],

@@ -1,72 +1,42 @@
-"""The rows of `bench loader`: each reads an epoch, batch by batch, and says how many it read."""
+"""The rows of `bench loader`: each reads an epoch, batch by batch, and yields the batch sizes."""
 
-import contextlib
-import ctypes
 import json
-import os
-import signal
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
 import torch
-from skimage import data
 from torch.utils.data import DataLoader, Dataset
 
-from shards import objects
+from pipeline.bench.images import SIDE
 from shards.decode import Crop
 from shards.fetch import open_reader
 from shards.manifest import Manifest
 from shards.masks import MaskPolicy
-from shards.pack import PackedSample
 from shards.stream import Stream, order_of
-from shards.writer import write_set
 
-SIDE, BATCH = 256, 64
+BATCH = 64
 PER_SHARD = 5000  # 64 MB
 
 Row = Callable[[], Iterator[int]]
 
 
-# --- the pictures ---------------------------------------------------------------------------------
-
-
-def pictures(out: Path, images: int) -> Manifest:
-    """A sharded set of crops of scikit-image's photographs, about 13 kB each."""
-    splits = {"train": _crops(images)}
-    options = {"images": images, "side": SIDE}
-    done = write_set(str(out), "bench", "images", splits, options=options, per_shard=PER_SHARD)
-    return done.manifest
-
-
-def _crops(count: int) -> Iterator[PackedSample]:
-    random = np.random.default_rng(0)
-    photographs = [getattr(data, name)() for name in ("astronaut", "coffee", "chelsea", "rocket")]
-    columns = {"width": SIDE, "height": SIDE, "mode": "RGB", "orientation": 1, "label": 0}
-    for number in range(count):
-        whole = photographs[number % len(photographs)]
-        top, left = (random.integers(0, n - SIDE + 1) for n in whole.shape[:2])
-        crop = np.ascontiguousarray(whole[top : top + SIDE, left : left + SIDE])
-        encoded = simplejpeg.encode_jpeg(crop, quality=82, colorsubsampling="420")
-        yield PackedSample(f"{number}.jpg", encoded, "jpg", columns)
+# --- images ---------------------------------------------------------------------------------------
 
 
 def loose_files(local: Manifest, folder: Path) -> list[str]:
-    """The same pictures as files."""
+    """Write the same images as files; returns their paths."""
     folder.mkdir()
     paths = []
-    for key, encoded in enumerate(_payloads(local)):
+    for key, encoded in enumerate(_encoded(local)):
         paths.append(str(folder / f"{key:09d}.jpg"))
         Path(paths[-1]).write_bytes(encoded)
     return paths
 
 
-def _payloads(local: Manifest) -> list[bytes]:
+def _encoded(local: Manifest) -> list[bytes]:
     reader = open_reader(local, "train")
     return [
         reader.sample(shard, row).data
@@ -79,7 +49,7 @@ def _payloads(local: Manifest) -> list[bytes]:
 
 
 def ours(manifest: Manifest, threads: int, **settings: int) -> Row:
-    """The stream, every picture whole, no holes; `settings` as `Stream` takes them."""
+    """Our stream: whole images, no holes; `settings` as `Stream` takes them."""
     count = manifest.splits["train"].samples // BATCH
 
     def work() -> Iterator[int]:
@@ -100,7 +70,7 @@ def ours(manifest: Manifest, threads: int, **settings: int) -> Row:
 
 
 def reading(local: Manifest) -> Row:
-    """Our first part: every sample's bytes in the canonical order, checked."""
+    """First part of ours: read and check every sample's bytes in the canonical order."""
     count = local.splits["train"].samples // BATCH * BATCH
 
     def work() -> Iterator[int]:
@@ -116,15 +86,15 @@ def reading(local: Manifest) -> Row:
 
 
 def decoding(local: Manifest) -> Row:
-    """Our second part: bytes in memory into the memory of two batches in turn, nothing else."""
-    held = _payloads(local)
+    """Second part of ours: decode JPEG bytes in memory into two batches in turn."""
+    images = _encoded(local)
     batches = np.zeros((2, BATCH, SIDE, SIDE, 3), np.uint8)
 
     def work() -> Iterator[int]:
-        count = len(held) // BATCH * BATCH
+        count = len(images) // BATCH * BATCH
         for place in range(count):
             out = batches[place // BATCH % 2, place % BATCH]
-            simplejpeg.decode_jpeg(held[place], "RGB", buffer=out)
+            simplejpeg.decode_jpeg(images[place], "RGB", buffer=out)
             if place % BATCH == BATCH - 1:
                 yield BATCH
 
@@ -139,7 +109,7 @@ def _decode(encoded: bytes) -> np.ndarray:
 
 
 def webdataset(local: Manifest, workers: int) -> Row:
-    """Plain webdataset on the same tars: shards and a buffer of 1000 shuffled, batched inside."""
+    """Plain webdataset on the same tars, shuffled by shard and in a buffer of 1000 samples."""
     from webdataset import WebDataset, WebLoader
 
     urls = [local.shard_url("train", shard) for shard in local.splits["train"].shards]
@@ -158,7 +128,7 @@ def _stack(samples: list[tuple[np.ndarray]]) -> torch.Tensor:
     return torch.from_numpy(np.stack([sample[0] for sample in samples]))
 
 
-class _Loose(Dataset[torch.Tensor]):
+class _LooseFiles(Dataset[torch.Tensor]):
     def __init__(self, paths: list[str]) -> None:
         self.paths = paths
 
@@ -171,10 +141,10 @@ class _Loose(Dataset[torch.Tensor]):
 
 
 def loose(paths: list[str], workers: int) -> Row:
-    """One file a picture through torch's DataLoader."""
+    """One file per image through torch's DataLoader."""
 
     def work() -> Iterator[int]:
-        dataset = _Loose(paths)
+        dataset = _LooseFiles(paths)
         loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, drop_last=True)
         yield from map(len, loader)
 
@@ -194,12 +164,12 @@ if not os.path.exists(out):
         for name in sorted(os.listdir(loose)):
             writer.write({"jpg": open(os.path.join(loose, name), "rb").read()})
 
-class Pictures(StreamingDataset):
+class Images(StreamingDataset):
     def __getitem__(self, place):
         return torch.from_numpy(simplejpeg.decode_jpeg(super().__getitem__(place)["jpg"], "RGB"))
 
 torch.set_num_threads(1)
-dataset = Pictures(local=out, shuffle=True, batch_size=batch)
+dataset = Images(local=out, shuffle=True, batch_size=batch)
 spent = lambda: sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
 for counted in (False, True):
     cpu, wall, count = spent(), time.perf_counter(), 0
@@ -209,10 +179,11 @@ print(json.dumps([count, spent() - cpu, time.perf_counter() - wall]))
 """
 
 
-def mosaic(python: str, folder: Path, shown: list[tuple[float, float]]) -> Row:
-    """mosaicml-streaming in the environment of `python`; its own times are added to `shown`.
+def mosaic(python: str, folder: Path, times: list[tuple[float, float]]) -> Row:
+    """mosaicml-streaming in the environment of `python`.
 
-    An epoch of warm-up comes before the one that counts, so that starting up does not.
+    It measures itself, after an epoch of warm-up, so that its start does not count: appends
+    (CPU seconds, seconds) to `times`.
     """
 
     def work() -> Iterator[int]:
@@ -223,58 +194,7 @@ def mosaic(python: str, folder: Path, shown: list[tuple[float, float]]) -> Row:
             check=True,
         )
         count, cpu, wall = json.loads(done.stdout.splitlines()[-1])
-        shown.append((cpu, wall))
+        times.append((cpu, wall))
         yield int(count)
 
     return work
-
-
-def _end_with_us() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: a killed bench leaves none
-
-
-@contextlib.contextmanager
-def storage(nginx: str, folder: Path) -> Iterator[None]:
-    """`folder`'s children as S3 buckets: nginx on a free port of this machine.
-
-    Objects are put, read and removed; a listing is always empty, which is true of a new prefix.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    temporary = "".join(
-        f"{kind}_temp_path {folder}/nginx;"
-        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    user = "user root; " if os.geteuid() == 0 else ""  # nobody may not read our folder
-    (folder / "nginx.conf").write_text(
-        f"{user}daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx.log; events {{}}"
-        f"http {{ access_log off; sendfile on; client_max_body_size 0; {temporary}"
-        f"server {{ listen 127.0.0.1:{port}; root {folder};"
-        "dav_methods PUT DELETE; create_full_put_path on;"
-        "if ($args ~ list-type) { return 200 '<ListBucketResult/>'; } } }"
-    )
-    before = dict(os.environ)
-    objects.forget()
-    os.environ |= {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "bench",
-        "AWS_SECRET_ACCESS_KEY": "bench",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    command = [nginx, "-c", str(folder / "nginx.conf"), "-e", str(folder / "nginx.log")]
-    server = subprocess.Popen(command, cwd=folder, preexec_fn=_end_with_us)
-    try:
-        for _ in range(100):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.05)
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        objects.forget()
-        server.terminate()
-        server.wait()

@@ -1,1 +1,0 @@
-"""What an evaluation is of: its pairs, and the facts that its numbers depend on."""

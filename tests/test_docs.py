@@ -1,0 +1,116 @@
+"""What the documents name exists: files, modules, functions, commands, packages."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted(
+    [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+    + list(ROOT.glob("docs/*.md"))
+)
+PACKAGES = ("models", "shards", "jobs", "pipeline")
+FOLDERS = (*PACKAGES, "conf", "docs", "tests", ".ci")
+
+
+def unknown(text, folder=ROOT):
+    """Names in a document that do not exist: links, and files and modules in backticks."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" not in target and not (folder / target.partition("#")[0]).exists():
+            yield target
+    for name in re.findall(r"`([^`\n]+)`", text):
+        first = re.split(r"[./]", name.lstrip("."))[0]
+        path = re.fullmatch(r"\.?[\w-]+/[\w./-]*", name) and name.split("/")[0] in FOLDERS
+        module = re.fullmatch(r"[a-z]\w*(\.(?!json$|py$)\w+)+", name) and first in PACKAGES
+        if (path and not (ROOT / name).exists()) or (module and not defined(name)):
+            yield name
+
+
+def defined(name):
+    """True if a dotted name is a module, or a definition in one, or an attribute of a class."""
+    path, *rest = ROOT, *name.split(".")
+    while rest and (path / rest[0]).is_dir():
+        path = path / rest.pop(0)
+    file = path / f"{rest[0]}.py" if rest else path
+    if rest and file.exists():
+        rest.pop(0)
+    else:
+        file = path / "__init__.py"
+    scope = ast.parse(file.read_text()).body
+    while rest:
+        wanted = rest.pop(0)
+        for node in scope:
+            names = [getattr(node, "name", None)]
+            for target in getattr(node, "targets", [getattr(node, "target", None)]):
+                names.append(getattr(target, "id", None))
+            if wanted in names:
+                scope = getattr(node, "body", [])
+                break
+        else:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_what_a_document_names_exists(document):
+    assert sorted(set(unknown(document.read_text(), document.parent))) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[loop](pipeline/loop.py)",
+        "`pipeline/loop.py`",
+        "`docs/missing.md`",
+        "`.ci/missing`",
+        "`pipeline.training.loop.missing`",
+        "`pipeline.training.missing.train`",
+        "`shards.stream.Stream.missing`",
+    ],
+)
+def test_a_name_that_does_not_exist_is_found(text):
+    assert list(unknown(text)) == [re.sub(r"^\[loop\]|[`()]", "", text)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[cli](pipeline/cli.py)",
+        "[a site](https://example.org/pipeline/x.py)",
+        "`.ci/run`",
+        "`pipeline/training/`",
+        "`models.GENERATORS`",
+        "`pipeline.training.loop.step`",
+        "`shards.stream.Stream.close`",
+        "`data.url`",
+        "`conf/data/<name>.yaml`",
+    ],
+)
+def test_a_name_that_exists_or_is_none_of_ours_passes(text):
+    assert list(unknown(text)) == []
+
+
+def test_the_readme_lists_every_command_as_help_does(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    expected = re.findall(r"^  ([a-z]+) {2,}(.+)$", capsys.readouterr().out, re.M)
+    assert len(expected) > 15
+    table = "\n".join(f"| `{name}` | {text} |" for name, text in expected)
+    assert table in (ROOT / "README.md").read_text(), f"write into README.md:\n{table}"
+
+
+def test_the_readme_shows_every_package():
+    text = (ROOT / "README.md").read_text()
+    packages = {path.parent.name for path in (ROOT / "pipeline").glob("*/__init__.py")}
+    assert {name for name in packages if not re.search(rf"^ +{name}/ ", text, re.M)} == set()
+
+
+def test_the_changelog_begins_with_what_is_unreleased_or_the_version():
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert headings[0] in ("Unreleased", version) and version in headings
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
