@@ -147,7 +147,7 @@ def _measure(given: dict[str, Any]) -> None:
 
 def _ceilings(given: dict[str, Any], engine: Engine, seconds: float) -> dict[str, float]:
     """The share of the rates of a large matrix product and a large copy that a step achieves."""
-    work = flops.of_image(method.build(_config("loop", given), engine), engine, given["side"])
+    work = flops.work_per_image(method.build(_config("loop", given), engine), engine, given["side"])
     side = 8192 if engine.device.type == "cuda" else 1024
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(engine.precision, torch.float32)
     left = torch.ones(side, side, device=engine.device, dtype=dtype)

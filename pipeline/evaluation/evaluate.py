@@ -25,12 +25,22 @@ from pipeline.evaluation import metrics, pair_images, partial_results, results
 from pipeline.evaluation.pairs import Pairs, pairs_of
 from pipeline.evaluation.scoring import Predict, predictor, score_batches
 from pipeline.inference import sources
-from pipeline.runs.identity import FIXED, MUTABLE, saved_config
+from pipeline.runs.folder import saved_config
+from pipeline.runs.identity import FIXED_AT_START, MAY_CHANGE
 from pipeline.tracking.delivery import flatten
 from shards import store
 
 # Keys that do not change what a run learns, or are recorded elsewhere (the data set by its digest).
-NOT_IN_RECIPE = (*MUTABLE, *FIXED, *RETIRED, "seed", "experiment", "validate.", "data.url", "init")
+NOT_IN_RECIPE = (
+    *MAY_CHANGE,
+    *FIXED_AT_START,
+    *RETIRED,
+    "seed",
+    "experiment",
+    "validate.",
+    "data.url",
+    "init",
+)
 BATCHES_PER_PART = 16
 RESULT_VARIABLE = "LACUNA_RESULT"  # names the file in which rank 0 returns its result
 

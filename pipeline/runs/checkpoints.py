@@ -1,7 +1,7 @@
-"""Checkpoints as files: which exist, which are whole, and networks filled from them.
+"""Checkpoints as files: which exist, which are intact, and loading them into networks.
 
-`training.checkpointing` writes them. torch is imported late: the launcher looks here before any
-worker starts.
+`training.checkpointing` writes them. torch is imported late, because the launcher lists checkpoints
+before any worker starts.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipeline.runs.folder import folder_at
-from pipeline.runs.run_json import read_run_json, update_run_json
+from pipeline.runs.run_json import change_run_json
 from shards import objects, store
 
 if TYPE_CHECKING:
@@ -28,11 +27,11 @@ NAME = re.compile(r"\d{12}")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One that exists: where it is and what its `state.json` says."""
+    """A checkpoint that exists: its URL and its `state.json`."""
 
     url: str
     state: dict[str, Any]
-    held: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+    cached: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def images_seen(self) -> int:
@@ -43,50 +42,53 @@ class Checkpoint:
         return f"{self.images_seen:012d}"
 
     def data(self, name: str) -> bytes:
-        """One file's bytes, those that `latest` read once; ValueError where they are others."""
-        if name in self.held:
-            return self.held.pop(name)
+        """Return one file's bytes, each cached by `latest` once; ValueError on a wrong checksum."""
+        if name in self.cached:
+            return self.cached.pop(name)
         data = store.read(store.join(self.url, f"{name}.safetensors"))
         expected = self.state["files"].get(name, {}).get("sha256")
         if hashlib.sha256(data).hexdigest() != expected:
-            raise ValueError(f"{store.display(self.url)}/{name}.safetensors is torn or corrupted")
+            raise ValueError(
+                f"{store.display(self.url)}/{name}.safetensors is corrupt (checksum mismatch): use "
+                f"another checkpoint"
+            )
         return data
 
     def read(self, name: str) -> dict[str, Tensor]:
-        """Tensors of one file, on the CPU; ValueError where its bytes are not those written."""
+        """Read one file's tensors to the CPU; ValueError on a wrong checksum."""
         from safetensors.torch import load
 
         return load(self.data(name))
 
 
 def list_checkpoints(run_url: str) -> list[Checkpoint]:
-    """Those that exist, oldest first, their tensors unread; one that is no JSON is passed over."""
+    """List a run's checkpoints, oldest first, without reading tensors; skip invalid state.json."""
     base = store.join(run_url, "checkpoints")
-    found = []
+    checkpoints = []
     for name in filter(NAME.fullmatch, store.names(base)):
         url = store.join(base, name)
         try:
             state = json.loads(store.read(store.join(url, "state.json")))
         except FileNotFoundError:
             continue
-        except objects.StoreError:  # no answer, or no right: that says nothing of what lies there
+        except objects.StoreError:  # unreachable or forbidden does not mean corrupt
             raise
-        except ValueError:  # no JSON
-            passed_over(url)
+        except ValueError:  # not JSON
+            warn_corrupt(url)
             continue
         if state.get("schema") != SCHEMA:
             raise ValueError(
                 f"{store.display(url)} has schema {state.get('schema')}, this version reads "
-                f"{SCHEMA}: continue it with the version that wrote it"
+                f"{SCHEMA}: continue with the version that wrote it"
             )
-        found.append(Checkpoint(url, state))
-    return found
+        checkpoints.append(Checkpoint(url, state))
+    return checkpoints
 
 
-def is_whole(checkpoint: Checkpoint, hold: bool = False) -> bool:
-    """True where every file has the bytes that were written; `hold`: kept, to be read once.
+def is_whole(checkpoint: Checkpoint, cache: bool = False) -> bool:
+    """Check every file's checksum; `cache` keeps the bytes for one later read.
 
-    Raises StoreError where the store does not give them.
+    Raises StoreError where the store cannot be read.
     """
     for name in checkpoint.state["files"]:
         try:
@@ -94,29 +96,35 @@ def is_whole(checkpoint: Checkpoint, hold: bool = False) -> bool:
         except objects.StoreError:
             raise
         except (ValueError, FileNotFoundError):
-            checkpoint.held.clear()
+            checkpoint.cached.clear()
             return False
-        if hold:
-            checkpoint.held[name] = data
+        if cache:
+            checkpoint.cached[name] = data
     return True
 
 
 def latest(run_url: str) -> Checkpoint | None:
-    """The newest whole checkpoint, its bytes held until they are read; broken ones are passed over
-    with a word on stderr."""
+    """Return the newest intact checkpoint with its bytes cached; warn of corrupt ones on stderr."""
     for checkpoint in reversed(list_checkpoints(run_url)):
-        if is_whole(checkpoint, hold=True):
+        if is_whole(checkpoint, cache=True):
             return checkpoint
-        passed_over(checkpoint.url)
+        warn_corrupt(checkpoint.url)
     return None
 
 
-def passed_over(url: str) -> None:
-    print(f"checkpoint {store.display(url)} is torn or corrupted: passed over", file=sys.stderr)
+def warn_corrupt(url: str) -> None:
+    shown = store.display(url)
+    print(f"skipping corrupt checkpoint {shown} (checksum mismatch)", file=sys.stderr)
+
+
+def remove(url: str) -> None:
+    """Delete a checkpoint; `state.json` first, because without it the checkpoint does not exist."""
+    store.remove(store.join(url, "state.json"))
+    store.remove(url, recursive=True)
 
 
 def split_address(url: str) -> tuple[str, str | None]:
-    """The run's URL and, of a checkpoint's own, its name."""
+    """Split a checkpoint's URL into its run's URL and its name; the name of a run's URL is None."""
     run_url, _, name = url.rstrip("/").rpartition("/")
     if NAME.fullmatch(name) and run_url.endswith("/checkpoints"):
         return run_url.removesuffix("/checkpoints"), name
@@ -124,30 +132,33 @@ def split_address(url: str) -> tuple[str, str | None]:
 
 
 def find(url: str, which: str = "last") -> Checkpoint:
-    """A checkpoint by the URL of its run (`which`: last, best or images_seen) or its own URL."""
-    run_url, name = split_address(url)
-    url, which = run_url, name or which
-    every = list_checkpoints(url)
-    if not every:
-        raise ValueError(f"{store.display(url)} holds no checkpoint: name a run's folder")
+    """Find a checkpoint by its own URL, or its run's (`which`: last, best or images_seen)."""
+    url, name = split_address(url)
+    which = name or which
+    checkpoints = list_checkpoints(url)
+    if not checkpoints:
+        raise ValueError(f"{store.display(url)} holds no checkpoint: give a run's folder")
     if which == "last":
-        return every[-1]
+        return checkpoints[-1]
     if which == "best":
-        return max(every, key=score)
-    for checkpoint in every:
+        return max(checkpoints, key=score)
+    for checkpoint in checkpoints:
         if which.isdigit() and checkpoint.images_seen == int(which):
             return checkpoint
-    there = ", ".join(str(c.images_seen) for c in every)
-    raise ValueError(f"{store.display(url)} has no checkpoint {which!r}; last, best or {there}")
+    choices = ", ".join(str(c.images_seen) for c in checkpoints)
+    raise ValueError(
+        f"{store.display(url)} has no checkpoint {which!r}: choose from last, best, {choices}"
+    )
 
 
 def score(checkpoint: Checkpoint) -> tuple[float, int]:
+    """Sort key of the best checkpoint: its validation PSNR, then its age."""
     metric = float(checkpoint.state.get("metrics", {}).get(METRIC, "nan"))
     return (metric if metric == metric else float("-inf"), checkpoint.images_seen)
 
 
 def images_saved(url: str) -> int:
-    """`images_seen` of a run's newest checkpoint by its name alone; 0 where there is none."""
+    """Return `images_seen` of the newest checkpoint by its name; 0 where there is none."""
     base = store.join(url, "checkpoints")
     for name in reversed(store.names(base)):
         if name.isdigit() and store.exists(store.join(base, name, "state.json")):
@@ -156,7 +167,7 @@ def images_saved(url: str) -> int:
 
 
 def build_generator(model: Mapping[str, Any]) -> nn.Module:
-    """A generator from its configuration: `name` and the options of its class."""
+    """Build a generator from its configuration: `name` and the options of its class."""
     from models import GENERATORS
 
     options = {k: v for k, v in model.items() if k != "name"}
@@ -166,15 +177,18 @@ def build_generator(model: Mapping[str, Any]) -> nn.Module:
 def load_generator(
     url: str, which: str = "last", weights: str = "auto"
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The generator of a run or checkpoint, on the CPU in fp32 and evaluation mode.
+    """Load the generator of a run or checkpoint, on the CPU in fp32 and evaluation mode.
 
-    weights: raw, ema, or auto (ema where the run has it). Second: what its state says, with `run`,
-    `url` and `weights` added.
+    weights: raw, ema, or auto (ema where the run has it). Second result: the checkpoint's state
+    with `run`, `url` and `weights` added.
     """
     checkpoint = find(url, which)
     averaged = "generator_ema" in checkpoint.state["files"]
     if weights == "ema" and not averaged:
-        raise ValueError(f"{store.display(checkpoint.url)} has no averaged weights: weights=raw")
+        raise ValueError(
+            f"weights=ema: {store.display(checkpoint.url)} has no averaged weights: give "
+            "weights=raw"
+        )
     chosen = "ema" if averaged and weights != "raw" else "raw"
     generator = build_generator(checkpoint.state["model"])
     load_weights(generator, checkpoint, "generator_ema" if chosen == "ema" else "generator")
@@ -184,12 +198,12 @@ def load_generator(
 
 
 def load_weights(module: nn.Module, checkpoint: Checkpoint, name: str) -> None:
-    """Copy one file's tensors into a network; ValueError where it is another network's."""
+    """Copy one file's tensors into a network; ValueError if the architecture differs."""
     load_tensors(checkpoint.read(name), module, store.display(checkpoint.url))
 
 
 def load_tensors(tensors: Mapping[str, Tensor], module: nn.Module, source: str) -> None:
-    """Copy tensors by name into a network; ValueError, naming `source`, where they do not fit."""
+    """Copy tensors by name into a network; ValueError, naming `source`, if they do not fit."""
     own = module.state_dict()
     wrong = sorted(
         k
@@ -205,7 +219,7 @@ def load_tensors(tensors: Mapping[str, Tensor], module: nn.Module, source: str) 
 
 
 def pin(run_url: str, images_seen: int) -> None:
-    """Keep a checkpoint for good: something names it (an evaluation, the registry)."""
-    run = folder_at(run_url)
-    kept = set(read_run_json(run.url).get("pinned", [])) | {images_seen}
-    update_run_json(run.url, pinned=sorted(kept))
+    """Never delete this checkpoint: an evaluation or the registry refers to it."""
+    change_run_json(
+        run_url, lambda facts: {"pinned": sorted({*facts.get("pinned", []), images_seen})}
+    )

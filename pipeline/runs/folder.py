@@ -1,4 +1,4 @@
-"""A run's folder: where it is, what of it is copied to its URL, and who may write it.
+"""A run's folder: where it is, what it holds, what is copied to its URL, and who may write it.
 
 `run=` is a folder or an s3:// URL. Work happens in a local folder; for a URL that is a folder
 under the cache, and `publish` copies what must survive this machine.
@@ -12,64 +12,94 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
 
 from pipeline.common.environment import cache_dir
 from pipeline.common.errors import ConfigError
 from pipeline.common.locks import Held, hold, is_leased, leased, sign
+from pipeline.runs.checkpoints import images_saved
+from pipeline.runs.run_json import read_run_json
 from shards import store
 
-SUBMITTING = ".submit.lock"  # of a job that is being submitted
+SUBMITTING = ".submit.lock"  # lock of a job that is being submitted
 
 
 def folders(root: str) -> list[Path]:
-    """Run folders at most three levels below `root`: those with a `run.json`."""
+    """List run folders at most three levels below `root`: those with a `run.json`."""
     if not store.is_local(root):
-        raise ValueError(f"{store.display(root)} is no local folder: give root= the folder of runs")
+        raise ValueError(
+            f"root={store.display(root)} is not a local folder: give the folder that holds the runs"
+        )
     top = Path(root)
     if not top.is_dir():
-        raise ValueError(f"{root} is no folder: give root= the folder that holds the runs")
-    found = [path.parent for depth in range(4) for path in top.glob("*/" * depth + "run.json")]
-    return sorted(found)
+        raise ValueError(f"root={root} is not a folder: give the folder that holds the runs")
+    return sorted(path.parent for depth in range(4) for path in top.glob("*/" * depth + "run.json"))
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`url`: what the user named; `local`: where this process reads and writes."""
+    """A run: `url` is what the user named, `local` where this process reads and writes.
+
+    `config`, `facts` and `images_saved` are read once, when first used, and stay as they were then:
+    open a run once for each command and hand it down.
+    """
 
     url: str
     local: Path
     _sent: dict[str, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
 
+    @property
+    def name(self) -> str:
+        return store.name(self.url)
+
+    @cached_property
+    def config(self) -> Any:
+        """The saved config.yaml; None where there is none."""
+        return saved_config(self.url)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """run.json; `{}` where there is none."""
+        return read_run_json(self.url)
+
+    @cached_property
+    def images_saved(self) -> int:
+        """`images_seen` of the newest checkpoint; 0 where there is none."""
+        return images_saved(self.url)
+
     def publish(self) -> None:
-        """Copy to the URL what changed since, but for checkpoints and run.json, written there."""
+        """Copy changed files to the URL; checkpoints and run.json are written there directly."""
         if store.is_local(self.url):
             return
         for path in sorted(self.local.rglob("*")):
             name = path.relative_to(self.local).as_posix()
-            hidden = f"/{name}".count("/.")  # the lock, and what is being written
+            hidden = f"/{name}".count("/.")  # the lock, and files being written
             if hidden or name == "run.json" or not path.is_file():
                 continue
-            found = path.stat()
-            state = found.st_mtime_ns, found.st_size
+            status = path.stat()
+            state = status.st_mtime_ns, status.st_size
             if self._sent.get(name) != state:
                 store.upload(store.join(self.url, name), path)
                 self._sent[name] = state
 
 
 def folder_at(url: str) -> RunFolder:
-    """The folder of a run by its path or URL."""
+    """Open a run by its path or URL."""
     if store.is_local(url):
         return RunFolder(url, store.local(url).absolute())
-    cache = cache_dir() / "runs"
-    return RunFolder(url, cache / hashlib.sha256(url.encode()).hexdigest()[:16])
+    digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return RunFolder(url, cache_dir() / "runs" / digest)
 
 
 @contextmanager
 def held(run: RunFolder) -> Iterator[None]:
-    """Hold the run for writing; a second live writer is refused, naming the first.
+    """Lock the run for writing; ConfigError, naming the other process, while another holds it.
 
-    A folder that holds nothing else in the end is removed.
+    A folder that is empty at the end, but for the lock, is removed.
     """
     path = run.local / ".lock"
     with ExitStack() as stack:
@@ -77,12 +107,12 @@ def held(run: RunFolder) -> Iterator[None]:
             handle = stack.enter_context(hold(path))
         except Held as error:
             raise ConfigError(
-                f"{run.url} is being trained by {error.owner}: wait, stop that one, or name "
+                f"{run.url} is being trained by {error.owner}: wait, stop that process, or give "
                 "another run="
             ) from None
         except OSError as error:
             raise ConfigError(
-                f"run={run.url} cannot be written ({error.strerror}): name another folder"
+                f"run={run.url} cannot be written ({error.strerror}): give another folder"
             ) from None
         if not store.is_local(run.url):
             stack.enter_context(leased(run.url))
@@ -97,7 +127,7 @@ def held(run: RunFolder) -> Iterator[None]:
 
 
 def is_held(url: str) -> bool:
-    """Whether somebody alive holds the run; of one in a bucket it may take a minute to tell."""
+    """Whether a live process holds the run; in a bucket the answer may take a minute."""
     if not store.is_local(url):
         return is_leased(url)
     try:
@@ -108,3 +138,11 @@ def is_held(url: str) -> bool:
     except OSError:  # never held, or moved
         return False
     return False
+
+
+def saved_config(url: str) -> Any:
+    """Read a run's config.yaml; None where there is none."""
+    try:
+        return OmegaConf.create(store.read(store.join(url, "config.yaml")).decode())
+    except FileNotFoundError:
+        return None

@@ -13,15 +13,14 @@ from omegaconf import OmegaConf
 from pipeline.common.errors import ConfigError
 from pipeline.config.resolve import leaves
 from pipeline.config.schema import TrainConfig
-from pipeline.runs.checkpoints import images_saved
 from pipeline.runs.folder import RunFolder, folder_at
 from shards import store
 
 if TYPE_CHECKING:
     from shards.manifest import Manifest
 
-# No part of what a run computes, and may change when it is resumed.
-MUTABLE = (
+# Not part of what a run computes: may change on resume.
+MAY_CHANGE = (
     "run",
     "root",
     "smoke",
@@ -35,89 +34,81 @@ MUTABLE = (
     "cluster.",
     "tracking.",
 )
-ASIDE = ("run", "root", "smoke")  # of these: nothing that somebody would want to change
-# No part of what names a run either, but its bits depend on them: fixed once it has started.
-FIXED = ("threads", "loader_threads", "log.")
+UNLISTED = ("run", "root", "smoke")  # may change, but not worth suggesting to a user
+# Not part of the hash that names a run, but its bits depend on them: fixed once it has started.
+FIXED_AT_START = ("threads", "loader_threads", "log.")
 AUTO = ("threads", "precision")
 
 
-def science(config: TrainConfig) -> dict[str, Any]:
-    """What a run computes, by dotted key; its hash names the run."""
-    return {k: v for k, v in fixed(config).items() if not k.startswith(FIXED)}
+def hashed_values(config: TrainConfig) -> dict[str, Any]:
+    """Return what a run computes, by dotted key; its hash names the run."""
+    return {k: v for k, v in immutable_values(config).items() if not k.startswith(FIXED_AT_START)}
 
 
-def fixed(config: TrainConfig) -> dict[str, Any]:
-    """What may not change when a run is resumed; of `data.url` only the digest of what is there."""
-    return {k: _plain(k, v) for k, v in leaves(config) if not k.startswith(MUTABLE)}
+def immutable_values(config: TrainConfig) -> dict[str, Any]:
+    """Return what may not change on resume; of `data.url` only the set's digest counts."""
+    return {k: _plain(k, v) for k, v in leaves(config) if not k.startswith(MAY_CHANGE)}
 
 
 def folder_of(config: TrainConfig) -> RunFolder:
-    """The run's folder; without `run=` it is named by its recipe and the hash of its science."""
+    """Open the configured run; without `run=` its recipe and the hash of its values name it."""
     if config.run is not None:
         return folder_at(config.run)
-    text = json.dumps(science(config), sort_keys=True)
+    text = json.dumps(hashed_values(config), sort_keys=True)
     recipe = (config.experiment or "train").replace("/", "-")
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return folder_at(store.join(config.root, f"{recipe}-{digest}"))
 
 
-def saved_config(url: str) -> Any:
-    """What a run's config.yaml says, or None where there is none."""
-    try:
-        return OmegaConf.create(store.read(store.join(url, "config.yaml")).decode())
-    except FileNotFoundError:
-        return None
-
-
 def check_same(config: TrainConfig, run: RunFolder) -> None:
-    """Refuse, by name, to resume a run as another, or to take a folder that is no run's.
+    """Refuse to resume with a changed configuration, or to train in a folder of other files.
 
-    Before its first checkpoint a run may still become another: there is nothing to go on from.
+    Before the first checkpoint any value may change: there is nothing to resume.
     """
     if store.is_local(run.url) and run.local.exists() and not run.local.is_dir():
-        raise ConfigError(f"run={run.url} is a file: name a folder")
-    saved = saved_config(run.url)
-    if saved is None:
-        strangers = [n for n in store.names(run.url) if not n.startswith(".")]
-        if strangers and not {"run.json", "logs", "spool"} & set(strangers):
+        raise ConfigError(f"run={run.url} is a file: give a folder")
+    if run.config is None:
+        files = [n for n in store.names(run.url) if not n.startswith(".")]
+        if files and not {"run.json", "logs", "spool"} & set(files):
             raise ConfigError(
-                f"run={store.display(run.url)} is no run but holds {strangers[0]}"
-                f"{' and more' if len(strangers) > 1 else ''}: name an empty or a new folder"
+                f"run={store.display(run.url)} is not a run but holds {files[0]}"
+                f"{' and more' if len(files) > 1 else ''}: give an empty or a new folder"
             )
-        return
-    if images_saved(run.url) and (other := difference(config, saved)):
-        name, old, value = other
+    elif run.images_saved and (change := changed_key(config, run.config)):
+        name, old, value = change
         raise ConfigError(
-            f"{store.display(run.url)} was started with {name}={old}, now it is {value}: resume it "
-            f"with the same, or {_another(run.url, carries=not name.startswith('model.'))}"
+            f"cannot resume {store.display(run.url)} with {name}={value}: it was started with "
+            f"{name}={old}; give {name}={old}, or "
+            f"{_new_run(run.url, reusable=not name.startswith('model.'))}"
         )
 
 
 def other_dataset(run_url: str, before: str, now: Manifest) -> str:
-    """Why a run does not go on with another dataset; digests of both."""
+    """Error text for a resume with another dataset; names both digests."""
     return (
-        f"{store.display(run_url)} was trained on {before[:12]}, {store.display(now.url)} is "
-        f"{now.digest[:12]}: give the same set by data.url=, or {_another(run_url)}"
+        f"cannot resume {store.display(run_url)} with data.url={store.display(now.url)} (digest "
+        f"{now.digest[:12]}): it was trained on a set with digest {before[:12]}; give that set by "
+        f"data.url=, or {_new_run(run_url)}"
     )
 
 
-def _another(run_url: str, carries: bool = True) -> str:
-    """What to give for a change that a resume refuses; `carries`: the weights fit it still."""
-    weights = f" (init={store.display(run_url)} takes these weights along)" if carries else ""
-    may = ", ".join(
-        f"{name}*" if name.endswith(".") else name for name in MUTABLE if name not in ASIDE
+def _new_run(run_url: str, reusable: bool = True) -> str:
+    """How to make a change that a resume refuses; `reusable`: the weights still fit."""
+    weights = f" (init={store.display(run_url)} starts from these weights)" if reusable else ""
+    allowed = ", ".join(
+        f"{name}*" if name.endswith(".") else name for name in MAY_CHANGE if name not in UNLISTED
     )
-    return f"start another with run=NEW{weights}; what may change is {may}"
+    return f"start a new run with run=NEW{weights}; only these keys may change on resume: {allowed}"
 
 
-def difference(config: TrainConfig, saved: Any) -> tuple[str, Any, Any] | None:
-    """The first key, with its old and its new value, in which `config` is another run than `saved`.
+def changed_key(config: TrainConfig, saved: Any) -> tuple[str, Any, Any] | None:
+    """Find the first key whose value differs from the saved run's: (key, old value, new value).
 
-    `data.url` may change (its digest may not), and `auto` means what it meant at the first start.
+    `data.url` may change (its digest may not), and `auto` means its value at the first start.
     A key that `saved` lacks had its default: a new key's default reproduces the old arithmetic.
     """
     defaults = dict(leaves(replace(TrainConfig(), model=type(config.model)())))
-    for name, value in fixed(config).items():
+    for name, value in immutable_values(config).items():
         old = OmegaConf.select(saved, name, default=defaults[name])
         old = _plain(name, OmegaConf.to_container(old) if OmegaConf.is_config(old) else old)
         if old != value and name != "data.url" and "auto" not in (old, value):
@@ -125,19 +116,23 @@ def difference(config: TrainConfig, saved: Any) -> tuple[str, Any, Any] | None:
     return None
 
 
-def settled(config: TrainConfig, run: RunFolder) -> TrainConfig:
-    """`config` with what `auto` came to when the run was first started."""
-    saved = saved_config(run.url)
-    if saved is None or not images_saved(run.url):
+def resolve_auto(config: TrainConfig, run: RunFolder) -> TrainConfig:
+    """Replace `auto` by the value that it had when the run was first started."""
+    saved = run.config
+    if saved is None or not run.images_saved:
         return config
     known = {n: saved[n] for n in AUTO if getattr(config, n) == "auto" and n in saved}
     return replace(config, **known)
 
 
 def write_config(config: TrainConfig, run: RunFolder) -> None:
-    """config.yaml: resolved and complete; what `train run=` alone reads."""
-    text = OmegaConf.to_yaml(OmegaConf.structured(replace(config, run=run.url)))
-    store.write(str(run.local / "config.yaml"), text.encode())
+    """Write config.yaml, resolved and complete; `train run=` alone reads it."""
+    store.write(str(run.local / "config.yaml"), to_yaml(replace(config, run=run.url)).encode())
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """Serialize a resolved configuration; `config=` reads it back unchanged."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def _plain(name: str, value: Any) -> Any:

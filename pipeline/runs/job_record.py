@@ -1,6 +1,6 @@
-"""What was submitted: `jobs.json` beside the job's files, and a pointer to it on this machine.
+"""The record of a submitted job: `jobs.json` next to the job's files, and a pointer to it.
 
-The pointer, under the cache folder, lets `status ID` find runs that live in a bucket.
+The pointer, in this machine's cache folder, lets `status ID` find runs in a bucket.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from jobs.kubectl import GONE
 from jobs.slurm_status import from_notes
 from jobs.spec import Cluster, JobState, Status, SubmitError
 from pipeline.common.environment import cache_dir
+from pipeline.common.errors import one_line
 from shards import store
 
 NAME = "jobs.json"
-PATIENCE = 10.0  # with buckets that do not answer
-NEVER = "`submit` has not ended yet, or was killed before the job was taken: submit it again"
-WHERE = ("scheduler", "context", "namespace", "queue", "kind")
+TIMEOUT = 10.0  # seconds, for buckets that do not answer
+NOT_SUBMITTED = (
+    "`submit` has not ended yet, or was killed before the job was queued: submit it again"
+)
+CLUSTER_KEYS = ("scheduler", "context", "namespace", "queue", "kind")
 
 
 @dataclass(frozen=True)
 class SubmittedJob:
-    """One submitted job. `number` is the scheduler's id, empty until it was heard; `points` the
-    runs of a sweep."""
+    """One submitted job; `number` is the scheduler's id, empty until known."""
 
     id: str
     verb: str
@@ -41,15 +43,15 @@ class SubmittedJob:
     cluster: dict[str, Any]
     submitted: str
     commit: str | None = None
-    points: tuple[str, ...] = ()
+    points: tuple[str, ...] = ()  # a sweep's runs
     cancelled: bool = False
     before: tuple[str, ...] = ()  # earlier submissions' numbers
-    pods: tuple[str, ...] = ()  # what its pods call themselves in `<folder>/logs`
-    sought: tuple[str, ...] = ()  # what it is found by while `number` is empty
+    pods: tuple[str, ...] = ()  # names of its pods in `<folder>/logs`
+    sought: tuple[str, ...] = ()  # names to find it by while `number` is empty
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """The runs whose record this is: none of a verb that only looks at one."""
+        """The runs that this job trains; none for a command that only reads a run."""
         return self.points or (self.run,) * (self.verb == "train")
 
     @property
@@ -57,28 +59,28 @@ class SubmittedJob:
         return Cluster(**self.cluster)
 
     def settled(self) -> SubmittedJob:
-        """With its number, asked for where `submit` ended before it could write it down."""
+        """Ask the scheduler for the number if `submit` ended before it could record it."""
         if self.number or not self.sought:
             return self
         number = scheduler.find(self.sought, self.folder, self.before, self.where)
         return replace(self, number=number)
 
     def status(self) -> Status:
-        """The scheduler's word; a job that is gone after it was cancelled was cancelled."""
-        number, found = self.settled().number, Status(JobState.UNKNOWN, NEVER)
+        """Ask the scheduler for the state; a job that is gone after `cancel` was cancelled."""
+        number, status = self.settled().number, Status(JobState.UNKNOWN, NOT_SUBMITTED)
         if number:
-            found = scheduler.status(number, self.folder, self.where, self.run)
-        if found.state is JobState.UNKNOWN and self.pods:
-            left = self._left()
-            told = found.reason if found.reason != GONE else left.reason
-            found = replace(left, reason=told) if left.state is JobState.UNKNOWN else left
+            status = scheduler.status(number, self.folder, self.where, self.run)
+        if status.state is JobState.UNKNOWN and self.pods:
+            last = self._last_status()
+            reason = status.reason if status.reason != GONE else last.reason
+            status = replace(last, reason=reason) if last.state is JobState.UNKNOWN else last
         stopped = (JobState.UNKNOWN, JobState.FAILED, JobState.INTERRUPTED, JobState.CANCELLED)
-        if self.cancelled and found.state in stopped:
-            return replace(found, state=JobState.CANCELLED, reason="by `cancel`")
-        return found
+        if self.cancelled and status.state in stopped:
+            return replace(status, state=JobState.CANCELLED, reason="by `cancel`")
+        return status
 
-    def _left(self) -> Status:
-        """The last words of its pods, once the cluster has forgotten the job."""
+    def _last_status(self) -> Status:
+        """Derive the state from its pods' last notes, once the cluster has deleted the job."""
         logs, notes = store.join(self.folder, "logs"), {}
         for pod in self.pods:
             try:
@@ -86,32 +88,32 @@ class SubmittedJob:
             except FileNotFoundError:
                 text = "QUEUED"
             notes[pod.removeprefix("pod-").replace("-", ".")] = text.strip()
-        found = from_notes(notes, "Kubernetes")
+        status = from_notes(notes, "Kubernetes")
         gang = self.verb in ("train", "doctor") and not self.points
-        return replace(found, elements={}) if gang else found
+        return replace(status, elements={}) if gang else status
 
 
 @dataclass(frozen=True)
 class Unread:
-    """A record that lies somewhere and cannot be read: where, and why."""
+    """A record that exists but cannot be read: its place and the reason."""
 
     place: str
     reason: str
 
 
 def where_of(cluster: Cluster) -> dict[str, Any]:
-    return {k: v for k, v in asdict(cluster).items() if k in WHERE}
+    return {k: v for k, v in asdict(cluster).items() if k in CLUSTER_KEYS}
 
 
 def write(record: SubmittedJob) -> None:
-    """Publishes the record in the job's folder and in each run that it trains."""
+    """Write the record to the job's folder and to each run that it trains."""
     text = (json.dumps(asdict(record), indent=1, sort_keys=True) + "\n").encode()
     for place in {record.folder, *record.trained}:
         store.write(store.join(place, NAME), text)
 
 
 def point_to(record: SubmittedJob) -> None:
-    """Leaves pointers on this machine, where its cache can be written."""
+    """Write pointers to this machine's cache folder, if it is writable."""
     place = record.folder if not store.is_local(record.folder) else os.path.abspath(record.folder)
     try:
         pointers().mkdir(parents=True, exist_ok=True)
@@ -119,16 +121,16 @@ def point_to(record: SubmittedJob) -> None:
             (pointers() / name).write_text(place)
     except OSError as error:
         print(
-            f"{pointers()} cannot be written ({error.strerror}): `status` finds {record.id} by its "
-            f"folder alone, {place}; set XDG_CACHE_HOME",
+            f"{pointers()} cannot be written ({error.strerror}): `status` finds {record.id} only "
+            f"by its folder, {place}; set XDG_CACHE_HOME to a writable folder",
             file=sys.stderr,
         )
 
 
 def read(folder: str) -> SubmittedJob | None:
-    """The record in a folder or at a URL; None where nothing was submitted.
+    """Read the record in a folder or at a URL; None if nothing was submitted.
 
-    Raises `SubmitError` naming a file that is none, OSError where it cannot be reached.
+    Raises `SubmitError` for an invalid file, OSError if it cannot be reached.
     """
     url = store.join(folder, NAME)
     try:
@@ -150,14 +152,14 @@ def parse(data: bytes, url: str) -> SubmittedJob:
         str.join("", (record.id, record.verb, record.run, record.folder, record.number))
         return record
     except (ValueError, TypeError, AttributeError) as error:
-        why = " ".join(str(error).split())
         raise SubmitError(
-            f"{store.display(url)} is no record of a job ({why}): submit it again, or remove it"
+            f"{store.display(url)} is not a valid job record ({one_line(error)}): submit the job "
+            f"again, or remove the file"
         ) from None
 
 
 def cancelled(run: str) -> bool:
-    """Whether the job that trains the run was told to stop for good."""
+    """Whether the job that trains the run was cancelled."""
     try:
         record = read(run)
     except (OSError, ValueError, TypeError):
@@ -166,7 +168,7 @@ def cancelled(run: str) -> bool:
 
 
 def find(name: str, root: str) -> SubmittedJob:
-    """The record of a job or run by its id, folder or URL. Raises `SubmitError`."""
+    """Find the record of a job or run by its id, folder or URL, or raise `SubmitError`."""
     places = [name, store.join(root, name)]
     pointer = pointers() / store.name(name)
     if pointer.is_file():
@@ -180,9 +182,9 @@ def find(name: str, root: str) -> SubmittedJob:
 
 
 def every(root: str) -> Iterator[SubmittedJob | Unread]:
-    """Records under `root`, then those elsewhere that this machine has pointers to.
+    """Yield the records under `root`, then those elsewhere that this machine has pointers to.
 
-    What lies in buckets is read together, and given up after `PATIENCE` seconds.
+    Buckets are read in parallel, for at most `TIMEOUT` seconds.
     """
     places = []
     if store.is_local(root) and store.local(root).is_dir():
@@ -206,18 +208,18 @@ def _all(places: Sequence[str]) -> Iterator[SubmittedJob | Unread | None]:
         try:
             answers[place] = read(place)
         except (OSError, ValueError) as error:
-            answers[place] = Unread(place, " ".join(str(error).split()))
+            answers[place] = Unread(place, one_line(error))
 
     asked = {p: Thread(target=ask, args=(p,), daemon=True) for p in places if not store.is_local(p)}
     for thread in asked.values():
         thread.start()
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT
     for place in places:
         if place in asked:
             asked[place].join(max(0.0, end - time.monotonic()))
         else:
             ask(place)
-        gone = Unread(place, f"no answer within {PATIENCE:.0f} s: check endpoint and network")
+        gone = Unread(place, f"no answer within {TIMEOUT:.0f} s: check endpoint and network")
         yield answers.get(place, gone)
 
 

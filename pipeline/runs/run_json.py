@@ -1,7 +1,7 @@
 """`run.json`: the few facts about a run that other processes look up.
 
-The checkpoint, the launcher and the tracker each own some keys; `update_run_json` merges theirs
-into what is there, atomically: a reader sees one whole object, no writer undoes another's.
+The checkpoint, the launcher and the tracker each own some keys. Every write merges its keys into
+the current object atomically: a reader sees one whole object, and no writer undoes another's keys.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from __future__ import annotations
 import fcntl
 import json
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from shards import store
 
 NAME = "run.json"
+Facts = dict[str, Any]
 _writers = threading.Lock()
 
 
-def read_run_json(run: str) -> dict[str, Any]:
-    """`run.json` of a run folder or URL; `{}` where there is none yet."""
+def read_run_json(run: str) -> Facts:
+    """Read `run.json` of a run folder or URL; `{}` where it does not exist yet."""
     url = store.join(str(run), NAME)
     try:
         return json.loads(store.read(url))
@@ -30,24 +32,30 @@ def read_run_json(run: str) -> dict[str, Any]:
         ) from None
 
 
-def update_run_json(run: str, **keys: Any) -> dict[str, Any]:
-    """Merges `keys` into `run.json`; a value of None removes its key. Returns the merged object.
+def update_run_json(run: str, **keys: Any) -> Facts:
+    """Merge `keys` into `run.json`; None removes a key. Returns the merged object."""
+    return change_run_json(run, lambda known: keys)
 
-    Safe between the threads of one process, and between processes on one disk. An object store has
-    no lock: there the holder of the run's lock is the only writer.
+
+def change_run_json(run: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """Merge the keys that `change` derives from the current object; None removes a key.
+
+    Safe between threads of one process, and between processes on one disk. An object store has no
+    lock: there the holder of the run's lock is the only writer.
     """
     url = store.join(str(run), NAME)
     with _writers:
         if not store.is_local(url):
-            return _merge(url, run, keys)
+            return _merge(url, run, change)
         path = store.local(url)
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.with_name(".run.json.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            return _merge(url, run, keys)
+            return _merge(url, run, change)
 
 
-def _merge(url: str, run: str, keys: dict[str, Any]) -> dict[str, Any]:
-    merged = {k: v for k, v in {**read_run_json(run), **keys}.items() if v is not None}
+def _merge(url: str, run: str, change: Callable[[Facts], Facts]) -> Facts:
+    known = read_run_json(run)
+    merged = {k: v for k, v in {**known, **change(known)}.items() if v is not None}
     store.write(url, (json.dumps(merged, indent=1, sort_keys=True) + "\n").encode())
     return merged

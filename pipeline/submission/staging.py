@@ -21,7 +21,7 @@ from pipeline.common.locks import Held, Taken, hold, leased, sign
 from pipeline.config.schema import CACHE
 from pipeline.runs import job_record
 from pipeline.runs.folder import SUBMITTING, folder_at
-from pipeline.runs.identity import settled
+from pipeline.runs.identity import resolve_auto
 from pipeline.runs.job_record import SubmittedJob
 from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.submission.plan import Part
@@ -146,7 +146,7 @@ def write_configs(part: Part, mlflow_runs: dict[str, str]) -> None:
         return
     for point, run in zip(points, part.runs):
         # A resumed run keeps the values that `auto` had at first: its bits depend on them.
-        config = settled(point.config, folder_at(run))
+        config = resolve_auto(point.config, folder_at(run))
         named = replace(point, config=replace(config, run=run))
         store.write(store.join(run, "config.yaml"), named.yaml().encode())
         if run in mlflow_runs:

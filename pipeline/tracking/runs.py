@@ -118,7 +118,7 @@ def prune(config: RunsConfig) -> dict[str, Any]:
             else:
                 deleted.append(row)
                 if config.delete:
-                    _remove(each.url)
+                    checkpoints.remove(each.url)
     return {"deleted" if config.delete else "would_delete": deleted, "refused": refused}
 
 
@@ -164,14 +164,6 @@ def _newest(folder: Path) -> float:
 
 def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _remove(url: str) -> None:
-    folder = store.local(url)
-    (folder / "state.json").unlink()  # first: a folder without it is not a checkpoint
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
 
 
 def show(result: dict[str, Any]) -> str:

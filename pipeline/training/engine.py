@@ -1,7 +1,7 @@
 """Processes, devices, precision, gradients: the only file that knows Accelerate.
 
-Everything above it speaks of networks and losses. Collectives are few and named here: gradients
-(DDP, or ZeRO in `zero.py`), synchronised statistics, one vote a step, means of losses at log time.
+Its callers only see networks and losses. All collectives of a step are listed here: gradients
+(DDP, or ZeRO in `network.py`), BatchNorm statistics, one vote per step, mean losses when logged.
 """
 
 from __future__ import annotations
@@ -27,43 +27,43 @@ from pipeline.common.errors import ConfigError
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import choose_precision, thread_count, uses_gpu
 from pipeline.training.network import STAGES, Sharded, TrainableNetwork
-from pipeline.training.sync_batchnorm import synchronised
-from pipeline.training.watchdog import FIRST
+from pipeline.training.sync_batchnorm import synchronize
+from pipeline.training.watchdog import FIRST_TIME_FACTOR
 
 warnings.filterwarnings("ignore", message=r".*broadcast_buffers.*", category=FutureWarning)
 
-# Until every process is there: images are pulled, and modules read from cold disks, meanwhile.
+# Until every process has joined: container images are pulled and cold disks read meanwhile.
 RENDEZVOUS = timedelta(seconds=1800)
-AFTER_WATCH = timedelta(seconds=120)  # `Watch` names who hangs; then a collective may give up
-LEAVING = 60.0  # seconds, from the end of training to the process's
+AFTER_WATCHDOG = timedelta(seconds=120)  # collectives time out after the watchdog's report
+EXIT_TIMEOUT = 60.0  # seconds from the end of training to the end of the process
 
 
-def _say_who_is_waited_for(place: Mapping[str, str]) -> None:
-    """A node that does not come is a silence of half an hour: this is the line before it."""
+def _announce_rendezvous(place: Mapping[str, str]) -> None:
+    """Print that this node waits for the others: up to half an hour without output may follow."""
     world, here = place.get("WORLD_SIZE", "1"), place.get("LOCAL_WORLD_SIZE")
     if here not in (None, world) and place.get("LOCAL_RANK") == "0":
         print(
-            f"rank {place['RANK']}: {world} processes meet at {place['MASTER_ADDR']}:"
-            f"{place['MASTER_PORT']}, up to {RENDEZVOUS.seconds // 60} minutes from now",
+            f"rank {place['RANK']}: waiting up to {RENDEZVOUS.seconds // 60} minutes for all "
+            f"{world} processes at {place['MASTER_ADDR']}:{place['MASTER_PORT']}",
             file=sys.stderr,
             flush=True,
         )
 
 
 class Engine:
-    """One process's place in the run and everything that depends on it."""
+    """One process of the run: its rank, device, precision, and exchanges with other ranks."""
 
     def __init__(self, config: TrainConfig) -> None:
-        faulthandler.cancel_dump_traceback_later()  # of one before, in this process
+        faulthandler.cancel_dump_traceback_later()  # set by an earlier engine of this process
         world = int(os.environ.get("WORLD_SIZE", "1"))
         on_gpu = uses_gpu(config)
         self.precision = choose_precision(config.precision, on_gpu)
         threads = thread_count(config.threads, world)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or Accelerate sets 1, and warns
-        slow = FIRST if config.parallel.compile else 1
-        hang = timedelta(seconds=slow * config.parallel.hang_timeout) + AFTER_WATCH
+        slow = FIRST_TIME_FACTOR if config.parallel.compile else 1
+        hang = timedelta(seconds=slow * config.parallel.hang_timeout) + AFTER_WATCHDOG
         backend = "nccl" if on_gpu else "gloo"
-        _say_who_is_waited_for(os.environ)
+        _announce_rendezvous(os.environ)
         self.accelerator = Accelerator(
             cpu=not on_gpu,
             mixed_precision="no" if self.precision == "fp32" else self.precision,
@@ -75,7 +75,8 @@ class Engine:
             ],
         )
         torch.set_num_threads(threads)
-        if dist.is_initialized():  # torch has one time-out for both, and no public way to change it
+        # One timeout serves rendezvous and collectives; torch has no public way to change it.
+        if dist.is_initialized():
             dist.distributed_c10d._set_pg_timeout(hang)
         self.rank = self.accelerator.process_index
         self.world_size = self.accelerator.num_processes
@@ -83,9 +84,8 @@ class Engine:
         self.config = config.parallel
         if self.world_size != world:
             raise ConfigError(
-                f"WORLD_SIZE={world} processes were started but {self.world_size} found each "
-                f"other, and would train {world} separate runs: start them by torchrun, or let "
-                f"`train processes={world}` do it"
+                f"WORLD_SIZE={world}, but the process group has {self.world_size} processes, which "
+                f"would train separate runs: start them with torchrun or `train processes={world}`"
             )
         self.stage = STAGES.get(self.config.strategy, 0)
         self.clip = config.clip
@@ -100,18 +100,21 @@ class Engine:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def train(
+    def prepare(
         self,
         name: str,
         module: nn.Module,
         optimizer: Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer],
         average: bool = False,
     ) -> TrainableNetwork:
-        """Put a network on the device and synchronise its norms; `start` wraps it."""
+        """Move a network to the device, synchronize its norms, make its optimizer and average.
+
+        `start` wraps it for the strategy, once a checkpoint was restored into it.
+        """
         module = module.to(self.device)
         if self.config.sync_batchnorm and (self.world_size > 1 or self.device.type == "cpu"):
-            module = synchronised(module, self.device.type)
-        if self.config.channels_last and not self.stage:  # ZeRO flattens weights its own way
+            module = synchronize(module, self.device.type)
+        if self.config.channels_last and not self.stage:  # ZeRO flattens weights itself
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         ema = copy.deepcopy(module).requires_grad_(False).eval() if average else None
         whole = copy.deepcopy(module).eval() if self.stage == 3 and ema is None else None
@@ -121,11 +124,11 @@ class Engine:
         return TrainableNetwork(name, module, module, made, ema, scaler, whole=whole, size=size)
 
     def start(self, players: Sequence[TrainableNetwork]) -> None:
-        """Wrap for the strategy; what was restored into networks and optimisers is taken over."""
+        """Wrap networks for the strategy, with the state that was restored into them."""
         for player in players:
             if self.config.compile:
                 player.module.compile()
-            # ZeRO gets the autocast that DDP's forward has, and nothing else of Accelerate's.
+            # For ZeRO Accelerate only adds the autocast that DDP's forward has.
             wrapped = self.accelerator.prepare_model(player.module, evaluation_mode=self.stage > 0)
             if self.stage:
                 sharded = Sharded(player.module, player.optimizer, self.stage, self.clip)
@@ -133,17 +136,17 @@ class Engine:
             player.wrapped = wrapped
 
     def autocast(self) -> Any:
-        """The context of forward passes and losses."""
+        """Context of forward passes and losses: mixed precision."""
         return self.accelerator.autocast()
 
     def begin(self, players: Sequence[TrainableNetwork]) -> None:
-        """Before the forward passes of a step, which `step` ends."""
+        """Start a step: snapshot the buffers that `step` restores if it is skipped."""
         for player in players:
             player.snapshot_buffers()
 
     @contextmanager
     def micro_batch(self, players: Sequence[TrainableNetwork], last: bool) -> Iterator[None]:
-        """Forward and backward of one micro-batch: gradients are exchanged at the last only."""
+        """Context of one micro-batch: gradients are all-reduced in the last one only."""
         with ExitStack() as stack:
             for player in players:
                 if player.sharded is not None:
@@ -154,7 +157,7 @@ class Engine:
 
     @contextmanager
     def alone(self, players: Sequence[TrainableNetwork]) -> Iterator[None]:
-        """Forward and backward that exchange nothing with other ranks, to see what fits.
+        """Context without exchanges with other ranks, to try which batch size fits.
 
         Not with ZeRO. Norms are in evaluation mode, and gradients are dropped.
         """
@@ -176,10 +179,10 @@ class Engine:
             (loss if player.scaler is None else player.scaler.scale(loss)).backward()
 
     def step(self, players: Sequence[TrainableNetwork], decay: float) -> bool:
-        """Step every optimiser, or none where a gradient is not finite; True where they stepped.
+        """Step every optimizer, or none if a gradient is not finite; True if they stepped.
 
-        With DDP the norm is the same number on every rank after the exchange, so that ranks agree;
-        with ZeRO each has a share of the gradient, and they vote.
+        With DDP every rank has the same gradient norm after the all-reduce, so ranks agree; with
+        ZeRO each rank has a part of the gradient, and they vote.
         """
         if self.stage:
             return self._step_sharded(players, decay)
@@ -205,7 +208,7 @@ class Engine:
         return finite
 
     def lowers_scale(self, players: Sequence[TrainableNetwork]) -> bool:
-        """True where a skipped step only asks for a lower loss scale: fp16, every scale above 1."""
+        """Whether a skipped step only lowers fp16's loss scale: every scale is still above 1."""
         return all(t.scaler is not None and t.scaler.get_scale() >= 1 for t in players)
 
     def _step_sharded(self, players: Sequence[TrainableNetwork], decay: float) -> bool:
@@ -217,7 +220,7 @@ class Engine:
         return finite
 
     def means(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Mean over ranks of scalars that every rank has, in one exchange."""
+        """Average scalars over ranks, in one all-reduce."""
         stacked = torch.stack([v.detach().float() for v in values.values()])
         if self.world_size > 1:
             dist.all_reduce(stacked)
@@ -225,34 +228,34 @@ class Engine:
         return dict(zip(values, stacked.tolist(), strict=True))
 
     def any(self, flag: bool) -> bool:
-        """True on every rank where it is true on one: the vote at each step's end."""
+        """Return on every rank whether `flag` is true on any: the vote at each step's end."""
         if self.world_size == 1:
             return flag
         vote = torch.tensor(float(flag))
         try:
             dist.all_reduce(vote, dist.ReduceOp.MAX, group=self.control_group)
         except RuntimeError as error:
-            raise ConnectionError(f"another rank is gone: {error}") from None
+            raise ConnectionError(f"lost connection to another rank: {error}") from None
         return bool(vote)
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's small picklable value, in rank order, on every rank."""
+        """Return every rank's (small, picklable) value in rank order, on every rank."""
         if self.world_size == 1:
             return [value]
-        found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, value, group=self.control_group)
-        return found
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.control_group)
+        return values
 
     def broadcast_object(self, value: Any = None) -> Any:
-        """Rank 0's picklable value on every rank, whatever the others give."""
+        """Return rank 0's picklable value on every rank; other ranks' values are ignored."""
         if self.world_size == 1:
             return value
-        found = [value if self.is_main else None]
-        dist.broadcast_object_list(found, src=0, group=self.control_group)
-        return found[0]
+        values = [value if self.is_main else None]
+        dist.broadcast_object_list(values, src=0, group=self.control_group)
+        return values[0]
 
     def average_buffers(self, players: Sequence[TrainableNetwork]) -> None:
-        """Make running statistics equal on all ranks; synchronised norms have them so already."""
+        """Average running statistics over ranks; synchronized norms are equal already."""
         if self.world_size == 1 or self.config.sync_batchnorm:
             return
         for network in (n for player in players for n in player.networks.values()):
@@ -261,19 +264,19 @@ class Engine:
                 buffer /= self.world_size
 
     def close(self, error: BaseException | None = None) -> None:
-        """Leave the group; networks must be let go of before, but for those that Accelerate keeps.
+        """Destroy the process group; callers must have dropped their references to networks.
 
-        DDP's reducer, destroyed after the group, holds the GIL while it waits for a thread of gloo
-        that may want it. After an `error` others may stand in an exchange, for which leaving would
-        wait: the process ends without. After `LEAVING` seconds it shows its stacks and ends with 1.
+        A DDP reducer destroyed after the group would hold the GIL while it waits for a gloo thread
+        that needs the GIL. After an `error` the group is not destroyed, because other ranks may be
+        in a collective. After `EXIT_TIMEOUT` seconds the process prints its stacks and exits.
         """
         if not (failed := isinstance(error, Exception)):
             self.any(False)
         if self.world_size > 1:
-            faulthandler.dump_traceback_later(LEAVING, exit=True)  # needs no GIL
+            faulthandler.dump_traceback_later(EXIT_TIMEOUT, exit=True)  # works without the GIL
         if failed:
             return
         self.accelerator.free_memory()
-        gc.collect()  # DDP holds itself in cycles
+        gc.collect()  # DDP is in reference cycles
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The arithmetic of a training step, counted as it runs, and what the device could do at most."""
+"""FLOPs of a training step, counted while it runs, and devices' peak FLOP/s."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.training import method
 from pipeline.training.engine import Engine
 from pipeline.training.method import Method
 
-# Dense FLOP/s in bf16 and fp16 with fp32 sums, from the vendor's data sheets; no sparsity.
+# Dense FLOP/s in bf16 and fp16 with fp32 accumulation, from the vendor's data sheets; no sparsity.
 PEAKS = {
     r"B200": 2250e12,
     r"H100 PCIe": 756e12,
@@ -37,34 +37,34 @@ PEAKS = {
 
 class Work(NamedTuple):
     flop: float
-    bytes: float  # read and written by every operator, as if nothing stayed in a cache
+    bytes: float  # read and written by all operators, without caches
 
 
 def peak(device_name: str, precision: str) -> float | None:
-    """FLOP/s that a device of this name is sold with; None for what is not known, and for fp32."""
+    """Look up a device's advertised peak FLOP/s; None if unknown, and for fp32."""
     if precision == "fp32":
         return None
     known = (rate for name, rate in PEAKS.items() if re.search(name, device_name))
     return next(known, None)
 
 
-def image_seconds(networks: Method, engine: Engine, side: int) -> float:
-    """What a picture's training takes where all devices run at their peak; 0 if that is unknown.
+def ideal_seconds_per_image(networks: Method, engine: Engine, side: int) -> float:
+    """Seconds to train on one image with all devices at their peak FLOP/s; 0 if that is unknown.
 
-    To be called before `Engine.start`.
+    Call it before `Engine.start`.
     """
     if engine.device.type != "cuda":
         return 0.0
     rate = peak(torch.cuda.get_device_name(engine.device), engine.precision)
-    return of_image(networks, engine, side).flop / rate / engine.world_size if rate else 0.0
+    return work_per_image(networks, engine, side).flop / rate / engine.world_size if rate else 0.0
 
 
-def of_image(networks: Method, engine: Engine, side: int) -> Work:
-    """Work of one picture in a training step: all networks' forward and backward, at side × side.
+def work_per_image(networks: Method, engine: Engine, side: int) -> Work:
+    """Count the work of one image (side x side) in a training step: forward and backward.
 
-    Counted on copies of the networks, with a hole over a quarter of the picture; what a backward
-    pass computes again is counted again; optimisers are not. Norms are in evaluation mode: nothing
-    is exchanged with other ranks, and one picture is enough.
+    Counted on copies of all networks, with a hole over a quarter of the image; recomputation in the
+    backward pass counts, optimizers do not. Norms are in evaluation mode, so that one image is
+    enough and other ranks are not needed.
     """
     copied = copy.deepcopy(networks)
     for player in copied.players:
@@ -72,7 +72,7 @@ def of_image(networks: Method, engine: Engine, side: int) -> Work:
     image = torch.full((1, 3, side, side), 0.5, device=engine.device)
     mask = torch.zeros_like(image[:, :1])
     mask[:, :, side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = 1
-    own = [engine.device] if engine.device.type == "cuda" else []  # not every GPU of the node
+    own = [engine.device] if engine.device.type == "cuda" else []  # not the node's other GPUs
     with (
         torch.random.fork_rng(own),
         Traffic() as traffic,
@@ -83,7 +83,7 @@ def of_image(networks: Method, engine: Engine, side: int) -> Work:
 
 
 class Traffic(TorchDispatchMode):
-    """Bytes of the tensors that operators take and give; views are free."""
+    """Sum the bytes of operators' inputs and outputs; views are free."""
 
     def __init__(self) -> None:
         super().__init__()

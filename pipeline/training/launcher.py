@@ -1,9 +1,12 @@
-"""One launcher a node: it starts the node's workers, passes signals on, and says how it ended.
+"""The launcher, one on each node: starts the node's workers, forwards signals, records the end.
 
 `RANK` set: this process is a worker. Else `PET_NNODES` set: this node's launcher, with torchrun's
 numbers (`PET_NNODES PET_NODE_RANK PET_NPROC_PER_NODE PET_MASTER_ADDR PET_MASTER_PORT`). Else a
 local launcher with `processes=` workers. Rendezvous is static: rank 0 holds the store. torch is
-not imported here, so a launcher costs a node next to nothing.
+not imported here, which keeps the launcher's memory and start-up time small.
+
+The launcher resolves the configuration once and writes it to a file; its workers start from that
+file, so that a folder of configurations that changes meanwhile cannot make them differ.
 
 Exit status: 0 done, 75 stopped on request with everything saved, 78 configuration error, 1 failed.
 """
@@ -13,18 +16,19 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ConfigError, one_line
 from pipeline.common.signals import STOP_SIGNALS
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.output import PODS
 from pipeline.launch.topology import Place, place, process_count
 from pipeline.launch.workers import Ended, supervise
-from pipeline.runs.checkpoints import images_saved
 from pipeline.runs.folder import RunFolder, held
-from pipeline.runs.identity import folder_of
+from pipeline.runs.identity import folder_of, resolve_auto, to_yaml
 from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.training.preflight import preflight
 from shards import store
@@ -33,7 +37,7 @@ EARLY = "before training began"
 
 
 def main(config: TrainConfig) -> dict[str, Any]:
-    """Run `train` as a worker or through workers; leaves by SystemExit unless all went well."""
+    """Run `train` as a worker or through workers; SystemExit unless it succeeded."""
     if "RANK" in os.environ:
         from pipeline.training.loop import train
 
@@ -45,47 +49,60 @@ def main(config: TrainConfig) -> dict[str, Any]:
     try:
         run = preflight(config, here.nodes * here.processes, first=here.node_rank == 0)
     except ValueError as error:
-        _remember(config, here, " ".join(str(error).split()))
+        _record_refusal(config, here, one_line(error))
         raise
     if config.smoke:
         return _smoke(config, here)
-    log = None  # of a pod's first process its own output is kept, and theirs with it
+    log = None  # the first process of a pod already keeps its output, and so its workers'
     if PODS not in os.environ:
         log = store.join(run.url, "logs", f"node-{here.node_rank}.log")
-    command = [sys.executable, "-m", "pipeline", *sys.argv[1:]]
-    ended = supervise(command, here.workers, log, here.grace, EARLY)
+    ended = run_workers(resolve_auto(config, run), here, log)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # too late: what there was to save is saved
+        signal.signal(number, signal.SIG_IGN)  # too late: the workers have saved
+    facts = None
     if here.node_rank == 0:
-        with suppress(ConfigError, OSError):  # a full disk, say: how it ended stays its cause
-            _note_end(config, run, ended)
-    _leave(ended.status)
-    return dict(read_run_json(run.url).get("result", {}), run=run.url)
+        with suppress(ConfigError, OSError):  # such as a full disk: report the workers' error
+            facts = _record_end(config, run, ended)
+    _exit_unless_ok(ended.status)
+    facts = read_run_json(run.url) if facts is None else facts
+    return dict(facts.get("result", {}), run=run.url)
+
+
+def run_workers(config: TrainConfig, here: Place, log: str | None = None) -> Ended:
+    """Run this node's workers on a resolved configuration, to their end."""
+    with tempfile.TemporaryDirectory(prefix="lacuna-") as folder:
+        # The file is named after the run, so that `ps` shows which run a worker belongs to.
+        path = Path(folder, f"{folder_of(config).name}.yaml")
+        path.write_text(to_yaml(config))
+        command = [sys.executable, "-m", "pipeline", "train", f"config={path}"]
+        return supervise(command, here.workers, log, here.grace, EARLY)
 
 
 def _stopped_early(number: int, frame: object) -> None:
-    """A request to stop before there are workers, which get it from then on: nothing is lost."""
+    """Exit on a stop signal before there are workers: there is nothing to save."""
     for other in STOP_SIGNALS:
         signal.signal(other, signal.SIG_IGN)
     print(f"stopped ({signal.Signals(number).name}) {EARLY}", file=sys.stderr, flush=True)
     raise SystemExit(os.EX_TEMPFAIL)
 
 
-def _note_end(config: TrainConfig, run: RunFolder, ended: Ended) -> None:
-    """The error, or none any more, in run.json; what failed is over in MLflow too."""
-    if read_run_json(run.url):
-        update_run_json(run.url, error=ended.error)
+def _record_end(config: TrainConfig, run: RunFolder, ended: Ended) -> dict[str, Any] | None:
+    """Set or clear the error in run.json, end a failed run in MLflow too; return run.json."""
+    facts = None
+    if store.exists(store.join(run.url, "run.json")):
+        facts = update_run_json(run.url, error=ended.error)
     if ended.status:
-        with held(run):  # what never began leaves no folder
+        with held(run):  # removes the folder of a run that never began
             if ended.error and config.tracking.enabled:
                 from pipeline.tracking import lifecycle
 
                 lifecycle.ended(run.url, ended.error, config.tracking.drain)
+    return facts
 
 
-def _remember(config: TrainConfig, here: Place, error: str) -> None:
-    """A job that was refused where it runs: whoever looks at the run is told why."""
+def _record_refusal(config: TrainConfig, here: Place, error: str) -> None:
+    """Write a refusal inside a job to its run.json, where `status` shows it."""
     run = folder_of(config).url
     submitted = "PET_NNODES" in os.environ and store.exists(store.join(run, "config.yaml"))
     if submitted and here.node_rank == 0:
@@ -95,17 +112,16 @@ def _remember(config: TrainConfig, here: Place, error: str) -> None:
 def _smoke(config: TrainConfig, here: Place) -> dict[str, Any]:
     from pipeline.training.smoke import smoke
 
-    def start(words: list[str]) -> int:
-        command = [sys.executable, "-m", "pipeline", *words]
-        return supervise(command, here.workers, grace=here.grace, early=EARLY).status
+    def start(short: TrainConfig) -> int:
+        return run_workers(short, here).status
 
-    status, found = smoke(config, start, is_first=here.node_rank == 0)
-    _leave(status)
-    return found
+    status, report = smoke(config, start, is_first=here.node_rank == 0)
+    _exit_unless_ok(status)
+    return report
 
 
-def _leave(status: int) -> None:
-    """SystemExit unless all went well; the user's own command line gets 2 for what it said."""
+def _exit_unless_ok(status: int) -> None:
+    """SystemExit unless the status is 0; outside a job a configuration error is 2, not 78."""
     if status == os.EX_CONFIG and "PET_NNODES" not in os.environ:
         status = 2
     if status:
@@ -113,12 +129,13 @@ def _leave(status: int) -> None:
 
 
 def dry_run(config: TrainConfig) -> str:
+    """Check the configuration and describe what `train` would do."""
     here = place(os.environ, process_count(config))
     run = preflight(config, here.nodes * here.processes, locks=False)
-    seen = images_saved(run.url)
+    seen = run.images_saved
     if seen >= config.max_images:
         return f"would do nothing: {store.display(run.url)} has seen {seen} images already"
-    start = f"go on at {seen} of" if seen else "start"
+    start = f"resume at {seen} of" if seen else "start"
     return (
         f"would {start} {config.max_images} images in {store.display(run.url)}, "
         f"{here.nodes * here.processes} processes"

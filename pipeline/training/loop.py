@@ -1,8 +1,7 @@
-"""The training loop: one image's way from a shard to a checkpoint, read top to bottom.
+"""The training loop, read top to bottom: stream, losses, step, log, validation, checkpoint.
 
-stream -> generator -> objective -> engine -> tracking -> checkpoint -> validation. Progress is
-counted in `images_seen`, over all ranks; it is the data position too. The same command continues a
-stopped run to the sample and, with the same processes and threads, to the bit.
+Progress is counted in `images_seen`, over all ranks; it is the data position too. The same command
+resumes a stopped run at the same sample and, with the same processes and threads, bit-exactly.
 """
 
 from __future__ import annotations
@@ -23,22 +22,27 @@ from pipeline.config.schema import TrainConfig
 from pipeline.evaluation.pairs import validation_pairs
 from pipeline.evaluation.scoring import sample_images, validate
 from pipeline.runs.folder import RunFolder, held
-from pipeline.runs.identity import folder_of, settled
+from pipeline.runs.identity import folder_of, resolve_auto
 from pipeline.tracking.provenance import other_node_metrics
 from pipeline.training import checkpointing, flops, method
-from pipeline.training.checkpointing import resume, save
+from pipeline.training.checkpointing import save
 from pipeline.training.engine import Engine
-from pipeline.training.guards import check_consistency, elsewhere, explained
+from pipeline.training.guards import (
+    check_consistency,
+    explain_out_of_memory,
+    out_of_memory_outside_step,
+)
 from pipeline.training.method import Method
 from pipeline.training.progress import Meter
+from pipeline.training.resume import resume
 from pipeline.training.run_log import (
     StepLog,
-    described,
     finish,
+    format_metrics,
     headline,
-    note_checkpoint,
     open_tracker,
-    show,
+    save_samples,
+    tag_checkpoint,
 )
 from pipeline.training.watchdog import Watchdog, straggler
 from shards.decode import Crop
@@ -48,9 +52,9 @@ from shards.stream import Stream, check_guards
 
 
 def train(config: TrainConfig) -> None:
-    """Train as one of the run's processes. SystemExit(75) after a stop that was asked for."""
+    """Train as one of the run's processes. SystemExit(75) after a requested stop."""
     run = folder_of(config)
-    config = settled(config, run)
+    config = resolve_auto(config, run)
     engine = Engine(config)
     try:
         watching = Watchdog(engine.rank, engine.world_size, config.parallel.hang_timeout)
@@ -59,8 +63,8 @@ def train(config: TrainConfig) -> None:
                 stack.enter_context(held(run))
             if _train(config, run, engine, watch, stack):
                 raise SystemExit(os.EX_TEMPFAIL)
-    except torch.OutOfMemoryError as error:  # of a micro-batch `explained` says what fits
-        raise elsewhere(error, config.accumulate) from None
+    except torch.OutOfMemoryError as error:  # in a step, `explain_out_of_memory` raises another
+        raise out_of_memory_outside_step(error, config.accumulate) from None
     finally:
         engine.close(sys.exception())
 
@@ -68,20 +72,33 @@ def train(config: TrainConfig) -> None:
 def _train(
     config: TrainConfig, run: RunFolder, engine: Engine, watch: Watchdog, stack: ExitStack
 ) -> bool:
-    """True after a stop that was asked for. Returns, so that no traceback keeps the networks."""
+    """Train to the end; True after a requested stop.
+
+    Returns a flag, because the traceback of an exception would keep the networks alive.
+    """
+    # Build the networks. Ranks that differ in configuration or data would train towards different
+    # losses or wait for each other for ever, so they are compared before anything else.
     assert config.data.url is not None
     manifest = open_manifest(config.data.url)
     networks = method.build(config, engine)
     check_consistency(config, manifest, engine)
-    image_seconds = flops.image_seconds(networks, engine, config.data.crop)
+    image_seconds = flops.ideal_seconds_per_image(networks, engine, config.data.crop)
+
+    # Resume: weights before the engine wraps them, then the data position. A set whose order would
+    # differ from the checkpoint's is refused.
     state = resume(config, run, networks, manifest, engine)
     engine.start(networks.players)
     stream = stack.enter_context(open_stream(config, engine, manifest, state.images_seen))
     check_guards(state.data or stream.guards(), stream.guards())
     state.data = stream.guards()
     pairs = validation_pairs(config, manifest)
-    engine.any(False)  # a stop ends a process before this, and is voted on after
+
+    # Wait for all ranks, then handle stop signals: until here a signal ends the process, as there
+    # is nothing to save; from here on ranks vote at each step's end, and stop together.
+    engine.any(False)
     stop = stack.enter_context(stop_requests())
+
+    # Open what records the run.
     tracker = stack.enter_context(open_tracker(config, run, engine, manifest))
     for name, source in networks.pretrained.items():
         tracker.tag(f"weights.{name}", source)
@@ -94,40 +111,52 @@ def _train(
     log.cut(state.images_seen)
     meter.say(headline(config, run, engine, state.images_seen, networks))
 
-    stopping, owed, in_a_row = False, False, 0
+    stopping, save_due, skipped_in_a_row = False, False, 0
     while state.images_seen < config.max_images and not stopping:
+        # Fetch a batch. The watchdog reports the rank and the activity of whoever hangs.
         began = time.perf_counter()
         number = state.images_seen // config.batch + 1
         watch.mark(number, "waiting for data")
         batch = next(stream)
         waited = time.perf_counter() - began
+
+        # Gradients and one optimizer step of all networks; if any gradient is not finite, none
+        # steps. With fp16 that is normal while the loss scale falls, and does not count.
         watch.mark(number, "computing")
         phase = phase_at(config.objective.phases, state.images_seen)
         networks.set_rates(phase)
         losses = step(networks, engine, batch.images, batch.masks, config)
         stepped = engine.step(networks.players, config.ema)
         state.skipped += not stepped
-        in_a_row = 0 if stepped else in_a_row + (not engine.lowers_scale(networks.players))
+        if stepped:
+            skipped_in_a_row = 0
+            state.metrics = {}  # they belong to the weights before this step
+        elif not engine.lowers_scale(networks.players):
+            skipped_in_a_row += 1
+
+        # Decide what is due. A checkpoint and a requested stop wait for a step that is not skipped,
+        # because the weights may have diverged.
         watch.mark(number, "voting")
         before, state.images_seen = state.images_seen, batch.position
-        if stepped:
-            state.metrics = {}  # were of other weights: a checkpoint is selected by its own
         stopping = engine.any(bool(stop)) and stepped
         done = state.images_seen >= config.max_images
         due = partial(_crossed, before, state.images_seen)
-        owed = owed or due(config.checkpoint.every_images)
-        saving = done or stopping or (owed and stepped)  # never what may have diverged
+        save_due = save_due or due(config.checkpoint.every_images)
+        saving = done or stopping or (save_due and stepped)
+
+        # Log. Every line before a checkpoint must be in steps.jsonl, hence `flush`.
         logged = log.add(losses, state.images_seen, phase.lr, state.skipped, flush=saving)
         meter.step(config.batch, time.perf_counter() - began, waited, logged)
         if logged:
             tracker.metrics({**logged, "g/lr": phase.lr, **meter.values()}, state.images_seen)
-        if in_a_row >= config.max_skipped:
+        if skipped_in_a_row >= config.max_skipped:
             raise FloatingPointError(
-                f"{in_a_row} steps in a row had a gradient that is not finite, the last at "
-                f"{state.images_seen} images: the checkpoint before them is kept; lower the "
-                f"learning rate or set clip="
+                f"non-finite gradients in {skipped_in_a_row} consecutive steps, the last at "
+                f"{state.images_seen} images: lower the learning rate or set clip=; the last "
+                f"checkpoint is from before these steps"
             )
 
+        # Validate, before saving: the checkpoint stores the metrics by which the best is selected.
         if not stopping and (done or due(config.validate.every_images)):
             began = time.perf_counter()
             watch.mark(number, "validating")
@@ -137,20 +166,24 @@ def _train(
                 inpaint, pairs, engine.gather, engine.device, engine.rank, engine.world_size
             )
             tracker.metrics(state.metrics, state.images_seen)
-            meter.say(f"{state.images_seen} images: " + described(state.metrics))
+            meter.say(f"{state.images_seen} images: " + format_metrics(state.metrics))
             if engine.is_main:
-                shown = sample_images(inpaint, pairs, config.validate.samples, engine.device)
-                show(run, tracker, shown, state.images_seen)
+                samples = sample_images(inpaint, pairs, config.validate.samples, engine.device)
+                save_samples(run, tracker, samples, state.images_seen)
             meter.elsewhere(time.perf_counter() - began)
+
+        # Save. Every rank takes part in collecting the tensors; rank 0 writes them in a thread, so
+        # that only a write that outlasts a whole interval makes the ranks wait.
         if saving:
             began = time.perf_counter()
             watch.after(number, "writing the checkpoint before", saver.wait)
             watch.mark(number, "saving")
             engine.average_buffers(networks.players)
             save(config, networks, engine, saver, manifest, state)
-            owed = False
-            note_checkpoint(tracker, saver.published)
+            save_due = False
+            tag_checkpoint(tracker, saver.published)
             meter.elsewhere(time.perf_counter() - began, stall=True)
+            # Collect what other nodes measure here, because the ranks are together anyway.
             for machine in engine.gather(other_node_metrics()):
                 tracker.metrics(machine, state.images_seen)
             ratio, line = straggler(engine.gather(meter.pace()))
@@ -159,9 +192,10 @@ def _train(
                 meter.say(line)
             tracker.publish()
 
+    # Finish the last checkpoint and record the result; writing may take any time.
     watch.rest()
     saver.wait()
-    note_checkpoint(tracker, saver.published)
+    tag_checkpoint(tracker, saver.published)
     if engine.is_main:
         finish(run, tracker, meter, state, "stopped" if stopping else "finished")
     if stopping:
@@ -172,9 +206,9 @@ def _train(
 def step(
     networks: Method, engine: Engine, images: Tensor, masks: Tensor, config: TrainConfig
 ) -> dict[str, Tensor]:
-    """Gradients of one global batch, micro-batch by micro-batch; this rank's mean of each term.
+    """Accumulate one batch's gradients over micro-batches; returns this rank's mean of each term.
 
-    images: uint8 N x H x W x 3, masks: uint8 N x H x W, 1 = hole; made float once, on the device.
+    images: uint8 N x H x W x 3, masks: uint8 N x H x W, 1 = hole; made float on the device.
     """
     engine.begin(networks.players)
     share = 1 / config.accumulate
@@ -185,7 +219,7 @@ def step(
         image = pixels.to(engine.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
         mask = holes.to(engine.device, non_blocking=True).unsqueeze(1).float()
         with (
-            explained(networks, engine, image, mask, config.accumulate),
+            explain_out_of_memory(networks, engine, image, mask, config.accumulate),
             engine.micro_batch(networks.players, last=i == config.accumulate - 1),
         ):
             values = method.backward(networks, engine, image, mask, share)
@@ -195,7 +229,7 @@ def step(
 
 
 def inpainter(generator: torch.nn.Module, engine: Engine, watch: Watchdog) -> Any:
-    """What validation calls: (erased image, mask) -> image, in evaluation mode."""
+    """Return validation's function (erased image, mask) -> image, in evaluation mode."""
 
     def inpaint(image: Tensor, mask: Tensor) -> Tensor:
         watch.touch()
@@ -208,8 +242,8 @@ def inpainter(generator: torch.nn.Module, engine: Engine, watch: Watchdog) -> An
             generator.train(before)
         if not torch.isfinite(image).all():
             raise FloatingPointError(
-                "the weights give pictures that are not finite: the checkpoint before is kept; "
-                "lower the learning rate or set clip="
+                "validation gave non-finite images, so training has diverged: lower the learning "
+                "rate or set clip=; the last checkpoint is from before this step"
             )
         return image
 
@@ -217,6 +251,7 @@ def inpainter(generator: torch.nn.Module, engine: Engine, watch: Watchdog) -> An
 
 
 def open_stream(config: TrainConfig, engine: Engine, manifest: Manifest, position: int) -> Stream:
+    """Open this rank's stream of training batches at `position` images over all ranks."""
     data, holes = config.data, config.masks
     crop = Crop(data.crop, data.crop_mode, data.resize_short, data.flip)  # type: ignore[arg-type]
     policy = MaskPolicy(holes.kind, holes.low, holes.high, holes.border, holes.url)  # type: ignore[arg-type]
@@ -235,4 +270,5 @@ def open_stream(config: TrainConfig, engine: Engine, manifest: Manifest, positio
 
 
 def _crossed(before: int, after: int, every: int) -> bool:
+    """Whether a multiple of `every` images was reached in this step; 0 disables."""
     return every > 0 and before // every < after // every

@@ -1,8 +1,9 @@
-"""A method: a generator, perhaps a discriminator, perhaps a network of features, and its terms.
+"""A method: its networks (generator, discriminator, feature extractor), loss terms and optimizers.
 
-One step of either paper: one forward of the damaged batch; MSA-Net's targets are a second forward,
-of the original, without gradient; the discriminator is frozen while the generator is judged and
-learns from the detached picture, and both step together, so that accumulation equals a big batch.
+One step of either paper: one forward pass of the erased batch. MSA-Net's feature targets come from
+a second forward pass, of the original images, without gradient. The discriminator is frozen in the
+generator's pass, then learns from the detached output; both step together, so that accumulating
+micro-batches equals one large batch.
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ from pipeline.training import pretrained, weights
 from pipeline.training.engine import Engine
 from pipeline.training.network import TrainableNetwork
 
+# Built where the objective has an adversarial term.
+DISCRIMINATORS: dict[str, type[DenseNetDiscriminator]] = {"densenet": DenseNetDiscriminator}
+
 
 @dataclass
 class Method:
-    """The networks of a run and what they are trained towards."""
+    """The networks of a run and their objective."""
 
     objective: ObjectiveConfig
     terms: list[Term]
@@ -46,7 +50,7 @@ class Method:
         return [t for t in (self.generator, self.discriminator) if t is not None]
 
     def set_rates(self, phase: Phase) -> None:
-        """Learning rates of the step's phase."""
+        """Set the learning rates of the current phase."""
         for player in self.players:
             own = phase.d_lr if player is self.discriminator else None
             for group in player.optimizer.param_groups:
@@ -54,9 +58,9 @@ class Method:
 
 
 def build(config: TrainConfig, engine: Engine) -> Method:
-    """Networks with fresh weights drawn from `seed`, on the device, wrapped for the strategy.
+    """Build networks with weights drawn from `seed`, on the device; `Engine.start` wraps them.
 
-    VGG16 and the discriminator's backbone take their published weights from `weights=`. With an
+    VGG16 and the discriminator's backbone load their published weights from `weights=`. With an
     adversarial weight of 0 no discriminator is built.
     """
     torch.manual_seed(config.seed)
@@ -66,80 +70,84 @@ def build(config: TrainConfig, engine: Engine) -> Method:
     for name, side in (("data.crop", config.data.crop), ("validate.size", config.validate.size)):
         if side % generator.multiple or side < generator.smallest:
             raise ConfigError(
-                f"{name}={side}: this {config.model.name} takes multiples of {generator.multiple} "
-                f"from {generator.smallest} on"
+                f"{name}={side} does not fit model={config.model.name}: give a multiple of "
+                f"{generator.multiple}, at least {generator.smallest}"
             )
-    grid, least = DenseNetDiscriminator.multiple, DenseNetDiscriminator.smallest
-    if objective.adv and (config.data.crop % grid or config.data.crop < least):
+    kind = DISCRIMINATORS["densenet"]
+    if objective.adv and (config.data.crop % kind.multiple or config.data.crop < kind.smallest):
         raise ConfigError(
-            f"data.crop={config.data.crop}: the discriminator takes multiples of {grid} from "
-            f"{least} on; or train without one, objective.adv=0"
+            f"data.crop={config.data.crop} does not fit the discriminator: give a multiple of "
+            f"{kind.multiple}, at least {kind.smallest}, or train without one: objective.adv=0"
         )
     wanted = pretrained.needed(objective)
     method = Method(
         objective,
         generator_terms(objective),
-        engine.train("generator", generator, make, average=config.ema > 0),
+        engine.prepare("generator", generator, make, average=config.ema > 0),
     )
     if "vgg16" in wanted:
         method.features = VGG16Features(normalize=objective.vgg_normalise)
         method.pretrained["vgg16"] = _load("vgg16", method.features, config, engine)
         method.features.to(engine.device)
     if objective.adv:
-        discriminator = DenseNetDiscriminator()
+        discriminator = kind()
         method.pretrained["densenet121"] = (
             _load("densenet121", discriminator, config, engine)
             if "densenet121" in wanted
             else RANDOM
         )
-        method.discriminator = engine.train("discriminator", discriminator, make)
+        method.discriminator = engine.prepare("discriminator", discriminator, make)
     return method
 
 
 def _load(name: str, network: nn.Module, config: TrainConfig, engine: Engine) -> str:
-    """Published weights into `network`; sha256 of the publisher's file, or "random".
+    """Load published weights into `network`; returns the publisher's file's sha256, or "random".
 
-    Rank 0 reads them for all, so that no node trains towards other features than the rest.
+    Rank 0 reads them for all ranks, so that every node trains with the same features.
     """
     if config.weights == RANDOM:
         return RANDOM
-    found: Any = None
+    data: Any = None
     if engine.is_main:
         try:
-            found = pretrained.read(config.weights, name)
+            data = pretrained.read(config.weights, name)
         except (ValueError, OSError) as error:
-            found = error
-    found = engine.broadcast_object(found)
-    if isinstance(found, Exception):
-        raise found
-    return weights.load(found, network, pretrained.place(config.weights, name))
+            data = error
+    data = engine.broadcast_object(data)
+    if isinstance(data, Exception):
+        raise data
+    return weights.load(data, network, pretrained.place(config.weights, name))
 
 
 def backward(
     method: Method, engine: Engine, image: Tensor, mask: Tensor, share: float
 ) -> dict[str, Tensor]:
-    """Forward and backward of one micro-batch of all networks; its terms, detached.
+    """Run forward and backward of all networks on one micro-batch; returns its detached terms.
 
     image: N x 3 x H x W in [0, 1]; mask: N x 1 x H x W, 1 = hole; share: 1 / micro-batches.
     """
-    judge = method.discriminator
+    discriminator = method.discriminator
+    # The generator: one forward pass, its losses, its gradient.
     with engine.autocast():
         prediction = method.generator.wrapped(erase(image, mask), mask)
         filled = composite(prediction.image, image, mask)
         features, targets = _features(method, prediction.features, prediction.image, filled, image)
         computed = Computed(image, mask, prediction.image, filled, features, targets)
-        if judge is None:
+        if discriminator is None:
             loss, values = total(method.terms, computed)
         else:
-            with frozen(judge.module):
-                computed = computed._replace(judged=judge.module(prediction.image))
+            with frozen(discriminator.module):
+                computed = computed._replace(logits=discriminator.module(prediction.image))
                 loss, values = total(method.terms, computed)
     engine.backward(loss * share, method.generator)
-    if judge is not None:
+    # The discriminator: real and generated images in separate batches, because BatchNorm would mix
+    # their statistics in one.
+    if discriminator is not None:
         with engine.autocast():
-            real, fake = judge.wrapped(image), judge.wrapped(prediction.image.detach())
+            real = discriminator.wrapped(image)
+            fake = discriminator.wrapped(prediction.image.detach())
             loss = adversarial_discriminator(real, fake, method.objective.gan)
-        engine.backward(loss * share, judge)
+        engine.backward(loss * share, discriminator)
         values["d/loss"] = loss.detach()
     return values
 
@@ -147,7 +155,7 @@ def backward(
 def _features(
     method: Method, own: Sequence[Tensor], raw: Tensor, filled: Tensor, image: Tensor
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """What perceptual and style losses compare: the generator's own maps, or VGG16's."""
+    """Features and targets of the perceptual and style losses: the generator's own, or VGG16's."""
     if not needs_features(method.objective):
         return (), ()
     if method.features is None:
@@ -162,11 +170,11 @@ def _features(
 
 @torch.no_grad()
 def own_features(generator: nn.Module, image: Tensor) -> Sequence[Tensor]:
-    """MSA-Net's targets: the features of the original picture, with the same weights (eq. 12-14).
+    """MSA-Net's targets: features of the original image with the same weights (eq. 12-14).
 
-    Without gradient, or shrinking all features would be the easiest way to a small loss; with the
-    batch's statistics, and the running ones left to the damaged pictures. In evaluation mode with
-    the running ones: a rank may then be alone, and synchronised norms would wait for the others.
+    Without gradient: otherwise shrinking all features would minimize the loss. Normalized by this
+    batch's statistics, which do not enter the running ones. In evaluation mode by the running
+    statistics: a rank may then run alone, and synchronized norms would wait for other ranks.
     """
     with frozen_statistics(generator) if generator.training else nullcontext():
         return generator(image, image.new_zeros(image.shape[0], 1, *image.shape[2:])).features
@@ -174,7 +182,7 @@ def own_features(generator: nn.Module, image: Tensor) -> Sequence[Tensor]:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Parameters of `module` take no gradient inside; gradients go through it."""
+    """Compute no gradients of the parameters of `module`, only gradients through it."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     try:
         for parameter in parameters:
@@ -188,8 +196,8 @@ def frozen(module: nn.Module) -> Iterator[None]:
 class Computed(NamedTuple):
     """One micro-batch: images in [0, 1], N x 3 x H x W; mask N x 1 x H x W, 1 = hole.
 
-    features, targets: maps of the generated and the original pictures, one pair a layer.
-    judged: the discriminator's logits of the generated pictures, None without one.
+    features, targets: feature maps of generated and original images, one pair per layer.
+    logits: the discriminator's output for generated images; None without a discriminator.
     """
 
     image: Tensor
@@ -198,7 +206,7 @@ class Computed(NamedTuple):
     composite: Tensor
     features: Sequence[Tensor] = ()
     targets: Sequence[Tensor] = ()
-    judged: Tensor | None = None
+    logits: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -211,15 +219,15 @@ class Term:
 
 
 def generator_terms(objective: ObjectiveConfig) -> list[Term]:
-    """The generator's terms whose weight is not 0."""
+    """List the generator's loss terms with a weight other than 0."""
     distance = "l2" if objective.features == "internal" else "l1"
 
     def pixels(c: Computed) -> Tensor:
         return c.composite if objective.loss_on == "composite" else c.prediction
 
-    def judged(c: Computed) -> Tensor:
-        assert c.judged is not None
-        return losses.adversarial_generator(c.judged, objective.gan)
+    def adversarial(c: Computed) -> Tensor:
+        assert c.logits is not None
+        return losses.adversarial_generator(c.logits, objective.gan)
 
     terms = [
         Term("g/l1", objective.l1, lambda c: losses.l1(pixels(c), c.image)),
@@ -232,13 +240,13 @@ def generator_terms(objective: ObjectiveConfig) -> list[Term]:
         ),
         Term("g/style", objective.style, lambda c: losses.style(c.features, c.targets)),
         Term("g/tv", objective.tv, lambda c: losses.tv(c.prediction)),
-        Term("g/adv", objective.adv, judged),
+        Term("g/adv", objective.adv, adversarial),
     ]
     return [term for term in terms if term.weight]
 
 
 def total(terms: Sequence[Term], computed: Computed) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum that is differentiated, and each term unweighted, as it is logged."""
+    """Return the weighted sum to differentiate, and each term unweighted for the log."""
     values = {term.name: term.value(computed) for term in terms}
     loss = torch.stack([term.weight * values[term.name] for term in terms]).sum()
     return loss, {name: value.detach() for name, value in values.items()}
@@ -249,7 +257,7 @@ def needs_features(objective: ObjectiveConfig) -> bool:
 
 
 def optimizer(objective: ObjectiveConfig) -> Callable[[Sequence[nn.Parameter]], Any]:
-    """A maker of the recipe's optimiser; its learning rate is set before every step."""
+    """Return a constructor of the recipe's optimizer; `set_rates` sets its learning rate."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[objective.optimizer]
     betas = (objective.betas[0], objective.betas[1])
     return lambda parameters: kind(parameters, lr=0.0, betas=betas, fused=True)

@@ -1,11 +1,11 @@
-"""A network in training, with its optimiser, its average and its statistics.
+"""A network in training, with its optimizer, its average and its BatchNorm statistics.
 
-What a strategy needs of it lies in `engine`; what is saved of it in `checkpointing`.
+`engine` steps it, `checkpointing` saves it.
 
-ZeRO: optimizer states (stage 1), gradients (2) and weights (3) split over ranks, by DeepSpeed,
-which is driven directly: Accelerate's own wrapper steps inside its backward, takes one network per
-instance and needs a further package. What it does unasked is switched off here: clipping at 1.0,
-the compiler run for its CPU collectives, its log on stdout.
+ZeRO splits optimizer states (stage 1), gradients (2) and weights (3) over ranks, by DeepSpeed. It
+is called directly, because Accelerate's wrapper steps inside its backward, takes one network per
+instance and needs the transformers package. Three of its defaults are switched off here: gradient
+clipping at 1.0, compiling its CPU collectives at run time, and logging to stdout.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 @dataclass
 class TrainableNetwork:
-    """A network in training: raw, as wrapped for its strategy, its optimiser, its average.
+    """A network in training: raw, wrapped for the strategy, with its optimizer and average.
 
-    Until `Engine.start`, `wrapped` is `module` itself, and weights and optimiser may be restored.
+    Until `Engine.start`, `wrapped` is `module` itself, and a checkpoint may be restored into it.
     """
 
     name: str
@@ -39,36 +39,36 @@ class TrainableNetwork:
     ema: nn.Module | None = None
     scaler: torch.amp.GradScaler | None = None
     sharded: Sharded | None = None
-    whole: nn.Module | None = None  # of a network whose own weights are split: ZeRO-3
-    size: int = 0  # weights
+    whole: nn.Module | None = None  # unsplit copy for validation, with ZeRO-3
+    size: int = 0  # number of parameters
     _kept: list[Tensor] = field(default_factory=list)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """What a checkpoint names: the network and, where there is one, its average."""
+        """The network and its average, if it has one, by their names in a checkpoint."""
         named = {self.name: self.module}
         return named if self.ema is None else {**named, f"{self.name}_ema": self.ema}
 
     def weights(self) -> dict[str, Tensor]:
-        """Full weights and buffers by name. Every rank must call this, and `moments`."""
+        """Return full weights and buffers by name. Every rank must call this, and `moments`."""
         return dict(self.module.state_dict()) if self.sharded is None else self.sharded.weights()
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        """The optimiser's state by parameter; empty before its first step."""
+        """Return the optimizer's state by parameter; empty before its first step."""
         if self.sharded is not None:
             return self.sharded.moments()
         named, state = self.module.named_parameters(), self.optimizer.state
         return {name: state[p] for name, p in named if p in state}
 
     def evaluated(self) -> nn.Module:
-        """The network to judge: averaged where there is an average, whole on every rank."""
+        """Return the network to validate: the average if there is one; unsplit on every rank."""
         if self.ema is not None or self.whole is None:
             return self.module if self.ema is None else self.ema
         self.whole.load_state_dict(self.weights())
         return self.whole
 
     def snapshot_buffers(self) -> None:
-        """Keep what forward passes change beside gradients: running statistics of norms."""
+        """Copy the buffers that forward passes change: running statistics of norms."""
         buffers = list(self.module.buffers())
         if not self._kept:
             self._kept = [buffer.clone() for buffer in buffers]
@@ -77,13 +77,13 @@ class TrainableNetwork:
 
     @torch.no_grad()
     def restore_buffers(self) -> None:
-        """Undo what forward passes did since: a number that is not finite would stay for ever."""
+        """Restore buffers to the snapshot: a non-finite running statistic would never recover."""
         for buffer, kept in zip(self.module.buffers(), self._kept):
             buffer.copy_(kept)
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
-        """Move the average, where there is one, towards the weights; buffers are copied."""
+        """Move the average, if there is one, towards the weights; copy buffers."""
         if self.ema is None:
             return
         weights, own = self.weights(), dict(self.ema.named_parameters())
@@ -95,10 +95,10 @@ class TrainableNetwork:
 
 
 class Sharded:
-    """One network and its optimiser under ZeRO. `engine` is what forward passes call.
+    """One network and its optimizer under ZeRO; forward passes call `engine`.
 
-    Weights, buffers and the optimiser's state by parameter are taken over as they are, so that
-    whatever was restored into them before goes on. Every rank must call every method.
+    Weights, buffers and the optimizer's state are taken over, with whatever was restored into them.
+    Every rank must call every method.
     """
 
     def __init__(
@@ -134,34 +134,34 @@ class Sharded:
         self.engine.backward(loss, scale_wrt_gas=False)
 
     def norm(self) -> Tensor:
-        """Norm of this rank's share of the averaged gradient."""
+        """Return the norm of this rank's part of the averaged gradient."""
         return nn.utils.get_total_norm(self._gradients())
 
     def step(self, finite: bool) -> None:
-        """Clip and step; where not `finite`, on whichever network and rank, only drop gradients."""
+        """Clip and step; without `finite`, on any network or rank, only drop gradients."""
         poisoned = [] if finite else self._gradients()
         for gradient in poisoned:
-            gradient.fill_(float("nan"))  # DeepSpeed has no call that drops them, but skips
+            gradient.fill_(float("nan"))  # DeepSpeed cannot drop gradients, but skips on NaN
         self.engine.step()
         for gradient in poisoned:
-            gradient.zero_()  # stage 3 keeps its buffer, and never writes where it is padded
+            gradient.zero_()  # stage 3 keeps the buffer and never writes its padding
 
     def weights(self) -> dict[str, Tensor]:
-        """Full weights and buffers by name, as `state_dict` has them without ZeRO."""
+        """Return full weights and buffers by name, as `state_dict` without ZeRO."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        found = dict(self.module.state_dict())
+        weights = dict(self.module.state_dict())
         if self.stage == 3:
             for name, parameter in self.module.named_parameters():
-                found[name] = safe_get_full_fp32_param(parameter)
-        return found
+                weights[name] = safe_get_full_fp32_param(parameter)
+        return weights
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        """The optimiser's full state by parameter."""
+        """Return the optimizer's full state by parameter."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         mine: dict[str, Any] = next(iter(self.optimizer.state.values()), {})
-        keys = sorted(key for key in mine if key != "step")  # one order on every rank
+        keys = sorted(key for key in mine if key != "step")  # the same order on every rank
         return {
             name: {
                 **{key: safe_get_full_optimizer_state(parameter, key) for key in keys},
@@ -172,7 +172,7 @@ class Sharded:
         }
 
     def _take_over(self, states: dict[str, dict[str, Tensor]]) -> None:
-        """Cut the optimiser's state by parameter into this rank's partitions."""
+        """Split the optimizer's state by parameter into this rank's partitions."""
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         zero, like = self.engine.optimizer, next(iter(states.values()))
@@ -187,7 +187,7 @@ class Sharded:
                 for key, value in like.items()
             }
         if self.stage < 3:
-            zero._lazy_init_hp_params_optimizer_state()  # else only its first step does
+            zero._lazy_init_hp_params_optimizer_state()  # otherwise its first step would
         for name, parameter in self.module.named_parameters():
             for key, value in states[name].items():
                 if key == "step":
@@ -195,7 +195,7 @@ class Sharded:
                 if self.stage < 3:
                     safe_set_full_optimizer_state(parameter, value, key)
                     continue
-                # safe_set_full_* does not know that the last rank's share is padded.
+                # safe_set_full_* ignores that the last rank's partition is padded.
                 size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
                 whole = value.new_zeros(size * dist.get_world_size())
                 whole[: value.numel()] = value.flatten()

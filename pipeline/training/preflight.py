@@ -1,7 +1,7 @@
-"""What is refused before any worker starts: each in one line, for what would end every one of them.
+"""Checks before any worker starts: every error that would end all of them, in one line.
 
-Nothing here imports torch, so that a launcher stays cheap. What a network takes (multiples of
-`data.crop` and `validate.size`) is known where the networks are, and told by the workers.
+Nothing here imports torch, which keeps the launcher light. The sizes that a network accepts
+(multiples of `data.crop` and `validate.size`) are checked by the workers, which build networks.
 """
 
 from __future__ import annotations
@@ -17,26 +17,24 @@ from pipeline.config.groups import VALIDATED, DataConfig, MasksConfig
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import surely_no_gpu
 from pipeline.runs import checkpoints
-from pipeline.runs.checkpoints import images_saved
 from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import check_same, folder_of, other_dataset
-from pipeline.runs.run_json import read_run_json
 from pipeline.training import pretrained
 from shards import store
 from shards.manifest import Manifest, open_manifest, read_index
 from shards.masks import FIXED, MaskPolicy
 
-# Options of a model that change what it computes and none of its tensors.
-COMPUTED = ("gate", "taps", "temperature", "propagation")
+# Options of a model that change what it computes but none of its tensors' shapes.
+NOT_IN_TENSORS = ("gate", "taps", "temperature", "propagation")
 
 
 def preflight(
     config: TrainConfig, world_size: int, first: bool = True, locks: bool = True
 ) -> RunFolder:
-    """Refuse here, in one line and before any worker starts, what would end every one of them.
+    """Check a configuration before workers start; opens the run, or ConfigError.
 
-    `first`: on the first node, whose rank 0 reads pretrained weights and holds the run; the others
-    may come while it does already. `locks`: try to hold it.
+    first: this is the first node, whose rank 0 reads pretrained weights and locks the run; other
+    nodes may start while it is locked. locks: check that the run is not locked.
     """
     check_processes(config, world_size)
     manifest = open_manifest(str(config.data.url))
@@ -47,31 +45,31 @@ def preflight(
         pretrained.check(config)
     run = folder_of(config)
     check_same(config, run)
-    trained_on = read_run_json(run.url).get("dataset", manifest.digest)
+    trained_on = run.facts.get("dataset", manifest.digest)
     if trained_on != manifest.digest:
         raise ConfigError(other_dataset(run.url, trained_on, manifest))
-    if config.init is not None and not images_saved(run.url):  # a resume takes its own weights
+    if config.init is not None and not run.images_saved:  # a resume uses its own weights
         check_init(config, config.init)
     if first and locks:
         with held(run):
-            return run  # rank 0 holds it from now on
+            return run  # unlocked again: rank 0 locks it while it trains
     return run
 
 
 def check_processes(config: TrainConfig, world_size: int) -> None:
-    """Refuse processes, threads and precision that cannot be on these machines."""
+    """Check processes, threads and precision against these machines."""
     strategy = config.parallel.strategy
     if strategy == "single" and world_size > 1:
         raise ConfigError(
-            f"parallel=single is one process, and this job has {world_size}: give parallel=ddp, or "
-            f"one node with one process"
+            f"parallel=single runs one process, but this job has {world_size}: give parallel=ddp, "
+            f"or one node with one process"
         )
     if strategy.startswith("zero") and find_spec("deepspeed") is None:
         raise ConfigError(
-            f"parallel={strategy} needs DeepSpeed, which is not installed: "
-            f"DS_BUILD_OPS=0 pip install -e .[deepspeed], or parallel=ddp"
+            f"parallel={strategy} needs DeepSpeed, which is not installed: run "
+            f"`DS_BUILD_OPS=0 pip install -e .[deepspeed]`, or give parallel=ddp"
         )
-    here = "PET_NNODES" in os.environ or config.cluster.scheduler == "local"  # not: submitted
+    here = "PET_NNODES" in os.environ or config.cluster.scheduler == "local"  # not on a login node
     if config.precision == "fp16" and here and surely_no_gpu():
         raise ConfigError("precision=fp16 needs a GPU; on this CPU use fp32, bf16 or auto")
     checks.divisible(config, world_size)
@@ -81,26 +79,26 @@ def check_processes(config: TrainConfig, world_size: int) -> None:
 
 
 def check_splits(data: DataConfig, manifest: Manifest) -> None:
-    """Refuse splits that are not there, and to select checkpoints on what results are taken on."""
+    """Check that the splits exist."""
     for key, split in (("train", data.train), ("validate", data.validate)):
         if not manifest.splits.get(split):
-            there = ", ".join(sorted(manifest.splits))
-            mend = ""
+            known = ", ".join(sorted(manifest.splits))
+            hint = ""
             if key == "validate":
-                mend = (
-                    ": `shard data.holdout=0.01` with a new out= holds pictures of "
-                    "train out for it; test is for results alone"
+                hint = (
+                    ": `shard data.holdout=0.01` with a new out= holds out images of "
+                    "train for it; test is for results only"
                 )
             raise ConfigError(
-                f"data.{key}={split} is no split of {store.display(manifest.url)} (it has "
-                f"{there}){mend}"
+                f"data.{key}={split} is not a split of {store.display(manifest.url)} (it has "
+                f"{known}){hint}"
             )
 
 
 def check_sizes(config: TrainConfig, manifest: Manifest) -> None:
-    """Refuse squares that the pictures do not hold, by the index.
+    """Check by the index that images are at least as large as the squares cut from them.
 
-    Of training's, that of the first shard; of the validated pictures, that of each.
+    Looks at the first shard of the training split, and at every validated image.
     """
     data, size = config.data, config.validate.size
     if data.crop_mode != "resized":
@@ -110,13 +108,13 @@ def check_sizes(config: TrainConfig, manifest: Manifest) -> None:
     _check_side("validate.size", size, data, manifest, data.validate, sides)
 
 
-def _sides(manifest: Manifest, split: str, pictures: int) -> Iterator[int]:
-    """Shorter sides of the first `pictures` of a split in key order; reads no more indexes."""
+def _sides(manifest: Manifest, split: str, images: int) -> Iterator[int]:
+    """Yield the shorter sides of a split's first `images` in key order."""
     for shard in manifest.splits[split].shards:
-        index = read_index(manifest, split, shard).slice(0, pictures)
+        index = read_index(manifest, split, shard).slice(0, images)
         yield from map(min, index["width"].to_pylist(), index["height"].to_pylist())
-        pictures -= len(index)
-        if pictures <= 0:
+        images -= len(index)
+        if images <= 0:  # read no more indexes than needed
             return
 
 
@@ -128,13 +126,14 @@ def _check_side(
     if data.resize_short is not None:
         raise ConfigError(
             f"{key}={side} is larger than data.resize_short={data.resize_short}: "
-            f"resize to at least that"
+            f"set data.resize_short to at least {side}"
         )
     smallest = min(sides, default=side)
     if smallest < side:
         raise ConfigError(
-            f"{key}={side} is larger than pictures of {store.display(manifest.url)}: the smallest "
-            f"side looked at in {split} is {smallest}; lower it, or set data.resize_short="
+            f"{key}={side} is larger than images of {store.display(manifest.url)}: the smallest "
+            f"side among those checked in {split} is {smallest}; lower {key}, or set "
+            f"data.resize_short={side}"
         )
 
 
@@ -142,39 +141,41 @@ def _check_side(
 
 
 def check_masks(masks: MasksConfig, size: int) -> None:
-    """Refuse holes that cannot be drawn, and a mask set that training or validation cannot use."""
+    """Check that masks can be drawn, and that a mask set fits training and validation."""
     MaskPolicy(masks.kind, masks.low, masks.high, masks.border, masks.url)  # type: ignore[arg-type]
     if masks.url is not None:
         _check_mask_set(masks, open_manifest(masks.url), size)
 
 
-def _check_mask_set(masks: MasksConfig, found: Manifest, size: int) -> None:
-    where = f"masks.url={store.display(found.url)}"
-    if found.kind != "masks":
-        raise ConfigError(f"{where} holds {found.kind}, no masks: give what `masks out=` wrote")
+def _check_mask_set(masks: MasksConfig, manifest: Manifest, size: int) -> None:
+    where = f"masks.url={store.display(manifest.url)}"
+    if manifest.kind != "masks":
+        raise ConfigError(
+            f"{where} holds {manifest.kind}, not masks: give the output of `masks out=`"
+        )
     rows = [
         row
-        for split in sorted(found.splits)
-        for shard in found.splits[split].shards
-        for row in read_index(found, split, shard)
+        for split in sorted(manifest.splits)
+        for shard in manifest.splits[split].shards
+        for row in read_index(manifest, split, shard)
         .select(["width", "height", "bucket", "ratio"])
         .to_pylist()
     ]
     fitting = (masks.low < r["ratio"] <= masks.high and r["bucket"] != FIXED for r in rows)
     if not any(fitting):
         raise ConfigError(
-            f"{where} has no irregular mask of a ratio in ({masks.low}, {masks.high}]: widen "
-            f"masks.low= and masks.high=, or make masks of that size of hole"
+            f"{where} has no irregular mask with a hole ratio in ({masks.low}, {masks.high}]: "
+            f"widen masks.low= and masks.high=, or make masks of these ratios"
         )
     validated = {(r["width"], r["height"]) for r in rows if r["bucket"] == VALIDATED}
     if not validated:
         raise ConfigError(
-            f"{where} has no masks in {VALIDATED}, which validation takes: make or import them"
+            f"{where} has no masks in {VALIDATED}, which validation uses: make or import them"
         )
     if validated != {(size, size)}:
         width, height = min(validated - {(size, size)})
         raise ConfigError(
-            f"{where} has masks of {width}x{height}, and validate.size is {size}: set "
+            f"{where} has masks of {width}x{height}, but validate.size={size}: set "
             f"validate.size={width}, or make masks with size={size}"
         )
 
@@ -183,24 +184,24 @@ def _check_mask_set(masks: MasksConfig, found: Manifest, size: int) -> None:
 
 
 def check_init(config: TrainConfig, init: str) -> None:
-    """Refuse weights that are not there, or by what is told of them another architecture's."""
+    """Check that the weights exist and, by their metadata, that they fit the model."""
     shown, model = store.display(init), asdict(config.model)
     if init.startswith("models:"):
-        told = _registered(init, config)
+        options = _registered(init, config)
     else:
         url, name = checkpoints.split_address(init)
-        found = {c.name: c for c in checkpoints.list_checkpoints(url)}
-        if not found:
+        saved = {c.name: c for c in checkpoints.list_checkpoints(url)}
+        if not saved:
             raise ConfigError(
                 f"init={shown} holds no checkpoint: give a run, one of its checkpoints, or "
                 f"models:/NAME@champion"
             )
-        if name and name not in found:
-            raise ConfigError(f"init={shown} does not exist: that run has {', '.join(found)}")
-        told = found[name or max(found)].state.get("model", {})
+        if name and name not in saved:
+            raise ConfigError(f"init={shown} does not exist: that run has {', '.join(saved)}")
+        options = saved[name or max(saved)].state.get("model", {})
     for key, value in model.items():
-        before = told.get(key, value)
-        if before != value and key not in COMPUTED:
+        before = options.get(key, value)
+        if before != value and key not in NOT_IN_TENSORS:
             raise ConfigError(
                 f"init={shown} holds weights of model.{key}={before}, which do not fit "
                 f"model.{key}={value}: give model.{key}={before}"
@@ -208,7 +209,7 @@ def check_init(config: TrainConfig, init: str) -> None:
 
 
 def _registered(init: str, config: TrainConfig) -> dict[str, str]:
-    """What the registry tells of a version's architecture: the network's name."""
+    """Return a registered version's model options: the network's name."""
     from pipeline.tracking import errors
     from pipeline.tracking.client import connect, tracking_uri
     from pipeline.tracking.model_versions import find_version
@@ -221,7 +222,7 @@ def _registered(init: str, config: TrainConfig) -> dict[str, str]:
     try:
         with errors.explained(where):
             version = find_version(client, init)
-    except errors.ServerError as error:  # who submits need not reach it
+    except errors.ServerError as error:  # a login node need not reach the server
         raise ConnectionError(f"init={init}: {error}") from None
     except ValueError as error:
         raise ConfigError(f"init={init}: {error}") from None

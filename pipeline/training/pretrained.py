@@ -1,7 +1,7 @@
-"""Which ImageNet weights an objective takes, and the files that hold them.
+"""The ImageNet weights that an objective needs, and the files that hold them.
 
-`train weights=` says where they lie: `cache` (what `fetch` wrote), a folder or URL of such files,
-or `random` for none. Nothing here imports torch, so that a launcher can refuse what is missing.
+`train weights=` gives their place: `cache` (written by `fetch`), a folder or URL of such files, or
+`random` for none. Nothing here imports torch, so that the launcher can check the files.
 """
 
 from __future__ import annotations
@@ -10,43 +10,42 @@ import hashlib
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 
 from safetensors import SafetensorError, deserialize
 
-from pipeline.common.errors import ConfigError
+from pipeline.common.environment import cache_dir
+from pipeline.common.errors import ConfigError, one_line
 from pipeline.config.groups import ObjectiveConfig
 from pipeline.config.schema import CACHE, RANDOM, TrainConfig
 from shards import objects, store
 
 
 def needed(objective: ObjectiveConfig) -> list[str]:
-    """Names of the networks that start from published weights."""
+    """List the networks that start from published weights."""
     compares = bool(objective.perceptual or objective.style)
     vgg16 = ["vgg16"] if compares and objective.features == "vgg16" else []
     return vgg16 + (["densenet121"] if objective.adv and objective.d_pretrained else [])
 
 
 def folder() -> str:
-    """Where `fetch` puts the files, absolute."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return os.path.abspath(Path(home) / "lacuna" / "weights")
+    """Return the absolute path of the folder that `fetch` writes to."""
+    return os.path.abspath(cache_dir() / "weights")
 
 
 def place(weights: str, name: str) -> str:
-    """Path or URL of the file that `weights=` means for one network."""
+    """Return the path or URL of one network's file under `weights=`."""
     return store.join(folder() if weights == CACHE else weights, f"{name}.safetensors")
 
 
 def from_cache(config: TrainConfig) -> list[str]:
-    """The files that this configuration takes from the cache of whoever runs it."""
+    """List the files that this configuration takes from the user's cache."""
     return needed(config.objective) if config.weights == CACHE else []
 
 
 def located(config: TrainConfig) -> TrainConfig:
-    """The submitter's cache by its path, for jobs that see his disks: their own may be another.
+    """Replace `weights=cache` by the path of the submitter's cache: a job's own may differ.
 
-    Pods see none of them: `submit` copies the files into the job's folder.
+    Not for pods, which do not see the submitter's disks: `submit` copies the files for them.
     """
     if config.cluster.scheduler == "kubernetes" or not from_cache(config):
         return config
@@ -54,19 +53,18 @@ def located(config: TrainConfig) -> TrainConfig:
 
 
 def check(config: TrainConfig) -> None:
-    """Refuse weights that are missing or damaged."""
+    """Check that the weights exist and are intact."""
     for name in needed(config.objective) if config.weights != RANDOM else ():
         read(config.weights, name)
 
 
 def read(weights: str, name: str) -> bytes:
-    """The whole file. ConfigError where it is missing or damaged, StoreError where no store
-    answers."""
+    """Read one file. ConfigError if it is missing or damaged, StoreError without the store."""
     url = place(weights, name)
     shown = f"weights={store.display(weights)}: {store.display(url)}"
     fix = (
-        f"run `python -m pipeline fetch {name}`, name a folder or URL that holds "
-        f"{name}.safetensors by weights=, or train on untrained features by weights=random"
+        f"run `python -m pipeline fetch {name}`, give a folder or URL that holds "
+        f"{name}.safetensors by weights=, or use untrained features by weights=random"
     )
     try:
         data = store.read(url)
@@ -84,14 +82,14 @@ def read(weights: str, name: str) -> bytes:
 
 
 def facts(data: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file."""
+    """Return the metadata of a safetensors file."""
     size = int.from_bytes(data[:8], "little")
-    found: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
-    return found
+    metadata: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
+    return metadata
 
 
 def digest(data: bytes) -> str:
-    """sha256 of the tensors of a safetensors file, whatever its metadata."""
+    """Return the sha256 of a safetensors file's tensors, without its metadata."""
     return hashlib.sha256(memoryview(data)[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
 
 
@@ -99,6 +97,6 @@ def _damage(data: bytes) -> str | None:
     try:
         deserialize(data)
     except SafetensorError as error:
-        return " ".join(str(error).split())[:120]
-    told = facts(data).get("tensors", digest(data))  # files of earlier versions do not say it
-    return None if told == digest(data) else "its tensors are not those that were fetched"
+        return one_line(error)[:120]
+    expected = facts(data).get("tensors", digest(data))  # files of earlier versions lack it
+    return None if expected == digest(data) else "its tensors are not those that were fetched"

@@ -1,4 +1,4 @@
-"""What training says: speed, waiting, losses. Live on a terminal, else a line every 30 s."""
+"""Training progress: speed, data wait, losses. Live on a terminal, else a line every 30 s."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ import torch
 PLAIN_EVERY = 30.0
 WINDOW = 200
 WARM_UP = 3
-NOTABLE = 0.05  # share of waiting for data that is told
+NOTABLE_WAIT = 0.05  # fraction of data wait from which it is shown
 
 
 class Meter:
-    """Times of one process's steps; `shown` on rank 0 only.
+    """Measure one process's steps; display them on rank 0 (`shown`).
 
-    image_seconds: what a picture takes where all devices do as much as they can (`flops`); 0 where
-    that is not known.
+    image_seconds: seconds per image at all devices' peak FLOP/s (`flops`); 0 if unknown.
     """
 
     def __init__(
@@ -49,9 +48,9 @@ class Meter:
         self._line = _Live(max_images) if shown and sys.stderr.isatty() else _Plain(shown)
 
     def step(self, images: int, seconds: float, wait: float, losses: Mapping[str, float]) -> None:
-        """One step of `images` over all ranks took `seconds`, of which `wait` for data.
+        """Record a step: `images` over all ranks in `seconds`, of which `wait` for data.
 
-        losses: empty where the step ended no line of the log; the last ones stay shown.
+        losses: empty between lines of the log; the last ones remain displayed.
         """
         self.images_seen += images
         self._images += images
@@ -67,55 +66,55 @@ class Meter:
         self._line.show(self, self._losses)
 
     def elsewhere(self, seconds: float, stall: bool = False) -> None:
-        """Between steps: validation, or a checkpoint's `stall` of so many `seconds`."""
+        """Record `seconds` between steps: validation, or a checkpoint's `stall`."""
         self._thread = time.thread_time()
         if stall:
             self._stall = max(self._stall, seconds)
 
     def pace(self) -> dict[str, Any]:
-        """What this rank itself spends on a step, for `watch.straggler`; medians, milliseconds.
+        """Return this rank's own median milliseconds per step, for `watchdog.straggler`.
 
-        On a GPU waiting for data only: a thread spins while kernels wait for other ranks.
+        On a GPU only the data wait: its thread spins while kernels wait for other ranks.
         """
-        found = {"wait": self._waits, "cpu": () if torch.cuda.is_available() else self._cpu}
-        medians = {k: 1e3 * statistics.median(v) if v else 0.0 for k, v in found.items()}
+        times = {"wait": self._waits, "cpu": () if torch.cuda.is_available() else self._cpu}
+        medians = {k: 1e3 * statistics.median(v) if v else 0.0 for k, v in times.items()}
         return {"host": socket.gethostname(), **medians}
 
     @property
     def rate(self) -> float:
-        """Images a second over the window, all ranks, training alone; 0 while warming up."""
+        """Images per second in training steps, over the window and all ranks; 0 in warm-up."""
         spent = sum(self._steps)
         return sum(self._sizes) / spent if spent else 0.0
 
     @property
     def waiting(self) -> float:
-        """Share of the window's time that went by waiting for data."""
+        """Fraction of the window's time spent waiting for data."""
         return sum(self._waits) / sum(self._steps) if self._steps else 0.0
 
     def values(self) -> dict[str, float]:
-        """`perf/*` as they are logged; none before the first step."""
+        """Return the `perf/*` metrics; none before the first step."""
         if not self._warm:
             return {}
         elapsed = time.monotonic() - self._began
         rate = self._images / elapsed if elapsed else 0.0
-        found = {
+        values = {
             "perf/images_per_s": rate,
             "perf/images_per_s_process": rate / self.processes,
             "perf/checkpoint_stall_ms": 1e3 * self._stall,
             "perf/peak_memory_mb": peak_memory_mb(),
             "perf/step_ms_min": 1e3 * self._fastest,
         }
-        if self.rate:  # no point of a curve before
-            found["perf/images_per_s_train"] = self.rate
-            found["perf/images_per_s_train_process"] = self.rate / self.processes
+        if self.rate:  # not during warm-up
+            values["perf/images_per_s_train"] = self.rate
+            values["perf/images_per_s_train_process"] = self.rate / self.processes
         if self.rate and self.image_seconds:
-            found["perf/mfu"] = self.rate * self.image_seconds
+            values["perf/mfu"] = self.rate * self.image_seconds
         if len(self._steps) > 1:
             cuts = statistics.quantiles(self._steps, n=20, method="inclusive")
-            found["perf/step_ms_p50"] = 1e3 * statistics.median(self._steps)
-            found["perf/step_ms_p95"] = 1e3 * cuts[18]
-            found["perf/data_wait"] = self.waiting
-        return found
+            values["perf/step_ms_p50"] = 1e3 * statistics.median(self._steps)
+            values["perf/step_ms_p95"] = 1e3 * cuts[18]
+            values["perf/data_wait"] = self.waiting
+        return values
 
     def say(self, line: str) -> None:
         self._line.say(line)
@@ -125,25 +124,25 @@ class Meter:
 
 
 def peak_memory_mb() -> float:
-    """Peak of the device where there is one, else of this process."""
+    """Peak memory of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def described(meter: Meter, losses: Mapping[str, float]) -> str:
-    """One line: progress, speed, time left, losses."""
+def status_line(meter: Meter, losses: Mapping[str, float]) -> str:
+    """Format one line: progress, speed, time left, losses."""
     words = [f"{meter.images_seen}/{meter.max_images} images"]
-    if meter.rate:  # not before the first steps are over, which are slower
+    if meter.rate:  # not during warm-up, which is slower
         left = max(0, meter.max_images - meter.images_seen) / meter.rate
         words += [f"{meter.rate:.1f}/s", f"{timedelta(seconds=int(left))} left"]
-        if meter.waiting > NOTABLE:
+        if meter.waiting > NOTABLE_WAIT:
             words.append(f"waiting for data {meter.waiting:.0%}")
     return "  ".join(words + [f"{name} {value:.4g}" for name, value in losses.items()])
 
 
 class _Plain:
-    """A line now and then: for log files. Silent on the ranks that are not shown."""
+    """Print a line every 30 s, for log files; nothing on ranks other than 0."""
 
     def __init__(self, shown: bool) -> None:
         self.shown, self._next = shown, 0.0
@@ -151,7 +150,7 @@ class _Plain:
     def show(self, meter: Meter, losses: Mapping[str, float]) -> None:
         if self.shown and time.monotonic() >= self._next:
             self._next = time.monotonic() + PLAIN_EVERY
-            self.say(described(meter, losses))
+            self.say(status_line(meter, losses))
 
     def say(self, line: str) -> None:
         if self.shown:
@@ -162,7 +161,7 @@ class _Plain:
 
 
 class _Live:
-    """A bar that moves, on a terminal."""
+    """Draw a progress bar on a terminal."""
 
     def __init__(self, total: int) -> None:
         from rich.console import Console
@@ -175,7 +174,7 @@ class _Live:
 
     def show(self, meter: Meter, losses: Mapping[str, float]) -> None:
         self._progress.update(
-            self._task, completed=meter.images_seen, description=described(meter, losses)
+            self._task, completed=meter.images_seen, description=status_line(meter, losses)
         )
 
     def say(self, line: str) -> None:
@@ -187,9 +186,9 @@ class _Live:
 
 @dataclass
 class TrainState:
-    """Where the run stands: with the networks, all that a resume needs."""
+    """The run's progress; with the networks' states, all that a resume needs."""
 
     images_seen: int = 0
     skipped: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)  # what the data position belongs to
+    data: dict[str, Any] = field(default_factory=dict)  # the set of the data position

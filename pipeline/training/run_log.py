@@ -1,4 +1,4 @@
-"""What a training run records: its tracker, opened with the run's facts, and its pictures."""
+"""What a training run records: the tracker, run.json, steps.jsonl and sample images."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.common.environment import user
 from pipeline.config.schema import TrainConfig
-from pipeline.runs.checkpoints import Checkpoint, images_saved
+from pipeline.runs.checkpoints import Checkpoint
 from pipeline.runs.folder import RunFolder
-from pipeline.runs.identity import difference, saved_config, write_config
-from pipeline.runs.run_json import read_run_json, update_run_json
+from pipeline.runs.identity import changed_key, write_config
+from pipeline.runs.run_json import change_run_json
 from pipeline.tracking.provenance import commit, hardware
 from pipeline.tracking.tracker import NullTracker, Tracker
 from pipeline.training.engine import Engine
@@ -32,9 +32,10 @@ from shards.manifest import Manifest
 
 
 def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: Manifest) -> Any:
+    """Write config.yaml and run.json and start the tracker on rank 0; null trackers elsewhere."""
     config = replace(config, threads=str(torch.get_num_threads()), precision=engine.precision)
     if engine.is_main:
-        _describe(config, run, manifest)
+        _write_facts(config, run, manifest)
     if not engine.is_main or not config.tracking.enabled:
         return NullTracker()
     recipe = config.experiment or "train"
@@ -42,7 +43,7 @@ def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: 
         run.url,
         root=config.root if config.run is None else None,
         experiment=config.tracking.experiment or f"{user()}/{recipe}",
-        run_name=_name(run),
+        run_name=run.name,
         required=config.tracking.required,
         drain=config.tracking.drain,
     )
@@ -53,30 +54,32 @@ def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: 
     return tracker
 
 
-def _describe(config: TrainConfig, run: RunFolder, manifest: Manifest) -> None:
-    """config.yaml and run.json, on the first node; a refused start leaves no MLflow run to this."""
-    saved, known = saved_config(run.url), read_run_json(run.url)
-    fresh = saved is not None and not images_saved(run.url) and difference(config, saved)
-    facts: dict[str, Any] = {"mlflow_run_id": None} if fresh else {}
+def _write_facts(config: TrainConfig, run: RunFolder, manifest: Manifest) -> None:
+    """Write config.yaml, and merge this attempt's facts into run.json."""
     cpu = str(hardware()["cpu"])
-    if known.get("cpu", cpu) != cpu:
-        print(f"bits may differ from here on: {known['cpu']} before, {cpu} now", file=sys.stderr)
-    facts |= {"id": _name(run), "url": run.url, "dataset": manifest.digest, "cpu": cpu}
+    facts: dict[str, Any] = {"id": run.name, "url": run.url, "dataset": manifest.digest, "cpu": cpu}
     facts |= {"launcher": {"host": socket.gethostname(), "pid": os.getppid()}, "commit": commit()}
-    if images_saved(run.url) < config.max_images:  # else there is no other to come
-        facts |= {"result": {}}
+    if run.config is not None and not run.images_saved and changed_key(config, run.config):
+        facts["mlflow_run_id"] = None  # another run's, which ended before its first checkpoint
+    if run.images_saved < config.max_images:  # else this attempt has no new result
+        facts["result"] = {}
+
+    def merge(known: dict[str, Any]) -> dict[str, Any]:
+        if known.get("cpu", cpu) != cpu:
+            changed = f"CPU changed ({known['cpu']} -> {cpu})"
+            print(f"{changed}: results may no longer be bit-identical", file=sys.stderr)
+        return {**facts, "error": None}
+
     write_config(config, run)
-    update_run_json(run.url, **facts, error=None)
+    change_run_json(run.url, merge)
 
 
-def _name(run: RunFolder) -> str:
-    return store.name(run.url)
-
-
-def show(run: RunFolder, tracker: Any, shown: list[dict[str, Any]], images_seen: int) -> None:
-    """Sample pictures, into MLflow and the run's folder; what stays the same is written once."""
+def save_samples(
+    run: RunFolder, tracker: Any, samples: list[dict[str, Any]], images_seen: int
+) -> None:
+    """Save sample images to MLflow and the run's folder; those that never change only once."""
     folder = run.local / "samples"
-    for i, sample in enumerate(shown):
+    for i, sample in enumerate(samples):
         for what, pixels in sample.items():
             name = f"{i:02d}-{what}" + (f"-{images_seen:012d}" if what == "filled" else "")
             if what == "filled" or not (folder / f"{name}.png").exists():
@@ -86,8 +89,8 @@ def show(run: RunFolder, tracker: Any, shown: list[dict[str, Any]], images_seen:
                 store.write(str(folder / f"{name}.png"), png.getvalue())
 
 
-def note_checkpoint(tracker: Any, newest: Checkpoint | None) -> None:
-    """Where the newest checkpoint lies, and the sha256 of each of its files."""
+def tag_checkpoint(tracker: Any, newest: Checkpoint | None) -> None:
+    """Tag the MLflow run with the newest checkpoint's URL and the sha256 of each of its files."""
     if newest is None:
         return
     hashes = {f"{n}.safetensors": f["sha256"] for n, f in newest.state["files"].items()}
@@ -97,15 +100,15 @@ def note_checkpoint(tracker: Any, newest: Checkpoint | None) -> None:
 
 
 def finish(run: RunFolder, tracker: Any, meter: Meter, state: TrainState, status: str) -> None:
+    """Merge the attempt's result into run.json, publish the run's files, log the speed."""
     result = {
-        **read_run_json(run.url).get("result", {}),
         "status": status,
         "images_seen": state.images_seen,
         "skipped": state.skipped,
         **state.metrics,
         **meter.values(),
     }
-    update_run_json(run.url, result=result)
+    change_run_json(run.url, lambda known: {"result": {**known.get("result", {}), **result}})
     run.publish()
     tracker.metrics(meter.values(), state.images_seen)
 
@@ -113,15 +116,18 @@ def finish(run: RunFolder, tracker: Any, meter: Meter, state: TrainState, status
 def headline(
     config: TrainConfig, run: RunFolder, engine: Engine, images_seen: int, networks: Method
 ) -> str:
-    """What is trained, where and how: the first line of an attempt."""
+    """Format an attempt's first line: run, progress, model, devices, batch."""
     precision = engine.precision
     if (config.precision, precision, engine.device.type) == ("auto", "fp32", "cuda"):
         precision = "fp32 (this GPU has no bf16: precision=fp16 is faster)"
-    start = "goes on at" if images_seen else "starts at"
-    start = start if images_seen < config.max_images else "has seen"
-    told = (
-        f"{store.display(run.url)} {start} {images_seen} of {config.max_images} images: "
-        f"{config.model.name} {networks.generator.size / 1e6:.2f} M weights, "
+    name, length = store.display(run.url), f"{config.max_images} images"
+    start = f"resuming {name} at {images_seen} of {length}"
+    if images_seen >= config.max_images:
+        start = f"{name} has already seen {images_seen} of {length}"
+    elif not images_seen:
+        start = f"starting {name}, {length}"
+    line = (
+        f"{start}: {config.model.name} {networks.generator.size / 1e6:.2f} M weights, "
         f"{engine.world_size} x {engine.device.type}, "
         f"{config.parallel.strategy}, {precision}, batch {config.batch}, "
         f"{torch.get_num_threads()} threads each"
@@ -130,11 +136,11 @@ def headline(
     if config.accumulate > 1 and any(isinstance(layer, _BatchNorm) for layer in layers):
         alone = 1 if config.parallel.sync_batchnorm else engine.world_size
         seen = config.batch // config.accumulate // alone
-        told += f"; BatchNorm sees {seen} images at a time (accumulate={config.accumulate})"
-    return told
+        line += f"; BatchNorm sees {seen} images at a time (accumulate={config.accumulate})"
+    return line
 
 
-def described(values: dict[str, float]) -> str:
+def format_metrics(values: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
@@ -148,10 +154,10 @@ class StepLog:
         self._count = 0
 
     def cut(self, images_seen: int) -> None:
-        """Drop lines after the checkpoint that the run goes on from, and a torn last line.
+        """Drop lines after the checkpoint that is resumed, and an incomplete last line.
 
-        In a bucket lie at least the lines before each checkpoint; what this machine may still have
-        of an earlier attempt does not count.
+        The lines are read from the run's URL, which has at least those before each checkpoint; a
+        local copy of an earlier attempt on this machine is replaced.
         """
         if not self.engine.is_main:
             return
@@ -172,7 +178,7 @@ class StepLog:
     def add(
         self, losses: dict[str, Tensor], images_seen: int, lr: float, skipped: int, flush: bool
     ) -> dict[str, float]:
-        """Count a step; at a line's end write it on rank 0 and return its losses on every rank."""
+        """Add a step; every `every` steps write a line on rank 0 and return its mean losses."""
         for name, value in losses.items():
             self._sums[name] = self._sums.get(name, 0) + value
         self._count += 1

@@ -1,9 +1,9 @@
-"""Batch normalisation over all ranks on CPU, where torch's SyncBatchNorm "only works with GPU".
+"""Batch normalization over all ranks on CPU; torch's SyncBatchNorm "only works with GPU modules".
 
 Statistics are combined as Chan, Golub and LeVeque (1979) combine variances: each rank's mean and
-sum of squared deviations, in one all-gather; the backward takes one all-reduce. One process uses
-it too: torch's own kernel for channels-last sums less exactly (gradients of MSA-Net came out
-8e-4 apart from those of its contiguous kernel, with these sums 4e-6).
+sum of squared deviations, in one all-gather; the backward needs one all-reduce. A single process
+uses it too, because torch's channels-last kernel sums less exactly: gradients of MSA-Net differed
+by 8e-4 from those of torch's contiguous kernel, with these sums by 4e-6.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class _SyncNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, weight, mean, var, total = ctx.saved_tensors
-        # In evaluation mode torch's kernel gives the two sums in one pass, and the gradient as if
-        # the statistics were constants; what they contribute is one multiply-add a channel.
+        # In evaluation mode torch's kernel returns both sums in one pass, and the gradient for
+        # constant statistics; the statistics' own part is one multiply-add per channel.
         invstd = (var + ctx.eps).rsqrt()
         dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
             gradients[0], x, weight, mean, var, mean, invstd, False, ctx.eps, [True, True, True]
@@ -58,7 +58,7 @@ class _SyncNorm(torch.autograd.Function):
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` whose batch is every rank's; same state-dict keys."""
+    """`nn.BatchNorm2d` over the batches of all ranks, with the same state-dict keys."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -79,8 +79,8 @@ def _world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def synchronised(module: nn.Module, device_type: str) -> nn.Module:
-    """`module` with every BatchNorm synchronised over ranks, weights and buffers shared."""
+def synchronize(module: nn.Module, device_type: str) -> nn.Module:
+    """Replace every BatchNorm in `module` by a synchronized one that shares its tensors."""
     if device_type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for name, child in module.named_children():
@@ -92,5 +92,5 @@ def synchronised(module: nn.Module, device_type: str) -> nn.Module:
             norm.training = child.training
             setattr(module, name, norm)
         else:
-            synchronised(child, device_type)
+            synchronize(child, device_type)
     return module

@@ -1,9 +1,9 @@
-"""A rank that hangs is named: its host, its last step and what it was doing.
+"""The hang watchdog: reports the rank that hangs with its host, last step and activity.
 
-Every rank marks where it is; a thread tells the store of the process group that the process is
-alive, and where it stands. When the marks stop for `limit` seconds the threads look at each other:
-who is silent (stopped, or its machine is gone), else who is behind. Then the process ends, and its
-launcher ends the others. A collective alone would wait longer, and name nobody.
+Every rank marks its progress; a thread writes the mark and a heartbeat to the process group's
+store. When the marks stop for `limit` seconds, the thread compares all ranks: which are silent
+(stopped, or their machine is gone), else which are behind. It ends its process, and the launcher
+ends the others. A collective alone would wait longer and would not name the rank.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import torch.distributed as dist
 
 from pipeline.launch.output import record_error
 
-TALE = 3  # looks in a row at which a silent rank is silent
-FIRST = 10  # times `limit` for what a process does for the first time: kernels are compiled
+SILENT_LOOKS = 3  # checks in a row without a heartbeat that make a rank silent
+FIRST_TIME_FACTOR = 10  # times `limit` for an activity's first time: kernels are compiled
 
 
 class Watchdog:
-    """Watches this process's marks from a thread; does nothing where there is one process.
+    """Watch this process's marks in a thread; does nothing with one process.
 
-    A context that ranks leave together, unless an error ends it.
+    A context that all ranks leave together, unless an error ends it.
     """
 
     def __init__(
@@ -44,14 +44,14 @@ class Watchdog:
     ) -> None:
         self.rank, self.world_size, self.limit = rank, world_size, limit
         self._every = min(5.0, limit / 10)
-        self._patience = max(2.0, 2 * self._every)  # seconds that the store gets to answer
-        self._end = end or _leave
+        self._patience = max(2.0, 2 * self._every)  # seconds to wait for the store
+        self._end = end or _exit
         self._place: tuple[int, int, str] = (0, 0, "starting")  # marks, step, what
-        self._allowed = FIRST * limit
+        self._allowed = FIRST_TIME_FACTOR * limit
         self._known: set[str] = set()
         self._moved = self._awake = time.monotonic()
-        self._first: dict[str, Any] | None = None  # what rank 0 said last
-        # At once: the name of a job that is being deleted may mean nothing any more.
+        self._first: dict[str, Any] | None = None  # rank 0's last record
+        # Connect now: the host name of a job that is being deleted may no longer resolve.
         self._store = self._connected() if world_size > 1 else None
         self._closed = threading.Event()
         if world_size > 1:
@@ -62,31 +62,31 @@ class Watchdog:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
-            if not isinstance(error, Exception):  # rank 0 may still have written a checkpoint
+            if not isinstance(error, Exception):  # wait while rank 0 writes a checkpoint
                 self.after(self._place[1], "leaving")
         finally:
             self._closed.set()
 
     def mark(self, step: int, doing: str) -> None:
-        """This process now begins `doing` in `step`; in the same order on every rank."""
+        """Record that `doing` begins in `step`; ranks must make the same marks in one order."""
         self._place = (self._place[0] + 1, step, doing)
         self._moved = time.monotonic()
-        self._allowed = self.limit if doing in self._known else FIRST * self.limit
+        self._allowed = self.limit if doing in self._known else FIRST_TIME_FACTOR * self.limit
         self._known.add(doing)
 
     def touch(self) -> None:
-        """It goes on with that: no mark, for one rank may have more of it to do than another."""
+        """Record progress without a mark: ranks may have different amounts of the same work."""
         self._moved = time.monotonic()
 
     def rest(self) -> None:
-        """Until the next mark this process may take any time."""
+        """Allow any time until the next mark."""
         self._allowed = inf
 
     def after(self, step: int, doing: str, work: Callable[[], None] = lambda: None) -> None:
-        """`work`, after which no rank goes on before rank 0, however long that takes.
+        """Do `work`, then wait for rank 0 to finish its own, however long that takes.
 
-        Not by a collective, which would time out. Raises ConnectionError where rank 0 is gone, or
-        its store has not answered for `limit` seconds.
+        Not a collective, which would time out. Raises ConnectionError if rank 0 is gone, or its
+        store has not answered for `limit` seconds.
         """
         self.mark(step, doing)
         self.rest()
@@ -103,7 +103,7 @@ class Watchdog:
         except TimeoutError:
             raise ConnectionError(self._silent()) from None
         except dist.DistError as error:
-            raise ConnectionError(f"another rank is gone, rank 0: {error}") from None
+            raise ConnectionError(f"lost connection to rank 0: {error}") from None
 
     def _run(self) -> None:
         beats = 0
@@ -112,21 +112,21 @@ class Watchdog:
             where = {"place": self._place, "beat": beats, "host": socket.gethostname()}
             try:
                 self._first = self._ask(partial(self._tell, where)) or self._first
-                if self.stalled(0 if self.rank == 0 else 2 * TALE):
+                if self.stalled(0 if self.rank == 0 else 2 * SILENT_LOOKS):
                     before = self._ask(self._look)
-                    if not self._closed.wait(TALE * self._every) and self.stalled():
+                    if not self._closed.wait(SILENT_LOOKS * self._every) and self.stalled():
                         self._end(f"{self._since()}: {culprits(before, self._ask(self._look))}")
             except (dist.DistError, TimeoutError):
                 if self.stalled() and not self._closed.is_set():
                     self._end(f"{self._since()}: {self._silent()}")
 
     def stalled(self, patience: int = 0) -> bool:
-        """Whether the marks have stopped. Rank 0 speaks first, so that it is said once.
+        """Whether the marks have stopped; others wait longer than rank 0, so that one reports.
 
-        A process that was itself stopped knows nothing of the others: its patience begins anew.
+        A process that was itself suspended knows nothing of the others: its time starts again.
         """
         now = time.monotonic()
-        if now - self._awake > 2 * (TALE * self._every + self._patience):
+        if now - self._awake > 2 * (SILENT_LOOKS * self._every + self._patience):
             self._moved = now
         self._awake = now
         return now - self._moved > self._allowed + patience * self._every
@@ -135,13 +135,13 @@ class Watchdog:
         return f"no step has ended for {self._allowed:.0f} s (parallel.hang_timeout)"
 
     def _silent(self) -> str:
-        where = _told(self._first) if self._first else f"on {os.environ['MASTER_ADDR']}"
+        where = _described(self._first) if self._first else f"on {os.environ['MASTER_ADDR']}"
         return f"rank 0 {where} is silent"
 
     def _ask(self, question: Callable[[Any], Any], seconds: float | None = None) -> Any:
-        """What the store answers; TimeoutError where it does not, and the thread is left behind.
+        """Query the store; TimeoutError without an answer, which leaves the thread behind.
 
-        The store's own time-outs do not hold while the process that serves it, rank 0, is stopped.
+        The store's own timeouts do not work while rank 0, which serves it, is suspended.
         """
         answer: Future[Any] = Future()
 
@@ -160,23 +160,23 @@ class Watchdog:
             int(os.environ["MASTER_PORT"]),
             is_master=False,
             wait_for_workers=False,
-            timeout=timedelta(seconds=60),  # of the connection; `_ask` waits for no answer so long
+            timeout=timedelta(seconds=60),  # for connecting; `_ask` has a shorter one
         )
 
     def _tell(self, where: dict[str, Any], store: Any) -> dict[str, Any] | None:
-        """Tell the others where this rank stands; what rank 0 told, None before it spoke."""
+        """Publish this rank's record; return rank 0's, None before its first."""
         store.set(f"watch/{self.rank}", json.dumps(where))
         return _read(store, 0)
 
     def _look(self, store: Any) -> list[dict[str, Any] | None]:
-        """What each rank last said; None of one that never did."""
-        found = [_read(store, rank) for rank in range(self.world_size)]
-        found[self.rank] = {
+        """Return each rank's last record; None for a rank without one."""
+        records = [_read(store, rank) for rank in range(self.world_size)]
+        records[self.rank] = {
             "place": self._place,
             "beat": time.monotonic(),
             "host": socket.gethostname(),
         }
-        return found
+        return records
 
 
 def _read(store: Any, rank: int) -> dict[str, Any] | None:
@@ -187,32 +187,33 @@ def _read(store: Any, rank: int) -> dict[str, Any] | None:
 def culprits(
     before: Sequence[dict[str, Any] | None], after: Sequence[dict[str, Any] | None]
 ) -> str:
-    """Who holds the others up, from two looks at all ranks.
+    """Name the ranks that hold up the others, from two snapshots of all ranks.
 
-    Silent ranks, whose beat stands still; where all speak, those whose marks are fewest.
+    Silent ranks, without a new heartbeat; if there are none, those with the fewest marks.
     """
-    silent = [r for r, (a, b) in enumerate(zip(before, after)) if not a or not b or same(a, b)]
+    silent = [r for r, (a, b) in enumerate(zip(before, after)) if not a or not b or is_silent(a, b)]
     if silent:
-        return "; ".join(f"rank {r} {_told(after[r] or before[r])} is silent" for r in silent)
-    places = [found["place"] for found in after if found]
+        return "; ".join(f"rank {r} {_described(after[r] or before[r])} is silent" for r in silent)
+    places = [record["place"] for record in after if record]
     least = min(place[0] for place in places)
     behind = [r for r, place in enumerate(places) if place[0] == least]
     if len(behind) == len(places):
-        return f"every rank stands at step {places[0][1]}, {places[0][2]}"
-    told = "; ".join(f"rank {r} {_told(after[r])} is behind" for r in behind)
+        return f"all ranks are at step {places[0][1]}, {places[0][2]}"
+    line = "; ".join(f"rank {r} {_described(after[r])} is behind" for r in behind)
     ahead = max(places, key=lambda place: int(place[0]))
-    return f"{told}; the furthest is at step {ahead[1]}, {ahead[2]}"
+    return f"{line}; the furthest is at step {ahead[1]}, {ahead[2]}"
 
 
-def same(before: dict[str, Any], after: dict[str, Any]) -> bool:
+def is_silent(before: dict[str, Any], after: dict[str, Any]) -> bool:
     return bool(before["beat"] == after["beat"])
 
 
 def straggler(paces: Sequence[dict[str, Any]]) -> tuple[float, str | None]:
-    """Slowest over median rank, and a line where it is half as slow again, by more than 10 ms.
+    """Return the slowest rank's time over the median's, and a line if it is a straggler.
 
-    paces: per rank its host, and the medians of its own milliseconds a step: `wait` for data, `cpu`
-    of the training thread. What a rank waits for others is in neither.
+    A straggler takes 1.5 times the median rank's time, and 10 ms more. paces: each rank's host and
+    its own median milliseconds per step, `wait` for data and `cpu` of the training thread; waiting
+    for other ranks is in neither.
     """
     own = [pace["wait"] + pace["cpu"] for pace in paces]
     median = sorted(own)[(len(own) - 1) // 2]
@@ -222,18 +223,18 @@ def straggler(paces: Sequence[dict[str, Any]]) -> tuple[float, str | None]:
         return ratio, None
     pace = paces[worst]
     return ratio, (
-        f"straggler: rank {worst} on {pace['host']} spends {own[worst]:.0f} ms a step "
+        f"straggler: rank {worst} on {pace['host']} spends {own[worst]:.0f} ms per step "
         f"({pace['wait']:.0f} waiting for data), the median rank {median:.0f} ms"
     )
 
 
-def _told(found: dict[str, Any] | None) -> str:
-    if found is None:
-        return "on an unknown host (it never spoke)"
-    return f"on {found['host']} (last step {found['place'][1]}, {found['place'][2]})"
+def _described(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return "on an unknown host (no heartbeat yet)"
+    return f"on {record['host']} (last step {record['place'][1]}, {record['place'][2]})"
 
 
-def _leave(line: str) -> None:
+def _exit(line: str) -> None:
     line = f"pipeline train: {line}"
     record_error(line)
     print(line, file=sys.stderr, flush=True)

@@ -1,9 +1,9 @@
-"""ImageNet weights of VGG16 and DenseNet-121: fetched on purpose, checked, cached without pickle.
+"""`fetch`: ImageNet weights of VGG16 and DenseNet-121, checked and cached without pickle.
 
-Training and evaluation never download. `fetch` reads the publisher's file, or a copy of it anywhere
-fsspec reaches, checks its sha256, unpickles tensors alone (`weights_only=True`), and keeps what the
-networks use as safetensors under `$XDG_CACHE_HOME/lacuna/weights`. `load` fills a network from
-such a file; `pretrained` finds it.
+Training and evaluation never download. `fetch` reads the publisher's file, or a copy at any URL,
+checks its sha256, unpickles tensors only (`weights_only=True`), and saves those that the networks
+use as safetensors under `$XDG_CACHE_HOME/lacuna/weights`. `load` fills a network from such a file,
+which `pretrained` reads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from shards import store
 
 
 class Published(NamedTuple):
-    """url: torchvision's file. sha256: the digits of its hash that its name carries."""
+    """url: torchvision's file. sha256: the digits of its hash that are in its name."""
 
     url: str
     sha256: str
@@ -48,43 +48,43 @@ PUBLISHED = {
 
 
 def cached(name: str) -> Path:
-    """Where the weights called `name` lie once they were fetched."""
+    """Return the path of fetched weights."""
     return Path(pretrained.place(CACHE, _known(name)))
 
 
 def fetch(name: str, source: str | None = None, sha256: str | None = None) -> dict:
-    """Put the weights called `name` into the cache; `{"name", "path", "sha256", "tensors"}`.
+    """Fetch weights into the cache; returns `{"name", "path", "sha256", "tensors"}`.
 
-    source: a file, or a folder of files named as the publisher's, at any URL; default the
-    publisher's. sha256: (the beginning of) the expected hash, where the file is your own.
-    Raises ValueError for a file of another hash or network, or one that cannot be read as weights.
+    source: path or URL of a file, or of a folder of files with the publisher's names; default the
+    publisher's. sha256: the expected hash, or its beginning, of your own file.
+    Raises ValueError for a file with another hash, of another network, or not of weights.
     """
     published, url = PUBLISHED[_known(name)], origin(name, source)
     shown, wanted = store.display(url), (sha256 or published.sha256).lower()
     if not re.fullmatch("[0-9a-f]{8,64}", wanted):
-        raise ValueError(f"sha256={sha256} is no hash: give its first 8 to 64 hexadecimal digits")
+        raise ValueError(f"invalid sha256={sha256}: give its first 8 to 64 hexadecimal digits")
     try:
         data = store.read(url)
     except OSError as error:
         raise ValueError(
-            f"{shown} cannot be read ({error.strerror or 'no such object'}): give source= a file "
+            f"{shown} cannot be read ({error.strerror or 'no such object'}): give source=, a file "
             f"or a folder that holds {PUBLISHED[name].url.rsplit('/', 1)[-1]}"
         ) from error
-    found = hashlib.sha256(data).hexdigest()
-    if not found.startswith(wanted):
+    actual = hashlib.sha256(data).hexdigest()
+    if not actual.startswith(wanted):
         raise ValueError(
-            f"{shown} has sha256 {found[:16]}…, expected {wanted}…: it is damaged or another file; "
+            f"{shown} has sha256 {actual[:16]}…, expected {wanted}…: damaged, or another file; "
             "fetch it again, or give sha256= if it is your own"
         )
     state = _unpickled(data, shown)
     kept = _fitting(torchvision_names(state), published.network, f"{shown} for {name}")
-    told = {"sha256": found, "tensors": pretrained.digest(save(kept))}
-    store.write(str(cached(name)), save(kept, metadata=told))
-    return {"name": name, "path": str(cached(name)), "sha256": found, "tensors": len(kept)}
+    metadata = {"sha256": actual, "tensors": pretrained.digest(save(kept))}
+    store.write(str(cached(name)), save(kept, metadata=metadata))
+    return {"name": name, "path": str(cached(name)), "sha256": actual, "tensors": len(kept)}
 
 
 def origin(name: str, source: str | None = None) -> str:
-    """URL of the file: the publisher's, `source` itself, or the publisher's name below it."""
+    """Return the file's URL: the publisher's, `source` itself, or the publisher's name in it."""
     url = PUBLISHED[_known(name)].url
     if source is None:
         return url
@@ -94,9 +94,9 @@ def origin(name: str, source: str | None = None) -> str:
 
 
 def load(data: bytes, network: nn.Module, shown: str) -> str:
-    """Fill `network` below `features` from a file that `fetch` wrote; the publisher's sha256.
+    """Fill `network.features` from a file that `fetch` wrote; returns the publisher's sha256.
 
-    Raises ValueError, naming the file as `shown`, where it is of another network.
+    Raises ValueError, naming the file as `shown`, if it is of another network.
     """
     network.load_state_dict(_fitting(parse(data), type(network), shown), strict=False)
     return pretrained.facts(data).get("sha256", "")
@@ -104,29 +104,29 @@ def load(data: bytes, network: nn.Module, shown: str) -> str:
 
 def _known(name: str) -> str:
     if name not in PUBLISHED:
-        raise ValueError(f"no weights are called {name!r}; choose from {', '.join(PUBLISHED)}")
+        raise ValueError(f"unknown weights {name!r}: choose from {', '.join(PUBLISHED)}")
     return name
 
 
 def _unpickled(data: bytes, shown: str) -> dict[str, Tensor]:
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle fails in whatever way its bytes lead to
+    except Exception as error:  # a damaged pickle may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{shown} cannot be read as weights ({reason[:120]}): it is cut short or no file of "
-            "torch.save; fetch it again"
+            f"{shown} cannot be read as weights ({reason[:120]}): it is truncated or not a file "
+            "of torch.save; fetch it again"
         ) from error
     if not isinstance(state, dict) or not all(
         isinstance(k, str) and isinstance(v, Tensor) and v.layout == torch.strided and not v.is_meta
         for k, v in state.items()
     ):
-        raise ValueError(f"{shown} holds no state dict of tensors; give torchvision's file")
+        raise ValueError(f"{shown} does not hold a state dict: give torchvision's file")
     return state
 
 
 def _fitting(state: dict[str, Tensor], network: type[nn.Module], shown: str) -> dict[str, Tensor]:
-    """The tensors of `state` that the network has below `features`, all of them, or ValueError."""
+    """Select the tensors of `network.features`; ValueError if any is missing or does not fit."""
     with torch.device("meta"):
         shapes = {
             k: v.shape for k, v in network().state_dict().items() if k.startswith("features.")
@@ -144,26 +144,24 @@ def _fitting(state: dict[str, Tensor], network: type[nn.Module], shown: str) -> 
     for key in sorted(present - optional):
         if not state[key].is_floating_point() or not bool(torch.isfinite(state[key]).all()):
             raise ValueError(
-                f"{shown}: {key} is {state[key].dtype} and must hold finite floats; the file is "
-                "damaged or was never trained: fetch it again"
+                f"{shown}: {key} is {state[key].dtype}, expected finite floats: the file is "
+                "damaged or untrained; fetch it again"
             )
     return {key: state[key].contiguous() for key in shapes if key in state}
 
 
 def fetch_all(names: Sequence[str], source: str | None = None, sha256: str | None = None) -> dict:
-    """`fetch` for each name, all known ones by default; `{"weights": [...]}`."""
+    """Fetch the named weights, by default all; returns `{"weights": [...]}`."""
     if sha256 and len(names) != 1:
-        raise ValueError("sha256= is of one file: name one of " + ", ".join(PUBLISHED))
+        raise ValueError("sha256= is for one file: give one name of " + ", ".join(PUBLISHED))
     return {"weights": [fetch(name, source, sha256) for name in names or PUBLISHED]}
 
 
 def main(config: FetchConfig) -> dict[str, Any]:
-
     return fetch_all(config.names, config.source, config.sha256)
 
 
 def dry_run(config: FetchConfig) -> str:
-
     return "\n".join(
         f"would read {store.display(origin(name, config.source))}, check its sha256 and write "
         f"{cached(name)}"

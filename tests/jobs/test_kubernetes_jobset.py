@@ -77,7 +77,7 @@ def test_a_killed_pod_starts_the_whole_gang_again_and_the_losses_are_the_undistu
     assert [name[:14] for name in again] == ["gang-train-0-0", "gang-train-0-1"]
     said = {line.split("/")[1] for line in shown.splitlines() if line.startswith("[pod/")}
     assert said == {*first, *again} and len(said) == 4
-    assert "goes on at" in shown
+    assert "resuming" in shown
     assert steps.read_text() == undisturbed(64)
 
 
@@ -120,7 +120,7 @@ def test_a_configuration_error_ends_a_chain_without_a_retry_and_says_in_which_st
     assert shard["state"] == "SUCCEEDED"
     assert (train["state"], train["restarts"]) == ("FAILED", 0)
     assert "exit 78: configuration error, not retried" in train["reason"]
-    assert train["error"].startswith("data.crop=128 is larger than pictures of")
+    assert train["error"].startswith("data.crop=128 is larger than images of")
     assert (evaluate["state"], evaluate["reason"]) == ("CANCELLED", "the previous train failed")
 
 

@@ -107,7 +107,7 @@ def worker(rank, run):
             command = (path / "cmdline").read_bytes()
         except OSError:
             continue
-        if f"RANK={rank}".encode() in environment and f"run=runs/{run}".encode() in command:
+        if f"RANK={rank}".encode() in environment and f"/{run}.yaml".encode() in command:
             return int(path.name)
     raise AssertionError(f"no worker {rank} of {run}")
 

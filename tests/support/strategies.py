@@ -1,11 +1,11 @@
 """One rank of small runs under one strategy after another: `python strategies.py OUT`.
 
 OUT/plan.json: {case: {"method": "msanet" or "musical", "strategy": ..., "steps": N, and optionally
-"start": the case whose checkpoint is gone on from, "accumulate", "clip", "precision", "norm",
+"start": the case to resume from, "accumulate", "clip", "precision", "norm",
 "nudge": change of the initial weights, "poison": step at which rank 1's gradient of the last
-network is not a number, "sync_batchnorm", "wire": whether to tell what was exchanged}}. Rank 0
-leaves a checkpoint in OUT/<case>/ and the losses of each step in OUT/<case>.json. Networks are
-tiny; pictures are noise, the same in every case.
+network is NaN, "sync_batchnorm", "wire": whether to record the exchanges}}. Rank 0 writes a
+checkpoint to OUT/<case>/ and the losses of each step to OUT/<case>.json. Networks are tiny; images
+are noise, the same in every case.
 """
 
 import contextlib
@@ -25,8 +25,9 @@ from models.musical import Musical
 from pipeline.config.groups import ObjectiveConfig
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import free_port
-from pipeline.runs import checkpoints, folder
-from pipeline.training import checkpointing, method
+from pipeline.runs import checkpoints
+from pipeline.runs.folder import folder_at
+from pipeline.training import checkpointing, method, resume
 from pipeline.training.engine import Engine
 from pipeline.training.loop import step
 from pipeline.training.method import generator_terms
@@ -37,7 +38,7 @@ SIDES = {"msanet": 40, "musical": 96}
 
 
 def trained(out, plan, processes=2):
-    """Every case of `plan`, in order, on `processes` ranks."""
+    """Train every case of `plan`, in order, on `processes` ranks."""
     Path(out, "plan.json").write_text(json.dumps(plan))
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     environment = {**os.environ, **shared, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -60,7 +61,7 @@ def trained(out, plan, processes=2):
 
 @contextlib.contextmanager
 def engine_of(config, monkeypatch):
-    """The engine of a group of one, in this process."""
+    """Open an engine with one rank, in this process."""
     here = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     here |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     with monkeypatch.context() as patch:
@@ -76,7 +77,7 @@ def engine_of(config, monkeypatch):
 
 
 def networks_of(plan, engine):
-    """As `method.build` makes them, smaller; Adam's epsilon keeps it from steps by sign alone."""
+    """Build networks as `method.build` does, but smaller; Adam's epsilon avoids sign-only steps."""
     torch.manual_seed(0)
     networks = {"generator": MSANet(width=0.1, norm=plan.get("norm", "batch"))}
     objective = ObjectiveConfig(l2=1.0, perceptual=0.01)
@@ -92,17 +93,16 @@ def networks_of(plan, engine):
     for name, network in networks.items():
         for parameter in network.parameters():
             parameter.data.add_(plan.get("nudge", 0.0) * torch.randn_like(parameter).sign())
-        made.append(engine.train(name, network, adam, average=name == "generator"))
+        made.append(engine.prepare(name, network, adam, average=name == "generator"))
     return method.Method(objective, generator_terms(objective), *made)
 
 
 def wire():
-    """[collective, bytes of its input] of all that this process exchanged so far, from torch's
-    flight recorder."""
-    found = json.loads(torch._C._distributed_c10d._dump_fr_trace_json())
+    """List [collective, input bytes] of this process so far, from torch's flight recorder."""
+    trace = json.loads(torch._C._distributed_c10d._dump_fr_trace_json())
     return [
         [entry["profiling_name"], sum(4 * math.prod(size) for size in entry["input_sizes"])]
-        for entry in found["entries"]
+        for entry in trace["entries"]
     ]
 
 
@@ -115,9 +115,9 @@ def run(out, case, plan):
     engine = Engine(config)
     networks, first = networks_of(plan, engine), 0
     if "start" in plan:
-        found = checkpoints.latest(str(out / plan["start"]))
-        checkpointing.restore(found, networks.players)
-        first = found.images_seen // BATCH
+        checkpoint = checkpoints.latest(str(out / plan["start"]))
+        resume.restore(checkpoint, networks.players)
+        first = checkpoint.images_seen // BATCH
     number = first
     if "poison" in plan and engine.rank == 1:
         victim = list(networks.players[-1].module.parameters())[-1]
@@ -125,7 +125,7 @@ def run(out, case, plan):
     engine.start(networks.players)
     side, share = SIDES[plan["method"]], BATCH // engine.world_size
     mine = slice(engine.rank * share, (engine.rank + 1) * share)
-    told = []
+    steps = []
     for number in range(first, plan["steps"]):
         drawn = torch.Generator().manual_seed(number)
         images = torch.randint(0, 256, (BATCH, side, side, 3), generator=drawn).to(torch.uint8)
@@ -133,13 +133,13 @@ def run(out, case, plan):
         losses = step(networks, engine, images[mine], masks[mine], config)
         stepped = engine.step(networks.players, config.ema)
         sent = wire() if "wire" in plan else []
-        told.append({**engine.means(losses), "stepped": stepped, "wire": sent})
-    files = checkpointing.files_of(networks.players)
+        steps.append({**engine.means(losses), "stepped": stepped, "wire": sent})
+    files = checkpointing.checkpoint_files(networks.players)
     if engine.is_main:
-        saver = checkpointing.Saver(folder.folder_at(str(out / case)), 1)
+        saver = checkpointing.Saver(folder_at(str(out / case)), 1)
         saver.save(plan["steps"] * BATCH, files, {"dataset": "noise"})
         saver.close()
-        (out / f"{case}.json").write_text(json.dumps(told))
+        (out / f"{case}.json").write_text(json.dumps(steps))
     engine.any(False)  # the next case may read what rank 0 wrote
     return engine
 

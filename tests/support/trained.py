@@ -1,4 +1,4 @@
-"""Finished runs without training: a real checkpoint of random weights, scores as one likes."""
+"""Finished runs without training: a real checkpoint of random weights, with chosen scores."""
 
 import hashlib
 import tempfile
@@ -26,7 +26,7 @@ PAIRS = "d" * 64
 def finished_run(
     folder: Path, seed: int = 0, uri: str | None = None, model: dict[str, Any] = MODEL
 ) -> str:
-    """A run's folder with one checkpoint at 1000 images; with `uri` its MLflow run too."""
+    """Make a run's folder with one checkpoint at 1000 images; with `uri` its MLflow run too."""
     torch.manual_seed(seed)
     options = {key: value for key, value in model.items() if key != "name"}
     generator = GENERATORS[model["name"]](**options)
@@ -56,9 +56,9 @@ def registered(run: str, uri: str, name: str = "inpaint-msanet") -> Any:
     from mlflow.models import Model
 
     client = connect(uri)
-    found = checkpoints.find(run)
-    info = {**found.state, "run": run, "url": found.url, "weights": "raw"}
-    digest = found.state["files"]["generator"]["sha256"]
+    checkpoint = checkpoints.find(run)
+    info = {**checkpoint.state, "run": run, "url": checkpoint.url, "weights": "raw"}
+    digest = checkpoint.state["files"]["generator"]["sha256"]
     facts = register._facts(info, read_run_json(run), name, info["model"]["name"], digest)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")
@@ -72,9 +72,9 @@ def registered(run: str, uri: str, name: str = "inpaint-msanet") -> Any:
 
 
 def scored(run: str, psnr: float, noise: float = 0.05, pairs: str = PAIRS, **facts: Any) -> str:
-    """Writes an evaluation of the run's checkpoint with scores around `psnr` dB; its path."""
-    found = checkpoints.find(run)
-    told = {
+    """Write an evaluation of a checkpoint with scores around `psnr` dB; return its path."""
+    checkpoint = checkpoints.find(run)
+    recorded = {
         "protocol": "msanet",
         "ssim": "gauss11_rgb",
         "size": 256,
@@ -83,21 +83,21 @@ def scored(run: str, psnr: float, noise: float = 0.05, pairs: str = PAIRS, **fac
         "pairs_digest": pairs,
         "dataset": "ab" * 32,
         "masks": "cd" * 32,
-        "sha256": found.state["files"]["generator"]["sha256"],
+        "sha256": checkpoint.state["files"]["generator"]["sha256"],
         "run": run,
-        "images_seen": found.images_seen,
+        "images_seen": checkpoint.images_seen,
         "name": "run",
         **facts,
     }
     url = f"{run}/evaluation/msanet-{pairs[:8]}.parquet"
     seed = int.from_bytes(hashlib.sha256(run.encode()).digest()[:4])
-    results.save(url, table(psnr, noise, seed), told)
+    results.save(url, table(psnr, noise, seed), recorded)
     return url
 
 
-def table(psnr: float, noise: float, seed: int, pictures: int = 60) -> pa.Table:
-    """Pictures of differing difficulty, the same in every table, in the six buckets."""
-    rows = pictures * len(NAMES)
+def table(psnr: float, noise: float, seed: int, images: int = 60) -> pa.Table:
+    """Build scores of images of differing difficulty, equal in every table, in the six buckets."""
+    rows = images * len(NAMES)
     hardness = np.random.default_rng(0).normal(0, 2, rows)
     columns: dict[str, Any] = {m.name: np.full(rows, 0.8) for m in metrics.METRICS}
     columns["psnr"] = psnr + hardness + np.random.default_rng(seed).normal(0, noise, rows)

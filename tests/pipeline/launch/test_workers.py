@@ -206,7 +206,7 @@ def test_a_pod_that_is_lost_after_a_checkpoint_has_left_its_log(bucket, small_se
     finally:
         process.kill()
         process.wait()
-    assert "starts at 0 of 8000 images" in store.read(log).decode()
+    assert ", 8000 images: " in store.read(log).decode()
 
 
 def test_the_error_that_came_first_is_reported_not_what_followed_from_it(tmp_path, capfd):

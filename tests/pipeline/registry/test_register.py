@@ -18,7 +18,8 @@ from PIL import Image
 from models.inpainter import Inpainter
 from pipeline.inference import sources
 from pipeline.registry import register
-from pipeline.runs import checkpoints, folder
+from pipeline.runs import checkpoints
+from pipeline.runs.folder import folder_at
 from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import model_versions
 from pipeline.tracking.client import connect, tracking_uri
@@ -250,7 +251,7 @@ def test_a_generator_that_gives_nan_is_not_registered(store):
     tensors = found.read("generator")
     name = next(k for k in tensors if k.endswith("weight"))
     tensors[name].fill_(float("nan"))
-    saver = checkpointing.Saver(folder.folder_at(run), 3)
+    saver = checkpointing.Saver(folder_at(run), 3)
     saver.save(
         2000, {"generator": tensors}, {k: found.state[k] for k in ("model", "dataset", "metrics")}
     )

@@ -1,4 +1,4 @@
-"""Which run a configuration means, and who may write it."""
+"""The name of a configured run, what may change on resume, and the lock of a run."""
 
 import subprocess
 import sys
@@ -10,7 +10,14 @@ import pytest
 from pipeline.common.errors import ConfigError
 from pipeline.config.compose import compose
 from pipeline.runs.folder import RunFolder, folder_at, held
-from pipeline.runs.identity import check_same, folder_of, science, settled, write_config
+from pipeline.runs.identity import (
+    check_same,
+    folder_of,
+    hashed_values,
+    resolve_auto,
+    to_yaml,
+    write_config,
+)
 from shards import store
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -20,7 +27,7 @@ def configured(*words):
     return compose("train", ["experiment=quickstart", *words]).config
 
 
-def test_the_name_follows_the_science_and_nothing_else():
+def test_a_run_is_named_by_what_it_computes_and_nothing_else():
     base = folder_of(configured()).url
     assert base.startswith("runs/quickstart-")
     for same in ("max_images=1", "processes=1", "accumulate=2", "checkpoint.keep=9"):
@@ -31,48 +38,50 @@ def test_the_name_follows_the_science_and_nothing_else():
 
 def test_a_changed_run_is_refused_by_name(tmp_path):
     config = configured(f"run={tmp_path}")
-    run = folder_of(config)
-    write_config(config, run)
-    check_same(replace(config, seed=5), run)  # nothing was trained yet: it may still become another
+    write_config(config, folder_of(config))
+    check_same(replace(config, seed=5), folder_of(config))  # nothing was trained yet
     saved = tmp_path / "checkpoints" / "000000000016"
     saved.mkdir(parents=True)
     (saved / "state.json").write_text("{}")
+    run = folder_of(config)
     check_same(replace(config, max_images=9, processes="1"), run)
-    with pytest.raises(ConfigError, match="was started with seed=0, now it is 5"):
+    with pytest.raises(ConfigError, match="with seed=5: it was started with seed=0"):
         check_same(replace(config, seed=5), run)
     with pytest.raises(ConfigError, match="model.width=0.25") as wider:
         check_same(replace(config, model=replace(config.model, width=0.5)), run)
     with pytest.raises(ConfigError) as seeded:
         check_same(replace(config, seed=5), run)
-    assert f"run=NEW (init={tmp_path} takes these weights along)" in str(seeded.value)
-    assert "run=NEW;" in str(wider.value)  # whose weights would not fit
-    may = "what may change is weights, max_images, processes, accumulate, parallel.strategy, "
-    assert may in str(wider.value) and "checkpoint.*, cluster.*" in str(seeded.value)
+    assert f"run=NEW (init={tmp_path} starts from these weights)" in str(seeded.value)
+    assert "run=NEW;" in str(wider.value)  # its weights would not fit
+    allowed = "only these keys may change on resume: weights, max_images, processes, accumulate, "
+    assert f"{allowed}parallel.strategy, " in str(wider.value) and "checkpoint.*, cluster.*" in str(
+        seeded.value
+    )
 
 
-def test_what_auto_came_to_at_the_first_start_stays(tmp_path):
+def test_auto_keeps_its_value_of_the_first_start(tmp_path):
     config = configured(f"run={tmp_path}")
-    run = folder_of(config)
-    write_config(replace(config, threads="3", precision="fp32"), run)
-    assert settled(config, run) == config
+    write_config(replace(config, threads="3", precision="fp32"), folder_of(config))
+    assert resolve_auto(config, folder_of(config)) == config
     saved = tmp_path / "checkpoints" / "000000000016"
     saved.mkdir(parents=True)
     (saved / "state.json").write_text("{}")
-    assert (settled(config, run).threads, settled(config, run).precision) == ("3", "fp32")
+    run = folder_of(config)
+    assert (resolve_auto(config, run).threads, resolve_auto(config, run).precision) == ("3", "fp32")
     check_same(config, run)
     check_same(replace(config, threads="3"), run)
-    with pytest.raises(ConfigError, match="was started with threads=3, now it is 2"):
+    with pytest.raises(ConfigError, match="with threads=2: it was started with threads=3"):
         check_same(replace(config, threads="2"), run)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("chapter one")
-    with pytest.raises(ConfigError, match="is no run but holds thesis.tex"):
+    with pytest.raises(ConfigError, match="is not a run but holds thesis.tex"):
         check_same(configured(f"run={tmp_path}"), folder_at(str(tmp_path)))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_second_writer_is_refused_with_the_first_ones_name(tmp_path):
+def test_a_second_writer_is_refused_naming_the_first(tmp_path):
     run = folder_at(str(tmp_path))
     code = "import sys, time; from pipeline.runs.folder import folder_at, held\n"
     code += f"with held(folder_at({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"
@@ -87,8 +96,8 @@ def test_a_second_writer_is_refused_with_the_first_ones_name(tmp_path):
         pass
 
 
-def test_with_a_checkpoint_goes_what_changed_since_the_one_before(tmp_path, monkeypatch):
-    """Not every picture of a long run again."""
+def test_publish_uploads_only_files_that_changed(tmp_path, monkeypatch):
+    """Not every image of a long run again."""
     run, sent, upload = RunFolder(f"memory://{tmp_path.name}/run", tmp_path), [], store.upload
     monkeypatch.setattr(store, "upload", lambda url, path: sent.append(url) or upload(url, path))
     (tmp_path / "samples").mkdir()
@@ -106,7 +115,20 @@ def test_with_a_checkpoint_goes_what_changed_since_the_one_before(tmp_path, monk
     assert store.names(f"{run.url}/samples") == ["a.png", "b.png"]
 
 
-def test_science_leaves_out_where_things_run():
-    keys = science(configured())
+def test_the_hash_leaves_out_paths_and_machines():
+    keys = hashed_values(configured())
     assert "seed" in keys and "model.width" in keys
     assert not [k for k in keys if k.startswith(("cluster.", "checkpoint.", "tracking.", "root"))]
+
+
+AWKWARD = ("cluster.env={A: 'x: #1', B: ''}", "threads='1'", "root=s3://bucket/a b", "seed=7",
+           "objective.phases=[{until: 8, lr: 1.0e-5}, {until: null, lr: 0.1}]")  # fmt: skip
+
+
+@pytest.mark.parametrize("experiment", ["quickstart", "msanet/table6/places2"])
+def test_workers_read_the_launchers_configuration_unchanged(tmp_path, experiment):
+    words = [f"experiment={experiment}", "data.url=/set", *AWKWARD]
+    config = compose("train", words).config
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    read = compose("train", [f"config={tmp_path}/run.yaml"]).config
+    assert read == config and folder_of(read) == folder_of(config)

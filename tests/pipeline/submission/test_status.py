@@ -49,10 +49,11 @@ def test_a_record_that_is_none_is_a_line_with_its_file_and_hides_no_other(tmp_pa
     assert set(jobs) == {"bad", "good"}
     assert jobs["bad"]["state"] == "UNKNOWN" and jobs["good"]["state"] == "SUCCEEDED"
     reason = jobs["bad"]["reason"]
-    assert reason.startswith("runs/bad/jobs.json is no record of a job (") and message in reason
+    assert reason.startswith("runs/bad/jobs.json is not a valid job record (")
+    assert message in reason
     lines = status.show({"jobs": list(jobs.values())}).splitlines()
     assert sorted(line.split()[:2] for line in lines) == [["bad", "UNKNOWN"], ["good", "SUCCEEDED"]]
-    with pytest.raises(ValueError, match="runs/bad/jobs.json is no record of a job") as refused:
+    with pytest.raises(ValueError, match="runs/bad/jobs.json is not a valid job record") as refused:
         status.main(StatusConfig(id="bad"))
     assert "\n" not in str(refused.value)
 
@@ -77,7 +78,7 @@ def test_schedulers_are_asked_about_several_jobs_at_a_time(tmp_path, monkeypatch
 
 def test_a_bucket_that_does_not_answer_is_given_up_and_hides_no_other(tmp_path):
     program = (
-        "import sys; from pipeline.runs import job_record; job_record.PATIENCE = 1.0\n"
+        "import sys; from pipeline.runs import job_record; job_record.TIMEOUT = 1.0\n"
         "from pipeline.cli import main; sys.exit(main(['status', '--json']))"
     )
     (job_record.pointers() / "far").write_text("s3://bucket/runs/far")

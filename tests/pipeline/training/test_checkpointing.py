@@ -1,4 +1,4 @@
-"""Checkpoints on a disk: what exists, what is passed over, what is kept."""
+"""Checkpoints on a disk: what exists, what is skipped, what is kept."""
 
 import json
 
@@ -16,6 +16,7 @@ from pipeline.runs.checkpoints import (
 )
 from pipeline.runs.folder import folder_at
 from pipeline.runs.run_json import update_run_json
+from pipeline.training import checkpointing
 from pipeline.training.checkpointing import Saver
 from shards.objects import StoreError
 
@@ -56,7 +57,7 @@ def test_without_its_state_a_checkpoint_does_not_exist(run):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "state"])
-def test_a_damaged_checkpoint_is_passed_over_loudly(run, damage, capsys):
+def test_a_corrupt_checkpoint_is_skipped_with_a_warning(run, damage, capsys):
     save(run, 7)
     save(run, 9)
     path = run.local / "checkpoints" / "000000000009" / "generator.safetensors"
@@ -70,11 +71,11 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(run, damage, capsys):
     else:
         path.unlink()
     assert latest(run.url).images_seen == 7
-    assert "000000000009 is torn or corrupted" in capsys.readouterr().err
+    assert "000000000009 (checksum mismatch)" in capsys.readouterr().err
 
 
 @pytest.mark.s3
-def test_what_a_bucket_does_not_give_is_not_torn_and_nothing_is_dropped_for_it(faults, tmp_path):
+def test_an_unreadable_bucket_is_not_corruption_and_deletes_nothing(faults, tmp_path):
     """Else training would go on from an older checkpoint, and the next save drop the newer one."""
     run = folder_at(f"{faults.server.bucket()}/run")
     update_run_json(run.url, pinned=[7])
@@ -105,7 +106,7 @@ def test_training_may_change_weights_while_they_are_written(run):
     assert not latest(run.url).read("generator")["weight"].any()
 
 
-def test_the_newest_the_best_and_the_named_are_kept(run):
+def test_the_newest_the_best_and_pinned_checkpoints_are_kept(run):
     for n, psnr in ((1, 20.0), (2, 25.0), (3, 21.0), (4, 22.0), (5, 23.0)):
         save(run, n, psnr, keep=2)
         if n == 3:
@@ -115,7 +116,7 @@ def test_the_newest_the_best_and_the_named_are_kept(run):
     assert find(run.url, "last").images_seen == 5
 
 
-def test_what_a_killed_writer_left_goes_with_the_next_checkpoint(run):
+def test_files_of_a_killed_writer_are_deleted_with_the_next_checkpoint(run):
     save(run, 7, keep=1)
     base = run.local / "checkpoints"
     (base / "000000000007" / ".state.json.0123456789abcdef.lacuna-tmp").write_text("{")
@@ -125,7 +126,7 @@ def test_what_a_killed_writer_left_goes_with_the_next_checkpoint(run):
     assert [p.name for p in base.iterdir()] == ["000000000009"]
 
 
-def test_a_torn_checkpoint_of_later_steps_displaces_no_whole_one(run):
+def test_a_corrupt_later_checkpoint_replaces_no_intact_one(run):
     """Training went on from the one before it, and was stopped before it came as far again."""
     save(run, 7, 20.0, keep=1)
     save(run, 9, 30.0, keep=1)
@@ -137,20 +138,20 @@ def test_a_torn_checkpoint_of_later_steps_displaces_no_whole_one(run):
     assert seen(run) == [9] and latest(run.url).images_seen == 9
 
 
-def test_nothing_is_dropped_where_the_newest_cannot_be_read_back(run, monkeypatch):
+def test_nothing_is_deleted_if_the_newest_cannot_be_read_back(run, monkeypatch):
     for n in (1, 2):
         save(run, n, keep=1)
     assert seen(run) == [2]
-    monkeypatch.setattr(list_checkpoints, "is_whole", lambda found: False)
+    monkeypatch.setattr(checkpointing, "is_whole", lambda checkpoint: False)
     save(run, 3, keep=1)
     assert seen(run) == [2, 3]
 
 
-def test_a_checkpoint_is_found_by_its_own_address_too(run):
+def test_a_checkpoint_is_also_found_by_its_own_url(run):
     save(run, 7)
     save(run, 9)
     assert find(f"{run.url}/checkpoints/000000000007").images_seen == 7
-    with pytest.raises(ValueError, match=r"no checkpoint '8'; last, best or 7, 9"):
+    with pytest.raises(ValueError, match=r"no checkpoint '8': choose from last, best, 7, 9"):
         find(run.url, "8")
     with pytest.raises(ValueError, match="holds no checkpoint"):
         find(str(run.local.parent))
@@ -175,9 +176,9 @@ def test_another_architecture_is_refused_naming_a_tensor(run):
         load_generator(run.url)
 
 
-def test_averaged_weights_that_are_not_there_are_refused(run):
+def test_missing_averaged_weights_are_refused(run):
     save(run, 7)
-    with pytest.raises(ValueError, match="no averaged weights: weights=raw"):
+    with pytest.raises(ValueError, match="no averaged weights: give weights=raw"):
         load_generator(run.url, weights="ema")
 
 

@@ -38,7 +38,7 @@ def drift(out, a, b):
 @pytest.mark.slow
 @pytest.mark.dist
 @pytest.mark.parametrize("method", ["msanet", "musical"])
-def test_after_twenty_steps_zero_is_no_farther_from_ddp_than_rounding(method, tmp_path):
+def test_after_twenty_steps_zero_equals_ddp_up_to_rounding(method, tmp_path):
     """In fp32: at most three times the drift that a change of 1e-7 in the weights causes."""
     same = {"method": method, "steps": 20, "accumulate": 2}
     plan = {name: {**same, "strategy": name} for name in ("ddp", *ZERO)}
@@ -125,7 +125,7 @@ def test_checkpoints_go_from_any_strategy_to_any_other(tmp_path):
 @needs_deepspeed
 @pytest.mark.slow
 @pytest.mark.dist
-def test_a_gradient_that_is_no_number_on_one_rank_stops_every_optimiser_on_all(tmp_path):
+def test_a_nan_gradient_on_one_rank_skips_the_step_of_every_optimizer_on_all(tmp_path):
     """The discriminator's, on rank 1, in the second step: neither network steps, and both go on."""
     plan = {}
     for name in ("ddp", *ZERO):
@@ -133,8 +133,8 @@ def test_a_gradient_that_is_no_number_on_one_rank_stops_every_optimiser_on_all(t
         plan |= {f"{name}-{n}": {**same, "steps": n} for n in (1, 2, 3)}
     trained(tmp_path, plan)
     for name in ("ddp", *ZERO):
-        told = json.loads((tmp_path / f"{name}-3.json").read_text())
-        assert [step["stepped"] for step in told] == [True, False, True], name
+        results = json.loads((tmp_path / f"{name}-3.json").read_text())
+        assert [step["stepped"] for step in results] == [True, False, True], name
         still = drift(tmp_path, f"{name}-1", f"{name}-2")
         moved = drift(tmp_path, f"{name}-1", f"{name}-3")
         for file in ("generator_optimizer", "discriminator_optimizer"):
@@ -149,22 +149,22 @@ def test_a_step_exchanges_each_networks_gradients_once_and_nothing_else(tmp_path
     """Though the discriminator is called three times in each of two micro-batches."""
     same = {"method": "musical", "strategy": "ddp", "accumulate": 2, "sync_batchnorm": False}
     trained(tmp_path, {"case": {**same, "steps": 3, "wire": True}})
-    told = json.loads((tmp_path / "case.json").read_text())
-    sent = told[2]["wire"][len(told[1]["wire"]) :]  # before, DDP arranges its buckets
+    results = json.loads((tmp_path / "case.json").read_text())
+    sent = results[2]["wire"][len(results[1]["wire"]) :]  # before, DDP arranges its buckets
     found = latest(str(tmp_path / "case"))
     weights = [found.read(f"{name}_optimizer") for name in ("generator", "discriminator")]
     bytes_of = [sum(4 * t.numel() for k, t in w.items() if k.endswith("/exp_avg")) for w in weights]
-    losses = 4 * len(set(told[2]) - {"stepped", "wire"})
+    losses = 4 * len(set(results[2]) - {"stepped", "wire"})
     expected = [losses, *bytes_of]  # the means of the step before are logged after its record
     assert sent == [["gloo:all_reduce", count] for count in expected]
 
 
-def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
+def test_processes_outside_one_group_are_refused(monkeypatch):
     """As where Accelerate takes no notice of a launcher: each is rank 0 of a run of its own."""
     config = TrainConfig(threads="1", precision="fp32")
-    with engine_of(config, monkeypatch) as alone, monkeypatch.context() as told:
+    with engine_of(config, monkeypatch) as alone, monkeypatch.context() as results:
         assert (alone.rank, alone.world_size) == (0, 1)
-        told.setenv("WORLD_SIZE", "2")
+        results.setenv("WORLD_SIZE", "2")
         with pytest.raises(ConfigError, match="would train 2 separate runs: start them"):
             Engine(config)
 

@@ -22,7 +22,7 @@ def test_msa_net_costs_what_its_layer_table_adds_up_to(monkeypatch):
     config = config_of("msanet/table6/places2")
     with engine_of(config, monkeypatch) as engine:
         networks = method.build(config, engine)
-        found = flops.of_image(networks, engine, 64)
+        found = flops.work_per_image(networks, engine, 64)
     assert 16 * found.flop == pytest.approx(4 * 43e9, rel=0.03)
 
 
@@ -49,7 +49,7 @@ def test_a_network_counted_on_paper(monkeypatch):
         networks.generator = TrainableNetwork(
             "generator", module, module, networks.generator.optimizer
         )
-        found = flops.of_image(networks, engine, 16)
+        found = flops.work_per_image(networks, engine, 16)
     first, second = 2 * 9 * 4 * 8 * 16 * 16, 2 * 9 * 8 * 3 * 16 * 16
     assert found.flop == 2 * first + 3 * second  # the first needs no gradient of its input
     maps = 4 * 16 * 16 * (4 + 8 + 8 + 3)  # what the forward convolutions take and give, in bytes
@@ -64,7 +64,7 @@ def test_counting_leaves_networks_and_random_numbers_as_they_were(monkeypatch):
         networks = method.build(config, engine)
         weights = {k: v.clone() for k, v in networks.generator.module.state_dict().items()}
         random = torch.get_rng_state()
-        flops.of_image(networks, engine, 96)
+        flops.work_per_image(networks, engine, 96)
         assert torch.equal(random, torch.get_rng_state())
         for name, value in networks.generator.module.state_dict().items():
             assert torch.equal(value, weights[name]), name
@@ -82,7 +82,7 @@ def test_counting_touches_no_other_rank_and_no_other_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: None)
     config = config_of("msanet/table6/celeba", "model.width=0.125")
     with engine_of(config, monkeypatch) as engine:
-        flops.of_image(method.build(config, engine), engine, 64)
+        flops.work_per_image(method.build(config, engine), engine, 64)
     assert exchanged == []
 
 
@@ -97,7 +97,7 @@ def test_a_device_is_known_by_its_name_and_only_where_tensor_cores_count():
     assert flops.peak("AMD Instinct MI300X", "bf16") is None
 
 
-def test_utilisation_is_the_rate_times_what_a_picture_takes_at_the_peak():
+def test_mfu_is_the_rate_times_the_ideal_seconds_per_image():
     meter = Meter(0, 100, False, image_seconds=1e-3)
     for _ in range(8):
         meter.step(10, 0.02, 0.0, {})  # 500 pictures a second, once warm

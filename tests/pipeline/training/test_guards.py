@@ -22,24 +22,26 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def two_ranks(config=None, digest="ab" * 32, precision="bf16"):
     """Rank 0 has the recipe's defaults, rank 1 what is given here."""
-    told = []
+    ranks = []
 
     def rank(config, digest, precision):
-        engine = SimpleNamespace(precision=precision, gather=lambda mine: told.append(mine) or told)
+        engine = SimpleNamespace(
+            precision=precision, gather=lambda mine: ranks.append(mine) or ranks
+        )
         check_consistency(config, SimpleNamespace(digest=digest), engine)
 
     rank(TrainConfig(), "ab" * 32, "bf16")
     rank(config or TrainConfig(), digest, precision)
 
 
-def test_what_may_differ_from_node_to_node():
+def test_per_node_keys_may_differ():
     own = TrainConfig(run="/scratch/run", processes="4", weights="/scratch/weights")
     own.data.url, own.cluster.scheduler = "/scratch/set", "slurm"
     two_ranks(own)
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"config": TrainConfig(batch=32)}, "has batch=32, rank 0 on .* batch=16: start every"),
         ({"config": TrainConfig(max_images=9)}, "has max_images=9, rank 0"),
@@ -47,8 +49,8 @@ def test_what_may_differ_from_node_to_node():
         ({"precision": "fp32"}, "has precision=fp32, rank 0 on .* precision=bf16: their devices"),
     ],
 )
-def test_what_differs_is_named_with_its_host_and_the_mend(given, said):
-    with pytest.raises(ConfigError, match=f"^rank 1 on .* {said}"):
+def test_a_difference_between_ranks_is_named_with_host_and_hint(given, message):
+    with pytest.raises(ConfigError, match=f"^rank 1 on .* {message}"):
         two_ranks(**given)
 
 
@@ -75,7 +77,7 @@ def test_two_nodes_of_which_the_second_lacks_vgg16_train_with_that_of_the_first(
                 text=True,
             )
         )
-    said = [launcher.communicate(timeout=120)[1] for launcher in launchers]
-    assert [launcher.returncode for launcher in launchers] == [0, 0], said
+    message = [launcher.communicate(timeout=120)[1] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], message
     (saved,) = list_checkpoints(str(tmp_path / "run"))
     assert saved.state["pretrained"] == {"vgg16": "ab" * 32}

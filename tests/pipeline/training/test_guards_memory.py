@@ -12,7 +12,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import free_port
 from pipeline.training import sync_batchnorm
-from pipeline.training.guards import too_large
+from pipeline.training.guards import batch_too_large
 from pipeline.training.loop import step
 from tests.conftest import TINY
 from tests.support.strategies import engine_of, networks_of
@@ -34,29 +34,29 @@ def device_of(room):
 
 def test_the_batch_that_fits_is_found_by_trying_halves():
     attempt, tried = device_of(3)
-    told = str(too_large(16, 1, attempt))
+    message = str(batch_too_large(16, 1, attempt))
     assert tried == [8, 4, 2]
-    assert "with 16 images at a time" in told and "2 fit: set accumulate=8," in told
+    assert "with 16 images per process" in message and "2 fit: set accumulate=8," in message
 
 
-def test_accumulation_that_there_is_already_is_multiplied():
+def test_existing_accumulation_is_multiplied():
     attempt, _ = device_of(2)
-    assert "2 fit: set accumulate=6," in str(too_large(4, 3, attempt))
+    assert "2 fit: set accumulate=6," in str(batch_too_large(4, 3, attempt))
 
 
 def test_the_parts_divide_the_batch():
     attempt, tried = device_of(2)
-    told = str(too_large(5, 1, attempt))
-    assert tried == [2] and "1 fit: set accumulate=5," in told
+    message = str(batch_too_large(5, 1, attempt))
+    assert tried == [2] and "1 fit: set accumulate=5," in message
 
 
-def test_where_not_one_image_fits_accumulation_is_not_advised():
+def test_accumulation_is_not_advised_if_not_one_image_fits():
     attempt, tried = device_of(0)
-    told = str(too_large(4, 1, attempt))
-    assert tried == [2, 1] and "lower data.crop=" in told and "accumulate" not in told
+    message = str(batch_too_large(4, 1, attempt))
+    assert tried == [2, 1] and "lower data.crop=" in message and "accumulate" not in message
 
 
-def test_memory_that_ends_outside_of_a_step_is_one_line_too(small_set, tmp_path):
+def test_out_of_memory_outside_a_step_is_one_line_too(small_set, tmp_path):
     """In validation, of a worker as its launcher starts it."""
     code = (
         "import sys, torch, pipeline.training.loop as t, pipeline.cli as cli\n"

@@ -24,7 +24,7 @@ PET = {
 }
 
 
-def test_a_node_takes_its_place_from_torchruns_names():
+def test_a_node_reads_torchruns_variables():
     here = place(PET, 1)
     assert here == Place(3, 2, 4, "n1", 29400)
     environment = here.worker(1)
@@ -38,7 +38,7 @@ def test_ranks_of_all_nodes_are_each_number_once():
     assert sorted(ranks) == list(range(12))
 
 
-def test_a_place_that_is_no_number_is_refused():
+def test_a_node_rank_that_is_not_a_number_is_refused():
     with pytest.raises(ConfigError, match="PET_"):
         place({**PET, "PET_NODE_RANK": "first"}, 1)
 
@@ -69,10 +69,10 @@ def test_a_stop_before_workers_start_is_no_failure(tmp_path, number):
         deaf.settimeout(60)
         asked = deaf.accept()[0]
         os.killpg(process.pid, number)
-        told = process.communicate(timeout=60)[1]
+        output = process.communicate(timeout=60)[1]
         asked.close()
     assert process.returncode == 75
-    assert told == f"stopped ({number.name}) before training began\n"
+    assert output == f"stopped ({number.name}) before training began\n"
 
 
 @pytest.mark.slow
@@ -102,9 +102,9 @@ def test_a_stop_at_any_moment_of_the_start_loses_nothing_and_is_no_failure(
             os.killpg(process.pid, number)
         else:
             (process if whom == "launcher" else workers[1]).send_signal(number)
-        told = process.communicate(timeout=120)[1]
+        output = process.communicate(timeout=120)[1]
     finally:
         process.kill()
-    assert process.returncode == 75, told
-    assert "Traceback" not in told and "Interrupt" not in told
-    assert f"stopped ({number.name}) before training began" in told or ": saved at " in told
+    assert process.returncode == 75, output
+    assert "Traceback" not in output and "Interrupt" not in output
+    assert f"stopped ({number.name}) before training began" in output or ": saved at " in output

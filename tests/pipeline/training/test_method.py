@@ -11,14 +11,14 @@ WORDS = ("model=musical", "model.ngf=4", "objective=musical_released", "weights=
 
 
 @pytest.mark.parametrize("side", [64, 112])
-def test_a_crop_that_the_discriminator_cannot_judge_is_refused_before_the_first_step(
+def test_a_crop_that_does_not_fit_the_discriminator_is_refused_before_the_first_step(
     monkeypatch, side
 ):
     words = (*WORDS, "precision=fp32", f"data.crop={side}")
     config = compose("train", words).config
     with (
         engine_of(config, monkeypatch) as engine,
-        pytest.raises(ValueError, match=f"data.crop={side}.*multiples of 32 from 96 on"),
+        pytest.raises(ValueError, match=f"data.crop={side}.*multiple of 32, at least 96"),
     ):
         method.build(config, engine)
 

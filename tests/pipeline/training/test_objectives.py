@@ -32,7 +32,7 @@ def test_msanets_loss_is_its_equation_16():
     torch.testing.assert_close(loss, l2 + 0.001 * perceptual + 250 * style)
 
 
-def test_a_weight_of_zero_is_a_term_less():
+def test_a_weight_of_zero_removes_the_term():
     names = [t.name for t in generator_terms(objective("objective.style=0"))]
     assert names == ["g/l2", "g/perceptual"]
     musical = [t.name for t in generator_terms(objective("objective=musical_paper"))]
@@ -43,7 +43,7 @@ def test_a_weight_of_zero_is_a_term_less():
     assert "g/adv" not in without
 
 
-def test_the_pixel_loss_sees_the_picture_it_is_told_to():
+def test_the_pixel_loss_is_on_the_configured_image():
     image, prediction = torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4)
     computed = Computed(image, torch.zeros(1, 1, 4, 4), prediction, image)
     for where, value in (("raw", 1.0), ("composite", 0.0)):
@@ -61,7 +61,7 @@ def test_phases_are_looked_up_by_images_seen():
 
 
 @pytest.mark.parametrize("ends", [[], [None, 3], [5, 5], [9, 4, None]])
-def test_phases_that_do_not_rise_are_refused(ends):
+def test_phases_out_of_order_are_refused(ends):
     with pytest.raises(ValueError, match="phases"):
         check_phases([Phase(until=end) for end in ends])
 

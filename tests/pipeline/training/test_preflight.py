@@ -17,7 +17,7 @@ from pipeline.runs.folder import folder_at
 from pipeline.runs.identity import write_config
 from pipeline.tracking import client
 from pipeline.training.checkpointing import Saver
-from pipeline.training.preflight import COMPUTED, preflight
+from pipeline.training.preflight import NOT_IN_TENSORS, preflight
 from shards.mask_sets import write_mask_set
 from shards.writer import write_set
 from tests.support.sets import samples
@@ -53,37 +53,37 @@ def accepted(small_set, run, *words):
 
 
 def test_checkpoints_are_not_selected_on_test(refusal):
-    said = refusal("data.validate=test")
-    assert "data.validate=test" in said and "shard data.holdout=0.01" in said
+    message = refusal("data.validate=test")
+    assert "data.validate=test" in message and "shard data.holdout=0.01" in message
 
 
-def test_a_mistyped_run_alone_is_told_to_be_none(refusal, tmp_path):
-    said = refusal("data.url=null")
-    assert said.startswith("data.url= is missing")
-    assert said.endswith(f"{tmp_path}/run holds no config.yaml to resume from")
+def test_a_mistyped_run_alone_is_refused(refusal, tmp_path):
+    message = refusal("data.url=null")
+    assert message.startswith("data.url= is missing")
+    assert message.endswith(f"{tmp_path}/run holds no config.yaml to resume from")
 
 
-def test_a_set_without_val_is_told_how_it_gets_one_and_that_test_is_none(refusal, tmp_path):
+def test_a_set_without_val_is_refused_with_how_to_make_one(refusal, tmp_path):
     """As of Paris StreetView, whose authors hand out train and test."""
     made = write_set(str(tmp_path / "paris"), "paris", "images",
                      {"train": samples(3, 96), "test": samples(2, 96)}, options={},
                      per_shard=9)  # fmt: skip
     url = f"data.url={made.manifest.url}"
-    said = refusal("data=paris", url, "data.resize_short=null")
-    assert "data.validate=val is no split" in said and "it has test, train" in said
-    assert "shard data.holdout=0.01" in said and "test is for results alone" in said
+    message = refusal("data=paris", url, "data.resize_short=null")
+    assert "data.validate=val is not a split" in message and "it has test, train" in message
+    assert "shard data.holdout=0.01" in message and "test is for results only" in message
     assert "holdout" not in refusal(url, "data.train=trian", "data.validate=train")
 
 
-def test_pictures_that_validation_cannot_crop_are_refused(refusal):
-    said = refusal("validate.size=128")
-    assert "validate.size=128 is larger than pictures" in said and "in val is 96" in said
-    said = refusal("data.resize_short=80", "validate.size=96")
-    assert "validate.size=96 is larger than data.resize_short=80" in said
+def test_images_too_small_for_validation_are_refused(refusal):
+    message = refusal("validate.size=128")
+    assert "validate.size=128 is larger than images" in message and "in val is 96" in message
+    message = refusal("data.resize_short=80", "validate.size=96")
+    assert "validate.size=96 is larger than data.resize_short=80" in message
     assert "data.crop=128" in refusal("data.crop=128")
 
 
-def test_every_picture_that_validation_takes_is_looked_at(refusal, small_set, tmp_path):
+def test_every_validated_image_is_checked(refusal, small_set, tmp_path):
     """And no other: one too small is the fourth, in the second of the val split's shards."""
     val = [*samples(3, 96), *samples(1, 64)]
     url = write_set(str(tmp_path / "set"), "test", "images",
@@ -97,7 +97,7 @@ def test_every_picture_that_validation_takes_is_looked_at(refusal, small_set, tm
 # --- processes and precision ----------------------------------------------------------------------
 
 
-def test_one_process_is_held_to(refusal):
+def test_parallel_single_is_one_process(refusal):
     two = compose("train", [*WORDS, "parallel=single", "processes=2"]).config
     with pytest.raises(ConfigError, match="processes=2, but parallel=single is one process"):
         process_count(two)
@@ -121,12 +121,12 @@ def test_half_precision_without_a_gpu_is_refused_where_it_would_train(
     accepted(small_set, tmp_path / "there", "precision=fp16")
 
 
-def test_no_threads_are_no_count(refusal):
+def test_zero_threads_are_refused(refusal):
     assert "invalid threads=0" in refusal("threads=0")
 
 
 @pytest.mark.parametrize("word", ["ema=1.0", "objective.betas=[0.9,1.0]"])
-def test_a_decay_of_one_would_never_move(word):
+def test_an_ema_decay_of_one_is_refused(word):
     name = word.partition("=")[0]
     with pytest.raises(ConfigError, match=rf"{name}=.* is too large: below 1\.0"):
         compose("train", [word])
@@ -135,11 +135,11 @@ def test_a_decay_of_one_would_never_move(word):
 # --- holes ----------------------------------------------------------------------------------------
 
 
-def test_holes_that_cannot_be_drawn_are_refused(refusal):
+def test_masks_that_cannot_be_drawn_are_refused(refusal):
     assert "masks.low=0.6 is not below masks.high=0.1" in refusal("masks.low=0.6", "masks.high=0.1")
-    assert "masks.url= is missing" in refusal("masks.kind=external")
-    assert "is for masks.kind=external" in refusal("masks.url=/masks", "masks.kind=square")
-    assert "masks.kind=none leaves nothing" in refusal("masks.kind=none")
+    assert "needs masks.url=" in refusal("masks.kind=external")
+    assert "needs masks.kind=external" in refusal("masks.url=/masks", "masks.kind=square")
+    assert "masks.kind=none leaves no hole" in refusal("masks.kind=none")
     assert "does not fit inside the border" in refusal("masks.high=0.9", "masks.border=0.5")
 
 
@@ -147,30 +147,30 @@ def test_a_mask_set_that_validation_cannot_use_is_refused(refusal, small_set, tm
     url = write_mask_set(str(tmp_path / "masks"), 64, 1, 0).manifest.url
     words = ("masks.kind=external", f"masks.url={url}")
     accepted(small_set, tmp_path / "run", *words)
-    said = refusal(*words, "validate.size=96")
-    assert "masks of 64x64, and validate.size is 96" in said and "validate.size=64" in said
+    message = refusal(*words, "validate.size=96")
+    assert "masks of 64x64, but validate.size=96" in message and "validate.size=64" in message
     assert "no irregular mask" in refusal(*words, "masks.low=0.9", "masks.high=0.95")
-    assert "holds images, no masks" in refusal("masks.kind=external", f"masks.url={small_set}")
+    assert "holds images, not masks" in refusal("masks.kind=external", f"masks.url={small_set}")
 
 
 # --- weights to start from ------------------------------------------------------------------------
 
 
-def test_weights_that_are_not_there_are_refused(refusal, tmp_path):
+def test_missing_weights_are_refused(refusal, tmp_path):
     assert "holds no checkpoint" in refusal(f"init={tmp_path}/nothing")
     run = finished_run(tmp_path / "first")
-    said = refusal(f"init={run}/checkpoints/000000000007")
-    assert "does not exist: that run has 000000001000" in said
+    message = refusal(f"init={run}/checkpoints/000000000007")
+    assert "does not exist: that run has 000000001000" in message
 
 
 def test_weights_of_another_architecture_are_refused_naming_the_option(refusal, tmp_path):
     run = finished_run(tmp_path / "wide", model={"name": "msanet", "width": 0.2})
-    said = refusal(f"init={run}")
-    assert "model.width=0.2, which do not fit model.width=0.25" in said
+    message = refusal(f"init={run}")
+    assert "model.width=0.2, which do not fit model.width=0.25" in message
     assert "model.name=msanet" in refusal(f"init={run}", start=MUSICAL)
 
 
-def test_what_a_run_started_from_may_be_gone_when_it_goes_on(small_set, tmp_path):
+def test_a_resume_does_not_need_the_weights_at_init(small_set, tmp_path):
     config = compose("train", [*WORDS, f"data.url={small_set}", f"run={tmp_path}/run"]).config
     config.init = str(tmp_path / "gone")
     saver = Saver(folder_at(config.run), 1)
@@ -182,16 +182,14 @@ def test_what_a_run_started_from_may_be_gone_when_it_goes_on(small_set, tmp_path
         preflight(replace(config, run=str(tmp_path / "new")), 1)
 
 
-def test_a_registered_model_that_is_not_there_or_another_network_is_refused(
-    root, refusal, tmp_path
-):
+def test_a_missing_registered_model_or_one_of_another_network_is_refused(root, refusal, tmp_path):
     given = f"root={root}"
     assert "no registered model 'nope'" in refusal("init=models:/nope", given)
     uri = client.tracking_uri(str(root))
     registered(finished_run(tmp_path / "first", uri=uri), uri)
     assert "inpaint-msanet has no version 7" in refusal("init=models:/inpaint-msanet/7", given)
-    said = refusal("init=models:/inpaint-msanet", given, start=MUSICAL)
-    assert "model.name=msanet, which do not fit model.name=musical" in said
+    message = refusal("init=models:/inpaint-msanet", given, start=MUSICAL)
+    assert "model.name=msanet, which do not fit model.name=musical" in message
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -207,14 +205,14 @@ def test_only_options_that_change_no_tensor_may_differ_from_those_of_weights(nam
     others = {"taps": [1, 2], "temperature": [1.0], "propagation": [0, 2]}
     tried = 0
     for f in fields(MODELS[name]):
-        if f.name in COMPUTED:
+        if f.name in NOT_IN_TENSORS:
             for value in others.get(f.name) or f.metadata["choices"]:
                 assert shapes(**{f.name: value}) == shapes(), f.name
                 tried += 1
     assert tried >= 3
 
 
-def test_the_launcher_looks_without_torch():
+def test_preflight_does_not_import_torch():
     modules = "pipeline.training.launcher, pipeline.tracking.model_versions"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -124,11 +124,11 @@ def upload(folder, url):
 
 
 @pytest.mark.parametrize("words", OBJECTIVES)
-def test_what_an_objective_takes_is_known(words):
+def test_the_weights_that_an_objective_needs(words):
     assert pretrained.needed(compose("train", list(words)).config.objective) == OBJECTIVES[words]
 
 
-def test_a_launcher_needs_no_torch_to_refuse():
+def test_missing_weights_are_refused_without_torch():
     program = "import sys, pipeline.training.preflight; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
@@ -136,10 +136,10 @@ def test_a_launcher_needs_no_torch_to_refuse():
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("words", TAKING)
 def test_an_empty_cache_is_refused_before_anything_starts(begun, tmp_path, way, words):
-    status, said = begun(way, *words)
+    status, output = begun(way, *words)
     name = OBJECTIVES[words][0]
-    assert status == 2, said
-    last = said.splitlines()[-1]
+    assert status == 2, output
+    last = output.splitlines()[-1]
     assert f"{tmp_path}/cache/lacuna/weights/{name}.safetensors" in last, last
     for fix in (f"python -m pipeline fetch {name}", "weights=random", "URL"):
         assert fix in last
@@ -149,17 +149,17 @@ def test_an_empty_cache_is_refused_before_anything_starts(begun, tmp_path, way, 
 
 @pytest.mark.parametrize("way", [w for w in WAYS if w != "dry"])
 @pytest.mark.parametrize("words", [("objective=msanet_vgg",), (PAPER,)])
-def test_random_weights_that_are_said_are_taken(begun, way, words):
+def test_weights_random_needs_no_files(begun, way, words):
     assert begun(way, *words, "weights=random")[0] is None
     assert not Path("cache/lacuna/weights").exists()
 
 
 @pytest.mark.parametrize("way", [w for w in WAYS if w != "dry"])
-def test_what_lies_in_the_cache_is_taken_and_what_is_lacking_is_named(begun, cached, way):
+def test_cached_weights_are_used_and_missing_ones_are_named(begun, cached, way):
     cached("vgg16")
     assert begun(way, "objective=msanet_vgg")[0] is None
-    status, said = begun(way, PAPER)
-    assert status == 2 and "densenet121.safetensors" in said.splitlines()[-1]
+    status, output = begun(way, PAPER)
+    assert status == 2 and "densenet121.safetensors" in output.splitlines()[-1]
 
 
 def cut(data):
@@ -176,23 +176,23 @@ def test_a_damaged_file_is_refused_before_anything_starts(begun, cached, way, sp
     cached("vgg16")
     path = weights.cached("vgg16")
     path.write_bytes(spoil(path.read_bytes()))
-    status, said = begun(way, "objective=msanet_vgg")
-    assert status == 2, said
-    last = said.splitlines()[-1]
+    status, output = begun(way, "objective=msanet_vgg")
+    assert status == 2, output
+    last = output.splitlines()[-1]
     assert f"{path} is damaged" in last and "fetch vgg16" in last
 
 
-def test_a_folder_or_url_of_such_files_serves_in_place_of_the_cache(begun, cached, tmp_path):
+def test_a_folder_or_url_replaces_the_cache(begun, cached, tmp_path):
     cached("vgg16")
     Path("cache/lacuna/weights").rename("theirs")
     assert begun("train", "objective=msanet_vgg", f"weights={tmp_path}/theirs")[0] is None
-    status, said = begun("train", "objective=msanet_vgg", "weights=radnom")
-    assert status == 2 and "weights=radnom: radnom/vgg16.safetensors cannot be read" in said
-    status, said = begun("kubernetes", PAPER, f"weights={tmp_path}/theirs")
-    assert status == 2 and "densenet121.safetensors" in said
+    status, output = begun("train", "objective=msanet_vgg", "weights=radnom")
+    assert status == 2 and "weights=radnom: radnom/vgg16.safetensors cannot be read" in output
+    status, output = begun("kubernetes", PAPER, f"weights={tmp_path}/theirs")
+    assert status == 2 and "densenet121.safetensors" in output
 
 
-def test_a_file_of_an_earlier_fetch_still_serves(begun):
+def test_a_file_of_an_earlier_version_is_still_read(begun):
     weights.cached("vgg16").parent.mkdir(parents=True)
     save_file(VGG16Features().state_dict(), weights.cached("vgg16"), {"sha256": "ab" * 32})
     assert begun("train", "objective=msanet_vgg")[0] is None
@@ -205,8 +205,8 @@ def test_a_job_on_this_disk_reads_the_submitters_cache(
     cached("vgg16")
     monkeypatch.setattr(scheduler, "submit", lambda stages, _: ["7" for _ in stages])
     way = "slurm" if cluster is SLURM else "local"
-    status, said = begun(way, "objective=msanet_vgg")
-    assert status == 0, said
+    status, output = begun(way, "objective=msanet_vgg")
+    assert status == 0, output
     (config,) = tmp_path.glob("runs/*/config.yaml")
     monkeypatch.setenv("XDG_CACHE_HOME", "/nowhere")
     pretrained.check(compose("train", [f"run={config.parent}"]).config)
@@ -215,7 +215,7 @@ def test_a_job_on_this_disk_reads_the_submitters_cache(
 
 @pytest.mark.s3
 @pytest.mark.parametrize("more", [(), ("smoke=true",), ("seed=0,1",)])
-def test_pods_whose_cache_is_empty_get_the_files_with_the_job(
+def test_a_job_brings_the_files_to_pods_with_an_empty_cache(
     bucket, small_set, cached, tmp_path, monkeypatch, more
 ):
     cached("vgg16", "densenet121")
@@ -249,7 +249,7 @@ def test_a_refused_submission_leaves_no_weights_in_the_bucket(bucket, small_set,
 
 @pytest.mark.parametrize("scheduled", ["slurm", "local"])
 @pytest.mark.parametrize("name", ["XDG_CACHE_HOME", "AWS_REGION", "MLFLOW_TRACKING_URI"])
-def test_what_a_job_needs_to_reach_cache_store_and_server_travels(monkeypatch, scheduled, name):
+def test_a_job_gets_what_it_needs_to_reach_cache_store_and_server(monkeypatch, scheduled, name):
     from pipeline.submission import submit
 
     monkeypatch.setenv(name, "https://there.example.org/a")

@@ -21,26 +21,26 @@ meter.close()
 """
 
 
-def said(stderr):
+def started(stderr):
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     return subprocess.Popen([sys.executable, "-c", SAYS], cwd=ROOT, stderr=stderr, env=env)
 
 
 def test_a_log_gets_whole_lines_now_and_then():
-    process = said(subprocess.PIPE)
+    process = started(subprocess.PIPE)
     lines = process.communicate(timeout=60)[1].decode().splitlines()
     assert process.returncode == 0
     assert lines == ["8/80 images  g/l1 0.5", "checked runs/[a]"]  # the next is due after 30 s
 
 
-def test_losses_stay_shown_between_lines_of_the_log_and_days_are_told(monkeypatch, capsys):
+def test_losses_remain_displayed_between_log_lines_and_days_are_shown(monkeypatch, capsys):
     """On a GPU losses are fetched at every twentieth step only."""
     monkeypatch.setattr(progress, "PLAIN_EVERY", 0.0)
-    told = progress.Meter(0, 5_000_000, True)
-    assert told.values() == {}
+    meter = progress.Meter(0, 5_000_000, True)
+    assert meter.values() == {}
     for number, losses in enumerate(({}, {"g/l1": 0.5}, {}, {}, {"g/l1": 0.25})):
-        assert told.values().get("perf/images_per_s_train") == (16 if number > 3 else None)
-        told.step(8, 0.5, 0.0, losses)
+        assert meter.values().get("perf/images_per_s_train") == (16 if number > 3 else None)
+        meter.step(8, 0.5, 0.0, losses)
     assert capsys.readouterr().err.splitlines() == [
         "8/5000000 images",
         "16/5000000 images  g/l1 0.5",
@@ -52,7 +52,7 @@ def test_losses_stay_shown_between_lines_of_the_log_and_days_are_told(monkeypatc
 
 def test_a_terminal_gets_a_line_that_moves_with_speed_time_left_and_waiting():
     ours, theirs = pty.openpty()
-    process = said(theirs)
+    process = started(theirs)
     os.close(theirs)
     found = b""
     while True:

@@ -17,7 +17,7 @@ from pipeline.training import engine
 from pipeline.config.compose import compose
 import torch.distributed as dist
 
-engine.AFTER_WATCH = timedelta(seconds=1)
+engine.AFTER_WATCHDOG = timedelta(seconds=1)
 late = os.environ["RANK"] == "1"
 time.sleep(4 * late)
 one = engine.Engine(compose("train", ["parallel.hang_timeout=1"]).config)
@@ -29,7 +29,7 @@ dist.barrier()
 
 @pytest.mark.slow
 @pytest.mark.dist
-def test_who_comes_late_is_waited_for_and_who_hangs_is_not():
+def test_a_late_rank_is_waited_for_and_a_hanging_one_is_not():
     port = free_port()
     ranks = [
         subprocess.Popen(
@@ -44,7 +44,7 @@ def test_who_comes_late_is_waited_for_and_who_hangs_is_not():
     ]
     try:
         out, error = ranks[0].communicate(timeout=60)  # rank 1 came after four seconds
-        waits = f"rank 0: 2 processes meet at 127.0.0.1:{port}, up to 30 minutes from now"
+        waits = f"rank 0: waiting up to 30 minutes for all 2 processes at 127.0.0.1:{port}"
         assert waits in error.splitlines()
         assert "met" in out
         assert ranks[0].returncode and "Timed out" in error, error
@@ -70,7 +70,7 @@ one.close()
 
 @pytest.mark.slow
 @pytest.mark.dist
-def test_a_group_started_on_the_port_of_a_killed_one_meets_its_own_ranks_alone():
+def test_a_group_on_the_port_of_a_killed_one_meets_only_its_own_ranks():
     """Rank 1 comes first, while rank 1 of before still hangs: the store of before went with rank 0.
 
     What a launcher's restart does on SLURM and Kubernetes, where the port stays.

@@ -1,4 +1,4 @@
-"""`init=`: weights of a run, a checkpoint or a registered model; and whose they were."""
+"""`init=`: weights of a run, a checkpoint or a registered model; and their lineage."""
 
 import pickle
 from collections import Counter
@@ -15,14 +15,25 @@ from pipeline.registry import register
 from pipeline.runs.checkpoints import build_generator, find
 from pipeline.runs.folder import folder_at
 from pipeline.tracking.client import connect, tracking_uri
-from pipeline.training.checkpointing import Saver, files_of, initialise, resume
+from pipeline.training.checkpointing import Saver, checkpoint_files
 from pipeline.training.method import Method
 from pipeline.training.network import TrainableNetwork
 from pipeline.training.progress import TrainState
+from pipeline.training.resume import initialize, resume
 from shards import objects, store
 from tests.support.trained import MODEL, finished_run
 
-ALONE = SimpleNamespace(rank=0, is_main=True, share=lambda given: given)
+ALONE = SimpleNamespace(rank=0, is_main=True, broadcast_object=lambda value: value)
+
+
+def first_rank(sent):
+    """A rank 0 whose broadcast values are appended to `sent`."""
+
+    def broadcast(value):
+        sent.append(value)
+        return value
+
+    return SimpleNamespace(rank=0, is_main=True, broadcast_object=broadcast)
 
 
 def fresh(average=False):
@@ -41,7 +52,7 @@ def holds(module, tensors):
 def test_a_runs_newest_weights_are_taken_and_named_by_hash(tmp_path):
     run = finished_run(tmp_path / "first")
     networks = fresh(average=True)
-    lineage = initialise(run, str(tmp_path), networks, ALONE)
+    lineage = initialize(run, str(tmp_path), networks, ALONE)
     found = find(run)
     assert holds(networks.generator.module, found.read("generator"))
     assert holds(networks.generator.ema, found.read("generator"))  # else it starts from noise
@@ -49,14 +60,14 @@ def test_a_runs_newest_weights_are_taken_and_named_by_hash(tmp_path):
     assert lineage["sha256"] == found.state["files"]["generator"]["sha256"]
 
 
-def test_averaged_weights_are_taken_where_there_are_any(tmp_path):
+def test_averaged_weights_are_preferred(tmp_path):
     raw, averaged = build_generator(MODEL), build_generator(MODEL)
     saver = Saver(folder_at(str(tmp_path / "run")), 1)
     files = {"generator": dict(raw.state_dict()), "generator_ema": dict(averaged.state_dict())}
     saver.save(8, files, {"model": MODEL})
     saver.close()
     networks = fresh()
-    lineage = initialise(str(tmp_path / "run"), str(tmp_path), networks, ALONE)
+    lineage = initialize(str(tmp_path / "run"), str(tmp_path), networks, ALONE)
     assert lineage["weights"] == "ema"
     assert holds(networks.generator.module, dict(averaged.state_dict()))
 
@@ -65,10 +76,10 @@ def test_weights_of_another_architecture_are_refused_by_name(tmp_path):
     wider = {"name": "msanet", "width": 0.2}
     run = finished_run(tmp_path / "wide", model=wider)
     with pytest.raises(ValueError, match=r"init=.*wide .*another architecture: \d+ tensors differ"):
-        initialise(run, str(tmp_path), fresh(), ALONE)
+        initialize(run, str(tmp_path), fresh(), ALONE)
 
 
-def test_of_a_run_the_newest_whole_weights_are_taken_and_a_torn_one_is_told_of(tmp_path, capsys):
+def test_the_newest_intact_weights_are_used_with_a_warning_of_corrupt_ones(tmp_path, capsys):
     run = finished_run(tmp_path / "first")
     whole = find(run)
     saver = Saver(folder_at(run), 3)
@@ -77,18 +88,18 @@ def test_of_a_run_the_newest_whole_weights_are_taken_and_a_torn_one_is_told_of(t
     torn = tmp_path / "first" / "checkpoints" / "000000002000" / "generator.safetensors"
     torn.write_bytes(torn.read_bytes()[:-4])
     networks = fresh()
-    assert initialise(run, str(tmp_path), networks, ALONE)["images_seen"] == 1000
+    assert initialize(run, str(tmp_path), networks, ALONE)["images_seen"] == 1000
     assert holds(networks.generator.module, whole.read("generator"))
-    assert "000000002000 is torn or corrupted: passed over" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="000000002000 is torn or corrupted: name another"):
-        initialise(str(torn.parent), str(tmp_path), fresh(), ALONE)
+    assert "skipping corrupt checkpoint" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="000000002000 is corrupt .*: give another"):
+        initialize(str(torn.parent), str(tmp_path), fresh(), ALONE)
     Path(whole.url, "generator.safetensors").unlink()
-    with pytest.raises(ConfigError, match="holds no whole checkpoint"):
-        initialise(run, str(tmp_path), fresh(), ALONE)
+    with pytest.raises(ConfigError, match="holds no intact checkpoint"):
+        initialize(run, str(tmp_path), fresh(), ALONE)
 
 
 @pytest.mark.s3
-def test_weights_that_a_bucket_does_not_give_are_not_told_to_be_torn(faults, tmp_path):
+def test_weights_in_an_unreadable_bucket_are_not_reported_as_corrupt(faults, tmp_path):
     run = finished_run(tmp_path / "first")
     there = f"{faults.server.bucket()}/run"
     for path in (tmp_path / "first" / "checkpoints").rglob("*.*"):
@@ -97,11 +108,11 @@ def test_weights_that_a_bucket_does_not_give_are_not_told_to_be_torn(faults, tmp
     faults.set({**denied, "path": "safetensors"})
     for init in (there, store.join(there, "checkpoints", f"{1000:012d}")):
         with pytest.raises(objects.StoreError, match="AccessDenied; check the credentials"):
-            initialise(init, str(tmp_path), fresh(), ALONE)
+            initialize(init, str(tmp_path), fresh(), ALONE)
 
 
 def trained_once():
-    """Networks whose optimiser has a state."""
+    """Networks whose optimizer has a state."""
     networks = fresh(average=True)
     for parameter in networks.generator.module.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -114,41 +125,45 @@ def test_a_resume_reads_each_file_once_for_all_ranks(tmp_path, monkeypatch):
     run, before = folder_at(str(tmp_path / "run")), trained_once()
     saver = Saver(run, 1)
     state = {**vars(TrainState(images_seen=8)), "model": MODEL, "dataset": "d"}
-    saver.save(8, files_of(before.players), state)
+    saver.save(8, checkpoint_files(before.players), state)
     saver.close()
     reads, sent, read = Counter(), [], store.read
     monkeypatch.setattr(store, "read", lambda url, *a: reads.update([url]) or read(url, *a))
-    first = SimpleNamespace(rank=0, is_main=True, share=lambda given: sent.append(given) or given)
+    first = SimpleNamespace(
+        rank=0, is_main=True, broadcast_object=lambda given: sent.append(given) or given
+    )
     manifest, networks = SimpleNamespace(digest="d", url="set"), fresh(average=True)
     assert resume(TrainConfig(), run, networks, manifest, first).images_seen == 8
-    assert len(reads) == 4 and set(reads.values()) == {1}  # state, weights, average, optimiser
+    assert len(reads) == 4 and set(reads.values()) == {1}  # state, weights, average, optimizer
     other, received = fresh(average=True), iter(pickle.loads(pickle.dumps(sent)))
-    second = SimpleNamespace(rank=1, is_main=False, share=lambda given: next(received))
+    second = SimpleNamespace(rank=1, is_main=False, broadcast_object=lambda given: next(received))
     elsewhere = folder_at(str(tmp_path / "unseen"))
     assert resume(TrainConfig(), elsewhere, other, manifest, second).images_seen == 8
     assert len(reads) == 4 and next(received, None) is None
     for ours in (networks, other):
-        for name, tensors in files_of(ours.players).items():
-            expected = files_of(before.players)[name]
+        for name, tensors in checkpoint_files(ours.players).items():
+            expected = checkpoint_files(before.players)[name]
             assert tensors.keys() == expected.keys() and len(tensors) > 50
             assert all(torch.equal(tensor, expected[key]) for key, tensor in tensors.items())
 
 
-def test_what_rank_0_refuses_of_init_every_rank_refuses_alike(tmp_path):
+def test_an_error_of_init_on_rank_0_is_raised_on_every_rank(tmp_path):
     sent = []
-    first = SimpleNamespace(rank=0, is_main=True, share=lambda given: sent.append(given) or given)
-    with pytest.raises(ConfigError, match="holds no whole checkpoint"):
-        initialise(str(tmp_path), str(tmp_path), fresh(), first)
-    second = SimpleNamespace(rank=1, is_main=False, share=lambda _: pickle.loads(told))
-    told = pickle.dumps(sent[0])
-    with pytest.raises(ConfigError, match="holds no whole checkpoint"):
-        initialise(str(tmp_path), str(tmp_path), fresh(), second)
+    first = SimpleNamespace(
+        rank=0, is_main=True, broadcast_object=lambda given: sent.append(given) or given
+    )
+    with pytest.raises(ConfigError, match="holds no intact checkpoint"):
+        initialize(str(tmp_path), str(tmp_path), fresh(), first)
+    second = SimpleNamespace(rank=1, is_main=False, broadcast_object=lambda _: pickle.loads(error))
+    error = pickle.dumps(sent[0])
+    with pytest.raises(ConfigError, match="holds no intact checkpoint"):
+        initialize(str(tmp_path), str(tmp_path), fresh(), second)
 
 
 def test_another_dataset_is_refused_with_what_to_give(tmp_path):
     run = folder_at(finished_run(tmp_path / "run"))
     manifest = SimpleNamespace(digest="cd" * 32, url="other")
-    with pytest.raises(ConfigError, match=r"by data.url=, or start another with run=NEW \(init="):
+    with pytest.raises(ConfigError, match=r"by data.url=, or start a new run with run=NEW \(init="):
         resume(TrainConfig(), run, fresh(), manifest, ALONE)
 
 
@@ -159,13 +174,13 @@ def test_a_registered_model_is_a_start_and_stays_in_the_lineage(tmp_path, monkey
     root = str(tmp_path / "runs")
     uri = tracking_uri(root)
     run = finished_run(tmp_path / "runs" / "first", uri=uri)
-    told = register.register(run)
+    version = register.register(run)
     client = connect(uri)
-    client.set_registered_model_alias(told["name"], "champion", str(told["version"]))
+    client.set_registered_model_alias(version["name"], "champion", str(version["version"]))
     networks = fresh(average=True)
-    lineage = initialise(f"models:/{told['name']}@champion", root, networks, ALONE)
+    lineage = initialize(f"models:/{version['name']}@champion", root, networks, ALONE)
     expected = find(run).read("generator")
     assert holds(networks.generator.module, expected)
     assert holds(networks.generator.ema, expected)
-    assert lineage["model_uri"] == told["model_uri"] and lineage["sha256"] == told["sha256"]
+    assert lineage["model_uri"] == version["model_uri"] and lineage["sha256"] == version["sha256"]
     assert lineage["images_seen"] == "1000" and lineage["given"].endswith("@champion")

@@ -24,7 +24,7 @@ from pipeline.runs.folder import RunFolder
 from pipeline.tracking.tracker import NullTracker
 from pipeline.training.method import Method
 from pipeline.training.network import TrainableNetwork
-from pipeline.training.run_log import headline, show
+from pipeline.training.run_log import headline, save_samples
 from shards import objects
 from tests.conftest import TINY
 from tests.support.records import Database, logged_steps, until
@@ -58,8 +58,8 @@ def launch(small_set, root, *words, nodes=1, env=None):
 
 
 def ended(launchers):
-    said = [each.communicate(timeout=300)[1] for each in launchers]
-    return [each.returncode for each in launchers], said
+    output = [each.communicate(timeout=300)[1] for each in launchers]
+    return [each.returncode for each in launchers], output
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,8 @@ def trained(small_set, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     words = ("max_images=64", "checkpoint.every_images=32")
     launchers = launch(small_set, root, *words, nodes=2, env={"MY_TOKEN": "planted-secret"})
-    statuses, said = ended(launchers)
-    assert statuses == [0, 0], said
+    statuses, output = ended(launchers)
+    assert statuses == [0, 0], output
     return root
 
 
@@ -102,12 +102,12 @@ def test_every_line_of_the_runs_own_log_is_in_mlflow(trained, database):
     assert logged["best/psnr"] == max(value for (value,) in points)
 
 
-def test_each_node_is_sampled_and_rank_0_alone_has_sent_it(database):
+def test_every_node_is_sampled_and_only_rank_0_sends(database):
     for node in (0, 1):
         assert 0 < database.metrics("run")[f"system/{node}/memory_percent"] < 100
 
 
-def test_pictures_have_a_key_each_and_the_fixed_ones_come_once(trained, database):
+def test_sample_images_have_a_key_each_and_constant_ones_are_sent_once(trained, database):
     assert database.images("run") == {
         "samples/00/erased": [32],
         "samples/00/filled": [32, 64],
@@ -115,7 +115,7 @@ def test_pictures_have_a_key_each_and_the_fixed_ones_come_once(trained, database
     }
 
 
-def test_a_picture_that_a_full_disk_cuts_is_not_there_and_comes_with_the_next(tmp_path):
+def test_an_image_cut_by_a_full_disk_is_removed_and_written_at_the_next_validation(tmp_path):
     """Else the torn one would stay: what is the same at every validation is written once."""
     run = RunFolder(str(tmp_path), tmp_path)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
@@ -123,23 +123,23 @@ def test_a_picture_that_a_full_disk_cuts_is_not_there_and_comes_with_the_next(tm
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(objects.Unavailable, match="free some space"):
-            show(run, NullTracker(), [{"original": noise}], 8)
+            save_samples(run, NullTracker(), [{"original": noise}], 8)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    show(run, NullTracker(), [{"original": noise}], 16)
+    save_samples(run, NullTracker(), [{"original": noise}], 16)
     (kept,) = (tmp_path / "samples").iterdir()
     assert kept.name == "00-original.png" and (np.asarray(Image.open(kept)) == noise).all()
 
 
 @pytest.mark.parametrize(
-    ("norm", "parts", "synchronised", "said"),
+    ("norm", "parts", "synchronised", "output"),
     [("batch", 4, True, "BatchNorm sees 4 images at a time (accumulate=4)"),
      ("batch", 4, False, "BatchNorm sees 2 images at a time (accumulate=4)"),
      ("batch", 1, True, None), ("instance", 4, True, None)],
 )  # fmt: skip
-def test_it_is_said_at_the_start_that_accumulation_parts_batch_statistics(
-    norm, parts, synchronised, said
+def test_the_headline_says_over_how_many_images_batchnorm_computes_statistics(
+    norm, parts, synchronised, output
 ):
     network = build_generator({"name": "msanet", "width": 0.1, "norm": norm})
     player = TrainableNetwork("generator", network, network, torch.optim.Adam(network.parameters()))
@@ -148,8 +148,8 @@ def test_it_is_said_at_the_start_that_accumulation_parts_batch_statistics(
     config = TrainConfig(batch=16, accumulate=parts)
     config.parallel.sync_batchnorm = synchronised
     line = headline(config, RunFolder("runs/a", Path("runs/a")), engine, 8, networks)
-    assert line.startswith("runs/a goes on at 8 of 1000000 images: msanet ")
-    assert line.endswith(said or "threads each")
+    assert line.startswith("resuming runs/a at 8 of 1000000 images: msanet ")
+    assert line.endswith(output or "threads each")
 
 
 def test_the_record_names_code_data_and_checkpoint_by_hash(trained, database, small_set):
@@ -185,8 +185,8 @@ def test_a_killed_rank_0_has_failed_and_the_same_run_goes_on(trained, database, 
     assert "rank 0" in (why := database.tags("run")["job.error"]) and "SIGKILL" in why
 
     seen = logged_steps(trained / "run")[-1]
-    statuses, said = ended(launch(small_set, trained, f"max_images={seen + 16}"))
-    assert statuses == [0], said
+    statuses, output = ended(launch(small_set, trained, f"max_images={seen + 16}"))
+    assert statuses == [0], output
     assert database.runs("run") == [(run, "FINISHED")]
     assert set(logged_steps(trained / "run")) <= set(database.steps("run", "g/l2"))
     assert "job.error" not in database.tags("run"), "that was an earlier attempt's"

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from pipeline.config.schema import TrainConfig
-from pipeline.runs import checkpoints, folder
-from pipeline.training import checkpointing
+from pipeline.runs import checkpoints
+from pipeline.runs.folder import folder_at
+from pipeline.training import checkpointing, resume
 from pipeline.training.loop import step
 from tests.support.strategies import engine_of, networks_of
 
@@ -41,7 +42,7 @@ def test_scaled_and_accumulated_gradients_give_the_unscaled_weights(monkeypatch)
             for number in range(2):
                 step(networks, engine, *batch(number), config)
                 assert engine.step(networks.players, 0.0)
-            found.append(checkpointing.files_of(networks.players))
+            found.append(checkpointing.checkpoint_files(networks.players))
     unscaled, scaled = found
     for name in ("generator", "discriminator"):
         for key, tensor in unscaled[name].items():
@@ -50,7 +51,7 @@ def test_scaled_and_accumulated_gradients_give_the_unscaled_weights(monkeypatch)
 
 def test_an_overflow_in_one_network_halves_its_scale_alone_and_steps_neither(monkeypatch):
     with half(monkeypatch) as (config, engine, networks):
-        before = checkpointing.files_of(networks.players)
+        before = checkpointing.checkpoint_files(networks.players)
         before = {key: tensor.clone() for key, tensor in before["generator"].items()}
         bias = networks.discriminator.module.head.bias
         handle = bias.register_hook(lambda gradient: gradient * float("inf"))
@@ -83,7 +84,7 @@ def test_a_scale_may_fall_to_one_before_an_overflow_counts_as_divergence(monkeyp
         assert not engine.lowers_scale(networks.players)
 
 
-def test_a_forward_that_is_not_finite_leaves_no_trace_in_running_statistics(monkeypatch):
+def test_a_non_finite_forward_pass_leaves_running_statistics_unchanged(monkeypatch):
     """They are no gradient, and a step that is skipped would keep them, and hand them on."""
     config = TrainConfig(batch=4, threads="1", precision="fp32", ema=0.5)
     with engine_of(config, monkeypatch) as engine:
@@ -113,17 +114,17 @@ def test_a_forward_that_is_not_finite_leaves_no_trace_in_running_statistics(monk
 
 
 def test_scales_are_in_the_checkpoint(monkeypatch, tmp_path):
-    run = folder.folder_at(str(tmp_path / "run"))
+    run = folder_at(str(tmp_path / "run"))
     with half(monkeypatch) as (config, engine, networks):
         scaler = networks.discriminator.scaler
         scaler.load_state_dict({**scaler.state_dict(), "scale": 1024.0})
         step(networks, engine, *batch(0), config)
         assert engine.step(networks.players, 0.0)
         saver = checkpointing.Saver(run, 1)
-        saver.save(4, checkpointing.files_of(networks.players), {})
+        saver.save(4, checkpointing.checkpoint_files(networks.players), {})
         saver.close()
         expected = [player.scaler.state_dict() for player in networks.players]
     with half(monkeypatch) as (_, _, networks):
-        checkpointing.restore(checkpoints.latest(run.url), networks.players)
+        resume.restore(checkpoints.latest(run.url), networks.players)
         assert [t.scaler.state_dict() for t in networks.players] == expected
         assert expected[1]["scale"] == pytest.approx(1024) and expected[0]["_growth_tracker"] == 1

@@ -27,10 +27,10 @@ def test_it_restores_exports_projects_and_leaves_nothing(train, tmp_path):
     words = ("processes=2", "max_images=72000", phases)
     done = train(tmp_path / "here" / "run", *words, "smoke=true", "--json")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["smoke"] == "passed" and told["phases"] == 2 and told["restored_at"] == 32
-    assert told["exported_mb"] > 0.1 and told["peak_memory_mb"] > 50
-    hours = told["seconds_a_step"] * 72000 / 8 / 3600
-    assert told["projected_hours"] == pytest.approx(hours, abs=0.01)
-    assert "goes on at 32 of 40" in done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["smoke"] == "passed" and report["phases"] == 2 and report["restored_at"] == 32
+    assert report["exported_mb"] > 0.1 and report["peak_memory_mb"] > 50
+    hours = report["seconds_a_step"] * 72000 / 8 / 3600
+    assert report["projected_hours"] == pytest.approx(hours, abs=0.01)
+    assert "at 32 of 40" in done.stderr
     assert list(tmp_path.rglob("*")) == [tmp_path / "here"]

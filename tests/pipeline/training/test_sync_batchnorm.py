@@ -10,18 +10,18 @@ import torch
 from torch import nn
 
 from pipeline.launch.topology import free_port
-from pipeline.training.sync_batchnorm import SyncBatchNorm2d, synchronised
+from pipeline.training.sync_batchnorm import SyncBatchNorm2d, synchronize
 
 ROOT = Path(__file__).resolve().parents[3]
 WORKER = """
 import sys, torch, torch.distributed as dist
-from pipeline.training.sync_batchnorm import synchronised
+from pipeline.training.sync_batchnorm import synchronize
 out, rank = sys.argv[1], int(sys.argv[2])
 dist.init_process_group("gloo", rank=rank, world_size=2)
 given = torch.load(f"{out}/given.pt", weights_only=True)
 norm = torch.nn.BatchNorm2d(5)
 norm.load_state_dict(given["norm"])
-norm = synchronised(torch.nn.Sequential(norm), "cpu")[0]
+norm = synchronize(torch.nn.Sequential(norm), "cpu")[0]
 x = given["x"][slice(0, 3) if rank == 0 else slice(3, None)].clone().requires_grad_()
 dy = given["dy"][slice(0, 3) if rank == 0 else slice(3, None)]
 y = norm(x)
@@ -32,7 +32,7 @@ dist.destroy_process_group()
 """
 
 
-def test_two_uneven_shares_are_normalised_as_one_batch(tmp_path):
+def test_two_uneven_batches_are_normalized_as_one(tmp_path):
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(5)
     nn.init.normal_(norm.weight)
@@ -72,12 +72,12 @@ def test_the_swap_keeps_weights_buffers_and_names():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))
     before = dict(network.state_dict())
     weight = network[1][0].weight
-    swapped = synchronised(network, "cpu")
+    swapped = synchronize(network, "cpu")
     assert isinstance(swapped[1][0], SyncBatchNorm2d) and swapped[1][0].weight is weight
     assert list(swapped.state_dict()) == list(before)
 
 
-def test_alone_it_agrees_with_torchs_own_norm():
+def test_one_process_agrees_with_torchs_own_norm():
     torch.manual_seed(0)
     x = torch.randn(4, 3, 5, 5)
     ours, theirs = SyncBatchNorm2d(3), nn.BatchNorm2d(3)

@@ -69,10 +69,10 @@ def test_a_run_leaves_what_the_contract_names(two_ranks):
 
 
 @pytest.mark.slow
-def test_the_same_command_after_the_end_changes_no_figure(two_ranks, train):
+def test_the_same_command_after_the_end_changes_no_result(two_ranks, train):
     run, done = two_ranks
     again = trained(train, run, f"max_images={STEPS * BATCH}", "processes=2", "--json")
-    assert f"has seen {STEPS * BATCH} of {STEPS * BATCH} images" in again.stderr
+    assert f"has already seen {STEPS * BATCH} of {STEPS * BATCH} images" in again.stderr
     assert json.loads(again.stdout) == json.loads(done.stdout)
 
 
@@ -80,7 +80,7 @@ def test_ten_and_ten_steps_equal_twenty_bit_for_bit(two_ranks, train, tmp_path):
     run = tmp_path / "run"
     trained(train, run, f"max_images={STEPS * BATCH // 2}", "processes=2")
     done = trained(train, run, f"max_images={STEPS * BATCH}", "processes=2")
-    assert "goes on at 80 of 160" in done.stderr
+    assert "at 80 of 160" in done.stderr
     assert (run / "steps.jsonl").read_bytes() == (two_ranks[0] / "steps.jsonl").read_bytes()
     ours, theirs = files(run, STEPS * BATCH), files(two_ranks[0], STEPS * BATCH)
     assert len(ours) == 3 and ours == theirs
@@ -136,7 +136,7 @@ def test_two_ranks_of_half_the_batch_drift_no_more_than_rounding(two_ranks, trai
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 @pytest.mark.slow
 @pytest.mark.dist
-def test_zero_is_chosen_by_a_word_and_has_the_losses_of_ddp(two_ranks, train, tmp_path):
+def test_zero_has_the_losses_of_ddp(two_ranks, train, tmp_path):
     """Three steps; but for rounding."""
     run, words = tmp_path / "run", (f"max_images={3 * BATCH}", "processes=2")
     done = trained(train, run, "parallel=zero1", *words)
@@ -185,7 +185,7 @@ def wait_for_steps(run, count, process):
 
 
 @pytest.mark.parametrize("asked", ["launcher", pytest.param("worker", marks=pytest.mark.slow)])
-def test_a_stop_saves_and_the_same_command_goes_on_to_the_bit(
+def test_a_stop_saves_and_the_same_command_resumes_bit_exactly(
     two_ranks, small_set, train, tmp_path, asked
 ):
     import psutil
@@ -205,10 +205,10 @@ def test_a_stop_saves_and_the_same_command_goes_on_to_the_bit(
         for worker in workers:
             worker.resume()
     assert process.wait(180) == 75
-    said = process.stderr.read()
+    output = process.stderr.read()
     stopped = list_checkpoints(str(run))[-1].images_seen
     asked = "SIGINT" if asked == "launcher" else r"SIGUSR1|another rank"
-    assert re.search(rf"stopped \(({asked})\): saved at {stopped} images", said), said
+    assert re.search(rf"stopped \(({asked})\): saved at {stopped} images", output), output
     assert stopped < STEPS * BATCH
     trained(train, run, f"max_images={STEPS * BATCH}", "processes=2")
     ours, theirs = files(run, STEPS * BATCH), files(two_ranks[0], STEPS * BATCH)
@@ -227,7 +227,7 @@ def undisturbed(train, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.s3
 @pytest.mark.parametrize("place", ["folder", "bucket"])
-def test_ten_kills_at_random_points_cost_no_bit(
+def test_ten_kills_at_random_points_change_no_bit(
     undisturbed, small_set, train, tmp_path, request, place
 ):
     """Rank 0, rank 1 and the launcher in turn; on a bucket that fails, each time as a new pod."""
@@ -286,13 +286,13 @@ def refused(train, run, *words):
     return done.stderr
 
 
-def test_what_cannot_be_trained_is_refused_before_a_worker_starts(
+def test_invalid_configurations_are_refused_before_a_worker_starts(
     two_ranks, train, small_set, tmp_path
 ):
     run, fresh = two_ranks[0], tmp_path / "fresh"
-    assert "seed=0, now it is 1" in refused(train, run, "seed=1")
+    assert "with seed=1: it was started with seed=0" in refused(train, run, "seed=1")
     assert "batch=8 is not divisible by 3" in refused(train, fresh, "processes=3")
-    assert "data.train=trian is no split" in refused(train, fresh, "data.train=trian")
+    assert "data.train=trian is not a split" in refused(train, fresh, "data.train=trian")
     assert "no manifest.json" in refused(train, fresh, f"data.url={tmp_path}")
     assert "data.validate=test: the best" in refused(train, fresh, "data.validate=test")
     assert "holds no checkpoint: give a run" in refused(train, fresh, f"init={tmp_path}")
@@ -304,14 +304,14 @@ def test_what_cannot_be_trained_is_refused_before_a_worker_starts(
 
 @pytest.mark.slow
 def test_errors_inside_a_worker_are_one_line_too(train, tmp_path):
-    for words, told in (
+    for words, message in (
         (("precision=fp16",), "precision=fp16 needs a GPU"),
         (("cluster.gpus_per_node=8",), "torch sees no GPU"),
         (("data.crop=128",), "96"),
     ):
         done = train(tmp_path / "run", *words, "processes=1")
         assert done.returncode == 2, done.stderr
-        assert told in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert message in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 @pytest.mark.slow

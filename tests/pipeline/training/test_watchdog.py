@@ -17,48 +17,48 @@ import torch.distributed as dist
 
 from pipeline.launch.topology import place
 from pipeline.training import watchdog
-from pipeline.training.watchdog import FIRST, Watchdog, culprits, straggler
+from pipeline.training.watchdog import FIRST_TIME_FACTOR, Watchdog, culprits, straggler
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def said(marks, step, doing, beat, host="node"):
+def record(marks, step, doing, beat, host="node"):
     return {"place": [marks, step, doing], "beat": beat, "host": host}
 
 
-def test_a_rank_whose_beat_stands_still_is_silent():
-    before = [said(8, 3, "computing", 1), said(8, 3, "computing", 5, "far")]
-    after = [said(8, 3, "computing", 2), said(8, 3, "computing", 5, "far")]
+def test_a_rank_without_a_new_heartbeat_is_silent():
+    before = [record(8, 3, "computing", 1), record(8, 3, "computing", 5, "far")]
+    after = [record(8, 3, "computing", 2), record(8, 3, "computing", 5, "far")]
     assert culprits(before, after) == "rank 1 on far (last step 3, computing) is silent"
 
 
-def test_where_all_speak_the_one_that_did_least_is_behind():
-    before = [said(8, 3, "computing", 1), said(7, 3, "waiting for data", 1, "far")]
-    after = [said(8, 3, "computing", 2), said(7, 3, "waiting for data", 2, "far")]
-    told = culprits(before, after)
-    assert told.startswith("rank 1 on far (last step 3, waiting for data) is behind")
-    assert told.endswith("the furthest is at step 3, computing")
+def test_without_a_silent_rank_the_one_with_fewest_marks_is_behind():
+    before = [record(8, 3, "computing", 1), record(7, 3, "waiting for data", 1, "far")]
+    after = [record(8, 3, "computing", 2), record(7, 3, "waiting for data", 2, "far")]
+    message = culprits(before, after)
+    assert message.startswith("rank 1 on far (last step 3, waiting for data) is behind")
+    assert message.endswith("the furthest is at step 3, computing")
 
 
-def test_where_all_stand_at_one_mark_none_is_blamed():
-    looks = [[said(8, 3, "computing", beat), said(8, 3, "computing", beat)] for beat in (1, 2)]
-    assert culprits(*looks) == "every rank stands at step 3, computing"
+def test_with_all_ranks_at_one_mark_none_is_blamed():
+    looks = [[record(8, 3, "computing", beat), record(8, 3, "computing", beat)] for beat in (1, 2)]
+    assert culprits(*looks) == "all ranks are at step 3, computing"
 
 
-def test_a_rank_that_never_spoke_is_named():
-    told = culprits([said(1, 0, "starting", 1), None], [said(1, 0, "starting", 2), None])
-    assert told == "rank 1 on an unknown host (it never spoke) is silent"
+def test_a_rank_without_any_heartbeat_is_named():
+    message = culprits([record(1, 0, "starting", 1), None], [record(1, 0, "starting", 2), None])
+    assert message == "rank 1 on an unknown host (no heartbeat yet) is silent"
 
 
 def pace(wait, cpu, host="node"):
     return {"wait": wait, "cpu": cpu, "host": host}
 
 
-def test_a_straggler_is_named_with_what_it_waits_for():
+def test_a_straggler_is_named_with_its_data_wait():
     ratio, line = straggler([pace(1, 99), pace(0, 100), pace(80, 120, "slow"), pace(2, 98)])
     assert ratio == 2
     assert line == (
-        "straggler: rank 2 on slow spends 200 ms a step (80 waiting for data), "
+        "straggler: rank 2 on slow spends 200 ms per step (80 waiting for data), "
         "the median rank 100 ms"
     )
     assert straggler([pace(1, 99), pace(0, 100)])[1] is None
@@ -80,15 +80,15 @@ def seconds_until_stalled(watch, clock):
     return clock.seconds - began
 
 
-def test_what_is_done_for_the_first_time_gets_ten_times_as_long(clock):
+def test_the_first_time_of_an_activity_gets_ten_times_the_limit(clock):
     watch = Watchdog(0, 1, limit=20)
-    for step, longest in ((1, FIRST * 20), (2, 20)):
+    for step, longest in ((1, FIRST_TIME_FACTOR * 20), (2, 20)):
         for doing in ("waiting for data", "computing"):
             watch.mark(step, doing)
             assert seconds_until_stalled(watch, clock) == longest + 1
 
 
-def test_a_validation_longer_than_the_limit_goes_on_batch_by_batch(clock, monkeypatch):
+def test_a_validation_longer_than_the_limit_continues_batch_by_batch(clock, monkeypatch):
     from pipeline.config.schema import TrainConfig
     from pipeline.training.loop import inpainter
     from tests.support.strategies import engine_of, networks_of
@@ -106,7 +106,7 @@ def test_a_validation_longer_than_the_limit_goes_on_batch_by_batch(clock, monkey
     assert seconds_until_stalled(watch, clock) == 21
 
 
-def test_a_process_that_was_stopped_itself_begins_its_patience_anew(clock):
+def test_a_process_that_was_suspended_restarts_its_own_timer(clock):
     watch = Watchdog(0, 1, limit=20)
     for step in (1, 2):
         watch.mark(step, "computing")
@@ -117,16 +117,16 @@ def test_a_process_that_was_stopped_itself_begins_its_patience_anew(clock):
 
 @pytest.fixture
 def pair(monkeypatch):
-    """Two ranks' watches in this process, what they said at their ends, and the server's owner."""
+    """Two ranks' watchdogs in this process, their reports, and the store's owner."""
     served = [dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)]
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(served[0].port))
-    said = []
-    ranks = [Watchdog(rank, 2, 0.5, said.append) for rank in (0, 1)]
+    reports = []
+    ranks = [Watchdog(rank, 2, 0.5, reports.append) for rank in (0, 1)]
     for rank in ranks:
         for step in (1, 2):
             rank.mark(step, "computing")
-    yield ranks, said, served
+    yield ranks, reports, served
     for rank in ranks:
         rank._closed.set()
     for thread in threading.enumerate():  # one that still tries to connect would abort pytest's end
@@ -135,7 +135,7 @@ def pair(monkeypatch):
 
 
 def test_ranks_wait_for_rank_0_longer_than_for_a_step_and_none_is_blamed(pair):
-    (first, second), said, _ = pair
+    (first, second), reports, _ = pair
     order = []
     waiting = threading.Thread(
         target=lambda: (second.after(2, "writing"), order.append("the other went on"))
@@ -143,17 +143,17 @@ def test_ranks_wait_for_rank_0_longer_than_for_a_step_and_none_is_blamed(pair):
     waiting.start()
     first.after(2, "writing", lambda: (time.sleep(3), order.append("written")))
     waiting.join(30)
-    assert order == ["written", "the other went on"] and not said
+    assert order == ["written", "the other went on"] and not reports
     second.mark(3, "computing")
     second.mark(4, "computing")
     deadline = time.monotonic() + 30
-    while not said and time.monotonic() < deadline:
+    while not reports and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert "rank 0 on" in said[0] and "is behind" in said[0]
+    assert "rank 0 on" in reports[0] and "is behind" in reports[0]
 
 
 def test_ranks_that_wait_for_rank_0_fail_when_it_has_failed(pair):
-    (first, second), said, served = pair
+    (first, second), reports, served = pair
     with pytest.raises(OSError, match="disk"), first:
         raise OSError("the disk is full")
     served.clear()  # as its process ends
@@ -164,10 +164,10 @@ def test_ranks_that_wait_for_rank_0_fail_when_it_has_failed(pair):
 TRAIN = """
 import os, sys, time
 from datetime import timedelta
-from pipeline.training import checkpointing, engine, loop
 from pipeline.config.compose import compose
+from pipeline.training import checkpointing, engine, loop
 
-engine.AFTER_WATCH = timedelta(seconds=1)
+engine.AFTER_WATCHDOG = timedelta(seconds=1)
 write = checkpointing.Saver._write
 def slow(self, images_seen, files, state):
     time.sleep(6 if images_seen == 16 else 0)
@@ -200,15 +200,15 @@ def test_an_upload_longer_than_any_collective_decides_how_every_rank_ends(
         for worker in place({}, 2).workers
     ]
     try:
-        told = [rank.communicate(timeout=120)[1] for rank in ranks]
+        message = [rank.communicate(timeout=120)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
     if upload == "succeeds":
-        assert [rank.returncode for rank in ranks] == [0, 0], told
+        assert [rank.returncode for rank in ranks] == [0, 0], message
     else:
-        assert all(rank.returncode for rank in ranks), told
-        assert "the bucket is gone" in told[0] and "rank 0" in told[1], told
+        assert all(rank.returncode for rank in ranks), message
+        assert "the bucket is gone" in message[0] and "rank 0" in message[1], message
 
 
 @pytest.mark.slow
@@ -244,16 +244,16 @@ def test_a_stopped_rank_is_named_with_its_host_and_last_step(small_set, tmp_path
         other.wait(60)  # it leaves, though its collective does not return
         victim.kill()  # continued, it might tell in its turn that the other is silent
         assert process.wait(150) == 1
-        told = process.stderr.read()
+        message = process.stderr.read()
     finally:
         process.kill()
     found = re.search(
         rf"for 6 s \(parallel.hang_timeout\): rank {stopped} on (\S+) "
         r"\(last step (\d+), \w+.*\) is silent",
-        told,
+        message,
     )
-    assert found and found[1] == socket.gethostname(), told
-    accused = set(re.findall(r"rank (\d) on \S+ .* is silent", told))
-    assert accused == {stopped} and "Traceback" not in told, told
+    assert found and found[1] == socket.gethostname(), message
+    accused = set(re.findall(r"rank (\d) on \S+ .* is silent", message))
+    assert accused == {stopped} and "Traceback" not in message, message
     # A rank says where it stands each 0.6 s: by then it may be some steps further.
     assert steps - 15 <= int(found[2]) <= steps + 2
