@@ -70,7 +70,7 @@ def refuse_incomplete(verb: str, config: Any, tasks: int | None) -> None:
             raise ConfigError("shard without source= makes no set: give what was published")
         if tasks and config.task is not None:
             raise ConfigError(
-                f"task={config.task} is told to each element by cluster.tasks={tasks}"
+                f"task={config.task} is set for each element by cluster.tasks={tasks}"
             )
 
 
