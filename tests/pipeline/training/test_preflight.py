@@ -104,7 +104,7 @@ def test_parallel_single_is_one_process(refusal):
     assert process_count(replace(two, processes="1")) == process_count(
         replace(two, processes="auto")
     ) == 1  # fmt: skip
-    assert "parallel=single is one process, and this job has 2" in refusal(
+    assert "parallel=single runs one process, but this job has 2" in refusal(
         "parallel=single", world_size=2
     )
 
