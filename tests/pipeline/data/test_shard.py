@@ -179,7 +179,7 @@ def test_an_empty_source_and_an_out_with_other_files_are_rejected_unchanged(
 ) -> None:
     (tmp_path / "empty").mkdir()
     status, _, err = run(capsys, f"source={tmp_path / 'empty'}", f"out={tmp_path / 'set'}")
-    assert status == 2 and "the source holds no image" in err
+    assert status == 2 and "no images at the source" in err
     assert not (tmp_path / "set").exists()
     theirs = tmp_path / "theirs"
     theirs.mkdir()
@@ -263,7 +263,7 @@ def test_missing_tars_give_one_line_and_the_formats_of_wds(
     words = ("data=wds", f"source={tmp_path / pattern}", f"out={tmp_path / 'index'}")
     status, _, err = run(capsys, *words)
     assert status == 2
-    assert "as somebody else wrote them" in err
+    assert "Existing WebDataset tars" in err
     assert "no .tar there" in err or "x-000.tar: no such tar" in err
     assert not (tmp_path / "index").exists()
 
