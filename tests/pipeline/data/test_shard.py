@@ -112,7 +112,7 @@ def test_a_wrong_source_shows_the_offer_and_one_line_of_error(
     status, out, err = run(capsys, "data=celeba", f"source={photos}", f"out={tmp_path / 'set'}")
     assert status == 2 and out == ""
     assert "202,599 faces" in err
-    assert err.splitlines()[-1].endswith("and does not")
+    assert "202,599" not in err.splitlines()[-1] and str(photos) in err.splitlines()[-1]
     assert not (tmp_path / "set").exists()
 
 
@@ -179,7 +179,7 @@ def test_an_empty_source_and_an_out_with_other_files_are_rejected_unchanged(
 ) -> None:
     (tmp_path / "empty").mkdir()
     status, _, err = run(capsys, f"source={tmp_path / 'empty'}", f"out={tmp_path / 'set'}")
-    assert status == 2 and "the source holds no image" in err
+    assert status == 2 and "no images at the source" in err
     assert not (tmp_path / "set").exists()
     theirs = tmp_path / "theirs"
     theirs.mkdir()
@@ -263,7 +263,7 @@ def test_missing_tars_give_one_line_and_the_formats_of_wds(
     words = ("data=wds", f"source={tmp_path / pattern}", f"out={tmp_path / 'index'}")
     status, _, err = run(capsys, *words)
     assert status == 2
-    assert "as somebody else wrote them" in err
+    assert "Existing WebDataset tars" in err
     assert "no .tar there" in err or "x-000.tar: no such tar" in err
     assert not (tmp_path / "index").exists()
 
@@ -271,9 +271,9 @@ def test_missing_tars_give_one_line_and_the_formats_of_wds(
 @pytest.mark.parametrize(
     "words, text",
     [
-        ("source=s3://bucket/photos out={tmp}/set", "s3://bucket/photos is no local path"),
+        ("source=s3://bucket/photos out={tmp}/set", "s3://bucket/photos is not a local path"),
         ("source={tmp} out=nosuch://bucket/set", "unknown storage nosuch://"),
-        ("source={tmp}/from out={tmp}/other", "plan.json is not ours"),
+        ("source={tmp}/from out={tmp}/other", "plan.json is not the plan of a sharded set"),
         ("data=wds source={tmp}/from out={tmp}/set task=1/4", "indexed by one process"),
     ],
 )
