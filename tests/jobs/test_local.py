@@ -133,7 +133,7 @@ def test_a_killed_job_is_seen_to_be_dead(job):
     os.killpg(os.getpgid(int(number.partition("_")[0])), signal.SIGKILL)
     found = ended(number, made.folder)
     assert (found.state, found.reason) == (JobState.FAILED, "the process was killed")
-    with pytest.raises(SubmitError, match="gone already"):
+    with pytest.raises(SubmitError, match="has already ended"):
         local.cancel(number)
 
 

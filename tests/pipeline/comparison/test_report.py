@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.comparison import collect, compare, report
+from pipeline.comparison import compare, report
 from pipeline.comparison.collect import Evaluation
 from pipeline.config.compose import compose
 from pipeline.evaluation import pair_images, results
@@ -71,23 +71,6 @@ def test_foreign_files_among_the_evaluations_are_skipped_with_a_message(root, ca
     )
     with pytest.raises(ValueError, match=r"other\.parquet is not a table"):
         compare.main(compose("compare", [f"root={root}", f"runs=[{folder}/other.parquet]"]).config)
-
-
-def test_all_pages_of_a_search_are_read():
-    class Page(list):
-        token = None
-
-    tokens = []
-
-    def search(max_results, page_token):
-        tokens.append(page_token)
-        start = int(page_token or 0)
-        page = Page(range(start, min(start + max_results, 2500)))
-        page.token = str(start + max_results) if start + max_results < 2500 else None
-        return page
-
-    assert list(collect._pages(search)) == list(range(2500))
-    assert tokens == [None, "1000", "2000"]
 
 
 @pytest.mark.skipif(installed() is None, reason="no Chromium here: apt-get install chromium")

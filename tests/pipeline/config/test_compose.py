@@ -179,7 +179,7 @@ def test_an_old_run_whose_config_holds_retired_keys_is_read_and_is_the_same_run(
     from omegaconf import OmegaConf
 
     from pipeline.config.groups import RETIRED
-    from pipeline.runs.identity import difference
+    from pipeline.runs.identity import changed_key
 
     now = compose("train", ["experiment=quickstart", f"run={tmp_path}"])
     old = OmegaConf.create(now.yaml())
@@ -189,10 +189,10 @@ def test_an_old_run_whose_config_holds_retired_keys_is_read_and_is_the_same_run(
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(old))
     again = compose("train", [f"run={tmp_path}"])
     assert again.config == now.config
-    assert difference(again.config, old) is None
+    assert changed_key(again.config, old) is None
     assert "unknown key objective.name" in refusal("train", f"run={tmp_path}", "objective.name=x")
     changed = compose("train", [f"run={tmp_path}", "clip=0.5"]).config
-    assert difference(changed, old) == ("clip", None, 0.5)
+    assert changed_key(changed, old) == ("clip", None, 0.5)
 
 
 @pytest.mark.parametrize("name", ["data.shard_mb=32", "data.quality=90"])

@@ -193,7 +193,7 @@ def test_three_processes_write_the_bytes_that_one_writes(words, run, tmp_path):
     ("given", "line"),
     [
         (["checkpoint=nowhere"], "nowhere holds no checkpoint"),
-        (["model=none.pt2"], r"none\.pt2 is no file"),
+        (["model=none.pt2"], r"none\.pt2: no such file"),
         (["model=telea", "split=test"], "has no split 'test'"),
         (["model=telea", "protocol.size=32"], "masks are 64×64"),
         (["model=telea", "protocol.buckets=['(0.6,0.7]']"], "has no masks in"),
