@@ -42,7 +42,6 @@ LIBRARIES = {  # a library that must not spread, and where it may be imported
     "psutil": {"pipeline/launch", "pipeline/tracking"},
     "s3fs": {"shards/store.py", "shards/objects.py"},
 }
-WITHOUT_TORCH = ["cli", "common", "config", "launch", "runs", "submission"]
 FLOORS = 8
 
 
@@ -157,18 +156,6 @@ def test_a_library_is_known_where_it_belongs(library):
         and not any(shown(path).startswith(place) for place in LIBRARIES[library])
     }
     assert not wrong, f"{library} is imported in {sorted(wrong)}"
-
-
-@pytest.mark.parametrize("package", WITHOUT_TORCH)
-def test_a_package_that_login_nodes_load_has_no_torch_at_module_level(package):
-    wrong = {
-        f"{shown(path)} imports {name}"
-        for path in sources(f"pipeline/{package}")
-        for node in at_module_level(path)
-        for name in imports(node)
-        if name.partition(".")[0] in ("torch", "mlflow", "models")
-    }
-    assert not wrong, "\n".join(sorted(wrong))
 
 
 @pytest.mark.parametrize(
