@@ -381,7 +381,7 @@ def test_a_disk_that_takes_no_more_ends_in_one_line_and_leaves_nothing(tmp_path)
     )
     command = [sys.executable, "-c", code, str(tmp_path / "x")]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    advice = "free some space and run it again"
+    advice = "free some space and run the command again"
     assert shown == f"{tmp_path / 'x'}: cannot be written (File too large): {advice}\n"
     assert os.listdir(tmp_path) == []
 

@@ -143,7 +143,7 @@ def test_a_model_created_by_into_accepts_either_network(root):
             {"run": "runs/nowhere"},
             "no version of runs/nowhere at sqlite:///.*: .* register",
         ),
-        ({"into": "a/b"}, "no name for a registered model"),
+        ({"into": "a/b"}, "invalid name of a registered model"),
     ],
 )
 def test_a_missing_model_version_or_run_gives_a_one_line_error(root, options, words):
