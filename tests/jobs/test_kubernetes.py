@@ -228,7 +228,7 @@ def test_a_job_that_waits_for_ever_says_for_what(kube, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"namespace": "closed"}, "you have no rights for that in this namespace"),
+        ({"namespace": "closed"}, "missing permission in this namespace"),
         ({"context": "nowhere"}, "see `kubectl config get-contexts`"),
         ({"kind": "jobset"}, "JobSet is not installed in this cluster"),
         ({"patch": {"spec": {"contaners": []}}}, "contaners"),
