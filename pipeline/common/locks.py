@@ -69,7 +69,7 @@ class Taken(ConfigError):
         self.owner = _owner(attempt)
         super().__init__(
             f"{store.display(url)} is being {attempt.get('work', 'trained')} by {self.owner}: "
-            "wait, stop that process, or name another run="
+            "wait, stop that process, or give another run="
         )
 
 

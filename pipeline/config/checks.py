@@ -71,10 +71,8 @@ def evaluate(config: EvaluateConfig) -> None:
     """Check that one thing is to be scored, on a given set."""
     names = [n for n in ("checkpoint", "model", "predictions") if getattr(config, n) is not None]
     if len(names) > 1 or not names and config.export is None:
-        raise ConfigError(
-            f"{' and '.join(f'{n}=' for n in names) or 'nothing'} given to score: "
-            "give one of checkpoint=, model=, predictions="
-        )
+        given = f"{' and '.join(f'{n}=' for n in names)} are given" if names else "nothing to score"
+        raise ConfigError(f"{given}: give one of checkpoint=, model=, predictions=")
     if config.data.url is None:
         raise ConfigError("data.url= is missing: the sharded set that holds the images")
     if config.features is not None and config.checkpoint is None:
@@ -87,7 +85,9 @@ def shard(config: ShardConfig) -> None:
     if config.action != "write" and config.url is None and config.out is None:
         raise ConfigError(f"shard {config.action} needs the URL of a sharded set")
     if config.action == "write" and config.source is not None and config.out is None:
-        raise ConfigError("shard needs out=, a folder or s3:// URL that is new, empty or its own")
+        raise ConfigError(
+            "shard: out= is missing: give a new or empty folder or s3:// URL, or this set's"
+        )
 
 
 def divisible(config: TrainConfig, world_size: int, processes: str = "") -> None:

@@ -27,7 +27,7 @@ class Resolved:
     origins: dict[str, str]
 
     def yaml(self) -> str:
-        return OmegaConf.to_yaml(OmegaConf.structured(self.config))
+        return to_yaml(self.config)
 
     def described(self) -> str:
         """Return `key: value  # origin`, one line each, as --dry-run prints it."""
@@ -195,3 +195,8 @@ def meaning(kind: type, dotted: str) -> str:
         default = key.default_factory() if callable(key.default_factory) else key.default
         kind = type(default) if is_dataclass(default) else kind
     return str(key.metadata.get("help", ""))
+
+
+def to_yaml(config: Any) -> str:
+    """Serialize a resolved configuration; `config=` reads it back unchanged."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from pipeline.common import console
 from pipeline.common.environment import count
 from pipeline.common.inputs import protect
 from pipeline.config.groups import RETIRED
+from pipeline.config.resolve import to_yaml
 from pipeline.config.schema import EvaluateConfig
 from pipeline.evaluation import metrics, pair_images, partial_results, results
 from pipeline.evaluation.pairs import Pairs, pairs_of
@@ -63,7 +65,9 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
         return evaluate(config)
     with tempfile.TemporaryDirectory() as scratch:
         os.environ[RESULT_VARIABLE] = result = os.path.join(scratch, "result.json")
-        command = [sys.executable, "-m", "pipeline", *sys.argv[1:]]
+        path = Path(scratch, "config.yaml")
+        path.write_text(to_yaml(config))
+        command = [sys.executable, "-m", "pipeline", "evaluate", f"config={path}"]
         status = supervise(command, here.workers, grace=here.grace).status
         if status:
             raise SystemExit(status)

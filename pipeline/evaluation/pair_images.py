@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.common import console
-from pipeline.evaluation.pairs import Pairs
-from pipeline.evaluation.scoring import PairBatch, Predict, composite
+from pipeline.evaluation.pairs import PairBatch, Pairs
+from pipeline.evaluation.scoring import Predict, composite
 from pipeline.inference import images
 from pipeline.inference.images import ImageFile
 from shards import store

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from pipeline.common.errors import ConfigError
-from pipeline.config.resolve import leaves
+from pipeline.config.resolve import leaves, to_yaml
 from pipeline.config.schema import TrainConfig
 from pipeline.runs.folder import RunFolder, folder_at
 from shards import store
@@ -105,7 +105,8 @@ def changed_key(config: TrainConfig, saved: Any) -> tuple[str, Any, Any] | None:
     """Find the first key whose value differs from the saved run's: (key, old value, new value).
 
     `data.url` may change (its digest may not), and `auto` means its value at the first start.
-    A key that `saved` lacks had its default: a new key's default reproduces the old arithmetic.
+    A key that `saved` lacks counts as its default; so the default of a new key must reproduce the
+    arithmetic of older versions.
     """
     defaults = dict(leaves(replace(TrainConfig(), model=type(config.model)())))
     for name, value in immutable_values(config).items():
@@ -128,11 +129,6 @@ def resolve_auto(config: TrainConfig, run: RunFolder) -> TrainConfig:
 def write_config(config: TrainConfig, run: RunFolder) -> None:
     """Write config.yaml, resolved and complete; `train run=` alone reads it."""
     store.write(str(run.local / "config.yaml"), to_yaml(replace(config, run=run.url)).encode())
-
-
-def to_yaml(config: TrainConfig) -> str:
-    """Serialize a resolved configuration; `config=` reads it back unchanged."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -178,7 +178,7 @@ def find(name: str, root: str) -> SubmittedJob:
             return record.settled()
     known = sorted({r.id for r in every(root) if isinstance(r, SubmittedJob)})
     listed = f" (known: {', '.join(known[:20])}{', …' * (len(known) > 20)})" if known else ""
-    raise SubmitError(f"no job {name!r} was submitted from {root} or this machine{listed}")
+    raise SubmitError(f"no record of a job {name!r} under root={root} or on this machine{listed}")
 
 
 def every(root: str) -> Iterator[SubmittedJob | Unread]:

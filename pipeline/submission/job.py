@@ -18,14 +18,14 @@ from pipeline.common.console import say
 from pipeline.common.environment import CHECKOUT
 from pipeline.common.errors import ConfigError
 from pipeline.submission import environment
-from pipeline.submission.plan import SEVERAL, Part
+from pipeline.submission.plan import MULTI_NODE, Part
 from shards import store
 
 READS = ("source", "checkpoint", "run", "init", "weights", "predictions", "url", "model", "image",
          "mask")  # fmt: skip
 WRITES = ("out", "export", "features")
 MAYBE = ("weights", "model", "image", "mask")  # a name, a rectangle, or a path
-RECORDED = ("train", "register", "promote", "rollback")  # commands that need an MLflow server
+NEED_MLFLOW = ("train", "register", "promote", "rollback")  # commands that need an MLflow server
 
 
 class Places(NamedTuple):
@@ -61,13 +61,13 @@ def places(verb: str, configs: Sequence[Any], runs: Sequence[str]) -> Places:
 
 
 def refuse_incomplete(verb: str, config: Any, tasks: int | None) -> None:
-    """What the verb itself would refuse, or end well without doing, once it had waited its turn."""
+    """Refuse what the command itself would refuse, or finish without doing, only after queueing."""
     divides = verb == "shard" and config.action == "write"
     if tasks and not divides:
         raise ConfigError(f"cluster.tasks={tasks}: only `shard` is divided into tasks")
     if divides:
         if config.source is None:
-            raise ConfigError("shard without source= makes no set: give what was published")
+            raise ConfigError("source= is missing: give the data set as published")
         if tasks and config.task is not None:
             raise ConfigError(
                 f"task={config.task} is set for each element by cluster.tasks={tasks}"
@@ -116,9 +116,9 @@ def _claim(place: str, cluster: Cluster) -> str | None:
     return next((m for m in mounts if path == m or path.startswith(f"{m.rstrip('/')}/")), None)
 
 
-def refuse_hidden_record(verb: str, config: Any, cluster: Cluster) -> None:
+def refuse_unreachable_tracking(verb: str, config: Any, cluster: Cluster) -> None:
     """Refuse a tracking server that only this machine can reach."""
-    wanted = verb in RECORDED and not getattr(config, "smoke", False)
+    wanted = verb in NEED_MLFLOW and not getattr(config, "smoke", False)
     if not wanted or verb == "train" and not config.tracking.enabled:
         return
     uri = cluster.env.get("MLFLOW_TRACKING_URI") or os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -149,7 +149,7 @@ def job_of(part: Part, snapshots: Callable[[bool], Snapshot]) -> tuple[Job, Clus
     # --- places that the job's machines do not see
     if kubernetes:
         refuse_local(needs, "run" if part.trains else "root", part.folder, cluster)
-        refuse_hidden_record(part.verb, part.points[0].config, cluster)
+        refuse_unreachable_tracking(part.verb, part.points[0].config, cluster)
     elif cluster.container != "none" and cluster.code == "image":
         refuse_relative(needs)
     refuse_incomplete(part.verb, part.points[0].config, cluster.tasks)
@@ -178,10 +178,10 @@ def job_of(part: Part, snapshots: Callable[[bool], Snapshot]) -> tuple[Job, Clus
         job = replace(job, arguments=(f"config={store.join(folder, 'config.yaml')}",))
     if tasks := cluster.tasks:
         job = replace(job, elements=tuple((f"task={i}/{tasks}",) for i in range(tasks)))
-    if cluster.nodes > 1 and part.verb not in SEVERAL:
+    if cluster.nodes > 1 and part.verb not in MULTI_NODE:
         raise ConfigError(
             f"cluster.nodes={cluster.nodes}: {part.verb} runs on one node; leave cluster.nodes= "
-            f"out, or give it after one of {', '.join(SEVERAL)}"
+            f"out, or give it after one of {', '.join(MULTI_NODE)}"
         )
     return job, cluster
 

@@ -23,7 +23,7 @@ from pipeline.config.commands import COMMANDS, positional
 from pipeline.config.compose import compose
 from pipeline.config.resolve import Resolved
 from pipeline.config.schema import SubmitConfig
-from pipeline.runs.identity import folder_of
+from pipeline.runs.identity import FIXED_AT_START, MAY_CHANGE, folder_of
 from pipeline.training import pretrained
 from shards import store
 
@@ -31,8 +31,8 @@ from shards import store
 INHERITED = {"train": {"data.url": "set"}, "evaluate": {"data.url": "set", "checkpoint": "run"},
              "register": {"run": "run"}, "promote": {"run": "run"}}  # fmt: skip
 NOT_A_JOB = ("submit", "status", "logs", "cancel")
-SEVERAL = ("train", "doctor")  # commands that can use several nodes
-ON_GPUS = (*SEVERAL, "evaluate", "predict", "demo", "bench", "quickstart")
+MULTI_NODE = ("train", "doctor")  # commands that can use several nodes
+USE_GPUS = (*MULTI_NODE, "evaluate", "predict", "demo", "bench", "quickstart")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Part:
 
     @cached_property
     def runs(self) -> tuple[str, ...]:
-        """Folder or URL of each point's results; of other commands the one that they are about."""
+        """Each run's folder or URL; for other commands the place that they write or else read."""
         if self.trains:
             return tuple(folder_of(point.config).url for point in self.points)
         if self.verb == "train":
@@ -142,10 +142,9 @@ def _refuse_same(part: Part) -> None:
     for place, run in zip(places, part.runs):
         if places.count(place) > 1:
             raise ConfigError(
-                f"{places.count(place)} points of the sweep have the same run "
-                f"{store.display(run)}: leave run= out and give each value once; max_images, "
-                "processes, accumulate, checkpoint.*, tracking.* and cluster.* do not make "
-                "another run"
+                f"{places.count(place)} configurations of the sweep have the same run "
+                f"{store.display(run)}: leave run= out and give each value once; these keys make "
+                f"no other run: {', '.join((*MAY_CHANGE, *FIXED_AT_START))}"
             )
 
 
@@ -155,11 +154,11 @@ def _fitting(verb: str, cluster: Cluster, words: Sequence[str]) -> Cluster:
     Keys given with this command are kept: a partition may accept only jobs with a GPU.
     """
     own = {word.partition("=")[0] for word in words}
-    if verb not in SEVERAL and "cluster.nodes" not in own:
+    if verb not in MULTI_NODE and "cluster.nodes" not in own:
         cluster = replace(cluster, nodes=1)
-    if verb not in ON_GPUS and "cluster.gpus_per_node" not in own:
+    if verb not in USE_GPUS and "cluster.gpus_per_node" not in own:
         cluster = replace(cluster, gpus_per_node=0)
-    if verb not in ON_GPUS and "cluster.sbatch" not in own:
+    if verb not in USE_GPUS and "cluster.sbatch" not in own:
         kept = {k: v for k, v in cluster.sbatch.items() if not _asks_gpus(k, str(v))}
         cluster = replace(cluster, sbatch=kept)
     return cluster
@@ -182,7 +181,7 @@ def _points(verb: str, words: list[str]) -> list[list[str]]:
 
 
 def _placed(point: Resolved, cluster: Cluster) -> Resolved:
-    """Set the cluster in a training run's configuration."""
+    """Set cluster and weights in a run's configuration; check that the batch divides."""
     processes = f"cluster.nodes={cluster.nodes} x {cluster.processes}"
     checks.divisible(point.config, cluster.nodes * cluster.processes, processes)
     return replace(point, config=pretrained.located(replace(point.config, cluster=cluster)))

@@ -1,8 +1,9 @@
 """The launcher, one on each node: starts the node's workers, forwards signals, records the end.
 
-`RANK` set: this process is a worker. Else `PET_NNODES` set: this node's launcher, with torchrun's
-numbers (`PET_NNODES PET_NODE_RANK PET_NPROC_PER_NODE PET_MASTER_ADDR PET_MASTER_PORT`). Else a
-local launcher with `processes=` workers. Rendezvous is static: rank 0 holds the store. torch is
+With `RANK` in the environment this process is a worker. With `PET_NNODES` it is the launcher of
+one node of a job, numbered as by torchrun (`PET_NNODES PET_NODE_RANK PET_NPROC_PER_NODE
+PET_MASTER_ADDR PET_MASTER_PORT`). Otherwise it is a local launcher with `processes=` workers.
+Rendezvous is static: rank 0 holds the store. torch is
 not imported here, which keeps the launcher's memory and start-up time small.
 
 The launcher resolves the configuration once and writes it to a file; its workers start from that
@@ -23,12 +24,13 @@ from typing import Any
 
 from pipeline.common.errors import ConfigError, one_line
 from pipeline.common.signals import STOP_SIGNALS
+from pipeline.config.resolve import to_yaml
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.output import PODS
 from pipeline.launch.topology import Place, place, process_count
 from pipeline.launch.workers import Ended, supervise
 from pipeline.runs.folder import RunFolder, held
-from pipeline.runs.identity import folder_of, resolve_auto, to_yaml
+from pipeline.runs.identity import folder_of
 from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.training.preflight import preflight
 from shards import store
@@ -37,7 +39,7 @@ EARLY = "before training began"
 
 
 def main(config: TrainConfig) -> dict[str, Any]:
-    """Run `train` as a worker or through workers; SystemExit unless it succeeded."""
+    """Train as a worker if RANK is set, else start workers; SystemExit unless they succeed."""
     if "RANK" in os.environ:
         from pipeline.training.loop import train
 
@@ -53,10 +55,10 @@ def main(config: TrainConfig) -> dict[str, Any]:
         raise
     if config.smoke:
         return _smoke(config, here)
-    log = None  # the first process of a pod already keeps its output, and so its workers'
+    log = None  # in a pod `with_job_log` logs this process and its workers
     if PODS not in os.environ:
         log = store.join(run.url, "logs", f"node-{here.node_rank}.log")
-    ended = run_workers(resolve_auto(config, run), here, log)
+    ended = run_workers(config, here, log)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # too late: the workers have saved

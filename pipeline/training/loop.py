@@ -63,7 +63,7 @@ def train(config: TrainConfig) -> None:
                 stack.enter_context(held(run))
             if _train(config, run, engine, watch, stack):
                 raise SystemExit(os.EX_TEMPFAIL)
-    except torch.OutOfMemoryError as error:  # in a step, `explain_out_of_memory` raises another
+    except torch.OutOfMemoryError as error:  # one within a step was explained already
         raise out_of_memory_outside_step(error, config.accumulate) from None
     finally:
         engine.close(sys.exception())
@@ -76,8 +76,8 @@ def _train(
 
     Returns a flag, because the traceback of an exception would keep the networks alive.
     """
-    # Build the networks. Ranks that differ in configuration or data would train towards different
-    # losses or wait for each other for ever, so they are compared before anything else.
+    # Build the networks, and compare the ranks before training: if they differed in configuration
+    # or data, they would train toward different losses or wait for each other forever.
     assert config.data.url is not None
     manifest = open_manifest(config.data.url)
     networks = method.build(config, engine)
@@ -104,8 +104,8 @@ def _train(
         tracker.tag(f"weights.{name}", source)
     saver = checkpointing.Saver(run, config.checkpoint.keep)
     stack.callback(saver.close)
-    place = engine.is_main, engine.world_size
-    meter = Meter(state.images_seen, config.max_images, *place, image_seconds)
+    ranks = engine.is_main, engine.world_size
+    meter = Meter(state.images_seen, config.max_images, *ranks, image_seconds)
     stack.callback(meter.close)
     log = StepLog(run, engine, config.log.every or (20 if engine.device.type == "cuda" else 1))
     log.cut(state.images_seen)
@@ -134,8 +134,8 @@ def _train(
         elif not engine.lowers_scale(networks.players):
             skipped_in_a_row += 1
 
-        # Decide what is due. A checkpoint and a requested stop wait for a step that is not skipped,
-        # because the weights may have diverged.
+        # Decide what is due. A periodic checkpoint and a requested stop wait for a step that is not
+        # skipped, because the weights may have diverged; the last one is saved in any case.
         watch.mark(number, "voting")
         before, state.images_seen = state.images_seen, batch.position
         stopping = engine.any(bool(stop)) and stepped

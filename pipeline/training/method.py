@@ -1,6 +1,6 @@
 """A method: its networks (generator, discriminator, feature extractor), loss terms and optimizers.
 
-One step of either paper: one forward pass of the erased batch. MSA-Net's feature targets come from
+In one step of either method the generator runs forward once, on the erased batch. MSA-Net's feature targets come from
 a second forward pass, of the original images, without gradient. The discriminator is frozen in the
 generator's pass, then learns from the detached output; both step together, so that accumulating
 micro-batches equals one large batch.
@@ -101,7 +101,7 @@ def build(config: TrainConfig, engine: Engine) -> Method:
 
 
 def _load(name: str, network: nn.Module, config: TrainConfig, engine: Engine) -> str:
-    """Load published weights into `network`; returns the publisher's file's sha256, or "random".
+    """Load published weights into `network`; returns the sha256 of the published file, or "random".
 
     Rank 0 reads them for all ranks, so that every node trains with the same features.
     """

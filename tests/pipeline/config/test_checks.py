@@ -24,14 +24,14 @@ REFUSED = {
     ],
     "evaluate": [
         ("model=telea data.url=null", "data.url= is missing: the sharded set that holds"),
-        ("", "nothing given to score: give one of checkpoint="),
-        ("model=telea checkpoint=c", "checkpoint= and model= given to score"),
-        ("export=e model=telea predictions=p", "model= and predictions= given to score"),
+        ("", "nothing to score: give one of checkpoint="),
+        ("model=telea checkpoint=c", "checkpoint= and model= are given"),
+        ("export=e model=telea predictions=p", "model= and predictions= are given"),
         ("model=telea features=f", "features= needs the layers of a generator"),
         ("model=telea processes=two", "invalid processes=two"),
     ],
     "shard": [
-        ("source=s", "shard needs out="),
+        ("source=s", "shard: out= is missing"),
         ("action=verify", "shard verify needs the URL"),
         ("action=gc", "shard gc needs the URL"),
     ],

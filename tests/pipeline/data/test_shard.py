@@ -150,7 +150,7 @@ def test_images_too_small_for_the_crop_are_rejected_unless_they_are_resized(
     ("words", "text"),
     [
         (["out=x", "source=/nonexistent"], "/nonexistent: no such folder or archive"),
-        (["source=/tmp"], "shard needs out="),
+        (["source=/tmp"], "shard: out= is missing"),
         (["source=.", "out=x", "task=3/3"], "invalid task=3/3: expected I/N with 0 <= I < N"),
         (["source=.", "out=x", "task=a"], "invalid task=a: expected I/N"),
         (["source=.", "out=x", "data.shard_mb=0"], "data.shard_mb=0 is too small: at least 1"),

@@ -9,15 +9,9 @@ import pytest
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.compose import compose
+from pipeline.config.resolve import to_yaml
 from pipeline.runs.folder import RunFolder, folder_at, held
-from pipeline.runs.identity import (
-    check_same,
-    folder_of,
-    hashed_values,
-    resolve_auto,
-    to_yaml,
-    write_config,
-)
+from pipeline.runs.identity import check_same, folder_of, hashed_values, resolve_auto, write_config
 from shards import store
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -268,15 +268,15 @@ def test_a_file_of_secrets_must_be_private(tmp_path):
         ([*TRAIN, *SLURM, "cluster.nodes=3"], "batch=16 is not divisible by cluster.nodes=3"),
         ([*TRAIN, *SLURM, "cluster.tasks=3"], "only `shard` is divided into tasks"),
         (["masks", "out=m", *SLURM, "cluster.nodes=2"], "masks runs on one node"),
-        (["shard", "out=o", *SLURM], "shard without source= makes no set"),
-        (["shard", "source=p", *SLURM], "shard needs out="),
+        (["shard", "out=o", *SLURM], "source= is missing"),
+        (["shard", "source=p", *SLURM], "shard: out= is missing"),
         (["shard", "verify", *SLURM], "shard verify needs the URL"),
         (["shard", "verify", "s", *SLURM, "cluster.tasks=2"], "only `shard` is divided into tasks"),
         (["shard", "source=p", "out=o", "task=0/2", *SLURM, "cluster.tasks=2"], "task=0/2 is set"),
-        (["evaluate", "data.url=s", *SLURM], "nothing given to score: give one of checkpoint="),
+        (["evaluate", "data.url=s", *SLURM], "nothing to score: give one of checkpoint="),
         (
             ["evaluate", "model=a", "checkpoint=b", "data.url=s", *SLURM],
-            "checkpoint= and model= given",
+            "checkpoint= and model= are given",
         ),
         (["evaluate", "model=a", *SLURM], "data.url= is missing"),
         ([*TRAIN, *SLURM, "processes=2"], "set cluster.processes_per_node= (now 1)"),
@@ -287,7 +287,7 @@ def test_a_file_of_secrets_must_be_private(tmp_path):
         ([*TRAIN, *SLURM, "smoke=true", "seed=1,2"], "smoke=true with a sweep"),
         (
             [*TRAIN, *SLURM, "run=runs/same", "max_images=16,24"],
-            "2 points of the sweep have the same run runs/same",
+            "2 configurations of the sweep have the same run runs/same",
         ),
         ([*TRAIN, *SLURM, "seed=1,1"], "give each value once"),
         ([*TRAIN, *SLURM, "max_images=16,24"], "max_images, processes, accumulate"),
@@ -404,7 +404,7 @@ def test_a_record_is_found_by_id_folder_and_from_elsewhere(tmp_path, monkeypatch
 
 def test_an_unknown_id_is_told_the_known_ones(tmp_path):
     record(tmp_path / "runs" / "a")
-    with pytest.raises(ValueError, match=r"no job 'b' was submitted .*\(known: a\)"):
+    with pytest.raises(ValueError, match=r"no record of a job 'b' under .*\(known: a\)"):
         job_record.find("b", "runs")
 
 

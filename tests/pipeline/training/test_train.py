@@ -348,3 +348,14 @@ def test_musical_trains_with_its_discriminator_or_builds_none(verb, small_set, t
         assert all(line[name] is not None for name in line)
     names = {n.partition("_")[0].partition(".")[0] for n in files(tmp_path / "run", 8)}
     assert names == ({"generator", "discriminator"} if weight else {"generator"})
+
+
+def test_the_same_command_without_run_resumes_in_the_same_folder(verb, small_set, tmp_path):
+    """Its name is the hash of what was given, whatever `auto` came to at the first start."""
+    words = ["train", *TINY, f"data.url={small_set}", f"root={tmp_path}", "processes=2"]
+    for images in (16, 32):
+        done = verb(*words, f"max_images={images}")
+        assert done.returncode == 0, done.stderr
+    (run,) = tmp_path.glob("quickstart-*")
+    lines = (run / "steps.jsonl").read_text().splitlines()
+    assert [json.loads(line)["images_seen"] for line in lines] == [8, 16, 24, 32]
