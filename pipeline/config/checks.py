@@ -47,23 +47,21 @@ def train(config: TrainConfig) -> None:
 def _masks(masks: MasksConfig) -> None:
     if masks.kind == "none":
         raise ConfigError(
-            "masks.kind=none leaves nothing to fill, and nothing to validate: train with "
-            "irregular, center, square or external"
+            "masks.kind=none leaves no hole to train on: give irregular, center, square or external"
         )
     if masks.low >= masks.high:
         raise ConfigError(
-            f"masks.low={masks.low} is not below masks.high={masks.high}: give two shares of the "
-            "image, low < high"
+            f"masks.low={masks.low} is not below masks.high={masks.high}: give two hole ratios, "
+            "low < high"
         )
     if masks.kind == "external" and masks.url is None:
         raise ConfigError(
-            "masks.kind=external takes its holes from a set: masks.url= is missing "
-            "(`masks out=DIR` makes one)"
+            "masks.kind=external needs masks.url=, a set of masks (`masks out=DIR` makes one)"
         )
     if masks.kind != "external" and masks.url is not None:
         raise ConfigError(
-            f"masks.url={store.display(masks.url)} is for masks.kind=external, and masks.kind is "
-            f"{masks.kind}: leave one of them out"
+            f"masks.url={store.display(masks.url)} needs masks.kind=external, but masks.kind is "
+            f"{masks.kind}: give masks.kind=external, or leave masks.url= out"
         )
 
 

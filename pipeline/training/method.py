@@ -1,9 +1,9 @@
 """A method: its networks (generator, discriminator, feature extractor), loss terms and optimizers.
 
-In one step of either method the generator runs forward once, on the erased batch. MSA-Net's feature targets come from
-a second forward pass, of the original images, without gradient. The discriminator is frozen in the
-generator's pass, then learns from the detached output; both step together, so that accumulating
-micro-batches equals one large batch.
+In one step of either method the generator runs forward once, on the erased batch. MSA-Net's feature
+targets come from a second forward pass, of the original images, without gradient. The discriminator
+is frozen in the generator's pass, then learns from the detached output; both step together, so that
+accumulating micro-batches equals one large batch.
 """
 
 from __future__ import annotations

@@ -275,7 +275,7 @@ def test_a_slurm_that_does_not_answer_is_one_line_with_what_to_look_at(
     dead = re.sub(r"SlurmctldPort=\d+", "SlurmctldPort=1\nMessageTimeout=2", conf)
     (tmp_path / "slurm.conf").write_text(dead)
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
-    with pytest.raises(SubmitError, match="look at `scontrol ping`") as refused:
+    with pytest.raises(SubmitError, match="check `scontrol ping`") as refused:
         scheduler.judge(scheduler.render([Stage(job("silent", "steps=1"), SMALL)]))
     assert "Unable to contact" in str(refused.value) and "\n" not in str(refused.value)
 

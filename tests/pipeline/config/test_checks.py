@@ -17,10 +17,10 @@ REFUSED = {
         ("threads=-1", "invalid threads=-1"),
         ("parallel=zero1 precision=fp16", "parallel=zero1 takes bf16 or fp32"),
         ("data.validate=test", "the best checkpoint would be selected on"),
-        ("masks.kind=none", "masks.kind=none leaves nothing to fill"),
+        ("masks.kind=none", "masks.kind=none leaves no hole"),
         ("masks.low=0.5 masks.high=0.5", "masks.low=0.5 is not below masks.high=0.5"),
-        ("masks.kind=external", "masks.url= is missing"),
-        ("masks.url=m", "masks.url=m is for masks.kind=external"),
+        ("masks.kind=external", "masks.kind=external needs masks.url="),
+        ("masks.url=m", "masks.url=m needs masks.kind=external"),
     ],
     "evaluate": [
         ("model=telea data.url=null", "data.url= is missing: the sharded set that holds"),

@@ -203,7 +203,7 @@ def test_a_job_on_this_disk_reads_the_submitters_cache(
     begun, cached, tmp_path, monkeypatch, cluster
 ):
     cached("vgg16")
-    monkeypatch.setattr(scheduler, "submit", lambda stages, _: ["7" for _ in stages])
+    monkeypatch.setattr(scheduler, "submit", lambda rendered, _: ["7" for _ in rendered.stages])
     way = "slurm" if cluster is SLURM else "local"
     status, output = begun(way, "objective=msanet_vgg")
     assert status == 0, output
@@ -221,7 +221,7 @@ def test_a_job_brings_the_files_to_pods_with_an_empty_cache(
     cached("vgg16", "densenet121")
     data = f"{bucket}/set"
     upload(small_set, data)
-    monkeypatch.setattr(scheduler, "submit", lambda stages, _: ["7" for _ in stages])
+    monkeypatch.setattr(scheduler, "submit", lambda rendered, _: ["7" for _ in rendered.stages])
     words = ["submit", "train", *PODS, PAPER, "data.crop=96", "validate.size=96", *more]
     assert cli.main([*words, f"root={bucket}/runs", f"data.url={data}"]) == 0
     kept = {name: weights.cached(name).read_bytes() for name in NETWORKS}

@@ -19,6 +19,7 @@ from pipeline.runs.checkpoints import build_generator, list_checkpoints
 from pipeline.runs.folder import folder_at
 from pipeline.training.checkpointing import Saver
 from shards import store
+from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parents[3]
 STEPS, BATCH = 20, 8
