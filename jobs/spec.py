@@ -87,8 +87,12 @@ class Cluster:
     volumes: dict[str, str] = key({}, "mounted claims: {CLAIM: /path}", (), KUBERNETES)
     node_selector: dict[str, str] = key({}, "required node labels", (), KUBERNETES)
     tolerations: list[Any] = key([], "taints to tolerate", (), KUBERNETES)
-    service_account: str | None = key(None, "null: the namespace's default", (), KUBERNETES)
-    priority_class: str | None = key(None, "null: the cluster's default", (), KUBERNETES)
+    service_account: str | None = key(
+        None, "service account of the pods; null: the default", (), KUBERNETES
+    )
+    priority_class: str | None = key(
+        None, "priority class of the pods; null: the default", (), KUBERNETES
+    )
     gpu_resource: str = key("nvidia.com/gpu", "name of the accelerator resource", (), KUBERNETES)
     shm_gb: int = key(8, "shared memory, GiB; part of memory_gb", (), KUBERNETES, 1)
     ttl_hours: int = key(72, "hours until a finished Job is removed", (), KUBERNETES, 0)

@@ -135,7 +135,7 @@ COMMANDS: dict[str, Command] = {
     "submit": Command(
         "pipeline.submission.submit",
         schema.SubmitConfig,
-        "COMMAND [key=value ...] [then COMMAND ...]: run as jobs (SLURM, Kubernetes, local)",
+        "run commands as jobs: submit COMMAND [key=value ...] [then COMMAND ...]",
         groups={"cluster": "local"},
         raw=True,
     ),

@@ -64,7 +64,7 @@ class MsanetModel(ModelConfig):
     gate: str = key(
         "sigmoid", "gate of the attention weights; not given in the paper", ("sigmoid", "none")
     )
-    taps: int = key(3, "feature maps of the internal losses", least=1)
+    taps: int = key(3, "feature maps in the perceptual and style losses", least=1)
 
 
 @dataclass
@@ -143,7 +143,9 @@ class EvaluationMasks:
 class MasksConfig(EvaluationMasks):
     """What training reads of `masks`."""
 
-    kind: str = key("irregular", "holes", ("irregular", "center", "square", "external", "none"))
+    kind: str = key(
+        "irregular", "kind of holes", ("irregular", "center", "square", "external", "none")
+    )
     low: float = key(0.01, "smallest hole ratio of training masks", least=0.0, most=1.0)
     high: float = key(0.6, "largest hole ratio of training masks", least=0.0, most=1.0)
     border: float = key(
@@ -162,13 +164,13 @@ class Phase:
 
 @dataclass
 class ObjectiveConfig:
-    l1: float = key(0.0, "weight of g/l1", least=0.0)
+    l1: float = key(0.0, "weight of the L1 loss, logged as g/l1", least=0.0)
     l1_hole: float = key(0.0, "weight of L1 inside the hole", least=0.0)
-    l2: float = key(0.0, "weight of g/l2", least=0.0)
-    perceptual: float = key(0.0, "weight of g/perceptual", least=0.0)
-    style: float = key(0.0, "weight of g/style", least=0.0)
-    tv: float = key(0.0, "weight of g/tv", least=0.0)
-    adv: float = key(0.0, "weight of g/adv; 0 builds no discriminator", least=0.0)
+    l2: float = key(0.0, "weight of the L2 loss, logged as g/l2", least=0.0)
+    perceptual: float = key(0.0, "weight of the perceptual loss, logged as g/perceptual", least=0.0)
+    style: float = key(0.0, "weight of the style loss, logged as g/style", least=0.0)
+    tv: float = key(0.0, "weight of total variation, logged as g/tv", least=0.0)
+    adv: float = key(0.0, "weight of the adversarial loss; 0 builds no discriminator", least=0.0)
     features: str = key("internal", "perceptual and style features", ("internal", "vgg16"))
     loss_on: str = key("raw", "image that the pixel losses compare", ("raw", "composite"))
     feature_images: str = key("raw", "images given to VGG16", ("raw", "raw+composite"))
@@ -184,7 +186,7 @@ class ObjectiveConfig:
 class ParallelConfig:
     strategy: str = key("ddp", "parallel strategy", ("single", "ddp", "zero1", "zero2", "zero3"))
     sync_batchnorm: bool = key(True, "compute batch statistics over all processes")
-    channels_last: bool = key(True, "memory format of the generator")
+    channels_last: bool = key(True, "keep the generator in channels-last memory format")
     compile: bool = key(False, "torch.compile the networks in place")
     hang_timeout: int = key(
         300,
@@ -234,7 +236,7 @@ class ValidateConfig:
 class RecordConfig:
     """What `evaluate` reads of `tracking`: it records in the run's own experiment."""
 
-    enabled: bool = key(True, "record the run in MLflow")
+    enabled: bool = key(True, "log the result to MLflow")
 
 
 @dataclass

@@ -91,7 +91,7 @@ class TrainConfig(CommandConfig):
     weights: str = key(
         CACHE,
         "VGG16's and the discriminator's ImageNet weights: cache (see `fetch`), a folder or URL of "
-        "such files, or random: none",
+        "such files, or random (no pretrained weights)",
     )
     smoke: bool = key(
         False,
@@ -103,7 +103,7 @@ class TrainConfig(CommandConfig):
     processes: str = key("auto", "processes on this machine; auto: one per GPU, else 1")
     threads: str = key("auto", "CPU threads of each process; auto: cores / processes")
     loader_threads: int = key(2, "decode threads of each process", least=1)
-    precision: str = key("auto", "autocast", ("auto", "fp32", "bf16", "fp16"))
+    precision: str = key("auto", "precision of autocast", ("auto", "fp32", "bf16", "fp16"))
     accumulate: int = key(1, "micro-batches per optimizer step", least=1)
     clip: float | None = key(None, "max gradient norm; null: no clipping", least=1e-09)
     ema: float = key(
@@ -163,7 +163,7 @@ class PromoteConfig(CommandConfig):
         None, "Parquet of the evaluation that gives the reference pairs; null: the model's own"
     )
     repin: bool = key(False, "choose new reference pairs and score the champion on them")
-    fresh: bool = key(False, "evaluate the archive even if evaluations exist")
+    fresh: bool = key(False, "evaluate the archive again even if it was evaluated before")
     tolerance: float = key(0.1, "largest PSNR loss of any bucket against the champion, dB")
     bound: float = key(0.02, "largest PSNR loss of the mean over buckets, dB")
     floor: float = key(12.0, "lowest PSNR allowed in any bucket, dB")
