@@ -102,7 +102,7 @@ def test_the_version_says_where_it_comes_from(store):
     card = version.description
     assert "## Limits" in card and "## License" in card and "ab" * 32 in card
     assert "Protocol msanet, 360 pairs" in card
-    (row,) = re.findall(r"\| \(0.1,0.2\] \| 60 \| (\S+) \[(\S+), (\S+)\] \| 0.8000 \|", card)
+    (row,) = re.findall(r"\| \(0.1,0.2\] \| 60 \| (\S+) \| \[(\S+), (\S+)\] \| 0.8000 \|", card)
     mean, low, high = map(float, row)
     assert abs(mean - 21.5) < 1 and low < mean < high
     assert read_run_json(run)["pinned"] == [1000], "retention must not delete its checkpoint"
