@@ -169,7 +169,7 @@ def test_the_trainers_account_registers_but_cannot_touch_production(as_user, tmp
     as_user("release")
     assert promote.main(PromoteConfig(model="inpaint-msanet", run=better, into="inpaint"))
     assert promote.main(RollbackConfig(model="inpaint"))["version"] == 3
-    champion = register.find_version(connect(url), "models:/inpaint@champion")
+    champion = model_versions.find_version(connect(url), "models:/inpaint@champion")
     assert champion.tags["lacuna.run"] == run
 
     worse = finished_run(tmp_path / "worse", seed=3)
