@@ -153,7 +153,7 @@ DRY = {
     "masks": ("out=runs/new", r"would draw 14000 masks of 256x256 into runs/new"),
     "masks done": ("out=runs/quickstart/masks", r"would check that runs/quickstart/masks"),
     "train": (f"experiment=quickstart {SET} run=runs/new", r"would start 6000 .* runs/new, 2 pro"),
-    "train on": ("run=runs/quickstart/run max_images=9999", r"would go on at 6000 of 9999 images"),
+    "train on": ("run=runs/quickstart/run max_images=9999", r"would resume at 6000 of 9999 images"),
     "evaluate": (f"model=telea {SET} split=test masks.url=runs/quickstart/masks limit=1",
                  r"would score telea on 7 pairs and write runs/evaluation/msanet-telea-\w+"),
     "register": ("run=runs/quickstart/run", r"would export .*0{5}\d+ and register it as inp"),
