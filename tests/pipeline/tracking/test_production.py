@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.config.schema import PromoteConfig, RollbackConfig, RunsConfig
-from pipeline.registry import promote, register
+from pipeline.registry import promote
 from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import errors, model_versions, runs
 from pipeline.tracking.client import connect, experiment_id, ping
