@@ -55,7 +55,7 @@ def same(run, other):
     return found(run) == found(other)
 
 
-DIVERGES = "objective.phases=[{until: 32, lr: 1.0e-3}, {until: null, lr: 1.0e+10}]"
+DIVERGES = "objective.phases=[{until: 32, lr: 1.0e-3}, {until: null, lr: 1.0e+30}]"
 
 
 def test_a_run_that_diverges_ends_in_one_line_and_keeps_the_last_good_checkpoint(train, tmp_path):
