@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.common.environment import user
 from pipeline.config.schema import RegisterConfig
 from pipeline.evaluation import results
-from pipeline.inference.sources import GENERATOR_FILES, own_tags
+from pipeline.inference.sources import GENERATOR_FILES, TAG_PREFIX, own_tags
 from pipeline.registry import package
 from pipeline.registry.package import tree_digest
 from pipeline.runs.run_json import read_run_json
@@ -75,6 +75,23 @@ def register(
         "images_seen": info["images_seen"],
         "link": model_link(uri, name, version.version),
     }
+
+
+def create_version(
+    client: Any, name: str, facts: dict[str, str], card: str, gate: dict[str, str]
+) -> Any:
+    """Create a version from the logged model of `facts`, its `lacuna.*` tags; return it.
+
+    card: its description. gate: the `gate.*` tags of a promotion.
+    """
+    return client.create_model_version(
+        name,
+        source=f"models:/{facts['model_id']}",
+        run_id=facts.get("run_id"),
+        tags={f"{TAG_PREFIX}{key}": value for key, value in facts.items()} | gate,
+        description=card,
+        model_id=facts["model_id"],
+    )
 
 
 def run_name(run: str) -> str:
@@ -168,12 +185,5 @@ def _publish(
     client.finalize_logged_model(logged.model_id, "READY")
     if run_id:
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, int(facts["images_seen"]))])
-    tags = {**facts, "model_id": logged.model_id, "tree_sha256": tree_digest(folder / "model")}
-    return client.create_model_version(
-        facts["name"],
-        source=f"models:/{logged.model_id}",
-        run_id=run_id,
-        tags={f"lacuna.{key}": value for key, value in tags.items()},
-        description=(folder / "README.md").read_text(),
-        model_id=logged.model_id,
-    )
+    facts |= {"model_id": logged.model_id, "tree_sha256": tree_digest(folder / "model")}
+    return create_version(client, facts["name"], facts, (folder / "README.md").read_text(), {})
