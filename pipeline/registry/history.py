@@ -30,11 +30,13 @@ def fold(versions: list[Any]) -> History:
     """Fold all versions of one registered model, oldest first, into its history."""
     line: list[Any] = []
     stack: list[Any] = []
+    champion = "0"
     for version in versions:
         tags = version.tags
-        if not is_promotion(version) or int(tags["gate.baseline"]) != number(line):
+        if tags.get("gate.baseline") != champion:
             continue
         line.append(version)
+        champion = str(version.version)
         if tags["gate.kind"] == "rollback":
             while stack and content(stack[-1]) != tags["gate.content"]:
                 stack.pop()
@@ -46,11 +48,6 @@ def fold(versions: list[Any]) -> History:
 def is_promotion(version: Any) -> bool:
     """Whether a promotion or rollback created the version, not `register`."""
     return "gate.baseline" in version.tags
-
-
-def number(line: list[Any]) -> int:
-    """The champion's version number; 0 before the first."""
-    return int(line[-1].version) if line else 0
 
 
 def content(version: Any) -> str:

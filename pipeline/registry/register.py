@@ -22,10 +22,6 @@ from pipeline.tracking.model_versions import checked_name, versions
 from shards import store
 
 
-def main(config: RegisterConfig) -> dict[str, Any]:
-    return register(config.run, config.checkpoint, config.name, config.weights)
-
-
 def dry_run(config: RegisterConfig) -> str:
     from pipeline.runs.checkpoints import find
 
@@ -35,13 +31,7 @@ def dry_run(config: RegisterConfig) -> str:
     return f"would export {store.display(checkpoint.url)} and register it as {name} at {server}"
 
 
-def register(
-    run: str,
-    checkpoint: str = "best",
-    name: str | None = None,
-    weights: str = "auto",
-    root: str | None = None,
-) -> dict[str, Any]:
+def main(config: RegisterConfig) -> dict[str, Any]:
     """Export a checkpoint's generator and register it, unless the same weights are registered.
 
     Returns model_uri, name, version, sha256 (of the archive), model_id, images_seen, link.
@@ -49,16 +39,17 @@ def register(
     """
     from pipeline.runs.checkpoints import load_generator, pin
 
-    generator, info = load_generator(run, checkpoint, weights)
+    generator, info = load_generator(config.run, config.checkpoint, config.weights)
     network = info["model"]["name"]
-    name = checked_name(name or f"inpaint-{network}")
+    name = checked_name(config.name or f"inpaint-{network}")
     recorded = read_run_json(info["run"])
-    uri = uri_for(info["run"], root)
+    uri = uri_for(info["run"])
     client = connect(uri)
     with errors.explained(uri):
         ensure_model(client, name, network)
         digest = info["files"][GENERATOR_FILES[info["weights"]]]["sha256"]
-        version = _registered(client, name, digest)
+        known = (v for v in versions(client, name) if v.tags.get("lacuna.weights_sha256") == digest)
+        version = next(known, None)
         if version is None:
             with tempfile.TemporaryDirectory() as folder:
                 facts = _facts(info, recorded, name, network, digest)
@@ -123,13 +114,6 @@ def ensure_model(
 
 
 # --- steps of register ----------------------------------------------------------------------------
-
-
-def _registered(client: Any, name: str, digest: str) -> Any | None:
-    for version in versions(client, name):
-        if version.tags.get("lacuna.weights_sha256") == digest:
-            return version
-    return None
 
 
 def _facts(

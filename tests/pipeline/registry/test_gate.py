@@ -162,7 +162,7 @@ def test_any_interleaving_of_four_promotions_has_one_line():
         log, read, pending = [], [], list(order)
         for action in pending:
             if action == "r":
-                read.append(history.number(history.fold(log).line))
+                read.append(line(log)[-1] if line(log) else 0)
             elif read:
                 log.append(version(len(log) + 1, read.pop(random.randrange(len(read)))))
         for baseline in read:
