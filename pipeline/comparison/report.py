@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,12 +57,10 @@ def log(config: CompareConfig, digest: str, urls: Iterable[str]) -> None:
         str(config.out), root=config.root, experiment=experiment, run_name=f"compare-{digest}"
     )
     params = {"table": config.table, "protocol": config.protocol, "runs": config.runs}
-    with tracker, tempfile.TemporaryDirectory() as scratch:
+    with tracker:
         tracker.start(params, {"kind": "comparison"})
         for url in urls:
-            copy = Path(scratch, store.name(url))
-            copy.write_bytes(store.read(url))
-            tracker.artifact(copy, "report")
+            tracker.artifact(f"report/{store.name(url)}", store.read(url))
 
 
 def _grids(table: Table) -> Iterable[tuple[str, str, list[dict[str, Any]]]]:

@@ -167,7 +167,6 @@ class PromoteConfig(CommandConfig):
     tolerance: float = key(0.1, "largest PSNR loss of any bucket against the champion, dB")
     bound: float = key(0.02, "largest PSNR loss of the mean over buckets, dB")
     floor: float = key(12.0, "lowest PSNR allowed in any bucket, dB")
-    verify: bool = key(False, "only verify the log and the files of past promotions")
     root: str = key("runs", "folder of runs, if no tracking server is set")
 
 

@@ -50,7 +50,7 @@ def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: 
     dataset = (config.data.name, store.display(manifest.url), manifest.digest)
     tags = {"recipe": recipe, "weights": "ema" if config.ema else "raw"}
     tracker.start(asdict(config), tags, dataset)
-    tracker.artifact(run.local / "config.yaml")
+    tracker.artifact("config.yaml", (run.local / "config.yaml").read_bytes())
     return tracker
 
 

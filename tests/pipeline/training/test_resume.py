@@ -10,7 +10,7 @@ import torch
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.groups import ObjectiveConfig
-from pipeline.config.schema import TrainConfig
+from pipeline.config.schema import RegisterConfig, TrainConfig
 from pipeline.registry import register
 from pipeline.runs.checkpoints import build_generator, find
 from pipeline.runs.folder import folder_at
@@ -174,7 +174,7 @@ def test_a_registered_model_is_a_start_and_stays_in_the_lineage(tmp_path, monkey
     root = str(tmp_path / "runs")
     uri = tracking_uri(root)
     run = finished_run(tmp_path / "runs" / "first", uri=uri)
-    version = register.register(run)
+    version = register.main(RegisterConfig(run=run))
     client = connect(uri)
     client.set_registered_model_alias(version["name"], "champion", str(version["version"]))
     networks = fresh(average=True)
