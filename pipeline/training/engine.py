@@ -254,6 +254,19 @@ class Engine:
         dist.broadcast_object_list(values, src=0, group=self.control_group)
         return values[0]
 
+    def from_main(self, read: Callable[[], Any]) -> Any:
+        """Return on every rank what `read` returns on rank 0; its error is raised on every rank."""
+        value = None
+        if self.is_main:
+            try:
+                value = read()
+            except (ValueError, OSError) as error:
+                value = error
+        value = self.broadcast_object(value)
+        if isinstance(value, Exception):
+            raise value
+        return value
+
     def average_buffers(self, players: Sequence[TrainableNetwork]) -> None:
         """Average running statistics over ranks; synchronized norms are equal already."""
         if self.world_size == 1 or self.config.sync_batchnorm:

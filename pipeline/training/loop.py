@@ -33,12 +33,11 @@ from pipeline.training.guards import (
     out_of_memory_outside_step,
 )
 from pipeline.training.method import Method
-from pipeline.training.progress import Meter
+from pipeline.training.progress import Meter, format_metrics
 from pipeline.training.resume import resume
 from pipeline.training.run_log import (
     StepLog,
     finish,
-    format_metrics,
     headline,
     open_tracker,
     save_samples,

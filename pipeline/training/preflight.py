@@ -6,7 +6,6 @@ Nothing here imports torch, which keeps the launcher light. The sizes that a net
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -15,7 +14,6 @@ from pipeline.common.errors import ConfigError
 from pipeline.config import checks
 from pipeline.config.groups import VALIDATED, DataConfig, MasksConfig
 from pipeline.config.schema import TrainConfig
-from pipeline.launch.topology import surely_no_gpu
 from pipeline.runs import checkpoints
 from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import check_same, folder_of, other_dataset
@@ -57,21 +55,18 @@ def preflight(
 
 
 def check_processes(config: TrainConfig, world_size: int) -> None:
-    """Check processes, threads and precision against these machines."""
+    """Check the processes against the strategy and the batch."""
     strategy = config.parallel.strategy
     if strategy == "single" and world_size > 1:
         raise ConfigError(
-            f"parallel=single runs one process, but this job has {world_size}: give parallel=ddp, "
-            f"or one node with one process"
+            f"parallel=single is one process, but {world_size} are given: give parallel=ddp, or "
+            f"processes=1 on one node"
         )
     if strategy.startswith("zero") and find_spec("deepspeed") is None:
         raise ConfigError(
             f"parallel={strategy} needs DeepSpeed, which is not installed: run "
             f"`DS_BUILD_OPS=0 pip install -e .[deepspeed]`, or give parallel=ddp"
         )
-    here = "PET_NNODES" in os.environ or config.cluster.scheduler == "local"  # not on a login node
-    if config.precision == "fp16" and here and surely_no_gpu():
-        raise ConfigError("precision=fp16 needs a GPU; on this CPU use fp32, bf16 or auto")
     checks.divisible(config, world_size)
 
 
@@ -189,16 +184,7 @@ def check_init(config: TrainConfig, init: str) -> None:
     if init.startswith("models:"):
         options = _registered(init, config)
     else:
-        url, name = checkpoints.split_address(init)
-        saved = {c.name: c for c in checkpoints.list_checkpoints(url)}
-        if not saved:
-            raise ConfigError(
-                f"init={shown} holds no checkpoint: give a run, one of its checkpoints, or "
-                f"models:/NAME@champion"
-            )
-        if name and name not in saved:
-            raise ConfigError(f"init={shown} does not exist: that run has {', '.join(saved)}")
-        options = saved[name or max(saved)].state.get("model", {})
+        options = checkpoints.find(init).state.get("model", {})
     for key, value in model.items():
         before = options.get(key, value)
         if before != value and key not in NOT_IN_TENSORS:
