@@ -66,13 +66,12 @@ def choose_precision(wanted: str, on_gpu: bool) -> str:
     """Resolve `auto`: bf16 where the device has it natively (CUDA from sm_80, CPUs with AMX)."""
     import torch
 
+    newer = on_gpu and torch.cuda.get_device_capability()[0] >= 8
     if wanted == "auto":
-        if on_gpu:
-            return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp32"
-        return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+        return "bf16" if newer or not on_gpu and torch.cpu._is_amx_tile_supported() else "fp32"
     if wanted == "fp16" and not on_gpu:
         raise ConfigError("precision=fp16 needs a GPU; on this CPU use fp32, bf16 or auto")
-    if wanted == "bf16" and on_gpu and torch.cuda.get_device_capability()[0] < 8:
+    if wanted == "bf16" and on_gpu and not newer:
         raise ConfigError("precision=bf16: this GPU has no bf16; use precision=fp16 or fp32")
     return wanted
 

@@ -184,16 +184,15 @@ def find(name: str, root: str) -> SubmittedJob:
 def every(root: str) -> Iterator[SubmittedJob | Unread]:
     """Yield the records under `root`, then those elsewhere that this machine has pointers to.
 
-    Buckets are read in parallel, for at most `TIMEOUT` seconds.
+    All are read in parallel, for at most `TIMEOUT` seconds.
     """
     places = []
-    if store.is_local(root) and store.local(root).is_dir():
-        places = [str(p.parent) for p in sorted(store.local(root).glob(f"*/{NAME}"))]
+    if store.is_local(root):
+        places = [str(p.parent) for p in sorted(store.local(root).absolute().glob(f"*/{NAME}"))]
     if pointers().is_dir():
         places += [p.read_text().strip() for p in sorted(pointers().iterdir())]
     seen: set[tuple[str, str]] = set()
-    once = {os.path.abspath(p) if store.is_local(p) else p: p for p in reversed(places)}
-    for record in _all(list(reversed(once.values()))):
+    for record in _all(list(dict.fromkeys(places))):
         if isinstance(record, Unread):
             yield record
         elif record is not None and (record.folder, record.number) not in seen:
@@ -210,15 +209,12 @@ def _all(places: Sequence[str]) -> Iterator[SubmittedJob | Unread | None]:
         except (OSError, ValueError) as error:
             answers[place] = Unread(place, one_line(error))
 
-    asked = {p: Thread(target=ask, args=(p,), daemon=True) for p in places if not store.is_local(p)}
-    for thread in asked.values():
+    threads = [Thread(target=ask, args=(place,), daemon=True) for place in places]
+    for thread in threads:
         thread.start()
     end = time.monotonic() + TIMEOUT
-    for place in places:
-        if place in asked:
-            asked[place].join(max(0.0, end - time.monotonic()))
-        else:
-            ask(place)
+    for place, thread in zip(places, threads, strict=True):
+        thread.join(max(0.0, end - time.monotonic()))
         gone = Unread(place, f"no answer within {TIMEOUT:.0f} s: check endpoint and network")
         yield answers.get(place, gone)
 

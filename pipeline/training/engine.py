@@ -155,26 +155,9 @@ class Engine:
                     stack.enter_context(self.accelerator.no_sync(player.wrapped))
             yield
 
-    @contextmanager
-    def alone(self, players: Sequence[TrainableNetwork]) -> Iterator[None]:
-        """Context without exchanges with other ranks, to try which batch size fits.
-
-        Not with ZeRO. Norms are in evaluation mode, and gradients are dropped.
-        """
-        wrapped = [player.wrapped for player in players]
-        for player in players:
-            player.module.eval().zero_grad(set_to_none=True)
-            player.wrapped = player.module
-        try:
-            yield
-        finally:
-            for player, before in zip(players, wrapped, strict=True):
-                player.wrapped = before
-                player.module.train().zero_grad(set_to_none=True)
-
     def backward(self, loss: Tensor, player: TrainableNetwork) -> None:
         if player.sharded is not None:
-            player.sharded.backward(loss)
+            player.sharded.engine.backward(loss, scale_wrt_gas=False)
         else:
             (loss if player.scaler is None else player.scaler.scale(loss)).backward()
 

@@ -81,10 +81,9 @@ class Meter:
 
         On a GPU only the data wait: its thread spins while kernels wait for other ranks.
         """
-        own = {"wait": [s.wait for s in self._steps], "cpu": [s.cpu for s in self._steps]}
-        if torch.cuda.is_available():
-            own["cpu"] = []
-        medians = {k: 1e3 * statistics.median(v) if v else 0.0 for k, v in own.items()}
+        waits = [s.wait for s in self._steps] or [0.0]
+        cpu = [0.0 if torch.cuda.is_available() else s.cpu for s in self._steps] or [0.0]
+        medians = {"wait": 1e3 * statistics.median(waits), "cpu": 1e3 * statistics.median(cpu)}
         return {"host": socket.gethostname(), **medians}
 
     @property
