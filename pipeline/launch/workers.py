@@ -67,14 +67,12 @@ def supervise(
         errors = [Path(scratch, str(i)) for i in range(len(workers))]
         try:
             for i, worker in enumerate(workers):
-                environment = {**os.environ, **worker, ERROR_FILE: str(errors[i])}
-                stdout = None if i == 0 else writing or sys.stderr
                 started.append(
                     subprocess.Popen(
                         command,
-                        env=environment,
+                        env={**os.environ, **worker, ERROR_FILE: str(errors[i])},
                         preexec_fn=partial(_prepare, os.getpid()),
-                        stdout=stdout,
+                        stdout=None if i == 0 else writing or sys.stderr,
                         stderr=writing,
                     )
                 )

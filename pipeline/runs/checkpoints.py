@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.runs.run_json import change_run_json
-from shards import objects, store
+from shards import store
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -77,9 +77,7 @@ def list_checkpoints(run_url: str) -> list[Checkpoint]:
             state = json.loads(store.read(store.join(url, "state.json")))
         except FileNotFoundError:
             continue
-        except objects.StoreError:  # unreachable or forbidden does not mean corrupt
-            raise
-        except ValueError:  # not JSON
+        except (json.JSONDecodeError, UnicodeDecodeError):
             warn_corrupt(url)
             continue
         if state.get("schema") != SCHEMA:
