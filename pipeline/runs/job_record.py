@@ -188,11 +188,12 @@ def every(root: str) -> Iterator[SubmittedJob | Unread]:
     """
     places = []
     if store.is_local(root):
-        places = [str(p.parent) for p in sorted(store.local(root).absolute().glob(f"*/{NAME}"))]
+        places = [str(p.parent) for p in sorted(store.local(root).glob(f"*/{NAME}"))]
     if pointers().is_dir():
         places += [p.read_text().strip() for p in sorted(pointers().iterdir())]
     seen: set[tuple[str, str]] = set()
-    for record in _all(list(dict.fromkeys(places))):
+    once = {os.path.abspath(p) if store.is_local(p) else p: p for p in reversed(places)}
+    for record in _all(list(reversed(once.values()))):
         if isinstance(record, Unread):
             yield record
         elif record is not None and (record.folder, record.number) not in seen:

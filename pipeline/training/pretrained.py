@@ -90,8 +90,7 @@ def read(weights: str, name: str) -> bytes:
 def facts(data: bytes) -> dict[str, str]:
     """Return the metadata of a safetensors file."""
     size = int.from_bytes(data[:8], "little")
-    metadata: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
-    return metadata
+    return json.loads(data[8 : 8 + size]).get("__metadata__") or {}
 
 
 def digest(data: bytes) -> str:
