@@ -103,7 +103,12 @@ def _run(known: argparse.Namespace, words: list[str], spec: Command) -> int:
         return _print(module.main(words, known.dry_run), known.json, module)
     words = positional(spec, sorted(words, key=lambda word: word in SHORT.values()))
     resolved = compose(known.command, words)
-    check(known.command, resolved.config)
+    try:
+        check(known.command, resolved.config)
+    except ValueError as error:
+        if record := getattr(import_module(spec.module), "refused", None):
+            record(resolved.config, one_line(error))
+        raise
     if spec.workers:
         check_worker(os.environ)
     module = import_module(spec.module)

@@ -140,10 +140,6 @@ def headline(
     return line
 
 
-def format_metrics(values: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-
-
 class StepLog:
     """steps.jsonl: one object a line, means over ranks and over the steps since the last line."""
 
