@@ -80,27 +80,24 @@ def first_block(generator: MSANet, images: Tensor, masks: Tensor) -> dict[str, A
     return features
 
 
-def spatial_map(before: Tensor, after: Tensor) -> Tensor:
-    """Return the weights N×H×W of a spatial attention, read from each pixel's strongest channel.
+def attention(before: Tensor, after: Tensor, dim: int) -> Tensor:
+    """Return the weights of an attention, read where its input is strongest along `dim`.
 
-    NaN where every channel is 0.
+    NaN where the input is 0 all along `dim`.
     """
-    place = before.abs().argmax(1, keepdim=True)
-    strongest = before.gather(1, place)[:, 0]
-    weights = after.gather(1, place)[:, 0] / strongest
-    return torch.where(strongest == 0, torch.nan, weights)
+    place = before.abs().argmax(dim, keepdim=True)
+    strongest, attended = (values.gather(dim, place).squeeze(dim) for values in (before, after))
+    return torch.where(strongest == 0, torch.nan, attended / strongest)
+
+
+def spatial_map(before: Tensor, after: Tensor) -> Tensor:
+    """Return the weights N×H×W of a spatial attention."""
+    return attention(before, after, 1)
 
 
 def channel_weights(joined: Tensor, attended: Tensor) -> Tensor:
-    """Return the weights N×C of a channel attention, read at each channel's strongest pixel.
-
-    NaN where the whole channel is 0.
-    """
-    flat = joined.flatten(2)
-    place = flat.abs().argmax(2, keepdim=True)
-    strongest = flat.gather(2, place)[..., 0]
-    weights = attended.flatten(2).gather(2, place)[..., 0] / strongest
-    return torch.where(strongest == 0, torch.nan, weights)
+    """Return the weights N×C of a channel attention."""
+    return attention(joined.flatten(2), attended.flatten(2), 2)
 
 
 def scales(features: dict[str, Any], erased: list[Panel]) -> Figure:

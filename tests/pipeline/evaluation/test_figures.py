@@ -69,7 +69,7 @@ def test_other_attention_can_be_drawn_and_none_is_one_everywhere(kind):
 @pytest.mark.parametrize("structure", ["msau", "single", "inception_v1"])
 def test_four_figures_are_drawn_of_every_structure(structure, tmp_path):
     net = network(structure=structure)
-    urls = figures.draw(net, *inputs(), str(tmp_path))
+    urls = figures.draw(net, *inputs(1), str(tmp_path))
     names = [url.rsplit("/", 1)[-1] for url in urls]
     assert names == ["scales.png", "spatial.png", "channels.png", "masks.png"]
     images = [np.asarray(Image.open(url)) for url in urls]
