@@ -41,12 +41,12 @@ def main(config: CompareConfig) -> dict[str, Any]:
         ours = {row.label for row in table.rows if row.kind == "ours"}
         shown = [(g.label, g.members[0]) for g in groups if g.label in ours]
         page = report.render(table, shown)
-        for name, text in (("md", as_markdown(table)), ("csv", as_csv(table)), ("html", page)):
-            url = store.join(config.out, f"compare.{name}")
-            store.write(url, text.encode())
-            result["written"].append(url)
+        texts = {"md": as_markdown(table), "csv": as_csv(table), "html": page}
+        for kind, text in texts.items():
+            result["written"].append(store.join(config.out, f"compare.{kind}"))
+            store.write(result["written"][-1], text.encode())
         if config.tracking.enabled:
-            report.log(config, digest(e for g in groups for e in g.members), result["written"])
+            report.log(config, digest(e for g in groups for e in g.members), texts)
     return result
 
 
@@ -92,12 +92,13 @@ def build(
     printed = None
     if name is not None:
         printed = papers.table(name)
-        protocol = printed["protocol"]
+        title, protocol = printed["title"], printed["protocol"]
     elif not groups:
         raise ValueError("no evaluations found: run `evaluate checkpoint=RUN …` first")
     else:
         known = [g.facts["protocol"] for g in groups]
         protocol = protocol or max(known, key=known.count)
+        title = f"protocol {protocol}"
         if protocol in papers.MAIN:
             printed = papers.table(papers.MAIN[protocol])
     ours = [g for g in groups if g.facts["protocol"] == protocol]
@@ -112,15 +113,7 @@ def build(
     others = "other images" if printed else ""
     rows += [our_row(g, others, columns, measured, reference) for g in ours]
     label = reference.label if reference else ""
-    title = _title(printed, protocol, name)
     return Table(title, columns, measured, rows, label, _notes(printed, groups))
-
-
-def _title(printed: Mapping[str, Any] | None, protocol: str, name: str | None) -> str:
-    if printed is None or name is None:
-        return f"protocol {protocol}"
-    paper = papers.load()["papers"][printed["paper"]]["name"]
-    return f"{paper}, table {printed['name'].rpartition('/')[2]}: {printed['caption']}"
 
 
 def _columns(
@@ -168,7 +161,7 @@ def _reference(ours: list[Group], against: str | None) -> Group | None:
 def _notes(printed: Mapping[str, Any] | None, groups: list[Group]) -> list[str]:
     notes = []
     if printed is not None:
-        notes.append(papers.load()["papers"][printed["paper"]]["citation"])
+        notes.append(printed["source"]["citation"])
         if printed.get("note"):
             notes.append(printed["note"])
     digests = {g.facts["pairs_digest"][:8] for g in groups}
@@ -188,5 +181,5 @@ def weights_table() -> Table:
         counted = "counted in the network that we build"
         ours = {(c, "weights"): Cell(v, counted) for c, v in zip(columns, row["weights"])}
         rows.append(Row(row["structure"], "ours", ours, "ours"))
-    paper = papers.load()["papers"][printed["paper"]]["citation"]
-    return Table(_title(printed, "", "1"), columns, ["weights"], rows, notes=[paper])
+    citation = printed["source"]["citation"]
+    return Table(printed["title"], columns, ["weights"], rows, notes=[citation])

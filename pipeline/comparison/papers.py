@@ -27,11 +27,17 @@ def load() -> dict[str, Any]:
 
 
 def table(name: str) -> dict[str, Any]:
-    """Return a table by its name (`6`, `musical/1`); raise ValueError for an unknown name."""
+    """Return a table by its name (`6`, `musical/1`), with its title and its source, a paper.
+
+    Raises ValueError for an unknown name.
+    """
     tables = load()["tables"]
     if name not in tables:
         raise ValueError(f"unknown table={name}: choose from {', '.join(tables)}")
-    return {"name": name, **tables[name]}
+    printed = tables[name]
+    paper = load()["papers"][printed["paper"]]
+    title = f"{paper['name']}, table {name.rpartition('/')[2]}: {printed['caption']}"
+    return {**printed, "title": title, "source": paper}
 
 
 def dataset(name: str) -> dict[str, Any]:

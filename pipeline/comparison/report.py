@@ -2,7 +2,7 @@
 
 import base64
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from pipeline.comparison.table import Table, describe, shown
 from pipeline.config.schema import CompareConfig
 from pipeline.evaluation import pair_images
 from pipeline.inference import images
-from shards import store
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -32,7 +31,7 @@ def render(table: Table, evaluations: Iterable[tuple[str, Evaluation]]) -> str:
     )
 
 
-def log(config: CompareConfig, digest: str, urls: Iterable[str]) -> None:
+def log(config: CompareConfig, digest: str, texts: Mapping[str, str]) -> None:
     """Log the report under `report/` to an MLflow run of its own, one for each `out=`."""
     from pipeline.common.environment import user
     from pipeline.tracking.tracker import Tracker
@@ -44,9 +43,9 @@ def log(config: CompareConfig, digest: str, urls: Iterable[str]) -> None:
     params = {"table": config.table, "protocol": config.protocol, "runs": config.runs}
     with tracker, tempfile.TemporaryDirectory() as scratch:
         tracker.start(params, {"kind": "comparison"})
-        for url in urls:
-            copy = Path(scratch, store.name(url))
-            copy.write_bytes(store.read(url))
+        for kind, text in texts.items():
+            copy = Path(scratch, f"compare.{kind}")
+            copy.write_bytes(text.encode())
             tracker.artifact(copy, "report")
 
 

@@ -54,7 +54,7 @@ def block_rows(
     complete: also add a row with the command for every recipe that was not evaluated.
     """
     title = papers.dataset(block["dataset"])["title"]
-    paper = papers.load()["papers"][printed["paper"]]["name"]
+    paper = printed["source"]["name"]
     compared = ours[0] if ours else reference
     facts = compared.facts if compared else None
     rows = []

@@ -63,21 +63,18 @@ def first_block(generator: MSANet, images: Tensor, masks: Tensor) -> dict[str, A
     and after the channel attention.
     """
     block: Any = generator.group[0].scales
-    features: dict[str, Any] = {"before": [], "after": []}
+    passed = []  # through each attention: its input and its output
 
-    def keep_spatial(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        features["before"].append(inputs[0].float().cpu())
-        features["after"].append(output.float().cpu())
-
-    def keep_channel(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        features["joined"], features["attended"] = inputs[0].float().cpu(), output.float().cpu()
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        passed.append((inputs[0].float().cpu(), output.float().cpu()))
 
     with ExitStack() as stack:
-        for attention in block.spatial:
-            stack.callback(attention.register_forward_hook(keep_spatial).remove)
-        stack.callback(block.channel.register_forward_hook(keep_channel).remove)
+        for watched in (*block.spatial, block.channel):
+            stack.callback(watched.register_forward_hook(keep).remove)
         generator(erase(images, masks), masks)
-    return features
+    *spatial, (joined, attended) = passed
+    before, after = zip(*spatial)
+    return {"before": before, "after": after, "joined": joined, "attended": attended}
 
 
 def attention(before: Tensor, after: Tensor, dim: int) -> Tensor:
