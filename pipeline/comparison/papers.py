@@ -13,7 +13,6 @@ import yaml
 from pipeline.config.compose import CONF
 
 FILE = CONF / "paper_tables.yaml"
-WANG = "gauss11_rgb"  # Wang et al. 2004, which MSA-Net cites for SSIM
 MAIN = {"msanet": "6", "musical": "musical/1"}  # the main results of each protocol
 LIU = 12_000  # masks of Liu et al.'s test set
 UNPUBLISHED = "same protocol, but its pairs are unpublished"
@@ -99,7 +98,7 @@ def status(
     if row.get("size", 256) != ours["size"]:
         differs.append(f"size ({row.get('size', 256)}, ours {ours['size']})")
     if metric == "ssim":
-        window = row.get("ssim_window", block.get("ssim_window", _cited(printed)))
+        window = row.get("ssim_window", block.get("ssim_window", printed["source"]["ssim"]))
         if window != ours["ssim"]:
             differs.append(f"SSIM window ({window}, ours {ours['ssim']})")
     return f"differs in {', '.join(differs)}" if differs else UNPUBLISHED
@@ -117,8 +116,3 @@ def _test_set_differences(known: Mapping[str, Any], ours: Mapping[str, Any]) -> 
         scale = ours["resize_short"] or "as stored"
         differs.append(f"scale (short side {short}, ours {scale})")
     return differs
-
-
-def _cited(printed: Mapping[str, Any]) -> str:
-    """Return the SSIM convention that a paper cites, or that its released script uses."""
-    return WANG if printed["paper"] == "msanet" else "uniform7_rgb"

@@ -31,7 +31,7 @@ from pipeline.config.groups import (
     section,
 )
 
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**63 - 1  # torch takes no more than 64 bits
 
 
 @dataclass

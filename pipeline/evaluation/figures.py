@@ -80,21 +80,12 @@ def first_block(generator: MSANet, images: Tensor, masks: Tensor) -> dict[str, A
 def attention(before: Tensor, after: Tensor, dim: int) -> Tensor:
     """Return the weights of an attention, read where its input is strongest along `dim`.
 
-    NaN where the input is 0 all along `dim`.
+    Of a spatial attention N×C×H×W over the channels: N×H×W; of a channel attention N×C×HW over the
+    pixels: N×C. NaN where the input is 0 all along `dim`.
     """
     place = before.abs().argmax(dim, keepdim=True)
     strongest, attended = (values.gather(dim, place).squeeze(dim) for values in (before, after))
     return torch.where(strongest == 0, torch.nan, attended / strongest)
-
-
-def spatial_map(before: Tensor, after: Tensor) -> Tensor:
-    """Return the weights N×H×W of a spatial attention."""
-    return attention(before, after, 1)
-
-
-def channel_weights(joined: Tensor, attended: Tensor) -> Tensor:
-    """Return the weights N×C of a channel attention."""
-    return attention(joined.flatten(2), attended.flatten(2), 2)
 
 
 def scales(features: dict[str, Any], erased: list[Panel]) -> Figure:
@@ -112,7 +103,7 @@ def spatial(features: dict[str, Any], erased: list[Panel]) -> Figure:
     for i, (image, _) in enumerate(erased):
         names = _scale_names(features)
         for name, before, after in zip(names, features["before"], features["after"]):
-            weights = spatial_map(before, after)[i]
+            weights = attention(before, after, 1)[i]
             maps = (before[i].abs().mean(0), weights, after[i].abs().mean(0))
             rows.append([(image, name), *map(_map, maps)])
     return _grid(["erased", "before", "attention", "after"], rows)
@@ -121,11 +112,12 @@ def spatial(features: dict[str, Any], erased: list[Panel]) -> Figure:
 def channels(features: dict[str, Any], erased: list[Panel]) -> Figure:
     """Draw the channels with the largest and smallest attention weights (fig. 7)."""
     rows = []
-    for i, weights in enumerate(channel_weights(features["joined"], features["attended"])):
+    joined, attended = features["joined"], features["attended"]
+    for i, weights in enumerate(attention(joined.flatten(2), attended.flatten(2), 2)):
         weights = torch.nan_to_num(weights, nan=0.0)
         order = weights.argsort(descending=True)
         ends = [*order[:SHOWN].tolist(), *order[-SHOWN:].tolist()]
-        maps = [(features["joined"][i, c].abs(), f"weight {weights[c]:.3f}") for c in ends]
+        maps = [(joined[i, c].abs(), f"weight {weights[c]:.3f}") for c in ends]
         rows.append([erased[i], *maps, (weights[order], "channel, by weight")])
     largest = [f"largest {k + 1}" for k in range(SHOWN)]
     smallest = [f"smallest {k}" for k in range(SHOWN, 0, -1)]

@@ -37,10 +37,6 @@ class ImageTask(NamedTuple):
     mask: Source
     out: str
 
-    @property
-    def name(self) -> str:
-        return _name(self.image)
-
 
 def main(config: PredictConfig) -> dict[str, Any]:
     """Fill all images. Returns `{"model", "written", "strips", "holes"}`; holes are area shares.
@@ -56,7 +52,7 @@ def main(config: PredictConfig) -> dict[str, Any]:
     for task in tasks:
         try:
             image = _read(task.image)
-            mask = read_mask(task.mask, image, task.name)
+            mask = read_mask(task.mask, image, _name(task.image))
             filled = fill_any(
                 inpainter.fill, image.pixels, mask, config.tile, config.overlap, device
             )
@@ -67,7 +63,7 @@ def main(config: PredictConfig) -> dict[str, Any]:
             failed.append(str(error))
             continue
         if not mask.any():
-            say(f"predict: mask of {task.name} is empty; image copied unchanged")
+            say(f"predict: mask of {_name(task.image)} is empty; image copied unchanged")
         alpha = None if task.mask == "alpha" else image.alpha
         images.write(task.out, replace(image, pixels=filled, alpha=alpha))
         result["written"].append(task.out)
@@ -87,7 +83,7 @@ def main(config: PredictConfig) -> dict[str, Any]:
 def dry_run(config: PredictConfig) -> str:
     first, *rest = plan(config)
     more = f" and {len(rest)} more" if rest else ""
-    return f"would fill {first.name} by {config.model} and write {first.out}{more}"
+    return f"would fill {_name(first.image)} by {config.model} and write {first.out}{more}"
 
 
 def show(result: dict[str, Any]) -> str:
