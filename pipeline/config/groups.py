@@ -50,7 +50,9 @@ class MsanetModel(ModelConfig):
     fe: list[int] = key(
         [64, 64], "widths of feature extraction; all but the first downsample", least=1
     )
-    msau: list[list[int]] = key([[128, 48], [256, 96]], "per MSAU: width of F_D and of each scale")
+    msau: list[list[int]] = key(
+        [[128, 48], [256, 96]], "per MSAU: width of F_D and of each scale", least=1
+    )
     iru: list[int] = key([192, 96, 64], "widths of the restoration units", least=1)
     width: float = key(1.0, "multiplies every width", least=0.01)
     structure: str = key("msau", "multi-scale structure (tables 1, 2)", STRUCTURES)
@@ -193,6 +195,7 @@ class ParallelConfig:
         "seconds without progress before a rank is reported as hung; ten times that for what "
         "happens for the first time",
         least=1,
+        most=86_400,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
@@ -118,15 +119,22 @@ def _check(node: Any, origins: dict[str, str], prefix: str = "") -> None:
 
 def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     least, most, below = (metadata.get(bound) for bound in ("least", "most", "below"))
-    for number in value if isinstance(value, list) else [value]:
-        if not isinstance(number, (int, float)):
-            continue
-        if number != number or least is not None and number < least:
+    for number in _numbers(value):
+        if not math.isfinite(number):
+            raise ConfigError(f"{name}={_plain(value)} is not finite: give a number")
+        if least is not None and number < least:
             raise ConfigError(f"{name}={_plain(value)} is too small: at least {least}")
         if most is not None and number > most:
             raise ConfigError(f"{name}={_plain(value)} is too large: at most {most}")
         if below is not None and number >= below:
             raise ConfigError(f"{name}={_plain(value)} is too large: below {below}")
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    for item in value if isinstance(value, list) else ():
+        yield from _numbers(item)
+    if isinstance(value, (int, float)):
+        yield value
 
 
 def _from(origin: str) -> str:

@@ -31,6 +31,8 @@ from pipeline.config.groups import (
     section,
 )
 
+MAX_SEED = 2**63 - 1  # torch takes no more than 64 bits
+
 
 @dataclass
 class CommandConfig:
@@ -57,7 +59,7 @@ class ShardConfig(CommandConfig):
     max_reject_rate: float = key(
         0.01, "share of rejected images above which sharding stops", least=0.0, most=1.0
     )
-    seed: int = key(0, "seed of the permutation over shards", least=0)
+    seed: int = key(0, "seed of the permutation over shards", least=0, most=MAX_SEED)
     action: str = key("write", "set by `shard verify|info|gc`", ("write", "verify", "info", "gc"))
     url: str | None = key(None, "the set that verify, info and gc read")
     every_byte: bool = key(False, "verify: read and hash every byte, not only sizes")
@@ -70,7 +72,7 @@ class MakeMasksConfig(CommandConfig):
     out: str = key(MISSING, "folder or s3:// URL of the mask set")
     size: int = key(256, "side, pixels", least=8)
     per_bucket: int = key(2000, "masks in each bucket", least=1)
-    seed: int = key(0, "seed of the mask generator", least=0)
+    seed: int = key(0, "seed of the mask generator", least=0, most=MAX_SEED)
     border: float = key(
         0.5, "share of masks whose holes do not touch the border", least=0.0, most=1.0
     )
@@ -97,7 +99,7 @@ class TrainConfig(CommandConfig):
         False,
         "smoke test: two steps per phase, validate, save, restore, export; deletes its output",
     )
-    seed: int = key(0, "seed of weights, order, crops and masks", least=0)
+    seed: int = key(0, "seed of weights, order, crops and masks", least=0, most=MAX_SEED)
     batch: int = key(16, "global batch size: images per step over all processes", least=1)
     max_images: int = key(1_000_000, "total training length, in images", least=1)
     processes: str = key("auto", "processes on this machine; auto: one per GPU, else 1")
@@ -164,16 +166,20 @@ class PromoteConfig(CommandConfig):
     )
     repin: bool = key(False, "choose new reference pairs and score the champion on them")
     fresh: bool = key(False, "evaluate the archive again even if it was evaluated before")
-    tolerance: float = key(0.1, "largest PSNR loss of any bucket against the champion, dB")
-    bound: float = key(0.02, "largest PSNR loss of the mean over buckets, dB")
-    floor: float = key(12.0, "lowest PSNR allowed in any bucket, dB")
+    tolerance: float = key(
+        0.1, "largest PSNR loss of any bucket against the champion, dB", least=-100.0, most=100.0
+    )
+    bound: float = key(
+        0.02, "largest PSNR loss of the mean over buckets, dB", least=-100.0, most=100.0
+    )
+    floor: float = key(12.0, "lowest PSNR allowed in any bucket, dB", least=0.0, most=100.0)
     root: str = key("runs", "folder of runs, if no tracking server is set")
 
 
 @dataclass
 class RollbackConfig(CommandConfig):
     model: str = key(MISSING, "registered model")
-    version: int | None = key(None, "version to restore; null: the previous champion")
+    version: int | None = key(None, "version to restore; null: the previous champion", least=1)
     root: str = key("runs", "folder of runs, if no tracking server is set")
 
 
@@ -205,7 +211,7 @@ class DemoConfig(CommandConfig):
     model: str = key(MISSING, "registered model, checkpoint or archive")
     against: str | None = key(None, "a second model, shown side by side")
     host: str = key("127.0.0.1", "address to listen on; 0.0.0.0: reachable from other machines")
-    port: int = key(7860, "port; 0: a free one")
+    port: int = key(7860, "port; 0: a free one", least=0, most=65535)
 
 
 @dataclass

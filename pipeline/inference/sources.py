@@ -39,6 +39,10 @@ class LoadedInpainter:
     facts: dict[str, Any]  # for records: weights, sha256; of a checkpoint run, url, images_seen
 
 
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def mean_color(image: Tensor, mask: Tensor) -> Tensor:
     """Fill with the mean color of each image's known pixels; mid-gray if nothing is known."""
     known = 1 - mask

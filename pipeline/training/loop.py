@@ -19,8 +19,9 @@ from torch import Tensor
 from pipeline.common.signals import stop_requests
 from pipeline.config.groups import phase_at
 from pipeline.config.schema import TrainConfig
+from pipeline.evaluation.pair_images import sample_images
 from pipeline.evaluation.pairs import validation_pairs
-from pipeline.evaluation.scoring import sample_images, validate
+from pipeline.evaluation.scoring import validate
 from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import folder_of, resolve_auto
 from pipeline.tracking.provenance import other_node_metrics
