@@ -14,8 +14,8 @@ import platform
 import re
 import sys
 import traceback
-from collections.abc import Sequence
-from dataclasses import asdict, fields, is_dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import Field, asdict
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +26,7 @@ from pipeline.common.errors import ConfigError, one_line
 from pipeline.config.checks import check
 from pipeline.config.commands import COMMANDS, Command, positional
 from pipeline.config.groups import MODELS
+from pipeline.config.resolve import entries
 from pipeline.launch.output import record_error, with_job_log
 from pipeline.launch.topology import check_worker
 from shards.objects import Unavailable
@@ -113,7 +114,7 @@ def _run(known: argparse.Namespace, words: list[str], spec: Command) -> int:
         would = module.dry_run(resolved.config) if hasattr(module, "dry_run") else "changes nothing"
         plan = {"config": asdict(resolved.config), "origins": resolved.origins, "would": would}
         return _print(plan if known.json else would, known.json, None)
-    result = spec.main(resolved.config)
+    result = module.main(resolved.config)
     if spec.workers and "RANK" in os.environ:
         return 0  # the launcher prints the result, once for all workers
     return _print(result, known.json, module)
@@ -223,19 +224,17 @@ def _options(command: str) -> dict[str, str]:
     return {**{option: f"the same as {word}" for option, word in short.items()}, **OPTIONS}
 
 
-def _keys(kind: type, prefix: str = "") -> list[str]:
-    """Return one line of help for each key of a schema."""
-    lines = []
-    for f in fields(kind):
-        default = f.default_factory() if callable(f.default_factory) else f.default
-        if is_dataclass(default):
-            lines += _keys(type(default), f"{prefix}{f.name}.")
-            for name, model in MODELS.items() if f.name == "model" else ():
-                own = _keys(model, "model.")[1:]  # `model.name` is listed once
-                lines += [f"{line} (model={name})" for line in own]
-        else:
-            shown = "null" if default is None else "required" if default == "???" else default
-            choices = f.metadata.get("choices") or ()
-            allowed = f" ({'|'.join(map(str, choices))})" if choices else ""
-            lines.append(f"  {prefix + f.name:<28} {f.metadata.get('help', '')}{allowed} [{shown}]")
-    return lines
+def _keys(kind: type) -> Iterator[str]:
+    """Yield one line of help for each key of a schema."""
+    for entry in entries(kind()):
+        yield _key(*entry)
+        for name, model in MODELS.items() if entry[0] == "model.name" else ():
+            own = list(entries(model(), "model."))[1:]  # `model.name` is listed once
+            yield from (f"{_key(*each)} (model={name})" for each in own)
+
+
+def _key(name: str, default: Any, field: Field[Any]) -> str:
+    shown = "null" if default is None else "required" if default == "???" else default
+    choices = field.metadata.get("choices") or ()
+    allowed = f" ({'|'.join(map(str, choices))})" if choices else ""
+    return f"  {name:<28} {field.metadata.get('help', '')}{allowed} [{shown}]"

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib import import_module
-from typing import Any
 
 from pipeline.config import schema
-from pipeline.config.schema import CommandConfig
 
 
 @dataclass(frozen=True)
@@ -23,16 +20,13 @@ class Command:
     """
 
     module: str
-    schema: type[CommandConfig]
+    schema: type
     help: str
     positional: str | None = None
     actions: tuple[str, ...] = ()
     groups: dict[str, str | None] = field(default_factory=dict)
     workers: bool = False
     raw: bool = False
-
-    def main(self, configuration: Any) -> dict[str, Any]:
-        return import_module(self.module).main(configuration)
 
 
 COMMANDS: dict[str, Command] = {

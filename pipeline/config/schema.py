@@ -11,47 +11,25 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from jobs.spec import Cluster
-from pipeline.config.groups import (
-    CheckpointConfig,
-    DataConfig,
-    EvaluationData,
-    EvaluationMasks,
-    LogConfig,
-    MasksConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    ParallelConfig,
-    ProtocolConfig,
-    RecordConfig,
-    ReportConfig,
-    ShardingConfig,
-    TrackingConfig,
-    ValidateConfig,
-    key,
-    section,
-)
+from pipeline.config import groups
+from pipeline.config.groups import key, section
 
 
 @dataclass
-class CommandConfig:
-    """What every command takes."""
-
-
-@dataclass
-class QuickstartConfig(CommandConfig):
+class QuickstartConfig:
     out: str = key("runs/quickstart", "folder of all results")
 
 
 @dataclass
-class DoctorConfig(CommandConfig):
+class DoctorConfig:
     url: str | None = key(None, "bucket or folder to test put, get and delete in")
 
 
 @dataclass
-class ShardConfig(CommandConfig):
+class ShardConfig:
     source: str | None = key(None, "the dataset as published: folder, tar or zip")
     out: str | None = key(None, "folder or s3:// URL of the sharded set")
-    data: ShardingConfig = section(ShardingConfig)
+    data: groups.ShardingConfig = section(groups.ShardingConfig)
     workers: int = key(1, "processes", least=1)
     task: str | None = key(None, "I/N: this task's share of the shards, I from 0")
     max_reject_rate: float = key(
@@ -66,7 +44,7 @@ class ShardConfig(CommandConfig):
 
 
 @dataclass
-class MakeMasksConfig(CommandConfig):
+class MakeMasksConfig:
     out: str = key(MISSING, "folder or s3:// URL of the mask set")
     size: int = key(256, "side, pixels", least=8)
     per_bucket: int = key(2000, "masks in each bucket", least=1)
@@ -83,7 +61,7 @@ CACHE, RANDOM = "cache", "random"  # values of `train weights=`
 
 
 @dataclass
-class TrainConfig(CommandConfig):
+class TrainConfig:
     experiment: str | None = key(None, "a recipe under conf/experiment")
     run: str | None = key(None, "the run's folder or URL; null: <root>/<experiment>-<hash>")
     root: str = key("runs", "folder of runs without run=")
@@ -113,27 +91,27 @@ class TrainConfig(CommandConfig):
         below=1.0,
     )
     max_skipped: int = key(10, "consecutive non-finite steps before the run stops", least=1)
-    model: ModelConfig = section(ModelConfig)
-    data: DataConfig = section(DataConfig)
-    masks: MasksConfig = section(MasksConfig)
-    objective: ObjectiveConfig = section(ObjectiveConfig)
-    parallel: ParallelConfig = section(ParallelConfig)
+    model: groups.ModelConfig = section(groups.ModelConfig)
+    data: groups.DataConfig = section(groups.DataConfig)
+    masks: groups.MasksConfig = section(groups.MasksConfig)
+    objective: groups.ObjectiveConfig = section(groups.ObjectiveConfig)
+    parallel: groups.ParallelConfig = section(groups.ParallelConfig)
     cluster: Cluster = section(Cluster)
-    checkpoint: CheckpointConfig = section(CheckpointConfig)
-    log: LogConfig = section(LogConfig)
-    validate: ValidateConfig = section(ValidateConfig)
-    tracking: TrackingConfig = section(TrackingConfig)
+    checkpoint: groups.CheckpointConfig = section(groups.CheckpointConfig)
+    log: groups.LogConfig = section(groups.LogConfig)
+    validate: groups.ValidateConfig = section(groups.ValidateConfig)
+    tracking: groups.TrackingConfig = section(groups.TrackingConfig)
 
 
 @dataclass
-class EvaluateConfig(CommandConfig):
+class EvaluateConfig:
     checkpoint: str | None = key(None, "a run or one of its checkpoints")
     model: str | None = key(None, "registered model, archive, or mean_colour, telea")
     predictions: str | None = key(None, "folder of KEY.png to score instead of a model")
     export: str | None = key(None, "folder to write the pairs into: KEY.png, KEY_mask.png")
-    data: EvaluationData = section(EvaluationData)
-    masks: EvaluationMasks = section(EvaluationMasks)
-    protocol: ProtocolConfig = section(ProtocolConfig)
+    data: groups.EvaluationData = section(groups.EvaluationData)
+    masks: groups.EvaluationMasks = section(groups.EvaluationMasks)
+    protocol: groups.ProtocolConfig = section(groups.ProtocolConfig)
     split: str = key("val", "split of the images")
     weights: str = key("auto", "auto: ema where the run has it", ("auto", "raw", "ema"))
     batch: int = key(8, "pairs per batch", least=1)
@@ -143,11 +121,11 @@ class EvaluateConfig(CommandConfig):
     pictures: int = key(12, "pairs whose images are kept for reports", least=0)
     features: str | None = key(None, "folder for MSA-Net's feature maps (figures 3, 5, 7, 9)")
     name: str | None = key(None, "name of the result in tables")
-    tracking: RecordConfig = section(RecordConfig)
+    tracking: groups.RecordConfig = section(groups.RecordConfig)
 
 
 @dataclass
-class RegisterConfig(CommandConfig):
+class RegisterConfig:
     run: str = key(MISSING, "the run's folder or URL")
     checkpoint: str = key("best", "best, last, or images_seen of one")
     name: str | None = key(None, "registered model; null: inpaint-<model>")
@@ -155,7 +133,7 @@ class RegisterConfig(CommandConfig):
 
 
 @dataclass
-class PromoteConfig(CommandConfig):
+class PromoteConfig:
     model: str = key(MISSING, "registered model, or NAME/VERSION")
     run: str | None = key(None, "run whose newest version is promoted")
     into: str | None = key(None, "registered model to promote into; null: the same")
@@ -172,14 +150,14 @@ class PromoteConfig(CommandConfig):
 
 
 @dataclass
-class RollbackConfig(CommandConfig):
+class RollbackConfig:
     model: str = key(MISSING, "registered model")
     version: int | None = key(None, "version to restore; null: the previous champion")
     root: str = key("runs", "folder of runs, if no tracking server is set")
 
 
 @dataclass
-class PredictConfig(CommandConfig):
+class PredictConfig:
     model: str = key(MISSING, "registered model (models:/NAME@champion), checkpoint or archive")
     image: str = key(MISSING, "image, folder of images, or sharded set")
     mask: str = key(MISSING, "image (white: hole), folder, mask set, rectangle x,y,w,h, or alpha")
@@ -191,18 +169,18 @@ class PredictConfig(CommandConfig):
 
 
 @dataclass
-class CompareConfig(CommandConfig):
+class CompareConfig:
     table: str | None = key(None, "a published table: 1 to 6, musical/1 to musical/3")
     runs: list[str] = key([], "runs, run ids or Parquet files; empty: all evaluations")
     protocol: str | None = key(None, "protocol to compare; null: that of most evaluations")
     against: str | None = key(None, "reference row; null: the best of ours")
     out: str | None = key(None, "folder for compare.md, compare.csv and compare.html")
     root: str = key("runs", "the folder of runs")
-    tracking: ReportConfig = section(ReportConfig)
+    tracking: groups.ReportConfig = section(groups.ReportConfig)
 
 
 @dataclass
-class DemoConfig(CommandConfig):
+class DemoConfig:
     model: str = key(MISSING, "registered model, checkpoint or archive")
     against: str | None = key(None, "a second model, shown side by side")
     host: str = key("127.0.0.1", "address to listen on; 0.0.0.0: reachable from other machines")
@@ -210,13 +188,13 @@ class DemoConfig(CommandConfig):
 
 
 @dataclass
-class SyncConfig(CommandConfig):
+class SyncConfig:
     dir: str = key(MISSING, "a run's folder, or a folder of runs")
     watch: bool = key(False, "keep sending until stopped")
 
 
 @dataclass
-class RunsConfig(CommandConfig):
+class RunsConfig:
     action: str = key("list", "set by `runs list|close|du|prune`", ("list", "close", "du", "prune"))
     root: str = key("runs", "the folder of runs")
     filter: str | None = key(None, "MLflow filter, e.g. metrics.`val/psnr` > 24")
@@ -230,7 +208,7 @@ class RunsConfig(CommandConfig):
 
 
 @dataclass
-class BenchConfig(CommandConfig):
+class BenchConfig:
     what: str = key(
         MISSING,
         "benchmark to run",
@@ -239,33 +217,33 @@ class BenchConfig(CommandConfig):
 
 
 @dataclass
-class FetchConfig(CommandConfig):
+class FetchConfig:
     names: list[str] = key([], "weights to download; empty: all")
     source: str | None = key(None, "a file, folder or URL instead of the publisher's")
     sha256: str | None = key(None, "SHA-256 of the file at source=")
 
 
 @dataclass
-class SubmitConfig(CommandConfig):
+class SubmitConfig:
     cluster: Cluster = section(Cluster)
     root: str = key("runs", "folder of runs and jobs without run=")
     check: bool = key(False, "ask the scheduler whether it would accept the job; submit nothing")
 
 
 @dataclass
-class StatusConfig(CommandConfig):
+class StatusConfig:
     id: str | None = key(None, "a job's or run's id, folder or URL; null: all under root")
     root: str = key("runs", "the folder of runs")
 
 
 @dataclass
-class LogsConfig(CommandConfig):
+class LogsConfig:
     id: str = key(MISSING, "a job's or run's id, folder or URL")
     root: str = key("runs", "the folder of runs")
     follow: bool = key(False, "keep printing until the job ends (-f)")
 
 
 @dataclass
-class CancelConfig(CommandConfig):
+class CancelConfig:
     id: str = key(MISSING, "a job's or run's id, folder or URL")
     root: str = key("runs", "the folder of runs")
