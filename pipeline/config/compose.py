@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -38,10 +38,8 @@ def search_folders() -> list[tuple[str, Path]]:
     site = os.environ.get("LACUNA_CONF")
     if site and not Path(site).is_dir():
         raise ConfigError(f"LACUNA_CONF={site} is not a folder: set it to your site's or unset it")
-    folders = [("conf", CONF), ("user", config_dir())]
-    if site:
-        folders.insert(1, ("site", Path(site)))
-    return [(name, path) for name, path in folders if path.is_dir()]
+    folders = {"conf": CONF, "site": Path(site) if site else None, "user": config_dir()}
+    return [(name, path) for name, path in folders.items() if path and path.is_dir()]
 
 
 def compose(command: str, words: Sequence[str]) -> Resolved:
@@ -62,21 +60,19 @@ def compose(command: str, words: Sequence[str]) -> Resolved:
 
 def _loaded(path: Path) -> dict[str, Any]:
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path))
+        values: Any = OmegaConf.to_container(OmegaConf.load(path))
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a list: write `key: value` lines")
-    return cast(dict[str, Any], values)
+    return values
 
 
 def options(group: str) -> list[str]:
     """Return the names that `group=` accepts, such as `experiment=msanet/table6/places2`."""
-    names = set()
-    for _, folder in search_folders():
-        base = folder / group
-        names |= {str(p.relative_to(base).with_suffix("")) for p in base.rglob("*.yaml")}
-    return sorted(names)
+    bases = [folder / group for _, folder in search_folders()]
+    found = {p.relative_to(base).with_suffix("") for base in bases for p in base.rglob("*.yaml")}
+    return sorted(map(str, found))
 
 
 def _split(spec: Command, words: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, Any]]]:
@@ -188,17 +184,14 @@ def saved_start(
     another group.
     """
     given = dict(word.split("=", 1) for word in words if "=" in word)
-    if "config" in given:
-        return _read(given["config"]), [w for w in words if not w.startswith("config=")]
-    if command == "train" and given.get("run") and not set(groups) & set(given):
+    url = given.get("config")
+    if url is None and command == "train" and given.get("run") and not set(groups) & set(given):
         url = store.join(given["run"], "config.yaml")
-        if store.exists(url):
-            return _read(url), list(words)
-    return None, list(words)
-
-
-def _read(url: str) -> tuple[Any, str]:
+        url = url if store.exists(url) else None
+    if url is None:
+        return None, list(words)
     try:
-        return OmegaConf.create(store.read(url).decode()), store.display(url)
+        saved = OmegaConf.create(store.read(url).decode())
     except FileNotFoundError:
         raise ValueError(f"config={store.display(url)} does not exist") from None
+    return (saved, store.display(url)), [w for w in words if not w.startswith("config=")]

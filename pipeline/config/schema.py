@@ -6,13 +6,13 @@ at once on a login node.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
 from jobs.spec import Cluster
 from pipeline.config import groups
-from pipeline.config.groups import key, section
+from pipeline.config.groups import key
 
 
 @dataclass
@@ -29,12 +29,10 @@ class DoctorConfig:
 class ShardConfig:
     source: str | None = key(None, "the dataset as published: folder, tar or zip")
     out: str | None = key(None, "folder or s3:// URL of the sharded set")
-    data: groups.ShardingConfig = section(groups.ShardingConfig)
+    data: groups.ShardingConfig = field(default_factory=groups.ShardingConfig)
     workers: int = key(1, "processes", least=1)
     task: str | None = key(None, "I/N: this task's share of the shards, I from 0")
-    max_reject_rate: float = key(
-        0.01, "share of rejected images above which sharding stops", least=0.0, most=1.0
-    )
+    max_reject_rate: float = key(0.01, "largest share of rejected images", least=0.0, most=1.0)
     seed: int = key(0, "seed of the permutation over shards", least=0)
     action: str = key("write", "set by `shard verify|info|gc`", ("write", "verify", "info", "gc"))
     url: str | None = key(None, "the set that verify, info and gc read")
@@ -49,9 +47,7 @@ class MakeMasksConfig:
     size: int = key(256, "side, pixels", least=8)
     per_bucket: int = key(2000, "masks in each bucket", least=1)
     seed: int = key(0, "seed of the mask generator", least=0)
-    border: float = key(
-        0.5, "share of masks whose holes do not touch the border", least=0.0, most=1.0
-    )
+    border: float = key(0.5, "share of masks without holes at the border", least=0.0, most=1.0)
     fixed: bool = key(True, "add the bucket of random 25 % squares")
     source: str | None = key(None, "folder or zip of NVIDIA's masks to import instead")
     polarity: str = key("auto", "polarity of imported masks", ("auto", "hole_white", "hole_black"))
@@ -67,13 +63,10 @@ class TrainConfig:
     root: str = key("runs", "folder of runs without run=")
     init: str | None = key(None, "weights to start from: a run, a checkpoint or models:/…")
     weights: str = key(
-        CACHE,
-        "VGG16's and the discriminator's ImageNet weights: cache (see `fetch`), a folder or URL of "
-        "such files, or random (no pretrained weights)",
+        CACHE, "pretrained weights: cache (see `fetch`), a folder or URL of such files, or random"
     )
     smoke: bool = key(
-        False,
-        "smoke test: two steps per phase, validate, save, restore, export; deletes its output",
+        False, "smoke test: two steps a phase, validate, save, restore, export; leaves no output"
     )
     seed: int = key(0, "seed of weights, order, crops and masks", least=0)
     batch: int = key(16, "global batch size: images per step over all processes", least=1)
@@ -84,23 +77,18 @@ class TrainConfig:
     precision: str = key("auto", "precision of autocast", ("auto", "fp32", "bf16", "fp16"))
     accumulate: int = key(1, "micro-batches per optimizer step", least=1)
     clip: float | None = key(None, "max gradient norm; null: no clipping", least=1e-09)
-    ema: float = key(
-        0.0,
-        "decay of averaged weights per step; 0: none, as in the papers",
-        least=0.0,
-        below=1.0,
-    )
+    ema: float = key(0.0, "decay of averaged weights per step; 0: none", least=0.0, below=1.0)
     max_skipped: int = key(10, "consecutive non-finite steps before the run stops", least=1)
-    model: groups.ModelConfig = section(groups.ModelConfig)
-    data: groups.DataConfig = section(groups.DataConfig)
-    masks: groups.MasksConfig = section(groups.MasksConfig)
-    objective: groups.ObjectiveConfig = section(groups.ObjectiveConfig)
-    parallel: groups.ParallelConfig = section(groups.ParallelConfig)
-    cluster: Cluster = section(Cluster)
-    checkpoint: groups.CheckpointConfig = section(groups.CheckpointConfig)
-    log: groups.LogConfig = section(groups.LogConfig)
-    validate: groups.ValidateConfig = section(groups.ValidateConfig)
-    tracking: groups.TrackingConfig = section(groups.TrackingConfig)
+    model: groups.ModelConfig = field(default_factory=groups.ModelConfig)
+    data: groups.DataConfig = field(default_factory=groups.DataConfig)
+    masks: groups.MasksConfig = field(default_factory=groups.MasksConfig)
+    objective: groups.ObjectiveConfig = field(default_factory=groups.ObjectiveConfig)
+    parallel: groups.ParallelConfig = field(default_factory=groups.ParallelConfig)
+    cluster: Cluster = field(default_factory=Cluster)
+    checkpoint: groups.CheckpointConfig = field(default_factory=groups.CheckpointConfig)
+    log: groups.LogConfig = field(default_factory=groups.LogConfig)
+    validate: groups.ValidateConfig = field(default_factory=groups.ValidateConfig)
+    tracking: groups.TrackingConfig = field(default_factory=groups.TrackingConfig)
 
 
 @dataclass
@@ -109,9 +97,9 @@ class EvaluateConfig:
     model: str | None = key(None, "registered model, archive, or mean_colour, telea")
     predictions: str | None = key(None, "folder of KEY.png to score instead of a model")
     export: str | None = key(None, "folder to write the pairs into: KEY.png, KEY_mask.png")
-    data: groups.EvaluationData = section(groups.EvaluationData)
-    masks: groups.EvaluationMasks = section(groups.EvaluationMasks)
-    protocol: groups.ProtocolConfig = section(groups.ProtocolConfig)
+    data: groups.EvaluationData = field(default_factory=groups.EvaluationData)
+    masks: groups.EvaluationMasks = field(default_factory=groups.EvaluationMasks)
+    protocol: groups.ProtocolConfig = field(default_factory=groups.ProtocolConfig)
     split: str = key("val", "split of the images")
     weights: str = key("auto", "auto: ema where the run has it", ("auto", "raw", "ema"))
     batch: int = key(8, "pairs per batch", least=1)
@@ -121,7 +109,7 @@ class EvaluateConfig:
     pictures: int = key(12, "pairs whose images are kept for reports", least=0)
     features: str | None = key(None, "folder for MSA-Net's feature maps (figures 3, 5, 7, 9)")
     name: str | None = key(None, "name of the result in tables")
-    tracking: groups.RecordConfig = section(groups.RecordConfig)
+    tracking: groups.RecordConfig = field(default_factory=groups.RecordConfig)
 
 
 @dataclass
@@ -137,9 +125,7 @@ class PromoteConfig:
     model: str = key(MISSING, "registered model, or NAME/VERSION")
     run: str | None = key(None, "run whose newest version is promoted")
     into: str | None = key(None, "registered model to promote into; null: the same")
-    pairs: str | None = key(
-        None, "Parquet of the evaluation that gives the reference pairs; null: the model's own"
-    )
+    pairs: str | None = key(None, "Parquet that gives the reference pairs; null: the model's own")
     repin: bool = key(False, "choose new reference pairs and score the champion on them")
     fresh: bool = key(False, "evaluate the archive again even if it was evaluated before")
     tolerance: float = key(0.1, "largest PSNR loss of any bucket against the champion, dB")
@@ -176,7 +162,7 @@ class CompareConfig:
     against: str | None = key(None, "reference row; null: the best of ours")
     out: str | None = key(None, "folder for compare.md, compare.csv and compare.html")
     root: str = key("runs", "the folder of runs")
-    tracking: groups.ReportConfig = section(groups.ReportConfig)
+    tracking: groups.ReportConfig = field(default_factory=groups.ReportConfig)
 
 
 @dataclass
@@ -200,9 +186,7 @@ class RunsConfig:
     filter: str | None = key(None, "MLflow filter, e.g. metrics.`val/psnr` > 24")
     best: str | None = key(None, "metric to sort by, best first")
     limit: int = key(50, "rows", least=1)
-    older_than: str | None = key(
-        None, "close: without events for (24h) if the job's state is unknown; prune: for (30d)"
-    )
+    older_than: str | None = key(None, "close: silence of unknown jobs (24h); prune: age (30d)")
     keep: str = key("best,last", "prune: checkpoints to keep")
     delete: bool = key(False, "prune: delete; otherwise only list")
 
@@ -225,7 +209,7 @@ class FetchConfig:
 
 @dataclass
 class SubmitConfig:
-    cluster: Cluster = section(Cluster)
+    cluster: Cluster = field(default_factory=Cluster)
     root: str = key("runs", "folder of runs and jobs without run=")
     check: bool = key(False, "ask the scheduler whether it would accept the job; submit nothing")
 
