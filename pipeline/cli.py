@@ -16,7 +16,6 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, asdict
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from pipeline.common.errors import ConfigError, one_line
 from pipeline.config.checks import check
 from pipeline.config.commands import COMMANDS, Command, positional
 from pipeline.config.groups import MODELS
-from pipeline.config.resolve import entries
+from pipeline.config.resolve import entries, near
 from pipeline.launch.output import record_error, with_job_log
 from pipeline.launch.topology import check_worker
 from shards.objects import Unavailable
@@ -41,10 +40,7 @@ SHORT = {
     ("logs", "-f"): "follow=true",
     ("sync", "--watch"): "watch=true",
 }
-EPILOG = (
-    "Every argument is key=value; `COMMAND --help` lists the keys. "
-    "See README.md for a walk-through."
-)
+EPILOG = "Every argument is key=value; `COMMAND --help` lists the keys. See also README.md."
 LONGEST = 1000  # characters of an error message
 # Errors of a collective whose cause is another rank's, which has the traceback.
 LEFT = re.compile("(closed|reset) by peer|remote process exited")
@@ -68,7 +64,8 @@ def _guarded(known: argparse.Namespace, words: list[str], spec: Command) -> int:
         return _run(known, words, spec)
     except ValueError as error:
         _report(f"pipeline {known.command}: {one_line(error)}")
-        if not inside_job():
+        # In a job or a worker an outage may be retried, and a wrong configuration not.
+        if not {"PET_NNODES", "RANK"} & os.environ.keys():
             return 2
         return 1 if isinstance(error, Unavailable) else os.EX_CONFIG
     except Exception as error:
@@ -142,11 +139,6 @@ def _write(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def inside_job() -> bool:
-    """True in a job or a worker, where an outage may be retried and a wrong configuration not."""
-    return "PET_NNODES" in os.environ or "RANK" in os.environ
-
-
 def _check_layout() -> None:
     """Check that the code is the job's snapshot, and that nothing shadows our packages."""
     code = os.environ.get("LACUNA_CODE")
@@ -192,10 +184,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         parser.print_help(sys.stderr)
         raise SystemExit(2)
     if known.command not in COMMANDS:
-        close = get_close_matches(known.command, COMMANDS, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        names = ", ".join(COMMANDS)
-        print(f"pipeline: unknown command {known.command!r}{hint} ({names})", file=sys.stderr)
+        hint = near(known.command, list(COMMANDS))
+        print(f"pipeline: unknown command {known.command!r}{hint}", file=sys.stderr)
         raise SystemExit(2)
     return known, words
 

@@ -133,15 +133,14 @@ def _plan(config: ShardConfig, list_again: bool) -> tuple[plan.Plan, Path]:
     except ValueError:
         say(layout.offer.text())
         raise
-    if saved is not None:
-        if made.sha256 != saved.sha256:
-            raise ValueError(
-                f"{store.display(config.out)} was planned from {count} images, but {path} holds "
-                f"{made.rows.num_rows} different ones: choose another out="
-            )
-        return saved, root
-    say(f"{made.rows.num_rows} images in {len(made.shards())} shards")
-    _compare(made, layout.offer)
+    if saved is None:
+        say(f"{made.rows.num_rows} images in {len(made.shards())} shards")
+        _compare(made, layout.offer)
+    elif made.sha256 != saved.sha256:
+        raise ValueError(
+            f"{store.display(config.out)} was planned from {count} images, but {path} holds "
+            f"{made.rows.num_rows} different ones: choose another out="
+        )
     return made, root
 
 

@@ -16,9 +16,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from pipeline.common import locks
 from pipeline.common.console import say, table
@@ -37,8 +36,7 @@ BASELINES = {"mean_colour": "mean color", "telea": "Telea"}
 PAIRS = "data.url={out}/shards masks.url={out}/masks split=test"
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One command, or one function of the output folder, and the files that it makes there.
 
     The files are removed before the step runs again, unless it `resumes`: the same command then
@@ -235,12 +233,9 @@ def recorded(out: Path, given: str) -> dict[str, Any]:
     """Read the recorded steps of `out`; ConfigError if the folder holds other files."""
     if (out / RECORD).is_file():
         try:
-            entries = json.loads((out / RECORD).read_text())
-            if all({"identity", "done"} <= set(entry) for entry in entries.values()):
-                return entries
-        except (ValueError, AttributeError, TypeError):
-            pass
-        raise ConfigError(f"out={given}: {RECORD} cannot be read; remove the folder")
+            return json.loads((out / RECORD).read_text())
+        except ValueError:
+            raise ConfigError(f"out={given}: {RECORD} cannot be read; remove the folder") from None
     if out.is_file() or out.is_dir() and set(os.listdir(out)) - {LOCK}:
         raise ConfigError(
             f"out={given} holds other files (no {RECORD}): choose an empty or a new folder"
