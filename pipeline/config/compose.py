@@ -128,7 +128,10 @@ def _composed(command: str, choices: dict[str, str]) -> Iterator[tuple[str, Any,
 
 
 def _files(group: str, option: str) -> Iterator[tuple[dict[str, str], dict[str, Any], str]]:
-    """Yield the overrides, values and name of an option's file, after those that it builds on."""
+    """Yield the overrides, values and name of an option's file and, before, of those it builds on.
+
+    As in Hydra, `_self_` among the `defaults` puts the file before the options that follow it.
+    """
     known = options(group)
     if option not in known:
         raise ConfigError(f"unknown option {group}={option}{near(option, known)}")
@@ -136,12 +139,14 @@ def _files(group: str, option: str) -> Iterator[tuple[dict[str, str], dict[str, 
     name, path = [(name, path) for name, path in found if path.is_file()][-1]
     values = _loaded(path)
     overrides: dict[str, str] = {}
-    for item in values.pop("defaults", ()):
-        if isinstance(item, dict) and group == "experiment":
+    defaults = values.pop("defaults", [])
+    for item in defaults if "_self_" in defaults else [*defaults, "_self_"]:
+        if item == "_self_":
+            yield overrides, values, f"{name}/{group}/{option}.yaml"
+        elif isinstance(item, dict) and group == "experiment":
             overrides |= {key.removeprefix("override /"): choice for key, choice in item.items()}
-        elif item != "_self_":
+        else:
             yield from _files(group, str(item))
-    yield overrides, values, f"{name}/{group}/{option}.yaml"
 
 
 def _leaves_of(

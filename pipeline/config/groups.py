@@ -224,11 +224,8 @@ class TrackingConfig(ReportConfig):
 
 
 # Keys that a run's config.yaml once held, and that training never read.
-RETIRED = (
-    "objective.name",
-    *(f"data.{name}" for name in ("layout", "holdout", "shard_mb", "min_side")),
-    *(f"data.{name}" for name in ("store_short", "quality")),
-)
+SHARDING = ("layout", "holdout", "shard_mb", "min_side", "store_short", "quality")
+RETIRED = ("objective.name", *(f"data.{name}" for name in SHARDING))
 
 
 # --- learning rates ------------------------------------------------------------------------------
