@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.locks import Taken, leased
+from pipeline.common.locks import Held, leased
 from pipeline.common.signals import handled
 from pipeline.config.schema import SyncConfig
 from pipeline.tracking import client, errors
@@ -101,7 +101,7 @@ def _round(senders: list[Sender]) -> list[str]:
                 sender.report("another process is sending this run's events")
                 continue
             sender.report(None)
-        except Taken as error:
+        except Held as error:
             sender.report(f"{error.owner} holds the run and sends its events")
         except Exception as error:
             problems.append(errors.explain(error, sender.uri))
