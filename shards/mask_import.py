@@ -124,7 +124,8 @@ def _bounds(path: bytes) -> tuple[float, float]:
         if bounds := _RANGE.fullmatch(folder.strip("()[] ")):
             low, high = float(bounds[1]), float(bounds[2])
             scale = 100 if high > 1 else 1
-            return low / scale - 0.005, high / scale + 0.005  # folders have rounded names
+            if low < high <= 100:  # not 2021-05
+                return low / scale - 0.005, high / scale + 0.005  # folders have rounded names
     return BUCKETS[0][0], BUCKETS[-1][1]
 
 
