@@ -1,13 +1,15 @@
 """Read a publisher's download in place: a folder of archives, or the unpacked folders."""
 
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from shards.pack import content_hash
 from shards.plan import Entry, Row
-from shards.sources.files import File, list_files, read_file
+from shards.sources.files import File, images, list_files, not_taken, read_file
+from shards.sources.offer import say
 
 
 class Part(NamedTuple):
@@ -25,6 +27,13 @@ class Part(NamedTuple):
         prefix = self.folder.encode() + b"/" if self.folder else b""
         for file in list_files(self.root / self.folder):
             yield file._replace(path=prefix + file.path)
+
+    def images(self) -> Iterator[File]:
+        """The images of the part; says at the end what it holds besides."""
+        skipped = Counter[str]()
+        yield from images(self.files(), skipped)
+        if skipped:
+            say(f"{self.root / (self.archive or self.folder)}: {not_taken(skipped)}")
 
     def entry(self, split: str, file: File, label: int = -1) -> Entry:
         return Entry(split, file.path, file.size, label, self.archive, file.offset)

@@ -1,5 +1,6 @@
 """What is taken of a folder, tar or zip, and that the rest is counted with its reason."""
 
+import os
 import subprocess
 import zipfile
 from pathlib import Path
@@ -51,7 +52,139 @@ def read(place: Path) -> dict[str, str]:
     }
 
 
-# --- row 9: names ---
+KINDS = pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
+
+
+# --- row 6: links, and two versions of a name -----------------------------------------------------
+
+
+def test_links_in_a_tar_are_the_files_that_they_point_to_as_in_a_folder(tmp_path: Path) -> None:
+    root = put(tmp_path / "in", *(f"a/{i}.jpg" for i in range(6)))
+    for i in range(6):
+        os.link(root / f"a/{i}.jpg", root / f"hard{i}.jpg")
+    (root / "soft.jpg").symlink_to("a/3.jpg")
+    (root / "a" / "up.jpg").symlink_to("../hard1.jpg")
+    expected = {name: f"a/{number}.jpg" for number in range(6)
+                for name in (f"a/{number}.jpg", f"hard{number}.jpg")}  # fmt: skip
+    expected |= {"soft.jpg": "a/3.jpg", "a/up.jpg": "a/1.jpg"}
+    for kind in ("folder", "tar"):
+        assert read(packed(root, kind)) == expected
+
+
+def test_links_to_nothing_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = put(tmp_path / "in", "a.jpg")
+    (root / "b.jpg").symlink_to("gone.jpg")
+    os.mkfifo(root / "c.jpg")
+    for kind in ("folder", "tar"):
+        assert len(listed(packed(root, kind))) == 1
+        assert "2 files were not taken (1 link, 1 special)" in capsys.readouterr().err
+    (root / "d.jpg").symlink_to("b.jpg")
+    (root / "b.jpg").unlink()
+    (root / "b.jpg").symlink_to("d.jpg")
+    assert len(listed(packed(root, "tar"))) == 1
+    assert "3 files were not taken (2 link, 1 special)" in capsys.readouterr().err
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        archive.writestr("a.jpg", "a")
+        link = zipfile.ZipInfo("b.jpg")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "a.jpg")
+    assert len(listed(tmp_path / "z.zip")) == 1
+    assert "1 file was not taken (1 link)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_the_last_version_of_a_name_counts(
+    tmp_path: Path, kind: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    place = packed(put(tmp_path / "in", "a.jpg", "b.jpg", "c.jpg"), kind)
+    (tmp_path / "a.jpg").write_text("corrected")
+    if kind == "tar":
+        subprocess.run(["tar", "rf", place, "-C", tmp_path, "a.jpg"], check=True)
+        subprocess.run(["tar", "rf", place, "-C", tmp_path, "./a.jpg"], check=True)
+    else:
+        with zipfile.ZipFile(place, "a") as archive:
+            archive.write(tmp_path / "a.jpg", "a.jpg")
+    assert read(place) == {"a.jpg": "corrected", "b.jpg": "b.jpg", "c.jpg": "c.jpg"}
+    assert len(listed(place)) == 3
+
+
+# --- row 8: links to folders ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "links",
+    [
+        {"latest": "train"},
+        {"a": "train", "z": "train", "val/again": "../train"},
+        {"again": ".", "train/x/up": "../.."},
+    ],
+)
+def test_folders_are_listed_as_themselves_whichever_name_the_disk_gives_first(
+    tmp_path: Path, links: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = put(tmp_path / "in", "train/x/1.jpg", "train/2.jpg", "val/3.jpg")
+    for name, target in links.items():
+        (root / name).symlink_to(target)
+    scan = os.scandir
+
+    class Scan(list):
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+    for backward in (False, True):
+        monkeypatch.setattr(
+            os, "scandir",
+            lambda p: Scan(sorted(scan(p), key=lambda e: e.name, reverse=backward)),  # noqa: B023
+        )  # fmt: skip
+        assert [(e.split, e.src) for e in listed(root)] == [
+            ("train", b"train/2.jpg"),
+            ("train", b"train/x/1.jpg"),
+            ("val", b"val/3.jpg"),
+        ]
+
+
+def test_a_folder_outside_is_listed_by_the_first_of_its_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "disk", "1.jpg", "sub/2.jpg")
+    root = put(tmp_path / "in", "0.jpg")
+    for name in ("c", "b", "d"):
+        (root / name).symlink_to(tmp_path / "disk")
+    assert [e.src for e in listed(root)] == [b"0.jpg", b"b/1.jpg", b"b/sub/2.jpg"]
+
+
+# --- row 9: names ---------------------------------------------------------------------------------
+
+
+@KINDS
+def test_suffixes_of_images_are_taken_and_the_others_are_counted(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture
+) -> None:
+    root = put(tmp_path / "in", "x.jfif", "x.jpe", "X.JPG", "sub/x.webp",
+               "1.avif", "2.AVIF", "sub/3.avif", "4.heic", "z", "sub/notes.txt",
+               "@eaDir/x.jpg/SYNOPHOTO_THUMB_B.jpg", "sub/__MACOSX/._x.jpg", ".git/c.jpg",
+               "sub/.hidden/d.jpg", "Thumbs.db", "sub/desktop.ini",
+               "$RECYCLE.BIN/e.jpg")  # fmt: skip
+    names = {entry.src.decode() for entry in listed(packed(root, kind))}
+    assert names == {"x.jfif", "x.jpe", "X.JPG", "sub/x.webp"}
+    (line,) = capsys.readouterr().err.splitlines()
+    count, reasons = line.rstrip(")").split(" (")
+    assert count == "6 files were not taken"
+    assert set(reasons.split(", ")) == {"3 .avif", "1 .heic", "1 without suffix", "1 .txt"}
+    assert reasons.startswith("3 .avif")
+
+
+def test_masks_and_published_layouts_count_what_they_do_not_take_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    put(tmp_path / "masks", "1.png", "1.svg", "@eaDir/1.png")
+    assert len(open_source(str(tmp_path / "masks")).files) == 1
+    assert "1 file was not taken (1 .svg)" in capsys.readouterr().err
+    put(tmp_path / "p", "data_256/a/1.jpg", "data_256/a/1.avif")
+    assert len(listed(tmp_path / "p", "places365_standard")) == 1
+    assert "data_256: 1 file was not taken (1 .avif)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
