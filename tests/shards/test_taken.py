@@ -2,17 +2,20 @@
 
 import os
 import subprocess
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from shards import external
 from shards.mask_import import open_source, resolve_polarity
 from shards.plan import Entry, Row
 from shards.sources import source
 from shards.sources.files import list_files, read_file
-from tests.shards.test_external import theirs
+from tests.shards.test_external import index, rows_of, theirs
 from tests.shards.test_mask_import import png, published
+from tests.support.sets import jpeg, smooth_image
 
 
 def put(root: Path, *names: str) -> Path:
@@ -106,6 +109,126 @@ def test_the_last_version_of_a_name_counts(
             archive.write(tmp_path / "a.jpg", "a.jpg")
     assert read(place) == {"a.jpg": "corrected", "b.jpg": "b.jpg", "c.jpg": "c.jpg"}
     assert len(listed(place)) == 3
+
+
+def test_links_and_corrections_in_webdataset_tars(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    for i in range(6):
+        (root / f"{i}.jpg").write_bytes(jpeg(smooth_image(i)))
+        (root / f"{i}.cls").write_text(str(i))
+        os.link(root / f"{i}.jpg", root / f"{i}b.jpg")
+    (root / "7.jpg").symlink_to("2.jpg")
+    (root / "8.jpg").symlink_to("gone.jpg")
+    names = [f"{i}.{ext}" for i in range(6) for ext in ("jpg", "cls")]
+    names += [*(f"{i}b.jpg" for i in range(6)), "7.jpg", "8.jpg"]
+    tar = tmp_path / "0.tar"
+    subprocess.run(["tar", "cf", tar, "-C", root, *names], check=True)
+    (root / "1.jpg").unlink()
+    (root / "1.jpg").write_bytes(jpeg(smooth_image(100)))
+    subprocess.run(["tar", "rf", tar, "-C", root, "1.jpg", "1.cls"], check=True)
+    result = external.write(str(tmp_path / "out"), "t", str(tar), lambda _: None, 0.1)
+    data = tar.read_bytes()
+    stored = {
+        row["src"]: (data[row["offset"] : row["offset"] + row["size"]], row["label"])
+        for row in rows_of(result.manifest)
+    }
+    expected = {f"{i}.jpg": (jpeg(smooth_image(i)), i) for i in range(6)}
+    expected |= {f"{i}b.jpg": (jpeg(smooth_image(i)), None) for i in range(6)}
+    expected |= {"7.jpg": (jpeg(smooth_image(2)), None), "1.jpg": (jpeg(smooth_image(100)), 1)}
+    assert stored == expected
+    assert result.rejects == {"link": 1}
+
+
+# --- row 7: webdataset tars of other people -------------------------------------------------------
+
+IMAGE = jpeg(smooth_image(1))
+
+
+def said(source: Path, out: Path, rate: float = 1.0) -> tuple[list[str], object]:
+    lines: list[str] = []
+    return lines, external.write(str(out), "t", str(source), lines.append, rate)
+
+
+@pytest.mark.parametrize(
+    ("members", "rejects", "line"),
+    [
+        (["img0.v2.jpg", "img1.v3.jpg"], {"name": 2}, None),
+        (["a.v1.png", "a.v2.png", "a.txt"], {"name": 2}, "1 file was not taken (1 .txt)"),
+        (["1.avif", "2.avif", "3.npy", "4"], {}, "4 files were not taken (2 .avif, 1 without"),
+        (["a.txt", "a.cls", "__MACOSX/._b.jpg", ".c.jpg"], {}, "(1 .txt, 1 .cls)"),
+        (["@eaDir/b.jpg/SYNOPHOTO_THUMB_B.jpg", "./c/.d.jpg", "Thumbs.db"], {}, None),
+    ],
+)
+def test_members_that_are_no_sample_are_counted(
+    tmp_path: Path, members: list[str], rejects: dict[str, int], line: str | None
+) -> None:
+    names = ["./x/good.jpg", "./x/good.seg.png", *members]
+    tar = theirs(tmp_path / "0.tar", dict.fromkeys(names, IMAGE))
+    lines, result = said(tar, tmp_path / "out")
+    assert [row["src"] for row in rows_of(result.manifest)] == ["./x/good.jpg"]
+    assert result.rejects == rejects
+    counted = [text for text in lines if "not taken" in text]
+    assert (line in counted[0]) if line else not counted
+
+
+@pytest.mark.parametrize("name", ["a.JPG", "a.jfif", "a.jpe", "a.tif", "a.bmp"])
+def test_images_are_known_by_the_suffixes_that_folders_know(tmp_path: Path, name: str) -> None:
+    tar = theirs(tmp_path / "0.tar", {name: IMAGE})
+    assert [row["src"] for row in rows_of(index(str(tar), tmp_path / "out"))] == [name]
+    assert len(listed(packed(put(tmp_path / "in", name), "zip"))) == 1
+
+
+def test_empty_tars_among_others_are_sets_of_nothing(tmp_path: Path) -> None:
+    for number in (0, 1, 2):
+        theirs(tmp_path / "in" / f"{number}.tar", {} if number == 1 else {"a.jpg": IMAGE})
+    manifest = index(str(tmp_path / "in"), tmp_path / "out")
+    assert [shard.samples for shard in manifest.splits["train"].shards] == [1, 0, 1]
+
+
+def test_compressed_shards_among_others_are_named(tmp_path: Path) -> None:
+    for name in ("0.tar", "1.tar.gz", "val/0.tar", "val/1.tgz"):
+        theirs(tmp_path / "in" / name, {"a.jpg": IMAGE})
+    lines, _ = said(tmp_path / "in", tmp_path / "out")
+    assert any("1.tar.gz, val/1.tgz" in line and "decompress" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("begin", "what"),
+    [(b"\x1f\x8b\x08", "gzip"), (b"BZh9", "bzip2"), (b"\xfd7zXZ\0", "xz"),
+     (b"\x28\xb5\x2f\xfd", "zstd")],
+)  # fmt: skip
+def test_a_compressed_stream_named_tar_is_called_what_it_is(
+    tmp_path: Path, begin: bytes, what: str
+) -> None:
+    tar = tmp_path / "00001.tar"
+    tar.write_bytes(begin + bytes(range(256)) * 8)
+    for attempt in (lambda: index(str(tar), tmp_path / "out"), lambda: list(list_files(tar))):
+        with pytest.raises(ValueError, match=f"00001.tar: is {what}, .*decompress it$"):
+            attempt()
+
+
+def test_two_tars_joined_by_cat_are_named_as_such(tmp_path: Path) -> None:
+    one = theirs(tmp_path / "1.tar", {"a.jpg": IMAGE})
+    two = theirs(tmp_path / "2.tar", {"b.jpg": IMAGE})
+    place = tmp_path / "both.tar"
+    place.write_bytes(one.read_bytes() + two.read_bytes())
+    begin = f"both.tar: another archive begins at byte {one.stat().st_size}"
+    for attempt in (lambda: index(str(place), tmp_path / "out"), lambda: list(list_files(place))):
+        with pytest.raises(ValueError, match=begin):
+            attempt()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_names_in_latin_1_are_read_or_rejected_by_name(tmp_path: Path, broken: bool) -> None:
+    tar = tmp_path / "0.tar"
+    theirs(tar, {"good.jpg": IMAGE, "caf\udce9.jpg": IMAGE[:-9] if broken else IMAGE},
+           format=tarfile.GNU_FORMAT)  # fmt: skip
+    assert b"caf\xe9.jpg" in tar.read_bytes()
+    _, result = said(tar, tmp_path / "out")
+    rows = [row["src"] for row in rows_of(result.manifest)]
+    assert rows == ["good.jpg"] if broken else ["good.jpg", "caf\\xe9.jpg"]
+    assert result.rejects == ({"corrupt": 1} if broken else {})
 
 
 # --- row 8: links to folders ----------------------------------------------------------------------
