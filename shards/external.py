@@ -93,24 +93,23 @@ def _tars(source: str, say: Callable[[str], None]) -> dict[str, list[str]]:
     children = store.names(base)
     tars = _by_name(source, [store.join(base, n) for n in children if n.endswith(".tar")])
     folders: dict[str, list[str]] = {}
-    packed = [name for name in children if _needs_unpacking(name)]
+    rest = [name for name in children if "." in name]
     for folder in (name for name in children if "." not in name):
         inside = store.names(store.join(base, folder))
-        packed += [f"{folder}/{name}" for name in inside if _needs_unpacking(name)]
+        rest += [f"{folder}/{name}" for name in inside]
         if urls := [store.join(base, folder, n) for n in inside if n.endswith(".tar")]:
             folders[f"{folder}/"] = urls
-    if packed:
-        say(f"not taken, as they are not plain .tar: {', '.join(packed)}; decompress them")
+    rest = [n for n in rest if not n.endswith(".tar") and not is_litter(n.encode())]
+    if rest:
+        say(not_taken(Counter(kind(name.encode()) for name in rest)))
+    if packed := [name for name in rest if splits.ARCHIVE.search(name)]:
+        say(f"decompress to .tar what is to be read: {', '.join(packed)}")
     split_of = splits.assign(folders, store.display(source), whole=True)
     for folder, split in sorted(split_of.items()):
         tars[split] = tars.get(split, []) + folders[folder]
     if left := [f"{name} ({len(folders[name])} tars)" for name in folders if name not in split_of]:
         say(f"skipped, not the folder of a split: {', '.join(left)}")
     return {split: tars[split] for split in SPLITS if split in tars}
-
-
-def _needs_unpacking(name: str) -> bool:
-    return bool(splits.ARCHIVE.search(name)) and not name.endswith(".tar")
 
 
 def _by_name(source: str, urls: list[str]) -> dict[str, list[str]]:

@@ -58,16 +58,16 @@ def examine(src: str, data: bytes, policy: Policy, label: int = -1) -> PackedSam
         return Reject(src, "empty", "no bytes")
     try:
         header = jpeg.header(data) if jpeg.is_jpeg(data) else None
-        image = None if header is not None and header.plain else _open(data)
-        width, height = _size(header, image)
+        opened = header if header is not None and header.plain else _open(data)
+        width, height = opened.width, opened.height
         bad = _bad_shape(src, width, height, policy)
         if bad is not None:
             return bad
         short = _stored_short(width, height, policy)
         flawless = header is not None and jpeg.check(data, header)
         gray = header is not None and header.components == 1
-        if image is not None:
-            pixels = _upright(image)
+        if isinstance(opened, Image.Image):
+            pixels = _upright(opened)
         elif flawless and short is None:
             return _sample(src, data, width, height, "L" if gray else "RGB", label)
         else:
@@ -144,13 +144,6 @@ def _open(data: bytes) -> Image.Image:
         raise _UnsupportedFormat(
             f"not a JPEG, PNG, WebP, GIF, BMP or TIFF (begins {begin})"
         ) from error
-
-
-def _size(header: jpeg.Header | None, image: Image.Image | None) -> tuple[int, int]:
-    if header is not None:
-        return header.width, header.height
-    assert image is not None
-    return image.size
 
 
 def _bad_shape(src: str, width: int, height: int, policy: Policy) -> Reject | None:

@@ -186,11 +186,13 @@ def test_empty_tars_among_others_are_sets_of_nothing(tmp_path: Path) -> None:
     assert [shard.samples for shard in manifest.splits["train"].shards] == [1, 0, 1]
 
 
-def test_compressed_shards_among_others_are_named(tmp_path: Path) -> None:
+def test_files_next_to_tars_are_counted_and_compressed_shards_are_named(tmp_path: Path) -> None:
     for name in ("0.tar", "1.tar.gz", "val/0.tar", "val/1.tgz"):
         theirs(tmp_path / "in" / name, {"a.jpg": IMAGE})
+    put(tmp_path / "in", "2.jpg", "val/3.jpg", ".DS_Store")
     lines, _ = said(tmp_path / "in", tmp_path / "out")
-    assert any("1.tar.gz, val/1.tgz" in line and "decompress" in line for line in lines)
+    assert "4 files were not taken (2 .jpg, 1 .gz, 1 .tgz)" in lines
+    assert any("decompress" in line and "1.tar.gz, val/1.tgz" in line for line in lines)
 
 
 @pytest.mark.parametrize(
