@@ -219,6 +219,11 @@ def finish(
     store.write(store.join(out, "rejects.parquet"), sink.getvalue())
 
     stored = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
+    if not len(stored) and not rejects:
+        raise ValueError(
+            f"{store.display(out)}: no image in any tar of the source; expected members named "
+            "KEY.jpg, KEY.png, KEY.webp, ..."
+        )
     reasons = Counter(str(item["reason"]) for item in rejects)
     if len(rejects) > max_reject_rate * (len(stored) + len(rejects)) or not len(stored):
         refused = [Reject(item["src"], item["reason"], item["detail"]) for item in rejects]

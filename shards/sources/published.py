@@ -1,13 +1,15 @@
 """Read a publisher's download in place: a folder of archives, or the unpacked folders."""
 
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from shards.pack import content_hash
 from shards.plan import Entry, Row
-from shards.sources.files import File, list_files, read_file
+from shards.sources.files import File, images, list_files, not_taken, read_file
+from shards.sources.offer import say
 
 
 class Part(NamedTuple):
@@ -26,21 +28,30 @@ class Part(NamedTuple):
         for file in list_files(self.root / self.folder):
             yield file._replace(path=prefix + file.path)
 
+    def images(self) -> Iterator[File]:
+        """The images of the part; says at the end what it holds besides."""
+        skipped = Counter[str]()
+        yield from images(self.files(), skipped)
+        if skipped:
+            say(f"{self.root / (self.archive or self.folder)}: {not_taken(skipped)}")
+
     def entry(self, split: str, file: File, label: int = -1) -> Entry:
         return Entry(split, file.path, file.size, label, self.archive, file.offset)
 
 
 def find(source: Path, folders: Sequence[str], archives: Sequence[str]) -> Part | None:
-    """The first of `folders` or `archives` in `source`; `source` may be one of the archives."""
+    """The one of `folders` or `archives` in `source`; `source` may be one of the archives.
+
+    Raises ValueError for two of them: one may be the half of the other.
+    """
     if not source.is_dir():
         return Part(source.parent, "", source.name) if source.name in archives else None
-    for folder in folders:
-        if (source / folder).is_dir():
-            return Part(source, folder, "")
-    for archive in archives:
-        if (source / archive).is_file():
-            return Part(source, "", archive)
-    return None
+    parts = [Part(source, folder, "") for folder in folders if (source / folder).is_dir()]
+    parts += [Part(source, "", archive) for archive in archives if (source / archive).is_file()]
+    if len(parts) > 1:
+        both = " and ".join(part.archive or f"{part.folder}/" for part in parts)
+        raise ValueError(f"{source}: both {both} are there; move one away")
+    return parts[0] if parts else None
 
 
 def read_list(source: Path, name: str, inside: Sequence[str] = ()) -> list[str] | None:
@@ -49,7 +60,7 @@ def read_list(source: Path, name: str, inside: Sequence[str] = ()) -> list[str] 
     places = [root / name, *sorted(root.glob(f"*/{name}"))]
     for place in places:
         if place.is_file():
-            return place.read_text("utf-8", "replace").splitlines()
+            return _lines(place.read_bytes())
     for archive in inside:
         if (root / archive).is_file():
             with tarfile.open(root / archive, "r:") as tar:
@@ -57,8 +68,14 @@ def read_list(source: Path, name: str, inside: Sequence[str] = ()) -> list[str] 
                     if member.isfile() and member.name.rsplit("/", 1)[-1] == name:
                         content = tar.extractfile(member)
                         assert content is not None
-                        return content.read().decode("utf-8", "replace").splitlines()
+                        return _lines(content.read())
     return None
+
+
+def _lines(data: bytes) -> list[str]:
+    """The lines of a text in UTF-8 or, by its mark, UTF-16, as editors of Windows write."""
+    coding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    return data.decode(coding, "replace").splitlines()
 
 
 def parse_labels(lines: Iterable[str], where: str) -> dict[str, int]:
