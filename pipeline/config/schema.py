@@ -137,6 +137,7 @@ class PromoteConfig:
         0.02, "largest PSNR loss of the mean over buckets, dB", least=-100.0, most=100.0
     )
     floor: float = key(12.0, "lowest PSNR allowed in any bucket, dB", least=0.0, most=100.0)
+    verify: bool = key(False, "only verify the history and the files of past promotions")
     root: str = key("runs", "folder of runs, if no tracking server is set")
 
 

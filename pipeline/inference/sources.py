@@ -155,10 +155,15 @@ def load_archive(
     return archive.load(str(path), tags["sha256"], device), info
 
 
+def prefixed(facts: dict[str, str]) -> dict[str, str]:
+    """Return facts about a registered version as its tags."""
+    return {f"{TAG_PREFIX}{key}": value for key, value in facts.items()}
+
+
 def own_tags(version: Any) -> dict[str, str]:
     """A registered version's `lacuna.*` tags without the prefix; ValueError if it has none."""
-    prefixed = {k: v for k, v in version.tags.items() if k.startswith(TAG_PREFIX)}
-    tags = {k.removeprefix(TAG_PREFIX): v for k, v in prefixed.items()}
+    own = {k: v for k, v in version.tags.items() if k.startswith(TAG_PREFIX)}
+    tags = {k.removeprefix(TAG_PREFIX): v for k, v in own.items()}
     if not set(tags) >= REQUIRED_TAGS:
         raise ValueError(
             f"{version.name}/{version.version} was not created by `register`: register its run"

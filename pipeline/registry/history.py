@@ -4,15 +4,23 @@ A promotion creates one new version. Tags set at its creation name the champion 
 decision was made against (`gate.baseline`). Version numbers come from the database, so all readers
 see one order. `fold` computes the champion: a version counts if its baseline was the champion when
 its turn came. Of two promotions decided against the same champion, the later one does not count.
-The alias `champion` only repeats the result of `fold`.
+The alias `champion` only repeats the result of `fold`. Each version holds the hash of its
+baseline's tags, so that changes to past entries are detected.
 """
 
+import hashlib
+import json
+import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.tracking import model_versions
+from pipeline.registry import package
+from pipeline.tracking import errors, model_versions
 
 ALIAS = "champion"
 HEAD = "gate.head"
+SEALED = ("lacuna.", "gate.")  # prefixes of tags that a promotion writes once
+UNSEALED = ("gate.digest", "gate.result")
 
 
 class History(NamedTuple):
@@ -114,3 +122,61 @@ def repair(client: Any, name: str, versions: list[Any], gone: list[int], target:
         if int(version.tags.get("gate.baseline", 0)) in gone:
             client.set_model_version_tag(name, str(version.version), "gate.result", "orphaned")
     client.set_registered_model_tag(name, HEAD, str(target.version))
+
+
+def sealed(tags: dict[str, str]) -> dict[str, str]:
+    """Return the tags of a new promotion with their hash."""
+    return {**tags, "gate.digest": digest(tags)}
+
+
+def digest(tags: dict[str, str]) -> str:
+    held = {k: v for k, v in tags.items() if k.startswith(SEALED) and k not in UNSEALED}
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
+
+
+def faults(model: Any, versions: list[Any]) -> list[str]:
+    """List faults of the record: deleted or changed versions, an alias moved by hand."""
+    lines = [f"promoted version {number} was deleted" for number in deleted(model, versions)]
+    by_number = {str(version.version): version for version in versions}
+    for version in filter(is_promotion, versions):
+        if digest(version.tags) != version.tags["gate.digest"]:
+            lines.append(f"the tags of version {version.version} were changed")
+        baseline = by_number.get(version.tags["gate.baseline"])
+        if baseline and baseline.tags.get("gate.digest") != version.tags["gate.previous"]:
+            lines.append(
+                f"version {baseline.version} changed after version {version.version} was decided "
+                "against it"
+            )
+    champion = fold(versions).champion
+    expected = str(champion.version) if champion else "nothing"
+    if (alias := str(model.aliases.get(ALIAS, "nothing"))) != expected:
+        lines.append(
+            f"alias {ALIAS} names {alias}, the history {expected}: the next promote or rollback "
+            "corrects it"
+        )
+    return lines
+
+
+def verify(uri: str, client: Any, name: str) -> dict[str, Any]:
+    """Check the history and every promoted file. Raises ValueError that lists the faults."""
+    with errors.explained(uri):
+        model_versions.find_version(client, f"models:/{name}")
+        every = model_versions.versions(client, name)
+        lines = faults(client.get_registered_model(name), every)
+        promotions = [version for version in every if is_promotion(version)]
+        lines += [fault for version in promotions if (fault := _damage(uri, version))]
+    if lines:
+        raise ValueError(f"{name}: {'; '.join(lines)}")
+    return {"name": name, "versions": len(promotions), "faults": []}
+
+
+def _damage(uri: str, version: Any) -> str:
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            model_versions.download(uri, version.tags["lacuna.model_id"], "", Path(scratch))
+        except (MlflowException, OSError):
+            return f"the files of version {version.version} are missing"
+        changed = package.tree_digest(Path(scratch)) != version.tags["lacuna.tree_sha256"]
+    return f"the files of version {version.version} were changed" if changed else ""

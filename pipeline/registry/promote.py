@@ -17,7 +17,7 @@ from pipeline.common.console import say, table
 from pipeline.common.environment import user
 from pipeline.config.schema import PromoteConfig, RollbackConfig
 from pipeline.evaluation import metrics, results
-from pipeline.inference.sources import own_tags
+from pipeline.inference.sources import own_tags, prefixed
 from pipeline.registry import gate, history, package, reference_pairs, register
 from pipeline.registry.history import ALIAS
 from pipeline.tracking import errors, model_versions
@@ -32,6 +32,8 @@ class Rejected(ValueError):
 def main(config: PromoteConfig | RollbackConfig) -> dict[str, Any]:
     if isinstance(config, RollbackConfig):
         return rollback(config)
+    if config.verify:
+        return history.verify(*_server(config), config.into or config.model.partition("/")[0])
     return promote(config)
 
 
@@ -44,6 +46,8 @@ def dry_run(config: PromoteConfig | RollbackConfig) -> str:
             target = history.target(config.model, past, config.version)
             now = past.line[-1].version
             return f"would make {config.model}/{target.version} champion again, replacing {now}"
+        if config.verify:
+            return "changes nothing: verify=true only reads"
         candidate = _candidate(client, config)
         name = config.into or candidate.name
         before = history.fold(model_versions.versions(client, name)).champion
@@ -88,13 +92,14 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
             reference_pairs.write(client, name, pairs)
         facts, card = _copy(client, uri, candidate, name, ours, pairs)
         record = {
+            **prefixed(facts),
             **_gate_tags("promote", before),
             "gate.from": f"models:/{candidate.name}/{candidate.version}",
             "gate.figures": json.dumps(figures, sort_keys=True),
             "gate.pairs_digest": pairs["pairs_digest"],
         }
         # Append to the history last: whoever appends first against this champion wins.
-        promoted = register.create_version(client, name, facts, card, record)
+        promoted = register.create_version(client, name, history.sealed(record), card)
         _check_not_superseded(client, name, promoted, before)
     return _result(name, promoted, "promoted")
 
@@ -117,11 +122,14 @@ def rollback(config: RollbackConfig) -> dict[str, Any]:
         else:
             past = history.settle(client, name)
             target = history.target(name, past, version)
-        record = {key: target.tags[key] for key in ("gate.figures", "gate.pairs_digest")}
-        record |= _gate_tags("rollback", past.champion)
-        record["gate.content"] = history.content(target)
-        facts = own_tags(target)
-        restored = register.create_version(client, name, facts, target.description, record)
+        record = {
+            **prefixed(own_tags(target)),
+            **{key: target.tags[key] for key in ("gate.figures", "gate.pairs_digest")},
+            **_gate_tags("rollback", past.champion),
+            "gate.content": history.content(target),
+        }
+        card = target.description
+        restored = register.create_version(client, name, history.sealed(record), card)
         _check_not_superseded(client, name, restored, past.champion)
     return _result(name, restored, f"rolled back to {target.version}")
 
@@ -194,6 +202,7 @@ def _gate_tags(kind: str, baseline: Any | None) -> dict[str, str]:
     return {
         "gate.kind": kind,
         "gate.baseline": str(baseline.version if baseline else 0),
+        "gate.previous": baseline.tags["gate.digest"] if baseline else "",
         "gate.user": user(),
         "gate.time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -242,6 +251,8 @@ def _result(name: str, version: Any, what: str) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> str:
+    if "what" not in result:
+        return f"{result['name']}: {result['versions']} promotions, history and files are intact"
     printed = {key: metrics.printed_metrics()[key] for key in ("psnr", "ssim")}
     rows = []
     for bucket, row in result["figures"].items():

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.common.environment import user
 from pipeline.config.schema import RegisterConfig
 from pipeline.evaluation import results
-from pipeline.inference.sources import GENERATOR_FILES, TAG_PREFIX, own_tags
+from pipeline.inference.sources import GENERATOR_FILES, own_tags, prefixed
 from pipeline.registry import package
 from pipeline.registry.package import tree_digest
 from pipeline.runs.run_json import read_run_json
@@ -68,20 +68,18 @@ def main(config: RegisterConfig) -> dict[str, Any]:
     }
 
 
-def create_version(
-    client: Any, name: str, facts: dict[str, str], card: str, gate: dict[str, str]
-) -> Any:
-    """Create a version from the logged model of `facts`, its `lacuna.*` tags; return it.
+def create_version(client: Any, name: str, tags: dict[str, str], card: str) -> Any:
+    """Create a version from the logged model that its tags name; return it.
 
-    card: its description. gate: the `gate.*` tags of a promotion.
+    card: its description.
     """
     return client.create_model_version(
         name,
-        source=f"models:/{facts['model_id']}",
-        run_id=facts.get("run_id"),
-        tags={f"{TAG_PREFIX}{key}": value for key, value in facts.items()} | gate,
+        source=f"models:/{tags['lacuna.model_id']}",
+        run_id=tags.get("lacuna.run_id"),
+        tags=tags,
         description=card,
-        model_id=facts["model_id"],
+        model_id=tags["lacuna.model_id"],
     )
 
 
@@ -170,4 +168,5 @@ def _publish(
     if run_id:
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, int(facts["images_seen"]))])
     facts |= {"model_id": logged.model_id, "tree_sha256": tree_digest(folder / "model")}
-    return create_version(client, facts["name"], facts, (folder / "README.md").read_text(), {})
+    card = (folder / "README.md").read_text()
+    return create_version(client, facts["name"], prefixed(facts), card)

@@ -1,7 +1,7 @@
 """Promotion in an embedded registry, of runs that are registered and scored without training."""
 
 from pipeline.config.schema import PromoteConfig
-from pipeline.registry import history, promote
+from pipeline.registry import promote
 from pipeline.tracking import model_versions
 from pipeline.tracking.client import connect
 from tests.support.trained import finished_run, registered, scored
@@ -34,6 +34,5 @@ def champion(root, name=NAME):
     return model_versions.find_version(client(root), f"models:/{name}@champion")
 
 
-def champions(root, name=NAME):
-    """Version numbers of all champions, in order."""
-    return [int(v.version) for v in history.fold(model_versions.versions(client(root), name)).line]
+def verify(name=NAME):
+    return promote.main(PromoteConfig(model=name, verify=True))

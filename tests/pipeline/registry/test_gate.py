@@ -125,9 +125,10 @@ def test_scores_on_other_pairs_are_rejected():
 def version(number, baseline=None, kind="promote", content=None):
     tags = {}
     if baseline is not None:
-        tags = {"gate.baseline": str(baseline), "gate.kind": kind}
+        tags = {"gate.baseline": str(baseline), "gate.kind": kind, "gate.previous": ""}
         if content:
             tags["gate.content"] = str(content)
+        tags["gate.digest"] = history.digest(tags)
     return SimpleNamespace(version=str(number), tags=tags)
 
 
@@ -181,3 +182,23 @@ def test_a_deleted_champion_is_detected_but_a_deleted_candidate_is_no_fault():
     assert history.deleted(model, [log[0], log[2], log[3]]) == [], "2 was never champion"
     assert history.deleted(model, [log[0], log[1], log[3]]) == [3]
     assert history.deleted(model, log[:3]) == [4], "the model's tag names the last one"
+
+
+def test_a_changed_tag_and_a_moved_alias_are_reported():
+    log = [version(1, 0), version(2, 1)]
+    log[1].tags["gate.previous"] = log[0].tags["gate.digest"]
+    log[1].tags["gate.digest"] = history.digest(log[1].tags)
+    model = SimpleNamespace(tags={}, aliases={"champion": 2})
+    assert history.faults(model, log) == []
+
+    model.aliases["champion"] = "1"
+    assert "alias champion names 1, the history 2" in history.faults(model, log)[0]
+    model.aliases["champion"] = "2"
+    log[1].tags["gate.figures"] = "better than they were"
+    assert history.faults(model, log) == ["the tags of version 2 were changed"]
+    log[1].tags.pop("gate.figures")
+    log[0].tags["gate.user"] = "somebody else"
+    log[0].tags["gate.digest"] = history.digest(log[0].tags)
+    assert history.faults(model, log) == [
+        "version 1 changed after version 2 was decided against it"
+    ]

@@ -1,4 +1,4 @@
-"""Promoted files outlive their run; deleted versions and a moved alias are detected."""
+"""Changes to promoted files, to the history or to the alias are detected."""
 
 import shutil
 
@@ -6,17 +6,17 @@ import pytest
 
 from pipeline.config.schema import RollbackConfig
 from pipeline.evaluation import results
-from pipeline.registry import package, promote
+from pipeline.registry import promote
 from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import model_versions
 from tests.support.promotion import (
     NAME,
     candidate,
     champion,
-    champions,
     client,
     do,
     uri,
+    verify,
 )
 
 
@@ -28,9 +28,9 @@ def test_a_promoted_model_survives_the_deletion_of_its_run(root):
     client(root).delete_run(read_run_json(run)["mlflow_run_id"])
     shutil.rmtree(run)
 
-    folder, tags = root / "check", champion(root).tags
-    model_versions.download(uri(root), tags["lacuna.model_id"], "", folder)
-    assert package.tree_digest(folder) == tags["lacuna.tree_sha256"]
+    assert verify()["faults"] == []
+    folder = root / "check"
+    model_versions.download(uri(root), champion(root).tags["lacuna.model_id"], "", folder)
     assert (folder / "artifacts" / "inpainter.pt2").read_text() == run
     assert results.load(str(folder / "gate" / "evaluation.parquet"))[0].num_rows == 360
 
@@ -48,18 +48,34 @@ def test_files_that_changed_after_registration_are_not_promoted(root):
         do(run)
 
 
-def test_the_next_promotion_corrects_an_alias_that_was_moved_by_hand(root):
+def test_verify_reports_changed_and_missing_files(root):
+    do(candidate(root, "first", 20.0, 1))
+    file = artifacts(root, champion(root)) / "artifacts" / "inpainter.pt2"
+    file.write_text("something else")
+    with pytest.raises(ValueError, match="files of version 2 were changed"):
+        verify()
+    shutil.rmtree(artifacts(root, champion(root)))
+    with pytest.raises(ValueError, match="files of version 2 are missing|were changed"):
+        verify()
+
+
+def test_an_alias_moved_by_hand_is_reported_and_corrected(root):
     run = candidate(root, "first", 20.0, 1)
     do(run)
     client(root).set_registered_model_alias(NAME, "champion", "1")
-    assert do(run)["what"] == "champion already"
-    assert str(champion(root).version) == "2"
+    with pytest.raises(ValueError, match="alias champion names 1, the history 2"):
+        verify()
+    do(run)
+    assert champion(root).version in (2, "2")
+    assert verify()["faults"] == []
 
 
 def test_after_a_promotion_is_deleted_only_an_explicit_rollback_continues(root):
     for number, psnr in enumerate((20.0, 21.0, 22.0)):
         do(candidate(root, f"run{number}", psnr, number))
     client(root).delete_model_version(NAME, "4")
+    with pytest.raises(ValueError, match="promoted version 4 was deleted"):
+        verify()
     for attempt in (
         lambda: do(candidate(root, "later", 23.0, 9)),
         lambda: promote.main(RollbackConfig(model=NAME)),
@@ -72,5 +88,4 @@ def test_after_a_promotion_is_deleted_only_an_explicit_rollback_continues(root):
 
     assert promote.main(RollbackConfig(model=NAME, version=6))["version"] == 8
     assert champion(root).tags["gate.content"] == "6"
-    do(candidate(root, "latest", 24.0, 10))
-    assert champions(root) == [2, 8, 10]
+    assert verify()["faults"] == []

@@ -160,6 +160,7 @@ def test_the_trainers_account_registers_but_cannot_touch_production(as_user, tmp
     as_user("release")
     result = promote.main(PromoteConfig(model="inpaint-msanet", run=run, into="inpaint"))
     assert (result["name"], result["version"]) == ("inpaint", 1)
+    assert promote.main(PromoteConfig(model="inpaint", verify=True))["faults"] == []
 
     as_user("ann")
     better = finished_run(tmp_path / "better", seed=2, uri=url)
