@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 ONE_PUT = 256 * 2**20  # larger uploads go in parts
+_LITTER = re.compile(r"\._.*|\.DS_Store|Thumbs\.db|desktop\.ini|@eaDir|lost\+found", re.IGNORECASE)
 TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{16}\.lacuna-tmp$")
 
 
@@ -142,7 +143,10 @@ def exists(url: str | os.PathLike) -> bool:
 
 
 def names(url: str | os.PathLike) -> list[str]:
-    """The sorted names in a folder, without temporary files; empty if there is no folder."""
+    """The sorted names in a folder; empty if there is no folder.
+
+    Without temporary files, and without what file managers and disks leave in an empty folder.
+    """
     text = os.fspath(url)
     if is_local(text):
         inside = os.listdir(local(text)) if local(text).is_dir() else []
@@ -151,7 +155,8 @@ def names(url: str | os.PathLike) -> list[str]:
             inside = children(text)
         except FileNotFoundError:
             return []
-    return sorted(child for child in inside if child and not TEMPORARY.match(child))
+    ours = (child for child in inside if child and not _LITTER.fullmatch(child))
+    return sorted(child for child in ours if not TEMPORARY.match(child))
 
 
 # --- writing --------------------------------------------------------------------------------------

@@ -256,7 +256,7 @@ def recorded(out: Path, given: str) -> dict[str, Any]:
         except (ValueError, AttributeError, TypeError):
             pass
         raise ConfigError(f"out={given}: {RECORD} cannot be read; remove the folder")
-    if out.is_file() or out.is_dir() and set(os.listdir(out)) - {LOCK}:
+    if out.is_file() or set(store.names(out)) - {LOCK}:
         raise ConfigError(
             f"out={given} holds other files (no {RECORD}): choose an empty or a new folder"
         )
