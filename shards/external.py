@@ -38,11 +38,13 @@ def write(
     source: str,
     say: Callable[[str], None],
     max_reject_rate: float = 0.01,
+    holdout: float = 0.0,
 ) -> Finished:
     """Index the tars of `source` as a set of kind external at `out`.
 
     `source` is a folder or URL of tars, or a brace pattern; splits follow from folders such as
-    val/ or names such as val-0000.tar.
+    val/ or names such as val-0000.tar. Without tars of val, a share `holdout` of the samples of
+    train, by content hash, is indexed as val.
     Raises SourceError if there are no tars or one is missing; ValueError for a damaged or empty
     tar, and for more rejects than `max_reject_rate`.
     """
@@ -53,21 +55,31 @@ def write(
             "a URL or a pattern such as s3://bucket/train-{0000..0099}.tar"
         )
     sizes = {url: _size(url) for urls in tars.values() for url in urls}
-    plan = generated_plan(name, "external", {"format": 1, "tars": tars, "sizes": sizes})
+    options: dict[str, Any] = {"format": 1, "tars": tars, "sizes": sizes}
+    if "val" in tars or "train" not in tars:
+        holdout = 0.0
+    elif holdout:
+        options["holdout"] = holdout
+    plan = generated_plan(name, "external", options)
     publish(out, plan)
     written: list[tuple[str, int, str | None]] = []
     first = 0
     for split, urls in tars.items():
         published = set(store.names(store.join(out, split, "index")))
+        share = holdout if split == "train" else 0.0
         for number, url in enumerate(urls):
             file = f"shard-{number:06d}.parquet"
-            place = store.join(out, split, "index", file)
             if file not in published:
-                store.write(place, _index(url, number, first, plan.sha256))
+                held, index = _index(url, number, first, plan.sha256, share)
+                if share:
+                    store.write(store.join(out, "val", "index", file), held)
+                store.write(store.join(out, split, "index", file), index)
             # ids must be unique before the next tar is read: it has at most one sample per block
             first += sizes[url] // 512
             written.append((split, number, url))
             say(f"{split} {number + 1}/{len(urls)} {store.display(url)}")
+    if holdout:
+        written += [("val", number, url) for number, url in enumerate(tars["train"])]
     return finish(out, plan, written, max_reject_rate)
 
 
@@ -130,8 +142,13 @@ class _Member(NamedTuple):
     data: bytes
 
 
-def _index(url: str, number: int, first: int, plan_sha256: str) -> bytes:
-    """The Parquet index of one tar. Raises ValueError when it is damaged or holds no image."""
+def _index(
+    url: str, number: int, first: int, plan_sha256: str, share: float
+) -> tuple[bytes, bytes]:
+    """The Parquet indexes of the share held out of one tar, and of the others with the rejects.
+
+    Raises ValueError when the tar is damaged or holds no image.
+    """
     stream = _Stream(url)
     rows: list[dict[str, Any]] = []
     rejects: list[list[Any]] = []
@@ -168,7 +185,12 @@ def _index(url: str, number: int, first: int, plan_sha256: str) -> bytes:
     )
     assert set(rows[0]) == set(COLUMNS["external"].names)
     meta = IndexMeta(plan_sha256, stream.sha256(), stream.length, rejects)
-    return index_bytes("external", rows, meta)
+    held = [row for row in rows if row["content_hash"] < share * 2**64]
+    kept = [row for row in rows if row["content_hash"] >= share * 2**64]
+    return (
+        index_bytes("external", held, meta._replace(rejects=[])),
+        index_bytes("external", kept, meta),
+    )
 
 
 def _label(members: list[_Member]) -> int | None:

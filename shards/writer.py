@@ -224,6 +224,7 @@ def finish(
         refused = [Reject(item["src"], item["reason"], item["detail"]) for item in rejects]
         raise _too_many(out, refused, len(stored) + len(rejects), max_reject_rate)
     listed = {s: Split(sum(x.samples for x in v), tuple(v)) for s, v in splits.items()}
+    listed = {name: split for name, split in listed.items() if split.samples}
     encoded = manifests.encode(plan.name, plan.kind, plan.sha256, listed)
     store.write(store.join(out, manifests.FILE), encoded)
     duplicates = len(stored) - len(np.unique(stored))

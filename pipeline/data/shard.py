@@ -62,7 +62,12 @@ def _write(config: ShardConfig) -> dict[str, Any]:
             )
         try:
             finished = external.write(
-                config.out, config.data.name, config.source, say, config.max_reject_rate
+                config.out,
+                config.data.name,
+                config.source,
+                say,
+                config.max_reject_rate,
+                config.data.holdout,
             )
         except external.SourceError:
             say(layout.offer.text())

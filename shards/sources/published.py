@@ -1,7 +1,7 @@
 """Read a publisher's download in place: a folder of archives, or the unpacked folders."""
 
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,15 +84,21 @@ def missing_download(source: Path, wanted: str) -> ValueError:
 
 
 def hold_out(
-    entries: Iterable[Entry], root: Path, share: float, split: str = "val"
+    entries: Iterable[Entry],
+    root: Path,
+    share: float,
+    split: str = "val",
+    published: Collection[str] = (),
 ) -> Iterator[Entry]:
-    """Move a `share` of the train entries to `split`.
+    """Move a `share` of the train entries to `split`, unless it is one of the `published` splits.
 
     The choice depends only on the bytes of each image, so that copies are on the same side and new
     images move no others; it reads every file of train once.
     """
     if not 0 <= share < 1:
         raise ValueError(f"invalid data.holdout={share}: expected at least 0 and less than 1")
+    if split in published:
+        share = 0.0
     for entry in entries:
         if share and entry.split == "train" and _below(entry, root, share):
             yield entry._replace(split=split)
