@@ -20,11 +20,12 @@ from shards.manifest import COLUMNS
 from shards.pack import IndexMeta, Reject, content_hash, index_bytes
 from shards.plan import SPLITS, generated_plan, publish
 from shards.sources import splits
-from shards.sources.files import check_end
+from shards.sources.files import MAX_BYTES, check_end
 from shards.writer import Finished, finish
 
 BLOCK = 16 * 2**20
 IMAGES = ("jpg", "jpeg", "png", "webp")
+_READ = (".cls", *(f".{ext}" for ext in IMAGES))
 _POLICY = Policy()
 
 
@@ -139,7 +140,8 @@ class _Member(NamedTuple):
     name: str
     ext: str
     offset: int
-    data: bytes
+    size: int
+    data: bytes  # empty if it is not needed, or too large
 
 
 def _index(
@@ -157,6 +159,8 @@ def _index(
         if image is None:
             continue
         verdict = examine(image.name, image.data, _POLICY)
+        if image.size > MAX_BYTES:
+            verdict = Reject(image.name, "too_large", f"{image.size} bytes, above {MAX_BYTES}")
         if isinstance(verdict, Reject):
             rejects.append([sample_id, *verdict])
             continue
@@ -226,7 +230,9 @@ def _members(stream: "_Stream", url: str) -> Iterator[_Member]:
                 if info.isreg() and not info.issparse():
                     file = tar.extractfile(info)
                     assert file is not None
-                    yield _Member(info.name, "", info.offset_data, file.read())
+                    read = info.name.lower().endswith(_READ) and info.size <= MAX_BYTES
+                    data = file.read() if read else b""
+                    yield _Member(info.name, "", info.offset_data, info.size, data)
                 vars(tar)["members"].clear()
             end = int(vars(tar)["offset"])
     except tarfile.TarError as error:

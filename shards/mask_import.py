@@ -57,7 +57,12 @@ class MaskSource:
     def _data(self, place: int) -> bytes:
         file = self.files[place]
         row = Row(place, file.path, file.size, -1, self.archive, file.offset)
-        return read_file(self.root, row)
+        try:
+            return read_file(self.root, row)
+        except OSError as error:
+            raise ValueError(
+                f"{self.name(place)}: cannot be read ({error.strerror}); remove it from source="
+            ) from error
 
     def name(self, place: int) -> str:
         return fsdecode(self.files[place].path)

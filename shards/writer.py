@@ -223,8 +223,8 @@ def finish(
     if len(rejects) > max_reject_rate * (len(stored) + len(rejects)) or not len(stored):
         refused = [Reject(item["src"], item["reason"], item["detail"]) for item in rejects]
         raise _too_many(out, refused, len(stored) + len(rejects), max_reject_rate)
-    listed = {s: Split(sum(x.samples for x in v), tuple(v)) for s, v in splits.items()}
-    listed = {name: split for name, split in listed.items() if split.samples}
+    counts = {split: sum(shard.samples for shard in splits[split]) for split in splits}
+    listed = {s: Split(counts[s], tuple(shards)) for s, shards in splits.items() if counts[s]}
     encoded = manifests.encode(plan.name, plan.kind, plan.sha256, listed)
     store.write(store.join(out, manifests.FILE), encoded)
     duplicates = len(stored) - len(np.unique(stored))

@@ -47,14 +47,15 @@ def dry_run(config: ShardConfig) -> str:
 
 
 def _write(config: ShardConfig) -> dict[str, Any]:
-    layout = source(config.data.layout)
+    data = config.data
+    layout = source(data.layout)
     if config.source is None:
         return {"offer": layout.offer.text()}
     assert config.out is not None  # `config.checks.shard`
     task = _task(config.task)
     protect({"source": [config.source]}, {"out": [config.out]}, below=True)
     start = time.monotonic()
-    if config.data.layout == "wds":
+    if data.layout == "wds":
         if task[1] > 1 or config.workers > 1:
             raise ValueError(
                 f"data=wds with task={config.task} workers={config.workers}: existing tars are "
@@ -62,12 +63,7 @@ def _write(config: ShardConfig) -> dict[str, Any]:
             )
         try:
             finished = external.write(
-                config.out,
-                config.data.name,
-                config.source,
-                say,
-                config.max_reject_rate,
-                config.data.holdout,
+                config.out, data.name, config.source, say, config.max_reject_rate, data.holdout
             )
         except external.SourceError:
             say(layout.offer.text())
