@@ -200,6 +200,9 @@ def _task(text: str | None) -> tuple[int, int]:
 
 def _result(finished: writer.Finished, seconds: float) -> dict[str, Any]:
     manifest = finished.manifest
+    shared = {names: count for names, count in finished.shared.items() if count}
+    for (split, earlier), count in shared.items():
+        say(f"note: {count} images of {split} are also in {earlier}")
     return {
         "url": store.display(manifest.url),
         "digest": manifest.digest,
@@ -208,6 +211,7 @@ def _result(finished: writer.Finished, seconds: float) -> dict[str, Any]:
         "bytes": sum(s.bytes for split in manifest.splits.values() for s in split.shards),
         "rejects": dict(finished.rejects),
         "duplicates": finished.duplicates,
+        "shared": {" in ".join(names): count for names, count in shared.items()},
         "seconds": round(seconds, 3),
     }
 

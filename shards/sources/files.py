@@ -60,7 +60,8 @@ def list_files(place: Path) -> Iterator[File]:
         else:
             raise ValueError(f"{place}: no such folder or archive; check source=")
     except OSError as error:
-        raise ValueError(f"{place}: cannot be read ({error.strerror or error})") from error
+        where = os.fsdecode(error.filename or place)
+        raise ValueError(f"{where}: cannot be read ({error.strerror or error})") from error
 
 
 def _folder(root: bytes) -> Iterator[File]:

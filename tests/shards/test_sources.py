@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import tarfile
+import tempfile
 import tracemalloc
 import zipfile
 from collections import Counter
@@ -109,6 +110,34 @@ def test_a_file_larger_than_any_image_is_rejected_unread(tmp_path: Path) -> None
     rejected = Loader(tmp_path, Policy())(row)
     assert isinstance(rejected, Reject)
     assert rejected.reason == "too_large" and f"{50 << 30} bytes" in rejected.detail
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without the rights of root, which may read everything."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("locked", ["train/secret", "val", "."])
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+def test_a_folder_that_may_not_be_read_is_named(locked: str, mode: int) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's folders are closed to others
+        root = Path(name)
+        root.chmod(0o755)
+        touch(root, "set/train/1.jpg", "set/train/secret/2.jpg", "set/val/3.jpg")
+        closed = root / "set" / locked
+        closed.chmod(mode)
+        with as_nobody(), pytest.raises(ValueError, match="cannot be read .Permission") as error:
+            listed("folder", root / "set")
+        closed.chmod(0o755)
+        assert str(error.value).split(":")[0].startswith(str(closed))
 
 
 LARGE = 40_000_000

@@ -84,6 +84,44 @@ def test_a_folder_and_any_archive_of_it_are_one_set_to_the_digest(
         assert results[0]["splits"] == {"train": 20, "val": 20}
 
 
+@pytest.mark.parametrize("form", ["folder", "zip", "wds"])
+@pytest.mark.parametrize(
+    ("splits", "shared"),
+    [
+        ({"train": range(9), "val": [9, 10, 0, 1, 2]}, {"val in train": 3}),
+        ({"train": range(9), "test": [9, 8]}, {"test in train": 1}),
+        (
+            {"train": range(9), "val": [9, 10], "test": [10, 0, 0]},
+            {"test in train": 2, "test in val": 1},
+        ),
+        ({"train": [0, 0, 1], "val": [2, 2]}, {}),
+    ],
+)
+def test_images_that_are_in_two_splits_are_counted_by_split(
+    capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path, form: str, splits: dict,
+    shared: dict,
+) -> None:  # fmt: skip
+    root = tmp_path / "in"
+    for split, numbers in splits.items():
+        (root / split).mkdir(parents=True)
+        for place, number in enumerate(numbers):
+            shutil.copy(photos / f"{number}.jpg", root / split / f"{place}.jpg")
+        if form == "wds":
+            shutil.make_archive(str(tmp_path / "tars" / f"{split}-0"), "tar", root / split)
+    place = {"folder": root, "wds": tmp_path / "tars"}.get(form)
+    place = place or shutil.make_archive(str(tmp_path / "packed"), "zip", root)
+    words = ("data=wds",) if form == "wds" else ()
+    status, out, err = run(capsys, *words, f"source={place}", f"out={tmp_path / 'set'}",
+                           "data.holdout=0", "--json")  # fmt: skip
+    assert status == 0
+    assert json.loads(out.splitlines()[-1])["shared"] == shared
+    notes = [line for line in err.splitlines() if "are also in" in line]
+    assert notes == [
+        f"note: {count} images of {names.replace(' in ', ' are also in ')}"
+        for names, count in shared.items()
+    ]
+
+
 def test_tasks_share_the_work_and_the_last_one_writes_the_manifest(
     capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
 ) -> None:
