@@ -3,7 +3,6 @@
 Archives are not unpacked: a listed file has its archive and offset, from which it is read.
 """
 
-import errno
 import os
 import struct
 import tarfile
@@ -129,7 +128,7 @@ def _zip(place: Path) -> Iterator[File]:
         raise ValueError(f"{place}: not a readable zip ({error}); download it again") from error
 
 
-class TooLarge(OSError):
+class TooLarge(OSError, ValueError):
     """A file of more bytes than any image has; it is not read."""
 
 
@@ -138,10 +137,10 @@ def read_file(root: Path, row: Row) -> bytes:
 
     Raises TooLarge, before any byte is read, for a file above MAX_BYTES.
     """
-    if row.size > MAX_BYTES:
-        raise TooLarge(errno.EFBIG, f"{row.size} bytes, above {MAX_BYTES}")
     packed = is_archive(row.archive)
     place = root / row.archive if packed else root / row.archive / os.fsdecode(row.src)
+    if row.size > MAX_BYTES:
+        raise TooLarge(f"{place}: {row.size} bytes, above {MAX_BYTES}: not an image; remove it")
     try:
         with open(place, "rb") as file:
             if not packed:

@@ -99,8 +99,8 @@ def _parts(source: Path, variant: str) -> list[tuple[str, Part]]:
                 parts.setdefault(size, []).append((split, part))
     easy = find(source, *_EASY) if variant == "standard" else None
     if easy is not None:
-        top = easy.root / easy.folder
-        present = [split for split in ("train", "val") if easy.archive or (top / split).is_dir()]
+        top = easy.root / easy.archive / easy.folder
+        present = [split for split in ("train", "val") if top.is_file() or (top / split).is_dir()]
         parts["easyformat"] = [(split, easy) for split in present]
     if not parts:
         wanted = f"train_large_places365{variant}.tar or train_256_places365{variant}.tar"

@@ -1,6 +1,6 @@
 """Read a publisher's download in place: a folder of archives, or the unpacked folders."""
 
-import tarfile
+import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,19 +11,16 @@ from shards.sources.files import File, list_files, read_file
 
 
 class Part(NamedTuple):
-    """A part of a download: a folder in `root`, or an archive in it."""
+    """A part of a download: a folder below `root`, or an archive there."""
 
     root: Path
-    folder: str  # "" for all of root, or an archive
-    archive: str  # "" for a folder
+    folder: str  # "" for an archive, or all of where the folder would be
+    archive: str  # or the folder of `root` that holds `folder`; "" for `root` itself
 
     def files(self) -> Iterator[File]:
-        """The files of the part, with paths relative to `root` (in an archive: as if unpacked)."""
-        if self.archive:
-            yield from list_files(self.root / self.archive)
-            return
+        """The files of the part, with paths that begin with `folder` (in an archive: its own)."""
         prefix = self.folder.encode() + b"/" if self.folder else b""
-        for file in list_files(self.root / self.folder):
+        for file in list_files(self.root / self.archive / self.folder):
             yield file._replace(path=prefix + file.path)
 
     def entry(self, split: str, file: File, label: int = -1) -> Entry:
@@ -31,20 +28,24 @@ class Part(NamedTuple):
 
 
 def find(source: Path, folders: Sequence[str], archives: Sequence[str]) -> Part | None:
-    """The first of `folders` or `archives` in `source`; `source` may be one of the archives."""
+    """The first of `folders` or `archives` in `source`, or in a folder of it.
+
+    `source` may be one of the archives.
+    """
     if not source.is_dir():
         return Part(source.parent, "", source.name) if source.name in archives else None
-    for folder in folders:
-        if (source / folder).is_dir():
-            return Part(source, folder, "")
-    for archive in archives:
-        if (source / archive).is_file():
-            return Part(source, "", archive)
+    for inside in ["", *sorted(entry.name for entry in os.scandir(source) if entry.is_dir())]:
+        for folder in folders:
+            if (source / inside / folder).is_dir():
+                return Part(source, folder, inside)
+        for archive in archives:
+            if (source / inside / archive).is_file():
+                return Part(source, "", os.path.join(inside, archive))
     return None
 
 
 def read_list(source: Path, name: str, inside: Sequence[str] = ()) -> list[str] | None:
-    """The lines of the list `name` in or below `source`, or in one of the tars `inside`."""
+    """The lines of the list `name` in or below `source`, or in one of the archives `inside`."""
     root = source if source.is_dir() else source.parent
     places = [root / name, *sorted(root.glob(f"*/{name}"))]
     for place in places:
@@ -52,12 +53,10 @@ def read_list(source: Path, name: str, inside: Sequence[str] = ()) -> list[str] 
             return place.read_text("utf-8", "replace").splitlines()
     for archive in inside:
         if (root / archive).is_file():
-            with tarfile.open(root / archive, "r:") as tar:
-                for member in tar:
-                    if member.isfile() and member.name.rsplit("/", 1)[-1] == name:
-                        content = tar.extractfile(member)
-                        assert content is not None
-                        return content.read().decode("utf-8", "replace").splitlines()
+            for file in list_files(root / archive):
+                if file.path.rsplit(b"/", 1)[-1] == name.encode():
+                    row = Row(0, file.path, file.size, -1, archive, file.offset)
+                    return read_file(root, row).decode("utf-8", "replace").splitlines()
     return None
 
 
