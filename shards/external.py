@@ -189,12 +189,11 @@ def _index(
     )
     assert set(rows[0]) == set(COLUMNS["external"].names)
     meta = IndexMeta(plan_sha256, stream.sha256(), stream.length, rejects)
-    held = [row for row in rows if row["content_hash"] < share * 2**64]
-    kept = [row for row in rows if row["content_hash"] >= share * 2**64]
-    return (
-        index_bytes("external", held, meta._replace(rejects=[])),
-        index_bytes("external", kept, meta),
-    )
+    limit = share * 2**64
+    held = [row for row in rows if row["content_hash"] < limit]
+    kept = [row for row in rows if row["content_hash"] >= limit]
+    without = meta._replace(rejects=[])
+    return index_bytes("external", held, without), index_bytes("external", kept, meta)
 
 
 def _label(members: list[_Member]) -> int | None:

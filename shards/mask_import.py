@@ -17,6 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from shards import store
 from shards.decode import header
 from shards.mask_sets import Mask
 from shards.masks import BUCKETS, bucket
@@ -26,10 +27,8 @@ from shards.sources.files import File, is_image, list_files, read_file
 POLARITIES = ("auto", "hole_white", "hole_black")
 THRESHOLD = 127  # masks that were JPEG files have gray edges
 LOOK_AT = 600  # masks whose ratios are measured, evenly spread
-FITS, FAILS = (
-    0.9,
-    0.7,
-)  # a reading holds if it puts this share in range and the other one at most that
+# A reading holds if it puts this share in range and the other one at most that.
+FITS, FAILS = 0.9, 0.7
 
 _RANGE = re.compile(r"(\d*\.?\d+)\s*%?\s*(?:-|_|,|to)\s*(\d*\.?\d+)\s*%?")
 
@@ -57,12 +56,7 @@ class MaskSource:
     def _data(self, place: int) -> bytes:
         file = self.files[place]
         row = Row(place, file.path, file.size, -1, self.archive, file.offset)
-        try:
-            return read_file(self.root, row)
-        except OSError as error:
-            raise ValueError(
-                f"{self.name(place)}: cannot be read ({error.strerror}); remove it from source="
-            ) from error
+        return read_file(self.root, row)
 
     def name(self, place: int) -> str:
         return fsdecode(self.files[place].path)
@@ -77,7 +71,7 @@ class MaskSource:
 
 def open_source(source: str) -> MaskSource:
     """The mask images at `source`. Raises ValueError when there are none."""
-    place = Path(source)
+    place = store.local(source).expanduser()
     images = sorted(
         (file for file in list_files(place) if is_image(file.path)), key=lambda f: f.path
     )
@@ -86,9 +80,8 @@ def open_source(source: str) -> MaskSource:
             f"{source}: no images there; give the folder or zip of masks as published "
             "(test_mask.zip: 12,000 PNG of 512x512, white holes)"
         )
-    if place.is_dir():
-        return MaskSource(place, "", tuple(images))
-    return MaskSource(place.parent, place.name, tuple(images))
+    root, archive = (place, "") if place.is_dir() else (place.parent, place.name)
+    return MaskSource(root, archive, tuple(images))
 
 
 def resolve_polarity(source: MaskSource, polarity: str) -> str:

@@ -109,14 +109,15 @@ def read(url: str | os.PathLike, start: int | None = None, end: int | None = Non
 
 
 def _whole(data: bytes, url: str, start: int | None, end: int | None) -> bytes:
-    if end is not None and len(data) > end - (start or 0):
+    wanted = len(data) if end is None else end - (start or 0)
+    if len(data) > wanted:
         raise StoreError(
             f"{display(url)}: the server ignores Range requests and sends whole files; use one "
             "that supports them, such as nginx, or copy the files to a disk or bucket"
         )
-    if end is not None and len(data) != end - (start or 0):
+    if len(data) < wanted:
         raise EOFError(
-            f"{display(url)}: {len(data)} bytes at {start or 0}, expected {end - (start or 0)}; "
+            f"{display(url)}: {len(data)} bytes at {start or 0}, expected {wanted}; "
             "the file has changed since it was indexed"
         )
     return data

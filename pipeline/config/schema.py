@@ -49,7 +49,9 @@ class DoctorConfig(CommandConfig):
 
 @dataclass
 class ShardConfig(CommandConfig):
-    source: str | None = key(None, "the dataset as published: folder, tar or zip")
+    source: str | None = key(
+        None, "the dataset as published: local folder, tar or zip; data=wds: also a URL"
+    )
     out: str | None = key(None, "folder or s3:// URL of the sharded set")
     data: ShardingConfig = section(ShardingConfig)
     workers: int = key(1, "processes", least=1)
@@ -75,7 +77,7 @@ class MakeMasksConfig(CommandConfig):
         0.5, "share of masks whose holes do not touch the border", least=0.0, most=1.0
     )
     fixed: bool = key(True, "add the bucket of random 25 % squares")
-    source: str | None = key(None, "folder or zip of NVIDIA's masks to import instead")
+    source: str | None = key(None, "local folder or zip of NVIDIA's masks to import instead")
     polarity: str = key("auto", "polarity of imported masks", ("auto", "hole_white", "hole_black"))
 
 
