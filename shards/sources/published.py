@@ -96,8 +96,7 @@ def hold_out(
     """
     if not 0 <= share < 1:
         raise ValueError(f"invalid data.holdout={share}: expected at least 0 and less than 1")
-    if split in published:
-        share = 0.0
+    share = 0.0 if split in published else share
     for entry in entries:
         if share and entry.split == "train" and _below(entry, root, share):
             yield entry._replace(split=split)
