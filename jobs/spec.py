@@ -25,12 +25,13 @@ def key(
     choices: tuple[Any, ...] = (),
     only: tuple[str, ...] = (),
     least: int | None = None,
+    most: int | None = None,
 ) -> Any:
-    """A field with its help, allowed values or minimum, and the schedulers that use it.
+    """A field with its help, allowed values or range, and the schedulers that use it.
 
-    `only` is empty for a field of every scheduler. The configuration checks choices and minimum.
+    `only` is empty for a field of every scheduler. The configuration checks choices and range.
     """
-    metadata = {"help": help, "choices": choices, "only": only, "least": least}
+    metadata = {"help": help, "choices": choices, "only": only, "least": least, "most": most}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -64,7 +65,7 @@ class Cluster:
         None, "shared folder for script, logs and code; null: the run's, runs/ for a bucket", (),
         ("local", "slurm"))  # fmt: skip
     image: str | None = key(None, "container image, by digest", (), BOTH)
-    port: int = key(29500, "rendezvous port on node 0", (), KUBERNETES, 1024)
+    port: int = key(29500, "rendezvous port on node 0", (), KUBERNETES, 1024, 65535)
 
     partition: str | None = key(None, "partition (queue)", (), SLURM)
     account: str | None = key(None, "account to charge (sbatch --account)", (), SLURM)

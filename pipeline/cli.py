@@ -14,9 +14,8 @@ import platform
 import re
 import sys
 import traceback
-from collections.abc import Sequence
-from dataclasses import asdict, fields, is_dataclass
-from difflib import get_close_matches
+from collections.abc import Iterator, Sequence
+from dataclasses import Field, asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from pipeline.common.errors import ConfigError, one_line
 from pipeline.config.checks import check
 from pipeline.config.commands import COMMANDS, Command, positional
 from pipeline.config.groups import MODELS
+from pipeline.config.resolve import entries, near
 from pipeline.launch.output import record_error, with_job_log
 from pipeline.launch.topology import check_worker
 from shards.objects import Unavailable
@@ -40,10 +40,7 @@ SHORT = {
     ("logs", "-f"): "follow=true",
     ("sync", "--watch"): "watch=true",
 }
-EPILOG = (
-    "Every argument is key=value; `COMMAND --help` lists the keys. "
-    "See README.md for a walk-through."
-)
+EPILOG = "Every argument is key=value; `COMMAND --help` lists the keys. See also README.md."
 LONGEST = 1000  # characters of an error message
 # Errors of a collective whose cause is another rank's, which has the traceback.
 LEFT = re.compile("(closed|reset) by peer|remote process exited")
@@ -67,7 +64,8 @@ def _guarded(known: argparse.Namespace, words: list[str], spec: Command) -> int:
         return _run(known, words, spec)
     except ValueError as error:
         _report(f"pipeline {known.command}: {one_line(error)}")
-        if not inside_job():
+        # In a job or a worker an outage may be retried, and a wrong configuration not.
+        if not {"PET_NNODES", "RANK"} & os.environ.keys():
             return 2
         return 1 if isinstance(error, Unavailable) else os.EX_CONFIG
     except Exception as error:
@@ -103,7 +101,12 @@ def _run(known: argparse.Namespace, words: list[str], spec: Command) -> int:
         return _print(module.main(words, known.dry_run), known.json, module)
     words = positional(spec, sorted(words, key=lambda word: word in SHORT.values()))
     resolved = compose(known.command, words)
-    check(known.command, resolved.config)
+    try:
+        check(known.command, resolved.config)
+    except ValueError as error:
+        if record := getattr(import_module(spec.module), "refused", None):
+            record(resolved.config, one_line(error))
+        raise
     if spec.workers:
         check_worker(os.environ)
     module = import_module(spec.module)
@@ -113,7 +116,7 @@ def _run(known: argparse.Namespace, words: list[str], spec: Command) -> int:
         would = module.dry_run(resolved.config) if hasattr(module, "dry_run") else "changes nothing"
         plan = {"config": asdict(resolved.config), "origins": resolved.origins, "would": would}
         return _print(plan if known.json else would, known.json, None)
-    result = spec.main(resolved.config)
+    result = module.main(resolved.config)
     if spec.workers and "RANK" in os.environ:
         return 0  # the launcher prints the result, once for all workers
     return _print(result, known.json, module)
@@ -139,11 +142,6 @@ def _write(text: str) -> None:
         print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def inside_job() -> bool:
-    """True in a job or a worker, where an outage may be retried and a wrong configuration not."""
-    return "PET_NNODES" in os.environ or "RANK" in os.environ
 
 
 def _check_layout() -> None:
@@ -191,10 +189,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         parser.print_help(sys.stderr)
         raise SystemExit(2)
     if known.command not in COMMANDS:
-        close = get_close_matches(known.command, COMMANDS, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        names = ", ".join(COMMANDS)
-        print(f"pipeline: unknown command {known.command!r}{hint} ({names})", file=sys.stderr)
+        hint = near(known.command, list(COMMANDS))
+        print(f"pipeline: unknown command {known.command!r}{hint}", file=sys.stderr)
         raise SystemExit(2)
     return known, words
 
@@ -223,19 +219,17 @@ def _options(command: str) -> dict[str, str]:
     return {**{option: f"the same as {word}" for option, word in short.items()}, **OPTIONS}
 
 
-def _keys(kind: type, prefix: str = "") -> list[str]:
-    """Return one line of help for each key of a schema."""
-    lines = []
-    for f in fields(kind):
-        default = f.default_factory() if callable(f.default_factory) else f.default
-        if is_dataclass(default):
-            lines += _keys(type(default), f"{prefix}{f.name}.")
-            for name, model in MODELS.items() if f.name == "model" else ():
-                own = _keys(model, "model.")[1:]  # `model.name` is listed once
-                lines += [f"{line} (model={name})" for line in own]
-        else:
-            shown = "null" if default is None else "required" if default == "???" else default
-            choices = f.metadata.get("choices") or ()
-            allowed = f" ({'|'.join(map(str, choices))})" if choices else ""
-            lines.append(f"  {prefix + f.name:<28} {f.metadata.get('help', '')}{allowed} [{shown}]")
-    return lines
+def _keys(kind: type) -> Iterator[str]:
+    """Yield one line of help for each key of a schema."""
+    for entry in entries(kind()):
+        yield _key(*entry)
+        for name, model in MODELS.items() if entry[0] == "model.name" else ():
+            own = list(entries(model(), "model."))[1:]  # `model.name` is listed once
+            yield from (f"{_key(*each)} (model={name})" for each in own)
+
+
+def _key(name: str, default: Any, field: Field[Any]) -> str:
+    shown = "null" if default is None else "required" if default == "???" else default
+    choices = field.metadata.get("choices") or ()
+    allowed = f" ({'|'.join(map(str, choices))})" if choices else ""
+    return f"  {name:<28} {field.metadata.get('help', '')}{allowed} [{shown}]"

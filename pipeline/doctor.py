@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,9 +111,9 @@ def packages() -> Check:
             installed.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             missing.append(name)
-    bad = [name for name in missing if name != "deepspeed"]
     hint = f"make install brings {', '.join(missing)}" if missing else ""
-    return Check("packages", "bad" if bad else "ok", ", ".join(installed), hint)
+    state = "bad" if set(missing) - {"deepspeed"} else "ok"
+    return Check("packages", state, ", ".join(installed), hint)
 
 
 def disk() -> Check:
@@ -124,8 +123,14 @@ def disk() -> Check:
 
 
 def cache() -> Check:
-    home = cache_dir()
-    return _writable("cache", home, "set XDG_CACHE_HOME to a writable folder")
+    folder = cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return Check("cache", "ok", str(folder))
+    except OSError as error:
+        hint = "set XDG_CACHE_HOME to a writable folder"
+        return Check("cache", "bad", f"{folder}: {error.strerror}", hint)
 
 
 def weights() -> Check:
@@ -183,18 +188,17 @@ def secrets() -> Check:
 def storage(url: str) -> Check:
     from shards import store
 
-    name, data = store.join(url, f"doctor-{uuid.uuid4().hex}"), uuid.uuid4().bytes
-    steps: list[tuple[str, Callable[[], Any]]] = [
-        ("put", lambda: store.write(name, data)),
-        ("get", lambda: _check_equal(data, store.read(name))),
-        ("delete", lambda: store.remove(name)),
-    ]
-    for step, act in steps:
-        try:
-            act()
-        except (OSError, ValueError) as error:
-            message = f"{step} in {store.display(url)}: {one_line(error)}"
-            return Check("storage", "bad", message, "see README")
+    name, data, step = store.join(url, f"doctor-{uuid.uuid4().hex}"), uuid.uuid4().bytes, "put"
+    try:
+        store.write(name, data)
+        step = "get"
+        if store.read(name) != data:
+            raise OSError("the bytes read differ from those written")
+        step = "delete"
+        store.remove(name)
+    except (OSError, ValueError) as error:
+        found = f"{step} in {store.display(url)}: {one_line(error)}"
+        return Check("storage", "bad", found, "see README")
     return Check("storage", "ok", f"put, get and delete in {store.display(url)}")
 
 
@@ -237,17 +241,3 @@ def exchanged(megabytes: int = 64) -> Check:
         dist.destroy_process_group()
     where = f"rank {rank} of {count} on {platform.node()} ({device.type})"
     return Check("exchange", "ok", f"{where}: {megabytes} MB at {rate:.2f} GB/s")
-
-
-def _check_equal(put: bytes, got: bytes) -> None:
-    if put != got:
-        raise OSError("the bytes read differ from those written")
-
-
-def _writable(name: str, folder: Path, hint: str) -> Check:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return Check(name, "ok", str(folder))
-    except OSError as error:
-        return Check(name, "bad", f"{folder}: {error.strerror}", hint)

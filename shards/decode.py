@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
-import simplejpeg
 from PIL import Image
 
+from shards import jpeg
 from shards.hygiene import upright
 from shards.metadata import open_image
 from shards.order import mix
@@ -22,7 +22,6 @@ from shards.order import mix
 MAX_PIXELS = 64_000_000  # an image with more is rejected before it is decoded
 RATIO = (3 / 4, 4 / 3)  # of a random resized crop (Szegedy et al. 2015, as in torchvision)
 
-_JPEG = b"\xff\xd8"
 _WRONG_SIZE = "its size differs from its index; shard the set again"
 
 cv2.setNumThreads(1)  # the stream has its own threads; OpenCV's would compete with them
@@ -143,33 +142,26 @@ class Scratch:
 
 
 def header(data: bytes) -> tuple[int, int, bool]:
-    """(height, width, whether simplejpeg can decode it) by the header; ValueError if unreadable."""
-    if data[:2] == _JPEG:
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-        jpeg = colors in ("YCbCr", "RGB", "Gray")
+    """(height, width, whether it is an upright gray or RGB JPEG); ValueError if unreadable."""
+    if jpeg.is_jpeg(data):
+        width, height, _, plain = jpeg.header(data)
     else:
         try:
             with open_image(data) as image:
-                (width, height), jpeg = image.size, False
+                (width, height), plain = image.size, False
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"not a readable image ({error})") from error
     if height * width > MAX_PIXELS:
         raise ValueError(f"{width}x{height} pixels; at most {MAX_PIXELS} are allowed")
-    return height, width, jpeg
+    return height, width, plain
 
 
-def decode(data: bytes, plain: bool = True) -> np.ndarray:
-    """Decode the whole image, uint8 H×W×3 RGB. Raises ValueError when it cannot be decoded.
-
-    `plain`: if it is a JPEG, it is upright, gray or RGB; always so in our shards, for external
-    ones see the index.
-    """
-    jpeg = header(data)[2]
-    return simplejpeg.decode_jpeg(data, "RGB") if jpeg and plain else _upright(data)
+def decode(data: bytes) -> np.ndarray:
+    """Decode the whole image, uint8 H×W×3 RGB. Raises ValueError when it cannot be decoded."""
+    return jpeg.decode(data) if header(data)[2] else _upright(data)
 
 
 def _upright(data: bytes) -> np.ndarray:
-    header(data)
     try:
         return upright(data)
     except (OSError, SyntaxError) as error:
@@ -182,38 +174,33 @@ def decode_crop(
     word: int,
     out: np.ndarray,
     scratch: Scratch,
-    plain: bool = True,
     shape: tuple[int, int] | None = None,
 ) -> None:
     """Decode, crop and mirror into `out`, uint8 size×size×3, contiguous, RGB.
 
-    `word` is the sample's 64 random bits, `mix(seed, epoch, key)`; `plain` as in `decode`;
-    `shape` the (height, width) in the index, None to read it from the header.
-    Raises ValueError.
+    `word` is the sample's 64 random bits, `mix(seed, epoch, key)`; `shape` the (height, width) of
+    an upright gray or RGB JPEG, None to read from the header what it is. Raises ValueError.
     """
     image = None
-    if plain and shape is not None and data[:2] == _JPEG:
-        if shape == crop.unchanged:
-            _exactly(data, out)
-            return
+    if shape is not None:
         height, width = shape
     else:
-        height, width, jpeg = header(data)
-        if not (jpeg and plain):
+        height, width, plain = header(data)
+        if not plain:
             image = _upright(data)
             height, width = image.shape[:2]
+    if image is None and (height, width) == crop.unchanged:
+        _exactly(data, out)
+        return
     cut = plan(crop, height, width, word)
     size = crop.size
-    whole = height == width == size and cut == (0, 0, 0, 0, size, size, False)
-    if image is None and whole:
+    if image is None and height == width == size and cut == (0, 0, 0, 0, size, size, False):
         _exactly(data, out)
         return
     if image is None:
         rows, columns = _smallest_decode(cut, height, width, size)
         buffer = scratch.take(0, height * width * 3)
-        image = simplejpeg.decode_jpeg(
-            data, "RGB", min_height=rows, min_width=columns, buffer=buffer
-        )
+        image = jpeg.decode(data, min_height=rows, min_width=columns, buffer=buffer)
         if image.shape[0] < rows or image.shape[1] < columns:
             raise ValueError(_WRONG_SIZE)
     box = _box(image, cut, height, width, scratch)
@@ -229,7 +216,7 @@ def decode_crop(
 
 
 def _exactly(data: bytes, out: np.ndarray) -> None:
-    if simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape != out.shape:
+    if jpeg.decode(data, buffer=out).shape != out.shape:
         raise ValueError(_WRONG_SIZE)
 
 

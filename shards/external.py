@@ -1,32 +1,42 @@
 """Existing WebDataset tars: write an index and a manifest for them and leave the tars unchanged.
 
 Each tar is read once, from start to end. A sample is the first image under a key (the name up to
-its first dot, as webdataset groups members); a `.cls` member of the same key is its label.
+its first dot, as webdataset groups members); a `.cls` member of the same key is its label. Of two
+members of one name the last one counts, as `tar -r` corrects them. An image whose name has more
+dots is a reject, as is a link that points to no image before it in the tar.
 """
 
-import hashlib
 import io
 import os
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from braceexpand import braceexpand
 
 from shards import store
+from shards.hashed_stream import HashedStream
 from shards.hygiene import Policy, describe, examine
 from shards.manifest import COLUMNS
 from shards.pack import IndexMeta, Reject, content_hash, index_bytes
 from shards.plan import SPLITS, generated_plan, publish
 from shards.sources import splits
-from shards.sources.files import MAX_BYTES, check_end
+from shards.sources.files import (
+    IMAGES,
+    MAX_BYTES,
+    check_end,
+    is_litter,
+    kind,
+    link_target,
+    not_taken,
+    unreadable_tar,
+)
 from shards.writer import Finished, finish
 
-BLOCK = 16 * 2**20
-IMAGES = ("jpg", "jpeg", "png", "webp")
-_READ = (".cls", *(f".{ext}" for ext in IMAGES))
 _POLICY = Policy()
+_DOTS = "a key ends at the first dot of the name; rename it"
 
 
 class SourceError(ValueError):
@@ -64,14 +74,14 @@ def write(
     plan = generated_plan(name, "external", options)
     publish(out, plan)
     written: list[tuple[str, int, str | None]] = []
-    first = 0
+    first, skipped = 0, Counter[str]()
     for split, urls in tars.items():
         published = set(store.names(store.join(out, split, "index")))
         share = holdout if split == "train" else 0.0
         for number, url in enumerate(urls):
             file = f"shard-{number:06d}.parquet"
             if file not in published:
-                held, index = _index(url, number, first, plan.sha256, share)
+                held, index = _index(url, number, first, plan.sha256, share, skipped)
                 if share:
                     store.write(store.join(out, "val", "index", file), held)
                 store.write(store.join(out, split, "index", file), index)
@@ -81,6 +91,8 @@ def write(
             say(f"{split} {number + 1}/{len(urls)} {store.display(url)}")
     if holdout:
         written += [("val", number, url) for number, url in enumerate(tars["train"])]
+    if skipped:
+        say(not_taken(skipped))
     return finish(out, plan, written, max_reject_rate)
 
 
@@ -94,10 +106,17 @@ def _tars(source: str, say: Callable[[str], None]) -> dict[str, list[str]]:
     children = store.names(base)
     tars = _by_name(source, [store.join(base, n) for n in children if n.endswith(".tar")])
     folders: dict[str, list[str]] = {}
+    rest = [name for name in children if "." in name]
     for folder in (name for name in children if "." not in name):
         inside = store.names(store.join(base, folder))
+        rest += [f"{folder}/{name}" for name in inside]
         if urls := [store.join(base, folder, n) for n in inside if n.endswith(".tar")]:
             folders[f"{folder}/"] = urls
+    rest = [n for n in rest if not n.endswith(".tar") and not is_litter(n.encode())]
+    if rest:
+        say(not_taken(Counter(kind(name.encode()) for name in rest)))
+    if packed := [name for name in rest if splits.ARCHIVE.search(name)]:
+        say(f"decompress to .tar what is to be read: {', '.join(packed)}")
     split_of = splits.assign(folders, store.display(source), whole=True)
     for folder, split in sorted(split_of.items()):
         tars[split] = tars.get(split, []) + folders[folder]
@@ -142,52 +161,40 @@ class _Member(NamedTuple):
     offset: int
     size: int
     data: bytes  # empty if it is not needed, or too large
+    target: str  # of a link
 
 
 def _index(
-    url: str, number: int, first: int, plan_sha256: str, share: float
+    url: str, number: int, first: int, plan_sha256: str, share: float, skipped: Counter[str]
 ) -> tuple[bytes, bytes]:
     """The Parquet indexes of the share held out of one tar, and of the others with the rejects.
 
-    Raises ValueError when the tar is damaged or holds no image.
+    Counts in `skipped` the members of no sample. Raises ValueError when the tar is damaged.
     """
-    stream = _Stream(url)
-    rows: list[dict[str, Any]] = []
-    rejects: list[list[Any]] = []
-    for sample_id, (key, members) in enumerate(_samples(stream, url), start=first):
-        image = next((m for m in members if m.ext in IMAGES), None)
+    stream = HashedStream(url)
+    found: dict[str, dict[str, Any] | list[Any]] = {}  # rows and rejects, by the image's name
+    for sample_id, (key, members) in enumerate(_samples(stream, url, skipped), start=first):
+        image = next((m for m in members.values() if m.ext in IMAGES), None)
         if image is None:
+            for name in members:
+                if (reason := kind(name.encode())) in IMAGES:
+                    found[name] = [sample_id, name, "name", _DOTS]
+                else:
+                    skipped[reason] += 1
             continue
-        verdict = examine(image.name, image.data, _POLICY)
-        if image.size > MAX_BYTES:
-            verdict = Reject(image.name, "too_large", f"{image.size} bytes, above {MAX_BYTES}")
-        if isinstance(verdict, Reject):
-            rejects.append([sample_id, *verdict])
-            continue
-        rows.append(
-            {
-                "sample_id": sample_id,
-                "shard": number,
-                "key": key,
-                "src": image.name,
-                "ext": image.ext,
-                "offset": image.offset,
-                "size": len(image.data),
-                "crc32": zlib.crc32(image.data),
-                "content_hash": content_hash(image.data),
-                **describe(image.data),
-                "label": _label(members),
-            }
+        columns = _columns(image, found)
+        row = {"sample_id": sample_id, "shard": number, "key": key, "src": image.name}
+        row |= {"ext": image.ext[1:], "label": _label(members)}
+        found[image.name] = (
+            [sample_id, *columns] if isinstance(columns, Reject) else {**columns, **row}
         )
-    if not rows:
-        raise ValueError(
-            f"{store.display(url)}: no readable image ({len(rejects)} unreadable); "
-            f"expected members named KEY.{'|'.join(IMAGES)}"
-        )
+    rows = [row for row in found.values() if isinstance(row, dict)]
+    rows.sort(key=lambda row: row["offset"])
     splits.check_nested(
         {row["src"].rpartition("/")[0] for row in rows}, f"{store.display(url)} (data=wds)"
     )
-    assert set(rows[0]) == set(COLUMNS["external"].names)
+    assert not rows or set(rows[0]) == set(COLUMNS["external"].names)
+    rejects = [reject for reject in found.values() if isinstance(reject, list)]
     meta = IndexMeta(plan_sha256, stream.sha256(), stream.length, rejects)
     limit = share * 2**64
     held = [row for row in rows if row["content_hash"] < limit]
@@ -196,98 +203,80 @@ def _index(
     return index_bytes("external", held, without), index_bytes("external", kept, meta)
 
 
-def _label(members: list[_Member]) -> int | None:
-    for member in members:
-        if member.ext == "cls" and member.data.strip().isdigit():
+def _columns(
+    image: _Member, found: dict[str, dict[str, Any] | list[Any]]
+) -> dict[str, Any] | Reject:
+    """The columns of an image that depend on its bytes; a link has those of its target."""
+    if image.target:
+        row = found.get(image.target)
+        if isinstance(row, dict):
+            return row
+        return Reject(image.name, "link", f"no image {image.target!r} before it")
+    if image.size > MAX_BYTES:
+        return Reject(image.name, "too_large", f"{image.size} bytes, above {MAX_BYTES}")
+    verdict = examine(image.name, image.data, _POLICY)
+    if isinstance(verdict, Reject):
+        return verdict
+    return {
+        "offset": image.offset,
+        "size": len(image.data),
+        "crc32": zlib.crc32(image.data),
+        "content_hash": content_hash(image.data),
+        **describe(image.data),
+    }
+
+
+def _label(members: dict[str, _Member]) -> int | None:
+    for member in members.values():
+        if member.ext == ".cls" and member.data.strip().isdigit():
             return int(member.data)
     return None
 
 
-def _samples(stream: "_Stream", url: str) -> Iterator[tuple[str, list[_Member]]]:
-    """(key, members) of consecutive members with one key, as webdataset groups them."""
-    key, group = "", list[_Member]()
+def _samples(
+    stream: HashedStream, url: str, skipped: Counter[str]
+) -> Iterator[tuple[str, dict[str, _Member]]]:
+    """(key, members by name) of consecutive members with one key, as webdataset groups them."""
+    key, group = "", dict[str, _Member]()
     for member in _members(stream, url):
+        if is_litter(member.name.encode()):
+            continue
         folder, _, base = member.name.rpartition("/")
         stem, dot, ext = base.partition(".")
-        if not dot or not stem:
+        if not dot:
+            skipped["without suffix"] += 1
             continue
         now = f"{folder}/{stem}" if folder else stem
         if now != key and group:
             yield key, group
-            group = []
+            group = {}
         key = now
-        group.append(member._replace(ext=ext.lower()))
+        group[member.name] = member._replace(ext=f".{ext.lower()}")
     if group:
         yield key, group
 
 
-def _members(stream: "_Stream", url: str) -> Iterator[_Member]:
+def _members(stream: HashedStream, url: str) -> Iterator[_Member]:
     reader = io.BufferedReader(stream, 1 << 20)
     try:
         with tarfile.open(fileobj=reader, mode="r:") as tar:
             while (info := tar.next()) is not None:
+                data = b""
                 if info.isreg() and not info.issparse():
                     file = tar.extractfile(info)
                     assert file is not None
-                    read = info.name.lower().endswith(_READ) and info.size <= MAX_BYTES
-                    data = file.read() if read else b""
-                    yield _Member(info.name, "", info.offset_data, info.size, data)
+                    wanted = kind(info.name.encode("utf-8", "surrogateescape")) in (*IMAGES, ".cls")
+                    data = file.read() if wanted and info.size <= MAX_BYTES else b""
+                if not info.isdir():
+                    name, target = _readable(info.name), _readable(link_target(info))
+                    yield _Member(name, "", info.offset_data, info.size, data, target)
                 vars(tar)["members"].clear()
             end = int(vars(tar)["offset"])
     except tarfile.TarError as error:
-        raise ValueError(f"{store.display(url)}: not a readable tar ({error})") from error
+        raise unreadable_tar(store.display(url), reader, error) from error
     check_end(reader, end, store.display(url))
 
 
-class _Stream(io.RawIOBase):
-    """An object read block by block, once and in order, and hashed while reading."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__()
-        self.url = url
-        self.length = store.size(url)
-        self._hash = hashlib.sha256()
-        self._at = 0
-        self._number = -1
-        self._block = b""
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.length}[whence]
-        self._at = base + offset
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        if self._at >= self.length:
-            return 0
-        block = self._load(self._at // BLOCK)
-        start = self._at % BLOCK
-        part = block[start : start + len(buffer)]
-        buffer[: len(part)] = part
-        self._at += len(part)
-        return len(part)
-
-    def sha256(self) -> str:
-        """The sha256 of the whole object; reads the rest of it."""
-        self._load(max(0, -(-self.length // BLOCK) - 1))
-        return self._hash.hexdigest()
-
-    def _load(self, number: int) -> bytes:
-        if number < self._number:  # a seek back into an earlier block: do not hash it again
-            return self._fetch(number)
-        while self._number < number:
-            self._number += 1
-            self._block = self._fetch(self._number)
-            self._hash.update(self._block)
-        return self._block
-
-    def _fetch(self, number: int) -> bytes:
-        return store.read(self.url, number * BLOCK, min((number + 1) * BLOCK, self.length))
+def _readable(name: str) -> str:
+    """A name without the bytes that are not UTF-8, which no index or message can hold."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

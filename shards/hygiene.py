@@ -11,18 +11,18 @@ import io
 import struct
 import warnings
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from shards import jpeg
 from shards.metadata import open_image, orientation, turn_upright
 from shards.pack import PackedSample, Reject
 
 SMALL = ("reject", "upscale")
-_RGB_JPEG = (0xC0, 0xC1, 0xC2)  # SOF markers: baseline, extended, progressive
 _OTHERS = ("PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG")
 
 
@@ -58,21 +58,22 @@ def examine(src: str, data: bytes, policy: Policy, label: int = -1) -> PackedSam
     if not data:
         return Reject(src, "empty", "no bytes")
     try:
-        header = _jpeg_header(data) if data[:3] == b"\xff\xd8\xff" else None
-        plain = header is not None and header.plain
-        image = None if plain else _open(data)
-        width, height = _size(header, image)
+        header = jpeg.header(data) if jpeg.is_jpeg(data) else None
+        opened = header if header is not None and header.plain else _open(data)
+        width, height = opened.width, opened.height
         bad = _bad_shape(src, width, height, policy)
         if bad is not None:
             return bad
         short = _stored_short(width, height, policy)
-        if plain and short is None and _decodes(data):
-            mode = "L" if header is not None and header.components == 1 else "RGB"
-            return _sample(src, data, width, height, mode, label)
-        if plain and short is not None:
-            pixels = _decode_jpeg(data, short)
-        else:  # Pillow decodes some JPEGs that libjpeg warns about
-            pixels = _upright(image or _open(data))
+        flawless = header is not None and jpeg.check(data, header)
+        gray = header is not None and header.components == 1
+        if isinstance(opened, Image.Image):
+            pixels = _upright(opened)
+        elif flawless and short is None:
+            return _sample(src, data, width, height, "L" if gray else "RGB", label)
+        else:
+            colors, least = "GRAY" if gray else "RGB", short or 0
+            pixels = jpeg.decode(data, colors, min_height=least, min_width=least)
         if short is not None:
             pixels = _resize(pixels, short)
     except _UnsupportedFormat as error:
@@ -131,59 +132,6 @@ class _UnsupportedFormat(ValueError):
     """Not an image, or an image of an unsupported kind."""
 
 
-class _Header(NamedTuple):
-    width: int
-    height: int
-    components: int
-    plain: bool  # 8 bits, gray or RGB, upright, sRGB: stored unchanged
-
-
-def _jpeg_header(data: bytes) -> _Header:
-    """Read the markers up to the scan; no pixel is decoded."""
-    place, frame, upright, srgb = 2, None, True, True
-    while place + 4 <= len(data):
-        if data[place] != 0xFF:
-            raise ValueError(f"no marker at byte {place}")
-        marker = data[place + 1]
-        if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD8:
-            place += 1 if marker == 0xFF else 2
-            continue
-        if marker == 0xDA:
-            break
-        (length,) = struct.unpack_from(">H", data, place + 2)
-        segment = data[place + 4 : place + 2 + length]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            bits, height, width, components = struct.unpack_from(">BHHB", segment)
-            frame = (width, height, components, bits, marker)
-        elif marker == 0xE1 and segment[:6] == b"Exif\0\0":
-            upright = upright and _orientation(segment[6:]) in (0, 1)
-        elif marker == 0xE2 and segment[:12] == b"ICC_PROFILE\0":
-            srgb = srgb and b"sRGB" in segment.replace(b"\0", b"")
-        place += 2 + length
-    if frame is None:
-        raise ValueError("no frame header")
-    width, height, components, bits, marker = frame
-    plain = bits == 8 and components in (1, 3) and marker in _RGB_JPEG and upright and srgb
-    return _Header(width, height, components, plain)
-
-
-def _orientation(tiff: bytes) -> int:
-    """The EXIF orientation in a TIFF block, 0 if there is none."""
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None or len(tiff) < 8:
-        return 0
-    try:
-        (place,) = struct.unpack_from(order + "I", tiff, 4)
-        (count,) = struct.unpack_from(order + "H", tiff, place)
-        for i in range(count):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, place + 2 + 12 * i)
-            if tag == 0x0112:
-                return int(value)
-    except struct.error:
-        pass  # a truncated EXIF block: no orientation
-    return 0
-
-
 def _open(data: bytes) -> Image.Image:
     """Open by Pillow, which reads the header only."""
     try:
@@ -195,13 +143,6 @@ def _open(data: bytes) -> Image.Image:
         raise _UnsupportedFormat(
             f"not a JPEG, PNG, WebP, GIF, BMP or TIFF (begins {begin})"
         ) from error
-
-
-def _size(header: _Header | None, image: Image.Image | None) -> tuple[int, int]:
-    if header is not None:
-        return header.width, header.height
-    assert image is not None
-    return image.size
 
 
 def _bad_shape(src: str, width: int, height: int, policy: Policy) -> Reject | None:
@@ -228,26 +169,6 @@ def _stored_short(width: int, height: int, policy: Policy) -> int | None:
 
 
 # --- the pixels -----------------------------------------------------------------------------------
-
-
-def _decodes(data: bytes) -> bool:
-    """Whether a JPEG decodes: at 1/8 scale, which reads all data at an eighth of the cost."""
-    try:
-        simplejpeg.decode_jpeg(
-            data, colorspace="GRAY", fastdct=True, fastupsample=True, min_height=1, min_width=1
-        )
-    except ValueError:
-        return False
-    return True
-
-
-def _decode_jpeg(data: bytes, short: int | None) -> np.ndarray:
-    """Decode to uint8 H×W×1|3, reduced by libjpeg as far as the short side `short` allows."""
-    gray = simplejpeg.decode_jpeg_header(data)[2] == "Gray"
-    least = short or 0
-    return simplejpeg.decode_jpeg(
-        data, colorspace="GRAY" if gray else "RGB", min_height=least, min_width=least
-    )
 
 
 def _upright(image: Image.Image) -> np.ndarray:

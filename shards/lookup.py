@@ -6,8 +6,6 @@ from concurrent.futures import Future
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from shards import store
 from shards.manifest import Manifest, Shard, read_index
@@ -25,9 +23,7 @@ class IndexRow(NamedTuple):
     data: bytes
     shard: int
     row: int
-    height: int  # pixels, before the EXIF rotation
-    width: int
-    plain: bool  # an upright gray or RGB JPEG
+    shape: tuple[int, int] | None  # height, width in our sets: upright JPEGs; None in other sets
 
 
 class Rows(NamedTuple):
@@ -37,20 +33,14 @@ class Rows(NamedTuple):
     offset: np.ndarray  # of the payload, int64 or int32
     size: np.ndarray  # int32
     crc32: np.ndarray  # uint32
-    height: np.ndarray  # uint16 or int32
-    width: np.ndarray
-    plain: np.ndarray  # bool; a single True if it holds for all
+    height: np.ndarray | None = None  # uint16 or int32; None if the header of each sample decides
+    width: np.ndarray | None = None
 
     def sample(self, shard: int, row: int, data: bytes) -> IndexRow:
-        return IndexRow(
-            int(self.key[row]),
-            data,
-            shard,
-            row,
-            int(self.height[row]),
-            int(self.width[row]),
-            bool(self.plain[row if len(self.plain) > 1 else 0]),
-        )
+        shape = None
+        if self.height is not None and self.width is not None:
+            shape = int(self.height[row]), int(self.width[row])
+        return IndexRow(int(self.key[row]), data, shard, row, shape)
 
     def check(self, row: int, data: bytes) -> str:
         """The fault of a sample's bytes, empty if there is none."""
@@ -115,11 +105,10 @@ class Indexes:
             except ValueError:  # may be a fault of the transfer: read it again
                 if not left:
                     raise
-        key, offset, size, crc32, height, width = (
-            _smallest_type(table[name].to_numpy())
-            for name in ("sample_id", "offset", "size", "crc32", "height", "width")
-        )
-        rows = Rows(key, offset, size, crc32, height, width, _plain(table))
+        names = ["sample_id", "offset", "size", "crc32"]
+        names += ["height", "width"] if self.manifest.kind == "images" else []
+        columns = [_smallest_type(table[name].to_numpy()) for name in names]
+        rows = Rows(*columns)
         if len(rows.key) and int((rows.offset + rows.size.astype(np.int64)).max()) > entry.bytes:
             raise ValueError(
                 f"{store.display(self.urls[shard])}: its index exceeds its {entry.bytes} "
@@ -139,13 +128,3 @@ def _smallest_type(column: np.ndarray) -> np.ndarray:
     if column.dtype == np.uint32:
         return column.copy()
     return column.astype(np.uint16 if most < 2**16 else np.int32 if most < 2**31 else np.int64)
-
-
-def _plain(table: pa.Table) -> np.ndarray:
-    """Which rows are upright gray or RGB by the index; a single True if all are."""
-    if "orientation" not in table.column_names:
-        return np.array([False])
-    upright = pc.equal(table["orientation"], 1)
-    gray_or_rgb = pc.is_in(table["mode"], value_set=pa.array(["L", "RGB"]))
-    plain = pc.fill_null(pc.and_(upright, gray_or_rgb), False).to_numpy()
-    return plain[:1] if plain.all() else plain

@@ -226,8 +226,7 @@ class BatchMaker:
                     mix(sample.key, state=crops[pick.epoch]),
                     pending.images[place],
                     scratch,
-                    sample.plain,
-                    (sample.height, sample.width),
+                    sample.shape,
                 )
             except ValueError as error:
                 where = self.reader.indexes.where(sample.shard, sample.row)

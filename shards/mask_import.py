@@ -8,6 +8,7 @@ ratios contradict is rejected.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -22,7 +23,8 @@ from shards.decode import header
 from shards.mask_sets import Mask
 from shards.masks import BUCKETS, bucket
 from shards.plan import Row
-from shards.sources.files import File, is_image, list_files, read_file
+from shards.sources.files import File, images, list_files, not_taken, read_file
+from shards.sources.offer import say
 
 POLARITIES = ("auto", "hole_white", "hole_black")
 THRESHOLD = 127  # masks that were JPEG files have gray edges
@@ -72,16 +74,18 @@ class MaskSource:
 def open_source(source: str) -> MaskSource:
     """The mask images at `source`. Raises ValueError when there are none."""
     place = store.local(source).expanduser()
-    images = sorted(
-        (file for file in list_files(place) if is_image(file.path)), key=lambda f: f.path
-    )
-    if not images:
+    skipped = Counter[str]()
+    files = tuple(sorted(images(list_files(place), skipped)))
+    if skipped:
+        say(not_taken(skipped))
+    if not files:
         raise ValueError(
             f"{source}: no images there; give the folder or zip of masks as published "
             "(test_mask.zip: 12,000 PNG of 512x512, white holes)"
         )
-    root, archive = (place, "") if place.is_dir() else (place.parent, place.name)
-    return MaskSource(root, archive, tuple(images))
+    if place.is_dir():
+        return MaskSource(place, "", files)
+    return MaskSource(place.parent, place.name, files)
 
 
 def resolve_polarity(source: MaskSource, polarity: str) -> str:
@@ -122,7 +126,8 @@ def _bounds(path: bytes) -> tuple[float, float]:
         if bounds := _RANGE.fullmatch(folder.strip("()[] ")):
             low, high = float(bounds[1]), float(bounds[2])
             scale = 100 if high > 1 else 1
-            return low / scale - 0.005, high / scale + 0.005  # folders have rounded names
+            if low < high <= 100:  # not 2021-05
+                return low / scale - 0.005, high / scale + 0.005  # folders have rounded names
     return BUCKETS[0][0], BUCKETS[-1][1]
 
 

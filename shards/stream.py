@@ -187,10 +187,10 @@ def examples(
         sample = window.take(nth)
         try:
             if crop is None:
-                return sample.key, decode.decode(sample.data, sample.plain)
+                return sample.key, decode.decode(sample.data)
             out = np.empty((crop.size, crop.size, 3), np.uint8)
             decode.decode_crop(
-                sample.data, crop, mix(sample.key), out, decode.Scratch(), sample.plain
+                sample.data, crop, mix(sample.key), out, decode.Scratch(), sample.shape
             )
         except ValueError as error:
             raise ValueError(

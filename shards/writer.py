@@ -221,6 +221,11 @@ def finish(
 
     of_split = {split: np.concatenate(parts) for split, parts in hashes.items()}
     stored = np.concatenate([*of_split.values(), np.empty(0, np.uint64)])
+    if not len(stored) and not rejects:
+        raise ValueError(
+            f"{store.display(out)}: no image in any tar of the source; expected members named "
+            "KEY.jpg, KEY.png, KEY.webp, ..."
+        )
     reasons = Counter(str(item["reason"]) for item in rejects)
     if len(rejects) > max_reject_rate * (len(stored) + len(rejects)) or not len(stored):
         refused = [Reject(item["src"], item["reason"], item["detail"]) for item in rejects]

@@ -4,16 +4,19 @@ The speed of a machine drifts; ratios of rows that took turns do not. CPU second
 included, drift least, so loaders are compared by them.
 """
 
+import contextlib
 import resource
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.common.console import say
 from pipeline.common.environment import core_count, cpu_name
+from pipeline.training.progress import peak_memory_mb
 
 REPETITIONS = 5
 
@@ -38,59 +41,44 @@ def rounds(repetitions: int) -> Iterator[bool]:
         say(f"round {turn} of {repetitions}")
 
 
+def reset_peak() -> None:
+    """Begin to measure the peak memory anew: the GPU's, or on Linux this process's."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    return int(1e6 * peak_memory_mb())
+
+
 def alternate(
-    rows: Mapping[str, Callable[[], Iterator[int]]],
-    repetitions: int = REPETITIONS,
-    sliced: Collection[str] = (),
+    rows: Mapping[str, Callable[[], int]], repetitions: int = REPETITIONS
 ) -> list[dict[str, Any]]:
     """Run the rows in turn, `repetitions` rounds after one of warm-up.
 
-    A row yields how many items each of its steps did. The rows named in `sliced` (those that work
-    in this thread alone) take turns step by step, so that other work on the machine slows all of
-    them alike. Returns {name, items, seconds, cpu_seconds, items_per_cpu_s} of each row.
+    A row returns how many items it did. Returns {name, items, seconds, cpu_seconds, peak_bytes,
+    items_per_cpu_s} of each row; the peak is that of the whole process, without its children.
     """
     table: dict[str, dict[str, Any]] = {
-        name: {"name": name, "seconds": [], "cpu_seconds": []} for name in rows
+        name: {"name": name, "seconds": [], "cpu_seconds": [], "peak_bytes": 0} for name in rows
     }
-    alone = [[name] for name in rows if name not in sliced]
     for counts in rounds(repetitions):
-        for group in [[name for name in rows if name in sliced], *alone]:
-            steps = {name: rows[name]() for name in group}
-            for name, (items, seconds, cpu) in _together(steps).items():
-                if counts:
-                    table[name]["items"] = items
-                    table[name]["seconds"].append(seconds)
-                    table[name]["cpu_seconds"].append(cpu)
+        for name, work in rows.items():
+            row = table[name]
+            reset_peak()
+            wall, cpu = now(), cpu_seconds()
+            row["items"] = work()
+            wall, cpu = now() - wall, cpu_seconds() - cpu
+            if counts:
+                row["seconds"].append(wall)
+                row["cpu_seconds"].append(cpu)
+                row["peak_bytes"] = max(row["peak_bytes"], peak_bytes())
     for row in table.values():
         row["items_per_cpu_s"] = row["items"] / statistics.median(row["cpu_seconds"])
     return list(table.values())
-
-
-def whole(work: Callable[[], int]) -> Callable[[], Iterator[int]]:
-    """A row of one step that does all of `work`."""
-
-    def steps() -> Iterator[int]:
-        yield work()
-
-    return steps
-
-
-def _together(running: dict[str, Iterator[int]]) -> dict[str, tuple[int, float, float]]:
-    """(items, seconds, CPU seconds) of each row, one step of each in turn until all have ended."""
-    spent = {name: (0, 0.0, 0.0) for name in running}
-    while running:
-        for name, steps in list(running.items()):
-            wall, cpu = time.perf_counter(), cpu_seconds()
-            items = next(steps, None)
-            if items is None:
-                del running[name], steps  # the row pays for its own end, too
-            before = spent[name]
-            spent[name] = (
-                before[0] + (items or 0),
-                before[1] + time.perf_counter() - wall,
-                before[2] + cpu_seconds() - cpu,
-            )
-    return spent
 
 
 def faster(rows: list[dict[str, Any]], name: str, than: str, clock: str = "cpu_seconds") -> float:
@@ -100,6 +88,22 @@ def faster(rows: list[dict[str, Any]], name: str, than: str, clock: str = "cpu_s
     scale = mine["items"] / theirs["items"]
     pairs = zip(mine[clock], theirs[clock])
     return float(statistics.median(scale * b / a for a, b in pairs))
+
+
+def compare(
+    rows: list[dict[str, Any]],
+    pairs: Mapping[str, tuple[str, str, float | None]],
+    clock: str = "cpu_seconds",
+) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+    """Ratios and targets of pairs {ratio: (row, baseline, target or None)} whose rows exist."""
+    names = {row["name"] for row in rows}
+    ratios, targets = {}, {}
+    for ratio, (mine, theirs, wanted) in pairs.items():
+        if {mine, theirs} <= names:
+            ratios[ratio] = faster(rows, mine, theirs, clock)
+            if wanted is not None:
+                targets[ratio] = target(ratios[ratio], wanted)
+    return ratios, targets
 
 
 def target(value: float, wanted: float, at_least: bool = True) -> dict[str, Any]:

@@ -5,9 +5,8 @@ loop, on one batch in memory; `loop` is all that `train` does in a step on that 
 tracker (see `bench tracking`): the engine, the vote, the watchdog, the log and the progress meter;
 `loader` is the same on batches of a real sharded set. On two processes, `weak` gives each process
 the same batch as before, so that perfect scaling takes the same time; `apart` exchanges no
-gradients, which separates communication from contention for cores. With a GPU: fp32, contiguous
-memory and `compile` vs. the default. The FLOP and bytes of a step are compared with the rates of a
-matrix product and a copy on the same device.
+gradients, which separates communication from contention for cores. The FLOP of a step are compared
+with the rate of a matrix product on the same device.
 """
 
 import json
@@ -18,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from models.masking import composite, erase
 from pipeline.bench import images
-from pipeline.bench.timing import now, report, target
+from pipeline.bench.timing import alternate, faster, now, report, target
 from pipeline.config.compose import compose
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import Place, free_port
@@ -36,13 +35,12 @@ from pipeline.training import flops, method
 from pipeline.training.engine import Engine
 from pipeline.training.loop import open_stream, step
 from pipeline.training.method import Computed, Method, own_features, total
-from pipeline.training.progress import Meter, peak_memory_mb
+from pipeline.training.progress import Meter
 from pipeline.training.run_log import StepLog
 from pipeline.training.watchdog import Watchdog
 from shards.manifest import open_manifest
 
 WAIT, OVERHEAD = 0.02, 0.03
-Rows = dict[str, list[float]]
 
 
 def run(
@@ -58,40 +56,29 @@ def run(
         "steps": 10 if on_gpu else 3,
         "repetitions": repetitions,
     }
-    single = ["bare", "loop", "loader"]
-    variants = ["contiguous", "compile", "fp32"] if on_gpu else []
     with tempfile.TemporaryDirectory() as scratch:
-        images.write(Path(scratch, "set"), 256, int(work["side"]) * 5 // 4, per_shard=64)
-        measured = _workers(scratch, work, 1, [*single, *variants[:2]])
-        if on_gpu:  # a process has one precision
-            measured["rows"] |= _workers(scratch, work, 1, variants[2:])["rows"]
+        images.write(Path(scratch, "set"), 256, per_shard=64)
+        alone = _workers(scratch, work, 1, ["bare", "loop", "loader"])
+        rows = alone["rows"]
         if not on_gpu or torch.cuda.device_count() > 1:
-            measured["rows"] |= _workers(scratch, work, 2, ["weak", "apart"])["rows"]
-    rows = [{"name": name, **row} for name, row in measured["rows"].items()]
-    medians = {row["name"]: statistics.median(row["seconds"]) for row in rows}
-    ours = measured["rows"]
-    overhead = _paired(ours["loop"]["seconds"], ours["bare"]["seconds"]) - 1
+            rows += _workers(scratch, work, 2, ["weak", "apart"])["rows"]
+    overhead = faster(rows, "bare", "loop", "seconds") - 1
     ratios = {
         "loop / bare - 1": overhead,
-        "loader / loop": _paired(ours["loader"]["seconds"], ours["loop"]["seconds"]),
-        "data wait": measured["wait"],
-        **{f"{name} / loop": medians[name] / medians["loop"] for name in variants},
-        **{f"loop's share of {name}": share for name, share in measured["ceilings"].items()},
+        "data wait": alone["wait"],
+        "loop's share of matrix product": alone["of_product"],
     }
-    if "weak" in medians:
-        ratios["weak scaling, 1 -> 2"] = medians["loop"] / medians["weak"]
-        exchange = 1 - _paired(ours["apart"]["seconds"], ours["weak"]["seconds"])
+    if len(rows) > 3:
+        weak = faster(rows, "weak", "loop", "seconds")
+        exchange = 1 - faster(rows, "weak", "apart", "seconds")
+        ratios["weak scaling, 1 -> 2"] = weak
         ratios["share of communication"] = exchange
-        ratios["share of contention"] = 1 - exchange - medians["loop"] / medians["weak"]
+        ratios["share of contention"] = 1 - exchange - weak
     targets = {
         "loop's overhead": target(overhead, OVERHEAD, at_least=False),
-        "data wait": target(measured["wait"], WAIT, at_least=False),
+        "data wait": target(alone["wait"], WAIT, at_least=False),
     }
     return report("train", work, rows, ratios, targets)
-
-
-def _paired(ours: list[float], theirs: list[float]) -> float:
-    return float(statistics.median(a / b for a, b in zip(ours, theirs)))
 
 
 def _workers(scratch: str, work: dict[str, Any], processes: int, rows: list[str]) -> dict[str, Any]:
@@ -116,64 +103,49 @@ def _workers(scratch: str, work: dict[str, Any], processes: int, rows: list[str]
 
 def _measure(given: dict[str, Any]) -> None:
     """One worker: measure all rows in turn, round after round; rank 0 writes the result."""
+    engine = Engine(_config(given))
     waits: list[float] = []
-    prepared = {name: _row(name, given, waits) for name in given["rows"]}
-    times: Rows = {name: [] for name in prepared}
-    peaks: dict[str, int] = {}
-    for turn in range(given["repetitions"] + 1):
-        for name, (work, _) in prepared.items():
-            if torch.cuda.is_available():
-                torch.cuda.reset_peak_memory_stats()
-            began = now()
-            for _ in range(given["steps"]):
-                work()
-            spent = (now() - began) / given["steps"]
-            if turn:
-                times[name].append(spent)
-                peaks[name] = int(1e6 * peak_memory_mb())
-        if not turn:
-            waits.clear()  # the first round warms up
-    engine = next(iter(prepared.values()))[1]
-    del prepared, work  # free the networks before their process group ends
+    rows = alternate(
+        {name: partial(_steps, _row(name, given, engine, waits), given) for name in given["rows"]},
+        given["repetitions"],
+    )
     if engine.is_main:
-        rows = {name: {"seconds": t, "peak_bytes": peaks[name]} for name, t in times.items()}
         result: dict[str, Any] = {"rows": rows}
-        result["wait"] = sum(waits) / max(1e-9, given["steps"] * sum(times.get("loader", [])))
-        if "loop" in times:
-            result["ceilings"] = _ceilings(given, engine, statistics.median(times["loop"]))
+        if waits:
+            named = {row["name"]: row["seconds"] for row in rows}
+            result["wait"] = sum(waits[given["steps"] :]) / sum(named["loader"])
+            result["of_product"] = _of_product(given, engine, statistics.median(named["loop"]))
         Path(given["out"]).write_text(json.dumps(result))
     engine.close()
 
 
-def _ceilings(given: dict[str, Any], engine: Engine, seconds: float) -> dict[str, float]:
-    """The share of the rates of a large matrix product and a large copy that a step achieves."""
-    work = flops.work_per_image(method.build(_config("loop", given), engine), engine, given["side"])
+def _of_product(given: dict[str, Any], engine: Engine, seconds: float) -> float:
+    """The share of the FLOP/s of a large matrix product that steps of `seconds` achieve."""
+    networks = method.build(_config(given), engine)
+    flop = flops.work_per_image(networks, engine, given["side"]).flop
     side = 8192 if engine.device.type == "cuda" else 1024
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(engine.precision, torch.float32)
     left = torch.ones(side, side, device=engine.device, dtype=dtype)
-    large = torch.ones(4 * side * side, device=engine.device)
-    other = torch.empty_like(large)
-    product = 2 * side**3 / _shortest(lambda: left @ left)
-    copied = 2 * 4 * large.numel() / _shortest(lambda: other.copy_(large))
-    return {
-        "matrix product": given["batch"] * work.flop / seconds / product,
-        "memory bandwidth": given["batch"] * work.bytes / seconds / copied,
-    }
-
-
-def _shortest(work: Callable[[], Any]) -> float:
     spent = []
     for _ in range(10):
         began = now()
-        work()
+        left @ left
         spent.append(now() - began)
-    return min(spent)
+    rate = 2 * side**3 / min(spent)
+    return float(given["steps"] * given["batch"] * flop / seconds / rate)
 
 
-def _row(name: str, given: dict[str, Any], waits: list[float]) -> tuple[Callable[[], None], Engine]:
+def _steps(take: Callable[[], None], given: dict[str, Any]) -> int:
+    for _ in range(given["steps"]):
+        take()
+    return int(given["steps"] * given["batch"])
+
+
+def _row(
+    name: str, given: dict[str, Any], engine: Engine, waits: list[float]
+) -> Callable[[], None]:
     """A function that takes one training step of the row `name`."""
-    config = _config(name, given)
-    engine = Engine(config)
+    config = _config(given)
     networks = method.build(config, engine)
     engine.start(networks.players)
     networks.set_rates(config.objective.phases[0])
@@ -182,7 +154,7 @@ def _row(name: str, given: dict[str, Any], waits: list[float]) -> tuple[Callable
     pixels = torch.randint(0, 256, (*shape, 3), generator=drawn).to(torch.uint8)
     masks = (torch.rand(shape, generator=drawn) < 0.3).to(torch.uint8)
     if name == "bare":
-        return lambda: _bare(networks, engine, pixels, masks), engine
+        return lambda: _bare(networks, engine, pixels, masks)
     run = folder_at(f"{given['out']}.{name}")
     run.local.mkdir(exist_ok=True)
     log = StepLog(run, engine, 20 if engine.device.type == "cuda" else 1)
@@ -214,10 +186,10 @@ def _row(name: str, given: dict[str, Any], waits: list[float]) -> tuple[Callable
         logged = log.add(losses, seen, config.objective.phases[0].lr, 0, flush=False)
         meter.step(config.batch, time.perf_counter() - began, waited, logged)
 
-    return take, engine
+    return take
 
 
-def _config(name: str, given: dict[str, Any]) -> TrainConfig:
+def _config(given: dict[str, Any]) -> TrainConfig:
     config: TrainConfig = compose(
         "train",
         [
@@ -229,13 +201,10 @@ def _config(name: str, given: dict[str, Any]) -> TrainConfig:
             f"model.width={given['width']}",
             f"data.crop={given['side']}",
             f"data.url={given['set']}",
+            f"batch={given['batch'] * int(os.environ['WORLD_SIZE'])}",
+            f"threads={os.environ['OMP_NUM_THREADS']}",
         ],
     ).config
-    world = int(os.environ["WORLD_SIZE"])
-    config = replace(config, batch=given["batch"] * world, threads=os.environ["OMP_NUM_THREADS"])
-    config.precision = "fp32" if name == "fp32" else "auto"
-    config.parallel.channels_last = name != "contiguous"
-    config.parallel.compile = name == "compile"
     return config
 
 

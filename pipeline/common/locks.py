@@ -27,12 +27,15 @@ from shards import store
 BEAT, STALE = 10.0, 60.0
 
 
-class Held(Exception):
-    """Another process holds the file; `owner` is its host and pid."""
+class Held(ConfigError):
+    """Another process holds the run or file at `place`; `owner` is its host and pid."""
 
-    def __init__(self, owner: str) -> None:
+    def __init__(self, place: str, owner: str, work: str = "trained") -> None:
         self.owner = owner
-        super().__init__(owner)
+        super().__init__(
+            f"{store.display(place)} is being {work} by {owner}: wait, stop that process, or give "
+            "another run="
+        )
 
 
 def hold(path: Path) -> TextIO:
@@ -49,7 +52,7 @@ def hold(path: Path) -> TextIO:
             handle.seek(0)
             owner = handle.read().strip() or "another process"
             handle.close()
-            raise Held(owner) from None
+            raise Held(str(path.parent), owner) from None
         if path.exists() and os.path.samestat(os.stat(path), os.fstat(handle.fileno())):
             return handle
         handle.close()  # the previous owner has just removed it
@@ -62,22 +65,11 @@ def sign(handle: TextIO) -> None:
     handle.flush()
 
 
-class Taken(ConfigError):
-    """Another process holds the run; `owner` is its host and pid."""
-
-    def __init__(self, url: str, attempt: dict[str, Any]) -> None:
-        self.owner = _owner(attempt)
-        super().__init__(
-            f"{store.display(url)} is being {attempt.get('work', 'trained')} by {self.owner}: "
-            "wait, stop that process, or give another run="
-        )
-
-
 @contextmanager
 def leased(url: str, work: str = "trained") -> Iterator[None]:
     """Hold the run at `url` during the block.
 
-    Raises Taken where another process writes it. A process that only sends its events
+    Raises Held where another process writes it. A process that only sends its events
     (work="synced") is waited for.
     """
     base = store.join(url, ".lock")
@@ -94,7 +86,7 @@ def leased(url: str, work: str = "trained") -> Iterator[None]:
         except FileExistsError:
             first = _read(_attempt(base, number + 1))
             if first.get("work") != "synced":
-                raise Taken(url, first) from None
+                raise _held(url, first) from None
     over = threading.Event()
     beating = threading.Thread(target=_beat, args=(base, mine, over), daemon=True)
     beating.start()
@@ -111,7 +103,7 @@ def is_leased(url: str) -> bool:
     try:
         if number := _newest(base):
             _wait(base, number, url, announce=True)
-    except Taken:
+    except Held:
         return True
     return False
 
@@ -141,7 +133,7 @@ def _wait(base: str, number: int, url: str, announce: bool) -> None:
         if now.get("attempt") == number and now.get("released"):
             return
         if now != first and owner.get("work") != "synced":
-            raise Taken(url, now)
+            raise _held(url, now)
         if now != first:
             first, until = now, time.monotonic() + STALE
         if announce:
@@ -179,3 +171,7 @@ def _read(url: str) -> dict[str, Any]:
 
 def _owner(attempt: dict[str, Any]) -> str:
     return f"{attempt.get('host', 'another machine')} pid {attempt.get('pid', '?')}"
+
+
+def _held(url: str, attempt: dict[str, Any]) -> Held:
+    return Held(url, _owner(attempt), attempt.get("work", "trained"))

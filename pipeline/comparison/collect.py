@@ -34,6 +34,11 @@ class Evaluation:
         model = facts.get("run") or facts.get("model_uri") or facts["name"]
         return model, facts["weights"], facts["protocol"], facts["pairs_digest"]
 
+    @property
+    def names(self) -> tuple[str | None, ...]:
+        """What `runs=` may call it: `RUN@IMAGES`, `RUN`, or the id of its MLflow run."""
+        return self.facts["name"], self.facts["name"].split("@")[0], self.mlflow_run
+
 
 def collect(root: str, wanted: Iterable[str] = ()) -> list[Evaluation]:
     """Return the newest evaluation of each model on each set of pairs, sorted by name.
@@ -46,10 +51,8 @@ def collect(root: str, wanted: Iterable[str] = ()) -> list[Evaluation]:
     if wanted:
         evaluations = [e for name in wanted for e in _named(name, evaluations)]
     newest: dict[tuple[Any, ...], Evaluation] = {}
-    for evaluation in evaluations:
-        other = newest.get(evaluation.identity)
-        if other is None or _age(other) < _age(evaluation):
-            newest[evaluation.identity] = evaluation
+    for evaluation in sorted(evaluations, key=_age, reverse=True):
+        newest.setdefault(evaluation.identity, evaluation)
     return sorted(newest.values(), key=lambda e: (e.facts["name"], e.url))
 
 
@@ -62,8 +65,7 @@ def _named(name: str, evaluations: list[Evaluation]) -> list[Evaluation]:
         return [_read(name)]
     if store.exists(store.join(name, FOLDER)):
         return list(_tables(store.join(name, FOLDER)))
-    named = [e for e in evaluations if name in (e.facts["name"].split("@")[0], e.mlflow_run)]
-    named = named or [e for e in evaluations if e.facts["name"] == name]
+    named = [e for e in evaluations if name in e.names]
     if not named:
         known = ", ".join(sorted({e.facts["name"] for e in evaluations})) or "nothing yet"
         raise ValueError(f"runs={name} has no evaluation (evaluated: {known}): evaluate it first")
@@ -84,19 +86,20 @@ def _from_mlflow(root: str) -> Iterator[Evaluation]:
             for run in search(client.search_runs, experiments):
                 if not any(name.startswith("eval/") for name in run.data.metrics):
                     continue
-                for artifact in client.list_artifacts(run.info.run_id, FOLDER):
-                    if artifact.path.endswith(".parquet"):
-                        url = _download(client, run.info.run_id, artifact.path)
+                artifacts = client.list_artifacts(run.info.run_id, FOLDER)
+                sizes = {artifact.path: artifact.file_size for artifact in artifacts}
+                for path in sizes:
+                    if path.endswith(".parquet"):
+                        url = _download(client, run.info.run_id, path, sizes)
                         yield from _read_or_warn(url, run.info.run_id)
     except errors.ServerError as error:
         say(f"{error}; only evaluations below {root} are compared")
 
 
-def _download(client: Any, run_id: str, path: str) -> str:
+def _download(client: Any, run_id: str, path: str, sizes: dict[str, int]) -> str:
     """Download a run's table, and its sample images if any, into the cache."""
     folder = cache_dir() / "evaluations" / run_id
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = {a.path: a.file_size for a in client.list_artifacts(run_id, FOLDER)}
     for name in (pair_images.samples_url(path), path):
         local = folder / Path(name).name
         if name in sizes and (not local.exists() or local.stat().st_size != sizes[name]):
@@ -127,8 +130,6 @@ def _read_or_warn(url: str, mlflow_run: str | None = None) -> Iterator[Evaluatio
 
 
 def _read(url: str, mlflow_run: str | None = None) -> Evaluation:
-    if not store.exists(url):
-        raise ValueError(f"evaluation {store.display(url)} does not exist")
     table, facts = results.load(url)
     return Evaluation(url, facts, table, mlflow_run)
 

@@ -4,13 +4,10 @@ Runs that differ only in their seed are one row: mean ± standard deviation over
 same pairs as the reference row are compared with it by a paired bootstrap over images.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
-from models.multiscale import MultiScale
 from pipeline.comparison import papers, report
 from pipeline.comparison.collect import Evaluation, collect, digest
 from pipeline.comparison.rows import MEAN, Group, block_rows, fits, our_row, overall
@@ -19,8 +16,6 @@ from pipeline.config.schema import CompareConfig
 from pipeline.evaluation import metrics
 from shards import store
 from shards.masks import NAMES as IRREGULAR
-
-COUNTED = "counted in the network that we build"
 
 
 def main(config: CompareConfig) -> dict[str, Any]:
@@ -37,7 +32,7 @@ def main(config: CompareConfig) -> dict[str, Any]:
     result: dict[str, Any] = {
         "title": table.title,
         "reference": table.reference,
-        "rows": [_row_json(row) for row in table.rows],
+        "rows": [{**vars(row), "cells": row.numbers()} for row in table.rows],
         "missing": dict(table.missing()),
         "text": as_text(table),
         "written": [],
@@ -45,13 +40,13 @@ def main(config: CompareConfig) -> dict[str, Any]:
     if config.out is not None:
         ours = {row.label for row in table.rows if row.kind == "ours"}
         shown = [(g.label, g.members[0]) for g in groups if g.label in ours]
-        page = report.render(table, shown, config.root)
-        for name, text in (("md", as_markdown(table)), ("csv", as_csv(table)), ("html", page)):
-            url = store.join(config.out, f"compare.{name}")
-            store.write(url, text.encode())
-            result["written"].append(url)
+        page = report.render(table, shown)
+        texts = {"md": as_markdown(table), "csv": as_csv(table), "html": page}
+        for kind, text in texts.items():
+            result["written"].append(store.join(config.out, f"compare.{kind}"))
+            store.write(result["written"][-1], text.encode())
         if config.tracking.enabled:
-            report.log(config, digest(e for g in groups for e in g.members), result["written"])
+            report.log(config, digest(e for g in groups for e in g.members), texts)
     return result
 
 
@@ -69,14 +64,12 @@ def group(evaluations: Iterable[Evaluation]) -> list[Group]:
             same = ("recipe", "images_seen", "weights", "protocol", "pairs_digest")
             key = tuple(evaluation.facts[name] for name in same)
         by_key.setdefault(key, []).append(evaluation)
-    groups = [Group(_label(members), tuple(members)) for members in by_key.values()]
-    labels = [g.label for g in groups]
-    return [
-        replace(g, label=f"{g.label}, {g.facts['pairs']} pairs {g.facts['pairs_digest'][:4]}")
-        if labels.count(g.label) > 1
-        else g
-        for g in groups
-    ]
+    groups = [Group(_label(members), members) for members in by_key.values()]
+    uses = Counter(g.label for g in groups)
+    for g in groups:
+        if uses[g.label] > 1:
+            g.label += f", {g.facts['pairs']} pairs {g.facts['pairs_digest'][:4]}"
+    return groups
 
 
 def _label(members: list[Evaluation]) -> str:
@@ -96,60 +89,51 @@ def build(
     evaluated, or no row has that name.
     """
     complete = name is not None  # all printed rows, and the commands for those of ours not run yet
-    if name is None:
-        if not groups:
-            raise ValueError("no evaluations found: run `evaluate checkpoint=RUN …` first")
+    printed = None
+    if name is not None:
+        printed = papers.table(name)
+        title, protocol = printed["title"], printed["protocol"]
+    elif not groups:
+        raise ValueError("no evaluations found: run `evaluate checkpoint=RUN …` first")
+    else:
         known = [g.facts["protocol"] for g in groups]
         protocol = protocol or max(known, key=known.count)
-        printed = papers.table(papers.MAIN[protocol]) if protocol in papers.MAIN else None
-    else:
-        printed = papers.table(name)
-        protocol = printed["protocol"]
+        title = f"protocol {protocol}"
+        if protocol in papers.MAIN:
+            printed = papers.table(papers.MAIN[protocol])
     ours = [g for g in groups if g.facts["protocol"] == protocol]
     columns, measured = _columns(printed, ours, mean=not complete)
     reference = _reference(ours, against)
     rows: list[Row] = []
-    for block in _blocks(printed, ours, every=complete):
-        fitting = [g for g in ours if fits(g, block)] if block else ours
-        rows += block_rows(printed, block, fitting, reference, columns, measured, complete)
-        ours = [g for g in ours if g not in fitting]
-    if ours:
-        rows += [our_row(g, "other images", columns, measured, reference) for g in ours]
+    if printed is not None:
+        for block in _blocks(printed, ours, every=complete):
+            fitting = [g for g in ours if fits(g, block)]
+            rows += block_rows(printed, block, fitting, reference, columns, measured, complete)
+            ours = [g for g in ours if g not in fitting]
+    others = "other images" if printed else ""
+    rows += [our_row(g, others, columns, measured, reference) for g in ours]
     label = reference.label if reference else ""
-    title = _title(printed, protocol, name)
     return Table(title, columns, measured, rows, label, _notes(printed, groups))
-
-
-def _title(printed: Mapping[str, Any] | None, protocol: str, name: str | None) -> str:
-    if printed is None or name is None:
-        return f"protocol {protocol}"
-    paper = papers.load()["papers"][printed["paper"]]["name"]
-    return f"{paper}, table {printed['name'].rpartition('/')[2]}: {printed['caption']}"
 
 
 def _columns(
     printed: Mapping[str, Any] | None, ours: list[Group], mean: bool
 ) -> tuple[list[str], list[str]]:
+    measured = list(metrics.printed_metrics())
     if printed is not None:
         columns = list(printed["columns"])
-        rows = [row for block in printed["blocks"] for row in block["rows"]]
-        measured = [m for m in metrics.printed_metrics() if m in rows[0] or mean]
+        first = printed["blocks"][0]["rows"][0]
+        measured = [m for m in measured if m in first or mean]
     else:
-        columns = list(
-            dict.fromkeys(b for g in ours for b in g.members[0].table["bucket"].to_pylist())
-        )
-        measured = list(metrics.printed_metrics())
+        buckets = [b for g in ours for b in g.members[0].table["bucket"].to_pylist()]
+        columns = list(dict.fromkeys(buckets))
     if mean and set(IRREGULAR) <= set(columns):
         columns.append(MEAN)
     return columns, measured
 
 
-def _blocks(
-    printed: Mapping[str, Any] | None, ours: list[Group], every: bool
-) -> list[Mapping[str, Any] | None]:
+def _blocks(printed: Mapping[str, Any], ours: list[Group], every: bool) -> list[Mapping[str, Any]]:
     """Return the printed blocks to show: all (`every`), else those of the images we evaluated."""
-    if printed is None:
-        return [None]
     blocks = list(printed["blocks"])
     fitting = [b for b in blocks if any(fits(g, b) for g in ours)]
     return blocks if every else fitting or blocks[:1]
@@ -177,7 +161,7 @@ def _reference(ours: list[Group], against: str | None) -> Group | None:
 def _notes(printed: Mapping[str, Any] | None, groups: list[Group]) -> list[str]:
     notes = []
     if printed is not None:
-        notes.append(papers.load()["papers"][printed["paper"]]["citation"])
+        notes.append(printed["source"]["citation"])
         if printed.get("note"):
             notes.append(printed["note"])
     digests = {g.facts["pairs_digest"][:8] for g in groups}
@@ -185,28 +169,8 @@ def _notes(printed: Mapping[str, Any] | None, groups: list[Group]) -> list[str]:
     return notes
 
 
-def _row_json(row: Row) -> dict[str, Any]:
-    cells = [
-        {"column": column, "metric": metric, **cell._asdict()}
-        for (column, metric), cell in row.cells.items()
-    ]
-    names = ("label", "kind", "block", "against", "provenance")
-    return {name: getattr(row, name) for name in names} | {"cells": cells}
-
-
-def weight_counts(structure: str) -> list[int]:
-    """Count the convolution weights of the branches, and with the 1×1 reduction, of 128 inputs."""
-    none = {"channel": "none", "spatial": "none", "norm": "none"}
-    built = MultiScale(128, 48, structure, gate="sigmoid", squeeze="full", **none)
-    counted = [built.branches, nn.ModuleList([built.branches, built.reduce])]
-    return [
-        sum(m.weight.numel() for m in part.modules() if isinstance(m, nn.Conv2d))
-        for part in counted
-    ]
-
-
 def weights_table() -> Table:
-    """Return MSA-Net's table 1: weights of the multi-scale structures, printed and as built."""
+    """Return MSA-Net's table 1: weights of the multi-scale structures, printed and exact."""
     printed = papers.table("1")
     columns = printed["columns"]
     rows = []
@@ -214,8 +178,8 @@ def weights_table() -> Table:
         texts = [float(text.removesuffix("K")) * 1000 for text in row["printed"]]
         cells = {(c, "weights"): Cell(v, "rounded to thousands") for c, v in zip(columns, texts)}
         rows.append(Row(row["method"], "paper", cells, f"counted: {printed['counting']}"))
-        counts = weight_counts(row["structure"])
-        ours = {(c, "weights"): Cell(float(v), COUNTED) for c, v in zip(columns, counts)}
+        counted = "counted in the network that we build"
+        ours = {(c, "weights"): Cell(v, counted) for c, v in zip(columns, row["weights"])}
         rows.append(Row(row["structure"], "ours", ours, "ours"))
-    paper = papers.load()["papers"][printed["paper"]]["citation"]
-    return Table(_title(printed, "", "1"), columns, ["weights"], rows, notes=[paper])
+    citation = printed["source"]["citation"]
+    return Table(printed["title"], columns, ["weights"], rows, notes=[citation])

@@ -13,7 +13,6 @@ import yaml
 from pipeline.config.compose import CONF
 
 FILE = CONF / "paper_tables.yaml"
-WANG = "gauss11_rgb"  # Wang et al. 2004, which MSA-Net cites for SSIM
 MAIN = {"msanet": "6", "musical": "musical/1"}  # the main results of each protocol
 LIU = 12_000  # masks of Liu et al.'s test set
 UNPUBLISHED = "same protocol, but its pairs are unpublished"
@@ -27,11 +26,17 @@ def load() -> dict[str, Any]:
 
 
 def table(name: str) -> dict[str, Any]:
-    """Return a table by its name (`6`, `musical/1`); raise ValueError for an unknown name."""
+    """Return a table by its name (`6`, `musical/1`), with its title and its source, a paper.
+
+    Raises ValueError for an unknown name.
+    """
     tables = load()["tables"]
     if name not in tables:
         raise ValueError(f"unknown table={name}: choose from {', '.join(tables)}")
-    return {"name": name, **tables[name]}
+    printed = tables[name]
+    paper = load()["papers"][printed["paper"]]
+    title = f"{paper['name']}, table {name.rpartition('/')[2]}: {printed['caption']}"
+    return {**printed, "title": title, "source": paper}
 
 
 def dataset(name: str) -> dict[str, Any]:
@@ -93,7 +98,7 @@ def status(
     if row.get("size", 256) != ours["size"]:
         differs.append(f"size ({row.get('size', 256)}, ours {ours['size']})")
     if metric == "ssim":
-        window = row.get("ssim_window", block.get("ssim_window", _cited(printed)))
+        window = row.get("ssim_window", block.get("ssim_window", printed["source"]["ssim"]))
         if window != ours["ssim"]:
             differs.append(f"SSIM window ({window}, ours {ours['ssim']})")
     return f"differs in {', '.join(differs)}" if differs else UNPUBLISHED
@@ -111,8 +116,3 @@ def _test_set_differences(known: Mapping[str, Any], ours: Mapping[str, Any]) -> 
         scale = ours["resize_short"] or "as stored"
         differs.append(f"scale (short side {short}, ours {scale})")
     return differs
-
-
-def _cited(printed: Mapping[str, Any]) -> str:
-    """Return the SSIM convention that a paper cites, or that its released script uses."""
-    return WANG if printed["paper"] == "msanet" else "uniform7_rgb"

@@ -16,12 +16,12 @@ from shards.masks import NAMES as IRREGULAR
 MEAN = "mean6"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Group:
     """Evaluations that differ only in the seed of what was trained."""
 
     label: str
-    members: tuple[Evaluation, ...]
+    members: list[Evaluation]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -41,8 +41,8 @@ def _is_of(group: Group, row: Mapping[str, Any]) -> bool:
 
 
 def block_rows(
-    printed: Mapping[str, Any] | None,
-    block: Mapping[str, Any] | None,
+    printed: Mapping[str, Any],
+    block: Mapping[str, Any],
     ours: list[Group],
     reference: Group | None,
     columns: list[str],
@@ -53,33 +53,32 @@ def block_rows(
 
     complete: also add a row with the command for every recipe that was not evaluated.
     """
-    if printed is None or block is None:
-        return [our_row(g, "", columns, measured, reference) for g in ours]
     title = papers.dataset(block["dataset"])["title"]
-    paper = papers.load()["papers"][printed["paper"]]["name"]
+    paper = printed["source"]["name"]
     compared = ours[0] if ours else reference
     facts = compared.facts if compared else None
-    rows, left = [], list(ours)
+    rows = []
     for row in block["rows"]:
         cells: dict[tuple[str, str], Cell] = {}
         for metric in measured:
             status = papers.status(printed, block, row, metric, facts)
             values = row.get(metric, [])
             for column, value in zip(printed["columns"], values):
-                text = "" if value is None else f"{value:.{_decimals(printed, metric)}f}"
-                cells[column, metric] = Cell(value, status, printed=text)
+                if value is not None:
+                    text = f"{value:.{_decimals(printed, metric)}f}"
+                    cells[column, metric] = Cell(value, status, printed=text)
             six = values[: len(IRREGULAR)]
-            if MEAN in columns and len(values) >= len(IRREGULAR) and None not in six:
+            if MEAN in columns and len(six) == len(IRREGULAR) and None not in six:
                 cells[MEAN, metric] = Cell(sum(six) / len(six), f"mean of printed values; {status}")
         rows.append(Row(row["method"], "paper", cells, papers.provenance(paper, row), title))
         if row.get("experiment"):
-            mine = [g for g in left if _is_of(g, row)]
-            left = [g for g in left if g not in mine]
+            mine = [g for g in ours if _is_of(g, row)]
+            ours = [g for g in ours if g not in mine]
             rows += [our_row(g, title, columns, measured, reference) for g in mine]
             if complete and not mine:
                 command = _command(row["experiment"], printed, block["dataset"])
                 rows.append(Row(row["experiment"], "missing", {}, block=title, missing=command))
-    return rows + [our_row(g, title, columns, measured, reference) for g in left]
+    return rows + [our_row(g, title, columns, measured, reference) for g in ours]
 
 
 def _command(experiment: str, printed: Mapping[str, Any], name: str) -> str:
@@ -104,8 +103,9 @@ def our_row(
     group: Group, block: str, columns: list[str], measured: list[str], reference: Group | None
 ) -> Row:
     """Return one row of ours: a run with its intervals, or several seeds with their spread."""
+    facts = group.facts
     summaries = [results.summarize(e.table, e.facts["ssim"]) for e in group.members]
-    same = reference is not None and group.facts["pairs_digest"] == reference.facts["pairs_digest"]
+    same = reference is not None and facts["pairs_digest"] == reference.facts["pairs_digest"]
     status = SAME_PAIRS if same else "other pairs than the reference row"
     cells, empty = {}, []
     for column in columns:
@@ -121,12 +121,10 @@ def our_row(
             elif values:
                 low, high = measures[0]["psnr_ci"] if metric == "psnr" else (None, None)
                 cells[column, metric] = Cell(values[0], status, low, high, n=measures[0]["n"])
-    facts = group.facts
-    seeds = f", seeds {', '.join(str(e.facts.get('seed')) for e in group.members)}"
-    provenance = (
-        f"{_origin(facts)} on {facts['dataset_name']} {facts['split']}, {facts['pairs']} pairs"
-    )
-    provenance += seeds if len(group.members) > 1 else ""
+    where = f"{facts['dataset_name']} {facts['split']}, {facts['pairs']} pairs"
+    provenance = f"{_origin(facts)} on {where}"
+    if len(group.members) > 1:
+        provenance += f", seeds {', '.join(str(e.facts.get('seed')) for e in group.members)}"
     row = Row(group.label, "ours", cells, provenance, block, _against(group, reference))
     if empty and facts.get("run"):
         row.missing = (

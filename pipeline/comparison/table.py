@@ -2,9 +2,10 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.common import console
 from pipeline.evaluation import metrics
@@ -23,8 +24,8 @@ def describe(metric: str) -> tuple[str, int, int]:
 class Cell(NamedTuple):
     """One number; `status` says how far it is comparable with the other rows."""
 
-    value: float | None
-    status: str = ""
+    value: float
+    status: str
     low: float | None = None  # of the 95 % interval
     high: float | None = None
     std: float | None = None  # over seeds
@@ -42,6 +43,10 @@ class Row:
     against: str = ""  # the paired difference to the reference row
     missing: str = ""  # the command that would fill the row's empty cells
 
+    def numbers(self) -> list[dict[str, Any]]:
+        """Return a record of each cell, as JSON and CSV show it."""
+        return [{"column": c, "metric": m, **cell._asdict()} for (c, m), cell in self.cells.items()]
+
 
 @dataclass
 class Table:
@@ -52,14 +57,11 @@ class Table:
     reference: str = ""  # label of the row that the others are compared with
     notes: list[str] = field(default_factory=list)
 
-    def statuses(self) -> list[str]:
-        """Return the statuses that need a footnote, in order of appearance."""
-        statuses = [cell.status for row in self.rows for cell in row.cells.values()]
-        return [s for s in dict.fromkeys(statuses) if s not in ("", SAME_PAIRS)]
-
     def marks(self) -> dict[str, str]:
-        """Return the footnote letter of each status."""
-        return {status: letter(i) for i, status in enumerate(self.statuses())}
+        """Return the footnote letter of each status that needs one, in order of appearance."""
+        statuses = dict.fromkeys(c.status for row in self.rows for c in row.cells.values())
+        statuses.pop(SAME_PAIRS, None)
+        return {status: letter(i) for i, status in enumerate(statuses)}
 
     def provenances(self) -> list[tuple[str, str]]:
         """Return (label, provenance) of the rows that have one."""
@@ -78,13 +80,12 @@ class Table:
 
         Values on other pairs are not ranked.
         """
-        ours = [r.cells.get((column, metric)) for r in self.rows if r.kind == "ours"]
-        ranked = [c for c in ours if c is not None and c.status == SAME_PAIRS]
-        values = [c.value for c in ranked if c.value is not None]
         cell, direction = row.cells.get((column, metric)), describe(metric)[2]
-        if not values or not direction or not any(cell is c for c in ranked) or cell is None:
+        if cell is None or cell.status != SAME_PAIRS or row.kind != "ours" or not direction:
             return False
-        return cell.value == direction * max(direction * v for v in values)
+        ours = [r.cells.get((column, metric)) for r in self.rows if r.kind == "ours"]
+        values = [direction * c.value for c in ours if c is not None and c.status == SAME_PAIRS]
+        return direction * cell.value == max(values)
 
 
 def letter(number: int) -> str:
@@ -94,7 +95,7 @@ def letter(number: int) -> str:
 
 def shown(cell: Cell | None, metric: str) -> str:
     """Format a cell without its footnote: `26.802`, `26.802 ± 0.020`, or `-`."""
-    if cell is None or cell.value is None:
+    if cell is None:
         return "-"
     if cell.printed:
         return cell.printed
@@ -106,7 +107,7 @@ def shown(cell: Cell | None, metric: str) -> str:
 def as_text(table: Table) -> str:
     """Format for a terminal: a section per metric, our best starred, footnotes below."""
     lines = [table.title]
-    for metric, grid in _grids(table, star="*"):
+    for metric, grid in _grids(table, "*{}"):
         lines += ["", describe(metric)[0], *console.table(grid, "<>")]
     return "\n".join([*lines, "", *_footnotes(table)]).rstrip()
 
@@ -114,42 +115,28 @@ def as_text(table: Table) -> str:
 def as_markdown(table: Table) -> str:
     """Format as Markdown: a section per metric, our best in bold, footnotes below."""
     lines = [f"## {table.title}"]
-    for metric, grid in _grids(table, star="**"):
+    for metric, grid in _grids(table, "**{}**"):
         head, *body = ([_plain(text) for text in row] for row in grid)
         lines += ["", f"### {describe(metric)[0]}", "", f"| {' | '.join(head)} |"]
         lines.append("|" + "---|" + "---:|" * (len(head) - 1))
         lines += [f"| {' | '.join(row)} |" for row in body]
-    return (
-        "\n".join([*lines, "", *(f"- {_plain(line)}" for line in _footnotes(table) if line)]) + "\n"
-    )
+    lines += ["", *(f"- {_plain(line)}" for line in _footnotes(table) if line), ""]
+    return "\n".join(lines)
 
 
 def as_csv(table: Table) -> str:
     """Format as CSV, a line per number."""
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     head = "block row kind column metric value low high std n status against provenance"
-    writer.writerow(head.split())
+    writer = csv.DictWriter(buffer, head.split(), extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
     for row in table.rows:
-        for (column, metric), cell in row.cells.items():
-            numbers = (cell.value, cell.low, cell.high, cell.std, cell.n, cell.status)
-            writer.writerow(
-                [
-                    row.block,
-                    row.label,
-                    row.kind,
-                    column,
-                    metric,
-                    *numbers,
-                    row.against,
-                    row.provenance,
-                ]
-            )
+        writer.writerows({**vars(row), "row": row.label, **number} for number in row.numbers())
     return buffer.getvalue()
 
 
-def _grids(table: Table, star: str) -> Iterator[tuple[str, list[list[str]]]]:
-    """Yield each metric with its rows of text, the heading first."""
+def _grids(table: Table, best: str) -> Iterator[tuple[str, list[list[str]]]]:
+    """Yield each metric with its rows of text, the heading first; best: format of our best."""
     marks = table.marks()
     for metric in table.metrics:
         against = [f"vs. {table.reference}"] if table.reference and metric == "psnr" else []
@@ -162,10 +149,10 @@ def _grids(table: Table, star: str) -> Iterator[tuple[str, list[list[str]]]]:
             for column in table.columns:
                 cell = row.cells.get((column, metric))
                 text = shown(cell, metric)
-                if cell is not None and cell.value is not None:
-                    if table.is_best(row, column, metric):
-                        text = f"{star}{text}{star}" if star == "**" else f"{star}{text}"
-                    text += f" {marks[cell.status]}" if cell.status in marks else ""
+                if table.is_best(row, column, metric):
+                    text = best.format(text)
+                if cell is not None and cell.status in marks:
+                    text += f" {marks[cell.status]}"
                 line.append(text)
             grid.append(line + ([row.against] if against else []))
         yield metric, grid
@@ -181,6 +168,4 @@ def _footnotes(table: Table) -> list[str]:
 
 def _plain(text: str) -> str:
     """Escape what Markdown would interpret."""
-    for sign in ("\\", "|", "<", "`", "_", "["):
-        text = text.replace(sign, f"\\{sign}" if sign != "<" else "&lt;")
-    return text
+    return re.sub(r"[\\|`_\[]", r"\\\g<0>", text).replace("<", "&lt;")

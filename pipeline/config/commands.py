@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib import import_module
-from typing import Any
+from itertools import takewhile
 
 from pipeline.config import schema
-from pipeline.config.schema import CommandConfig
 
 
 @dataclass(frozen=True)
@@ -23,16 +21,13 @@ class Command:
     """
 
     module: str
-    schema: type[CommandConfig]
+    schema: type
     help: str
     positional: str | None = None
     actions: tuple[str, ...] = ()
     groups: dict[str, str | None] = field(default_factory=dict)
     workers: bool = False
     raw: bool = False
-
-    def main(self, configuration: Any) -> dict[str, Any]:
-        return import_module(self.module).main(configuration)
 
 
 COMMANDS: dict[str, Command] = {
@@ -163,16 +158,13 @@ COMMANDS: dict[str, Command] = {
 
 def positional(spec: Command, words: list[str]) -> list[str]:
     """Write words without `=`, as in `shard verify URL` and `promote NAME`, as key=value."""
-    words, start = list(words), 0
-    if spec.actions and words and words[0] in spec.actions:
-        words[0], start = f"action={words[0]}", 1
-    end = start
-    while spec.positional and end < len(words) and "=" not in words[end].split("/")[0]:
-        end += 1
-    if end > start and spec.positional != "names":
-        if end - start > 1:
-            raise ValueError(f"{' '.join(words[start:end])}: give one {spec.positional} at a time")
-        words[start] = f"{spec.positional}={words[start]}"
-    elif end > start:
-        words[start:end] = [f"{spec.positional}=[{','.join(words[start:end])}]"]
-    return words
+    words = list(words)
+    given = [f"action={words.pop(0)}"] if words and words[0] in spec.actions else []
+    plain = list(takewhile(lambda w: "=" not in w.split("/")[0], words)) if spec.positional else []
+    if spec.positional == "names" and plain:
+        given.append(f"names=[{','.join(plain)}]")
+    elif len(plain) > 1:
+        raise ValueError(f"{' '.join(plain)}: give one {spec.positional} at a time")
+    elif plain:
+        given.append(f"{spec.positional}={plain[0]}")
+    return [*given, *words[len(plain) :]]

@@ -4,8 +4,9 @@ Later sources override earlier ones: `conf/`, the site's folder (`$LACUNA_CONF`)
 (`~/.config/lacuna`), the command line. A folder may hold options of any group (`cluster/our.yaml`)
 and `defaults.yaml`, plain keys that override the values of the groups.
 
-Hydra's public `compose` does not tell which file set a key, which `--dry-run` shows; hence the
-imports from `hydra._internal`.
+An option's file may name others of its group that it builds on (`defaults: [msanet]`), and a recipe
+the options that it is made of (`defaults: [override /model: msanet]`), as in Hydra, whose grammar
+words follow too. The files are read here: `--dry-run` shows which of them set a key.
 """
 
 from __future__ import annotations
@@ -17,16 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra._internal.config_repository import ConfigRepository
-from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra._internal.core_plugins.structured_config_source import StructuredConfigSource
-from hydra._internal.defaults_list import create_defaults_list
-from hydra._internal.sources_registry import SourcesRegistry
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.common.environment import CHECKOUT, config_dir
@@ -34,6 +28,7 @@ from pipeline.common.errors import ConfigError, one_line
 from pipeline.config.commands import COMMANDS, Command
 from pipeline.config.groups import RETIRED
 from pipeline.config.resolve import Resolved, interpolated, known_keys, merge, near
+from shards import store
 
 CONF = CHECKOUT / "conf"
 
@@ -43,10 +38,8 @@ def search_folders() -> list[tuple[str, Path]]:
     site = os.environ.get("LACUNA_CONF")
     if site and not Path(site).is_dir():
         raise ConfigError(f"LACUNA_CONF={site} is not a folder: set it to your site's or unset it")
-    folders = [("conf", CONF), ("user", config_dir())]
-    if site:
-        folders.insert(1, ("site", Path(site)))
-    return [(name, path) for name, path in folders if path.is_dir()]
+    folders = {"conf": CONF, "site": Path(site) if site else None, "user": config_dir()}
+    return [(name, path) for name, path in folders.items() if path and path.is_dir()]
 
 
 def compose(command: str, words: Sequence[str]) -> Resolved:
@@ -56,9 +49,8 @@ def compose(command: str, words: Sequence[str]) -> Resolved:
     choices, values = _split(spec, words)
     if saved and choices:
         raise ConfigError("config= is already resolved: change single keys, not groups")
-    folders = [] if saved else search_folders()
-    layers = _leaves_of(command, *saved) if saved else list(_composed(command, choices, folders))
-    for name, folder in folders:
+    layers = _leaves_of(command, *saved) if saved else list(_composed(command, choices))
+    for name, folder in [] if saved else search_folders():
         if (folder / "defaults.yaml").is_file():
             site = _loaded(folder / "defaults.yaml")
             layers += _leaves_of(command, site, f"{name}: {folder / 'defaults.yaml'}", lenient=True)
@@ -66,28 +58,26 @@ def compose(command: str, words: Sequence[str]) -> Resolved:
     return merge(command, layers)
 
 
-def _loaded(path: Path) -> DictConfig:
+def _loaded(path: Path) -> dict[str, Any]:
     try:
-        values = OmegaConf.load(path)
+        values: Any = OmegaConf.to_container(OmegaConf.load(path))
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {one_line(error)}") from None
-    if not isinstance(values, DictConfig):
+    if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a list: write `key: value` lines")
     return values
 
 
 def options(group: str) -> list[str]:
     """Return the names that `group=` accepts, such as `experiment=msanet/table6/places2`."""
-    names = set()
-    for _, folder in search_folders():
-        base = folder / group
-        names |= {str(p.relative_to(base).with_suffix("")) for p in base.rglob("*.yaml")}
-    return sorted(names)
+    bases = [folder / group for _, folder in search_folders()]
+    found = {p.relative_to(base).with_suffix("") for base in bases for p in base.rglob("*.yaml")}
+    return sorted(map(str, found))
 
 
-def _split(spec: Command, words: Sequence[str]) -> tuple[list[Any], list[tuple[str, Any]]]:
-    """Separate the choices of groups, as Hydra's overrides, from single values."""
-    choices, values = [], []
+def _split(spec: Command, words: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, Any]]]:
+    """Separate the choices of groups from single values."""
+    choices, values = {}, []
     for word in words:
         if "=" not in word:
             raise ConfigError(f"{word!r}: expected key=value; --help lists the keys")
@@ -97,58 +87,66 @@ def _split(spec: Command, words: Sequence[str]) -> tuple[list[Any], list[tuple[s
         if not text:
             raise ConfigError(f"{name}= is empty: give a value, or {name}=null")
         if name in spec.groups:
-            known = options(name)
-            if text not in known:
-                raise ConfigError(f"unknown option {name}={text}{near(text, known)}")
-        # Other values are taken literally: paths and URLs contain characters that mean something
-        # in Hydra's grammar. Lists, mappings, numbers and quoted text go through its parser.
-        box = re.fullmatch(r"\d+(,\d+){2,4}", text)  # mask=x,y,w,h, to Hydra four values
-        plain = re.match(r"^\s*([\[{'\"]|[-+\d.]|true$|false$|null$)", text, re.I)
-        if name in spec.groups or plain and not box:
-            try:
-                override = OverridesParser.create().parse_override(word)
-            except HydraException:
-                override = None
-            if override is not None and override.is_sweep_override():
-                raise ConfigError(f"{word!r} gives several values; a run takes one")
-            if name in spec.groups:
-                choices.append(override)
-                continue
-            values.append((name, text if override is None else override.value()))
+            choices[name] = text
         else:
-            values.append((name, text))
+            values.append((name, _parsed(word, text)))
     return choices, values
 
 
-def _composed(
-    command: str, choices: list[Any], folders: list[tuple[str, Path]]
-) -> Iterator[tuple[str, Any, str]]:
-    """Yield the values of the chosen group files in the order of Hydra's defaults list."""
-    search = ConfigSearchPathImpl()
-    for name, path in reversed(folders):
-        search.append(name, f"file://{path}")
-    search.append("schema", "structured://")
-    for source in (FileConfigSource, StructuredConfigSource):
-        SourcesRegistry.instance().register(source)
-    groups = COMMANDS[command].groups
-    node: dict[str, Any] = {"defaults": [*({g: o} for g, o in groups.items()), "_self_"]}
-    ConfigStore.instance().store(name=f"_command_{command}", node=node)
-    repository = ConfigRepository(search)
+def _parsed(word: str, text: str) -> Any:
+    """Return the value of a word: lists, mappings, numbers and quoted text by Hydra's grammar.
+
+    Other values are taken literally: paths and URLs contain characters that mean something in it.
+    """
+    box = re.fullmatch(r"\d+(,\d+){2,4}", text)  # mask=x,y,w,h, to Hydra four values
+    if box or not re.match(r"^\s*([\[{'\"]|[-+\d.]|true$|false$|null$)", text, re.I):
+        return text
     try:
-        listed = create_defaults_list(repository, f"_command_{command}", choices, False, False)
-    except HydraException as error:
-        raise ConfigError(one_line(error)) from None
-    for default in listed.defaults:
-        if default.config_path is None or default.config_path.startswith("_command_"):
-            continue
-        loaded = repository.load_config(default.config_path)
-        assert loaded is not None
-        values = loaded.config
-        for part in reversed((default.package or "").split(".") if default.package else []):
-            values = OmegaConf.create({part: values})
-        yield from _leaves_of(command, values, f"{loaded.provider}/{default.config_path}.yaml")
-        if default.config_path.startswith("experiment/"):
-            yield "experiment", default.config_path.removeprefix("experiment/"), "command line"
+        override = OverridesParser.create().parse_override(word)
+    except HydraException:
+        return text
+    if override.is_sweep_override():
+        raise ConfigError(f"{word!r} gives several values; a run takes one")
+    return override.value()
+
+
+def _composed(command: str, choices: dict[str, str]) -> Iterator[tuple[str, Any, str]]:
+    """Yield the values of the chosen options, a recipe's own values last.
+
+    What words choose comes before a recipe's choices, and those before the command's defaults.
+    """
+    recipe = list(_files("experiment", choices["experiment"])) if "experiment" in choices else []
+    chosen = dict(COMMANDS[command].groups)
+    for overrides, _, _ in recipe:
+        chosen |= overrides
+    for group, option in {**chosen, **choices}.items():
+        for _, values, origin in _files(group, option) if option and group != "experiment" else ():
+            yield from _leaves_of(command, {group: values}, origin)
+    for _, values, origin in recipe:
+        yield from _leaves_of(command, values, origin)
+        yield "experiment", choices["experiment"], "command line"
+
+
+def _files(group: str, option: str) -> Iterator[tuple[dict[str, str], dict[str, Any], str]]:
+    """Yield the overrides, values and name of an option's file and, before, of those it builds on.
+
+    As in Hydra, `_self_` among the `defaults` puts the file before the options that follow it.
+    """
+    known = options(group)
+    if option not in known:
+        raise ConfigError(f"unknown option {group}={option}{near(option, known)}")
+    found = [(name, folder / group / f"{option}.yaml") for name, folder in search_folders()]
+    name, path = [(name, path) for name, path in found if path.is_file()][-1]
+    values = _loaded(path)
+    overrides: dict[str, str] = {}
+    defaults = values.pop("defaults", [])
+    for item in defaults if "_self_" in defaults else [*defaults, "_self_"]:
+        if item == "_self_":
+            yield overrides, values, f"{name}/{group}/{option}.yaml"
+        elif isinstance(item, dict) and group == "experiment":
+            overrides |= {key.removeprefix("override /"): choice for key, choice in item.items()}
+        else:
+            yield from _files(group, str(item))
 
 
 def _leaves_of(
@@ -163,7 +161,7 @@ def _leaves_of(
     elsewhere = {*RETIRED, *(k for spec in COMMANDS.values() for k in known_keys(spec.schema))}
     shared = {name.partition(".")[0] for name in known if "." in name}
     with interpolated(origin):
-        plain = OmegaConf.to_container(values, resolve=True)
+        plain = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
     return [
         (name, value, origin)
         for name, value in _flatten(plain, known)
@@ -191,21 +189,14 @@ def saved_start(
     another group.
     """
     given = dict(word.split("=", 1) for word in words if "=" in word)
-    if "config" in given:
-        return _read(given["config"]), [w for w in words if not w.startswith("config=")]
-    if command == "train" and given.get("run") and not set(groups) & set(given):
-        from shards import store
-
+    url = given.get("config")
+    if url is None and command == "train" and given.get("run") and not set(groups) & set(given):
         url = store.join(given["run"], "config.yaml")
-        if store.exists(url):
-            return _read(url), list(words)
-    return None, list(words)
-
-
-def _read(url: str) -> tuple[Any, str]:
-    from shards import store
-
+        url = url if store.exists(url) else None
+    if url is None:
+        return None, list(words)
     try:
-        return OmegaConf.create(store.read(url).decode()), store.display(url)
+        saved = OmegaConf.create(store.read(url).decode())
     except FileNotFoundError:
         raise ValueError(f"config={store.display(url)} does not exist") from None
+    return (saved, store.display(url)), [w for w in words if not w.startswith("config=")]

@@ -14,6 +14,8 @@ VALIDATED = "(0.2,0.3]"  # the bucket of a mask set that validation uses
 STRUCTURES = ("msau", "single", "inception_v1", "inception_v3")
 CHANNEL = ("augmented", "none", "se", "cbam", "sca")
 SPATIAL = ("fusing", "none", "cbam", "sca")
+KINDS = ("irregular", "center", "square", "external", "none")
+SSIM = ("gauss11_rgb", "uniform7_rgb", "uniform7_gray", "uniform51_gray")
 
 
 def key(
@@ -31,11 +33,6 @@ def key(
     return field(default=default, metadata=metadata)
 
 
-def section(kind: type) -> Any:
-    """Return a field that is itself a dataclass."""
-    return field(default_factory=kind)
-
-
 # --- groups: model ------------------------------------------------------------------------------
 
 
@@ -47,10 +44,10 @@ class ModelConfig:
 @dataclass
 class MsanetModel(ModelConfig):
     name: str = "msanet"
-    fe: list[int] = key(
-        [64, 64], "widths of feature extraction; all but the first downsample", least=1
+    fe: list[int] = key([64, 64], "extraction widths; all but the first downsample", least=1)
+    msau: list[list[int]] = key(
+        [[128, 48], [256, 96]], "per MSAU: width of F_D and of each scale", least=1
     )
-    msau: list[list[int]] = key([[128, 48], [256, 96]], "per MSAU: width of F_D and of each scale")
     iru: list[int] = key([192, 96, 64], "widths of the restoration units", least=1)
     width: float = key(1.0, "multiplies every width", least=0.01)
     structure: str = key("msau", "multi-scale structure (tables 1, 2)", STRUCTURES)
@@ -61,9 +58,7 @@ class MsanetModel(ModelConfig):
     restore_spatial: str = key("fusing", "spatial attention in restoration", SPATIAL)
     norm: str = key("batch", "normalization; not given in the paper", ("batch", "instance", "none"))
     squeeze: str = key("full", "n of eq. 7; not given in the paper", ("full", "half", "quarter"))
-    gate: str = key(
-        "sigmoid", "gate of the attention weights; not given in the paper", ("sigmoid", "none")
-    )
+    gate: str = key("sigmoid", "attention's gate; not given in the paper", ("sigmoid", "none"))
     taps: int = key(3, "feature maps in the perceptual and style losses", least=1)
 
 
@@ -73,9 +68,7 @@ class MusicalModel(ModelConfig):
     ngf: int = key(64, "width of the first layer", least=1)
     attention: str = key("multi", "contextual attention", ("multi", "single", "none"))
     order: str = key("paper", "order of the attention's steps", ("paper", "released"))
-    temperature: float = key(
-        10.0, "scale of the cosine before the softmax; none in the paper", least=0.0
-    )
+    temperature: float = key(10.0, "factor of the cosine in softmax; none in the paper", least=0.0)
     propagation: int = key(1, "k of eq. 2; not given in the paper", least=0, most=8)
 
 
@@ -87,9 +80,7 @@ MODELS = {"msanet": MsanetModel, "musical": MusicalModel}
 
 @dataclass
 class ResizedData:
-    resize_short: int | None = key(
-        None, "short side before the crop, pixels; null: no resizing", least=1
-    )
+    resize_short: int | None = key(None, "short side before the crop; null: no resizing", least=1)
 
 
 @dataclass
@@ -120,12 +111,7 @@ class ShardingConfig(CroppedData):
     """What `shard` reads of `data`; images that training could not crop are rejected."""
 
     layout: str = key("folder", "the publisher's layout (see `shard`)")
-    holdout: float = key(
-        0.05,
-        "share of train held out by content hash, where the publisher has no val",
-        least=0.0,
-        most=1.0,
-    )
+    holdout: float = key(0.05, "share of train held out if there is no val", least=0.0, most=1.0)
     shard_mb: int = key(64, "size of a shard, MB", least=1, most=1024)
     min_side: int = key(0, "images with a shorter side are rejected, pixels", least=0)
     store_short: int | None = key(None, "short side of stored images; null: as published", least=1)
@@ -143,23 +129,17 @@ class EvaluationMasks:
 class MasksConfig(EvaluationMasks):
     """What training reads of `masks`."""
 
-    kind: str = key(
-        "irregular", "kind of holes", ("irregular", "center", "square", "external", "none")
-    )
+    kind: str = key("irregular", "kind of holes", KINDS)
     low: float = key(0.01, "smallest hole ratio of training masks", least=0.0, most=1.0)
     high: float = key(0.6, "largest hole ratio of training masks", least=0.0, most=1.0)
-    border: float = key(
-        0.5, "share of masks whose holes do not touch the border", least=0.0, most=1.0
-    )
+    border: float = key(0.5, "share of masks without holes at the border", least=0.0, most=1.0)
 
 
 @dataclass
 class Phase:
     until: int | None = key(None, "images_seen at which the phase ends; null: never", least=1)
     lr: float = key(3e-4, "generator's learning rate", least=0.0)
-    d_lr: float | None = key(
-        None, "discriminator's learning rate; null: the generator's", least=0.0
-    )
+    d_lr: float | None = key(None, "discriminator's learning rate; null: as lr", least=0.0)
 
 
 @dataclass
@@ -190,9 +170,9 @@ class ParallelConfig:
     compile: bool = key(False, "torch.compile the networks in place")
     hang_timeout: int = key(
         300,
-        "seconds without progress before a rank is reported as hung; ten times that for what "
-        "happens for the first time",
+        "seconds without progress before a rank is hung; ten times that at first",
         least=1,
+        most=86_400,
     )
 
 
@@ -200,11 +180,7 @@ class ParallelConfig:
 class ProtocolConfig:
     name: str = key("msanet", "name of the evaluation protocol")
     buckets: list[str] = key([], "hole-ratio buckets, as the mask set names them")
-    ssim: str = key(
-        "gauss11_rgb",
-        "SSIM convention",
-        ("gauss11_rgb", "uniform7_rgb", "uniform7_gray", "uniform51_gray"),
-    )
+    ssim: str = key("gauss11_rgb", "SSIM convention", SSIM)
     size: int = key(256, "side of the evaluated crop, pixels", least=8)
 
 
@@ -219,9 +195,7 @@ class CheckpointConfig:
 
 @dataclass
 class LogConfig:
-    every: int | None = key(
-        None, "steps between lines of steps.jsonl; null: 1 on CPU, 20 on GPU", least=1
-    )
+    every: int | None = key(None, "steps a line of steps.jsonl; null: 1 on CPU, 20 on GPU", least=1)
 
 
 @dataclass
@@ -255,11 +229,8 @@ class TrackingConfig(ReportConfig):
 
 
 # Keys that a run's config.yaml once held, and that training never read.
-RETIRED = (
-    "objective.name",
-    *(f"data.{name}" for name in ("layout", "holdout", "shard_mb", "min_side")),
-    *(f"data.{name}" for name in ("store_short", "quality")),
-)
+SHARDING = ("layout", "holdout", "shard_mb", "min_side", "store_short", "quality")
+RETIRED = ("objective.name", *(f"data.{name}" for name in SHARDING))
 
 
 # --- learning rates ------------------------------------------------------------------------------
@@ -267,10 +238,7 @@ RETIRED = (
 
 def phase_at(phases: Sequence[Phase], images_seen: int) -> Phase:
     """Return the phase of the step that starts at `images_seen`."""
-    for phase in phases:
-        if phase.until is None or images_seen < phase.until:
-            return phase
-    return phases[-1]
+    return next((p for p in phases if p.until is None or images_seen < p.until), phases[-1])
 
 
 def check_phases(phases: Sequence[Phase]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -49,7 +50,7 @@ def merge(command: str, layers: list[tuple[str, Any, str]]) -> Resolved:
         if model not in MODELS:
             raise ConfigError(f"{origin}: invalid value model.name={model}{near(model, MODELS)}")
         base.model = OmegaConf.structured(MODELS[model])
-        options = set(known_keys(MODELS[model], "model."))
+        options = {name for name, _ in leaves(MODELS[model](), "model.")}
         allowed = [k for k in allowed if not k.startswith("model.") or k in options]
     for name, (value, origin) in given.items():
         if name not in allowed:
@@ -59,7 +60,8 @@ def merge(command: str, layers: list[tuple[str, Any, str]]) -> Resolved:
     with interpolated():
         missing = OmegaConf.missing_keys(base)
         for name in (key for key in allowed if key in missing):
-            raise ConfigError(f"{name}= is missing: {meaning(spec.schema, name)}")
+            meaning = next(f.metadata["help"] for n, _, f in entries(spec.schema()) if n == name)
+            raise ConfigError(f"{name}= is missing: {meaning}")
         resolved = OmegaConf.to_object(base)
     origins = {name: origin for name, (_, origin) in given.items()}
     _check(resolved, origins)
@@ -100,33 +102,36 @@ def _set(base: DictConfig, name: str, value: Any, origin: str) -> None:
 
 def _check(node: Any, origins: dict[str, str], prefix: str = "") -> None:
     """Check choices, ranges and secrets of every value."""
-    for f in fields(node):
-        name, value = f"{prefix}{f.name}", getattr(node, f.name)
+    for name, value, f in entries(node, prefix):
         choices = f.metadata.get("choices") or ()
-        if is_dataclass(value):
-            _check(value, origins, f"{name}.")
-        elif choices and value not in choices:
+        if choices and value not in choices:
             origin = _from(origins.get(name, ""))
             raise ConfigError(f"{origin}invalid value {name}={value}{near(str(value), choices)}")
-        else:
-            refuse_secret(name, value)
-            _check_range(name, value, f.metadata)
-            for i, item in enumerate(value if isinstance(value, list) else ()):
-                if is_dataclass(item):
-                    _check(item, origins, f"{name}.{i}.")
+        refuse_secret(name, value)
+        _check_range(name, value, f.metadata)
+        for i, item in enumerate(value if isinstance(value, list) else ()):
+            if is_dataclass(item):
+                _check(item, origins, f"{name}.{i}.")
 
 
 def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     least, most, below = (metadata.get(bound) for bound in ("least", "most", "below"))
-    for number in value if isinstance(value, list) else [value]:
-        if not isinstance(number, (int, float)):
-            continue
-        if number != number or least is not None and number < least:
+    for number in _numbers(value):
+        if not math.isfinite(number):
+            raise ConfigError(f"{name}={_plain(value)} is not finite: give a number")
+        if least is not None and number < least:
             raise ConfigError(f"{name}={_plain(value)} is too small: at least {least}")
         if most is not None and number > most:
             raise ConfigError(f"{name}={_plain(value)} is too large: at most {most}")
         if below is not None and number >= below:
             raise ConfigError(f"{name}={_plain(value)} is too large: below {below}")
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    for item in value if isinstance(value, list) else ():
+        yield from _numbers(item)
+    if isinstance(value, (int, float)):
+        yield value
 
 
 def _from(origin: str) -> str:
@@ -163,38 +168,27 @@ def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def known_keys(kind: type, prefix: str = "") -> list[str]:
-    """Return the dotted names of all values of a schema, with the options of every model."""
-    names = []
-    for f in fields(kind):
-        default = f.default_factory() if callable(f.default_factory) else f.default
-        if f.name == "model" and is_dataclass(default):
-            for model in MODELS.values():
-                names += known_keys(model, f"{prefix}model.")
-        elif is_dataclass(default):
-            names += known_keys(type(default), f"{prefix}{f.name}.")
-        else:
-            names.append(f"{prefix}{f.name}")
-    return list(dict.fromkeys(names))
-
-
-def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted name and value of everything in a resolved configuration."""
+def entries(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Field[Any]]]:
+    """Yield dotted name, value and field of everything in a configuration."""
     for f in fields(node):
         value = getattr(node, f.name)
         if is_dataclass(value):
-            yield from leaves(value, f"{prefix}{f.name}.")
+            yield from entries(value, f"{prefix}{f.name}.")
         else:
-            yield f"{prefix}{f.name}", value
+            yield f"{prefix}{f.name}", value, f
 
 
-def meaning(kind: type, dotted: str) -> str:
-    """Return the help text of a key."""
-    for part in dotted.split("."):
-        key = next(f for f in fields(kind) if f.name == part)
-        default = key.default_factory() if callable(key.default_factory) else key.default
-        kind = type(default) if is_dataclass(default) else kind
-    return str(key.metadata.get("help", ""))
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted name and value of everything in a configuration."""
+    return ((name, value) for name, value, _ in entries(node, prefix))
+
+
+def known_keys(kind: type) -> list[str]:
+    """Return the dotted names of all values of a schema, with the options of every model."""
+    names = [name for name, _ in leaves(kind())]
+    if "model.name" in names:
+        names += [name for model in MODELS.values() for name, _ in leaves(model(), "model.")]
+    return list(dict.fromkeys(names))
 
 
 def to_yaml(config: Any) -> str:

@@ -6,60 +6,38 @@ at once on a login node.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
 from jobs.spec import Cluster
-from pipeline.config.groups import (
-    CheckpointConfig,
-    DataConfig,
-    EvaluationData,
-    EvaluationMasks,
-    LogConfig,
-    MasksConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    ParallelConfig,
-    ProtocolConfig,
-    RecordConfig,
-    ReportConfig,
-    ShardingConfig,
-    TrackingConfig,
-    ValidateConfig,
-    key,
-    section,
-)
+from pipeline.config import groups
+from pipeline.config.groups import key
+
+MAX_SEED = 2**63 - 1  # torch takes no more than 64 bits
 
 
 @dataclass
-class CommandConfig:
-    """What every command takes."""
-
-
-@dataclass
-class QuickstartConfig(CommandConfig):
+class QuickstartConfig:
     out: str = key("runs/quickstart", "folder of all results")
 
 
 @dataclass
-class DoctorConfig(CommandConfig):
+class DoctorConfig:
     url: str | None = key(None, "bucket or folder to test put, get and delete in")
 
 
 @dataclass
-class ShardConfig(CommandConfig):
+class ShardConfig:
     source: str | None = key(
         None, "the dataset as published: local folder, tar or zip; data=wds: also a URL"
     )
     out: str | None = key(None, "folder or s3:// URL of the sharded set")
-    data: ShardingConfig = section(ShardingConfig)
+    data: groups.ShardingConfig = field(default_factory=groups.ShardingConfig)
     workers: int = key(1, "processes", least=1)
     task: str | None = key(None, "I/N: this task's share of the shards, I from 0")
-    max_reject_rate: float = key(
-        0.01, "share of rejected images above which sharding stops", least=0.0, most=1.0
-    )
-    seed: int = key(0, "seed of the permutation over shards", least=0)
+    max_reject_rate: float = key(0.01, "largest share of rejected images", least=0.0, most=1.0)
+    seed: int = key(0, "seed of the permutation over shards", least=0, most=MAX_SEED)
     action: str = key("write", "set by `shard verify|info|gc`", ("write", "verify", "info", "gc"))
     url: str | None = key(None, "the set that verify, info and gc read")
     every_byte: bool = key(False, "verify: read and hash every byte, not only sizes")
@@ -68,14 +46,12 @@ class ShardConfig(CommandConfig):
 
 
 @dataclass
-class MakeMasksConfig(CommandConfig):
+class MakeMasksConfig:
     out: str = key(MISSING, "folder or s3:// URL of the mask set")
     size: int = key(256, "side, pixels", least=8)
     per_bucket: int = key(2000, "masks in each bucket", least=1)
-    seed: int = key(0, "seed of the mask generator", least=0)
-    border: float = key(
-        0.5, "share of masks whose holes do not touch the border", least=0.0, most=1.0
-    )
+    seed: int = key(0, "seed of the mask generator", least=0, most=MAX_SEED)
+    border: float = key(0.5, "share of masks without holes at the border", least=0.0, most=1.0)
     fixed: bool = key(True, "add the bucket of random 25 % squares")
     source: str | None = key(None, "local folder or zip of NVIDIA's masks to import instead")
     polarity: str = key("auto", "polarity of imported masks", ("auto", "hole_white", "hole_black"))
@@ -85,21 +61,18 @@ CACHE, RANDOM = "cache", "random"  # values of `train weights=`
 
 
 @dataclass
-class TrainConfig(CommandConfig):
+class TrainConfig:
     experiment: str | None = key(None, "a recipe under conf/experiment")
     run: str | None = key(None, "the run's folder or URL; null: <root>/<experiment>-<hash>")
     root: str = key("runs", "folder of runs without run=")
     init: str | None = key(None, "weights to start from: a run, a checkpoint or models:/…")
     weights: str = key(
-        CACHE,
-        "VGG16's and the discriminator's ImageNet weights: cache (see `fetch`), a folder or URL of "
-        "such files, or random (no pretrained weights)",
+        CACHE, "pretrained weights: cache (see `fetch`), a folder or URL of such files, or random"
     )
     smoke: bool = key(
-        False,
-        "smoke test: two steps per phase, validate, save, restore, export; deletes its output",
+        False, "smoke test: two steps a phase, validate, save, restore, export; leaves no output"
     )
-    seed: int = key(0, "seed of weights, order, crops and masks", least=0)
+    seed: int = key(0, "seed of weights, order, crops and masks", least=0, most=MAX_SEED)
     batch: int = key(16, "global batch size: images per step over all processes", least=1)
     max_images: int = key(1_000_000, "total training length, in images", least=1)
     processes: str = key("auto", "processes on this machine; auto: one per GPU, else 1")
@@ -108,34 +81,29 @@ class TrainConfig(CommandConfig):
     precision: str = key("auto", "precision of autocast", ("auto", "fp32", "bf16", "fp16"))
     accumulate: int = key(1, "micro-batches per optimizer step", least=1)
     clip: float | None = key(None, "max gradient norm; null: no clipping", least=1e-09)
-    ema: float = key(
-        0.0,
-        "decay of averaged weights per step; 0: none, as in the papers",
-        least=0.0,
-        below=1.0,
-    )
+    ema: float = key(0.0, "decay of averaged weights per step; 0: none", least=0.0, below=1.0)
     max_skipped: int = key(10, "consecutive non-finite steps before the run stops", least=1)
-    model: ModelConfig = section(ModelConfig)
-    data: DataConfig = section(DataConfig)
-    masks: MasksConfig = section(MasksConfig)
-    objective: ObjectiveConfig = section(ObjectiveConfig)
-    parallel: ParallelConfig = section(ParallelConfig)
-    cluster: Cluster = section(Cluster)
-    checkpoint: CheckpointConfig = section(CheckpointConfig)
-    log: LogConfig = section(LogConfig)
-    validate: ValidateConfig = section(ValidateConfig)
-    tracking: TrackingConfig = section(TrackingConfig)
+    model: groups.ModelConfig = field(default_factory=groups.ModelConfig)
+    data: groups.DataConfig = field(default_factory=groups.DataConfig)
+    masks: groups.MasksConfig = field(default_factory=groups.MasksConfig)
+    objective: groups.ObjectiveConfig = field(default_factory=groups.ObjectiveConfig)
+    parallel: groups.ParallelConfig = field(default_factory=groups.ParallelConfig)
+    cluster: Cluster = field(default_factory=Cluster)
+    checkpoint: groups.CheckpointConfig = field(default_factory=groups.CheckpointConfig)
+    log: groups.LogConfig = field(default_factory=groups.LogConfig)
+    validate: groups.ValidateConfig = field(default_factory=groups.ValidateConfig)
+    tracking: groups.TrackingConfig = field(default_factory=groups.TrackingConfig)
 
 
 @dataclass
-class EvaluateConfig(CommandConfig):
+class EvaluateConfig:
     checkpoint: str | None = key(None, "a run or one of its checkpoints")
     model: str | None = key(None, "registered model, archive, or mean_colour, telea")
     predictions: str | None = key(None, "folder of KEY.png to score instead of a model")
     export: str | None = key(None, "folder to write the pairs into: KEY.png, KEY_mask.png")
-    data: EvaluationData = section(EvaluationData)
-    masks: EvaluationMasks = section(EvaluationMasks)
-    protocol: ProtocolConfig = section(ProtocolConfig)
+    data: groups.EvaluationData = field(default_factory=groups.EvaluationData)
+    masks: groups.EvaluationMasks = field(default_factory=groups.EvaluationMasks)
+    protocol: groups.ProtocolConfig = field(default_factory=groups.ProtocolConfig)
     split: str = key("val", "split of the images")
     weights: str = key("auto", "auto: ema where the run has it", ("auto", "raw", "ema"))
     batch: int = key(8, "pairs per batch", least=1)
@@ -145,11 +113,11 @@ class EvaluateConfig(CommandConfig):
     pictures: int = key(12, "pairs whose images are kept for reports", least=0)
     features: str | None = key(None, "folder for MSA-Net's feature maps (figures 3, 5, 7, 9)")
     name: str | None = key(None, "name of the result in tables")
-    tracking: RecordConfig = section(RecordConfig)
+    tracking: groups.RecordConfig = field(default_factory=groups.RecordConfig)
 
 
 @dataclass
-class RegisterConfig(CommandConfig):
+class RegisterConfig:
     run: str = key(MISSING, "the run's folder or URL")
     checkpoint: str = key("best", "best, last, or images_seen of one")
     name: str | None = key(None, "registered model; null: inpaint-<model>")
@@ -157,31 +125,33 @@ class RegisterConfig(CommandConfig):
 
 
 @dataclass
-class PromoteConfig(CommandConfig):
+class PromoteConfig:
     model: str = key(MISSING, "registered model, or NAME/VERSION")
     run: str | None = key(None, "run whose newest version is promoted")
     into: str | None = key(None, "registered model to promote into; null: the same")
-    pairs: str | None = key(
-        None, "Parquet of the evaluation that gives the reference pairs; null: the model's own"
-    )
+    pairs: str | None = key(None, "Parquet that gives the reference pairs; null: the model's own")
     repin: bool = key(False, "choose new reference pairs and score the champion on them")
     fresh: bool = key(False, "evaluate the archive again even if it was evaluated before")
-    tolerance: float = key(0.1, "largest PSNR loss of any bucket against the champion, dB")
-    bound: float = key(0.02, "largest PSNR loss of the mean over buckets, dB")
-    floor: float = key(12.0, "lowest PSNR allowed in any bucket, dB")
-    verify: bool = key(False, "only verify the log and the files of past promotions")
+    tolerance: float = key(
+        0.1, "largest PSNR loss of any bucket against the champion, dB", least=-100.0, most=100.0
+    )
+    bound: float = key(
+        0.02, "largest PSNR loss of the mean over buckets, dB", least=-100.0, most=100.0
+    )
+    floor: float = key(12.0, "lowest PSNR allowed in any bucket, dB", least=0.0, most=100.0)
+    verify: bool = key(False, "only verify the history and the files of past promotions")
     root: str = key("runs", "folder of runs, if no tracking server is set")
 
 
 @dataclass
-class RollbackConfig(CommandConfig):
+class RollbackConfig:
     model: str = key(MISSING, "registered model")
-    version: int | None = key(None, "version to restore; null: the previous champion")
+    version: int | None = key(None, "version to restore; null: the previous champion", least=1)
     root: str = key("runs", "folder of runs, if no tracking server is set")
 
 
 @dataclass
-class PredictConfig(CommandConfig):
+class PredictConfig:
     model: str = key(MISSING, "registered model (models:/NAME@champion), checkpoint or archive")
     image: str = key(MISSING, "image, folder of images, or sharded set")
     mask: str = key(MISSING, "image (white: hole), folder, mask set, rectangle x,y,w,h, or alpha")
@@ -193,46 +163,44 @@ class PredictConfig(CommandConfig):
 
 
 @dataclass
-class CompareConfig(CommandConfig):
+class CompareConfig:
     table: str | None = key(None, "a published table: 1 to 6, musical/1 to musical/3")
     runs: list[str] = key([], "runs, run ids or Parquet files; empty: all evaluations")
     protocol: str | None = key(None, "protocol to compare; null: that of most evaluations")
     against: str | None = key(None, "reference row; null: the best of ours")
     out: str | None = key(None, "folder for compare.md, compare.csv and compare.html")
     root: str = key("runs", "the folder of runs")
-    tracking: ReportConfig = section(ReportConfig)
+    tracking: groups.ReportConfig = field(default_factory=groups.ReportConfig)
 
 
 @dataclass
-class DemoConfig(CommandConfig):
+class DemoConfig:
     model: str = key(MISSING, "registered model, checkpoint or archive")
     against: str | None = key(None, "a second model, shown side by side")
     host: str = key("127.0.0.1", "address to listen on; 0.0.0.0: reachable from other machines")
-    port: int = key(7860, "port; 0: a free one")
+    port: int = key(7860, "port; 0: a free one", least=0, most=65535)
 
 
 @dataclass
-class SyncConfig(CommandConfig):
+class SyncConfig:
     dir: str = key(MISSING, "a run's folder, or a folder of runs")
     watch: bool = key(False, "keep sending until stopped")
 
 
 @dataclass
-class RunsConfig(CommandConfig):
+class RunsConfig:
     action: str = key("list", "set by `runs list|close|du|prune`", ("list", "close", "du", "prune"))
     root: str = key("runs", "the folder of runs")
     filter: str | None = key(None, "MLflow filter, e.g. metrics.`val/psnr` > 24")
     best: str | None = key(None, "metric to sort by, best first")
     limit: int = key(50, "rows", least=1)
-    older_than: str | None = key(
-        None, "close: without events for (24h) if the job's state is unknown; prune: for (30d)"
-    )
+    older_than: str | None = key(None, "close: silence of unknown jobs (24h); prune: age (30d)")
     keep: str = key("best,last", "prune: checkpoints to keep")
     delete: bool = key(False, "prune: delete; otherwise only list")
 
 
 @dataclass
-class BenchConfig(CommandConfig):
+class BenchConfig:
     what: str = key(
         MISSING,
         "benchmark to run",
@@ -241,33 +209,33 @@ class BenchConfig(CommandConfig):
 
 
 @dataclass
-class FetchConfig(CommandConfig):
+class FetchConfig:
     names: list[str] = key([], "weights to download; empty: all")
     source: str | None = key(None, "a file, folder or URL instead of the publisher's")
     sha256: str | None = key(None, "SHA-256 of the file at source=")
 
 
 @dataclass
-class SubmitConfig(CommandConfig):
-    cluster: Cluster = section(Cluster)
+class SubmitConfig:
+    cluster: Cluster = field(default_factory=Cluster)
     root: str = key("runs", "folder of runs and jobs without run=")
     check: bool = key(False, "ask the scheduler whether it would accept the job; submit nothing")
 
 
 @dataclass
-class StatusConfig(CommandConfig):
+class StatusConfig:
     id: str | None = key(None, "a job's or run's id, folder or URL; null: all under root")
     root: str = key("runs", "the folder of runs")
 
 
 @dataclass
-class LogsConfig(CommandConfig):
+class LogsConfig:
     id: str = key(MISSING, "a job's or run's id, folder or URL")
     root: str = key("runs", "the folder of runs")
     follow: bool = key(False, "keep printing until the job ends (-f)")
 
 
 @dataclass
-class CancelConfig(CommandConfig):
+class CancelConfig:
     id: str = key(MISSING, "a job's or run's id, folder or URL")
     root: str = key("runs", "the folder of runs")

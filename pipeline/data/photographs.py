@@ -56,10 +56,9 @@ def crops(image: Image.Image) -> Iterator[Image.Image]:
 
 def write_crops(folder: Path) -> dict[str, int]:
     """Write `folder/<split>/<photograph>-<n>.jpg`; return the number of crops of each split."""
-    counts = {}
+    counts = dict.fromkeys(SPLITS, 0)
     for split, names in SPLITS.items():
         (folder / split).mkdir(parents=True, exist_ok=True)
-        counts[split] = 0
         for name in names:
             for i, crop in enumerate(crops(photograph(name))):
                 stem = name.partition(".")[0]

@@ -68,38 +68,30 @@ def _write(config: ShardConfig) -> dict[str, Any]:
         except external.SourceError:
             say(layout.offer.text())
             raise
-        return _result(finished, time.monotonic() - start)
+        return _result(finished, start)
     planned, root = _plan(config, list_again=task[1] == 1)
+    show = live(every=0.0)
     try:
-        return _write_shards(config, planned, root, task, start)
+        for progress in writer.write(
+            config.out,
+            planned,
+            Loader(root, _policy(config)),
+            workers=config.workers,
+            task=task,
+            max_reject_rate=config.max_reject_rate,
+        ):
+            show(_described(progress), progress.shards == progress.of_shards)
+        left = writer.missing(config.out, planned)
+        if left and task[1] > 1:
+            say(f"{len(left)} of {len(planned.shards())} shards remain for other tasks")
+            return {"url": store.display(config.out), "shards_left": len(left)}
+        finished = writer.finalize(config.out, planned, max_reject_rate=config.max_reject_rate)
     except writer.TooManyRejects:
         if task[1] == 1:  # the corrected source must be listed again, so nothing partial may stay
             for name in {"plan.json", "plan.parquet", *(split for split, *_ in planned.shards())}:
                 store.remove(store.join(config.out, name), recursive=True)
         raise
-
-
-def _write_shards(
-    config: ShardConfig, planned: plan.Plan, root: Path, task: tuple[int, int], start: float
-) -> dict[str, Any]:
-    assert config.out is not None
-    loader = Loader(root, _policy(config))
-    show = live(every=0.0)
-    for progress in writer.write(
-        config.out,
-        planned,
-        loader,
-        workers=max(1, config.workers),
-        task=task,
-        max_reject_rate=config.max_reject_rate,
-    ):
-        show(_described(progress), progress.shards == progress.of_shards)
-    left = writer.missing(config.out, planned)
-    if left and task[1] > 1:
-        say(f"{len(left)} of {len(planned.shards())} shards remain for other tasks")
-        return {"url": store.display(config.out), "shards_left": len(left)}
-    finished = writer.finalize(config.out, planned, max_reject_rate=config.max_reject_rate)
-    return _result(finished, time.monotonic() - start)
+    return _result(finished, start)
 
 
 def _described(progress: writer.Progress) -> str:
@@ -142,15 +134,14 @@ def _plan(config: ShardConfig, list_again: bool) -> tuple[plan.Plan, Path]:
     except ValueError:
         say(layout.offer.text())
         raise
-    if saved is not None:
-        if made.sha256 != saved.sha256:
-            raise ValueError(
-                f"{store.display(config.out)} was planned from {count} images, but {path} holds "
-                f"{made.rows.num_rows} different ones: choose another out="
-            )
-        return saved, root
-    say(f"{made.rows.num_rows} images in {len(made.shards())} shards")
-    _compare(made, layout.offer)
+    if saved is None:
+        say(f"{made.rows.num_rows} images in {len(made.shards())} shards")
+        _compare(made, layout.offer)
+    elif made.sha256 != saved.sha256:
+        raise ValueError(
+            f"{store.display(config.out)} was planned from {count} images, but {path} holds "
+            f"{made.rows.num_rows} different ones: choose another out="
+        )
     return made, root
 
 
@@ -198,7 +189,7 @@ def _task(text: str | None) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def _result(finished: writer.Finished, seconds: float) -> dict[str, Any]:
+def _result(finished: writer.Finished, start: float) -> dict[str, Any]:
     manifest = finished.manifest
     shared = {names: count for names, count in finished.shared.items() if count}
     for (split, earlier), count in shared.items():
@@ -212,7 +203,7 @@ def _result(finished: writer.Finished, seconds: float) -> dict[str, Any]:
         "rejects": dict(finished.rejects),
         "duplicates": finished.duplicates,
         "shared": {" in ".join(names): count for names, count in shared.items()},
-        "seconds": round(seconds, 3),
+        "seconds": round(time.monotonic() - start, 3),
     }
 
 
@@ -230,25 +221,22 @@ def _url(config: ShardConfig) -> str:
 
 def _verify(config: ShardConfig) -> dict[str, Any]:
     manifest = open_manifest(_url(config))
-    start, faults, count, read = time.monotonic(), [], 0, 0
-    for checked in upkeep.verify(
-        manifest, every_byte=config.every_byte, workers=max(1, config.workers)
-    ):
-        count, read = count + 1, read + checked.bytes
-        faults += [f"{checked.split}/{checked.shard}: {fault}" for fault in checked.faults]
+    start = time.monotonic()
+    checked = list(upkeep.verify(manifest, every_byte=config.every_byte, workers=config.workers))
+    faults = [f"{each.split}/{each.shard}: {fault}" for each in checked for fault in each.faults]
     for fault in faults:
         say(fault)
     if faults:
         raise OSError(
-            f"{store.display(manifest.url)}: {len(faults)} faults in {count} shards; delete the "
-            "listed shards, their indexes and the manifest, and run shard again"
+            f"{store.display(manifest.url)}: {len(faults)} faults in {len(checked)} shards; delete "
+            "the listed shards, their indexes and the manifest, and run shard again"
         )
     return {
         "url": store.display(manifest.url),
         "digest": manifest.digest,
-        "shards": count,
+        "shards": len(checked),
         "checked": "every byte" if config.every_byte else "sizes and indexes",
-        "bytes": read,
+        "bytes": sum(each.bytes for each in checked),
         "seconds": round(time.monotonic() - start, 3),
     }
 

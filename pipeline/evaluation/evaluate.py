@@ -25,7 +25,7 @@ from pipeline.config.resolve import to_yaml
 from pipeline.config.schema import EvaluateConfig
 from pipeline.evaluation import metrics, pair_images, partial_results, results
 from pipeline.evaluation.pairs import Pairs, pairs_of
-from pipeline.evaluation.scoring import Predict, predictor, score_batches
+from pipeline.evaluation.scoring import Predict, predictor, score
 from pipeline.inference import sources
 from pipeline.runs.folder import saved_config
 from pipeline.runs.identity import FIXED_AT_START, MAY_CHANGE
@@ -112,7 +112,7 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
     for number in range(rank, len(groups), world_size):
         part = partial_results.part_url(parts, number)
         if not store.exists(part):
-            table = score_batches(predict, pairs, groups[number], config.batch, device)
+            table = score(predict, pairs, groups[number], config.batch, device)
             results.save(part, table, {})
         show_progress(min(len(pairs), (number + 1) * BATCHES_PER_PART * config.batch))
     if rank:

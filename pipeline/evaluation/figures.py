@@ -63,44 +63,29 @@ def first_block(generator: MSANet, images: Tensor, masks: Tensor) -> dict[str, A
     and after the channel attention.
     """
     block: Any = generator.group[0].scales
-    features: dict[str, Any] = {"before": [], "after": []}
+    passed = []  # through each attention: its input and its output
 
-    def keep_spatial(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        features["before"].append(inputs[0].float().cpu())
-        features["after"].append(output.float().cpu())
-
-    def keep_channel(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        features["joined"], features["attended"] = inputs[0].float().cpu(), output.float().cpu()
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        passed.append((inputs[0].float().cpu(), output.float().cpu()))
 
     with ExitStack() as stack:
-        for attention in block.spatial:
-            stack.callback(attention.register_forward_hook(keep_spatial).remove)
-        stack.callback(block.channel.register_forward_hook(keep_channel).remove)
+        for watched in (*block.spatial, block.channel):
+            stack.callback(watched.register_forward_hook(keep).remove)
         generator(erase(images, masks), masks)
-    return features
+    *spatial, (joined, attended) = passed
+    before, after = zip(*spatial)
+    return {"before": before, "after": after, "joined": joined, "attended": attended}
 
 
-def spatial_map(before: Tensor, after: Tensor) -> Tensor:
-    """Return the weights N×H×W of a spatial attention, read from each pixel's strongest channel.
+def attention(before: Tensor, after: Tensor, dim: int) -> Tensor:
+    """Return the weights of an attention, read where its input is strongest along `dim`.
 
-    NaN where every channel is 0.
+    Of a spatial attention N×C×H×W over the channels: N×H×W; of a channel attention N×C×HW over the
+    pixels: N×C. NaN where the input is 0 all along `dim`.
     """
-    place = before.abs().argmax(1, keepdim=True)
-    strongest = before.gather(1, place)[:, 0]
-    weights = after.gather(1, place)[:, 0] / strongest
-    return torch.where(strongest == 0, torch.nan, weights)
-
-
-def channel_weights(joined: Tensor, attended: Tensor) -> Tensor:
-    """Return the weights N×C of a channel attention, read at each channel's strongest pixel.
-
-    NaN where the whole channel is 0.
-    """
-    flat = joined.flatten(2)
-    place = flat.abs().argmax(2, keepdim=True)
-    strongest = flat.gather(2, place)[..., 0]
-    weights = attended.flatten(2).gather(2, place)[..., 0] / strongest
-    return torch.where(strongest == 0, torch.nan, weights)
+    place = before.abs().argmax(dim, keepdim=True)
+    strongest, attended = (values.gather(dim, place).squeeze(dim) for values in (before, after))
+    return torch.where(strongest == 0, torch.nan, attended / strongest)
 
 
 def scales(features: dict[str, Any], erased: list[Panel]) -> Figure:
@@ -118,7 +103,7 @@ def spatial(features: dict[str, Any], erased: list[Panel]) -> Figure:
     for i, (image, _) in enumerate(erased):
         names = _scale_names(features)
         for name, before, after in zip(names, features["before"], features["after"]):
-            weights = spatial_map(before, after)[i]
+            weights = attention(before, after, 1)[i]
             maps = (before[i].abs().mean(0), weights, after[i].abs().mean(0))
             rows.append([(image, name), *map(_map, maps)])
     return _grid(["erased", "before", "attention", "after"], rows)
@@ -127,11 +112,12 @@ def spatial(features: dict[str, Any], erased: list[Panel]) -> Figure:
 def channels(features: dict[str, Any], erased: list[Panel]) -> Figure:
     """Draw the channels with the largest and smallest attention weights (fig. 7)."""
     rows = []
-    for i, weights in enumerate(channel_weights(features["joined"], features["attended"])):
+    joined, attended = features["joined"], features["attended"]
+    for i, weights in enumerate(attention(joined.flatten(2), attended.flatten(2), 2)):
         weights = torch.nan_to_num(weights, nan=0.0)
         order = weights.argsort(descending=True)
         ends = [*order[:SHOWN].tolist(), *order[-SHOWN:].tolist()]
-        maps = [(features["joined"][i, c].abs(), f"weight {weights[c]:.3f}") for c in ends]
+        maps = [(joined[i, c].abs(), f"weight {weights[c]:.3f}") for c in ends]
         rows.append([erased[i], *maps, (weights[order], "channel, by weight")])
     largest = [f"largest {k + 1}" for k in range(SHOWN)]
     smallest = [f"smallest {k}" for k in range(SHOWN, 0, -1)]

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 
 from pipeline.common import console
 from pipeline.evaluation.pairs import PairBatch, Pairs
-from pipeline.evaluation.scoring import Predict, composite
+from pipeline.evaluation.scoring import Inpaint, Predict, composite, predictor
 from pipeline.inference import images
 from pipeline.inference.images import ImageFile
 from shards import store
 
 Bytes = NDArray[np.uint8]
+GRAY = np.uint8(128)
 EPOCH = (1980, 1, 1, 0, 0, 0)  # so that the same images give the same file
 
 
@@ -53,10 +54,20 @@ def fill_samples(predict: Predict, pairs: Pairs, count: int) -> list[EvaluatedPa
     samples = []
     for i in sample_positions(pairs, count):
         batch = pairs.load(i, i + 1)
-        result = composite(predict, batch, "cpu")
-        arrays = (batch.images[0].numpy(), batch.masks[0].numpy(), result[0].numpy())
-        samples.append(EvaluatedPair(batch.pairs[0].name, *arrays))
+        arrays = (batch.images, batch.masks, composite(predict, batch, "cpu"))
+        samples.append(EvaluatedPair(batch.pairs[0].name, *(array[0].numpy() for array in arrays)))
     return samples
+
+
+def sample_images(
+    inpaint: Inpaint, pairs: Pairs, count: int, device: torch.device
+) -> list[dict[str, Bytes]]:
+    """Return samples while training: original, erased (hole gray), filled; uint8 H×W×3."""
+    samples = fill_samples(predictor(inpaint, device), pairs, count)
+    return [
+        {"original": image, "erased": np.where(mask[..., None], GRAY, image), "filled": result}
+        for _, image, mask, result in samples
+    ]
 
 
 def save(table: str, samples: Sequence[EvaluatedPair]) -> str:

@@ -1,15 +1,16 @@
 """Fixed pairs of held-out images and masks: how they are matched, hashed and loaded.
 
 Both are taken in key order: image i gets mask i of every bucket. If a bucket has fewer masks than
-there are images, its masks are used again from the first, and `reused` is set. The bucket `center`
-needs no mask set: the hole is the middle half of each side (MUSICAL).
+there are images, its masks are used again from the first, and `reused` is set. Some buckets need no
+mask set: `center`, the middle half of each side (MUSICAL), and those that validation draws while
+training, `square` and `irregular` (of one hole-ratio bucket after another).
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,8 +27,8 @@ from shards.manifest import Manifest, open_manifest
 from shards.masks import BUCKETS, center, irregular, square
 from shards.samples import ImageRecord, payload, samples
 
-SEED = 20210217  # of validation masks, the same for every run
-CENTER = "center"
+SEED = 20210217  # of drawn masks, the same for every run
+DRAWN = ("center", "square", "irregular")  # buckets that need no mask set
 
 
 class Pair(NamedTuple):
@@ -70,8 +71,8 @@ class Pairs:
         return PairBatch(chosen, torch.from_numpy(images), torch.from_numpy(masks))
 
     def _mask(self, pair: Pair) -> NDArray[np.uint8]:
-        if pair.bucket == CENTER:
-            return center(self.size, self.size)
+        if pair.bucket in DRAWN:
+            return _draw(pair, self.size)
         with Image.open(io.BytesIO(payload(pair.mask))) as file:
             mask = (np.asarray(file.convert("L")) > 127).astype(np.uint8)
         if mask.shape != (self.size, self.size):
@@ -80,6 +81,16 @@ class Pairs:
                 f"make or import masks with size={self.size}, or set protocol.size="
             )
         return mask
+
+
+def _draw(pair: Pair, size: int) -> NDArray[np.uint8]:
+    seed = (SEED, pair.image.key)
+    if pair.bucket == "center":
+        return center(size, size)
+    if pair.bucket == "square":
+        return square(size, size, seed)
+    low, high = BUCKETS[pair.image.key % len(BUCKETS)]
+    return irregular(size, size, low, high, 0, seed)
 
 
 def make_pairs(
@@ -99,13 +110,13 @@ def make_pairs(
     records = samples(images, split)[:limit]
     if not records:
         raise ValueError(f"split {split} of {store.display(images.url)} has no images")
-    by_bucket = _masks_by_bucket(masks, [b for b in buckets if b != CENTER])
-    no_mask = ImageRecord(-1, "", 0, 0, 0, 0, CENTER)
+    by_bucket = _masks_by_bucket(masks, [b for b in buckets if b not in DRAWN])
+    no_mask = [ImageRecord(-1, "", 0, 0, 0, 0, "")]
     pairs = []
     for i, image in enumerate(records):
         for number, bucket in enumerate(buckets):
-            mask = no_mask if bucket == CENTER else by_bucket[bucket][i % len(by_bucket[bucket])]
-            pairs.append(Pair(f"{image.key:09d}-b{number}", image, mask, bucket))
+            held = by_bucket.get(bucket, no_mask)
+            pairs.append(Pair(f"{image.key:09d}-b{number}", image, held[i % len(held)], bucket))
     reused = any(len(held) < len(records) for held in by_bucket.values())
     digest = _digest(pairs, size, resize_short)
     return Pairs(tuple(pairs), size, resize_short, digest, reused)
@@ -126,7 +137,8 @@ def _masks_by_bucket(masks: Manifest | None, buckets: list[str]) -> dict[str, li
     by_bucket: dict[str, list[ImageRecord]] = {bucket: [] for bucket in buckets}
     for split in sorted(masks.splits):
         for sample in samples(masks, split):
-            by_bucket.setdefault(sample.bucket, []).append(sample)
+            if sample.bucket in by_bucket:
+                by_bucket[sample.bucket].append(sample)
     empty = [bucket for bucket in buckets if not by_bucket[bucket]]
     if empty:
         raise ValueError(
@@ -174,27 +186,10 @@ def pairs_of(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
     return pairs, facts
 
 
-@dataclass(frozen=True)
-class DrawnPairs(Pairs):
-    """Pairs with generated masks: irregular ones, bucket after bucket, or squares."""
-
-    kind: str = "irregular"
-
-    def _mask(self, pair: Pair) -> NDArray[np.uint8]:
-        if self.kind == "square":
-            return square(self.size, self.size, (SEED, pair.image.key))
-        low, high = BUCKETS[pair.image.key % len(BUCKETS)]
-        return irregular(self.size, self.size, low, high, 0, (SEED, pair.image.key))
-
-
 def validation_pairs(config: TrainConfig, manifest: Manifest) -> Pairs:
     """Pair the first `validate.pairs` images of the split with holes of the kind trained on."""
-    kind, size, short = config.masks.kind, config.validate.size, config.data.resize_short
+    masks = open_manifest(config.masks.url) if config.masks.url else None
+    bucket = VALIDATED if masks else config.masks.kind
+    size, short = config.validate.size, config.data.resize_short
     split, count = config.data.validate, config.validate.pairs
-    if config.masks.url is not None:
-        masks = open_manifest(config.masks.url)
-        return make_pairs(manifest, split, masks, [VALIDATED], size, short, count)
-    pairs = make_pairs(manifest, split, None, [CENTER], size, short, count)
-    if kind == "center":
-        return pairs
-    return DrawnPairs(**{f.name: getattr(pairs, f.name) for f in fields(Pairs)}, kind=kind)
+    return make_pairs(manifest, split, masks, [bucket], size, short, count)

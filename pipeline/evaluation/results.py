@@ -55,10 +55,12 @@ def save(url: str, table: pa.Table, facts: Mapping[str, Any]) -> None:
 def load(url: str) -> tuple[pa.Table, dict[str, Any]]:
     """Return table and facts; metrics that the table lacks are null.
 
-    Raises ValueError for a file that `evaluate` did not write.
+    Raises ValueError for a file that does not exist or that `evaluate` did not write.
     """
     try:
         table = pq.read_table(io.BytesIO(store.read(url)))
+    except FileNotFoundError:
+        raise ValueError(f"evaluation {store.display(url)} does not exist") from None
     except pa.ArrowInvalid as error:
         raise ValueError(f"{store.display(url)} is not a Parquet file ({error})") from error
     facts = (table.schema.metadata or {}).get(META)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +16,6 @@ from pipeline.evaluation.pairs import PairBatch, Pairs
 
 Inpaint = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Predict = Callable[[PairBatch], torch.Tensor]  # uint8 N×H×W×3; only the hole is used
-CONVENTIONS = tuple(metrics.SSIM_WINDOWS)
 READ_AHEAD = 2  # batches decoded while one is inpainted
 
 
@@ -29,8 +28,9 @@ def validate(
     world_size: int,
 ) -> dict[str, float]:
     """Return `val/*`: means over all pairs, the same on every rank and for any world size."""
-    convention = "gauss11_rgb"
-    mine = score(inpaint, pairs, 4, device, (convention,), rank, world_size)
+    convention, size = "gauss11_rgb", 4
+    starts = range(0, len(pairs), size)[rank::world_size]
+    mine = score(predictor(inpaint, device), pairs, starts, size, device, (convention,))
     table = results.merge(gather(mine), len(pairs))
     return {
         f"val/{key}": float(np.mean(table[metric.name].to_numpy()))
@@ -38,42 +38,11 @@ def validate(
     }
 
 
-def sample_images(
-    inpaint: Any, pairs: Pairs, count: int, device: Any
-) -> list[dict[str, np.ndarray]]:
-    """Return the first `count` samples: original, erased (hole gray), filled; uint8 H×W×3."""
-    samples = []
-    for i in range(min(count, len(pairs))):
-        batch = pairs.load(i, i + 1)
-        filled = composite(predictor(inpaint, device), batch, device)[0].cpu().numpy()
-        original = batch.images[0].numpy()
-        hole = batch.masks[0].numpy()[..., None].astype(bool)
-        erased = np.where(hole, np.uint8(128), original)
-        samples.append({"original": original, "erased": erased, "filled": filled})
-    return samples
-
-
-def score(
-    inpaint: Inpaint,
-    pairs: Pairs,
-    batch: int = 8,
-    device: torch.device | str = "cpu",
-    conventions: Iterable[str] = CONVENTIONS,
-    rank: int = 0,
-    world_size: int = 1,
-) -> pa.Table:
-    """Return one row for each of this rank's pairs, in the order of the pairs (`results.schema`).
-
-    inpaint: image N×3×H×W float in [0, 1] with its holes erased, mask N×1×H×W (1 = hole), both on
-    `device` → N×3×H×W. SSIM columns outside `conventions` are null.
-    """
-    starts = range(0, len(pairs), batch)[rank::world_size]
-    predict = predictor(inpaint, device)
-    return score_batches(predict, pairs, starts, batch, device, tuple(conventions))
-
-
 def predictor(inpaint: Inpaint, device: torch.device | str) -> Predict:
-    """Wrap a network so that it predicts a batch of pairs, with the pixels of the hole erased."""
+    """Wrap a network so that it predicts a batch of pairs, with the pixels of the hole erased.
+
+    inpaint: image N×3×H×W float in [0, 1], mask N×1×H×W (1 = hole), both on `device` → N×3×H×W.
+    """
 
     @torch.no_grad()
     def predict(batch: PairBatch) -> torch.Tensor:
@@ -90,15 +59,18 @@ def composite(predict: Predict, batch: PairBatch, device: torch.device | str) ->
     return metrics.composite_bytes(predict(batch).to(device), images, masks)
 
 
-def score_batches(
+def score(
     predict: Predict,
     pairs: Pairs,
     starts: Sequence[int],
     size: int,
     device: torch.device | str,
-    conventions: tuple[str, ...] = CONVENTIONS,
+    conventions: Sequence[str] = tuple(metrics.SSIM_WINDOWS),
 ) -> pa.Table:
-    """Score the batches of `size` pairs that begin at `starts`."""
+    """Score the batches of `size` pairs that begin at `starts`: a row per pair (`results.schema`).
+
+    SSIM columns outside `conventions` are null.
+    """
     tables = [results.schema().empty_table()]
     for start, batch in read_batches(pairs, starts, size):
         result = composite(predict, batch, device)

@@ -5,15 +5,14 @@ operator names by `getattr` on torch, and evaluates shape expressions and guards
 `load` first reads the file as data and rejects anything that is not plainly a network.
 """
 
-import contextlib
 import hashlib
 import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -102,10 +101,11 @@ def load(url: str, sha256: str | None = None, device: torch.device | str = "cpu"
     return Archive(program, "cpu", actual).on(device)
 
 
-@contextlib.contextmanager
-def _parsing_shapes_once() -> Iterator[None]:
-    """Parse each distinct shape expression once: torch parses all 1,600 of a graph, of which 64
-    differ. Loading then takes a third of the time."""
+def _parsing_shapes_once() -> Any:
+    """Parse each distinct shape expression once, inside a `with`.
+
+    Torch parses all 1,600 of a graph, of which 64 differ. Loading then takes a third of the time.
+    """
     import sympy
 
     parse, parsed = sympy.sympify, {}
@@ -117,11 +117,7 @@ def _parsing_shapes_once() -> Iterator[None]:
             parsed[text] = parse(text, *args, **kwargs)
         return parsed[text]
 
-    sympy.sympify = once
-    try:
-        yield
-    finally:
-        sympy.sympify = parse
+    return mock.patch.object(sympy, "sympify", once)
 
 
 def check(data: bytes, name: str) -> None:

@@ -9,7 +9,6 @@ import socket
 import threading
 from typing import Any
 
-import torch
 from flask import Flask, Response, abort, render_template, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
@@ -18,7 +17,7 @@ from pipeline.common.console import say
 from pipeline.config.schema import DemoConfig
 from pipeline.inference import images
 from pipeline.inference.images import ImageFile
-from pipeline.inference.sources import LoadedInpainter, load
+from pipeline.inference.sources import LoadedInpainter, default_device, load
 from pipeline.inference.tiling import fill_any
 
 LIMIT = 64 << 20  # bytes of one request: an image and its mask
@@ -44,12 +43,9 @@ def show(result: dict[str, Any]) -> str:
     return f"served {', '.join(result['models'])} at {result['url']}"
 
 
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def load_inpainters(config: DemoConfig) -> list[LoadedInpainter]:
-    return [load(model=name, device=device()) for name in (config.model, config.against) if name]
+    names = filter(None, (config.model, config.against))
+    return [load(model=name, device=default_device()) for name in names]
 
 
 def make(config: DemoConfig, inpainters: list[LoadedInpainter]) -> BaseWSGIServer:
@@ -131,5 +127,5 @@ def fill_png(inpainter: LoadedInpainter, image: bytes, mask: bytes) -> bytes:
         raise ValueError("nothing is painted yet")
     if holes.all():
         raise ValueError("the whole image is painted: leave some of it to fill the hole from")
-    filled = fill_any(inpainter.fill, original.pixels, holes, device=device())
+    filled = fill_any(inpainter.fill, original.pixels, holes, device=default_device())
     return images.encode(ImageFile(filled, original.alpha, original.icc, original.exif))

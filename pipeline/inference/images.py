@@ -8,6 +8,7 @@ from the pixels. Only the first frame of an animation is read.
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,7 @@ class ImageFile:
 
 def suffix(url: str) -> str:
     """File name extension in lower case, such as `.png`; empty if there is none."""
-    name = store.name(url)
-    return f".{name.rsplit('.', 1)[1].lower()}" if "." in name else ""
+    return Path(store.name(url)).suffix.lower()
 
 
 def read(url: str) -> ImageFile:

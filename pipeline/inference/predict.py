@@ -5,13 +5,12 @@ The result has the image's own size and, in a lossless format, bit-identical kno
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.common.console import say
@@ -28,14 +27,15 @@ from shards.samples import ImageRecord, payload, samples
 Bytes = NDArray[np.uint8]
 
 
+Source = str | ImageRecord  # a URL, or a record of a sharded set
+
+
 class ImageTask(NamedTuple):
     """One image to fill. `mask` is an argument of `read_mask`."""
 
-    name: str  # for messages
-    read: Callable[[], ImageFile]
-    mask: str | ImageRecord
+    image: Source
+    mask: Source
     out: str
-    image: str | None = None  # its URL; None for a record of a sharded set
 
 
 def main(config: PredictConfig) -> dict[str, Any]:
@@ -45,14 +45,14 @@ def main(config: PredictConfig) -> dict[str, Any]:
     ValueError names the first failure and their number.
     """
     tasks = plan(config)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = sources.default_device()
     inpainter = sources.load(model=config.model, device=device)
     result: dict[str, Any] = {"model": inpainter.name, "written": [], "strips": [], "holes": []}
     failed = []
     for task in tasks:
         try:
-            image = task.read()
-            mask = read_mask(task.mask, image, task.name)
+            image = _read(task.image)
+            mask = read_mask(task.mask, image, _name(task.image))
             filled = fill_any(
                 inpainter.fill, image.pixels, mask, config.tile, config.overlap, device
             )
@@ -63,7 +63,7 @@ def main(config: PredictConfig) -> dict[str, Any]:
             failed.append(str(error))
             continue
         if not mask.any():
-            say(f"predict: mask of {task.name} is empty; image copied unchanged")
+            say(f"predict: mask of {_name(task.image)} is empty; image copied unchanged")
         alpha = None if task.mask == "alpha" else image.alpha
         images.write(task.out, replace(image, pixels=filled, alpha=alpha))
         result["written"].append(task.out)
@@ -83,7 +83,7 @@ def main(config: PredictConfig) -> dict[str, Any]:
 def dry_run(config: PredictConfig) -> str:
     first, *rest = plan(config)
     more = f" and {len(rest)} more" if rest else ""
-    return f"would fill {first.name} by {config.model} and write {first.out}{more}"
+    return f"would fill {_name(first.image)} by {config.model} and write {first.out}{more}"
 
 
 def show(result: dict[str, Any]) -> str:
@@ -93,13 +93,13 @@ def show(result: dict[str, Any]) -> str:
 def plan(config: PredictConfig) -> list[ImageTask]:
     """List what is read and written, by name. ValueError if an input would be overwritten."""
     tasks = _tasks(config)
+    read = [config.image, *(task.image for task in tasks if isinstance(task.image, str))]
     masks = [config.mask, *(task.mask for task in tasks if isinstance(task.mask, str))]
     written = [task.out for task in tasks]
     if suffix(config.image) not in SUFFIXES:
         written.append(config.out)  # the folder of the results
     if config.strip:
         written += [_strip_url(task.out) for task in tasks]
-    read = [config.image, *(task.image for task in tasks)]
     protect({"image": read, "mask": masks, "model": [config.model]}, {"out": written})
     return tasks
 
@@ -109,7 +109,7 @@ def _tasks(config: PredictConfig) -> list[ImageTask]:
         out = config.out
         if suffix(out) not in SUFFIXES:
             out = store.join(out, store.name(config.image))
-        return [_task(config.image, config.mask, out)]
+        return [ImageTask(config.image, config.mask, out)]
     is_set = store.exists(store.join(config.image, MANIFEST))
     names = [n for n in store.names(config.image) if suffix(n) in SUFFIXES]
     if not names and not is_set:
@@ -124,28 +124,22 @@ def _tasks(config: PredictConfig) -> list[ImageTask]:
     if is_set:
         return _pairs(config)
     return [
-        _task(store.join(config.image, name), mask, store.join(config.out, name))
+        ImageTask(store.join(config.image, name), mask, store.join(config.out, name))
         for name, mask in zip(names, _masks(config.mask, names))
     ]
 
 
-def _task(image: str, mask: str, out: str) -> ImageTask:
-    return ImageTask(store.display(image), lambda: images.read(image), mask, out, image)
-
-
 def _pairs(config: PredictConfig) -> list[ImageTask]:
     """Pair every image of a sharded set with the next mask of a mask set, or with the one mask."""
-    masks: list[ImageRecord] = []
+    masks: list[Source] = []
     if store.exists(store.join(config.mask, MANIFEST)):
         mask_set = open_manifest(config.mask)
         masks = [record for split in sorted(mask_set.splits) for record in samples(mask_set, split)]
-    tasks = []
-    for i, record in enumerate(samples(open_manifest(config.image), config.split)):
-        name = f"image {record.key}"
-        read = partial(lambda record, name: images.decode(payload(record), name), record, name)
-        mask = masks[i % len(masks)] if masks else config.mask
-        tasks.append(ImageTask(name, read, mask, store.join(config.out, f"{record.key:09d}.png")))
-    return tasks
+    records = samples(open_manifest(config.image), config.split)
+    return [
+        ImageTask(record, mask, store.join(config.out, f"{record.key:09d}.png"))
+        for record, mask in zip(records, cycle(masks or [config.mask]))
+    ]
 
 
 def _masks(mask: str, names: list[str]) -> Iterator[str]:
@@ -165,7 +159,17 @@ def _masks(mask: str, names: list[str]) -> Iterator[str]:
         yield store.join(mask, file)
 
 
-def read_mask(mask: str | ImageRecord, image: ImageFile, name: str) -> Bytes:
+def _name(source: Source) -> str:
+    return store.display(source) if isinstance(source, str) else f"sample {source.key}"
+
+
+def _read(source: Source) -> ImageFile:
+    if isinstance(source, str):
+        return images.read(source)
+    return images.decode(payload(source), _name(source))
+
+
+def read_mask(mask: Source, image: ImageFile, name: str) -> Bytes:
     """Return uint8 H×W, 1 = hole, of a rectangle `x,y,w,h`, of `alpha`, of an image file (white =
     hole), or of a mask set's record.
 
@@ -187,12 +191,7 @@ def read_mask(mask: str | ImageRecord, image: ImageFile, name: str) -> Bytes:
         holes = np.zeros((height, width), bool)
         holes[y : y + h, x : x + w] = True
     else:
-        if isinstance(mask, ImageRecord):
-            shown = f"{mask.key} of the set"
-            pixels = images.decode(payload(mask), shown).pixels
-        else:
-            shown = store.display(mask)
-            pixels = images.read(mask).pixels
+        shown, pixels = _name(mask), _read(mask).pixels
         if pixels.shape[:2] != (height, width):
             raise ValueError(
                 f"mask {shown} is {pixels.shape[1]}×{pixels.shape[0]}, {name} is "

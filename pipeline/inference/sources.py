@@ -39,6 +39,10 @@ class LoadedInpainter:
     facts: dict[str, Any]  # for records: weights, sha256; of a checkpoint run, url, images_seen
 
 
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def mean_color(image: Tensor, mask: Tensor) -> Tensor:
     """Fill with the mean color of each image's known pixels; mid-gray if nothing is known."""
     known = 1 - mask
@@ -151,10 +155,15 @@ def load_archive(
     return archive.load(str(path), tags["sha256"], device), info
 
 
+def prefixed(facts: dict[str, str]) -> dict[str, str]:
+    """Return facts about a registered version as its tags."""
+    return {f"{TAG_PREFIX}{key}": value for key, value in facts.items()}
+
+
 def own_tags(version: Any) -> dict[str, str]:
     """A registered version's `lacuna.*` tags without the prefix; ValueError if it has none."""
-    prefixed = {k: v for k, v in version.tags.items() if k.startswith(TAG_PREFIX)}
-    tags = {k.removeprefix(TAG_PREFIX): v for k, v in prefixed.items()}
+    own = {k: v for k, v in version.tags.items() if k.startswith(TAG_PREFIX)}
+    tags = {k.removeprefix(TAG_PREFIX): v for k, v in own.items()}
     if not set(tags) >= REQUIRED_TAGS:
         raise ValueError(
             f"{version.name}/{version.version} was not created by `register`: register its run"

@@ -7,6 +7,7 @@ reduced size is used instead.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import cv2
@@ -18,6 +19,7 @@ Fill = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 Device = torch.device | str
+FillCrop = Callable[[Bytes, Bytes], Floats]  # `_fill_crop` with its network
 MOSTLY_HOLE = 0.6  # networks are trained on holes of up to 60 % of the image
 
 
@@ -50,38 +52,32 @@ def fill_any(
     if not mask.any():
         return result
     height, width = mask.shape
+    fill_crop = partial(_fill_crop, fill, device)
     if max(height, width) <= tile:
-        return _paste(result, _fill_crop(fill, image, mask, device), mask, Box(0, 0, height, width))
+        return _paste(result, fill_crop(image, mask), mask, Box(0, 0, height, width))
     coarse: Floats | None = None
     # Holes closer than twice the overlap form one group.
     dilated = cv2.dilate(mask, np.ones((2 * overlap + 1, 2 * overlap + 1), np.uint8))
     count, groups, stats, _ = cv2.connectedComponentsWithStats(dilated, connectivity=8)
     for group in range(1, count):
-        box = _tight(mask, _box(stats[group]))
+        box = _tight(mask, stats[group])
         if max(box.bottom - box.top, box.right - box.left) <= tile - 2 * overlap:
             crop = _around(box, tile, height, width)
-            filled = _fill_crop(fill, image[crop.slices], mask[crop.slices], device)
+            filled = fill_crop(image[crop.slices], mask[crop.slices])
         else:
             if coarse is None:
-                coarse = _coarse(fill, image, mask, tile, device)
+                coarse = _coarse(fill_crop, image, mask, tile)
             crop = box
-            filled = _blend(fill, image, mask, box, coarse, tile, overlap, device)
+            filled = _blend(fill_crop, image, mask, box, coarse, tile, overlap)
         _paste(result, filled, mask[crop.slices] * (groups[crop.slices] == group), crop)
     return result
 
 
-def _box(stats: NDArray[np.int32]) -> Box:
-    """Convert one row of OpenCV's component statistics to a box."""
+def _tight(mask: Bytes, stats: NDArray[np.int32]) -> Box:
+    """Return the box of the holes inside a component's box, a row of OpenCV's statistics."""
     left, top, width, height = (int(x) for x in stats[:4])
-    return Box(top, left, top + height, left + width)
-
-
-def _tight(mask: Bytes, box: Box) -> Box:
-    """Shrink the box to the holes inside it."""
-    inside = mask[box.slices]
-    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    top, left = box.top + int(rows[0]), box.left + int(columns[0])
-    return Box(top, left, box.top + int(rows[-1]) + 1, box.left + int(columns[-1]) + 1)
+    x, y, w, h = cv2.boundingRect(mask[top : top + height, left : left + width])
+    return Box(top + y, left + x, top + y + h, left + x + w)
 
 
 def _around(box: Box, tile: int, height: int, width: int) -> Box:
@@ -91,52 +87,49 @@ def _around(box: Box, tile: int, height: int, width: int) -> Box:
     return Box(top, left, min(height, top + tile), min(width, left + tile))
 
 
-def _coarse(fill: Fill, image: Bytes, mask: Bytes, tile: int, device: Device) -> Floats:
+def _coarse(fill_crop: FillCrop, image: Bytes, mask: Bytes, tile: int) -> Floats:
     """Fill the whole image, scaled down to fit the tile, and scale the result back up."""
     height, width = mask.shape
     scale = tile / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     holes = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
-    filled = _fill_crop(fill, small, holes.astype(np.uint8), device)
+    filled = fill_crop(small, holes.astype(np.uint8))
     filled = np.where(holes[..., None], filled, small.astype(np.float32))
     large = cv2.resize(filled, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.asarray(large, np.float32)
 
 
 def _blend(
-    fill: Fill,
+    fill_crop: FillCrop,
     image: Bytes,
     mask: Bytes,
     box: Box,
     coarse: Floats,
     tile: int,
     overlap: int,
-    device: Device,
 ) -> Floats:
     """Blend overlapping tiles over the box; use `coarse` where tiles have too few known pixels."""
     height, width = mask.shape
-    total = np.zeros((box.bottom - box.top, box.right - box.left, 4), np.float32)
-    for top in _starts(box.top, box.bottom, height, tile, overlap):
-        for left in _starts(box.left, box.right, width, tile, overlap):
+    tops = _starts(box.top, box.bottom, height, tile, overlap)
+    lefts = _starts(box.left, box.right, width, tile, overlap)
+    tiled = Box(tops[0], lefts[0], min(height, tops[-1] + tile), min(width, lefts[-1] + tile))
+    total = np.zeros((tiled.bottom - tiled.top, tiled.right - tiled.left, 4), np.float32)
+    for top in tops:
+        for left in lefts:
             crop = Box(top, left, min(height, top + tile), min(width, left + tile))
             holes = mask[crop.slices]
             if not holes.any() or holes.mean() > MOSTLY_HOLE:
                 continue
-            filled = _fill_crop(fill, image[crop.slices], holes, device)
+            filled = fill_crop(image[crop.slices], holes)
             weight = np.outer(
                 _ramp(crop.top, crop.bottom, height, overlap),
                 _ramp(crop.left, crop.right, width, overlap),
             )[..., None].astype(np.float32)
-            both = Box(
-                *(max(a, b) for a, b in zip(crop[:2], box[:2])), *map(min, crop[2:], box[2:])
-            )
-            if both.top >= both.bottom or both.left >= both.right:
-                continue
-            inside_box = _shift(both, box).slices
-            inside_crop = _shift(both, crop).slices
-            total[inside_box][..., :3] += (weight * filled)[inside_crop]
-            total[inside_box][..., 3:] += weight[inside_crop]
+            sums = total[_shift(crop, tiled).slices]
+            sums[..., :3] += weight * filled
+            sums[..., 3:] += weight
+    total = total[_shift(box, tiled).slices]
     weight = total[..., 3:]
     confidence = np.minimum(weight, 1)
     blended = total[..., :3] / np.maximum(weight, 1) + (1 - confidence) * coarse[box.slices]
@@ -167,7 +160,7 @@ def _shift(box: Box, origin: Box) -> Box:
 
 
 @torch.no_grad()
-def _fill_crop(fill: Fill, image: Bytes, mask: Bytes, device: Device) -> Floats:
+def _fill_crop(fill: Fill, device: Device, image: Bytes, mask: Bytes) -> Floats:
     """Run the network on one crop, its hole erased: float32 H×W×3 in [0, 255]."""
     known = np.where(mask[..., None] != 0, 0, image).astype(np.float32) / 255
     pixels = torch.from_numpy(known).permute(2, 0, 1)[None].contiguous().to(device)

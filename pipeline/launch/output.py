@@ -39,12 +39,12 @@ def with_job_log(body: Callable[[], int]) -> int:
     # The kernel drops signals that a pod's first process does not handle, so that without a handler
     # it would run until its grace period ends. A command that saves sets its own handler.
     with output(f"{place}.log") as writing, handled([signal.SIGTERM], _stop):
-        note(place, "RUNNING")
         before = [os.dup(1), os.dup(2)]
         if writing is not None:
             os.dup2(writing, 1)
             os.dup2(writing, 2)
         try:
+            note(place, "RUNNING")  # in here: a stop may arrive while it is written
             status = body()
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
@@ -59,7 +59,7 @@ def with_job_log(body: Callable[[], int]) -> int:
                 os.close(saved)
     states = {0: "SUCCEEDED", os.EX_TEMPFAIL: "INTERRUPTED stopped on request, everything saved",
               STOPPED: "INTERRUPTED stopped on request"}  # fmt: skip
-    note(place, states.get(status, f"FAILED {last_error() or f'exit {status}'}"))
+    note(place, states.get(status, f"FAILED {_errors[-1] if _errors else f'exit {status}'}"))
     return status
 
 
@@ -71,11 +71,6 @@ def note(place: str, line: str) -> None:
     """Write the state of a pod; storage that does not answer is ignored."""
     with suppress(OSError, ValueError):
         store.write(f"{place}.state", f"{line}\n".encode())
-
-
-def last_error() -> str | None:
-    """Return the last error of this process."""
-    return _errors[-1] if _errors else None
 
 
 def record_error(line: str) -> bool:

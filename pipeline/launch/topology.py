@@ -10,25 +10,16 @@ import socket
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.common.environment import core_count, count
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import TrainConfig
 
-DEVICES = ("nvidia[0-9]*", "kfd", "dxg")  # in /dev: NVIDIA's, AMD's, a Windows host's
-
 
 def process_count(config: TrainConfig) -> int:
     """Return the processes of this machine: `processes=`, or one for each GPU, else 1."""
-    if config.parallel.strategy == "single":
-        if (count("processes", config.processes) or 1) > 1:
-            raise ConfigError(
-                f"processes={config.processes}, but parallel=single is one process: give "
-                "processes=1, or parallel=ddp"
-            )
-        return 1
-    return count("processes", config.processes) or max(1, visible_gpus())
+    given, single = count("processes", config.processes), config.parallel.strategy == "single"
+    return given or (1 if single else max(1, visible_gpus()))
 
 
 def visible_gpus() -> int:
@@ -41,13 +32,6 @@ def visible_gpus() -> int:
     except (OSError, subprocess.TimeoutExpired):
         return 0
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-
-
-def surely_no_gpu() -> bool:
-    """Return True if torch cannot see a GPU either; a container may have one without nvidia-smi."""
-    hidden = "CUDA_VISIBLE_DEVICES" in os.environ
-    there = not hidden and any(next(Path("/dev").glob(name), None) for name in DEVICES)
-    return not there and not visible_gpus()
 
 
 def uses_gpu(config: TrainConfig) -> bool:
@@ -82,13 +66,12 @@ def choose_precision(wanted: str, on_gpu: bool) -> str:
     """Resolve `auto`: bf16 where the device has it natively (CUDA from sm_80, CPUs with AMX)."""
     import torch
 
+    newer = on_gpu and torch.cuda.get_device_capability()[0] >= 8
     if wanted == "auto":
-        if on_gpu:
-            return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp32"
-        return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+        return "bf16" if newer or not on_gpu and torch.cpu._is_amx_tile_supported() else "fp32"
     if wanted == "fp16" and not on_gpu:
         raise ConfigError("precision=fp16 needs a GPU; on this CPU use fp32, bf16 or auto")
-    if wanted == "bf16" and on_gpu and torch.cuda.get_device_capability()[0] < 8:
+    if wanted == "bf16" and on_gpu and not newer:
         raise ConfigError("precision=bf16: this GPU has no bf16; use precision=fp16 or fp32")
     return wanted
 
@@ -112,18 +95,18 @@ class Place:
 
     @property
     def workers(self) -> list[dict[str, str]]:
-        return [self.worker(local_rank) for local_rank in range(self.processes)]
-
-    def worker(self, local_rank: int) -> dict[str, str]:
-        """Return the environment of one worker, in the names of torchrun."""
-        return {
-            "RANK": str(self.node_rank * self.processes + local_rank),
-            "LOCAL_RANK": str(local_rank),
-            "WORLD_SIZE": str(self.nodes * self.processes),
-            "LOCAL_WORLD_SIZE": str(self.processes),
-            "MASTER_ADDR": self.master_addr,
-            "MASTER_PORT": str(self.master_port),
-        }
+        """The environment of each worker of this node, in the names of torchrun."""
+        return [
+            {
+                "RANK": str(self.node_rank * self.processes + local_rank),
+                "LOCAL_RANK": str(local_rank),
+                "WORLD_SIZE": str(self.nodes * self.processes),
+                "LOCAL_WORLD_SIZE": str(self.processes),
+                "MASTER_ADDR": self.master_addr,
+                "MASTER_PORT": str(self.master_port),
+            }
+            for local_rank in range(self.processes)
+        ]
 
 
 def place(environment: Mapping[str, str], processes: int) -> Place:

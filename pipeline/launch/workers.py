@@ -67,14 +67,12 @@ def supervise(
         errors = [Path(scratch, str(i)) for i in range(len(workers))]
         try:
             for i, worker in enumerate(workers):
-                environment = {**os.environ, **worker, ERROR_FILE: str(errors[i])}
-                stdout = None if i == 0 else writing or sys.stderr
                 started.append(
                     subprocess.Popen(
                         command,
-                        env=environment,
+                        env={**os.environ, **worker, ERROR_FILE: str(errors[i])},
                         preexec_fn=partial(_prepare, os.getpid()),
-                        stdout=stdout,
+                        stdout=None if i == 0 else writing or sys.stderr,
                         stderr=writing,
                     )
                 )
@@ -92,8 +90,12 @@ def supervise(
         finally:
             _pass_on(started, (signal.SIGKILL,))
         statuses = [w.wait() for w in started]
+        first = first or [i for i, s in enumerate(statuses) if s not in (0, os.EX_TEMPFAIL)]
         status = outcome(statuses, [statuses[i] for i in first], bool(stop))
-        error = None if status in (0, os.EX_TEMPFAIL) else _cause(first, statuses, workers, errors)
+        error = None
+        if status not in (0, os.EX_TEMPFAIL):  # others' errors follow from those of the first
+            lines = [_error_of(statuses[i], workers[i], errors[i]) for i in first]
+            error = cause(enumerate(lines)) or lines[0]
         record_error(error or "")
         message = error
         killed = [i for i in range(len(started)) if statuses[i] < 0]
@@ -107,7 +109,7 @@ def supervise(
     return Ended(status, error)
 
 
-def outcome(statuses: list[int], first: list[int] | None = None, asked: bool = False) -> int:
+def outcome(statuses: list[int], first: list[int], asked: bool = False) -> int:
     """Return the node's exit status: 78 if any worker has it, else 75, 0 or 1.
 
     A worker that was killed while the others saved and left with 75 has lost its state: that is 1.
@@ -116,23 +118,9 @@ def outcome(statuses: list[int], first: list[int] | None = None, asked: bool = F
     """
     if os.EX_CONFIG in statuses:
         return os.EX_CONFIG
-    causes = STOPPED if asked else first or [s for s in statuses if s not in (0, os.EX_TEMPFAIL)]
-    if set(statuses) & set(STOPPED) and set(causes) <= set(STOPPED):
+    if set(statuses) & set(STOPPED) and (asked or set(first) <= set(STOPPED)):
         return os.EX_TEMPFAIL
-    if all(status == 0 for status in statuses):
-        return 0
-    if all(status in (0, os.EX_TEMPFAIL) for status in statuses):
-        return os.EX_TEMPFAIL
-    return 1
-
-
-def _cause(
-    first: list[int], statuses: list[int], workers: Sequence[Mapping[str, str]], errors: list[Path]
-) -> str:
-    """Return the error of the worker that failed first; the others' errors follow from it."""
-    bad = first or [i for i, status in enumerate(statuses) if status not in (0, os.EX_TEMPFAIL)]
-    lines = [_error_of(statuses[i], workers[i], errors[i]) for i in bad]
-    return cause(enumerate(lines)) or lines[0]
+    return max(statuses) if set(statuses) <= {0, os.EX_TEMPFAIL} else 1
 
 
 def _error_of(status: int, worker: Mapping[str, str], error: Path) -> str:
@@ -191,14 +179,9 @@ def attended(
 
 def memory_mb(pid: int) -> float:
     """Return the resident memory of a process and its descendants; shared pages count in each."""
-    total = 0
     try:
-        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    except psutil.Error:
+        first = psutil.Process(pid)
+        family = [first, *first.children(recursive=True)]
+        return sum(process.memory_info().rss for process in family) / 1e6
+    except psutil.Error:  # one has just ended
         return 0.0
-    for process in family:
-        try:
-            total += process.memory_info().rss
-        except psutil.Error:
-            continue
-    return total / 1e6

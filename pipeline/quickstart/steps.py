@@ -15,10 +15,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from pipeline.common import locks
 from pipeline.common.console import say, table
@@ -37,8 +36,7 @@ BASELINES = {"mean_colour": "mean color", "telea": "Telea"}
 PAIRS = "data.url={out}/shards masks.url={out}/masks split=test"
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One command, or one function of the output folder, and the files that it makes there.
 
     The files are removed before the step runs again, unless it `resumes`: the same command then
@@ -56,22 +54,14 @@ class Step:
     def shown(self) -> str:
         return f"python -m pipeline {shlex.join(self.words)}" if self.words else self.name
 
-    def is_complete(self, out: Path, entry: dict[str, Any] | None) -> bool:
+    def is_complete(self, out: Path, entry: dict[str, Any]) -> bool:
         """Return whether the recorded step finished, is unchanged, and its files exist."""
-        return (
-            entry is not None
-            and entry["done"]
-            and entry["identity"] == self.identity
-            and all((out / name).exists() for name in self.makes)
-        )
+        finished = entry.get("done") and entry["identity"] == self.identity
+        return bool(finished) and all((out / name).exists() for name in self.makes)
 
 
 def steps(given: str) -> list[Step]:
     """Return the steps in order. `given` is `out=` as the user wrote it."""
-
-    def local(name: str, function: Callable[[Path], Any], *makes: str) -> Step:
-        source = hashlib.sha256(Path(photographs.__file__).read_bytes()).hexdigest()
-        return Step(name, makes, source, function=function)
 
     def command(name: str, words: str, *makes: str, resumes: bool = False) -> Step:
         words = f"{name.split()[0]} {words}"
@@ -83,7 +73,7 @@ def steps(given: str) -> list[Step]:
     predict = f"model=models:/{MODEL}@champion image={{out}}/coffee.png "
     predict += "mask={out}/coffee_mask.png out={out}/coffee_filled.png strip=true"
     return [
-        local("photographs", _photographs, "photographs"),
+        Step("photographs", ("photographs",), "", function=_photographs),
         command("shard", "source={out}/photographs out={out}/shards data.name=skimage", "shards"),
         command("masks", "out={out}/masks size=256 per_bucket=24", "masks"),
         command("train", train, "run", "mlflow.db", "mlartifacts", resumes=True),
@@ -94,7 +84,7 @@ def steps(given: str) -> list[Step]:
         ),
         command("register", "run={out}/run checkpoint=last"),
         command("promote", f"{MODEL} run={{out}}/run"),
-        local("photograph", _object_to_remove, "coffee.png", "coffee_mask.png"),
+        Step("photograph", ("coffee.png", "coffee_mask.png"), "", function=_object_to_remove),
         command("predict", predict, "coffee_filled.png", "coffee_filled_strip.png"),
     ]
 
@@ -103,22 +93,19 @@ def main(config: QuickstartConfig) -> dict[str, Any]:
     """Run or skip every step; return the evaluation of the network and of the baselines."""
     out = folder(config.out)
     with lock(out, config.out):
-        record = StepRecord(out, config.out)
-        for step in steps(config.out):
-            record.run(step)
-    done = record.results
+        done, seconds, peak_mb = run(steps(config.out), out, config.out)
     baselines = {name: {"buckets": done[f"evaluate {name}"]["buckets"]} for name in BASELINES}
     return {
         **{k: done["evaluate"][k] for k in ("protocol", "weights", "pairs", "buckets", "mean6")},
         "baselines": baselines,
         "yardsticks": baselines,  # its old name, kept for one release
         "strip": done["predict"]["strips"][0],
-        "seconds": {**record.seconds, "total": round(sum(record.seconds.values()), 1)},
-        "peak_rss_mb": round(record.peak_mb),
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
+        "peak_rss_mb": round(peak_mb),
         "model_uri": done["register"]["model_uri"],
         "promoted": done["promote"]["version"],
         "tracking_uri": tracking_uri(out),
-        "reused": record.reused,
+        "reused": [name for name in done if name not in seconds],
     }
 
 
@@ -128,7 +115,7 @@ def dry_run(config: QuickstartConfig) -> str:
     before = recorded(out, config.out)
     lines = []
     for step in steps(config.out):
-        complete = step.is_complete(out, before.get(step.name))
+        complete = step.is_complete(out, before.get(step.name, {}))
         before = before if complete else {}
         lines.append(f"would {'skip' if complete else 'run '}  {step.shown}")
     return "\n".join(lines)
@@ -167,59 +154,55 @@ the run in MLflow:       {ui_command(result["tracking_uri"])}
 to continue by hand:     export MLFLOW_TRACKING_URI={result["tracking_uri"]}"""
 
 
-class StepRecord:
-    """The steps run in one folder, as its `quickstart.json` records them."""
+def run(
+    todo: Sequence[Step], out: Path, given: str
+) -> tuple[dict[str, Any], dict[str, float], float]:
+    """Run each step unless it and all steps before it are complete.
 
-    def __init__(self, out: Path, given: str) -> None:
-        self.out = out
-        self.results: dict[str, Any] = {}
-        self.seconds: dict[str, float] = {}
-        self.reused: list[str] = []
-        self.peak_mb = 0.0
-        self._before = recorded(out, given)
-        self._now: dict[str, Any] = {}
-        if self._before:
-            done = [name for name, entry in self._before.items() if entry["done"]]
-            say(f"completed steps in {given}: {', '.join(done) or 'none'}")
-
-    def run(self, step: Step) -> None:
-        """Run a step, or reuse its result if it and all steps before it are complete."""
+    Returns the results of all steps, the seconds of those that ran, and their peak memory in MB.
+    """
+    before, record = recorded(out, given), {}
+    seconds, peak_mb = {}, 0.0
+    for step in todo:
         say(f"\n{'$' if step.words else '#'} {step.shown}")
-        entry = self._before.get(step.name)
-        if entry is not None and step.is_complete(self.out, entry):
+        entry = before.get(step.name, {})
+        if step.is_complete(out, entry):
             say("already complete, skipped")
-            self.reused.append(step.name)
+            record[step.name] = entry
+            continue
+        if not (step.resumes and entry.get("identity") == step.identity):
+            for path in (out / name for name in step.makes if (out / name).exists()):
+                say(f"removing {path}, made by another command")
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        before = {}  # later steps were made from another result
+        record[step.name] = {"identity": step.identity, "done": False}
+        _write(out, record)
+        start = time.monotonic()
+        if step.function:
+            result = step.function(out)
         else:
-            if not (step.resumes and entry is not None and entry["identity"] == step.identity):
-                for path in (self.out / name for name in step.makes if (self.out / name).exists()):
-                    say(f"removing {path}, made by another command")
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-            self._before = {}  # later steps were made from another result
-            entry = {"identity": step.identity, "done": False}
-            self._write(step.name, entry)
-            start = time.monotonic()
-            result = step.function(self.out) if step.function else self._call(step.words)
-            self.seconds[step.name] = round(time.monotonic() - start, 1)
-            entry = {**entry, "done": True, "result": result}
-        self._write(step.name, entry)
-        self.results[step.name] = entry["result"]
+            result, peak = _call(step.words, out)
+            peak_mb = max(peak_mb, peak)
+        seconds[step.name] = round(time.monotonic() - start, 1)
+        record[step.name] |= {"done": True, "result": result}
+        _write(out, record)
+    return {name: entry["result"] for name, entry in record.items()}, seconds, peak_mb
 
-    def _call(self, words: tuple[str, ...]) -> Any:
-        """Run a command as a user would; SystemExit with its status if it fails."""
-        environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri(self.out)}
-        command = [sys.executable, "-m", "pipeline", *words, "--json"]
-        with tempfile.TemporaryFile("w+") as stdout:
-            status, peak = attended(command, environment, stdout)
-            self.peak_mb = max(self.peak_mb, peak)
-            if status:
-                raise SystemExit(status)
-            stdout.seek(0)
-            return json.loads(stdout.read().splitlines()[-1])
 
-    def _write(self, name: str, entry: dict[str, Any]) -> None:
-        self._now[name] = entry
-        text = json.dumps({**self._before, **self._now}, indent=1) + "\n"
-        store.write(self.out / RECORD, text.encode())
+def _call(words: tuple[str, ...], out: Path) -> tuple[Any, float]:
+    """Run a command as a user would; SystemExit with its status if it fails."""
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri(out)}
+    command = [sys.executable, "-m", "pipeline", *words, "--json"]
+    with tempfile.TemporaryFile("w+") as stdout:
+        status, peak_mb = attended(command, environment, stdout)
+        if status:
+            raise SystemExit(status)
+        stdout.seek(0)
+        return json.loads(stdout.read().splitlines()[-1]), peak_mb
+
+
+def _write(out: Path, record: dict[str, Any]) -> None:
+    store.write(out / RECORD, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def lock(out: Path, given: str) -> TextIO:
@@ -250,12 +233,9 @@ def recorded(out: Path, given: str) -> dict[str, Any]:
     """Read the recorded steps of `out`; ConfigError if the folder holds other files."""
     if (out / RECORD).is_file():
         try:
-            entries = json.loads((out / RECORD).read_text())
-            if all({"identity", "done"} <= set(entry) for entry in entries.values()):
-                return entries
-        except (ValueError, AttributeError, TypeError):
-            pass
-        raise ConfigError(f"out={given}: {RECORD} cannot be read; remove the folder")
+            return json.loads((out / RECORD).read_text())
+        except ValueError:
+            raise ConfigError(f"out={given}: {RECORD} cannot be read; remove the folder") from None
     if out.is_file() or set(store.names(out)) - {LOCK}:
         raise ConfigError(
             f"out={given} holds other files (no {RECORD}): choose an empty or a new folder"

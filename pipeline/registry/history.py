@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 from pipeline.registry import package
 from pipeline.tracking import errors, model_versions
-from pipeline.tracking.client import connect, tracking_uri
 
 ALIAS = "champion"
 HEAD = "gate.head"
+SEALED = ("lacuna.", "gate.")  # prefixes of tags that a promotion writes once
 UNSEALED = ("gate.digest", "gate.result")
 
 
@@ -38,11 +38,13 @@ def fold(versions: list[Any]) -> History:
     """Fold all versions of one registered model, oldest first, into its history."""
     line: list[Any] = []
     stack: list[Any] = []
+    champion = "0"
     for version in versions:
         tags = version.tags
-        if "gate.baseline" not in tags or int(tags["gate.baseline"]) != number(line):
+        if tags.get("gate.baseline") != champion:
             continue
         line.append(version)
+        champion = str(version.version)
         if tags["gate.kind"] == "rollback":
             while stack and content(stack[-1]) != tags["gate.content"]:
                 stack.pop()
@@ -51,36 +53,14 @@ def fold(versions: list[Any]) -> History:
     return History(line, stack)
 
 
-def number(line: list[Any]) -> int:
-    """The champion's version number; 0 before the first."""
-    return int(line[-1].version) if line else 0
+def is_promotion(version: Any) -> bool:
+    """Whether a promotion or rollback created the version, not `register`."""
+    return "gate.baseline" in version.tags
 
 
 def content(version: Any) -> str:
     """Number of the promotion whose files a version holds: its own, or the one rolled back to."""
     return version.tags.get("gate.content", str(version.version))
-
-
-def append(client: Any, name: str, source: Any, tags: dict[str, str], baseline: Any | None) -> Any:
-    """Create the version that claims to follow `baseline`; `settle` decides whether it does.
-
-    source: (logged model id, run id or None, description).
-    """
-    model_id, run_id, description = source
-    tags = {
-        **tags,
-        "gate.baseline": str(baseline.version if baseline else 0),
-        "gate.previous": baseline.tags["gate.digest"] if baseline else "",
-    }
-    tags["gate.digest"] = digest(tags)
-    return client.create_model_version(
-        name,
-        source=f"models:/{model_id}",
-        run_id=run_id,
-        tags=tags,
-        description=description,
-        model_id=model_id,
-    )
 
 
 def target(name: str, history: History, version: int | None) -> Any:
@@ -96,7 +76,7 @@ def target(name: str, history: History, version: int | None) -> Any:
 
 def promoted(name: str, among: list[Any], version: int) -> Any:
     """Return the version of that number among former champions; ValueError lists them."""
-    champions = {int(each.version): each for each in among if "gate.digest" in each.tags}
+    champions = {int(each.version): each for each in among if is_promotion(each)}
     if version not in champions:
         known = ", ".join(map(str, champions)) or "none"
         raise ValueError(f"version {version} of {name} was never champion; choose from: {known}")
@@ -122,8 +102,7 @@ def settle(client: Any, name: str) -> History:
             return history
         # Another process may have read an older state and set it last: check again after setting.
         client.set_registered_model_alias(name, ALIAS, str(champion.version))
-        head = f"{champion.version} {champion.tags['gate.digest']}"
-        client.set_registered_model_tag(name, HEAD, head)
+        client.set_registered_model_tag(name, HEAD, str(champion.version))
 
 
 def deleted(model: Any, versions: list[Any]) -> list[int]:
@@ -131,41 +110,46 @@ def deleted(model: Any, versions: list[Any]) -> list[int]:
     named = {
         int(v.tags["gate.baseline"])
         for v in versions
-        if "gate.baseline" in v.tags and v.tags.get("gate.result") != "orphaned"
+        if is_promotion(v) and v.tags.get("gate.result") != "orphaned"
     }
     named |= {int(number) for number in model.tags.get(HEAD, "").split()[:1]}
     return sorted(named - {int(version.version) for version in versions} - {0})
 
 
-def repair(client: Any, name: str, versions: list[Any], target: Any) -> None:
-    """After a deletion: make `target` the champion that the remaining log names."""
+def repair(client: Any, name: str, versions: list[Any], gone: list[int], target: Any) -> None:
+    """After the deletion of `gone`: make `target` the champion that the remaining log names."""
     for version in versions:
-        baseline = version.tags.get("gate.baseline")
-        if baseline and int(baseline) in deleted(client.get_registered_model(name), versions):
+        if int(version.tags.get("gate.baseline", 0)) in gone:
             client.set_model_version_tag(name, str(version.version), "gate.result", "orphaned")
-    client.set_registered_model_tag(name, HEAD, f"{target.version} {target.tags['gate.digest']}")
+    client.set_registered_model_tag(name, HEAD, str(target.version))
+
+
+def sealed(tags: dict[str, str]) -> dict[str, str]:
+    """Return the tags of a new promotion with their hash."""
+    return {**tags, "gate.digest": digest(tags)}
+
+
+def digest(tags: dict[str, str]) -> str:
+    held = {k: v for k, v in tags.items() if k.startswith(SEALED) and k not in UNSEALED}
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
 
 
 def faults(model: Any, versions: list[Any]) -> list[str]:
     """List faults of the record: deleted or changed versions, an alias moved by hand."""
     lines = [f"promoted version {number} was deleted" for number in deleted(model, versions)]
-    by_number = {int(version.version): version for version in versions}
-    for version in versions:
-        tags = version.tags
-        if "gate.digest" not in tags:
-            continue
-        if digest(tags) != tags["gate.digest"]:
+    by_number = {str(version.version): version for version in versions}
+    for version in filter(is_promotion, versions):
+        if digest(version.tags) != version.tags["gate.digest"]:
             lines.append(f"the tags of version {version.version} were changed")
-        baseline = by_number.get(int(tags["gate.baseline"]))
-        if baseline is not None and baseline.tags.get("gate.digest") != tags["gate.previous"]:
+        baseline = by_number.get(version.tags["gate.baseline"])
+        if baseline and baseline.tags.get("gate.digest") != version.tags["gate.previous"]:
             lines.append(
                 f"version {baseline.version} changed after version {version.version} was decided "
                 "against it"
             )
-    alias = str(model.aliases.get(ALIAS, "nothing"))
     champion = fold(versions).champion
     expected = str(champion.version) if champion else "nothing"
-    if alias != expected:
+    if (alias := str(model.aliases.get(ALIAS, "nothing"))) != expected:
         lines.append(
             f"alias {ALIAS} names {alias}, the history {expected}: the next promote or rollback "
             "corrects it"
@@ -173,35 +157,26 @@ def faults(model: Any, versions: list[Any]) -> list[str]:
     return lines
 
 
-def digest(tags: dict[str, str]) -> str:
-    sealed = {k: v for k, v in tags.items() if k not in UNSEALED}
-    return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
-
-
-def verify(name: str, root: str = "runs") -> dict[str, Any]:
+def verify(uri: str, client: Any, name: str) -> dict[str, Any]:
     """Check the history and every promoted file. Raises ValueError that lists the faults."""
-    uri = tracking_uri(root)
-    client = connect(uri, make=False)
     with errors.explained(uri):
         model_versions.find_version(client, f"models:/{name}")
         every = model_versions.versions(client, name)
         lines = faults(client.get_registered_model(name), every)
-        promotions = [version for version in every if "gate.digest" in version.tags]
-        for version in promotions:
-            lines += _damage(uri, version)
+        promotions = [version for version in every if is_promotion(version)]
+        lines += [fault for version in promotions if (fault := _damage(uri, version))]
     if lines:
         raise ValueError(f"{name}: {'; '.join(lines)}")
     return {"name": name, "versions": len(promotions), "faults": []}
 
 
-def _damage(uri: str, version: Any) -> list[str]:
+def _damage(uri: str, version: Any) -> str:
     from mlflow.exceptions import MlflowException
 
     with tempfile.TemporaryDirectory() as scratch:
         try:
             model_versions.download(uri, version.tags["lacuna.model_id"], "", Path(scratch))
         except (MlflowException, OSError):
-            return [f"the files of version {version.version} are missing"]
-        if package.tree_digest(Path(scratch)) != version.tags["lacuna.tree_sha256"]:
-            return [f"the files of version {version.version} were changed"]
-    return []
+            return f"the files of version {version.version} are missing"
+        changed = package.tree_digest(Path(scratch)) != version.tags["lacuna.tree_sha256"]
+    return f"the files of version {version.version} were changed" if changed else ""

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import json
 import logging
 import warnings
 from collections.abc import Mapping
@@ -63,7 +62,6 @@ def write(
         Image.fromarray(pixels).save(golden / f"{name}.png")
     pair = {name: (golden / f"{name}.png").read_bytes() for name in ("image", "mask")}
     (folder / "README.md").write_text(text(facts, evaluation))
-    (folder / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
     signature = ModelSignature(
         inputs=Schema([ColSpec("binary", "image"), ColSpec("binary", "mask")]),
         outputs=Schema(
@@ -80,7 +78,6 @@ def write(
                 "inpainter": str(folder / "inpainter.pt2"),
                 "golden": str(golden),
                 "card": str(folder / "README.md"),
-                "facts": str(folder / "facts.json"),
             },
             signature=signature,
             input_example=pandas.DataFrame([pair]),

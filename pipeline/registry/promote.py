@@ -13,21 +13,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.common.console import say
+from pipeline.common.console import say, table
 from pipeline.common.environment import user
 from pipeline.config.schema import PromoteConfig, RollbackConfig
 from pipeline.evaluation import metrics, results
-from pipeline.inference.sources import own_tags
+from pipeline.inference.sources import own_tags, prefixed
 from pipeline.registry import gate, history, package, reference_pairs, register
-from pipeline.registry.history import ALIAS, number
+from pipeline.registry.history import ALIAS
 from pipeline.tracking import errors, model_versions
 from pipeline.tracking.client import connect, experiment_id, tracking_uri, uri_for
 from shards import store
-
-COPIED = (  # tags of the candidate that its promoted version repeats
-    *("name", "network", "run", "run_id", "images_seen", "weights", "weights_sha256"),
-    *("dataset", "commit", "sha256", "registered_by"),
-)
 
 
 class Rejected(ValueError):
@@ -36,17 +31,15 @@ class Rejected(ValueError):
 
 def main(config: PromoteConfig | RollbackConfig) -> dict[str, Any]:
     if isinstance(config, RollbackConfig):
-        return rollback(config.model, config.version, config.root)
+        return rollback(config)
     if config.verify:
-        return history.verify(config.into or config.model.partition("/")[0], config.root)
+        return history.verify(*_server(config), config.into or config.model.partition("/")[0])
     return promote(config)
 
 
 def dry_run(config: PromoteConfig | RollbackConfig) -> str:
     """Describe the promotion or rollback without evaluating anything."""
-    run = getattr(config, "run", None)
-    uri = uri_for(run if run and store.exists(run) else None, config.root)
-    client = connect(uri, make=False)
+    uri, client = _server(config)
     with errors.explained(uri):
         if isinstance(config, RollbackConfig):
             past = history.fold(model_versions.versions(client, config.model))
@@ -71,9 +64,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
     Returns model_uri, name, version, champion_before, figures, rollout. Raises Rejected with the
     reasons; ValueError for a missing model, run or evaluation.
     """
-    run = config.run if config.run and store.exists(config.run) else None
-    uri = uri_for(run, config.root if run is None else None)
-    client = connect(uri, make=False)
+    uri, client = _server(config)
     with errors.explained(uri):
         candidate = _candidate(client, config)
         name = register.checked_name(config.into or candidate.name)
@@ -83,7 +74,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
         register.ensure_model(client, name, network, created_for, key="into")
         before = history.settle(client, name).champion
         if before is not None and own_tags(before)["sha256"] == tags["sha256"] and not config.repin:
-            return _result(name, before, before.tags["gate.baseline"], "champion already")
+            return _result(name, before, "champion already")
         # Both are scored on the same pairs: those pinned by the first promotion.
         pairs = reference_pairs.read(client, name)
         if pairs is None or config.repin:
@@ -99,51 +90,58 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
             )
         if before is None or config.repin:
             reference_pairs.write(client, name, pairs)
-        # Append to the history last: whoever appends first against this champion wins.
-        source, tree = _copy(client, uri, candidate, name, ours, pairs)
+        facts, card = _copy(client, uri, candidate, name, ours, pairs)
         record = {
-            **{f"lacuna.{key}": tags[key] for key in COPIED if key in tags},
-            "lacuna.model_id": source[0],
-            "lacuna.tree_sha256": tree,
-            **_who(),
-            "gate.kind": "promote",
+            **prefixed(facts),
+            **_gate_tags("promote", before),
             "gate.from": f"models:/{candidate.name}/{candidate.version}",
-            "gate.figures": json.dumps(figures, sort_keys=True)[:5000],
+            "gate.figures": json.dumps(figures, sort_keys=True),
             "gate.pairs_digest": pairs["pairs_digest"],
         }
-        promoted = history.append(client, name, source, record, before)
+        # Append to the history last: whoever appends first against this champion wins.
+        promoted = register.create_version(client, name, history.sealed(record), card)
         _check_not_superseded(client, name, promoted, before)
-    return _result(name, promoted, before.version if before else 0, "promoted", figures)
+    return _result(name, promoted, "promoted")
 
 
-def rollback(name: str, version: int | None = None, root: str = "runs") -> dict[str, Any]:
+def rollback(config: RollbackConfig) -> dict[str, Any]:
     """Make an earlier champion the champion again, as a new version; the history is kept.
 
     With `version`, it also repairs the history after a promoted version was deleted.
     """
-    uri = tracking_uri(root)
-    client = connect(uri, make=False)
+    name, version = config.model, config.version
+    uri, client = _server(config)
     with errors.explained(uri):
         model_versions.find_version(client, f"models:/{name}")
         every = model_versions.versions(client, name)
         past = history.fold(every)
-        if version and history.deleted(client.get_registered_model(name), every):
+        gone = history.deleted(client.get_registered_model(name), every)
+        if version and gone:
             target = history.promoted(name, every, version)
-            history.repair(client, name, every, past.champion or target)
+            history.repair(client, name, every, gone, past.champion or target)
         else:
             past = history.settle(client, name)
             target = history.target(name, past, version)
-        tags = {k: v for k, v in target.tags.items() if not k.startswith("gate.")}
-        for key in ("gate.figures", "gate.pairs_digest"):
-            tags[key] = target.tags[key]
-        tags |= {**_who(), "gate.kind": "rollback", "gate.content": history.content(target)}
-        source = (target.tags["lacuna.model_id"], target.run_id or None, target.description)
-        restored = history.append(client, name, source, tags, past.champion)
+        record = {
+            **prefixed(own_tags(target)),
+            **{key: target.tags[key] for key in ("gate.figures", "gate.pairs_digest")},
+            **_gate_tags("rollback", past.champion),
+            "gate.content": history.content(target),
+        }
+        card = target.description
+        restored = register.create_version(client, name, history.sealed(record), card)
         _check_not_superseded(client, name, restored, past.champion)
-    return _result(name, restored, number(past.line), f"rolled back to {target.version}")
+    return _result(name, restored, f"rolled back to {target.version}")
 
 
 # --- steps of promote -----------------------------------------------------------------------------
+
+
+def _server(config: PromoteConfig | RollbackConfig) -> tuple[str, Any]:
+    """Return the tracking URI, that of the promoted run if it is named, and a client."""
+    run = config.run if isinstance(config, PromoteConfig) else None
+    uri = uri_for(run, None) if run and store.exists(run) else tracking_uri(config.root)
+    return uri, connect(uri, make=False)
 
 
 def _candidate(client: Any, config: PromoteConfig) -> Any:
@@ -155,7 +153,7 @@ def _candidate(client: Any, config: PromoteConfig) -> Any:
         model_versions.find_version(client, f"models:/{name}")
     run = config.run and register.run_name(config.run)
     for version in reversed(model_versions.versions(client, register.checked_name(name))):
-        if "gate.digest" in version.tags or "lacuna.model_id" not in version.tags:
+        if history.is_promotion(version) or "lacuna.model_id" not in version.tags:
             continue
         if not run or version.tags.get("lacuna.run") == run or version.run_id == config.run:
             return version
@@ -168,10 +166,10 @@ def _candidate(client: Any, config: PromoteConfig) -> Any:
 
 def _copy(
     client: Any, uri: str, candidate: Any, name: str, scores: pa.Table, pairs: dict[str, Any]
-) -> tuple[tuple[str, str | None, str], str]:
+) -> tuple[dict[str, str], str]:
     """Copy the version's files, scores and card into the production model's experiment.
 
-    The training run may then be deleted. Returns (model id, run id, description) and the digest.
+    The training run may then be deleted. Returns the facts of the copy and its card.
     """
     tags = own_tags(candidate)
     experiment = experiment_id(client, uri, f"registry/{name}")
@@ -183,8 +181,7 @@ def _copy(
                 f"the files of {candidate.name}/{candidate.version} changed after registration: "
                 "register the run again under another name="
             )
-        summary = {**pairs, **results.summarize(scores, pairs["ssim"])}
-        text = package.text(tags, summary)
+        text = package.text(tags, {**pairs, **results.summarize(scores, pairs["ssim"])})
         (folder / "gate").mkdir()
         (folder / "gate" / "README.md").write_text(text)
         results.save(str(folder / "gate" / "evaluation.parquet"), scores, pairs)
@@ -198,12 +195,17 @@ def _copy(
             raise ValueError(
                 f"{errors.display_uri(uri)} stored other bytes than were sent: run promote again"
             )
-    return (logged.model_id, candidate.run_id or None, text), tree
+    return {**tags, "model_id": logged.model_id, "tree_sha256": tree}, text
 
 
-def _who() -> dict[str, str]:
-    now = datetime.datetime.now(datetime.UTC)
-    return {"gate.user": user(), "gate.time": now.isoformat(timespec="seconds")}
+def _gate_tags(kind: str, baseline: Any | None) -> dict[str, str]:
+    return {
+        "gate.kind": kind,
+        "gate.baseline": str(baseline.version if baseline else 0),
+        "gate.previous": baseline.tags["gate.digest"] if baseline else "",
+        "gate.user": user(),
+        "gate.time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _record_rejection(client: Any, candidate: Any, reasons: list[str]) -> None:
@@ -229,9 +231,7 @@ def _check_not_superseded(client: Any, name: str, version: Any, before: Any | No
         )
 
 
-def _result(
-    name: str, version: Any, before: Any, what: str, figures: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def _result(name: str, version: Any, what: str) -> dict[str, Any]:
     sha256 = version.tags["lacuna.sha256"]
     rollout = (
         f"kubectl set env deployment/{name} LACUNA_MODEL=models:/{name}/{version.version} "
@@ -243,9 +243,9 @@ def _result(
         "name": name,
         "version": int(version.version),
         "from": version.tags.get("gate.from"),
-        "champion_before": int(before) or None,
+        "champion_before": int(version.tags["gate.baseline"]) or None,
         "sha256": sha256,
-        "figures": figures or json.loads(version.tags["gate.figures"]),
+        "figures": json.loads(version.tags["gate.figures"]),
         "rollout": rollout,
     }
 
@@ -253,16 +253,15 @@ def _result(
 def show(result: dict[str, Any]) -> str:
     if "what" not in result:
         return f"{result['name']}: {result['versions']} promotions, history and files are intact"
-    lines = [f"{result['name']}/{result['version']} is {ALIAS}: {result['what']}"]
+    printed = {key: metrics.printed_metrics()[key] for key in ("psnr", "ssim")}
+    rows = []
     for bucket, row in result["figures"].items():
-        change = ""
+        cells = [f"  {bucket}"]
+        for key, metric in printed.items():
+            cells.append(f"{row[key]:.{metric.digits}f} {metric.unit}" if key in row else "")
         if "psnr_ci" in row:
             low, high = row["psnr_ci"]
-            change = f"  {row['psnr_difference']:+.3f} dB [{low:+.3f}, {high:+.3f}]"
-        own = [
-            f"{row[key]:.{metric.digits}f} {metric.unit}".rstrip() if key in row else ""
-            for key, metric in metrics.printed_metrics().items()
-            if key in ("psnr", "ssim")
-        ]
-        lines.append(f"  {bucket:<12}{own[0]:>11} {own[1]:>7}{change}")
-    return "\n".join([*lines, f"roll out: {result['rollout']}"])
+            cells.append(f"{row['psnr_difference']:+.3f} dB [{low:+.3f}, {high:+.3f}]")
+        rows.append(cells)
+    heading = f"{result['name']}/{result['version']} is {ALIAS}: {result['what']}"
+    return "\n".join([heading, *table(rows, "<>"), f"roll out: {result['rollout']}"])

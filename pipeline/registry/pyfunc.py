@@ -14,7 +14,6 @@ import binascii
 import hashlib
 import io
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +104,8 @@ class Inpaint(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
 
     def _array(self, value: Any, dimensions: int) -> np.ndarray:
         try:
-            array = np.array(value) if isinstance(value, Iterable) else np.array([])
-        except ValueError:
+            array = np.array(value)
+        except ValueError:  # rows of different lengths
             array = np.array([])
         expected = "H×W×3" if dimensions == 3 else "H×W"
         if array.ndim != dimensions or (dimensions == 3 and array.shape[2] != 3) or not array.size:

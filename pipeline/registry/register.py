@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.common.environment import user
 from pipeline.config.schema import RegisterConfig
 from pipeline.evaluation import results
-from pipeline.inference.sources import GENERATOR_FILES, own_tags
+from pipeline.inference.sources import GENERATOR_FILES, own_tags, prefixed
 from pipeline.registry import package
 from pipeline.registry.package import tree_digest
 from pipeline.runs.run_json import read_run_json
@@ -20,10 +20,6 @@ from pipeline.tracking import errors
 from pipeline.tracking.client import connect, experiment_id, model_link, uri_for
 from pipeline.tracking.model_versions import checked_name, versions
 from shards import store
-
-
-def main(config: RegisterConfig) -> dict[str, Any]:
-    return register(config.run, config.checkpoint, config.name, config.weights)
 
 
 def dry_run(config: RegisterConfig) -> str:
@@ -35,13 +31,7 @@ def dry_run(config: RegisterConfig) -> str:
     return f"would export {store.display(checkpoint.url)} and register it as {name} at {server}"
 
 
-def register(
-    run: str,
-    checkpoint: str = "best",
-    name: str | None = None,
-    weights: str = "auto",
-    root: str | None = None,
-) -> dict[str, Any]:
+def main(config: RegisterConfig) -> dict[str, Any]:
     """Export a checkpoint's generator and register it, unless the same weights are registered.
 
     Returns model_uri, name, version, sha256 (of the archive), model_id, images_seen, link.
@@ -49,16 +39,17 @@ def register(
     """
     from pipeline.runs.checkpoints import load_generator, pin
 
-    generator, info = load_generator(run, checkpoint, weights)
+    generator, info = load_generator(config.run, config.checkpoint, config.weights)
     network = info["model"]["name"]
-    name = checked_name(name or f"inpaint-{network}")
+    name = checked_name(config.name or f"inpaint-{network}")
     recorded = read_run_json(info["run"])
-    uri = uri_for(info["run"], root)
+    uri = uri_for(info["run"])
     client = connect(uri)
     with errors.explained(uri):
         ensure_model(client, name, network)
         digest = info["files"][GENERATOR_FILES[info["weights"]]]["sha256"]
-        version = _registered(client, name, digest)
+        known = (v for v in versions(client, name) if v.tags.get("lacuna.weights_sha256") == digest)
+        version = next(known, None)
         if version is None:
             with tempfile.TemporaryDirectory() as folder:
                 facts = _facts(info, recorded, name, network, digest)
@@ -75,6 +66,21 @@ def register(
         "images_seen": info["images_seen"],
         "link": model_link(uri, name, version.version),
     }
+
+
+def create_version(client: Any, name: str, tags: dict[str, str], card: str) -> Any:
+    """Create a version from the logged model that its tags name; return it.
+
+    card: its description.
+    """
+    return client.create_model_version(
+        name,
+        source=f"models:/{tags['lacuna.model_id']}",
+        run_id=tags.get("lacuna.run_id"),
+        tags=tags,
+        description=card,
+        model_id=tags["lacuna.model_id"],
+    )
 
 
 def run_name(run: str) -> str:
@@ -106,13 +112,6 @@ def ensure_model(
 
 
 # --- steps of register ----------------------------------------------------------------------------
-
-
-def _registered(client: Any, name: str, digest: str) -> Any | None:
-    for version in versions(client, name):
-        if version.tags.get("lacuna.weights_sha256") == digest:
-            return version
-    return None
 
 
 def _facts(
@@ -168,12 +167,6 @@ def _publish(
     client.finalize_logged_model(logged.model_id, "READY")
     if run_id:
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, int(facts["images_seen"]))])
-    tags = {**facts, "model_id": logged.model_id, "tree_sha256": tree_digest(folder / "model")}
-    return client.create_model_version(
-        facts["name"],
-        source=f"models:/{logged.model_id}",
-        run_id=run_id,
-        tags={f"lacuna.{key}": value for key, value in tags.items()},
-        description=(folder / "README.md").read_text(),
-        model_id=logged.model_id,
-    )
+    facts |= {"model_id": logged.model_id, "tree_sha256": tree_digest(folder / "model")}
+    card = (folder / "README.md").read_text()
+    return create_version(client, facts["name"], prefixed(facts), card)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.runs.run_json import change_run_json
-from shards import objects, store
+from shards import store
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 SCHEMA = 1
 METRIC = "val/psnr"
 NAME = re.compile(r"\d{12}")
+
+
+class Corrupt(ValueError):
+    """A file of a checkpoint is missing or has another checksum than its `state.json` says."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +46,22 @@ class Checkpoint:
         return f"{self.images_seen:012d}"
 
     def data(self, name: str) -> bytes:
-        """Return one file's bytes, each cached by `latest` once; ValueError on a wrong checksum."""
+        """Return one file's bytes, each cached by `latest` once. Raises Corrupt."""
         if name in self.cached:
             return self.cached.pop(name)
-        data = store.read(store.join(self.url, f"{name}.safetensors"))
-        expected = self.state["files"].get(name, {}).get("sha256")
-        if hashlib.sha256(data).hexdigest() != expected:
-            raise ValueError(
-                f"{store.display(self.url)}/{name}.safetensors is corrupt (checksum mismatch): use "
-                f"another checkpoint"
+        try:
+            data = store.read(store.join(self.url, f"{name}.safetensors"))
+        except FileNotFoundError:
+            data = b""
+        if hashlib.sha256(data).hexdigest() != self.state["files"].get(name, {}).get("sha256"):
+            raise Corrupt(
+                f"{store.display(self.url)}/{name}.safetensors is corrupt (checksum mismatch): "
+                f"give another checkpoint"
             )
         return data
 
     def read(self, name: str) -> dict[str, Tensor]:
-        """Read one file's tensors to the CPU; ValueError on a wrong checksum."""
+        """Read one file's tensors to the CPU. Raises Corrupt."""
         from safetensors.torch import load
 
         return load(self.data(name))
@@ -71,9 +77,7 @@ def list_checkpoints(run_url: str) -> list[Checkpoint]:
             state = json.loads(store.read(store.join(url, "state.json")))
         except FileNotFoundError:
             continue
-        except objects.StoreError:  # unreachable or forbidden does not mean corrupt
-            raise
-        except ValueError:  # not JSON
+        except (json.JSONDecodeError, UnicodeDecodeError):
             warn_corrupt(url)
             continue
         if state.get("schema") != SCHEMA:
@@ -85,30 +89,26 @@ def list_checkpoints(run_url: str) -> list[Checkpoint]:
     return checkpoints
 
 
-def is_whole(checkpoint: Checkpoint, cache: bool = False) -> bool:
-    """Check every file's checksum; `cache` keeps the bytes for one later read.
-
-    Raises StoreError where the store cannot be read.
-    """
-    for name in checkpoint.state["files"]:
-        try:
-            data = checkpoint.data(name)
-        except objects.StoreError:
-            raise
-        except (ValueError, FileNotFoundError):
-            checkpoint.cached.clear()
-            return False
-        if cache:
-            checkpoint.cached[name] = data
+def is_whole(checkpoint: Checkpoint) -> bool:
+    """Check every file's checksum; StoreError where the store cannot be read."""
+    try:
+        for name in checkpoint.state["files"]:
+            checkpoint.data(name)
+    except Corrupt:
+        return False
     return True
 
 
 def latest(run_url: str) -> Checkpoint | None:
     """Return the newest intact checkpoint with its bytes cached; warn of corrupt ones on stderr."""
     for checkpoint in reversed(list_checkpoints(run_url)):
-        if is_whole(checkpoint, cache=True):
-            return checkpoint
-        warn_corrupt(checkpoint.url)
+        try:
+            files = {name: checkpoint.data(name) for name in checkpoint.state["files"]}
+        except Corrupt:
+            warn_corrupt(checkpoint.url)
+            continue
+        checkpoint.cached.update(files)
+        return checkpoint
     return None
 
 
@@ -191,15 +191,11 @@ def load_generator(
         )
     chosen = "ema" if averaged and weights != "raw" else "raw"
     generator = build_generator(checkpoint.state["model"])
-    load_weights(generator, checkpoint, "generator_ema" if chosen == "ema" else "generator")
+    tensors = checkpoint.read("generator_ema" if chosen == "ema" else "generator")
+    load_tensors(tensors, generator, store.display(checkpoint.url))
     run = checkpoint.url.rsplit("/checkpoints/", 1)[0]
     info = {**checkpoint.state, "run": run, "url": checkpoint.url, "weights": chosen}
     return generator.eval(), info
-
-
-def load_weights(module: nn.Module, checkpoint: Checkpoint, name: str) -> None:
-    """Copy one file's tensors into a network; ValueError if the architecture differs."""
-    load_tensors(checkpoint.read(name), module, store.display(checkpoint.url))
 
 
 def load_tensors(tensors: Mapping[str, Tensor], module: nn.Module, source: str) -> None:

@@ -30,13 +30,11 @@ SUBMITTING = ".submit.lock"  # lock of a job that is being submitted
 
 def folders(root: str) -> list[Path]:
     """List run folders at most three levels below `root`: those with a `run.json`."""
-    if not store.is_local(root):
+    if not store.is_local(root) or not store.local(root).is_dir():
         raise ValueError(
             f"root={store.display(root)} is not a local folder: give the folder that holds the runs"
         )
-    top = Path(root)
-    if not top.is_dir():
-        raise ValueError(f"root={root} is not a folder: give the folder that holds the runs")
+    top = store.local(root)
     return sorted(path.parent for depth in range(4) for path in top.glob("*/" * depth + "run.json"))
 
 

@@ -184,10 +184,10 @@ def find(name: str, root: str) -> SubmittedJob:
 def every(root: str) -> Iterator[SubmittedJob | Unread]:
     """Yield the records under `root`, then those elsewhere that this machine has pointers to.
 
-    Buckets are read in parallel, for at most `TIMEOUT` seconds.
+    All are read in parallel, for at most `TIMEOUT` seconds.
     """
     places = []
-    if store.is_local(root) and store.local(root).is_dir():
+    if store.is_local(root):
         places = [str(p.parent) for p in sorted(store.local(root).glob(f"*/{NAME}"))]
     if pointers().is_dir():
         places += [p.read_text().strip() for p in sorted(pointers().iterdir())]
@@ -210,15 +210,12 @@ def _all(places: Sequence[str]) -> Iterator[SubmittedJob | Unread | None]:
         except (OSError, ValueError) as error:
             answers[place] = Unread(place, one_line(error))
 
-    asked = {p: Thread(target=ask, args=(p,), daemon=True) for p in places if not store.is_local(p)}
-    for thread in asked.values():
+    threads = [Thread(target=ask, args=(place,), daemon=True) for place in places]
+    for thread in threads:
         thread.start()
     end = time.monotonic() + TIMEOUT
-    for place in places:
-        if place in asked:
-            asked[place].join(max(0.0, end - time.monotonic()))
-        else:
-            ask(place)
+    for place, thread in zip(places, threads, strict=True):
+        thread.join(max(0.0, end - time.monotonic()))
         gone = Unread(place, f"no answer within {TIMEOUT:.0f} s: check endpoint and network")
         yield answers.get(place, gone)
 

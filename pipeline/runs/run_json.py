@@ -10,6 +10,7 @@ import fcntl
 import json
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from shards import store
@@ -44,18 +45,13 @@ def change_run_json(run: str, change: Callable[[dict[str, Any]], dict[str, Any]]
     lock: there the holder of the run's lock is the only writer.
     """
     url = store.join(str(run), NAME)
-    with _writers:
-        if not store.is_local(url):
-            return _merge(url, run, change)
-        path = store.local(url)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.with_name(".run.json.lock"), "w") as lock:
+    with _writers, ExitStack() as stack:
+        if store.is_local(url):
+            path = store.local(url)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(path.with_name(".run.json.lock"), "w"))
             fcntl.flock(lock, fcntl.LOCK_EX)
-            return _merge(url, run, change)
-
-
-def _merge(url: str, run: str, change: Callable[[Facts], Facts]) -> Facts:
-    known = read_run_json(run)
-    merged = {k: v for k, v in {**known, **change(known)}.items() if v is not None}
-    store.write(url, (json.dumps(merged, indent=1, sort_keys=True) + "\n").encode())
-    return merged
+        known = read_run_json(run)
+        merged = {k: v for k, v in {**known, **change(known)}.items() if v is not None}
+        store.write(url, (json.dumps(merged, indent=1, sort_keys=True) + "\n").encode())
+        return merged

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from jobs.snapshot import importable, unpack
+from pipeline.common.console import say
 from pipeline.common.errors import one_line
 from pipeline.launch.output import record_error, with_job_log
 from shards import objects, store
@@ -30,10 +31,16 @@ def main(argv: list[str]) -> None:
     try:
         code = _unpacked(url, sha256)
     except Exception as error:
-        message = f"cannot load the code from {place}: {one_line(error)}"
         permanent = isinstance(error, (ValueError, FileNotFoundError))
         permanent &= not isinstance(error, objects.Unavailable)
-        raise SystemExit(_fail(message, os.EX_CONFIG if permanent else 1)) from None
+        line = f"pipeline unpack: cannot load the code from {place}: {one_line(error)}"
+        record_error(line)  # to Kubernetes first: the job's folder may be unreachable
+
+        def report() -> int:
+            say(line)
+            return os.EX_CONFIG if permanent else 1
+
+        raise SystemExit(with_job_log(report)) from None
     before = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
     os.environ["LACUNA_CODE"] = str(code)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(code), *before])
@@ -47,15 +54,3 @@ def _unpacked(url: str, sha256: str) -> Path:
         raise ValueError("the archive is not the submitted one (SHA-256 differs): submit again")
     scratch = tempfile.gettempdir()
     return unpack(data, Path(importable(f"{scratch}/code-{sha256[:12]}", f"TMPDIR={scratch}")))
-
-
-def _fail(message: str, status: int) -> int:
-    """Report the error to Kubernetes first, then in the job's folder, which may be unreachable."""
-    line = f"pipeline unpack: {message}"
-    record_error(line)
-
-    def report() -> int:
-        print(line, file=sys.stderr)
-        return status
-
-    return with_job_log(report)

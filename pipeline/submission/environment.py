@@ -23,8 +23,7 @@ def forwarded(cluster: Cluster) -> dict[str, str]:
     """Return the submitter's endpoints. Raises ConfigError for a value with a secret."""
     in_container = NOT_IN_CONTAINERS if cluster.container != "none" else ()
     excluded = NOT_IN_PODS if cluster.scheduler == "kubernetes" else in_container
-    names = [name for name in FORWARDED if name not in excluded]
-    values = {name: os.environ[name] for name in names if os.environ.get(name)}
+    values = {n: os.environ[n] for n in FORWARDED if n not in excluded and os.environ.get(n)}
     for name, value in values.items():
         refuse_secret(name, value)
     return values

@@ -6,9 +6,8 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from jobs import snapshot
@@ -17,47 +16,40 @@ from jobs.spec import Cluster, Job, SubmitError, is_tag
 from pipeline.common.console import say
 from pipeline.common.environment import CHECKOUT
 from pipeline.common.errors import ConfigError
+from pipeline.config.resolve import leaves
 from pipeline.submission import environment
 from pipeline.submission.plan import MULTI_NODE, Part
 from shards import store
 
-READS = ("source", "checkpoint", "run", "init", "weights", "predictions", "url", "model", "image",
-         "mask")  # fmt: skip
 WRITES = ("out", "export", "features")
+PLACES = ("source", "checkpoint", "run", "init", "weights", "predictions", "url", "model", "image",
+          "mask", *WRITES, "data.url", "masks.url")  # fmt: skip
 MAYBE = ("weights", "model", "image", "mask")  # a name, a rectangle, or a path
 NEED_MLFLOW = ("train", "register", "promote", "rollback")  # commands that need an MLflow server
-
-
-class Places(NamedTuple):
-    """Keys and values that name a place; `reads` and `writes` are the absolute folders on disk."""
-
-    named: tuple[tuple[str, str], ...]
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
+Places = dict[tuple[str, str], bool]  # key and value that name a place: whether it is written
 
 
 def places(verb: str, configs: Sequence[Any], runs: Sequence[str]) -> Places:
     """Return the places of all points of a job; `runs` are its results or its subject."""
-    named: dict[tuple[str, str], bool] = {}
-    for config in configs:
-        for name in (*READS, *WRITES):
-            value = getattr(config, name, None)
-            if _is_place(name, value):
-                named[name, str(value)] = name in WRITES
-        for group in ("data", "masks"):
-            if value := getattr(getattr(config, group, None), "url", None):
-                named[f"{group}.url", str(value)] = False
+    named: Places = {}
+    for values in map(dict, map(leaves, configs)):
+        for name in PLACES:
+            if _is_place(name, values.get(name)):
+                named[name, values[name]] = name in WRITES
     if verb == "train":
         named |= {("run", run): True for run in runs}
-    folders: dict[bool, list[str]] = {True: [], False: []}
-    for (_, value), written in named.items():
-        if store.is_local(value):
+    return named
+
+
+def folders(verb: str, named: Places, written: bool) -> tuple[str, ...]:
+    """Return the absolute folders on disk that a job reads or writes."""
+    found = []
+    for (_, value), is_written in named.items():
+        if is_written == written and store.is_local(value):
             path = os.path.abspath(store.local(value))
             file = written and verb in ("evaluate", "predict") and Path(path).suffix
-            folders[written].append(os.path.dirname(path) if file else path)
-    return Places(
-        tuple(named), tuple(dict.fromkeys(folders[False])), tuple(dict.fromkeys(folders[True]))
-    )
+            found.append(os.path.dirname(path) if file else path)
+    return tuple(dict.fromkeys(found))
 
 
 def refuse_incomplete(verb: str, config: Any, tasks: int | None) -> None:
@@ -65,24 +57,21 @@ def refuse_incomplete(verb: str, config: Any, tasks: int | None) -> None:
     divides = verb == "shard" and config.action == "write"
     if tasks and not divides:
         raise ConfigError(f"cluster.tasks={tasks}: only `shard` is divided into tasks")
-    if divides:
-        if config.source is None:
-            raise ConfigError("source= is missing: give the data set as published")
-        if tasks and config.task is not None:
-            raise ConfigError(
-                f"task={config.task} is set for each element by cluster.tasks={tasks}"
-            )
+    if divides and config.source is None:
+        raise ConfigError("source= is missing: give the data set as published")
+    if tasks and config.task is not None:
+        raise ConfigError(f"task={config.task} is set for each element by cluster.tasks={tasks}")
 
 
 def _is_place(name: str, value: Any) -> bool:
-    if not isinstance(value, str):
-        return False
-    return name not in MAYBE or "/" in value and not value.startswith("models:/")
+    return isinstance(value, str) and (
+        name not in MAYBE or "/" in value and not value.startswith("models:/")
+    )
 
 
 def refuse_relative(places: Places) -> None:
     """Refuse relative paths: code of an image runs in the image's working folder."""
-    for name, value in places.named:
+    for name, value in places:
         if store.is_local(value) and not store.local(value).is_absolute():
             raise ConfigError(
                 f"{name}={value} is relative, and inside an image that is another folder: give an "
@@ -95,7 +84,7 @@ def refuse_local(places: Places, key: str, folder: str, cluster: Cluster) -> Non
 
     `submit` also writes to `folder`, so its claim must be mounted here at the same path.
     """
-    for name, place in ((key, folder), *places.named):
+    for name, place in ((key, folder), *places):
         if store.is_local(place) and _claim(place, cluster) is None:
             raise ConfigError(
                 f"{name}={place} is a folder of this machine, which pods do not see: give an "
@@ -123,13 +112,9 @@ def refuse_unreachable_tracking(verb: str, config: Any, cluster: Cluster) -> Non
         return
     uri = cluster.env.get("MLFLOW_TRACKING_URI") or os.environ.get("MLFLOW_TRACKING_URI", "")
     host = urlsplit(uri).hostname or ""
+    here = host == "localhost" or host.startswith("127.")
     file = re.match(r"sqlite:///(.*)", uri)
-    if (
-        not uri
-        or host == "localhost"
-        or host.startswith("127.")
-        or (file and _claim(file[1], cluster) is None)
-    ):
+    if not uri or here or file and _claim(file[1], cluster) is None:
         raise ConfigError(
             f"MLFLOW_TRACKING_URI={uri or '(not set)'} is not reachable from pods: set it to "
             f"https://HOST{', or tracking.enabled=false' if verb == 'train' else ''}"
@@ -164,25 +149,25 @@ def job_of(part: Part, snapshots: Callable[[bool], Snapshot]) -> tuple[Job, Clus
             sha256 = hashlib.sha256(snapshot.archive(taken)).hexdigest()
         else:
             snapshot.importable(code, _place_of(part))
-    # --- the job, and which configuration each of its elements reads
-    job = Job(
-        id=part.id, verb=part.verb, arguments=(), run=part.runs[0], folder=folder, cwd=os.getcwd(),
-        code=code, code_sha256=sha256, commit=taken.name if taken else None, reads=needs.reads,
-        env={**environment.forwarded(cluster), **environment.origin(cluster, taken, folder, code)},
-        writes=needs.writes)  # fmt: skip
-    if part.is_run:
-        job = replace(job, arguments=(f"run={part.runs[0]}",))
-    elif len(part.points) > 1:
-        job = replace(job, run=folder, elements=tuple((f"run={run}",) for run in part.runs))
-    else:
-        job = replace(job, arguments=(f"config={store.join(folder, 'config.yaml')}",))
-    if tasks := cluster.tasks:
-        job = replace(job, elements=tuple((f"task={i}/{tasks}",) for i in range(tasks)))
     if cluster.nodes > 1 and part.verb not in MULTI_NODE:
         raise ConfigError(
             f"cluster.nodes={cluster.nodes}: {part.verb} runs on one node; leave cluster.nodes= "
             f"out, or give it after one of {', '.join(MULTI_NODE)}"
         )
+    # --- the job, and which configuration each of its elements reads
+    run, arguments, elements = part.runs[0], [f"run={part.runs[0]}"], []
+    if len(part.points) > 1:
+        run, arguments, elements = folder, [], [(f"run={point}",) for point in part.runs]
+    elif not part.is_run:
+        arguments = [f"config={store.join(folder, 'config.yaml')}"]
+    if tasks := cluster.tasks:
+        elements = [(f"task={i}/{tasks}",) for i in range(tasks)]
+    env = {**environment.forwarded(cluster), **environment.origin(cluster, taken, folder, code)}
+    reads, writes = (folders(part.verb, needs, written) for written in (False, True))
+    job = Job(
+        id=part.id, verb=part.verb, arguments=tuple(arguments), elements=tuple(elements), run=run,
+        folder=folder, cwd=os.getcwd(), code=code, code_sha256=sha256, env=env,
+        commit=taken.name if taken else None, reads=reads, writes=writes)  # fmt: skip
     return job, cluster
 
 

@@ -67,7 +67,7 @@ def outputs(record: SubmittedJob) -> list[Path]:
     """Return the output files of the last submission, in order."""
     folder = Path(record.folder, "logs")
     if record.cluster["scheduler"] == "local":
-        return [p for p in [folder / "local.out"] if p.exists()]
+        return list(folder.glob("local.out"))
     number = record.number
     return sorted([*folder.glob(f"slurm-{number}.out"), *folder.glob(f"slurm-{number}_*.out")])
 

@@ -214,8 +214,7 @@ def _with_secrets(settings: SubmitConfig) -> SubmitConfig:
     cluster = settings.cluster
     if cluster.scheduler == "kubernetes":
         return settings
-    home = config_dir()
-    path = cluster.secrets_file or str(home / "secrets.env")
+    path = cluster.secrets_file or str(config_dir() / "secrets.env")
     if cluster.secrets_file or os.path.exists(path):
         return replace(settings, cluster=replace(cluster, secrets_file=private_file(path)))
     here = [n for n in os.environ if re.match(r"(AWS|MLFLOW)_", n) and SECRET_NAME.search(n)]

@@ -8,16 +8,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jobs import scheduler, snapshot
 from jobs.scheduler import Stage
 from jobs.snapshot import Snapshot
 from jobs.spec import SubmitError
 from pipeline.common.console import say
-from pipeline.common.locks import Held, Taken, hold, leased, sign
+from pipeline.common.locks import Held, hold, leased, sign
 from pipeline.config.schema import CACHE
 from pipeline.runs import job_record
 from pipeline.runs.folder import SUBMITTING, folder_at
@@ -29,8 +29,7 @@ from pipeline.training import pretrained
 from shards import store
 
 
-@dataclass(frozen=True)
-class ExistingJob:
+class ExistingJob(NamedTuple):
     """The jobs.json of an earlier submission: its bytes and its record, None if there is none."""
 
     data: bytes | None = None
@@ -65,35 +64,21 @@ def _restore(undo: ExitStack, url: str, data: bytes | None) -> None:
 
 def keep_place(undo: ExitStack, place: str, existing: ExistingJob) -> None:
     """Restore the folder of a job or run on undo: its records, new state files, empty folders."""
-    logs, blank = store.join(place, "logs"), not store.exists(store.join(place, "run.json"))
-    undo.callback(_drop_empty, place)
-    undo.callback(_drop_states, logs, set(store.names(logs)))
-    if blank:
-        undo.callback(_drop_blank, place)
+    names = set(store.names(store.join(place, "logs")))
+    undo.callback(_clean, place, names, blank=not store.exists(store.join(place, "run.json")))
     keep(undo, store.join(place, "config.yaml"))
     _restore(undo, store.join(place, job_record.NAME), existing.data)
 
 
-def keep_code(undo: ExitStack, url: str) -> None:
-    """Remove an unpacked commit or its archive on undo, unless it exists already."""
-    if not store.exists(url):
-        undo.callback(store.remove, url, recursive=store.is_local(url))
-
-
-def _drop_blank(place: str) -> None:
-    """Remove a run.json that is empty after the MLflow run was withdrawn."""
-    if not read_run_json(place):
+def _clean(place: str, before: set[str], blank: bool) -> None:
+    """Remove new state files, empty folders, and a run.json left empty by a withdrawn run."""
+    if blank and not read_run_json(place):
         store.remove(store.join(place, "run.json"))
         store.remove(store.join(place, ".run.json.lock"))
-
-
-def _drop_states(logs: str, before: set[str]) -> None:
-    for name in store.names(logs):
-        if name.startswith("state-") and name not in before:
+    logs = store.join(place, "logs")
+    for name in set(store.names(logs)) - before:
+        if name.startswith("state-"):
             store.remove(store.join(logs, name))
-
-
-def _drop_empty(place: str) -> None:
     for name in ("logs", "code", "weights") if store.is_local(place) else ():
         with suppress(OSError):
             os.rmdir(store.local(place) / name)
@@ -105,36 +90,33 @@ def held_for_submission(place: str) -> Iterator[None]:
 
     Raises `SubmitError` if another process holds the lock.
     """
-    if not store.is_local(place):
+    with ExitStack() as lock:
         try:
-            with leased(store.join(place, ".submit"), work="submitted"):
-                yield
-        except Taken as error:
-            raise _taken(place, error.owner) from None
-        return
-    path = store.local(place).absolute() / SUBMITTING
-    try:
-        handle = hold(path)
-    except Held as error:
-        raise _taken(place, error.owner) from None
-    except OSError as error:
-        raise SubmitError(
-            f"{place} is not writable ({error.strerror}): choose another folder"
-        ) from None
-    try:
-        sign(handle)
+            if store.is_local(place):
+                path = store.local(place).absolute() / SUBMITTING
+                handle = lock.enter_context(hold(path))
+                lock.callback(_unlock, path)
+                sign(handle)
+            else:
+                lock.enter_context(leased(store.join(place, ".submit"), work="submitted"))
+        except Held as error:
+            raise SubmitError(
+                f"{store.display(place)} is being submitted by {error.owner}: wait, then run "
+                "`status`"
+            ) from None
+        except OSError as error:
+            if not store.is_local(place):
+                raise
+            raise SubmitError(
+                f"{place} is not writable ({error.strerror}): choose another folder"
+            ) from None
         yield
-    finally:
-        path.unlink(missing_ok=True)
-        handle.close()
-        with suppress(OSError):
-            path.parent.rmdir()
 
 
-def _taken(place: str, owner: str) -> SubmitError:
-    return SubmitError(
-        f"{store.display(place)} is being submitted by {owner}: wait, then run `status`"
-    )
+def _unlock(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    with suppress(OSError):
+        path.parent.rmdir()
 
 
 def write_configs(part: Part, mlflow_runs: dict[str, str]) -> None:
@@ -162,12 +144,11 @@ def _with_weights(part: Part, config: Any) -> Any:
 
 def write_weights(part: Part, undo: ExitStack) -> None:
     """Copy pretrained weights from the cache to the job's folder."""
-    files: set[tuple[str, str]] = set()
-    for config in (point.config for point in part.points if part.verb == "train"):
-        files |= {(_with_weights(part, config).weights, n) for n in pretrained.from_cache(config)}
-    for place, name in sorted(files):
-        keep(undo, pretrained.place(place, name))
-        store.write(pretrained.place(place, name), pretrained.read(CACHE, name))
+    configs = [point.config for point in part.points if part.verb == "train"]
+    folder = store.join(part.folder, "weights")
+    for name in sorted({n for config in configs for n in pretrained.from_cache(config)}):
+        keep(undo, pretrained.place(folder, name))
+        store.write(pretrained.place(folder, name), pretrained.read(CACHE, name))
 
 
 def write_code(stage: Stage, taken: Snapshot, undo: ExitStack) -> None:
@@ -175,7 +156,8 @@ def write_code(stage: Stage, taken: Snapshot, undo: ExitStack) -> None:
     code = str(stage.job.code)
     diff = store.join(stage.job.folder, "code", f"{taken.name}.diff")
     for url in (code, diff):
-        keep_code(undo, url)
+        if not store.exists(url):
+            undo.callback(store.remove, url, recursive=store.is_local(url))
     data = snapshot.archive(taken)
     if stage.cluster.scheduler == "kubernetes":
         store.write(code, data)
@@ -209,14 +191,12 @@ def announce_runs(part: Part, undo: ExitStack) -> dict[str, str]:
             raise
         say(f"no MLflow run was created; the job will create it at its start: {error}")
         return {}
-    undo.callback(_withdraw_runs, config, made, uri)
+
+    def withdraw() -> None:
+        try:
+            lifecycle.withdraw(config, made, uri)
+        except ValueError as error:
+            say(f"the MLflow run of the refused job could not be withdrawn: {error}")
+
+    undo.callback(withdraw)
     return {each.run: each.mlflow_run for each in made if each.run}
-
-
-def _withdraw_runs(config: Any, made: Any, uri: str | None) -> None:
-    from pipeline.tracking import lifecycle
-
-    try:
-        lifecycle.withdraw(config, made, uri)
-    except ValueError as error:
-        say(f"the MLflow run of the refused job could not be withdrawn: {error}")

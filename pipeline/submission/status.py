@@ -83,9 +83,8 @@ def show(result: dict[str, Any]) -> str:
     """Format one line per job, with its error and the runs of a sweep below."""
     lines = []
     for job in result["jobs"]:
-        again = (
-            f"{job['restarts']} restart{'s' * (job['restarts'] != 1)}" if job["restarts"] else ""
-        )
+        count = job["restarts"]
+        again = f"{count} restart{'s' * (count != 1)}" if count else ""
         where = f"{job['scheduler']} {job['number']}".strip()
         words = [job["id"], job["state"], job["reason"], again, where]
         lines.append("  ".join(word for word in words if word))

@@ -8,10 +8,10 @@ exist already.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cache, partial, reduce
+from functools import cache, partial
 from typing import Any
 
 from jobs import scheduler
@@ -50,22 +50,23 @@ def main(words: Sequence[str], dry_run: bool = False) -> Any:
         for place in places:
             locks.enter_context(staging.held_for_submission(place))
         existing = {place: staging.existing_job(place) for place in places}
-        for job in existing.values():
-            _refuse_live(job.record)
+        for record in (job.record for job in existing.values()):
+            if record and (status := record.status()).state.live:
+                raise SubmitError(
+                    f"{record.id} is {status.line()} as {record.cluster['scheduler']} job "
+                    f"{record.number}: `logs {record.id}` to watch, `cancel {record.id}` to stop it"
+                )
         for part in parts:
             _preflight(part, first=part is parts[0])
         scheduler.judge(rendered)  # before anything is written
-        code = [
-            snapshots(p.cluster.allow_dirty) if j.code else None for p, (j, _) in zip(parts, stages)
-        ]
-        records = _submitted(parts, rendered, code, existing)
-    return {"jobs": [_result(*each) for each in zip(parts, records)]}
+        records = _submitted(parts, rendered, snapshots, existing)
+    return {"jobs": [_result(record) for record in records]}
 
 
 def _submitted(
     parts: Sequence[Part],
     rendered: Rendered,
-    snapshots: Sequence[Snapshot | None],
+    snapshots: Callable[[bool], Snapshot],
     existing: Mapping[str, ExistingJob],
 ) -> list[SubmittedJob]:
     """Write all files, submit, and return the records.
@@ -74,22 +75,21 @@ def _submitted(
     the next `submit` find the job by its name.
     """
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    keys = scheduler.search_keys(rendered)
     records = [
         _record(part, stage, existing[part.folder].record, now, key)
-        for part, stage, key in zip(parts, rendered.stages, keys)
+        for part, stage, key in zip(parts, rendered.stages, scheduler.search_keys(rendered))
     ]
     with ExitStack() as undo:
         # --- the files that the job reads
-        for part, stage, snapshot, record in zip(parts, rendered.stages, snapshots, records):
+        for part, stage, record in zip(parts, rendered.stages, records):
             for place in part.places:
                 staging.keep_place(undo, place, existing[place])
             for name in ("job.sbatch", "job.sh"):
                 staging.keep(undo, store.join(part.folder, name))
             staging.write_configs(part, staging.announce_runs(part, undo))
             staging.write_weights(part, undo)
-            if snapshot:
-                staging.write_code(stage, snapshot, undo)
+            if stage.job.code:
+                staging.write_code(stage, snapshots(part.cluster.allow_dirty), undo)
             staging.forget_pods(stage, undo)
             job_record.write(record)
         for record in records:
@@ -125,9 +125,9 @@ def _record(
         sought=key)  # fmt: skip
 
 
-def _result(part: Part, record: SubmittedJob) -> dict[str, Any]:
+def _result(record: SubmittedJob) -> dict[str, Any]:
     return {"id": record.id, "verb": record.verb, "run": record.run, "folder": record.folder,
-            "number": record.number, "scheduler": part.cluster.scheduler}  # fmt: skip
+            "number": record.number, "scheduler": record.cluster["scheduler"]}  # fmt: skip
 
 
 def show(result: Any) -> str:
@@ -137,20 +137,11 @@ def show(result: Any) -> str:
         return "\n".join(result["check"])
     lines = [f"{j['verb']} {j['id']} is {j['scheduler']} job {j['number']}" for j in result["jobs"]]
     last = result["jobs"][-1]["id"]
-    return "\n".join(
-        [*lines, f"python -m pipeline status {last}", f"python -m pipeline logs {last} -f"]
-    )
+    lines += [f"python -m pipeline status {last}", f"python -m pipeline logs {last} -f"]
+    return "\n".join(lines)
 
 
 # --- what is refused before the job exists --------------------------------------------------------
-
-
-def _refuse_live(record: SubmittedJob | None) -> None:
-    if record and (status := record.status()).state.live:
-        raise SubmitError(
-            f"{record.id} is {status.line()} as {record.cluster['scheduler']} job "
-            f"{record.number}: `logs {record.id}` to watch, `cancel {record.id}` to stop it"
-        )
 
 
 def _preflight(part: Part, first: bool) -> None:
@@ -170,29 +161,26 @@ def _preflight(part: Part, first: bool) -> None:
 
 def _check_inputs(part: Part, config: Any) -> None:
     """Check what the command itself would check first, as far as possible without torch."""
+    cluster = part.cluster
     if part.verb == "train":
         from pipeline.launch.topology import process_count
         from pipeline.training.preflight import preflight
 
-        cluster = part.cluster
         local = cluster.scheduler == "local"
         preflight(config, process_count(config) if local else cluster.nodes * cluster.processes)
         return
     from shards.manifest import open_manifest
 
-    # Claims need not be mounted on this machine: of the inputs of pods only buckets are checked.
-    pods = part.cluster.scheduler == "kubernetes"
-    inputs = {
-        "evaluate": ("data.url", "masks.url", "checkpoint"),
-        "shard": ("source",) if getattr(config, "action", "write") == "write" else (),
-    }
-    for name in inputs.get(part.verb, ()):
-        url = reduce(getattr, name.split("."), config)
-        if url is None or pods and store.is_local(url):
-            continue
-        if name == "checkpoint":
-            checkpoints.find(url)
-        elif name != "source":
+    def readable(url: str | None) -> bool:
+        """Claims need not be mounted here: of the inputs of pods only buckets are checked."""
+        return url is not None and (cluster.scheduler != "kubernetes" or not store.is_local(url))
+
+    if part.verb == "evaluate":
+        for url in filter(readable, (config.data.url, config.masks.url)):
             open_manifest(url)
-        elif store.is_local(url) and not store.local(url).expanduser().exists():
+        if readable(config.checkpoint):
+            checkpoints.find(config.checkpoint)
+    elif part.verb == "shard" and config.action == "write" and readable(config.source):
+        url = config.source
+        if store.is_local(url) and not store.local(url).expanduser().exists():
             raise SubmitError(f"source={url} does not exist: give the folder or archive to shard")

@@ -193,18 +193,19 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def run_link(uri: str, experiment: str, run: str) -> str:
-    """Return the UI page of a run; without workflowType the page for language models opens."""
-    page = f"experiments/{quote(experiment)}/runs/{run}"
-    return f"{_ui(uri)}/#/{page}?workflowType=machine_learning"
+    """Return the UI page of a run."""
+    return _ui(uri, f"experiments/{quote(experiment)}/runs/{run}")
 
 
 def model_link(uri: str, name: str, version: str) -> str:
     """Return the UI page of a registered model version."""
-    return f"{_ui(uri)}/#/models/{quote(name)}/versions/{version}?workflowType=machine_learning"
+    return _ui(uri, f"models/{quote(name)}/versions/{version}")
 
 
-def _ui(uri: str) -> str:
-    return "http://127.0.0.1:5000" if uri.startswith("sqlite") else display_uri(uri).rstrip("/")
+def _ui(uri: str, page: str) -> str:
+    """Return a page of the UI; without workflowType the page for language models opens."""
+    server = "http://127.0.0.1:5000" if uri.startswith("sqlite") else display_uri(uri).rstrip("/")
+    return f"{server}/#/{page}?workflowType=machine_learning"
 
 
 def ui_command(uri: str) -> str:

@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from jobs.spec import JobState
 from pipeline.common.console import say
@@ -28,14 +28,6 @@ from shards.upkeep import parse_age
 ENDS = {JobState.SUCCEEDED: "FINISHED", JobState.FAILED: "FAILED"}
 
 
-class Dead(NamedTuple):
-    """An MLflow run that is over, the status to set, and the reason."""
-
-    run: Any
-    status: str
-    reason: str
-
-
 def close(client: Any, config: RunsConfig) -> list[dict[str, Any]]:
     """Set the status of each dead run, and `job.error` of one that did not finish."""
     closed = []
@@ -49,8 +41,11 @@ def close(client: Any, config: RunsConfig) -> list[dict[str, Any]]:
     return closed
 
 
-def dead(client: Any, config: RunsConfig) -> list[Dead]:
-    """Return the runs that are over though their status is RUNNING or SCHEDULED."""
+def dead(client: Any, config: RunsConfig) -> list[tuple[Any, str, str]]:
+    """Return the runs that are over though their status is RUNNING or SCHEDULED.
+
+    Each with the status to set and the reason.
+    """
     experiments = [e.experiment_id for e in search(client.search_experiments)]
     limit, known = parse_age(config.older_than or "24h"), _known(config.root)
     over = []
@@ -61,7 +56,7 @@ def dead(client: Any, config: RunsConfig) -> list[Dead]:
             except (OSError, ValueError) as error:  # a scheduler or a bucket that does not answer
                 say(f"{run.info.run_name} is not closed: {error}")
                 continue
-            over += [Dead(run, *verdict)] if verdict else []
+            over += [(run, *verdict)] if verdict else []
     return over
 
 
@@ -116,14 +111,11 @@ def _verdict(run: Any, place: str | None, limit: float) -> tuple[str, str] | Non
     ended = read_state(store.join(place, "spool")).get("ended") if place else None
     if place and ended in ("FINISHED", "FAILED", "KILLED"):
         return ended, f"its end was not sent yet: `sync {place}` sends the remaining events"
-    if place and (not store.is_local(place) or _host(place) == socket.gethostname()):
+    # A lock that is held on another machine may be invisible here.
+    host = read_run_json(place).get("launcher", {}).get("host") if place else None
+    if place and (not store.is_local(place) or host == socket.gethostname()):
         return "KILLED", "its processes are gone and recorded no end"
     return ("KILLED", f"silent for {silence(run) / 3600:.1f} h") if long else None
-
-
-def _host(place: str) -> str | None:
-    """Return the launcher's host: a lock held on another machine may be invisible here."""
-    return read_run_json(place).get("launcher", {}).get("host")
 
 
 def _element(record: job_record.SubmittedJob, place: str) -> str:

@@ -129,10 +129,13 @@ class Delivery:
 
     def _start(self, event: Event) -> None:
         fields = event.fields
-        experiment = experiment_id(self.client, self.uri, fields["experiment"])
-        self.run_id = self.run_id or fields.get("run_id")
         if self.run_id is None:
-            self.run_id = self._find(experiment, fields["uid"]) or self._create(experiment, event)
+            experiment = experiment_id(self.client, self.uri, fields["experiment"])
+            tags = {UID: fields["uid"], "mlflow.runName": fields["run_name"]}
+            # An existing one was created by a request that seemed to fail.
+            run = next(iter(self._same(experiment, fields["uid"])), None)
+            run = run or self.client.create_run(experiment, start_time=event.time_ms, tags=tags)
+            self.run_id = run.info.run_id
         else:
             self._check_not_deleted()
             experiment = self.client.get_run(self.run_id).info.experiment_id
@@ -156,16 +159,9 @@ class Delivery:
         if fields.get("dataset"):
             self._log_dataset(**fields["dataset"])
 
-    def _find(self, experiment: str, uid: str) -> str | None:
-        runs = self.client.search_runs([experiment], f"tags.`{UID}` = '{uid}'", max_results=1)
-        return runs[0].info.run_id if runs else None
-
-    def _create(self, experiment: str, event: Event) -> str:
-        tags = {UID: event.fields["uid"], "mlflow.runName": event.fields["run_name"]}
-        if event.fields.get("parent"):
-            tags["mlflow.parentRunId"] = event.fields["parent"]
-        run = self.client.create_run(experiment, start_time=event.time_ms, tags=tags)
-        return run.info.run_id
+    def _same(self, experiment: str, uid: str) -> Any:
+        """Return the MLflow runs that were created for this run."""
+        return self.client.search_runs([experiment], f"tags.`{UID}` = '{uid}'")
 
     def _log_dataset(self, name: str, url: str, digest: str) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -230,8 +226,7 @@ class Delivery:
     def _finish(self, event: Event) -> None:
         status = event.fields["status"]
         experiment = self.client.get_run(self.run_id).info.experiment_id
-        same = f"tags.`{UID}` = '{event.fields['uid']}'"
-        for run in self.client.search_runs([experiment], same):
+        for run in self._same(experiment, event.fields["uid"]):
             if run.info.run_id != self.run_id:  # created by a request that seemed to fail
                 self.client.delete_run(run.info.run_id)
         if status == "REQUEUED":

@@ -43,13 +43,12 @@ def explained(uri: str) -> Iterator[None]:
 
 def explain(error: BaseException, uri: str) -> str:
     """Return one line for any error that occurred while `uri` was used."""
-    text, where = str(error), display_uri(uri)
-    line = " ".join(text.split())
+    line, where = " ".join(str(error).split()), display_uri(uri)
     if isinstance(error, ServerError):
-        return text
+        return str(error)
     if not _is_foreign(error):
         return f"{type(error).__name__}: {line}"
-    code = getattr(error, "error_code", "")
+    text = f"{getattr(error, 'error_code', '')} {line}"
     user = os.environ.get("MLFLOW_TRACKING_USERNAME", "no user name")
     if "out-of-date database schema" in text or "Can't locate revision" in text:
         return (
@@ -61,12 +60,9 @@ def explain(error: BaseException, uri: str) -> str:
             f"{where} rejects this host name: start the server with "
             f"--allowed-hosts '{urlsplit(uri).hostname}:*', or use a name that it allows"
         )
-    if re.search("error code 401|401 Client", text) or code in (
-        "UNAUTHENTICATED",
-        "CUSTOMER_UNAUTHORIZED",
-    ):
+    if re.search("error code 401|401 Client|^(UNAUTHENTICATED|CUSTOMER_UNAUTHORIZED) ", text):
         return f"{where} refused {user}: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-    if re.search("error code 403|403 Client", text) or code == "PERMISSION_DENIED":
+    if re.search("error code 403|403 Client|^PERMISSION_DENIED ", text):
         return f"{where} does not let {user} do this: an administrator grants {_missing(text)}"
     if "failed with exception" in text or "timeout exception" in text:
         return f"{where} does not answer: start it, or check MLFLOW_TRACKING_URI and the network"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +18,7 @@ from pipeline.common.secrets import redact
 from pipeline.config.schema import TrainConfig
 from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.tracking import errors
-from pipeline.tracking.client import (
-    connect,
-    experiment_id,
-    no_retries,
-    uri_for,
-)
+from pipeline.tracking.client import connect, experiment_id, no_retries, uri_for
 from pipeline.tracking.delivery import clean
 from pipeline.tracking.remote_spool import STATE, push_spool, read_state, spool_folder
 from pipeline.tracking.sender import Sender, say
@@ -135,11 +129,7 @@ def record(run: str, values: Mapping[str, float], step: int, files: Iterable[str
     finite = {clean(name): float(value) for name, value in values.items()}
     spool.append("metrics", values=finite, step=step)
     for url in files:
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            copy = Path(scratch, store.name(url))
-            copy.write_bytes(store.read(url))
-            if kept := spool.keep_file(copy):
-                spool.append("artifact", folder="evaluation", files=[kept])
+        spool.artifact(f"evaluation/{store.name(url)}", store.read(url))
     spool.close()
     if problem := send(run, folder):
         say(f"{problem}; buffering the evaluation's results in {folder}")

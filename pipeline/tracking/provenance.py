@@ -132,11 +132,9 @@ def hardware() -> dict[str, Any]:
         "cuda": torch.version.cuda or "none",
     }
     if torch.cuda.is_available():
-        machine["gpus"] = torch.cuda.device_count()
-        machine["gpu"] = torch.cuda.get_device_name(0)
-        machine["gpu_memory_gb"] = round(
-            torch.cuda.get_device_properties(0).total_memory / 2**30, 1
-        )
+        gpu = torch.cuda.get_device_properties(0)
+        machine |= {"gpus": torch.cuda.device_count(), "gpu": gpu.name}
+        machine["gpu_memory_gb"] = round(gpu.total_memory / 2**30, 1)
         machine["cudnn"] = str(torch.backends.cudnn.version())
         if handles := _gpu_handles():
             machine["driver"] = str(handles[0].nvmlSystemGetDriverVersion())

@@ -62,13 +62,11 @@ def fetch_spool(run: str, folder: Path) -> None:
     if not remote_state or ours and state["attempt"] >= remote_state["attempt"]:
         return
     remote = _tree(url)
-    keys = ("uid", "attempt")
-    same = all(state.get(key) == remote_state[key] for key in keys)
+    same = all(state.get(key) == remote_state[key] for key in ("uid", "attempt"))
     for name in tree(folder) - (set(remote) if same else set()):
         (folder / name).unlink()
-    for name in sorted(
-        remote, key=lambda name: name == STATE
-    ):  # last: a copy without it does not count
+    # The state last: a copy without it does not count.
+    for name in sorted(remote, key=lambda name: name == STATE):
         path = folder / name
         kept = path.exists() and name.startswith(("files/", "events-"))
         if kept and (name[0] == "f" or path.stat().st_size == store.size(store.join(url, name))):

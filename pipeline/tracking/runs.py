@@ -44,7 +44,7 @@ def dry_run(config: RunsConfig) -> str:
     uri = tracking_uri(config.root)
     client = connect(uri, make=False)
     with errors.explained(uri):
-        over = [f"{each.run.info.run_name} ({each.reason})" for each in dead(client, config)]
+        over = [f"{run.info.run_name} ({reason})" for run, _, reason in dead(client, config)]
     return f"would close {len(over)} runs: {', '.join(over)}"
 
 
@@ -95,7 +95,8 @@ def prune(config: RunsConfig) -> dict[str, Any]:
     keep = {word.strip() for word in config.keep.split(",") if word.strip()}
     if not keep <= {"best", "last"} or not keep:
         raise ValueError(f"keep={config.keep} is not allowed: expected best, last or best,last")
-    deleted, refused = [], []
+    deleted: list[dict[str, Any]] = []
+    refused: list[dict[str, Any]] = []
     for run in folders(config.root):
         every = checkpoints.list_checkpoints(str(run))
         if not every or time.time() - _newest(run / "checkpoints") < age:
@@ -103,22 +104,17 @@ def prune(config: RunsConfig) -> dict[str, Any]:
         kept_images = {checkpoints.find(str(run), which).images_seen for which in keep}
         used = set(read_run_json(str(run)).get("pinned", []))
         kept = [each for each in every if each.images_seen in kept_images]
-        corrupt = [
-            each for each in kept if len(every) > len(kept) and not checkpoints.is_whole(each)
-        ]
-        for each in every:
-            if each.images_seen in kept_images:
-                continue
+        others = [each for each in every if each.images_seen not in kept_images]
+        corrupt = [each.name for each in kept if others and not checkpoints.is_whole(each)]
+        for each in others:
             row = {"checkpoint": each.url, "mb": round(_bytes(store.local(each.url)) / 1e6, 1)}
             if each.images_seen in used:
-                refused.append(row | {"reason": "an evaluation or the registry uses it"})
+                row["reason"] = "an evaluation or the registry uses it"
             elif corrupt:
-                reason = f"{corrupt[0].name}, which would be kept, is corrupt"
-                refused.append(row | {"reason": reason})
-            else:
-                deleted.append(row)
-                if config.delete:
-                    checkpoints.remove(each.url)
+                row["reason"] = f"{corrupt[0]}, which would be kept, is corrupt"
+            elif config.delete:
+                checkpoints.remove(each.url)
+            (refused if "reason" in row else deleted).append(row)
     return {"deleted" if config.delete else "would_delete": deleted, "refused": refused}
 
 

@@ -21,9 +21,8 @@ class Sender:
     def __init__(self, run: str, uri: str, folder: Path) -> None:
         self.run, self.uri, self.folder = run, uri, folder
         self.sent = self.rejected = 0
-        self.give_up = (
-            threading.Event()
-        )  # set after `stop`: events that cannot be sent now stay in the spool
+        # Set after `stop`: events that cannot be sent now stay in the spool.
+        self.give_up = threading.Event()
         self._delivery: Delivery | None = None
         self._problem: str | None = None
 

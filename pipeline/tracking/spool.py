@@ -19,7 +19,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,9 +38,8 @@ class Position(NamedTuple):
 
 
 class Event(NamedTuple):
-    """An event; it begins at `position`, the next one at `after`."""
+    """An event; the next one begins at `after`."""
 
-    position: Position
     after: Position
     kind: str
     time_ms: int
@@ -86,24 +85,14 @@ class Spool:
         It is stored raw: encoding a PNG would delay the training loop a hundred times longer.
         """
         name = f"{time.time_ns()}-{pixels.shape[0]}x{pixels.shape[1]}.rgb"
-        try:
-            (self.folder / "files" / name).write_bytes(np.ascontiguousarray(pixels).data)
-        except OSError:
-            self.lost += 1
-            (self.folder / "files" / name).unlink(missing_ok=True)
-            return None
-        return name
+        return name if self._keep(name, np.ascontiguousarray(pixels).data) else None
 
-    def keep_file(self, path: Path) -> str | None:
-        """Store a file as it is now, by hard link where possible, in a new folder.
-
-        Returns the folder's name, None if the disk is full or the file does not exist.
-        """
-        return self._kept(path.name, lambda target: _link(path, target))
-
-    def keep_text(self, name: str, text: str) -> str | None:
-        """Store `text` as a file `name`, as `keep_file` does."""
-        return self._kept(name, lambda target: target.write_text(text))
+    def artifact(self, path: str, data: bytes) -> None:
+        """Store `data` in a new folder and append the event that logs it as the artifact `path`."""
+        folder, _, name = path.rpartition("/")
+        holder = f"{time.time_ns()}"
+        if self._keep(f"{holder}/{name}", data):
+            self.append("artifact", folder=folder, files=[holder])
 
     def rotate(self) -> None:
         """End the current segment, so that it does not change any more."""
@@ -128,16 +117,16 @@ class Spool:
         with self._lock:
             os.close(self._file)
 
-    def _kept(self, name: str, fill: Callable[[Path], Any]) -> str | None:
-        folder = self.folder / "files" / f"{time.time_ns()}"
+    def _keep(self, name: str, data: bytes | memoryview) -> bool:
+        path = self.folder / "files" / name
         try:
-            folder.mkdir()
-            fill(folder / name)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
         except OSError:
             self.lost += 1
-            discard(self.folder, folder.name)
-            return None
-        return folder.name
+            discard(self.folder, Path(name).parts[0])
+            return False
+        return True
 
     def _write(self, data: bytes) -> None:
         written = os.write(self._file, data)
@@ -173,12 +162,12 @@ class Unsent:
         segment, offset = self.position
         last = last_segment(self.folder)
         while segment <= last:
-            ended = not segment_path(self.folder, segment).exists()
-            for line in _lines(segment_path(self.folder, segment), offset):
-                ended = line == END
-                after = Position(segment + 1, 0) if ended else Position(segment, offset + len(line))
-                events.append(_event(line, Position(segment, offset), after))
-                offset = after.offset
+            path = segment_path(self.folder, segment)
+            ended = not path.exists()
+            for line in _lines(path, offset):
+                ended, offset = line == END, offset + len(line)
+                after = Position(segment + 1, 0) if ended else Position(segment, offset)
+                events.append(_event(line, after))
                 max_bytes -= len(line)
                 if len(events) >= limit or max_bytes <= 0:
                     return events
@@ -203,13 +192,11 @@ class Unsent:
     def count(self) -> int:
         """Count the unsent events."""
         segment, offset = self.position
-        return sum(
-            line != END
-            for number in range(segment, last_segment(self.folder) + 1)
-            for line in _lines(
-                segment_path(self.folder, number), offset if number == segment else 0
-            )
-        )
+        paths = [
+            segment_path(self.folder, n) for n in range(segment, last_segment(self.folder) + 1)
+        ]
+        starts = [offset, *(0 for _ in paths)]
+        return sum(line != END for path, at in zip(paths, starts) for line in _lines(path, at))
 
 
 @contextlib.contextmanager
@@ -240,9 +227,8 @@ def last_segment(folder: Path) -> int:
 def read_cursor(folder: Path) -> Position:
     """Read the cursor; without one, the beginning: sending an event twice adds nothing."""
     try:
-        saved = json.loads((folder / CURSOR).read_bytes())
-        return Position(saved["segment"], saved["offset"])
-    except (FileNotFoundError, ValueError, KeyError):
+        return Position(**json.loads((folder / CURSOR).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
         return Position(1, 0)
 
 
@@ -253,7 +239,7 @@ def drop_sent(folder: Path) -> None:
         if path >= segment_path(folder, sent):
             return
         for line in _lines(path, 0):
-            for name in _event(line, Position(0, 0), Position(0, 0)).fields.get("files", ()):
+            for name in _event(line, Position(0, 0)).fields.get("files", ()):
                 discard(folder, name)
         path.unlink()
 
@@ -284,17 +270,10 @@ def _lines(path: Path, offset: int) -> Iterator[bytes]:
             yield line
 
 
-def _event(line: bytes, position: Position, after: Position) -> Event:
+def _event(line: bytes, after: Position) -> Event:
     try:
         fields = json.loads(line)
-        return Event(position, after, fields.pop("kind"), int(fields.pop("t")), fields)
+        return Event(after, fields.pop("kind"), int(fields.pop("t")), fields)
     except (ValueError, KeyError, AttributeError):
         # The incomplete line of a crashed machine: set aside, never sent.
-        return Event(position, after, "torn", 0, {"line": line.decode(errors="replace")})
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+        return Event(after, "torn", 0, {"line": line.decode(errors="replace")})

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.locks import Taken, leased
+from pipeline.common.locks import Held, leased
 from pipeline.common.signals import handled
 from pipeline.config.schema import SyncConfig
 from pipeline.tracking import client, errors
@@ -78,13 +78,9 @@ def _senders(where: str, known: dict[str, Sender]) -> list[Sender]:
 
 def _local(where: str) -> list[tuple[str, Path]]:
     top = store.local(where)
-    spools = [top / "spool", top / EVALUATION / "spool"]
-    spools += [p for depth in range(1, DEPTH + 1) for p in top.glob("*/" * depth + "spool")]
-    return [(str(_run_of(p)), p) for p in dict.fromkeys(spools) if p.is_dir()]
-
-
-def _run_of(spool: Path) -> Path:
-    return spool.parent.parent if spool.parent.name == EVALUATION else spool.parent
+    spools = [p for depth in range(DEPTH + 1) for p in top.glob("*/" * depth + "spool")]
+    holders = [(p.parent, p) for p in spools if p.is_dir()]
+    return [(str(h.parent if h.name == EVALUATION else h), p) for h, p in holders]
 
 
 def _remote(where: str) -> list[tuple[str, Path]]:
@@ -105,7 +101,7 @@ def _round(senders: list[Sender]) -> list[str]:
                 sender.report("another process is sending this run's events")
                 continue
             sender.report(None)
-        except Taken as error:
+        except Held as error:
             sender.report(f"{error.owner} holds the run and sends its events")
         except Exception as error:
             problems.append(errors.explain(error, sender.uri))

@@ -11,7 +11,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -34,16 +33,15 @@ from pipeline.tracking.sender import Sender, say
 from pipeline.tracking.spool import Spool, Unsent, write_json
 from shards import store
 
-STATUSES = ("FINISHED", "FAILED", "KILLED", "REQUEUED")
+SAMPLE_EVERY = 15.0  # seconds between samples of the machine
 
 
 class Tracker:
-    """Records a run.
+    """Records a run: the MLflow run that `run.json` names (from `submit`), else a new one.
 
     run_dir: the run's folder or URL. The spool of a remote run is in a cache folder; `publish`
         (with each checkpoint) copies it to the run, for a later start on another node.
     uri: MLflow; None: the environment's, else sqlite under `root`, the folder that holds the runs.
-    run_id: an existing MLflow run (from `submit`); None: the one in `run.json`, else a new one.
     required: `start` raises ServerError if the server cannot be used.
     drain: False: only spool; `sync` sends from a machine that can reach the server.
     """
@@ -56,19 +54,15 @@ class Tracker:
         uri: str | None = None,
         experiment: str,
         run_name: str,
-        run_id: str | None = None,
-        parent: str | None = None,
         required: bool = False,
         drain: bool = True,
-        sample_every: float = 15.0,
     ) -> None:
         no_retries()
         self.run = str(run_dir)
         self.uri = uri_for(self.run, root, uri)
         self.folder = spool_folder(self.run)
-        self._identity = {"experiment": experiment, "run_name": run_name, "parent": parent}
-        self._given_id, self._required, self._drains = run_id, required, drain
-        self._sample_every = sample_every
+        self._identity = {"experiment": experiment, "run_name": run_name}
+        self._required, self._drains = required, drain
         self._state: dict[str, Any] = {}
         self._threads: list[threading.Thread] = []
         self._stop, self._wake, self._due = (threading.Event() for _ in range(3))
@@ -97,7 +91,6 @@ class Tracker:
         started = self.spool.append(
             "start",
             uid=self._state["uid"],
-            run_id=self._given_id,
             attempt=self._state["attempt"],
             params=flatten(params),
             tags={**tags_of_environment, **tags, "job.state": "running"},
@@ -107,10 +100,10 @@ class Tracker:
         if not started:
             raise OSError(f"cannot write {self.folder}: free some space there")
         for path, text in texts.items():
-            self.text(path, text)
+            self.artifact(path, text.encode())
         if self._drains:
             self._prepare()
-            self._begin(self._send)
+            self._begin(lambda: self._sender.until(self._stop, self._wake, self.spool.sync))
         if not store.is_local(self.run):
             self.publish()  # the next node needs this run's uid, even if this one dies early
             self._begin(self._publish_when_due)
@@ -142,20 +135,9 @@ class Tracker:
                 "image", key=clean(key), step=int(step), shape=pixels.shape, files=[name]
             )
 
-    def artifact(self, local_path: str | os.PathLike, folder: str = "") -> None:
-        """Log a file or folder as it is now, under `folder` of the run's artifacts."""
-        top = Path(local_path)
-        files = sorted(p for p in top.rglob("*") if p.is_file()) if top.is_dir() else [top]
-        for file in files:
-            within = PurePosixPath(folder, *file.parent.relative_to(top.parent).parts)
-            if name := self.spool.keep_file(file):
-                self.spool.append("artifact", folder=str(within).strip("."), files=[name])
-
-    def text(self, path: str, text: str) -> None:
-        """Log `text` as the artifact `path`."""
-        folder, _, name = path.rpartition("/")
-        if kept := self.spool.keep_text(name, text):
-            self.spool.append("artifact", folder=folder, files=[kept])
+    def artifact(self, path: str, data: bytes) -> None:
+        """Log `data` as the artifact `path`."""
+        self.spool.artifact(path, data)
 
     def tag(self, key: str, value: str) -> None:
         self.spool.append("tags", values={clean(key): str(value)})
@@ -170,8 +152,6 @@ class Tracker:
 
         Waits at most `wait` seconds for unsent events, then prints how to send them.
         """
-        if status not in STATUSES:
-            raise ValueError(f"status {status!r} is not one of {', '.join(STATUSES)}")
         self.spool.append("finish", status=status, uid=self._state["uid"])
         self._keep_state(ended=status)
         for event in (self._stop, self._wake, self._due):
@@ -257,9 +237,6 @@ class Tracker:
                 raise
             self._sender.report(str(error))
 
-    def _send(self) -> None:
-        self._sender.until(self._stop, self._wake, self.spool.sync)
-
     def _publish_when_due(self) -> None:
         while self._due.wait() and not self._stop.is_set():
             self._due.clear()
@@ -281,7 +258,7 @@ class Tracker:
             self.spool.append("metrics", values=sample, step=self._step)
             if not self._drains:
                 self.spool.sync()
-            if self._stop.wait(self._sample_every):
+            if self._stop.wait(SAMPLE_EVERY):
                 return
 
 
@@ -290,7 +267,7 @@ class NullTracker:
 
     def start(self, *args: Any, **kwargs: Any) -> None: ...
 
-    metrics = image = artifact = text = tag = publish = finish = start
+    metrics = image = artifact = tag = publish = finish = start
 
     def __enter__(self) -> "NullTracker":
         return self

@@ -78,8 +78,8 @@ class Saver:
 
     def wait(self) -> None:
         """Wait until the last checkpoint is complete; raise its error."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
+        pending, self._pending = self._pending, None
+        if pending is not None:
             pending.result()
 
     def close(self) -> None:

@@ -155,26 +155,9 @@ class Engine:
                     stack.enter_context(self.accelerator.no_sync(player.wrapped))
             yield
 
-    @contextmanager
-    def alone(self, players: Sequence[TrainableNetwork]) -> Iterator[None]:
-        """Context without exchanges with other ranks, to try which batch size fits.
-
-        Not with ZeRO. Norms are in evaluation mode, and gradients are dropped.
-        """
-        wrapped = [player.wrapped for player in players]
-        for player in players:
-            player.module.eval().zero_grad(set_to_none=True)
-            player.wrapped = player.module
-        try:
-            yield
-        finally:
-            for player, before in zip(players, wrapped, strict=True):
-                player.wrapped = before
-                player.module.train().zero_grad(set_to_none=True)
-
     def backward(self, loss: Tensor, player: TrainableNetwork) -> None:
         if player.sharded is not None:
-            player.sharded.backward(loss)
+            player.sharded.engine.backward(loss, scale_wrt_gas=False)
         else:
             (loss if player.scaler is None else player.scaler.scale(loss)).backward()
 
@@ -253,6 +236,19 @@ class Engine:
         values = [value if self.is_main else None]
         dist.broadcast_object_list(values, src=0, group=self.control_group)
         return values[0]
+
+    def from_main(self, read: Callable[[], Any]) -> Any:
+        """Return on every rank what `read` returns on rank 0; its error is raised on every rank."""
+        value = None
+        if self.is_main:
+            try:
+                value = read()
+            except (ValueError, OSError) as error:
+                value = error
+        value = self.broadcast_object(value)
+        if isinstance(value, Exception):
+            raise value
+        return value
 
     def average_buffers(self, players: Sequence[TrainableNetwork]) -> None:
         """Average running statistics over ranks; synchronized norms are equal already."""

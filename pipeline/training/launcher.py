@@ -51,10 +51,15 @@ def main(config: TrainConfig) -> dict[str, Any]:
     try:
         run = preflight(config, here.nodes * here.processes, first=here.node_rank == 0)
     except ValueError as error:
-        _record_refusal(config, here, one_line(error))
+        refused(config, one_line(error))
         raise
     if config.smoke:
-        return _smoke(config, here)
+        from pipeline.training.smoke import smoke
+
+        def start(short: TrainConfig) -> None:
+            _exit_unless_ok(run_workers(short, here).status)
+
+        return smoke(config, start, is_first=here.node_rank == 0)
     log = None  # in a pod `with_job_log` logs this process and its workers
     if PODS not in os.environ:
         log = store.join(run.url, "logs", f"node-{here.node_rank}.log")
@@ -62,13 +67,11 @@ def main(config: TrainConfig) -> dict[str, Any]:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # too late: the workers have saved
-    facts = None
     if here.node_rank == 0:
         with suppress(ConfigError, OSError):  # such as a full disk: report the workers' error
-            facts = _record_end(config, run, ended)
+            _record_end(config, run, ended)
     _exit_unless_ok(ended.status)
-    facts = read_run_json(run.url) if facts is None else facts
-    return dict(facts.get("result", {}), run=run.url)
+    return dict(read_run_json(run.url).get("result", {}), run=run.url)
 
 
 def run_workers(config: TrainConfig, here: Place, log: str | None = None) -> Ended:
@@ -89,37 +92,23 @@ def _stopped_early(number: int, frame: object) -> None:
     raise SystemExit(os.EX_TEMPFAIL)
 
 
-def _record_end(config: TrainConfig, run: RunFolder, ended: Ended) -> dict[str, Any] | None:
-    """Set or clear the error in run.json, end a failed run in MLflow too; return run.json."""
-    facts = None
+def _record_end(config: TrainConfig, run: RunFolder, ended: Ended) -> None:
+    """Set or clear the error in run.json, end a failed run in MLflow too."""
     if store.exists(store.join(run.url, "run.json")):
-        facts = update_run_json(run.url, error=ended.error)
+        update_run_json(run.url, error=ended.error)
     if ended.status:
         with held(run):  # removes the folder of a run that never began
             if ended.error and config.tracking.enabled:
                 from pipeline.tracking import lifecycle
 
                 lifecycle.ended(run.url, ended.error, config.tracking.drain)
-    return facts
 
 
-def _record_refusal(config: TrainConfig, here: Place, error: str) -> None:
-    """Write a refusal inside a job to its run.json, where `status` shows it."""
-    run = folder_of(config).url
-    submitted = "PET_NNODES" in os.environ and store.exists(store.join(run, "config.yaml"))
-    if submitted and here.node_rank == 0:
+def refused(config: TrainConfig, error: str) -> None:
+    """Record in a submitted run's run.json why its job was refused; `status` shows it."""
+    run, first = folder_of(config).url, place(os.environ, 1).node_rank == 0
+    if "PET_NNODES" in os.environ and first and store.exists(store.join(run, "config.yaml")):
         update_run_json(run, error=error)
-
-
-def _smoke(config: TrainConfig, here: Place) -> dict[str, Any]:
-    from pipeline.training.smoke import smoke
-
-    def start(short: TrainConfig) -> int:
-        return run_workers(short, here).status
-
-    status, report = smoke(config, start, is_first=here.node_rank == 0)
-    _exit_unless_ok(status)
-    return report
 
 
 def _exit_unless_ok(status: int) -> None:

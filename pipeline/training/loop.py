@@ -19,26 +19,22 @@ from torch import Tensor
 from pipeline.common.signals import stop_requests
 from pipeline.config.groups import phase_at
 from pipeline.config.schema import TrainConfig
+from pipeline.evaluation.pair_images import sample_images
 from pipeline.evaluation.pairs import validation_pairs
-from pipeline.evaluation.scoring import sample_images, validate
+from pipeline.evaluation.scoring import validate
 from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import folder_of, resolve_auto
 from pipeline.tracking.provenance import other_node_metrics
 from pipeline.training import checkpointing, flops, method
 from pipeline.training.checkpointing import save
 from pipeline.training.engine import Engine
-from pipeline.training.guards import (
-    check_consistency,
-    explain_out_of_memory,
-    out_of_memory_outside_step,
-)
+from pipeline.training.guards import check_consistency, out_of_memory
 from pipeline.training.method import Method
-from pipeline.training.progress import Meter
+from pipeline.training.progress import Meter, format_metrics
 from pipeline.training.resume import resume
 from pipeline.training.run_log import (
     StepLog,
     finish,
-    format_metrics,
     headline,
     open_tracker,
     save_samples,
@@ -63,8 +59,8 @@ def train(config: TrainConfig) -> None:
                 stack.enter_context(held(run))
             if _train(config, run, engine, watch, stack):
                 raise SystemExit(os.EX_TEMPFAIL)
-    except torch.OutOfMemoryError as error:  # one within a step was explained already
-        raise out_of_memory_outside_step(error, config.accumulate) from None
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(error, config, engine.world_size) from None
     finally:
         engine.close(sys.exception())
 
@@ -218,10 +214,7 @@ def step(
     ):
         image = pixels.to(engine.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
         mask = holes.to(engine.device, non_blocking=True).unsqueeze(1).float()
-        with (
-            explain_out_of_memory(networks, engine, image, mask, config.accumulate),
-            engine.micro_batch(networks.players, last=i == config.accumulate - 1),
-        ):
+        with engine.micro_batch(networks.players, last=i == config.accumulate - 1):
             values = method.backward(networks, engine, image, mask, share)
         for name, value in values.items():
             sums[name] = sums.get(name, 0) + value * share

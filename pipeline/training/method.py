@@ -30,9 +30,6 @@ from pipeline.training import pretrained, weights
 from pipeline.training.engine import Engine
 from pipeline.training.network import TrainableNetwork
 
-# Built where the objective has an adversarial term.
-DISCRIMINATORS: dict[str, type[DenseNetDiscriminator]] = {"densenet": DenseNetDiscriminator}
-
 
 @dataclass
 class Method:
@@ -73,7 +70,7 @@ def build(config: TrainConfig, engine: Engine) -> Method:
                 f"{name}={side} does not fit model={config.model.name}: give a multiple of "
                 f"{generator.multiple}, at least {generator.smallest}"
             )
-    kind = DISCRIMINATORS["densenet"]
+    kind = DenseNetDiscriminator
     if objective.adv and (config.data.crop % kind.multiple or config.data.crop < kind.smallest):
         raise ConfigError(
             f"data.crop={config.data.crop} does not fit the discriminator: give a multiple of "
@@ -107,15 +104,7 @@ def _load(name: str, network: nn.Module, config: TrainConfig, engine: Engine) ->
     """
     if config.weights == RANDOM:
         return RANDOM
-    data: Any = None
-    if engine.is_main:
-        try:
-            data = pretrained.read(config.weights, name)
-        except (ValueError, OSError) as error:
-            data = error
-    data = engine.broadcast_object(data)
-    if isinstance(data, Exception):
-        raise data
+    data = engine.from_main(lambda: pretrained.read(config.weights, name))
     return weights.load(data, network, pretrained.place(config.weights, name))
 
 
@@ -156,7 +145,7 @@ def _features(
     method: Method, own: Sequence[Tensor], raw: Tensor, filled: Tensor, image: Tensor
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """Features and targets of the perceptual and style losses: the generator's own, or VGG16's."""
-    if not needs_features(method.objective):
+    if not pretrained.compares_features(method.objective):
         return (), ()
     if method.features is None:
         return own, own_features(method.generator.module, image)
@@ -250,10 +239,6 @@ def total(terms: Sequence[Term], computed: Computed) -> tuple[Tensor, dict[str, 
     values = {term.name: term.value(computed) for term in terms}
     loss = torch.stack([term.weight * values[term.name] for term in terms]).sum()
     return loss, {name: value.detach() for name, value in values.items()}
-
-
-def needs_features(objective: ObjectiveConfig) -> bool:
-    return bool(objective.perceptual or objective.style)
 
 
 def optimizer(objective: ObjectiveConfig) -> Callable[[Sequence[nn.Parameter]], Any]:

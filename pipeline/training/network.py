@@ -130,9 +130,6 @@ class Sharded:
         if before:
             self._take_over(before)
 
-    def backward(self, loss: Tensor) -> None:
-        self.engine.backward(loss, scale_wrt_gas=False)
-
     def norm(self) -> Tensor:
         """Return the norm of this rank's part of the averaged gradient."""
         return nn.utils.get_total_norm(self._gradients())

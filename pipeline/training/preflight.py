@@ -6,7 +6,6 @@ Nothing here imports torch, which keeps the launcher light. The sizes that a net
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -15,7 +14,6 @@ from pipeline.common.errors import ConfigError
 from pipeline.config import checks
 from pipeline.config.groups import VALIDATED, DataConfig, MasksConfig
 from pipeline.config.schema import TrainConfig
-from pipeline.launch.topology import surely_no_gpu
 from pipeline.runs import checkpoints
 from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import check_same, folder_of, other_dataset
@@ -57,21 +55,18 @@ def preflight(
 
 
 def check_processes(config: TrainConfig, world_size: int) -> None:
-    """Check processes, threads and precision against these machines."""
+    """Check the processes against the strategy and the batch."""
     strategy = config.parallel.strategy
     if strategy == "single" and world_size > 1:
         raise ConfigError(
-            f"parallel=single runs one process, but this job has {world_size}: give parallel=ddp, "
-            f"or one node with one process"
+            f"parallel=single is one process, but {world_size} are given: give parallel=ddp, or "
+            f"processes=1 on one node"
         )
     if strategy.startswith("zero") and find_spec("deepspeed") is None:
         raise ConfigError(
             f"parallel={strategy} needs DeepSpeed, which is not installed: run "
             f"`DS_BUILD_OPS=0 pip install -e .[deepspeed]`, or give parallel=ddp"
         )
-    here = "PET_NNODES" in os.environ or config.cluster.scheduler == "local"  # not on a login node
-    if config.precision == "fp16" and here and surely_no_gpu():
-        raise ConfigError("precision=fp16 needs a GPU; on this CPU use fp32, bf16 or auto")
     checks.divisible(config, world_size)
 
 
@@ -83,15 +78,13 @@ def check_splits(data: DataConfig, manifest: Manifest) -> None:
     for key, split in (("train", data.train), ("validate", data.validate)):
         if not manifest.splits.get(split):
             known = ", ".join(sorted(manifest.splits))
-            hint = ""
-            if key == "validate":
-                hint = (
-                    ": `shard data.holdout=0.01` with a new out= holds out images of "
-                    "train for it; test is for results only"
-                )
+            hint = (
+                ": `shard data.holdout=0.01` with a new out= holds out images of train for it; "
+                "test is for results only"
+            )
             raise ConfigError(
                 f"data.{key}={split} is not a split of {store.display(manifest.url)} (it has "
-                f"{known}){hint}"
+                f"{known}){hint if key == 'validate' else ''}"
             )
 
 
@@ -100,12 +93,24 @@ def check_sizes(config: TrainConfig, manifest: Manifest) -> None:
 
     Looks at the first shard of the training split, and at every validated image.
     """
-    data, size = config.data, config.validate.size
+    data = config.data
+    checked = [("validate.size", config.validate.size, data.validate, config.validate.pairs)]
     if data.crop_mode != "resized":
-        sides = _sides(manifest, data.train, manifest.splits[data.train].shards[0].samples)
-        _check_side("data.crop", data.crop, data, manifest, data.train, sides)
-    sides = _sides(manifest, data.validate, config.validate.pairs)
-    _check_side("validate.size", size, data, manifest, data.validate, sides)
+        first = manifest.splits[data.train].shards[0]
+        checked.insert(0, ("data.crop", data.crop, data.train, first.samples))
+    for key, side, split, images in checked:
+        if data.resize_short is not None:
+            if data.resize_short < side:
+                raise ConfigError(
+                    f"{key}={side} is larger than data.resize_short={data.resize_short}: "
+                    f"set data.resize_short to at least {side}"
+                )
+        elif (smallest := min(_sides(manifest, split, images), default=side)) < side:
+            raise ConfigError(
+                f"{key}={side} is larger than images of {store.display(manifest.url)}: the "
+                f"smallest side among those checked in {split} is {smallest}; lower {key}, or set "
+                f"data.resize_short={side}"
+            )
 
 
 def _sides(manifest: Manifest, split: str, images: int) -> Iterator[int]:
@@ -118,36 +123,15 @@ def _sides(manifest: Manifest, split: str, images: int) -> Iterator[int]:
             return
 
 
-def _check_side(
-    key: str, side: int, data: DataConfig, manifest: Manifest, split: str, sides: Iterator[int]
-) -> None:
-    if (data.resize_short or 0) >= side:
-        return
-    if data.resize_short is not None:
-        raise ConfigError(
-            f"{key}={side} is larger than data.resize_short={data.resize_short}: "
-            f"set data.resize_short to at least {side}"
-        )
-    smallest = min(sides, default=side)
-    if smallest < side:
-        raise ConfigError(
-            f"{key}={side} is larger than images of {store.display(manifest.url)}: the smallest "
-            f"side among those checked in {split} is {smallest}; lower {key}, or set "
-            f"data.resize_short={side}"
-        )
-
-
 # --- holes ---------------------------------------------------------------------------------------
 
 
 def check_masks(masks: MasksConfig, size: int) -> None:
     """Check that masks can be drawn, and that a mask set fits training and validation."""
     MaskPolicy(masks.kind, masks.low, masks.high, masks.border, masks.url)  # type: ignore[arg-type]
-    if masks.url is not None:
-        _check_mask_set(masks, open_manifest(masks.url), size)
-
-
-def _check_mask_set(masks: MasksConfig, manifest: Manifest, size: int) -> None:
+    if masks.url is None:
+        return
+    manifest = open_manifest(masks.url)
     where = f"masks.url={store.display(manifest.url)}"
     if manifest.kind != "masks":
         raise ConfigError(
@@ -189,16 +173,7 @@ def check_init(config: TrainConfig, init: str) -> None:
     if init.startswith("models:"):
         options = _registered(init, config)
     else:
-        url, name = checkpoints.split_address(init)
-        saved = {c.name: c for c in checkpoints.list_checkpoints(url)}
-        if not saved:
-            raise ConfigError(
-                f"init={shown} holds no checkpoint: give a run, one of its checkpoints, or "
-                f"models:/NAME@champion"
-            )
-        if name and name not in saved:
-            raise ConfigError(f"init={shown} does not exist: that run has {', '.join(saved)}")
-        options = saved[name or max(saved)].state.get("model", {})
+        options = checkpoints.find(init).state.get("model", {})
     for key, value in model.items():
         before = options.get(key, value)
         if before != value and key not in NOT_IN_TENSORS:
@@ -215,16 +190,11 @@ def _registered(init: str, config: TrainConfig) -> dict[str, str]:
     from pipeline.tracking.model_versions import find_version
 
     where = tracking_uri(config.root, config.cluster.env.get("MLFLOW_TRACKING_URI"))
-    try:
-        client = connect(where, make=False)
-    except errors.ServerError as error:
-        raise ConfigError(f"init={init}: {error}") from None
+    client = connect(where, make=False)
     try:
         with errors.explained(where):
             version = find_version(client, init)
     except errors.ServerError as error:  # a login node need not reach the server
         raise ConnectionError(f"init={init}: {error}") from None
-    except ValueError as error:
-        raise ConfigError(f"init={init}: {error}") from None
     network = version.tags.get("lacuna.network")
     return {"name": network} if network else {}

@@ -20,11 +20,17 @@ from pipeline.config.schema import CACHE, RANDOM, TrainConfig
 from shards import objects, store
 
 
+def compares_features(objective: ObjectiveConfig) -> bool:
+    """Whether a loss compares features of the generated and the original image."""
+    return bool(objective.perceptual or objective.style)
+
+
 def needed(objective: ObjectiveConfig) -> list[str]:
     """List the networks that start from published weights."""
-    compares = bool(objective.perceptual or objective.style)
-    vgg16 = ["vgg16"] if compares and objective.features == "vgg16" else []
-    return vgg16 + (["densenet121"] if objective.adv and objective.d_pretrained else [])
+    compares = compares_features(objective) and objective.features == "vgg16"
+    return ["vgg16"] * compares + (
+        ["densenet121"] if objective.adv and objective.d_pretrained else []
+    )
 
 
 def folder() -> str:
@@ -84,8 +90,7 @@ def read(weights: str, name: str) -> bytes:
 def facts(data: bytes) -> dict[str, str]:
     """Return the metadata of a safetensors file."""
     size = int.from_bytes(data[:8], "little")
-    metadata: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
-    return metadata
+    return json.loads(data[8 : 8 + size]).get("__metadata__") or {}
 
 
 def digest(data: bytes) -> str:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,6 +19,13 @@ PLAIN_EVERY = 30.0
 WINDOW = 200
 WARM_UP = 3
 NOTABLE_WAIT = 0.05  # fraction of data wait from which it is shown
+
+
+class Step(NamedTuple):
+    images: int
+    seconds: float
+    wait: float  # for data, of these seconds
+    cpu: float  # seconds of the training thread
 
 
 class Meter:
@@ -36,16 +43,13 @@ class Meter:
         image_seconds: float = 0.0,
     ) -> None:
         self.images_seen, self.max_images, self.processes = images_seen, max_images, processes
-        self.image_seconds = image_seconds
-        self._began, self._images = time.monotonic(), 0
-        self._steps: deque[float] = deque(maxlen=WINDOW)
-        self._waits: deque[float] = deque(maxlen=WINDOW)
-        self._cpu: deque[float] = deque(maxlen=WINDOW)
-        self._thread, self._fastest = time.thread_time(), float("inf")
-        self._sizes: deque[int] = deque(maxlen=WINDOW)
-        self._warm, self._stall = 0, 0.0
+        self.image_seconds, self.shown = image_seconds, shown
+        self._began, self._first, self._count = time.monotonic(), images_seen, 0
+        self._steps: deque[Step] = deque(maxlen=WINDOW)
+        self._thread, self._fastest, self._stall = time.thread_time(), float("inf"), 0.0
         self._losses: Mapping[str, float] = {}
-        self._line = _Live(max_images) if shown and sys.stderr.isatty() else _Plain(shown)
+        self._next_line = 0.0
+        self._bar = _bar(max_images) if shown and sys.stderr.isatty() else None
 
     def step(self, images: int, seconds: float, wait: float, losses: Mapping[str, float]) -> None:
         """Record a step: `images` over all ranks in `seconds`, of which `wait` for data.
@@ -53,17 +57,18 @@ class Meter:
         losses: empty between lines of the log; the last ones remain displayed.
         """
         self.images_seen += images
-        self._images += images
-        self._warm += 1
+        self._count += 1
         before, self._thread = self._thread, time.thread_time()
         self._fastest = min(self._fastest, seconds)
-        if self._warm > WARM_UP:
-            self._cpu.append(self._thread - before)
-            self._steps.append(seconds)
-            self._waits.append(wait)
-            self._sizes.append(images)
+        if self._count > WARM_UP:
+            self._steps.append(Step(images, seconds, wait, self._thread - before))
         self._losses = losses or self._losses
-        self._line.show(self, self._losses)
+        if self._bar:
+            line = status_line(self, self._losses)
+            self._bar.update(self._bar.task_ids[0], completed=self.images_seen, description=line)
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + PLAIN_EVERY
+            self.say(status_line(self, self._losses))
 
     def elsewhere(self, seconds: float, stall: bool = False) -> None:
         """Record `seconds` between steps: validation, or a checkpoint's `stall`."""
@@ -76,27 +81,30 @@ class Meter:
 
         On a GPU only the data wait: its thread spins while kernels wait for other ranks.
         """
-        times = {"wait": self._waits, "cpu": () if torch.cuda.is_available() else self._cpu}
-        medians = {k: 1e3 * statistics.median(v) if v else 0.0 for k, v in times.items()}
+        waits = [s.wait for s in self._steps] or [0.0]
+        cpu = [0.0 if torch.cuda.is_available() else s.cpu for s in self._steps] or [0.0]
+        medians = {"wait": 1e3 * statistics.median(waits), "cpu": 1e3 * statistics.median(cpu)}
         return {"host": socket.gethostname(), **medians}
 
     @property
     def rate(self) -> float:
         """Images per second in training steps, over the window and all ranks; 0 in warm-up."""
-        spent = sum(self._steps)
-        return sum(self._sizes) / spent if spent else 0.0
+        return sum(s.images for s in self._steps) / self._spent if self._steps else 0.0
 
     @property
     def waiting(self) -> float:
         """Fraction of the window's time spent waiting for data."""
-        return sum(self._waits) / sum(self._steps) if self._steps else 0.0
+        return sum(s.wait for s in self._steps) / self._spent if self._steps else 0.0
+
+    @property
+    def _spent(self) -> float:
+        return sum(s.seconds for s in self._steps)
 
     def values(self) -> dict[str, float]:
         """Return the `perf/*` metrics; none before the first step."""
-        if not self._warm:
+        if not self._count:
             return {}
-        elapsed = time.monotonic() - self._began
-        rate = self._images / elapsed if elapsed else 0.0
+        rate = (self.images_seen - self._first) / (time.monotonic() - self._began)
         values = {
             "perf/images_per_s": rate,
             "perf/images_per_s_process": rate / self.processes,
@@ -110,17 +118,22 @@ class Meter:
         if self.rate and self.image_seconds:
             values["perf/mfu"] = self.rate * self.image_seconds
         if len(self._steps) > 1:
-            cuts = statistics.quantiles(self._steps, n=20, method="inclusive")
-            values["perf/step_ms_p50"] = 1e3 * statistics.median(self._steps)
-            values["perf/step_ms_p95"] = 1e3 * cuts[18]
+            times = [1e3 * s.seconds for s in self._steps]
+            values["perf/step_ms_p50"] = statistics.median(times)
+            values["perf/step_ms_p95"] = statistics.quantiles(times, n=20, method="inclusive")[18]
             values["perf/data_wait"] = self.waiting
         return values
 
     def say(self, line: str) -> None:
-        self._line.say(line)
+        """Print a line on rank 0, above the progress bar if there is one."""
+        if self._bar:
+            self._bar.console.print(line, highlight=False, markup=False)
+        elif self.shown:
+            print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        self._line.close()
+        if self._bar:
+            self._bar.stop()
 
 
 def peak_memory_mb() -> float:
@@ -138,50 +151,23 @@ def status_line(meter: Meter, losses: Mapping[str, float]) -> str:
         words += [f"{meter.rate:.1f}/s", f"{timedelta(seconds=int(left))} left"]
         if meter.waiting > NOTABLE_WAIT:
             words.append(f"waiting for data {meter.waiting:.0%}")
-    return "  ".join(words + [f"{name} {value:.4g}" for name, value in losses.items()])
+    return "  ".join([*words, format_metrics(losses)] if losses else words)
 
 
-class _Plain:
-    """Print a line every 30 s, for log files; nothing on ranks other than 0."""
-
-    def __init__(self, shown: bool) -> None:
-        self.shown, self._next = shown, 0.0
-
-    def show(self, meter: Meter, losses: Mapping[str, float]) -> None:
-        if self.shown and time.monotonic() >= self._next:
-            self._next = time.monotonic() + PLAIN_EVERY
-            self.say(status_line(meter, losses))
-
-    def say(self, line: str) -> None:
-        if self.shown:
-            print(line, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        pass
+def format_metrics(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
-class _Live:
-    """Draw a progress bar on a terminal."""
+def _bar(total: int) -> Any:
+    """Start a progress bar on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
 
-    def __init__(self, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        columns = (BarColumn(), TextColumn("{task.description}", markup=False))
-        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._progress.add_task("", total=total)
-        self._progress.start()
-
-    def show(self, meter: Meter, losses: Mapping[str, float]) -> None:
-        self._progress.update(
-            self._task, completed=meter.images_seen, description=status_line(meter, losses)
-        )
-
-    def say(self, line: str) -> None:
-        self._progress.console.print(line, highlight=False, markup=False)
-
-    def close(self) -> None:
-        self._progress.stop()
+    columns = (BarColumn(), TextColumn("{task.description}", markup=False))
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    bar.add_task("", total=total)
+    bar.start()
+    return bar
 
 
 @dataclass

@@ -17,10 +17,8 @@ from pipeline.runs.checkpoints import (
     Checkpoint,
     find,
     latest,
-    list_checkpoints,
     load_tensors,
     split_address,
-    warn_corrupt,
 )
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.identity import other_dataset
@@ -29,7 +27,7 @@ from pipeline.training.engine import Engine
 from pipeline.training.method import Method
 from pipeline.training.network import TrainableNetwork
 from pipeline.training.progress import TrainState
-from shards import objects, store
+from shards import store
 from shards.manifest import Manifest
 
 Read = Callable[[str], dict[str, Tensor]]
@@ -101,17 +99,10 @@ def initialize(init: str, root: str, networks: Method, engine: Engine) -> dict[s
     Returns the lineage: the source as given, and the hash of its weights. Averaged weights are
     preferred, as everywhere. Rank 0 reads; its errors are raised on every rank.
     """
-    loaded: Any = None
-    if engine.is_main:
-        is_model = init.startswith("models:")
-        try:
-            loaded = _weights_of_model(init, root) if is_model else _weights_of_run(init)
-        except ValueError as error:
-            loaded = error
-    loaded = engine.broadcast_object(loaded)
-    if isinstance(loaded, ValueError):
-        raise loaded
-    data, lineage = loaded
+    is_model = init.startswith("models:")
+    data, lineage = engine.from_main(
+        lambda: _weights_of_model(init, root) if is_model else _weights_of_run(init)
+    )
     tensors, source = parse(data), lineage.get("model_uri") or lineage["checkpoint"]
     for name, module in networks.generator.networks.items():
         load_tensors(tensors, module, f"init={init} ({source}) as {name}")
@@ -120,28 +111,19 @@ def initialize(init: str, root: str, networks: Method, engine: Engine) -> dict[s
 
 def _weights_of_run(init: str) -> tuple[bytes, dict[str, Any]]:
     """Read a checkpoint's generator; of a run the newest intact one, with a warning of others."""
-    url, name = split_address(init)
-    for checkpoint in [find(init)] if name else reversed(list_checkpoints(url)):
-        averaged = "generator_ema" in checkpoint.state["files"]
-        file = "generator_ema" if averaged else "generator"
-        lineage = {
-            "checkpoint": store.display(checkpoint.url),
-            "images_seen": checkpoint.images_seen,
-            "weights": "ema" if averaged else "raw",
-            "sha256": checkpoint.state["files"][file]["sha256"],
-        }
-        try:
-            return checkpoint.data(file), lineage
-        except objects.StoreError:
-            raise
-        except (ValueError, FileNotFoundError):
-            if name:
-                raise ConfigError(
-                    f"init={store.display(init)} is corrupt (checksum mismatch): give another "
-                    f"checkpoint, or its run for the newest intact one"
-                ) from None
-            warn_corrupt(checkpoint.url)
-    raise ConfigError(f"init={store.display(init)} holds no intact checkpoint: give a run's folder")
+    checkpoint = find(init) if split_address(init)[1] else latest(init)
+    if checkpoint is None:
+        raise ConfigError(
+            f"init={store.display(init)} holds no intact checkpoint: give a run's folder"
+        )
+    averaged = "generator_ema" in checkpoint.state["files"]
+    file = "generator_ema" if averaged else "generator"
+    return checkpoint.data(file), {
+        "checkpoint": store.display(checkpoint.url),
+        "images_seen": checkpoint.images_seen,
+        "weights": "ema" if averaged else "raw",
+        "sha256": checkpoint.state["files"][file]["sha256"],
+    }
 
 
 def _weights_of_model(init: str, root: str) -> tuple[bytes, dict[str, Any]]:

@@ -50,7 +50,7 @@ def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: 
     dataset = (config.data.name, store.display(manifest.url), manifest.digest)
     tags = {"recipe": recipe, "weights": "ema" if config.ema else "raw"}
     tracker.start(asdict(config), tags, dataset)
-    tracker.artifact(run.local / "config.yaml")
+    tracker.artifact("config.yaml", (run.local / "config.yaml").read_bytes())
     return tracker
 
 
@@ -138,10 +138,6 @@ def headline(
         seen = config.batch // config.accumulate // alone
         line += f"; BatchNorm sees {seen} images at a time (accumulate={config.accumulate})"
     return line
-
-
-def format_metrics(values: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
 class StepLog:

@@ -23,11 +23,10 @@ class _SyncNorm(torch.autograd.Function):
         count = x.numel() // x.shape[1]
         var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
         local = torch.cat((mean, var * count, mean.new_tensor([float(count)])))
-        ranks = [torch.empty_like(local) for _ in range(_world_size())]
-        if len(ranks) > 1:
+        ranks = [local]
+        if _world_size() > 1:
+            ranks = [torch.empty_like(local) for _ in range(_world_size())]
             dist.all_gather(ranks, local)
-        else:
-            ranks = [local]
         means, deviations, counts = torch.stack(ranks).split((x.shape[1], x.shape[1], 1), 1)
         total = counts.sum()
         mean = (means * counts).sum(0) / total

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
-from functools import partial
 from math import inf
 from typing import Any
 
@@ -51,10 +50,17 @@ class Watchdog:
         self._known: set[str] = set()
         self._moved = self._awake = time.monotonic()
         self._first: dict[str, Any] | None = None  # rank 0's last record
-        # Connect now: the host name of a job that is being deleted may no longer resolve.
-        self._store = self._connected() if world_size > 1 else None
+        self._store: Any = None
         self._closed = threading.Event()
         if world_size > 1:
+            # Connect now: the host name of a job that is being deleted may no longer resolve.
+            self._store = dist.TCPStore(
+                os.environ["MASTER_ADDR"],
+                int(os.environ["MASTER_PORT"]),
+                is_master=False,
+                wait_for_workers=False,
+                timeout=timedelta(seconds=60),  # for connecting; `_ask` has a shorter one
+            )
             threading.Thread(target=self._run, name="watch", daemon=True).start()
 
     def __enter__(self) -> Watchdog:
@@ -106,12 +112,9 @@ class Watchdog:
             raise ConnectionError(f"lost connection to rank 0: {error}") from None
 
     def _run(self) -> None:
-        beats = 0
         while not self._closed.wait(self._every):
-            beats += 1
-            where = {"place": self._place, "beat": beats, "host": socket.gethostname()}
             try:
-                self._first = self._ask(partial(self._tell, where)) or self._first
+                self._first = self._ask(self._publish) or self._first
                 if self.stalled(0 if self.rank == 0 else 2 * SILENT_LOOKS):
                     before = self._ask(self._look)
                     if not self._closed.wait(SILENT_LOOKS * self._every) and self.stalled():
@@ -154,28 +157,18 @@ class Watchdog:
         threading.Thread(target=ask, name="watch-asks", daemon=True).start()
         return answer.result(seconds or self._patience)
 
-    def _connected(self) -> Any:
-        return dist.TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=60),  # for connecting; `_ask` has a shorter one
-        )
+    def _record(self) -> dict[str, Any]:
+        return {"place": self._place, "beat": time.monotonic(), "host": socket.gethostname()}
 
-    def _tell(self, where: dict[str, Any], store: Any) -> dict[str, Any] | None:
+    def _publish(self, store: Any) -> dict[str, Any] | None:
         """Publish this rank's record; return rank 0's, None before its first."""
-        store.set(f"watch/{self.rank}", json.dumps(where))
+        store.set(f"watch/{self.rank}", json.dumps(self._record()))
         return _read(store, 0)
 
     def _look(self, store: Any) -> list[dict[str, Any] | None]:
         """Return each rank's last record; None for a rank without one."""
         records = [_read(store, rank) for rank in range(self.world_size)]
-        records[self.rank] = {
-            "place": self._place,
-            "beat": time.monotonic(),
-            "host": socket.gethostname(),
-        }
+        records[self.rank] = self._record()
         return records
 
 
@@ -191,7 +184,8 @@ def culprits(
 
     Silent ranks, without a new heartbeat; if there are none, those with the fewest marks.
     """
-    silent = [r for r, (a, b) in enumerate(zip(before, after)) if not a or not b or is_silent(a, b)]
+    pairs = enumerate(zip(before, after))
+    silent = [r for r, (a, b) in pairs if not a or not b or a["beat"] == b["beat"]]
     if silent:
         return "; ".join(f"rank {r} {_described(after[r] or before[r])} is silent" for r in silent)
     places = [record["place"] for record in after if record]
@@ -202,10 +196,6 @@ def culprits(
     line = "; ".join(f"rank {r} {_described(after[r])} is behind" for r in behind)
     ahead = max(places, key=lambda place: int(place[0]))
     return f"{line}; the furthest is at step {ahead[1]}, {ahead[2]}"
-
-
-def is_silent(before: dict[str, Any], after: dict[str, Any]) -> bool:
-    return bool(before["beat"] == after["beat"])
 
 
 def straggler(paces: Sequence[dict[str, Any]]) -> tuple[float, str | None]:

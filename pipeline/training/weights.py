@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,15 +149,12 @@ def _fitting(state: dict[str, Tensor], network: type[nn.Module], shown: str) -> 
     return {key: state[key].contiguous() for key in shapes if key in state}
 
 
-def fetch_all(names: Sequence[str], source: str | None = None, sha256: str | None = None) -> dict:
-    """Fetch the named weights, by default all; returns `{"weights": [...]}`."""
-    if sha256 and len(names) != 1:
-        raise ValueError("sha256= is for one file: give one name of " + ", ".join(PUBLISHED))
-    return {"weights": [fetch(name, source, sha256) for name in names or PUBLISHED]}
-
-
 def main(config: FetchConfig) -> dict[str, Any]:
-    return fetch_all(config.names, config.source, config.sha256)
+    """Fetch the named weights, by default all; returns `{"weights": [...]}`."""
+    names = config.names or list(PUBLISHED)
+    if config.sha256 and len(names) != 1:
+        raise ValueError("sha256= is for one file: give one name of " + ", ".join(PUBLISHED))
+    return {"weights": [fetch(name, config.source, config.sha256) for name in names]}
 
 
 def dry_run(config: FetchConfig) -> str:

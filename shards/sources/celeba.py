@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.plan import SPLITS, Entry
-from shards.sources.files import is_image
 from shards.sources.offer import DatasetSource, Offer
 from shards.sources.published import Part, find, missing_download, read_list
 
@@ -27,14 +26,13 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
     if lines is None:
         raise missing_download(source, f"{LIST} or .csv (next to the images, or in Eval/)")
     split_of = _partition(lines)
-    for file in part.files():
-        if is_image(file.path):
-            name = file.path.rsplit(b"/", 1)[-1].decode("utf-8", "replace")
-            if name not in split_of:
-                raise ValueError(
-                    f"{source}: {name!r} is not in {LIST}; take both from the same release"
-                )
-            yield part.entry(split_of[name], file)
+    for file in part.images():
+        name = file.path.rsplit(b"/", 1)[-1].decode("utf-8", "replace")
+        if name not in split_of:
+            raise ValueError(
+                f"{source}: {name!r} is not in {LIST}; take both from the same release"
+            )
+        yield part.entry(split_of[name], file)
 
 
 def _partition(lines: list[str]) -> dict[str, str]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.plan import Entry
-from shards.sources.files import is_image
 from shards.sources.offer import DatasetSource, Offer
 from shards.sources.published import Part, find, hold_out
 
@@ -27,8 +26,7 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
     part = find(source, (), ("CelebAMask-HQ.zip",)) or Part(
         *((source, "", "") if source.is_dir() else (source.parent, "", source.name))
     )
-    listed = part.files()
-    images = [file for file in listed if is_image(file.path) and b"mask-anno/" not in file.path]
+    images = [file for file in part.images() if b"mask-anno/" not in file.path]
     if any(_IMAGES in file.path for file in images):
         images = [file for file in images if _IMAGES in file.path]
     numbers = [re.findall(rb"\d+", file.path.rsplit(b"/", 1)[-1]) for file in images]

@@ -4,11 +4,14 @@ Archives are not unpacked: a listed file has its archive and offset, from which 
 """
 
 import os
+import posixpath
+import stat
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -17,40 +20,67 @@ from shards.hygiene import Policy, examine
 from shards.pack import PackedSample, Reject
 from shards.plan import Row
 
-IMAGES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
+IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_BYTES = 512 * 2**20  # of one file; far more than an image of 64 megapixels
+_LITTER = {b"__MACOSX", b"@eaDir", b"#recycle", b"$RECYCLE.BIN", b"lost+found", b"Thumbs.db",
+           b"desktop.ini"}  # fmt: skip
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 class File(NamedTuple):
     path: bytes  # inside the folder or archive that was listed, "/" between names
     size: int
     offset: int = 0  # of the bytes in a tar, of the local header in a zip
+    fault: str = ""  # why it cannot be read: link, sparse, special
 
 
-def is_image(path: bytes) -> bool:
-    """Whether a path names an image; False for hidden files and the extra files of macOS zips."""
-    name = path.rsplit(b"/", 1)[-1]
-    hidden = name.startswith(b".") or path.startswith(b"__MACOSX/")
-    return name.lower().endswith(IMAGES) and not hidden
+def kind(path: bytes) -> str:
+    """The suffix of a name in lower case, with its dot."""
+    suffix = os.path.splitext(path)[1].lower().decode("ascii", "replace")
+    return suffix if len(suffix) <= 9 and suffix[1:].isalnum() else "without suffix"
+
+
+def is_litter(path: bytes) -> bool:
+    """Whether a path is hidden, or what an operating system or a file server leaves."""
+    names = path.split(b"/")
+    return any(name in _LITTER or (name[:1] == b"." and name.strip(b".")) for name in names)
+
+
+def images(files: Iterable[File], skipped: Counter[str]) -> Iterator[File]:
+    """The images among `files`; counts the others in `skipped` by the reason."""
+    for file in files:
+        reason = file.fault or kind(file.path)
+        if reason in IMAGES:
+            yield file
+        else:
+            skipped[reason] += 1
+
+
+def not_taken(skipped: Counter[str]) -> str:
+    """`5 files were not taken (4 .avif, 1 without suffix)`."""
+    count = skipped.total()
+    reasons = [f"{number} {reason}" for reason, number in skipped.most_common(12)]
+    reasons += ["..."] if len(skipped) > 12 else []
+    return f"{count} file{' was' if count == 1 else 's were'} not taken ({', '.join(reasons)})"
 
 
 def is_archive(name: str) -> bool:
     """Whether a name is that of an archive whose members can be read in place."""
-    return name.endswith((".tar", ".zip"))
+    return name.lower().endswith((".tar", ".zip"))
 
 
 def list_files(place: Path) -> Iterator[File]:
-    """Every file in the folder, tar or zip `place`, in no particular order.
+    """Every file in the folder, tar or zip `place` except for litter; the last one of a name.
 
     Raises ValueError for a missing or unreadable place, a compressed tar, or a damaged archive.
     """
     try:
         if place.is_dir():
             yield from _folder(os.fsencode(place))
-        elif place.suffix == ".tar":
-            yield from _tar(place)
-        elif place.suffix == ".zip":
-            yield from _zip(place)
+        elif place.suffix.lower() == ".tar":
+            yield from (file for file in _tar(place) if not is_litter(file.path))
+        elif place.suffix.lower() == ".zip":
+            yield from (file for file in _zip(place) if not is_litter(file.path))
         elif place.exists():
             raise ValueError(
                 f"{place}: not a folder, .tar or .zip (single files of a compressed tar cannot be "
@@ -64,39 +94,74 @@ def list_files(place: Path) -> Iterator[File]:
 
 
 def _folder(root: bytes) -> Iterator[File]:
+    """Each folder once: as itself if it is below `root`, else by the first link to it."""
     seen: set[tuple[int, int]] = set()
-    stack = [b""]
-    while stack:
-        inside = stack.pop()
+    folders, links = [b""], list[bytes]()
+    while folders or links:
+        if not folders:
+            links.sort(reverse=True)
+        inside = (folders or links).pop()
         here = os.path.join(root, inside)
-        stat = os.stat(here)
-        if (stat.st_dev, stat.st_ino) in seen:  # a link to a parent folder
+        status = os.stat(here)
+        identity = status.st_dev, status.st_ino
+        if identity in seen:
             continue
-        seen.add((stat.st_dev, stat.st_ino))
+        seen.add(identity)
         with os.scandir(here) as entries:
             for entry in entries:
                 path = os.path.join(inside, entry.name)
-                if entry.name.startswith(b"."):
+                if is_litter(entry.name):
                     continue
                 if entry.is_dir():
-                    stack.append(path)
+                    (links if entry.is_symlink() else folders).append(path)
                 elif entry.is_file():
                     yield File(path, entry.stat().st_size)
+                else:
+                    yield File(path, 0, 0, "link" if entry.is_symlink() else "special")
 
 
 def _tar(place: Path) -> Iterator[File]:
-    try:
-        with tarfile.open(place, "r:") as tar:
-            while (member := tar.next()) is not None:
-                if member.isreg() and not member.issparse():
-                    name = member.name.encode("utf-8", "surrogateescape")
-                    yield File(name.removeprefix(b"./"), member.size, member.offset_data)
-                vars(tar)["members"].clear()  # each would keep 1 kB
-            end = int(vars(tar)["offset"])
-    except tarfile.TarError as error:
-        raise ValueError(f"{place}: not a readable tar ({error}); download it again") from error
+    found: dict[bytes, File | bytes] = {}  # by path: a file, or the path that a link points to
     with open(place, "rb") as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    path = member.name.encode("utf-8", "surrogateescape").removeprefix(b"./")
+                    if target := link_target(member):
+                        found[path] = target.encode("utf-8", "surrogateescape")
+                    elif not member.isdir():
+                        fault = "sparse" if member.issparse() else ""
+                        fault = fault if member.isreg() else "special"
+                        found[path] = File(path, member.size, member.offset_data, fault)
+                    vars(tar)["members"].clear()  # each would keep 1 kB
+                end = int(vars(tar)["offset"])
+        except tarfile.TarError as error:
+            raise unreadable_tar(str(place), file, error) from error
         check_end(file, end, str(place))
+    for path, entry in found.items():
+        origin: File | bytes | None = entry
+        hops = 0
+        while isinstance(origin, bytes) and hops < 40:  # as many as Linux follows
+            origin, hops = found.get(origin), hops + 1
+        yield origin._replace(path=path) if isinstance(origin, File) else File(path, 0, 0, "link")
+
+
+def link_target(member: tarfile.TarInfo) -> str:
+    """The name of the member that a link in a tar points to, "" for other members."""
+    if not (member.islnk() or member.issym()):
+        return ""
+    folder = posixpath.dirname(member.name) if member.issym() else ""
+    return posixpath.normpath(posixpath.join(folder, member.linkname))
+
+
+def unreadable_tar(place: str, file: BinaryIO, error: Exception) -> ValueError:
+    """The error for a file that tarfile does not open."""
+    file.seek(0)
+    begin = file.read(8)
+    for magic, form in _COMPRESSED.items():
+        if begin.startswith(magic):
+            return ValueError(f"{place}: is {form}, not a plain tar: decompress it")
+    return ValueError(f"{place}: not a readable tar ({error}); download it again")
 
 
 def check_end(file: BinaryIO, end: int, place: str) -> None:
@@ -108,6 +173,14 @@ def check_end(file: BinaryIO, end: int, place: str) -> None:
     first = block = file.read(1 << 20)
     while block and not block.strip(b"\0"):
         block = file.read(1 << 20)
+    if block:
+        begin = file.tell() - len(block.lstrip(b"\0"))
+        file.seek(begin + 257)
+        if begin > end and file.read(5) == b"ustar":
+            raise ValueError(
+                f"{place}: another archive begins at byte {begin}: split tars that were joined by "
+                "cat, or join them by `tar -A`; if they were not joined, download it again"
+            )
     if block or len(first) < 512:
         raise ValueError(f"{place}: truncated or damaged at byte {end}; download it again")
 
@@ -115,15 +188,16 @@ def check_end(file: BinaryIO, end: int, place: str) -> None:
 def _zip(place: Path) -> Iterator[File]:
     try:
         with zipfile.ZipFile(place) as archive:
-            for info in archive.infolist():
+            for info in {info.filename: info for info in archive.infolist()}.values():
                 if info.is_dir():
                     continue
+                fault = "link" if stat.S_ISLNK(info.external_attr >> 16) else ""
                 if info.flag_bits & 1 or info.compress_type not in (0, 8):
                     raise ValueError(
                         f"{place}: {info.filename!r} is encrypted or not deflated; unpack the zip"
                     )
                 name = info.filename.encode("utf-8", "surrogateescape")
-                yield File(name, info.file_size, info.header_offset)
+                yield File(name, info.file_size, info.header_offset, fault)
     except zipfile.BadZipFile as error:
         raise ValueError(f"{place}: not a readable zip ({error}); download it again") from error
 
@@ -145,7 +219,7 @@ def read_file(root: Path, row: Row) -> bytes:
         with open(place, "rb") as file:
             if not packed:
                 data = file.read(row.size + 1)
-            elif place.suffix == ".zip":
+            elif place.suffix.lower() == ".zip":
                 data = _unzip(file, row)
             else:
                 file.seek(row.offset)

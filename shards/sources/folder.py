@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shards.plan import Entry
 from shards.sources import splits
-from shards.sources.files import File, is_archive, is_image, list_files
+from shards.sources.files import File, images, is_archive, list_files, not_taken
 from shards.sources.offer import DatasetSource, Offer, say
 from shards.sources.published import hold_out
 
@@ -36,7 +36,7 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
     where = archive or "/".join(leading)
 
     def listed() -> Iterator[Entry]:
-        for file in _images(source):
+        for file in images(list_files(source), Counter()):  # again, instead of kept in memory
             path = file.path[len(prefix.encode()) :]
             split = split_of.get(_decoded(path.partition(b"/")[0]) + "/") if b"/" in path else None
             if split or not split_of:
@@ -45,20 +45,22 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
     yield from hold_out(listed(), root, holdout, published=split_of.values())
 
 
-def _images(source: Path) -> Iterator[File]:
-    """The images of `source`, listed again at each call instead of kept in memory."""
-    return (file for file in list_files(source) if is_image(file.path))
-
-
 def _survey(source: Path) -> tuple[Counter[str], set[str]]:
     """The number of images in each folder, and the names of archives at the top of `source`."""
-    folders: Counter[str] = Counter()
+    folders, skipped = Counter[str](), Counter[str]()
     archives = set()
-    for file in list_files(source):
-        if is_image(file.path):
-            folders[_decoded(file.path.rpartition(b"/")[0])] += 1
-        elif b"/" not in file.path and splits.ARCHIVE.search(name := _decoded(file.path)):
-            archives.add(name)
+
+    def others() -> Iterator[File]:
+        for file in list_files(source):
+            if b"/" not in file.path and splits.ARCHIVE.search(name := _decoded(file.path)):
+                archives.add(name)
+            else:
+                yield file
+
+    for file in images(others(), skipped):
+        folders[_decoded(file.path.rpartition(b"/")[0])] += 1
+    if skipped:
+        say(not_taken(skipped))
     return folders, archives
 
 

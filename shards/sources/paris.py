@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.plan import Entry
-from shards.sources.files import is_image
 from shards.sources.offer import DatasetSource, Offer
 from shards.sources.published import Part, hold_out, missing_download
 
@@ -24,10 +23,10 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
         parts += [Part(root, "", name) for name in names if name.lower().startswith("paris")]
     views: list[Entry] = []
     for part in parts:
-        for file in part.files():
+        for file in part.images():
             folders = file.path.split(b"/")[:-1]
             split = "train" if TRAIN in folders else "test" if TEST in folders else ""
-            if split and is_image(file.path):
+            if split:
                 views.append(part.entry(split, file))
     missing = {"train", "test"} - {entry.split for entry in views}
     if missing:

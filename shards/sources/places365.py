@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 from shards.plan import SPLITS, Entry
-from shards.sources.files import is_image
 from shards.sources.offer import DatasetSource, Offer
 from shards.sources.published import Part, find, hold_out, missing_download, parse_labels, read_list
 
@@ -115,9 +114,7 @@ def _parts(source: Path, variant: str) -> list[tuple[str, Part]]:
 
 def _images(split: str, part: Part) -> Iterator[tuple[Entry, str]]:
     """The images of a part, with their paths below its top folder or its split's folder."""
-    for file in part.files():
-        if not is_image(file.path):
-            continue
+    for file in part.images():
         names = file.path.decode("utf-8", "backslashreplace").split("/")
         if names[0] == "places365_standard":
             if len(names) < 3 or names[1] != split or split not in SPLITS:

@@ -1,13 +1,15 @@
 """Read a publisher's download in place: a folder of archives, or the unpacked folders."""
 
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from shards.pack import content_hash
 from shards.plan import Entry, Row
-from shards.sources.files import File, list_files, read_file
+from shards.sources.files import File, images, list_files, not_taken, read_file
+from shards.sources.offer import say
 
 
 class Part(NamedTuple):
@@ -23,24 +25,38 @@ class Part(NamedTuple):
         for file in list_files(self.root / self.archive / self.folder):
             yield file._replace(path=prefix + file.path)
 
+    def images(self) -> Iterator[File]:
+        """The images of the part; says at the end what it holds besides."""
+        skipped = Counter[str]()
+        yield from images(self.files(), skipped)
+        if skipped:
+            say(f"{self.root / self.archive / self.folder}: {not_taken(skipped)}")
+
     def entry(self, split: str, file: File, label: int = -1) -> Entry:
         return Entry(split, file.path, file.size, label, self.archive, file.offset)
 
 
 def find(source: Path, folders: Sequence[str], archives: Sequence[str]) -> Part | None:
-    """The first of `folders` or `archives` in `source`, or in a folder of it.
+    """The one of `folders` or `archives` in `source`, or in a folder of it.
 
-    `source` may be one of the archives.
+    `source` may be one of the archives. Raises ValueError for two in one place: one may be the
+    half of the other.
     """
     if not source.is_dir():
         return Part(source.parent, "", source.name) if source.name in archives else None
     for inside in ["", *sorted(entry.name for entry in os.scandir(source) if entry.is_dir())]:
-        for folder in folders:
-            if (source / inside / folder).is_dir():
-                return Part(source, folder, inside)
-        for archive in archives:
-            if (source / inside / archive).is_file():
-                return Part(source, "", os.path.join(inside, archive))
+        place = source / inside
+        parts = [Part(source, name, inside) for name in folders if (place / name).is_dir()]
+        parts += [
+            Part(source, "", os.path.join(inside, name))
+            for name in archives
+            if (place / name).is_file()
+        ]
+        if len(parts) > 1:
+            both = " and ".join(f"{p.folder}/" if p.folder else p.archive for p in parts)
+            raise ValueError(f"{source}: both {both} are there; move one away")
+        if parts:
+            return parts[0]
     return None
 
 
@@ -50,14 +66,20 @@ def read_list(source: Path, name: str, inside: Sequence[str] = ()) -> list[str] 
     places = [root / name, *sorted(root.glob(f"*/{name}"))]
     for place in places:
         if place.is_file():
-            return place.read_text("utf-8", "replace").splitlines()
+            return _lines(place.read_bytes())
     for archive in inside:
         if (root / archive).is_file():
             for file in list_files(root / archive):
                 if file.path.rsplit(b"/", 1)[-1] == name.encode():
                     row = Row(0, file.path, file.size, -1, archive, file.offset)
-                    return read_file(root, row).decode("utf-8", "replace").splitlines()
+                    return _lines(read_file(root, row))
     return None
+
+
+def _lines(data: bytes) -> list[str]:
+    """The lines of a text in UTF-8 or, by its mark, UTF-16, as editors of Windows write."""
+    coding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    return data.decode(coding, "replace").splitlines()
 
 
 def parse_labels(lines: Iterable[str], where: str) -> dict[str, int]:

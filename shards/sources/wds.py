@@ -17,7 +17,7 @@ SOURCE = DatasetSource(
         page="(theirs)",
         license="(theirs)",
         files=(
-            ("*.tar", "members KEY.jpg|jpeg|png|webp, KEY.cls as label; other members are ignored"),
+            ("*.tar", "members KEY.jpg, .png, .webp, ..., KEY.cls as label; others are ignored"),
             (
                 "train/ val/ test/",
                 "folders of such tars, or train-*.tar val-*.tar, if there are splits",

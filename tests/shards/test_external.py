@@ -9,7 +9,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from shards import external, store
+from shards import external, hashed_stream, store
 from shards.manifest import Manifest, open_manifest, read_index
 from tests.support.sets import jpeg, smooth_image
 
@@ -210,7 +210,7 @@ def test_a_tar_that_is_cut_short_is_refused(tmp_path: Path, cut: int, message: s
 
 def test_tars_without_images_and_folders_without_tars_are_refused(tmp_path: Path) -> None:
     tar = theirs(tmp_path / "in" / "a.tar", {"1.txt": b"x"})
-    with pytest.raises(ValueError, match="a.tar: .*no readable image"):
+    with pytest.raises(ValueError, match="no image in any tar of the source"):
         index(str(tar), tmp_path / "out")
     with pytest.raises(ValueError, match="no .tar there"):
         index(str(tmp_path / "nowhere"), tmp_path / "out2")
@@ -221,7 +221,7 @@ def test_blocks_smaller_than_a_tar_give_the_same_index(
 ) -> None:
     tar = theirs(tmp_path / "a.tar", group(0, 10))
     whole = index(str(tar), tmp_path / "a")
-    monkeypatch.setattr(external, "BLOCK", 4096)
+    monkeypatch.setattr(hashed_stream, "BLOCK", 4096)
     assert index(str(tar), tmp_path / "b").digest == whole.digest
 
 

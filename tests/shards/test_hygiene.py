@@ -29,10 +29,25 @@ def jpeg(**options: object) -> bytes:
     return encoded(PHOTO, "JPEG", quality=90, **options)
 
 
-def oriented(value: int) -> bytes:
+def turned(value: int = 3) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = value
-    return jpeg(exif=exif)
+    return exif
+
+
+def oriented(value: int) -> bytes:
+    return jpeg(exif=turned(value))
+
+
+def noise(mode: str = "RGB", **options: object) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 320, 3)).astype(np.uint8)
+    return encoded(Image.fromarray(pixels).convert(mode), quality=90, **options)
+
+
+def zeroed(data: bytes, place: float, count: int = 4096) -> bytes:
+    """`data` with `count` zeroed bytes at the share `place`; the end marker is kept."""
+    start = int((len(data) - 2 - count) * place)
+    return data[:start] + bytes(count) + data[start + count :]
 
 
 def with_size(data: bytes, height: int, width: int) -> bytes:
@@ -96,6 +111,20 @@ REJECTED: dict[str, tuple[Callable[[], bytes], str]] = {
     "2000x8": (lambda: encoded(PHOTO.resize((2000, 8))), "aspect"),
     "a JPEG without its last two bytes": (lambda: jpeg()[:-2], "corrupt"),
     "stray bytes between a JPEG's markers": (lambda: jpeg()[:2] + b"ab" + jpeg()[2:], "format"),
+    # row 3: pixels are missing, which Pillow passes over
+    "4 KB of zeros in a JPEG": (lambda: zeroed(noise(), 0.5), "corrupt"),
+    "4 KB of zeros in a progressive JPEG": (
+        lambda: zeroed(noise(progressive=True), 0.5),
+        "corrupt",
+    ),
+    "zeros up to a JPEG's end marker": (lambda: zeroed(noise(), 1.0), "corrupt"),
+    "zeros in a JPEG with restart markers": (
+        lambda: zeroed(noise(restart_marker_blocks=8), 0.5),
+        "corrupt",
+    ),
+    "zeros in a JPEG to be turned": (lambda: zeroed(noise(exif=turned()), 0.5), "corrupt"),
+    "zeros in a CMYK JPEG": (lambda: zeroed(noise("CMYK"), 0.5), "corrupt"),
+    "a JPEG with 4 KB less": (lambda: noise()[:9000] + noise()[13096:], "corrupt"),
     "half a JPEG": (lambda: jpeg()[: len(jpeg()) // 2], "corrupt"),
     "half a PNG": (lambda: encoded(PHOTO, "PNG")[:5000], "corrupt"),
     "half a WebP": (lambda: encoded(PHOTO, "WEBP")[:800], "corrupt"),

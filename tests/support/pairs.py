@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 from skimage import data
 
+from pipeline.evaluation import scoring
 from shards.masks import FIXED, NAMES, irregular, square
 from shards.pack import PackedSample
 from shards.writer import write_set
@@ -51,6 +52,12 @@ def mask_set(out: Path, size: int = SIZE, buckets: list[str] = BUCKETS) -> str:
             samples.append(PackedSample(f"{bucket}-{i}", png(mask * 255), "png", columns))
     write_set(str(out), "masks", "masks", {"masks": samples}, options={}, per_shard=8)
     return str(out)
+
+
+def score(inpaint, pairs, batch: int = 8, rank: int = 0, world_size: int = 1):
+    """The table of one rank's pairs."""
+    starts = range(0, len(pairs), batch)[rank::world_size]
+    return scoring.score(scoring.predictor(inpaint, "cpu"), pairs, starts, batch, "cpu")
 
 
 def _row(array: np.ndarray, kind: str) -> dict:

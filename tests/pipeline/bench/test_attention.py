@@ -7,14 +7,14 @@ from pipeline.bench import attention
 
 
 def test_its_answer_has_every_row_ratio_and_target() -> None:
-    answer = attention.run(batch=2, size=16, channels=8, repetitions=5, device="cpu")
+    answer = attention.run(batch=2, size=16, channels=8, repetitions=5)
     assert answer["bench"] == "attention"
     rows = {row["name"]: row for row in answer["rows"]}
     cases = ("center forward", "center both", "irregular both")
-    expected = {f"{case} {name}" for case in cases for name in ("loop", "grouped", "ours")}
-    assert rows.keys() == expected | {"matrix product"}
+    expected = {f"{case} {name}" for case in cases for name in ("loop", "ours")}
+    assert rows.keys() == expected
     assert all(len(row["seconds"]) == 5 for row in rows.values())
-    assert all(rows[name]["peak_bytes"] > 0 for name in expected)
+    assert all(row["peak_bytes"] > 0 for row in rows.values())
     assert [goal["target"] for goal in answer["targets"].values()] == [20.0, 10.0, 4.0, 70.0]
     assert 0.3 < answer["work"]["hole ratio"]["irregular"] <= 0.4
 
@@ -26,14 +26,3 @@ def test_methods_that_disagree_are_not_timed() -> None:
     methods = {"loop": attention.loop, "wrong": wrong}
     with pytest.raises(RuntimeError, match="wrong differs from the loop"):
         attention.assert_equal(methods, torch.randn(1, 4, 8, 8), attention.center(1, 8))
-
-
-def test_the_peak_is_that_of_the_tensors_alive_at_once() -> None:
-    def work() -> int:
-        for _ in range(3):
-            first = torch.ones(1 << 20)
-            second = first + 1
-            del first, second
-        return 1
-
-    assert attention.peak_bytes(work, "cpu") == pytest.approx(8 << 20, rel=0.01)

@@ -4,10 +4,10 @@ import shutil
 import pytest
 
 from pipeline.bench.loader import run
-from pipeline.bench.timing import alternate, faster, target
+from pipeline.bench.timing import alternate, compare, faster, target
 
 ROWS = [
-    *("part: read", "part: decode", "ours", "webdataset", "loose files"),
+    *("part: read", "part: decode", "ours", "webdataset"),
     *("ours, helped", "webdataset, helped", "loose files, helped"),
 ]
 
@@ -27,36 +27,42 @@ def test_the_loader_bench_compares_the_same_work_in_the_promised_shape():
         assert goal["met"] == (goal["value"] >= goal["target"])
 
 
-def busy(steps, work):
-    def row():
-        for _ in range(steps):
-            sum(range(work))
-            yield 1
-
-    return row
-
-
 def test_rows_take_turns_and_more_work_shows_as_slower():
     turns = []
 
-    def noting(name, row):
-        def steps():
-            for items in row():
-                turns.append(name)
-                yield items
+    def busy(name, work):
+        def row():
+            turns.append(name)
+            sum(range(work))
+            return 20
 
-        return steps
+        return row
 
-    rows = {
-        "one": noting("one", busy(20, 20_000)),
-        "ten": noting("ten", busy(20, 200_000)),
-        "alone": noting("alone", busy(3, 10)),
-    }
-    table = alternate(rows, 3, ["one", "ten"])
-    assert turns == 4 * (["one", "ten"] * 20 + ["alone"] * 3)
-    assert [row["items"] for row in table] == [20, 20, 3]
-    assert all(len(row["seconds"]) == 3 for row in table)
+    table = alternate({"one": busy("one", 200_000), "ten": busy("ten", 2_000_000)}, 3)
+    assert turns == 4 * ["one", "ten"]
+    assert [row["items"] for row in table] == [20, 20]
+    assert all(len(row["seconds"]) == len(row["cpu_seconds"]) == 3 for row in table)
     assert faster(table, "one", "ten") > 3 > 1 / 3 > faster(table, "ten", "one")
+
+
+def test_a_ratio_counts_items_and_has_its_target_and_absent_rows_have_none():
+    table = [
+        {"name": "a", "items": 10, "cpu_seconds": [1.0, 2.0, 1.0]},
+        {"name": "b", "items": 5, "cpu_seconds": [2.0, 3.0, 1.0]},
+    ]
+    pairs = {"a / b": ("a", "b", 2.5), "b / a": ("b", "a", None), "a / c": ("a", "c", 1.0)}
+    ratios, targets = compare(table, pairs)
+    assert ratios == {"a / b": 3.0, "b / a": pytest.approx(1 / 3)}
+    assert targets == {"a / b": {"value": 3.0, "target": 2.5, "met": True}}
+
+
+def test_the_peak_is_that_of_each_row():
+    def row(megabytes):
+        return lambda: len(b"1" * (megabytes << 20))
+
+    rows = {"large": row(64), "small": row(1)}
+    large, small = (entry["peak_bytes"] for entry in alternate(rows, 1))
+    assert large - small == pytest.approx(63 << 20, rel=0.1)
 
 
 def test_targets_know_which_way_is_better():

@@ -6,7 +6,9 @@ import re
 
 import numpy as np
 import pytest
+from torch import nn
 
+from models.multiscale import MultiScale
 from pipeline.comparison import compare, papers
 from pipeline.comparison.collect import Evaluation
 from pipeline.comparison.table import as_csv, as_markdown, as_text
@@ -237,9 +239,16 @@ def test_every_printed_table_can_be_laid_out_before_anything_was_trained(name, t
     assert set(result["missing"]) == {r["experiment"] for r in rows if "experiment" in r}
 
 
-def test_table_1_counts_the_weights_of_the_network_that_we_build():
+@pytest.mark.parametrize("printed", papers.table("1")["rows"], ids=lambda row: row["structure"])
+def test_table_1_has_the_weights_of_the_network_that_we_build(printed):
+    none = {"channel": "none", "spatial": "none", "norm": "none"}
+    built = MultiScale(128, 48, printed["structure"], gate="sigmoid", squeeze="full", **none)
+    counted = [
+        sum(m.weight.numel() for m in part.modules() if isinstance(m, nn.Conv2d))
+        for part in (built.branches, nn.ModuleList([built.branches, built.reduce]))
+    ]
     result = compare.main(compose("compare", ["table=1"]).config)
     ours = {r["label"]: [c["value"] for c in r["cells"]] for r in result["rows"]}
-    assert ours["msau"] == [221_184, 221_184]
-    assert ours["inception_v1"] == [240_128, 338_432]
-    assert ours["inception_v3"] == [268_032, 326_400]
+    assert ours[printed["structure"]] == counted
+    rounded = [f"{count / 1000:.0f}K" for count in counted]
+    assert rounded == printed["printed"]

@@ -8,11 +8,11 @@ from pipeline.comparison.collect import Evaluation
 from pipeline.comparison.table import as_csv, as_markdown, as_text
 from pipeline.evaluation import metrics, results
 from pipeline.evaluation.pairs import make_pairs
-from pipeline.evaluation.scoring import score, validate
+from pipeline.evaluation.scoring import validate
 from pipeline.registry import package
 from pipeline.tracking.delivery import lower_is_better
 from shards.manifest import open_manifest
-from tests.support.pairs import BUCKETS, SIZE, crops, image_set, mask_set
+from tests.support.pairs import BUCKETS, SIZE, crops, image_set, mask_set, score
 from tests.support.scores import FACTS
 
 VALUE = 7.25  # of every image; printed with the two decimals of the row below
@@ -57,7 +57,7 @@ def test_a_metric_of_one_row_is_in_results_tables_report_and_model_card(pairs, t
             section.partition("toy run")[2].split("\n")[0].count("7.25") == len(BUCKETS) + 1
         )  # and mean6
     assert f"toy_loss,{VALUE}" in as_csv(made)
-    html = report.render(made, [], str(tmp_path))
+    html = report.render(made, [])
     assert "<h2>Toy u</h2>" in html and html.count(">7.25<") == len(BUCKETS) + 1
 
     validated = validate(gray, pairs, lambda part: [part], torch.device("cpu"), 0, 1)

@@ -101,6 +101,55 @@ def test_a_site_and_a_user_bring_options_and_defaults(tmp_path, monkeypatch):
     assert compose("train", ["batch=96"]).config.batch == 96
 
 
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """`site(name, text)`: write a file of the site's folder."""
+    monkeypatch.setenv("LACUNA_CONF", str(tmp_path))
+
+    def write(name, text):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    return write
+
+
+def test_an_option_builds_on_others_and_words_come_before_what_a_recipe_chooses(site):
+    site("objective/ours.yaml", "defaults: [msanet_vgg]\nl1: 7.0\n")
+    site("parallel/ddp.yaml", "strategy: ddp\nhang_timeout: 77\n")
+    chosen = "# @package _global_\ndefaults: [override /objective: ours, override /model: musical]"
+    site("experiment/ours.yaml", f"{chosen}\nbatch: 3\nobjective: {{style: 5.0}}\n")
+    resolved = compose("train", ["experiment=ours"])
+    config, origins = resolved.config, resolved.origins
+    assert (config.model.name, config.batch, config.parallel.hang_timeout) == ("musical", 3, 77)
+    objective = config.objective
+    assert (objective.l1, objective.features, objective.style) == (7.0, "vgg16", 5.0)
+    assert objective.perceptual == compose("train", []).config.objective.perceptual
+    assert origins["objective.l1"] == "site/objective/ours.yaml"
+    assert origins["objective.features"] == "conf/objective/msanet_vgg.yaml"
+    assert origins["objective.perceptual"] == "conf/objective/msanet.yaml"
+    assert origins["objective.style"] == origins["batch"] == "site/experiment/ours.yaml"
+    site("objective/first.yaml", "defaults: [_self_, msanet_vgg]\nl2: 7.0\nadv: 0.5\n")
+    first = compose("train", ["objective=first"]).config.objective
+    assert (first.l2, first.adv) == (1.0, 0.5)
+    words = compose("train", ["experiment=ours", "model=msanet", "objective=msanet"]).config
+    assert (words.model.name, words.objective.features) == ("msanet", "internal")
+
+
+@pytest.mark.parametrize(
+    ("name", "choices", "message"),
+    [
+        ("objective", "nosuch", "unknown option objective=nosuch"),
+        ("objective", "override /model: msanet", "unknown option objective={'override /model'"),
+        ("experiment", "override /model: msante", "unknown option model=msante; did you mean msan"),
+        ("experiment", "override /modle: msanet", "unknown option modle=msanet"),
+        ("experiment", "/model: msanet", "unknown option /model=msanet"),
+    ],
+)
+def test_a_file_that_names_an_option_that_is_none_is_refused(site, name, choices, message):
+    site(f"{name}/ours.yaml", f"defaults: [{choices}]\n")
+    assert message in refusal("train", f"{name}=ours")
+
+
 def test_a_default_of_a_site_that_no_verb_knows_is_refused(tmp_path, monkeypatch):
     (tmp_path / "defaults.yaml").write_text("btach: 3\n")
     monkeypatch.setenv("LACUNA_CONF", str(tmp_path))

@@ -23,6 +23,10 @@ def inputs(count=2):
     return images, masks
 
 
+def channel_weights(features):
+    return figures.attention(features["joined"].flatten(2), features["attended"].flatten(2), 2)
+
+
 def gates(module, run):
     """The outputs of the sigmoid gates of a module while `run` runs."""
     outputs = []
@@ -42,11 +46,11 @@ def test_weights_computed_from_input_and_output_equal_the_gates_output():
     *spatial, channel = gates(watched, lambda: figures.first_block(net, images, masks))
     assert len(spatial) == len(features["before"]) == 4
     for gate, before, after in zip(spatial, features["before"], features["after"]):
-        read = figures.spatial_map(before, after)
+        read = figures.attention(before, after, 1)
         somewhere = ~torch.isnan(read)
         torch.testing.assert_close(read[somewhere], gate[:, 0][somewhere])
         assert somewhere.float().mean() > 0.5
-    read = figures.channel_weights(features["joined"], features["attended"])
+    read = channel_weights(features)
     alive = ~torch.isnan(read)
     torch.testing.assert_close(read[alive], channel[:, :, 0, 0][alive])
     assert alive.float().mean() > 0.3
@@ -56,8 +60,8 @@ def test_weights_computed_from_input_and_output_equal_the_gates_output():
 def test_other_attention_can_be_drawn_and_none_is_one_everywhere(kind):
     net = network(spatial=kind, channel=kind)
     features = figures.first_block(net, *inputs())
-    read = figures.spatial_map(features["before"][0], features["after"][0])
-    weights = figures.channel_weights(features["joined"], features["attended"])
+    read = figures.attention(features["before"][0], features["after"][0], 1)
+    weights = channel_weights(features)
     for values in (read[~torch.isnan(read)], weights[~torch.isnan(weights)]):
         assert len(values)
         if kind == "none":
@@ -69,7 +73,7 @@ def test_other_attention_can_be_drawn_and_none_is_one_everywhere(kind):
 @pytest.mark.parametrize("structure", ["msau", "single", "inception_v1"])
 def test_four_figures_are_drawn_of_every_structure(structure, tmp_path):
     net = network(structure=structure)
-    urls = figures.draw(net, *inputs(), str(tmp_path))
+    urls = figures.draw(net, *inputs(1), str(tmp_path))
     names = [url.rsplit("/", 1)[-1] for url in urls]
     assert names == ["scales.png", "spatial.png", "channels.png", "masks.png"]
     images = [np.asarray(Image.open(url)) for url in urls]

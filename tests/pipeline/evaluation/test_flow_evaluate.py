@@ -127,8 +127,8 @@ def test_an_interrupted_evaluation_continues_from_its_parts(words, tmp_path, mon
         patch.setattr(results, "save", breaks)
         run_evaluate(*again)
     assert not (tmp_path / "b.parquet").exists()
-    calls, score = [], evaluate.score_batches
-    monkeypatch.setattr(evaluate, "score_batches", lambda *a: calls.append(a) or score(*a))
+    calls, score = [], evaluate.score
+    monkeypatch.setattr(evaluate, "score", lambda *a: calls.append(a) or score(*a))
     result = run_evaluate(*again)
     assert len(calls) == PAIRS / 5 - 3
     assert result["buckets"] == whole["buckets"] and result["mean6"] == whole["mean6"]

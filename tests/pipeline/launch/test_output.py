@@ -58,14 +58,20 @@ def test_what_a_verb_refuses_is_its_last_word(pod):
     assert state.removeprefix("FAILED ") in log
 
 
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        (("batch=7", "accumulate=2"), "batch=7 is not divisible"),  # by the launcher's preflight
+        (("data.validate=test",), "data.validate=test: the best"),  # by the checks before it
+        (("masks.low=0.6", "masks.high=0.1"), "masks.low=0.6 is not below"),
+    ],
+)
 def test_a_training_that_is_refused_before_it_starts_says_so_in_run_json_too(
-    pod, small_set, tmp_path
+    pod, small_set, tmp_path, wrong, error
 ):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("batch: 7")  # as `submit` leaves it
-    words = [w for w in TINY if not w.startswith("batch")]
-    words += [f"data.url={small_set}", f"run={tmp_path}/run", "batch=7", "accumulate=2"]
-    done, log, state = pod("train", *words)
+    done, log, state = pod("train", *TINY, f"data.url={small_set}", f"run={tmp_path}/run", *wrong)
     assert done.returncode == 78
     message = json.loads((tmp_path / "run" / "run.json").read_text())["error"]
-    assert "batch=7 is not divisible" in message and message in log and message in state
+    assert error in message and message in log and message in state

@@ -73,3 +73,5 @@ def test_a_gpu_without_bf16_is_told_of_fp16(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     with pytest.raises(ConfigError, match="use precision=fp16"):
         choose_precision("bf16", on_gpu=True)
+    with pytest.raises(ConfigError, match="precision=fp16 needs a GPU; on this CPU use fp32"):
+        choose_precision("fp16", on_gpu=False)

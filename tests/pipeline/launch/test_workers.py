@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[3]
     ],
 )
 def test_the_nodes_status_says_saved_only_where_all_saved(statuses, status):
-    assert outcome(statuses) == status
+    assert outcome(statuses, [s for s in statuses if s not in (0, 75)]) == status
 
 
 def test_of_a_group_that_had_not_begun_a_failure_stays_one_unless_it_followed_from_a_stop():

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.config.schema import RegisterConfig
 from pipeline.registry import register
 from pipeline.tracking import client
 from tests.support.mlflow_server import Process, free_port
@@ -47,9 +48,8 @@ def clean_python(tmp_path_factory):
 def served(tmp_path_factory, clean_python):
     root = tmp_path_factory.mktemp("serve")
     uri = client.tracking_uri(str(root / "runs"), f"sqlite:///{root}/runs/mlflow.db")
-    registered = register.register(
-        finished_run(root / "runs" / "run", uri=uri), root=str(root / "runs")
-    )
+    run = finished_run(root / "runs" / "run", uri=uri)
+    registered = register.main(RegisterConfig(run=run))
     port = free_port()
     env = {
         "PATH": f"{Path(clean_python).parent}:{os.environ['PATH']}",

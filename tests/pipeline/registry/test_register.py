@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from models.inpainter import Inpainter
+from pipeline.config.schema import RegisterConfig
 from pipeline.inference import sources
 from pipeline.registry import register
 from pipeline.runs import checkpoints
@@ -38,7 +39,7 @@ def store(tmp_path_factory):
     os.environ["XDG_CACHE_HOME"] = str(root.parent / "cache")
     run = finished_run(root / "first", uri=tracking_uri(str(root)))
     scored(run, 21.5)
-    yield root, run, register.register(run)
+    yield root, run, register.main(RegisterConfig(run=run))
     os.environ.pop("XDG_CACHE_HOME")
 
 
@@ -119,7 +120,7 @@ def test_the_logged_model_belongs_to_the_run(store):
 
 def test_the_same_weights_are_registered_once(store):
     _, run, registered = store
-    assert register.register(run) == registered
+    assert register.main(RegisterConfig(run=run)) == registered
     assert len(model_versions.versions(client(store), "inpaint-msanet")) == 1
 
 
@@ -232,10 +233,10 @@ def test_a_registered_model_of_another_network_is_refused(store):
     with pytest.raises(
         ValueError, match="model inpaint-other is for musical: choose another name= for msanet"
     ):
-        register.register(run, name="inpaint-other")
+        register.main(RegisterConfig(run=run, name="inpaint-other"))
     client(store).create_registered_model("foreign")
     with pytest.raises(ValueError, match="was not created by `register`"):
-        register.register(run, name="foreign")
+        register.main(RegisterConfig(run=run, name="foreign"))
 
 
 @pytest.mark.parametrize("name", ["a/b", "", "a:b", "-x", "ä", "x" * 101])
@@ -257,5 +258,5 @@ def test_a_generator_that_gives_nan_is_not_registered(store):
     )
     saver.close()
     with pytest.raises(ValueError, match="non-finite pixels"):
-        register.register(run, checkpoint="2000")
+        register.main(RegisterConfig(run=run, checkpoint="2000"))
     assert len(model_versions.versions(client(store), "inpaint-msanet")) == 1

@@ -74,7 +74,6 @@ def test_scores_reach_the_run_and_a_comparison_that_has_mlflow_alone(words, run,
     compared = compare.main(compose("compare", [f"root={root}", f"out={out}"]).config)
     assert [r["label"] for r in compared["rows"] if r["kind"] == "ours"] == ["first@1200"]
     page = (out / "compare.html").read_text()
-    assert "data:image/svg+xml" in page and "PSNR on validation pairs" in page
     assert page.count("data:image/png") == 5 * 3  # five images: original, mask, result
     logged = client_of(run).list_artifacts(read_run_json(str(out))["mlflow_run_id"], "report")
     assert sorted(Path(a.path).name for a in logged) == [

@@ -179,5 +179,5 @@ def test_du_lists_the_largest_run_first(root):
 
 def test_a_root_that_is_no_folder_is_named(tmp_path):
     for action in ("du", "prune"):
-        with pytest.raises(ValueError, match="is not a folder: give "):
+        with pytest.raises(ValueError, match="is not a local folder: give "):
             do(tmp_path / "nowhere", action)

@@ -9,7 +9,7 @@ import pytest
 from pipeline.common.environment import user
 from pipeline.config.compose import compose
 from pipeline.config.schema import SyncConfig
-from pipeline.runs.run_json import read_run_json
+from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.tracking import errors, sync
 from pipeline.tracking.client import connect, experiment_id, model_link, ping, run_link
 from pipeline.tracking.lifecycle import announce
@@ -162,7 +162,8 @@ def test_an_announcement_whose_answer_is_lost_is_found_by_the_next_submit(
     assert announce([config], [run], "job")[0].mlflow_run == made
     assert database.runs("announced") == [(made, "SCHEDULED")]
 
-    with Tracker(run, uri=proxy.url, experiment="x", run_name="announced", run_id=made) as tracker:
+    update_run_json(run, mlflow_run_id=made)
+    with Tracker(run, uri=proxy.url, experiment="x", run_name="announced") as tracker:
         tracker.start({}, {})
     assert database.runs("announced") == [(made, "FINISHED")]
     store.remove(f"{run}/run.json")
@@ -206,10 +207,7 @@ def test_a_refusal_is_one_line_that_says_what_to_set(proxy, status, words):
 def test_the_dataset_and_the_artifacts_pass_through_the_server(real, tmp_path):
     run = Tracker(tmp_path / "files", uri=real.url, experiment="me/files", run_name="files")
     run.start({}, {}, ("celeba", "s3://bucket/celeba", "ab" * 32))
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "table.csv").write_text("a,b\n")
-    run.artifact(tmp_path / "out", "evaluation")
-    run.text("notes/hello.txt", "hello")
+    run.artifact("evaluation/out/table.csv", b"a,b\n")
     run.finish("FINISHED")
 
     client = connect(real.url)

@@ -1,7 +1,7 @@
 """The spool: what is appended comes out once, whole and in order, whatever happens in between."""
 
 import json
-import os
+import resource
 import signal
 import subprocess
 import sys
@@ -185,19 +185,27 @@ with draining(Path({str(tmp_path)!r})) as mine:
     assert subprocess.run(ask, capture_output=True, text=True).stdout.strip() == "True"
 
 
-def test_a_kept_file_is_as_it_was_when_it_was_kept(tmp_path):
-    source = tmp_path / "config.yaml"
-    source.write_text("first")
-    writing = Spool(tmp_path / "spool")
+def test_an_artifact_is_stored_with_the_event_that_logs_it(tmp_path):
+    writing = Spool(tmp_path)
+    writing.artifact("environment/hardware.json", b"{}")
 
-    name = writing.keep_file(source)
-    replacement = tmp_path / "new"
-    replacement.write_text("second")
-    os.replace(replacement, source)
+    (event,) = Unsent(tmp_path).read()
+    assert (event.kind, event.fields["folder"]) == ("artifact", "environment")
+    (holder,) = event.fields["files"]
+    assert (tmp_path / "files" / holder / "hardware.json").read_bytes() == b"{}"
 
-    assert (tmp_path / "spool/files" / name / "config.yaml").read_text() == "first"
-    assert writing.keep_file(tmp_path / "missing") is None
-    assert writing.lost == 1
+
+def test_a_file_that_cannot_be_stored_is_counted_and_has_no_event(tmp_path):
+    writing = Spool(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        writing.artifact("config.yaml", bytes(2000))
+        assert writing.keep_image(np.zeros((100, 100, 3), np.uint8)) is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert writing.lost == 2 and Unsent(tmp_path).read() == []
+    assert list((tmp_path / "files").iterdir()) == []
 
 
 def test_an_image_is_kept_byte_for_byte(tmp_path):

@@ -27,14 +27,14 @@ PET = {
 def test_a_node_reads_torchruns_variables():
     here = place(PET, 1)
     assert here == Place(3, 2, 4, "n1", 29400)
-    environment = here.worker(1)
+    environment = here.workers[1]
     assert environment["RANK"] == "9" and environment["WORLD_SIZE"] == "12"
     assert environment["LOCAL_RANK"] == "1" and environment["MASTER_ADDR"] == "n1"
 
 
 def test_ranks_of_all_nodes_are_each_number_once():
     places = [place({**PET, "PET_NODE_RANK": str(node)}, 1) for node in range(3)]
-    ranks = [int(p.worker(local)["RANK"]) for p in places for local in range(p.processes)]
+    ranks = [int(worker["RANK"]) for here in places for worker in here.workers]
     assert sorted(ranks) == list(range(12))
 
 

@@ -2,6 +2,7 @@
 
 import pickle
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,12 +11,13 @@ import torch
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.groups import ObjectiveConfig
-from pipeline.config.schema import TrainConfig
+from pipeline.config.schema import RegisterConfig, TrainConfig
 from pipeline.registry import register
 from pipeline.runs.checkpoints import build_generator, find
 from pipeline.runs.folder import folder_at
 from pipeline.tracking.client import connect, tracking_uri
 from pipeline.training.checkpointing import Saver, checkpoint_files
+from pipeline.training.engine import Engine
 from pipeline.training.method import Method
 from pipeline.training.network import TrainableNetwork
 from pipeline.training.progress import TrainState
@@ -23,17 +25,20 @@ from pipeline.training.resume import initialize, resume
 from shards import objects, store
 from tests.support.trained import MODEL, finished_run
 
-ALONE = SimpleNamespace(rank=0, is_main=True, broadcast_object=lambda value: value)
+
+def rank(number, broadcast):
+    """An engine of a rank whose broadcasts are `broadcast`."""
+    engine = SimpleNamespace(is_main=number == 0, broadcast_object=broadcast)
+    engine.from_main = partial(Engine.from_main, engine)
+    return engine
+
+
+ALONE = rank(0, lambda value: value)
 
 
 def first_rank(sent):
     """A rank 0 whose broadcast values are appended to `sent`."""
-
-    def broadcast(value):
-        sent.append(value)
-        return value
-
-    return SimpleNamespace(rank=0, is_main=True, broadcast_object=broadcast)
+    return rank(0, lambda value: sent.append(value) or value)
 
 
 def fresh(average=False):
@@ -91,7 +96,7 @@ def test_the_newest_intact_weights_are_used_with_a_warning_of_corrupt_ones(tmp_p
     assert initialize(run, str(tmp_path), networks, ALONE)["images_seen"] == 1000
     assert holds(networks.generator.module, whole.read("generator"))
     assert "skipping corrupt checkpoint" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="000000002000 is corrupt .*: give another"):
+    with pytest.raises(ValueError, match="000000002000/.* is corrupt .*: give another"):
         initialize(str(torn.parent), str(tmp_path), fresh(), ALONE)
     Path(whole.url, "generator.safetensors").unlink()
     with pytest.raises(ConfigError, match="holds no intact checkpoint"):
@@ -129,14 +134,12 @@ def test_a_resume_reads_each_file_once_for_all_ranks(tmp_path, monkeypatch):
     saver.close()
     reads, sent, read = Counter(), [], store.read
     monkeypatch.setattr(store, "read", lambda url, *a: reads.update([url]) or read(url, *a))
-    first = SimpleNamespace(
-        rank=0, is_main=True, broadcast_object=lambda given: sent.append(given) or given
-    )
+    first = first_rank(sent)
     manifest, networks = SimpleNamespace(digest="d", url="set"), fresh(average=True)
     assert resume(TrainConfig(), run, networks, manifest, first).images_seen == 8
     assert len(reads) == 4 and set(reads.values()) == {1}  # state, weights, average, optimizer
     other, received = fresh(average=True), iter(pickle.loads(pickle.dumps(sent)))
-    second = SimpleNamespace(rank=1, is_main=False, broadcast_object=lambda given: next(received))
+    second = rank(1, lambda given: next(received))
     elsewhere = folder_at(str(tmp_path / "unseen"))
     assert resume(TrainConfig(), elsewhere, other, manifest, second).images_seen == 8
     assert len(reads) == 4 and next(received, None) is None
@@ -149,12 +152,10 @@ def test_a_resume_reads_each_file_once_for_all_ranks(tmp_path, monkeypatch):
 
 def test_an_error_of_init_on_rank_0_is_raised_on_every_rank(tmp_path):
     sent = []
-    first = SimpleNamespace(
-        rank=0, is_main=True, broadcast_object=lambda given: sent.append(given) or given
-    )
+    first = first_rank(sent)
     with pytest.raises(ConfigError, match="holds no intact checkpoint"):
         initialize(str(tmp_path), str(tmp_path), fresh(), first)
-    second = SimpleNamespace(rank=1, is_main=False, broadcast_object=lambda _: pickle.loads(error))
+    second = rank(1, lambda _: pickle.loads(error))
     error = pickle.dumps(sent[0])
     with pytest.raises(ConfigError, match="holds no intact checkpoint"):
         initialize(str(tmp_path), str(tmp_path), fresh(), second)
@@ -174,7 +175,7 @@ def test_a_registered_model_is_a_start_and_stays_in_the_lineage(tmp_path, monkey
     root = str(tmp_path / "runs")
     uri = tracking_uri(root)
     run = finished_run(tmp_path / "runs" / "first", uri=uri)
-    version = register.register(run)
+    version = register.main(RegisterConfig(run=run))
     client = connect(uri)
     client.set_registered_model_alias(version["name"], "champion", str(version["version"]))
     networks = fresh(average=True)

@@ -8,7 +8,7 @@ import torch
 
 from models.densenet import DenseNetDiscriminator
 from models.vgg import VGG16Features
-from pipeline.config.schema import CACHE
+from pipeline.config.schema import CACHE, FetchConfig
 from pipeline.training import pretrained, weights
 
 
@@ -67,7 +67,7 @@ def test_loading_fills_the_backbone_but_not_the_head(tmp_path):
 
 def test_a_folder_is_searched_for_the_publishers_file_name(tmp_path):
     state, digest = published_vgg(tmp_path / "vgg16-397923af.pth")
-    weights.fetch_all(["vgg16"], (tmp_path).as_uri(), digest[:8])
+    weights.main(FetchConfig(names=["vgg16"], source=tmp_path.as_uri(), sha256=digest[:8]))
     vgg = VGG16Features()
     assert load("vgg16", vgg) == digest
     assert all(torch.equal(v, state[k]) for k, v in vgg.state_dict().items())
