@@ -5,7 +5,6 @@ at the next larger of libjpeg's scales. Other formats, which only external sets 
 `hygiene` does at sharding. Sizes are read from the header before any decoder runs.
 """
 
-import io
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from PIL import Image
 
 from shards import jpeg
 from shards.hygiene import upright
+from shards.metadata import open_image
 from shards.order import mix
 
 MAX_PIXELS = 64_000_000  # an image with more is rejected before it is decoded
@@ -147,7 +147,7 @@ def header(data: bytes) -> tuple[int, int, bool]:
         width, height, _, plain = jpeg.header(data)
     else:
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with open_image(data) as image:
                 (width, height), plain = image.size, False
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"not a readable image ({error})") from error

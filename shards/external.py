@@ -25,6 +25,7 @@ from shards.plan import SPLITS, generated_plan, publish
 from shards.sources import splits
 from shards.sources.files import (
     IMAGES,
+    MAX_BYTES,
     check_end,
     is_litter,
     kind,
@@ -48,11 +49,13 @@ def write(
     source: str,
     say: Callable[[str], None],
     max_reject_rate: float = 0.01,
+    holdout: float = 0.0,
 ) -> Finished:
     """Index the tars of `source` as a set of kind external at `out`.
 
     `source` is a folder or URL of tars, or a brace pattern; splits follow from folders such as
-    val/ or names such as val-0000.tar.
+    val/ or names such as val-0000.tar. Without tars of val, a share `holdout` of the samples of
+    train, by content hash, is indexed as val.
     Raises SourceError if there are no tars or one is missing; ValueError for a damaged or empty
     tar, and for more rejects than `max_reject_rate`.
     """
@@ -63,21 +66,31 @@ def write(
             "a URL or a pattern such as s3://bucket/train-{0000..0099}.tar"
         )
     sizes = {url: _size(url) for urls in tars.values() for url in urls}
-    plan = generated_plan(name, "external", {"format": 1, "tars": tars, "sizes": sizes})
+    options: dict[str, Any] = {"format": 1, "tars": tars, "sizes": sizes}
+    if "val" in tars or "train" not in tars:
+        holdout = 0.0
+    elif holdout:
+        options["holdout"] = holdout
+    plan = generated_plan(name, "external", options)
     publish(out, plan)
     written: list[tuple[str, int, str | None]] = []
     first, skipped = 0, Counter[str]()
     for split, urls in tars.items():
         published = set(store.names(store.join(out, split, "index")))
+        share = holdout if split == "train" else 0.0
         for number, url in enumerate(urls):
             file = f"shard-{number:06d}.parquet"
-            place = store.join(out, split, "index", file)
             if file not in published:
-                store.write(place, _index(url, number, first, plan.sha256, skipped))
+                held, index = _index(url, number, first, plan.sha256, share, skipped)
+                if share:
+                    store.write(store.join(out, "val", "index", file), held)
+                store.write(store.join(out, split, "index", file), index)
             # ids must be unique before the next tar is read: it has at most one sample per block
             first += sizes[url] // 512
             written.append((split, number, url))
             say(f"{split} {number + 1}/{len(urls)} {store.display(url)}")
+    if holdout:
+        written += [("val", number, url) for number, url in enumerate(tars["train"])]
     if skipped:
         say(not_taken(skipped))
     return finish(out, plan, written, max_reject_rate)
@@ -146,14 +159,17 @@ class _Member(NamedTuple):
     name: str
     ext: str
     offset: int
-    data: bytes
+    size: int
+    data: bytes  # empty if it is not needed, or too large
     target: str  # of a link
 
 
-def _index(url: str, number: int, first: int, plan_sha256: str, skipped: Counter[str]) -> bytes:
-    """The Parquet index of one tar; counts in `skipped` the members of no sample.
+def _index(
+    url: str, number: int, first: int, plan_sha256: str, share: float, skipped: Counter[str]
+) -> tuple[bytes, bytes]:
+    """The Parquet indexes of the share held out of one tar, and of the others with the rejects.
 
-    Raises ValueError when it is damaged.
+    Counts in `skipped` the members of no sample. Raises ValueError when the tar is damaged.
     """
     stream = HashedStream(url)
     found: dict[str, dict[str, Any] | list[Any]] = {}  # rows and rejects, by the image's name
@@ -180,7 +196,11 @@ def _index(url: str, number: int, first: int, plan_sha256: str, skipped: Counter
     assert not rows or set(rows[0]) == set(COLUMNS["external"].names)
     rejects = [reject for reject in found.values() if isinstance(reject, list)]
     meta = IndexMeta(plan_sha256, stream.sha256(), stream.length, rejects)
-    return index_bytes("external", rows, meta)
+    limit = share * 2**64
+    held = [row for row in rows if row["content_hash"] < limit]
+    kept = [row for row in rows if row["content_hash"] >= limit]
+    without = meta._replace(rejects=[])
+    return index_bytes("external", held, without), index_bytes("external", kept, meta)
 
 
 def _columns(
@@ -192,6 +212,8 @@ def _columns(
         if isinstance(row, dict):
             return row
         return Reject(image.name, "link", f"no image {image.target!r} before it")
+    if image.size > MAX_BYTES:
+        return Reject(image.name, "too_large", f"{image.size} bytes, above {MAX_BYTES}")
     verdict = examine(image.name, image.data, _POLICY)
     if isinstance(verdict, Reject):
         return verdict
@@ -243,10 +265,11 @@ def _members(stream: HashedStream, url: str) -> Iterator[_Member]:
                 if info.isreg() and not info.issparse():
                     file = tar.extractfile(info)
                     assert file is not None
-                    data = file.read()
+                    wanted = kind(info.name.encode("utf-8", "surrogateescape")) in (*IMAGES, ".cls")
+                    data = file.read() if wanted and info.size <= MAX_BYTES else b""
                 if not info.isdir():
                     name, target = _readable(info.name), _readable(link_target(info))
-                    yield _Member(name, "", info.offset_data, data, target)
+                    yield _Member(name, "", info.offset_data, info.size, data, target)
                 vars(tar)["members"].clear()
             end = int(vars(tar)["offset"])
     except tarfile.TarError as error:

@@ -16,9 +16,10 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from shards import jpeg
+from shards.metadata import open_image, orientation, turn_upright
 from shards.pack import PackedSample, Reject
 
 SMALL = ("reject", "upscale")
@@ -107,14 +108,12 @@ def describe(data: bytes) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = _open(data)
-        orientation = image.getexif().get(0x0112, 1)
-    valid = isinstance(orientation, int) and 1 <= orientation <= 8
-    return {
-        "width": image.width,
-        "height": image.height,
-        "mode": image.mode,
-        "orientation": orientation if valid else 1,
-    }
+        return {
+            "width": image.width,
+            "height": image.height,
+            "mode": image.mode,
+            "orientation": orientation(image),
+        }
 
 
 def upright(data: bytes) -> np.ndarray:
@@ -138,7 +137,7 @@ def _open(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # we check the pixel limit; bad EXIF does not matter
-            return Image.open(io.BytesIO(data), formats=_OTHERS)
+            return open_image(data, _OTHERS)
     except UnidentifiedImageError as error:
         begin = data[:8].hex(" ")
         raise _UnsupportedFormat(
@@ -177,8 +176,7 @@ def _upright(image: Image.Image) -> np.ndarray:
     profile = image.info.get("icc_profile")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image.load()
-    turned = ImageOps.exif_transpose(image)
+        turned = turn_upright(image)
     if turned.mode in ("I", "I;16", "I;16B", "I;16L"):
         return (np.asarray(turned).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
     if turned.mode == "F":

@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from shards import store
 from shards.decode import header
 from shards.mask_sets import Mask
 from shards.masks import BUCKETS, bucket
@@ -28,10 +29,8 @@ from shards.sources.offer import say
 POLARITIES = ("auto", "hole_white", "hole_black")
 THRESHOLD = 127  # masks that were JPEG files have gray edges
 LOOK_AT = 600  # masks whose ratios are measured, evenly spread
-FITS, FAILS = (
-    0.9,
-    0.7,
-)  # a reading holds if it puts this share in range and the other one at most that
+# A reading holds if it puts this share in range and the other one at most that.
+FITS, FAILS = 0.9, 0.7
 
 _RANGE = re.compile(r"(\d*\.?\d+)\s*%?\s*(?:-|_|,|to)\s*(\d*\.?\d+)\s*%?")
 
@@ -74,7 +73,7 @@ class MaskSource:
 
 def open_source(source: str) -> MaskSource:
     """The mask images at `source`. Raises ValueError when there are none."""
-    place = Path(source)
+    place = store.local(source).expanduser()
     skipped = Counter[str]()
     files = tuple(sorted(images(list_files(place), skipped)))
     if skipped:

@@ -122,7 +122,7 @@ def _permanent_error(error: Exception, url: str) -> Exception | None:
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
         return StoreError(
             f"{_where(url)}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "or AWS_PROFILE"
+            "or AWS_PROFILE (for a public bucket: FSSPEC_S3_ANON=true)"
         )
     if type(error).__name__ == "SSLError":
         return StoreError(f"{_where(url)}: its certificate is not trusted; set AWS_CA_BUNDLE")

@@ -19,6 +19,7 @@ import urllib3
 from shards import objects, store
 
 LASTS = 3600  # seconds until a signed URL expires
+PAYER = "x-amz-request-payer"
 MAX_FAILURES = 5  # in a row; from then on everything is read by `store.read`
 
 
@@ -59,6 +60,8 @@ class Ranges:
         """The bytes by a signed URL; None for any other answer."""
         headers = {"Range": f"bytes={start}-{end - 1}"}
         signed = self._sign(url)
+        if PAYER in signed:
+            headers[PAYER] = "requester"  # a signed header must be sent
         if self._failed >= MAX_FAILURES:
             return None
         try:
@@ -81,7 +84,9 @@ class Ranges:
     def _sign(self, url: str) -> str:
         signed, until = self._signed.get(url, ("", 0.0))
         if time.monotonic() >= until:
-            signed = objects.with_retries(url, lambda system, path: system.url(path, expires=LASTS))
+            signed = objects.with_retries(
+                url, lambda system, path: system.url(path, expires=LASTS, **system.req_kw)
+            )
             if _proxied(signed):
                 self._failed = MAX_FAILURES
             with self._lock:

@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 ONE_PUT = 256 * 2**20  # larger uploads go in parts
+_LITTER = re.compile(r"\._.*|\.DS_Store|Thumbs\.db|desktop\.ini|@eaDir|lost\+found", re.IGNORECASE)
 TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{16}\.lacuna-tmp$")
 
 
@@ -108,9 +109,15 @@ def read(url: str | os.PathLike, start: int | None = None, end: int | None = Non
 
 
 def _whole(data: bytes, url: str, start: int | None, end: int | None) -> bytes:
-    if end is not None and len(data) != end - (start or 0):
+    wanted = len(data) if end is None else end - (start or 0)
+    if len(data) > wanted:
+        raise StoreError(
+            f"{display(url)}: the server ignores Range requests and sends whole files; use one "
+            "that supports them, such as nginx, or copy the files to a disk or bucket"
+        )
+    if len(data) < wanted:
         raise EOFError(
-            f"{display(url)}: {len(data)} bytes at {start or 0}, expected {end - (start or 0)}; "
+            f"{display(url)}: {len(data)} bytes at {start or 0}, expected {wanted}; "
             "the file has changed since it was indexed"
         )
     return data
@@ -137,7 +144,10 @@ def exists(url: str | os.PathLike) -> bool:
 
 
 def names(url: str | os.PathLike) -> list[str]:
-    """The sorted names in a folder, without temporary files; empty if there is no folder."""
+    """The sorted names in a folder; empty if there is no folder.
+
+    Without temporary files, and without what file managers and disks leave in an empty folder.
+    """
     text = os.fspath(url)
     if is_local(text):
         inside = os.listdir(local(text)) if local(text).is_dir() else []
@@ -146,7 +156,8 @@ def names(url: str | os.PathLike) -> list[str]:
             inside = children(text)
         except FileNotFoundError:
             return []
-    return sorted(child for child in inside if child and not TEMPORARY.match(child))
+    ours = (child for child in inside if child and not _LITTER.fullmatch(child))
+    return sorted(child for child in ours if not TEMPORARY.match(child))
 
 
 # --- writing --------------------------------------------------------------------------------------

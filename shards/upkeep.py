@@ -13,6 +13,7 @@ from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -82,22 +83,17 @@ def info(manifest: Manifest) -> dict[str, Any]:
     """Statistics of the set, from the manifest, the indexes and the rejects."""
     splits = {}
     for name, split in manifest.splits.items():
-        tables = [
-            read_index(manifest, name, shard).select(["width", "height", "size", "content_hash"])
-            for shard in split.shards
-        ]
-        columns = {
-            key: np.concatenate([table[key].to_numpy() for table in tables])
-            for key in ("width", "height", "size", "content_hash")
-        }
-        short = np.minimum(columns["width"], columns["height"])
+        names = ["width", "height", "size", "content_hash"]
+        parts = [read_index(manifest, name, shard).select(names) for shard in split.shards]
+        width, height, size, content = (c.to_numpy() for c in pa.concat_tables(parts).columns)
+        short = np.minimum(width, height)
         splits[name] = {
             "samples": split.samples,
             "shards": len(split.shards),
             "bytes": sum(shard.bytes for shard in split.shards),
-            "mean_image_bytes": round(float(columns["size"].mean()), 1),
+            "mean_image_bytes": round(float(size.mean()), 1),
             "short_side": [int(short.min()), int(np.median(short)), int(short.max())],
-            "duplicates": split.samples - len(np.unique(columns["content_hash"])),
+            "duplicates": split.samples - len(np.unique(content)),
         }
     return {
         "url": store.display(manifest.url),

@@ -77,6 +77,7 @@ class Finished(NamedTuple):
     manifest: Manifest
     rejects: Mapping[str, int]  # by reason
     duplicates: int  # samples with the same stored bytes as another one
+    shared: Mapping[tuple[str, str], int]  # of these, samples of the first split in the second
 
 
 def write(
@@ -195,7 +196,7 @@ def finish(
     """Publish rejects and manifest of shards: (split, number, URL of the tar if outside `out`)."""
     splits: dict[str, list[Shard]] = {}
     rejects: list[dict[str, Any]] = []
-    hashes: list[np.ndarray] = []
+    hashes: dict[str, list[np.ndarray]] = {}
     for split, number, elsewhere in written:
         url = store.join(out, split, "index", f"{_stem(number)}.parquet")
         data = store.read(url)
@@ -208,7 +209,7 @@ def finish(
                 "run the same command again"
             )
         column = pq.read_table(io.BytesIO(data), columns=["content_hash"])["content_hash"]
-        hashes.append(column.to_numpy())
+        hashes.setdefault(split, []).append(column.to_numpy())
         rejects += [dict(zip(REJECTS.names, (split, *item))) for item in meta.rejects]
         if len(column) or elsewhere:
             sha256 = hashlib.sha256(data).hexdigest()
@@ -218,7 +219,8 @@ def finish(
     pq.write_table(pa.Table.from_pylist(rejects, REJECTS), sink, compression="zstd")
     store.write(store.join(out, "rejects.parquet"), sink.getvalue())
 
-    stored = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
+    of_split = {split: np.concatenate(parts) for split, parts in hashes.items()}
+    stored = np.concatenate([*of_split.values(), np.empty(0, np.uint64)])
     if not len(stored) and not rejects:
         raise ValueError(
             f"{store.display(out)}: no image in any tar of the source; expected members named "
@@ -228,11 +230,16 @@ def finish(
     if len(rejects) > max_reject_rate * (len(stored) + len(rejects)) or not len(stored):
         refused = [Reject(item["src"], item["reason"], item["detail"]) for item in rejects]
         raise _too_many(out, refused, len(stored) + len(rejects), max_reject_rate)
-    listed = {s: Split(sum(x.samples for x in v), tuple(v)) for s, v in splits.items()}
+    counts = {split: sum(shard.samples for shard in splits[split]) for split in splits}
+    listed = {s: Split(counts[s], tuple(shards)) for s, shards in splits.items() if counts[s]}
     encoded = manifests.encode(plan.name, plan.kind, plan.sha256, listed)
     store.write(store.join(out, manifests.FILE), encoded)
     duplicates = len(stored) - len(np.unique(stored))
-    return Finished(manifests.decode(encoded, out), dict(reasons), duplicates)
+    shared = {
+        (split, earlier): int(np.isin(of_split[split], of_split[earlier]).sum())
+        for earlier, split in itertools.combinations(of_split, 2)
+    }
+    return Finished(manifests.decode(encoded, out), dict(reasons), duplicates, shared)
 
 
 class TooManyRejects(ValueError):

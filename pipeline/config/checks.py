@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.common.environment import count
 from pipeline.common.errors import ConfigError
 from pipeline.config.groups import MasksConfig, check_phases
-from pipeline.config.schema import EvaluateConfig, ShardConfig, TrainConfig
+from pipeline.config.schema import EvaluateConfig, MakeMasksConfig, ShardConfig, TrainConfig
 from shards import store
 
 
@@ -86,6 +86,17 @@ def shard(config: ShardConfig) -> None:
         raise ConfigError(
             "shard: out= is missing: give a new or empty folder or s3:// URL, or this set's"
         )
+    if config.data.layout != "wds":
+        local_source(config)
+
+
+def local_source(config: ShardConfig | MakeMasksConfig) -> None:
+    """Check that the files to read are on a disk; data=wds, which is indexed in place, may not."""
+    if config.source and not store.is_local(config.source):
+        raise ConfigError(
+            f"source={store.display(config.source)}: published files are read from a local disk "
+            "only: copy them there first (WebDataset tars, data=wds, are read from any URL)"
+        )
 
 
 def divisible(config: TrainConfig, world_size: int, processes: str = "") -> None:
@@ -101,7 +112,12 @@ def divisible(config: TrainConfig, world_size: int, processes: str = "") -> None
         )
 
 
-CHECKS: dict[str, Callable[[Any], None]] = {"train": train, "evaluate": evaluate, "shard": shard}
+CHECKS: dict[str, Callable[[Any], None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "shard": shard,
+    "masks": local_source,
+}
 
 
 def check(command: str, config: Any) -> None:

@@ -29,7 +29,9 @@ class DoctorConfig:
 
 @dataclass
 class ShardConfig:
-    source: str | None = key(None, "the dataset as published: folder, tar or zip")
+    source: str | None = key(
+        None, "the dataset as published: local folder, tar or zip; data=wds: also a URL"
+    )
     out: str | None = key(None, "folder or s3:// URL of the sharded set")
     data: groups.ShardingConfig = field(default_factory=groups.ShardingConfig)
     workers: int = key(1, "processes", least=1)
@@ -51,7 +53,7 @@ class MakeMasksConfig:
     seed: int = key(0, "seed of the mask generator", least=0, most=MAX_SEED)
     border: float = key(0.5, "share of masks without holes at the border", least=0.0, most=1.0)
     fixed: bool = key(True, "add the bucket of random 25 % squares")
-    source: str | None = key(None, "folder or zip of NVIDIA's masks to import instead")
+    source: str | None = key(None, "local folder or zip of NVIDIA's masks to import instead")
     polarity: str = key("auto", "polarity of imported masks", ("auto", "hole_white", "hole_black"))
 
 

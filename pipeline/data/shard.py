@@ -47,14 +47,15 @@ def dry_run(config: ShardConfig) -> str:
 
 
 def _write(config: ShardConfig) -> dict[str, Any]:
-    layout = source(config.data.layout)
+    data = config.data
+    layout = source(data.layout)
     if config.source is None:
         return {"offer": layout.offer.text()}
     assert config.out is not None  # `config.checks.shard`
     task = _task(config.task)
     protect({"source": [config.source]}, {"out": [config.out]}, below=True)
     start = time.monotonic()
-    if config.data.layout == "wds":
+    if data.layout == "wds":
         if task[1] > 1 or config.workers > 1:
             raise ValueError(
                 f"data=wds with task={config.task} workers={config.workers}: existing tars are "
@@ -62,7 +63,7 @@ def _write(config: ShardConfig) -> dict[str, Any]:
             )
         try:
             finished = external.write(
-                config.out, config.data.name, config.source, say, config.max_reject_rate
+                config.out, data.name, config.source, say, config.max_reject_rate, data.holdout
             )
         except external.SourceError:
             say(layout.offer.text())
@@ -190,6 +191,9 @@ def _task(text: str | None) -> tuple[int, int]:
 
 def _result(finished: writer.Finished, start: float) -> dict[str, Any]:
     manifest = finished.manifest
+    shared = {names: count for names, count in finished.shared.items() if count}
+    for (split, earlier), count in shared.items():
+        say(f"note: {count} images of {split} are also in {earlier}")
     return {
         "url": store.display(manifest.url),
         "digest": manifest.digest,
@@ -198,6 +202,7 @@ def _result(finished: writer.Finished, start: float) -> dict[str, Any]:
         "bytes": sum(s.bytes for split in manifest.splits.values() for s in split.shards),
         "rejects": dict(finished.rejects),
         "duplicates": finished.duplicates,
+        "shared": {" in ".join(names): count for names, count in shared.items()},
         "seconds": round(time.monotonic() - start, 3),
     }
 

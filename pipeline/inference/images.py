@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from shards import store
+from shards.metadata import open_image, turn_upright
 
 MAX_PIXELS = 64_000_000
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -50,18 +51,17 @@ def read(url: str) -> ImageFile:
 def decode(data: bytes, name: str = "image") -> ImageFile:
     """Decode an image file's bytes; errors refer to it as `name`."""
     try:
-        with Image.open(io.BytesIO(data)) as file:
-            if file.width * file.height > MAX_PIXELS:
-                raise ValueError(
-                    f"{name} is {file.width}×{file.height}: images may have at most "
-                    f"{MAX_PIXELS // 1_000_000} megapixels; scale it down"
-                )
-            image = ImageOps.exif_transpose(file)
-            return _rgb(image)
+        with open_image(data) as file:
+            if file.width * file.height <= MAX_PIXELS:
+                return _rgb(turn_upright(file))
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} cannot be read as an image: give a PNG, JPEG or WebP") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name} cannot be read as an image ({error})") from error
+    raise ValueError(
+        f"{name} is {file.width}×{file.height}: images may have at most "
+        f"{MAX_PIXELS // 1_000_000} megapixels; scale it down"
+    )
 
 
 def _rgb(image: Image.Image) -> ImageFile:

@@ -236,7 +236,7 @@ def recorded(out: Path, given: str) -> dict[str, Any]:
             return json.loads((out / RECORD).read_text())
         except ValueError:
             raise ConfigError(f"out={given}: {RECORD} cannot be read; remove the folder") from None
-    if out.is_file() or out.is_dir() and set(os.listdir(out)) - {LOCK}:
+    if out.is_file() or set(store.names(out)) - {LOCK}:
         raise ConfigError(
             f"out={given} holds other files (no {RECORD}): choose an empty or a new folder"
         )

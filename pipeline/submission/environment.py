@@ -9,10 +9,11 @@ from jobs.spec import Cluster
 from pipeline.common.secrets import refuse_secret
 from shards import store
 
-# Endpoints of the submitter, without secrets.
+# How the submitter reaches storage, without secrets.
 FORWARDED = ("AWS_CA_BUNDLE", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
-             "AWS_PROFILE", "AWS_REGION", "FSSPEC_S3_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL",
-             "MLFLOW_TRACKING_URI", "XDG_CACHE_HOME")  # fmt: skip
+             "AWS_PROFILE", "AWS_REGION", "FSSPEC_S3_ANON", "FSSPEC_S3_ENDPOINT_URL",
+             "FSSPEC_S3_REQUESTER_PAYS", "MLFLOW_S3_ENDPOINT_URL", "MLFLOW_TRACKING_URI",
+             "XDG_CACHE_HOME")  # fmt: skip
 NOT_IN_CONTAINERS = ("XDG_CACHE_HOME",)
 # Files of this machine.
 NOT_IN_PODS = (*NOT_IN_CONTAINERS, "AWS_CA_BUNDLE", "AWS_PROFILE")

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from shards.plan import SPLITS, Entry
 from shards.sources.offer import DatasetSource, Offer
-from shards.sources.published import find, missing_download, read_list
+from shards.sources.published import Part, find, missing_download, read_list
 
 LIST = "list_eval_partition.txt"
+CSV = "list_eval_partition.csv"  # of Kaggle's copy
 
 
 def entries(source: Path, holdout: float) -> Iterator[Entry]:
@@ -16,11 +17,14 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
     Raises ValueError when the images or the list are missing, or do not match.
     """
     part = find(source, ("img_align_celeba",), ("img_align_celeba.zip", "img_align_celeba.tar"))
+    packed = (source.name,) if source.is_file() else ()
+    if part is None and packed:  # Kaggle's one archive
+        part = Part(source.parent, "", source.name)
     if part is None:
         raise missing_download(source, "img_align_celeba.zip or img_align_celeba/")
-    lines = read_list(source, LIST)
+    lines = read_list(source, LIST, packed) or read_list(source, CSV, packed)
     if lines is None:
-        raise missing_download(source, f"{LIST} (next to the images, or in Eval/)")
+        raise missing_download(source, f"{LIST} or .csv (next to the images, or in Eval/)")
     split_of = _partition(lines)
     for file in part.images():
         name = file.path.rsplit(b"/", 1)[-1].decode("utf-8", "replace")
@@ -55,7 +59,7 @@ SOURCE = DatasetSource(
             ("img_align_celeba.zip", "202,599 faces, about 1.4 GB"),
             (LIST, "0 train, 1 val, 2 test for each (Eval/ on the page's drive)"),
         ),
-        give="the folder that holds both",
+        give="the folder that holds both (or Img/ and Eval/), or Kaggle's zip, unpacked or not",
         paper="Liu et al., Deep Learning Face Attributes in the Wild, ICCV 2015",
         counts={"train": 162_770, "val": 19_867, "test": 19_962},
     ),

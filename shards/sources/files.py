@@ -89,7 +89,8 @@ def list_files(place: Path) -> Iterator[File]:
         else:
             raise ValueError(f"{place}: no such folder or archive; check source=")
     except OSError as error:
-        raise ValueError(f"{place}: cannot be read ({error.strerror or error})") from error
+        where = os.fsdecode(error.filename or place)
+        raise ValueError(f"{where}: cannot be read ({error.strerror or error})") from error
 
 
 def _folder(root: bytes) -> Iterator[File]:
@@ -201,14 +202,23 @@ def _zip(place: Path) -> Iterator[File]:
         raise ValueError(f"{place}: not a readable zip ({error}); download it again") from error
 
 
+class TooLarge(OSError, ValueError):
+    """A file of more bytes than any image has; it is not read."""
+
+
 def read_file(root: Path, row: Row) -> bytes:
-    """The bytes of one planned file. Raises ValueError when the source has changed."""
+    """The bytes of one planned file. Raises ValueError when the source has changed.
+
+    Raises TooLarge, before any byte is read, for a file above MAX_BYTES.
+    """
     packed = is_archive(row.archive)
     place = root / row.archive if packed else root / row.archive / os.fsdecode(row.src)
+    if row.size > MAX_BYTES:
+        raise TooLarge(f"{place}: {row.size} bytes, above {MAX_BYTES}: not an image; remove it")
     try:
         with open(place, "rb") as file:
             if not packed:
-                data = file.read()
+                data = file.read(row.size + 1)
             elif place.suffix.lower() == ".zip":
                 data = _unzip(file, row)
             else:
@@ -255,10 +265,9 @@ class Loader:
 
     def __call__(self, row: Row) -> PackedSample | Reject:
         src = row.src.decode("utf-8", "backslashreplace")
-        if row.size > MAX_BYTES:
-            return Reject(src, "too_large", f"{row.size} bytes, above {MAX_BYTES}")
         try:
             data = read_file(self.root, row)
         except OSError as error:
-            return Reject(src, "unreadable", error.strerror or str(error))
+            reason = "too_large" if isinstance(error, TooLarge) else "unreadable"
+            return Reject(src, reason, error.strerror or str(error))
         return examine(src, data, self.policy, row.label)

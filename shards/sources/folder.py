@@ -12,7 +12,7 @@ from shards.sources.published import hold_out
 
 
 def entries(source: Path, holdout: float) -> Iterator[Entry]:
-    """The images of `source` by its split folders; without val and test, `holdout` becomes val.
+    """The images of `source` by its split folders; without val, `holdout` of train becomes val.
 
     Leading folders that all images share are left out of the names, so that a folder and its
     archive make the same set. Raises ValueError if names look like splits but are ambiguous.
@@ -42,7 +42,7 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
             if split or not split_of:
                 yield Entry(split or "train", path, file.size, -1, where, file.offset)
 
-    yield from hold_out(listed(), root, 0.0 if set(split_of.values()) - {"train"} else holdout)
+    yield from hold_out(listed(), root, holdout, published=split_of.values())
 
 
 def _survey(source: Path) -> tuple[Counter[str], set[str]]:

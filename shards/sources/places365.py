@@ -38,8 +38,7 @@ def entries(
     if only is not None:
         yield from hold_out(images, root, holdout, "holdout")
         return
-    share = 0.0 if any(split != "train" for split, _ in parts) else holdout
-    yield from hold_out(images, root, share)
+    yield from hold_out(images, root, holdout, published=[split for split, _ in parts])
 
 
 def _all(source: Path, variant: str, parts: list[tuple[str, Part]]) -> Iterator[Entry]:
@@ -99,7 +98,9 @@ def _parts(source: Path, variant: str) -> list[tuple[str, Part]]:
                 parts.setdefault(size, []).append((split, part))
     easy = find(source, *_EASY) if variant == "standard" else None
     if easy is not None:
-        parts["easyformat"] = [("train", easy), ("val", easy)]
+        top = easy.root / easy.archive / easy.folder
+        present = [split for split in ("train", "val") if top.is_file() or (top / split).is_dir()]
+        parts["easyformat"] = [(split, easy) for split in present]
     if not parts:
         wanted = f"train_large_places365{variant}.tar or train_256_places365{variant}.tar"
         raise missing_download(source, f"{wanted}, or data_large/ or data_256/ as they unpack")

@@ -1,8 +1,8 @@
 """Read a publisher's download in place: a folder of archives, or the unpacked folders."""
 
-import tarfile
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,19 +13,16 @@ from shards.sources.offer import say
 
 
 class Part(NamedTuple):
-    """A part of a download: a folder in `root`, or an archive in it."""
+    """A part of a download: a folder below `root`, or an archive there."""
 
     root: Path
-    folder: str  # "" for all of root, or an archive
-    archive: str  # "" for a folder
+    folder: str  # "" for an archive, or all of where the folder would be
+    archive: str  # or the folder of `root` that holds `folder`; "" for `root` itself
 
     def files(self) -> Iterator[File]:
-        """The files of the part, with paths relative to `root` (in an archive: as if unpacked)."""
-        if self.archive:
-            yield from list_files(self.root / self.archive)
-            return
+        """The files of the part, with paths that begin with `folder` (in an archive: its own)."""
         prefix = self.folder.encode() + b"/" if self.folder else b""
-        for file in list_files(self.root / self.folder):
+        for file in list_files(self.root / self.archive / self.folder):
             yield file._replace(path=prefix + file.path)
 
     def images(self) -> Iterator[File]:
@@ -33,29 +30,38 @@ class Part(NamedTuple):
         skipped = Counter[str]()
         yield from images(self.files(), skipped)
         if skipped:
-            say(f"{self.root / (self.archive or self.folder)}: {not_taken(skipped)}")
+            say(f"{self.root / self.archive / self.folder}: {not_taken(skipped)}")
 
     def entry(self, split: str, file: File, label: int = -1) -> Entry:
         return Entry(split, file.path, file.size, label, self.archive, file.offset)
 
 
 def find(source: Path, folders: Sequence[str], archives: Sequence[str]) -> Part | None:
-    """The one of `folders` or `archives` in `source`; `source` may be one of the archives.
+    """The one of `folders` or `archives` in `source`, or in a folder of it.
 
-    Raises ValueError for two of them: one may be the half of the other.
+    `source` may be one of the archives. Raises ValueError for two in one place: one may be the
+    half of the other.
     """
     if not source.is_dir():
         return Part(source.parent, "", source.name) if source.name in archives else None
-    parts = [Part(source, folder, "") for folder in folders if (source / folder).is_dir()]
-    parts += [Part(source, "", archive) for archive in archives if (source / archive).is_file()]
-    if len(parts) > 1:
-        both = " and ".join(part.archive or f"{part.folder}/" for part in parts)
-        raise ValueError(f"{source}: both {both} are there; move one away")
-    return parts[0] if parts else None
+    for inside in ["", *sorted(entry.name for entry in os.scandir(source) if entry.is_dir())]:
+        place = source / inside
+        parts = [Part(source, name, inside) for name in folders if (place / name).is_dir()]
+        parts += [
+            Part(source, "", os.path.join(inside, name))
+            for name in archives
+            if (place / name).is_file()
+        ]
+        if len(parts) > 1:
+            both = " and ".join(f"{p.folder}/" if p.folder else p.archive for p in parts)
+            raise ValueError(f"{source}: both {both} are there; move one away")
+        if parts:
+            return parts[0]
+    return None
 
 
 def read_list(source: Path, name: str, inside: Sequence[str] = ()) -> list[str] | None:
-    """The lines of the list `name` in or below `source`, or in one of the tars `inside`."""
+    """The lines of the list `name` in or below `source`, or in one of the archives `inside`."""
     root = source if source.is_dir() else source.parent
     places = [root / name, *sorted(root.glob(f"*/{name}"))]
     for place in places:
@@ -63,12 +69,10 @@ def read_list(source: Path, name: str, inside: Sequence[str] = ()) -> list[str] 
             return _lines(place.read_bytes())
     for archive in inside:
         if (root / archive).is_file():
-            with tarfile.open(root / archive, "r:") as tar:
-                for member in tar:
-                    if member.isfile() and member.name.rsplit("/", 1)[-1] == name:
-                        content = tar.extractfile(member)
-                        assert content is not None
-                        return _lines(content.read())
+            for file in list_files(root / archive):
+                if file.path.rsplit(b"/", 1)[-1] == name.encode():
+                    row = Row(0, file.path, file.size, -1, archive, file.offset)
+                    return _lines(read_file(root, row))
     return None
 
 
@@ -101,15 +105,20 @@ def missing_download(source: Path, wanted: str) -> ValueError:
 
 
 def hold_out(
-    entries: Iterable[Entry], root: Path, share: float, split: str = "val"
+    entries: Iterable[Entry],
+    root: Path,
+    share: float,
+    split: str = "val",
+    published: Collection[str] = (),
 ) -> Iterator[Entry]:
-    """Move a `share` of the train entries to `split`.
+    """Move a `share` of the train entries to `split`, unless it is one of the `published` splits.
 
     The choice depends only on the bytes of each image, so that copies are on the same side and new
     images move no others; it reads every file of train once.
     """
     if not 0 <= share < 1:
         raise ValueError(f"invalid data.holdout={share}: expected at least 0 and less than 1")
+    share = 0.0 if split in published else share
     for entry in entries:
         if share and entry.split == "train" and _below(entry, root, share):
             yield entry._replace(split=split)

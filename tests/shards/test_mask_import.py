@@ -41,6 +41,14 @@ def test_the_ratios_tell_which_color_is_the_hole(tmp_path, black, expected):
         resolve_polarity(source, wrong)
 
 
+@pytest.mark.parametrize("form", ["{}", "file://{}", "~/masks"])
+def test_a_source_is_a_path_however_it_is_written(tmp_path, monkeypatch, form):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    place = folder(tmp_path / "masks", published(1))
+    source = open_source(form.format(place))
+    assert len(source.files) == 6 and source.digest() == open_source(place).digest()
+
+
 def test_masks_that_fit_either_way_are_not_guessed(tmp_path):
     source = open_source(folder(tmp_path, published(only=BUCKETS[4:])))
     with pytest.raises(ValueError, match="do not decide.*polarity=hole_white or"):

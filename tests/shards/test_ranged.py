@@ -1,16 +1,26 @@
 """Ranges by signed URLs, on two S3 servers and behind one that misbehaves."""
 
 import contextlib
+import hmac
 import logging
 import os
 import socket
+import subprocess
+import sys
 import threading
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qsl
 
 import pytest
 
+from pipeline.submission.environment import FORWARDED
 from shards import store
 from shards.ranged import MAX_FAILURES, Ranges
+from tests.support.s3 import Server
 
+ROOT = Path(__file__).resolve().parents[2]
 BYTES = os.urandom(3 << 20)
 
 
@@ -113,3 +123,81 @@ def test_one_connection_serves_one_range_after_another(moto, faults, ranges):
         assert ranges.read(url, start, 70_000) == BYTES[start:70_000]
     (kept,) = ranges._pool.pools.keys()
     assert ranges._pool.pools[kept].num_connections == 1
+
+
+# --- buckets of others ----------------------------------------------------------------------------
+
+
+def signature(method: str, path: str, host: str, query: str, payer: str) -> str:
+    """The signature of a signed URL by the definition of Signature Version 4 (AWS, 2012)."""
+    fields = sorted(field for field in query.split("&") if "Signature=" not in field)
+    given = dict(parse_qsl(query))
+    day, scope = given["X-Amz-Date"][:8], given["X-Amz-Credential"].split("/", 1)[1]
+    headers = f"host:{host}\nx-amz-request-payer:{payer}\n\nhost;x-amz-request-payer"
+    request = "\n".join([method, path, "&".join(fields), headers, "UNSIGNED-PAYLOAD"])
+    signed = ["AWS4-HMAC-SHA256", given["X-Amz-Date"], scope, sha256(request.encode()).hexdigest()]
+    key = b"AWS4not-a-secret"
+    for word in (day, *scope.split("/")[1:], "\n".join(signed)):
+        key = hmac.digest(key, word.encode(), "sha256")
+    return key.hex()
+
+
+class ForPayers(BaseHTTPRequestHandler):
+    """Serves ranges of BYTES to requests by a correctly signed URL whose sender pays."""
+
+    def serves(self) -> bool:
+        path, _, query = self.path.partition("?")
+        payer = self.headers.get("x-amz-request-payer", "")
+        expected = signature("GET", path, self.headers["Host"], query, payer) if payer else ""
+        return payer == "requester" and dict(parse_qsl(query)).get("X-Amz-Signature") == expected
+
+    def do_GET(self) -> None:
+        start, end = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        data = BYTES[start : end + 1] if self.serves() else b""
+        self.send_response(206 if data else 403)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+class ForAnyone(ForPayers):
+    """Serves unsigned requests only, as S3 does where the sender has no valid key."""
+
+    def serves(self) -> bool:
+        return "?" not in self.path and "Authorization" not in self.headers
+
+
+READ = """
+import sys, warnings
+from shards import objects, store
+from shards.ranged import Ranges
+warnings.simplefilter("error")
+if sys.argv[1] == "short":
+    store.read = None
+    sys.stdout.buffer.write(Ranges(1).read("s3://bucket/set/x", 7, 5000))
+else:
+    sys.stdout.buffer.write(store.read("s3://bucket/set/x", 7, 5000))
+"""
+
+
+@pytest.mark.parametrize(
+    ("variable", "handler", "way"),
+    [
+        ("FSSPEC_S3_REQUESTER_PAYS", ForPayers, "short"),
+        ("FSSPEC_S3_ANON", ForAnyone, "short"),
+        ("FSSPEC_S3_ANON", ForAnyone, "long"),
+    ],
+)
+def test_a_bucket_of_others_is_read_as_the_readme_says(variable, handler, way):
+    assert variable in FORWARDED  # to jobs
+    assert f"`{variable}=true`" in (ROOT / "README.md").read_text()
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        env = {**os.environ, **Server(endpoint).env, variable: "true"}
+        command = [sys.executable, "-c", READ, way]
+        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True)
+        server.shutdown()
+    assert done.stdout == BYTES[7:5000], done.stderr.decode()

@@ -1,20 +1,27 @@
 """Each publisher's layout, as folders and inside their archives, gives the same entries."""
 
+import contextlib
 import os
+import shutil
 import tarfile
+import tempfile
 import tracemalloc
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import pytest
 
+from shards import external, mask_import
 from shards.hygiene import Policy
 from shards.pack import Reject
 from shards.plan import Entry, Row, make_plan
-from shards.sources import SOURCES, source
+from shards.sources import SOURCES, files, source
 from shards.sources.files import Loader, list_files, read_file
 from shards.sources.published import hold_out
+from tests.support.sets import smooth_image
 
 
 def touch(root: Path, *names: str, text: str | None = None) -> None:
@@ -103,6 +110,101 @@ def test_a_file_larger_than_any_image_is_rejected_unread(tmp_path: Path) -> None
     rejected = Loader(tmp_path, Policy())(row)
     assert isinstance(rejected, Reject)
     assert rejected.reason == "too_large" and f"{50 << 30} bytes" in rejected.detail
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without the rights of root, which may read everything."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("locked", ["train/secret", "val", "."])
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+def test_a_folder_that_may_not_be_read_is_named(locked: str, mode: int) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's folders are closed to others
+        root = Path(name)
+        root.chmod(0o755)
+        touch(root, "set/train/1.jpg", "set/train/secret/2.jpg", "set/val/3.jpg")
+        closed = root / "set" / locked
+        closed.chmod(mode)
+        with as_nobody(), pytest.raises(ValueError, match="cannot be read .Permission") as error:
+            listed("folder", root / "set")
+        closed.chmod(0o755)
+        assert str(error.value).split(":")[0].startswith(str(closed))
+
+
+LARGE = 40_000_000
+
+
+def large_source(root: Path, form: str) -> Path:
+    """Two photographs and, between them, a file of LARGE bytes."""
+    touch(root / "in", "a.jpg", "c.jpg")
+    with open(root / "in" / "b.jpg", "wb") as file:
+        file.truncate(LARGE)
+    if form == "folder":
+        return root / "in"
+    return Path(shutil.make_archive(str(root / "packed"), form, root / "in"))
+
+
+@pytest.fixture
+def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (files, external):
+        monkeypatch.setattr(module, "MAX_BYTES", 1_000_000)
+    monkeypatch.setattr(external, "BLOCK", 65536)
+
+
+@contextlib.contextmanager
+def bounded_memory() -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < LARGE / 4
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("form", ["folder", "tar", "zip"])
+def test_no_reader_of_a_source_loads_a_file_larger_than_any_image(
+    tmp_path: Path, small_limit: None, form: str
+) -> None:
+    place = large_source(tmp_path, form)
+    root = place if place.is_dir() else place.parent
+    with bounded_memory():
+        made = sorted(source("folder").entries(place, 0.999))  # reads all to hold some out
+        assert [(e.src, e.split) for e in made] == [
+            (b"b.jpg", "train"), (b"a.jpg", "val"), (b"c.jpg", "val")]  # fmt: skip
+        for entry in made:
+            row = Row(0, entry.src, entry.size, -1, entry.archive, entry.offset)
+            loaded = Loader(root, Policy())(row)
+            assert isinstance(loaded, Reject)
+            assert loaded.reason == ("too_large" if entry.size == LARGE else "format")
+        with pytest.raises(ValueError, match=": 40000000 bytes, above"):
+            mask_import.open_source(str(place)).digest()
+
+
+@pytest.mark.parametrize("ext", ["npy", "jpg", "json", "cls"])
+def test_indexing_tars_loads_images_and_labels_only(
+    tmp_path: Path, small_limit: None, ext: str
+) -> None:
+    touch(tmp_path / "in", "0.txt")
+    (tmp_path / "in" / "1.png").write_bytes(cv2.imencode(".png", smooth_image(1))[1].tobytes())
+    name = f"2.{ext}" if ext == "jpg" else f"1.{ext}"
+    with open(tmp_path / "in" / name, "wb") as file:
+        file.truncate(LARGE)
+    tar = shutil.make_archive(str(tmp_path / "packed"), "tar", tmp_path / "in")
+    import pandas  # noqa: F401  (pyarrow would, inside the measurement)
+
+    with bounded_memory():
+        done = external.write(str(tmp_path / "out"), "x", tar, lambda _: None, 0.5)
+    assert done.manifest.splits["train"].samples == 1
+    assert done.rejects == ({"too_large": 1} if ext == "jpg" else {})
 
 
 def test_a_zip_written_as_a_stream_is_read_though_its_local_headers_hold_no_sizes(
@@ -442,6 +544,60 @@ def test_celeba_without_its_list_or_with_another_is_refused(
         touch(tmp_path, "list_eval_partition.txt", text=text)
     with pytest.raises(ValueError, match=complaint):
         listed("celeba", tmp_path)
+
+
+KAGGLE = "image_id,partition\n000001.jpg,0\n000002.jpg,0\n000003.jpg,1\n000004.jpg,2\n"
+
+
+def celeba_as(form: str, root: Path) -> Path:
+    """CelebA as its publisher's drive, as Kaggle, and as torchvision lay it out."""
+    faces = [f"00000{i}.jpg" for i in (1, 2, 3, 4)]
+    if form.startswith("Kaggle"):
+        touch(root / "k", *(f"img_align_celeba/img_align_celeba/{face}" for face in faces))
+        touch(root / "k", "list_attr_celeba.csv", text="image_id,Smiling\n000001.jpg,1\n")
+        touch(root / "k", "list_eval_partition.csv", text=KAGGLE)
+        if form == "Kaggle's zip":
+            return Path(shutil.make_archive(str(root / "archive"), "zip", root / "k"))
+        return root / "k"
+    text = KAGGLE.split("\n", 1)[1].replace(",", " ")
+    touch(root / "CelebA", *(f"Img/img_align_celeba/{face}" for face in faces))
+    touch(root / "CelebA", "Eval/list_eval_partition.txt", text=text)
+    touch(root / "CelebA", "Anno/list_attr_celeba.txt", text="4\n")
+    if form == "the drive, zipped images":
+        zipped(root / "CelebA" / "Img", "img_align_celeba", name="img_align_celeba.zip")
+        shutil.rmtree(root / "CelebA" / "Img" / "img_align_celeba")
+    if form == "a folder above torchvision's":
+        shutil.move(root / "CelebA" / "Img", root / "celeba")
+        shutil.move(root / "CelebA" / "Eval" / "list_eval_partition.txt", root / "celeba")
+        return root
+    return root / "CelebA"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "Kaggle, unpacked",
+        "Kaggle's zip",
+        "the drive, unpacked images",
+        "the drive, zipped images",
+        "a folder above torchvision's",
+    ],
+)
+def test_celeba_is_read_as_its_copies_are_laid_out(tmp_path: Path, form: str) -> None:
+    place = celeba_as(form, tmp_path)
+    found = listed("celeba", place)
+    names = {(entry.split, entry.src.rsplit(b"/", 1)[-1]) for entry in found}
+    assert len(found) == 4 and names == {
+        ("train", b"000001.jpg"),
+        ("train", b"000002.jpg"),
+        ("val", b"000003.jpg"),
+        ("test", b"000004.jpg"),
+    }
+    assert {text.rsplit("/", 1)[-1] for text in contents(found, place)} == {
+        f"00000{i}.jpg" for i in (1, 2, 3, 4)
+    }
+    if "Kaggle" not in form:
+        assert said(found) == FACES
 
 
 # --- CelebA-HQ ------------------------------------------------------------------------------------

@@ -1,12 +1,17 @@
 """Names that ambiguous names of splits, on both sides: read, refused, and taken for classes."""
 
+import shutil
+import tarfile
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from shards import external
 from shards.sources import source
+from tests.support.sets import jpeg, smooth_image
 
 SPLIT = {
     "train2017/1.jpg val2017/2.jpg": "train val",
@@ -123,9 +128,85 @@ def test_val_zip_is_the_folder_val_as_a_whole(tmp_path: Path) -> None:
     assert splits_of(tmp_path / "val2017.zip") == {"train": 1}
 
 
-def test_train_alone_is_held_out_from_as_a_flat_folder(tmp_path: Path) -> None:
-    (tmp_path / "train").mkdir()
-    for i in range(100):
-        (tmp_path / "train" / f"{i}.jpg").write_text(f"content {i}")
-    splits = Counter(entry.split for entry in source("folder").entries(tmp_path, 0.3))
-    assert 10 < splits["val"] < 50 and splits.total() == 100
+def flat(root: Path, *tops: str) -> None:
+    for top in tops:
+        (root / top).mkdir(parents=True)
+        for i in range(100):
+            (root / top / f"{i}.jpg").write_bytes(jpeg(smooth_image(i + 1000 * len(top))))
+
+
+def packed(root: Path, *tops: str, form: str) -> Path:
+    flat(root / "in", *tops)
+    return Path(shutil.make_archive(str(root / "packed"), form, root / "in"))
+
+
+def tars(root: Path, *tops: str) -> Path:
+    for top in tops:
+        flat(root / "in", top)
+        with tarfile.open(root / f"{top}-00.tar", "w") as tar:
+            tar.add(root / "in" / top, arcname=".")
+    return root
+
+
+def listed(layout: str) -> Callable[[Path], Counter[str]]:
+    return lambda place: Counter(entry.split for entry in source(layout).entries(place, 0.3))
+
+
+def indexed(place: Path) -> Counter[str]:
+    out = str(place.parent / "out")
+    splits = external.write(out, "x", str(place), lambda _: None, holdout=0.3).manifest.splits
+    return Counter({name: split.samples for name, split in splits.items()})
+
+
+def made(root: Path, *tops: str) -> Path:
+    flat(root, *tops)
+    return root
+
+
+WITHOUT_VAL = {
+    "flat": (lambda root: made(root, "a", "b"), listed("folder")),
+    "train/": (lambda root: made(root, "train"), listed("folder")),
+    "train/ test/": (lambda root: made(root, "train", "test"), listed("folder")),
+    "tar of train/": (lambda root: packed(root, "train", form="tar"), listed("folder")),
+    "zip of train/ test/": (
+        lambda root: packed(root, "train", "test", form="zip"),
+        listed("folder"),
+    ),
+    "easyformat without val/": (
+        lambda root: made(root, "places365_standard/train/canyon"),
+        listed("places365_standard"),
+    ),
+    "data_256/ test_256/": (
+        lambda root: made(root, "data_256/c/canyon", "test_256"),
+        listed("places365_standard"),
+    ),
+    "wds, one tar": (lambda root: tars(root, "train") / "train-00.tar", indexed),
+    "wds, train and test": (lambda root: tars(root, "train", "test"), indexed),
+}
+
+
+@pytest.mark.parametrize("layout", WITHOUT_VAL)
+def test_whatever_has_no_val_is_held_out_from(tmp_path: Path, layout: str) -> None:
+    """Training without val advises `data.holdout=`: it must have an effect in every layout."""
+    make, read = WITHOUT_VAL[layout]
+    splits = read(make(tmp_path / "source"))
+    images = 200 if layout == "flat" else 100
+    assert 0.1 * images < splits["val"] < 0.5 * images
+    assert splits["train"] == images - splits["val"]
+    assert splits["test"] == (100 if "test" in layout else 0)
+
+
+WITH_VAL = {
+    "train/ val/": (lambda root: made(root, "train", "val"), listed("folder")),
+    "data_256/ val_256/": (
+        lambda root: made(root, "data_256/c/canyon", "val_256"),
+        listed("places365_standard"),
+    ),
+    "wds": (lambda root: tars(root, "train", "val"), indexed),
+}
+
+
+@pytest.mark.parametrize("layout", WITH_VAL)
+def test_a_published_val_is_never_added_to(tmp_path: Path, layout: str) -> None:
+    make, read = WITH_VAL[layout]
+    assert read(make(tmp_path / "source")) == {"train": 100, "val": 100}

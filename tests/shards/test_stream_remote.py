@@ -1,6 +1,8 @@
 """Object storage, over fsspec's in-memory filesystem: same batches, few and bounded reads."""
 
 import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -8,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from shards import store
+from shards import external, store, upkeep
 from shards.decode import Crop
 from shards.fetch import RemoteReader, open_reader
 from shards.manifest import open_manifest
 from shards.masks import MaskPolicy
 from shards.order import Piece, Window
+from shards.samples import payload, samples
 from shards.stream import Stream, examples
 from tests.support.sets import image_set
 
@@ -141,3 +144,47 @@ def test_a_sample_that_stays_wrong_is_named(both):
                 next(running)
     finally:
         memory.pipe_file(path, good)
+
+
+@pytest.fixture(scope="module")
+def rangeless(tmp_path_factory):
+    """(The set at a server of Python's standard library, which ignores Range; its address)."""
+    folder = tmp_path_factory.mktemp("web")
+    image_set(folder, 100)
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    yield open_manifest(url), url
+    server.shutdown()
+    server.server_close()
+
+
+def first_batch(manifest):
+    with stream(manifest) as running:
+        next(running)
+
+
+READERS = {
+    "training": lambda manifest, url, out: first_batch(manifest),
+    "validation": lambda manifest, url, out: next(examples(manifest, "train")),
+    "one sample": lambda manifest, url, out: payload(samples(manifest, "train")[3]),
+    "indexing": lambda manifest, url, out: external.write(
+        str(out), "x", f"{url}/train/shard-000000.tar", lambda _: None
+    ),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_server_that_ignores_ranges_is_named_as_such(rangeless, tmp_path, monkeypatch, reader):
+    monkeypatch.setattr(external, "BLOCK", 4096)
+    with pytest.raises(store.StoreError, match=r"tar: the server ignores Range requests") as error:
+        READERS[reader](*rangeless, tmp_path)
+    assert "changed" not in str(error.value) and "damaged" not in str(error.value)
+
+
+def test_a_server_that_ignores_ranges_can_still_be_verified(rangeless):
+    assert all(not checked.faults for checked in upkeep.verify(rangeless[0], every_byte=True))

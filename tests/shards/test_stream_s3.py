@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from shards import store
 from shards.decode import Crop
 from shards.lookup import SampleError
 from shards.manifest import open_manifest
@@ -85,6 +86,14 @@ def test_a_byte_that_is_always_flipped_is_an_error_that_names_the_sample(faults)
     faults.set({"method": "GET", "path": r"shard-000002\.tar", "act": "flip"})
     named = r"s3://.*shard-000002.tar: sample \d{9} at byte \d+: its crc32.*3 times"
     with pytest.raises(SampleError, match=named):
+        epochs(url)
+
+
+def test_a_gateway_that_ignores_ranges_is_named_as_such(faults):
+    url = faults.server.bucket()
+    image_set(url, COUNT, per_shard=60)
+    faults.set({"method": "GET", "path": r"\.tar", "act": "whole"})
+    with pytest.raises(store.StoreError, match=r"s3://.*tar: the server ignores Range requests"):
         epochs(url)
 
 

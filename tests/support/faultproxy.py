@@ -4,9 +4,9 @@
 
 `POST /__faults__` takes a JSON list of rules and empties the log; `GET /__faults__` returns the
 log, one [method, path, action] per request. A rule: `act` (status, reset, truncate, stall, flip,
-delay), and optionally `method`, `path` (a regular expression), `skip` (pass the first n), `times`
-(at most n), `rate` (a share of the matches), `status` and `code` or `body` (act status), `seconds`
-(stall, delay), `bytes` (truncate: how many are sent).
+delay, whole: ignore the header Range), and optionally `method`, `path` (a regular expression),
+`skip` (pass the first n), `times` (at most n), `rate` (a share of the matches), `status` and `code`
+or `body` (act status), `seconds` (stall, delay), `bytes` (truncate: how many are sent).
 """
 
 import asyncio
@@ -44,7 +44,8 @@ class Proxy:
             await asyncio.sleep(rule.get("seconds", 30))
             if act == "stall":
                 return self.abort(request)
-        status, headers, content = await self.forward(request, body)
+        ignored = {"range"} if act == "whole" else set()
+        status, headers, content = await self.forward(request, body, ignored)
         if act == "flip" and content:
             place = len(content) // 2
             content = content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :]
@@ -71,8 +72,10 @@ class Proxy:
             return rule
         return None
 
-    async def forward(self, request: web.Request, body: bytes) -> tuple[int, dict, bytes]:
-        headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP}
+    async def forward(
+        self, request: web.Request, body: bytes, ignored: set[str]
+    ) -> tuple[int, dict, bytes]:
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP | ignored}
         async with self.session.request(
             request.method,
             self.upstream + request.raw_path,

@@ -34,13 +34,28 @@ REFUSED = {
         ("source=s", "shard: out= is missing"),
         ("action=verify", "shard verify needs the URL"),
         ("action=gc", "shard gc needs the URL"),
+        ("source=s3://b/x out=o", "source=s3://b/x: published files are read from a local disk"),
+        ("source=https://h/x.tar out=o", "source=https://h/x.tar: published files"),
+        ("data=celeba source=gs://b/x out=o", "copy them there first"),
+        ("data=places365_standard source=s3://b/x.tar out=o", "(WebDataset tars, data=wds, are"),
+    ],
+    "masks": [
+        ("out=m source=s3://b/masks.zip", "source=s3://b/masks.zip: published files are read"),
+        ("out=s3://b/m source=s3a://b/masks", "copy them there first"),
     ],
 }
 ACCEPTED = {
     "train": ["processes=2 threads=1", "parallel=zero1 precision=bf16", "masks.kind=square"],
     "evaluate": ["export=e", "export=e model=telea", "checkpoint=c features=f"],
-    "shard": ["", "source=s out=o", "action=info url=u"],
-    "masks": ["out=m"],
+    "shard": [
+        "",
+        "source=s out=o",
+        "source=file:///s out=o",
+        "action=info url=u",
+        "data=wds source=s3://b/x out=o",
+        "data=wds source=https://h/x.tar out=o",
+    ],
+    "masks": ["out=m", "out=m source=file:///s"],
 }
 
 

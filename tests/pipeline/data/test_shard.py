@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.cli import main
 from shards.manifest import open_manifest
+from shards.sources import SOURCES
 from tests.support.sets import jpeg, smooth_image
 
 
@@ -82,6 +83,44 @@ def test_a_folder_and_any_archive_of_it_are_one_set_to_the_digest(
     assert set(results[0]["splits"]) == {"train", "val"}
     if "val2017" in inside:
         assert results[0]["splits"] == {"train": 20, "val": 20}
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "wds"])
+@pytest.mark.parametrize(
+    ("splits", "shared"),
+    [
+        ({"train": range(9), "val": [9, 10, 0, 1, 2]}, {"val in train": 3}),
+        ({"train": range(9), "test": [9, 8]}, {"test in train": 1}),
+        (
+            {"train": range(9), "val": [9, 10], "test": [10, 0, 0]},
+            {"test in train": 2, "test in val": 1},
+        ),
+        ({"train": [0, 0, 1], "val": [2, 2]}, {}),
+    ],
+)
+def test_images_that_are_in_two_splits_are_counted_by_split(
+    capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path, form: str, splits: dict,
+    shared: dict,
+) -> None:  # fmt: skip
+    root = tmp_path / "in"
+    for split, numbers in splits.items():
+        (root / split).mkdir(parents=True)
+        for place, number in enumerate(numbers):
+            shutil.copy(photos / f"{number}.jpg", root / split / f"{place}.jpg")
+        if form == "wds":
+            shutil.make_archive(str(tmp_path / "tars" / f"{split}-0"), "tar", root / split)
+    place = {"folder": root, "wds": tmp_path / "tars"}.get(form)
+    place = place or shutil.make_archive(str(tmp_path / "packed"), "zip", root)
+    words = ("data=wds",) if form == "wds" else ()
+    status, out, err = run(capsys, *words, f"source={place}", f"out={tmp_path / 'set'}",
+                           "data.holdout=0", "--json")  # fmt: skip
+    assert status == 0
+    assert json.loads(out.splitlines()[-1])["shared"] == shared
+    notes = [line for line in err.splitlines() if "are also in" in line]
+    assert notes == [
+        f"note: {count} images of {names.replace(' in ', ' are also in ')}"
+        for names, count in shared.items()
+    ]
 
 
 def test_tasks_share_the_work_and_the_last_one_writes_the_manifest(
@@ -215,9 +254,15 @@ def test_existing_tars_are_indexed_in_place(
     theirs = tmp_path / "theirs"
     shutil.move(tmp_path / "set" / "train", theirs)
     status, text, _ = run(
-        capsys, "data=wds", f"source={theirs}", f"out={tmp_path / 'index'}", "--json"
+        capsys,
+        "data=wds",
+        "data.holdout=0.3",
+        f"source={theirs}",
+        f"out={tmp_path / 'index'}",
+        "--json",
     )
-    assert status == 0 and json.loads(text)["splits"] == {"train": 40}
+    splits = json.loads(text)["splits"]
+    assert status == 0 and sum(splits.values()) == 40 and 4 < splits["val"] < 20
     assert open_manifest(str(tmp_path / "index")).kind == "external"
 
 
@@ -271,7 +316,6 @@ def test_missing_tars_give_one_line_and_the_formats_of_wds(
 @pytest.mark.parametrize(
     "words, text",
     [
-        ("source=s3://bucket/photos out={tmp}/set", "s3://bucket/photos is not a local path"),
         ("source={tmp} out=nosuch://bucket/set", "unknown storage nosuch://"),
         ("source={tmp}/from out={tmp}/other", "plan.json is not the plan of a sharded set"),
         ("data=wds source={tmp}/from out={tmp}/set task=1/4", "indexed by one process"),
@@ -285,3 +329,23 @@ def test_an_unusable_source_or_out_is_named_in_the_error(
     (tmp_path / "other" / "plan.json").write_text("{}")
     status, _, err = run(capsys, *words.format(tmp=tmp_path).split())
     assert status == 2 and text in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("words", ["shard", "shard --dry-run", "masks", "masks --dry-run",
+                                   "submit shard cluster=local",
+                                   "submit masks cluster=local"])  # fmt: skip
+def test_a_source_in_a_bucket_is_rejected_before_anything_is_announced_or_queued(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status = main([*words.split(), "source=s3://bucket/x", "out=set"])
+    shown = capsys.readouterr()
+    assert status == 2 and "would" not in shown.out
+    assert "source=s3://bucket/x: published files are read from a local disk" in shown.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("layout", SOURCES)
+def test_a_url_is_offered_as_source_where_it_is_read_and_only_there(layout: str) -> None:
+    give = SOURCES[layout].offer.give
+    assert ("URL" in give and "s3://" in give) == (layout == "wds")

@@ -1,0 +1,66 @@
+"""Open images by Pillow whatever their metadata: a broken EXIF block or text is not the pixels."""
+
+import contextlib
+import io
+import re
+import zlib
+from collections.abc import Iterator
+
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import MAX_TEXT_CHUNK
+
+_TURNS = (0, 3, 1, 5, 4, 6, 2)  # of Image.Transpose, for the orientations 2 to 8
+_PNG = b"\x89PNG\r\n\x1a\n"
+# What precedes the zlib stream in the chunks zTXt, iCCP and iTXt.
+_PACKED = re.compile(rb"[^\0]*\0(?:\0|\x01\0[^\0]*\0[^\0]*\0)")
+
+
+def open_image(data: bytes, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """Open an image, reading its header only. Raises as `Image.open`."""
+    if data.startswith(_PNG):
+        data = _PNG + b"".join(_valid_chunks(memoryview(data)))
+    return Image.open(io.BytesIO(data), formats=formats)
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 without valid EXIF."""
+    try:
+        value = image.getexif().get(0x0112, 1)
+    except Exception:  # Pillow raises errors of many types for broken EXIF
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """Decode the image and turn it by its EXIF orientation."""
+    image.load()
+    turn = orientation(image)
+    if turn == 1:
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # other EXIF values are broken: drop them all
+        turned = image.transpose(Image.Transpose(_TURNS[turn - 2]))
+        turned.info.pop("exif", None)
+        return turned
+
+
+def _valid_chunks(data: memoryview) -> Iterator[memoryview]:
+    """The chunks of a PNG without metadata for which Pillow would reject the whole image."""
+    place = len(_PNG)
+    while place < len(data):
+        length = int.from_bytes(data[place : place + 4])
+        chunk = data[place : place + 12 + length]
+        if bytes(chunk[4:5]).isupper() or _is_valid(chunk):
+            yield chunk
+        place += 12 + length
+
+
+def _is_valid(chunk: memoryview) -> bool:
+    """Whether an optional chunk has its checksum, and its text inflates to a moderate size."""
+    inflater = zlib.decompressobj()
+    if packed := _PACKED.match(chunk[8:-4]):
+        with contextlib.suppress(zlib.error):  # Pillow ignores such a chunk
+            inflater.decompress(chunk[8 + packed.end() : -4], MAX_TEXT_CHUNK)
+    fits = not inflater.unconsumed_tail
+    return fits and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
