@@ -79,7 +79,7 @@ def test_broken_metadata_changes_nothing_for_any_reader(name: str) -> None:
     assert describe(data) == describe(plain) and describe(plain)["orientation"] == 1
     expected = upright(plain)
     assert np.array_equal(upright(data), expected)
-    assert np.array_equal(decode(data, plain=False), expected)
+    assert np.array_equal(decode(data), expected)
     assert np.array_equal(images.decode(data).pixels, images.decode(plain).pixels)
 
 
@@ -88,7 +88,7 @@ def test_broken_metadata_changes_nothing_for_any_reader(name: str) -> None:
 def test_an_orientation_counts_though_other_exif_is_broken(form: str) -> None:
     data = encoded(form, exif=HALF, **({"lossless": True} if form == "WEBP" else {}))
     turned = np.rot90(PIXELS, -1)
-    for pixels in (upright(data), decode(data, plain=False), images.decode(data).pixels):
+    for pixels in (upright(data), decode(data), images.decode(data).pixels):
         assert np.array_equal(pixels, turned)
     assert describe(data)["orientation"] == 6
 
