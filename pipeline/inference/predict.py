@@ -2,6 +2,7 @@
 
 The result has the image's own size and, in a lossless format, bit-identical known pixels. With
 `mask=alpha` the transparent pixels are the mask, and the result is opaque.
+In a folder, files named `*_mask.*` are masks, never images to fill.
 """
 
 import re
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common.console import say
-from pipeline.common.inputs import protect
+from pipeline.common.inputs import place, protect
 from pipeline.config.schema import PredictConfig
 from pipeline.inference import images, sources
 from pipeline.inference.images import SUFFIXES, ImageFile, suffix
@@ -101,6 +102,13 @@ def plan(config: PredictConfig) -> list[ImageTask]:
     if config.strip:
         written += [_strip_url(task.out) for task in tasks]
     protect({"image": read, "mask": masks, "model": [config.model]}, {"out": written})
+    for task in tasks:
+        image, mask = task.image, task.mask
+        if isinstance(image, str) and isinstance(mask, str) and place(image) == place(mask):
+            raise ValueError(
+                f"mask={store.display(mask)} is the image itself: give an image that is white in "
+                "the hole, or mask=alpha"
+            )
     return tasks
 
 
@@ -111,7 +119,7 @@ def _tasks(config: PredictConfig) -> list[ImageTask]:
             out = store.join(out, store.name(config.image))
         return [ImageTask(config.image, config.mask, out)]
     is_set = store.exists(store.join(config.image, MANIFEST))
-    names = [n for n in store.names(config.image) if suffix(n) in SUFFIXES]
+    names = [n for n in _files(config.image) if not _stem(n).lower().endswith("_mask")]
     if not names and not is_set:
         raise ValueError(
             f"image={store.display(config.image)} is neither an image ({', '.join(SUFFIXES)}), "
@@ -125,7 +133,7 @@ def _tasks(config: PredictConfig) -> list[ImageTask]:
         return _pairs(config)
     return [
         ImageTask(store.join(config.image, name), mask, store.join(config.out, name))
-        for name, mask in zip(names, _masks(config.mask, names))
+        for name, mask in zip(names, _masks(config.mask, config.image, names))
     ]
 
 
@@ -142,19 +150,29 @@ def _pairs(config: PredictConfig) -> list[ImageTask]:
     ]
 
 
-def _masks(mask: str, names: list[str]) -> Iterator[str]:
-    """URL of the mask for each image of a folder: one for all, or the file of the same stem."""
+def _files(folder: str) -> list[str]:
+    return [name for name in store.names(folder) if suffix(name) in SUFFIXES]
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _masks(mask: str, folder: str, names: list[str]) -> Iterator[str]:
+    """URL of the mask for each image of a folder: one for all, or STEM_mask.*, else STEM.*.
+
+    In the images' own folder only STEM_mask.* is a mask.
+    """
     if mask == "alpha" or _rectangle(mask) or suffix(mask) in SUFFIXES:
         yield from [mask] * len(names)
         return
-    files = {n.rsplit(".", 1)[0]: n for n in store.names(mask) if suffix(n) in SUFFIXES}
+    files = {_stem(name): name for name in _files(mask)}
+    own = place(mask) == place(folder)
     for name in names:
-        stem = name.rsplit(".", 1)[0]
-        file = files.get(stem) or files.get(f"{stem}_mask")
+        file = files.get(f"{_stem(name)}_mask") or (None if own else files.get(_stem(name)))
         if file is None:
             raise ValueError(
-                f"mask={store.display(mask)} holds neither {stem}.png nor {stem}_mask.png: add a "
-                "mask for each image"
+                f"mask={store.display(mask)} has no mask for {name}: add {_stem(name)}_mask.png"
             )
         yield store.join(mask, file)
 

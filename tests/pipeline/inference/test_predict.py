@@ -196,8 +196,44 @@ def test_each_image_of_a_folder_gets_the_mask_of_its_name(tmp_path):
     result = run(model="telea", image=folder, mask=masks, out=tmp_path / "out")
     assert result["holes"] == [pytest.approx(n / (211 * 197)) for n in (81, 1600)]
     photograph(folder, "c.png")
-    with pytest.raises(ValueError, match=r"neither c\.png nor c_mask\.png"):
+    with pytest.raises(ValueError, match=r"has no mask for c\.png: add c_mask\.png"):
         run(model="telea", image=folder, mask=masks, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("files", "mask", "written"),
+    [
+        (["a.png", "a_mask.png"], "in", ["a.png"]),
+        (["a.png", "a_mask.png"], "linked", ["a.png"]),
+        (["a.jpg", "a_MASK.png", "b.png", "b_mask.webp"], "5,5,9,9", ["a.jpg", "b.png"]),
+        (["a.png", "b.png", "b_mask.png"], "in", "has no mask for a.png: add a_mask.png"),
+        (["a.png", "b.png"], "in/b.png", r"in/b\.png is the image itself"),
+        (["a_mask.png"], "in", "nor a folder of images"),
+    ],
+)
+def test_no_mask_is_filled_and_no_image_is_its_own_mask(
+    tmp_path, monkeypatch, files, mask, written
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "linked").symlink_to("in")
+    for name in files:
+        if "_mask" in name.lower():
+            Image.fromarray(np.pad(np.full((40, 70), 255, np.uint8), ((60, 97), (50, 91)))).save(
+                tmp_path / "in" / name, lossless=True
+            )
+        else:
+            photograph(tmp_path / "in", name)
+    given = {"model": "mean_colour", "image": "in", "mask": mask, "out": "out"}
+    if isinstance(written, str):
+        with pytest.raises(ValueError, match=written):
+            run(**given)
+        assert not (tmp_path / "out").exists()
+        return
+    result = run(**given)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == written
+    box = 81 if mask == "5,5,9,9" else 70 * 40
+    assert result["holes"] == [pytest.approx(box / (211 * 197))] * len(written)
 
 
 def test_a_sharded_set_and_a_mask_set_are_a_stream_of_pairs(tmp_path):
