@@ -119,8 +119,8 @@ def build_app(inpainters: list[LoadedInpainter], local_only: bool) -> Flask:
 
 def fill_png(inpainter: LoadedInpainter, image: bytes, mask: bytes) -> bytes:
     """PNG of the image with the mask's white filled. ValueError if image and mask do not fit."""
-    original, drawn = images.decode(image), images.decode(mask, "mask").pixels
-    holes = (drawn.max(2) > 127).astype("uint8")
+    original = images.decode(image)
+    holes = images.decode_mask(mask, "mask").astype("uint8")
     if holes.shape != original.pixels.shape[:2]:
         raise ValueError("image and mask differ in size: open the image again")
     if not holes.any():

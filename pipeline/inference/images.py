@@ -7,6 +7,8 @@ from the pixels. Only the first frame of an animation is read.
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from shards import store
+from shards.mask_file import read_hole
 
 MAX_PIXELS = 64_000_000
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -39,16 +42,35 @@ def suffix(url: str) -> str:
     return Path(store.name(url)).suffix.lower()
 
 
-def read(url: str) -> ImageFile:
-    """Read the image at `url`. ValueError if it is missing, not an image, damaged or too large."""
+def read_bytes(url: str) -> bytes:
     try:
-        return decode(store.read(url), store.display(url))
+        return store.read(url)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ValueError(f"{store.display(url)}: no such image file") from error
 
 
+def read(url: str) -> ImageFile:
+    """Read the image at `url`. ValueError if it is missing, not an image, damaged or too large."""
+    return decode(read_bytes(url), store.display(url))
+
+
 def decode(data: bytes, name: str = "image") -> ImageFile:
     """Decode an image file's bytes; errors refer to it as `name`."""
+    with _opened(data, name) as file:
+        return _rgb(ImageOps.exif_transpose(file))
+
+
+def decode_mask(data: bytes, name: str) -> NDArray[np.bool_]:
+    """Decode a mask's bytes to its hole, H×W, as `shards.mask_file` reads it."""
+    with _opened(data, name) as file:
+        try:
+            return read_hole(file)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+
+@contextmanager
+def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(data)) as file:
             if file.width * file.height > MAX_PIXELS:
@@ -56,8 +78,7 @@ def decode(data: bytes, name: str = "image") -> ImageFile:
                     f"{name} is {file.width}×{file.height}: images may have at most "
                     f"{MAX_PIXELS // 1_000_000} megapixels; scale it down"
                 )
-            image = ImageOps.exif_transpose(file)
-            return _rgb(image)
+            yield file
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} cannot be read as an image: give a PNG, JPEG or WebP") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:

@@ -52,7 +52,7 @@ def main(config: PredictConfig) -> dict[str, Any]:
     failed = []
     for task in tasks:
         try:
-            image = _read(task.image)
+            image = images.decode(_bytes(task.image), _name(task.image))
             mask = read_mask(task.mask, image, _name(task.image))
             filled = fill_any(
                 inpainter.fill, image.pixels, mask, config.tile, config.overlap, device
@@ -181,19 +181,16 @@ def _name(source: Source) -> str:
     return store.display(source) if isinstance(source, str) else f"sample {source.key}"
 
 
-def _read(source: Source) -> ImageFile:
-    if isinstance(source, str):
-        return images.read(source)
-    return images.decode(payload(source), _name(source))
+def _bytes(source: Source) -> bytes:
+    return images.read_bytes(source) if isinstance(source, str) else payload(source)
 
 
 def read_mask(mask: Source, image: ImageFile, name: str) -> Bytes:
-    """Return uint8 H×W, 1 = hole, of a rectangle `x,y,w,h`, of `alpha`, of an image file (white =
-    hole), or of a mask set's record.
+    """Return uint8 H×W, 1 = hole, of a rectangle `x,y,w,h`, of `alpha`, of an image file (see
+    `shards.mask_file`), or of a mask set's record.
 
     ValueError if the size differs from the image's (EXIF orientation applied), if no pixel is
-    known, or if a mask file has non-black pixels but none above 127 (0 and 1, for example). An
-    all-black mask file is valid and means no hole.
+    known, or if a mask file is unclear. An all-black mask file is valid and means no hole.
     """
     height, width = image.pixels.shape[:2]
     if mask == "alpha":
@@ -209,17 +206,11 @@ def read_mask(mask: Source, image: ImageFile, name: str) -> Bytes:
         holes = np.zeros((height, width), bool)
         holes[y : y + h, x : x + w] = True
     else:
-        shown, pixels = _name(mask), _read(mask).pixels
-        if pixels.shape[:2] != (height, width):
+        holes = images.decode_mask(_bytes(mask), _name(mask))
+        if holes.shape != (height, width):
             raise ValueError(
-                f"mask {shown} is {pixels.shape[1]}×{pixels.shape[0]}, {name} is "
+                f"mask {_name(mask)} is {holes.shape[1]}×{holes.shape[0]}, {name} is "
                 f"{width}×{height}: use a mask of the image's size"
-            )
-        holes = pixels.max(2) > 127
-        if not holes.any() and (brightest := int(pixels.max())):
-            raise ValueError(
-                f"mask {shown} has no hole: its brightest pixel is {brightest}, the hole "
-                "must be white (above 127 of 255)"
             )
     if holes.all():
         raise ValueError(f"the mask covers all of {name}: leave known pixels to fill the hole from")

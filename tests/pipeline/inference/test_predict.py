@@ -259,7 +259,7 @@ def test_a_sharded_set_and_a_mask_set_are_a_stream_of_pairs(tmp_path):
         ({"mask": "0,0,211,197"}, "covers all of .*leave known pixels"),
         ({"mask": "small.png"}, r"small\.png is 50×40, .*cat\.png is 211×197: use a mask"),
         ({"mask": "none.png"}, r"none\.png: no such image file"),
-        ({"mask": "ones.png"}, r"ones\.png has no hole: its brightest pixel is 1"),
+        ({"mask": "twos.png"}, r"twos\.png: the mask has no hole: its brightest pixel is 2"),
         ({"image": "none.png"}, r"none\.png: no such image file"),
         ({"image": "torn.png"}, r"torn\.png cannot be read as an image"),
         ({"image": "empty"}, "neither an image .* nor a folder of images"),
@@ -276,7 +276,7 @@ def test_invalid_input_gives_a_one_line_error(tmp_path, monkeypatch, words, line
     (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty").mkdir()
     Image.new("L", (50, 40), 255).save("small.png")
-    Image.new("L", (211, 197), 1).save("ones.png")
+    Image.new("L", (211, 197), 2).save("twos.png")
     given = {"model": "telea", "image": "cat.png", "mask": "5,5,9,9", "out": "out.png", **words}
     if words.get("out") == "out.gif":  # not an image's name: a folder
         assert run(**given)["written"] == ["out.gif/cat.png"]
