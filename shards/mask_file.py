@@ -48,6 +48,16 @@ def read_hole(image: Image.Image) -> NDArray[np.bool_]:
     return hole
 
 
+def doubt(hole: NDArray[np.bool_]) -> str:
+    """Why a hole is probably not what was meant; empty if it may be."""
+    if (share := float(hole.mean())) <= LARGEST:
+        return ""
+    return (
+        f"the mask covers {share:.0%} of the image, and networks are trained on holes of at most "
+        f"{LARGEST:.0%}: if the hole is black in it, invert it"
+    )
+
+
 def _levels(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Scale H×W values of any type to 0 to 255."""
     top = values.max()

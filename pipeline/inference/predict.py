@@ -23,6 +23,7 @@ from pipeline.inference.tiling import fill_any
 from shards import store
 from shards.manifest import FILE as MANIFEST
 from shards.manifest import open_manifest
+from shards.mask_file import doubt
 from shards.samples import ImageRecord, payload, samples
 
 Bytes = NDArray[np.uint8]
@@ -212,6 +213,8 @@ def read_mask(mask: Source, image: ImageFile, name: str) -> Bytes:
                 f"mask {_name(mask)} is {holes.shape[1]}×{holes.shape[0]}, {name} is "
                 f"{width}×{height}: use a mask of the image's size"
             )
+        if line := doubt(holes):
+            say(f"predict: {_name(mask)}: {line}")
     if holes.all():
         raise ValueError(f"the mask covers all of {name}: leave known pixels to fill the hole from")
     return holes.astype(np.uint8)

@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from PIL import Image, ImageOps
 
-from shards.mask_file import read_hole
+from shards.mask_file import doubt, read_hole
 
 BATCH = 8
 
@@ -86,6 +86,8 @@ class Inpaint(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
                 f"row {number}: the image is {pixels.shape[1]}×{pixels.shape[0]}, its mask "
                 f"{hole.shape[1]}×{hole.shape[0]}: send a mask of the image's size"
             )
+        if line := doubt(hole):
+            raise bad_request(f"row {number}: {line}")
         return pixels, hole
 
     def _decode(self, value: Any, read: Callable[[Image.Image], np.ndarray]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """One table of masks, read alike by every command and by the served model."""
 
 import io
+import re
 import zlib
 from types import SimpleNamespace
 
@@ -152,3 +153,19 @@ def test_an_unclear_mask_is_rejected_everywhere_with_the_reason(tmp_path, name, 
     with pytest.raises(ValueError, match=reason) as error:
         reader(mask, tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("rows", "share"), [(38, ""), (39, "61%"), (60, "94%"), (SIDE, "100%")])
+def test_a_hole_above_what_networks_fill_is_doubted(tmp_path, capsys, rows, share):
+    pixels = np.zeros((SIDE, SIDE), np.uint8)
+    pixels[:rows] = 255
+    line = f"the mask covers {share} of the image.*if the hole is black in it, invert it"
+    if rows < SIDE:  # a mask of everything is an error
+        assert by_predict(file(pixels), tmp_path).sum() == rows * SIDE
+        said = capsys.readouterr().err
+        assert re.search(rf"mask\.png: {line}", said) if share else not said
+    if share:
+        with pytest.raises(ValueError, match=f"row 0: {line}"):
+            by_serving(file(pixels), tmp_path)
+    else:
+        assert by_serving(file(pixels), tmp_path).sum() == rows * SIDE
