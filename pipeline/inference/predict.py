@@ -94,6 +94,7 @@ def show(result: dict[str, Any]) -> str:
 
 def plan(config: PredictConfig) -> list[ImageTask]:
     """List what is read and written, by name. ValueError if an input would be overwritten."""
+    _rectangle(config.mask)  # an invalid one is rejected before any work
     tasks = _tasks(config)
     read = [config.image, *(task.image for task in tasks if isinstance(task.image, str))]
     masks = [config.mask, *(task.mask for task in tasks if isinstance(task.mask, str))]
@@ -221,8 +222,17 @@ def read_mask(mask: Source, image: ImageFile, name: str) -> Bytes:
 
 
 def _rectangle(mask: str) -> tuple[int, int, int, int] | None:
-    match = re.fullmatch(r"\[?(\d+), ?(\d+), ?(\d+), ?(\d+)\]?", mask)
-    return tuple(int(x) for x in match.groups()) if match else None  # type: ignore[return-value]
+    if not re.fullmatch(r"[\[(]?[-+\d.\s]+([,;][-+\d.\s]*)+[\])]?", mask.strip()):
+        return None  # a file or folder
+    try:
+        x, y, w, h = (int(number) for number in mask.strip(" [()]").split(","))
+    except ValueError:
+        x = y = w = h = -1
+    if min(x, y, w, h) < 0:
+        raise ValueError(
+            f"mask={mask}: a rectangle is x,y,w,h in whole pixels, 10,10,20,20 for example"
+        )
+    return x, y, w, h
 
 
 def _strip_url(out: str) -> str:

@@ -236,6 +236,23 @@ def test_no_mask_is_filled_and_no_image_is_its_own_mask(
     assert result["holes"] == [pytest.approx(box / (211 * 197))] * len(written)
 
 
+@pytest.mark.parametrize(
+    "mask",
+    ["10, 10, 20, 20", "[10,10,20,20]", " [10, 10, 20, 20] ", "(10,10,20,20)", "10,10 ,20,20"],
+)
+def test_a_rectangle_may_have_spaces_and_brackets(tmp_path, mask):
+    result = run(model="mean_colour", image=photograph(tmp_path), mask=mask, out=tmp_path / "x.png")
+    assert result["holes"] == [pytest.approx(20 * 20 / (211 * 197))]
+
+
+@pytest.mark.parametrize(
+    "mask", ["10.5,1,2,3", "1,2,3", "[1,2,3,4,5]", "-1,2,3,4", "1;2;3;4", "1,2,3,", "+1,2,3,4.0"]
+)
+def test_another_rectangle_is_rejected_with_the_form(tmp_path, mask):
+    with pytest.raises(ValueError, match=r"a rectangle is x,y,w,h in whole pixels"):
+        run(model="mean_colour", image=photograph(tmp_path), mask=mask, out=tmp_path / "x.png")
+
+
 def test_a_sharded_set_and_a_mask_set_are_a_stream_of_pairs(tmp_path):
     images = image_set(tmp_path / "images", crops())
     masks = mask_set(tmp_path / "masks", buckets=["(0.1,0.2]"])
