@@ -16,7 +16,6 @@ from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 from pipeline.common.console import say
 from pipeline.config.schema import DemoConfig
 from pipeline.inference import images
-from pipeline.inference.images import ImageFile
 from pipeline.inference.sources import LoadedInpainter, default_device, load
 from pipeline.inference.tiling import fill_any
 
@@ -128,4 +127,4 @@ def fill_png(inpainter: LoadedInpainter, image: bytes, mask: bytes) -> bytes:
     if holes.all():
         raise ValueError("the whole image is painted: leave some of it to fill the hole from")
     filled = fill_any(inpainter.fill, original.pixels, holes, device=default_device())
-    return images.encode(ImageFile(filled, original.alpha, original.icc, original.exif))
+    return images.encode(original.filled(filled))

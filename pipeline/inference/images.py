@@ -1,15 +1,15 @@
 """Read any user's image as RGB pixels, and write it with its alpha, profile and EXIF data.
 
 Conversions on reading: EXIF orientation is applied; 16-bit images keep their upper 8 bits; gray and
-palette images become RGB; CMYK becomes sRGB by its profile, if it has one. An RGB profile is not
-applied but embedded again on writing, so that known pixels stay bit-identical. Alpha is kept apart
-from the pixels. Only the first frame of an animation is read.
+palette images become RGB, and gray ones are written as gray; CMYK becomes sRGB by its profile, if
+it has one. Other profiles are not applied but embedded again on writing, so that known pixels stay
+bit-identical. Alpha is kept apart from the pixels. Only the first frame of an animation is read.
 """
 
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,13 @@ class ImageFile:
     alpha: NDArray[np.uint8] | None = None  # H×W, 0 = transparent
     icc: bytes | None = None
     exif: bytes | None = None
+    gray: bool = False
+
+    def filled(self, pixels: NDArray[np.uint8]) -> "ImageFile":
+        """Return the image with other pixels, gray if it is."""
+        if self.gray:
+            pixels = np.asarray(Image.fromarray(pixels).convert("L").convert("RGB"))
+        return replace(self, pixels=pixels)
 
 
 def suffix(url: str) -> str:
@@ -87,20 +94,19 @@ def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
 
 def _rgb(image: Image.Image) -> ImageFile:
     icc, exif = image.info.get("icc_profile"), image.info.get("exif")
+    gray = image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F"))
     alpha = None
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         alpha = np.asarray(image.getchannel("A"))
     elif image.mode.startswith("I") or image.mode == "F":
-        gray = np.asarray(image).astype(np.int64)
-        if image.mode.startswith("I;16") or gray.max(initial=0) > 255:
-            gray >>= 8
-        image = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
+        values = np.asarray(image).astype(np.int64)
+        if image.mode.startswith("I;16") or values.max(initial=0) > 255:
+            values >>= 8
+        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
     elif image.mode == "CMYK":
         image, icc = _srgb(image, icc), None
-    if image.mode in ("L", "LA", "1") and icc:
-        icc = None  # a gray profile does not fit RGB pixels
-    return ImageFile(np.asarray(image.convert("RGB")), alpha, icc, exif)
+    return ImageFile(np.asarray(image.convert("RGB")), alpha, icc, exif, gray)
 
 
 def _srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
@@ -120,7 +126,10 @@ def encode(image: ImageFile, kind: str = "PNG") -> bytes:
     file = Image.fromarray(image.pixels)
     if image.alpha is not None and kind != "JPEG":
         file.putalpha(Image.fromarray(image.alpha))
-    metadata = {"icc_profile": image.icc, "exif": image.exif}
+    if image.gray and kind != "WEBP":
+        file = file.convert("LA" if file.mode == "RGBA" else "L")
+    unfit = image.gray and kind == "WEBP"  # a gray profile, WEBP has RGB alone
+    metadata = {"icc_profile": None if unfit else image.icc, "exif": image.exif}
     buffer = io.BytesIO()
     file.save(buffer, kind, **OPTIONS[kind], **{k: v for k, v in metadata.items() if v})
     return buffer.getvalue()

@@ -55,8 +55,8 @@ def main(config: PredictConfig) -> dict[str, Any]:
         try:
             image = images.decode(_bytes(task.image), _name(task.image))
             mask = read_mask(task.mask, image, _name(task.image))
-            filled = fill_any(
-                inpainter.fill, image.pixels, mask, config.tile, config.overlap, device
+            filled = image.filled(
+                fill_any(inpainter.fill, image.pixels, mask, config.tile, config.overlap, device)
             )
         except ValueError as error:
             if len(tasks) == 1:
@@ -67,12 +67,12 @@ def main(config: PredictConfig) -> dict[str, Any]:
         if not mask.any():
             say(f"predict: mask of {_name(task.image)} is empty; image copied unchanged")
         alpha = None if task.mask == "alpha" else image.alpha
-        images.write(task.out, replace(image, pixels=filled, alpha=alpha))
+        images.write(task.out, replace(filled, alpha=alpha))
         result["written"].append(task.out)
         result["holes"].append(float(mask.mean()))
         if config.strip:
             url = _strip_url(task.out)
-            images.write(url, ImageFile(images.strip(image.pixels, mask, filled)))
+            images.write(url, ImageFile(images.strip(image.pixels, mask, filled.pixels)))
             result["strips"].append(url)
     if failed:
         raise ValueError(

@@ -253,6 +253,33 @@ def test_another_rectangle_is_rejected_with_the_form(tmp_path, mask):
         run(model="mean_colour", image=photograph(tmp_path), mask=mask, out=tmp_path / "x.png")
 
 
+@pytest.mark.parametrize(
+    ("name", "mode"), [("a.png", "L"), ("a.jpg", "L"), ("a.png", "LA"), ("a.png", "I;16")]
+)
+def test_gray_stays_gray(tmp_path, monkeypatch, name, mode):
+    def colored(image, mask):
+        return torch.full_like(image, 0.9) * torch.tensor([1.0, 0.5, 0.1])[:, None, None]
+
+    monkeypatch.setitem(predict.sources.BASELINES, "telea", colored)
+    ramp = np.tile(np.arange(128, dtype=np.uint8), (128, 1))
+    image = (
+        Image.fromarray(ramp.astype(np.uint16) * 256) if mode == "I;16" else Image.fromarray(ramp)
+    )
+    image = image.convert(mode)
+    image.save(tmp_path / name)
+    words = {"image": tmp_path / name, "mask": "32,32,64,64", "strip": "true"}
+    result = run(model="telea", **words, out=tmp_path / "out" / name)
+    after = Image.open(result["written"][0])
+    assert after.mode == ("L" if mode == "I;16" else mode)
+    known = np.pad(np.zeros((64, 64), bool), 32, constant_values=True)
+    before, filled = ramp, np.asarray(after.convert("L"))
+    if name == "a.png":
+        assert (filled[known] == before[known]).all()
+    assert len(np.unique(filled[~known])) <= 8 and filled[64, 64] != before[64, 64]
+    strip = pixels(result["strips"][0])
+    assert (strip == strip[..., :1]).all()
+
+
 def test_a_sharded_set_and_a_mask_set_are_a_stream_of_pairs(tmp_path):
     images = image_set(tmp_path / "images", crops())
     masks = mask_set(tmp_path / "masks", buckets=["(0.1,0.2]"])
