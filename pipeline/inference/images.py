@@ -124,8 +124,11 @@ def _srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
 def encode(image: ImageFile, kind: str = "PNG") -> bytes:
     """Encode as PNG, JPEG (quality 95, no chroma subsampling) or WEBP (lossless)."""
     file = Image.fromarray(image.pixels)
-    if image.alpha is not None and kind != "JPEG":
+    if image.alpha is not None:
         file.putalpha(Image.fromarray(image.alpha))
+        if kind == "JPEG":  # on white, as `shard` does
+            white = Image.new("RGBA", file.size, "white")
+            file = Image.alpha_composite(white, file).convert("RGB")
     if image.gray and kind != "WEBP":
         file = file.convert("LA" if file.mode == "RGBA" else "L")
     unfit = image.gray and kind == "WEBP"  # a gray profile, WEBP has RGB alone
@@ -136,12 +139,15 @@ def encode(image: ImageFile, kind: str = "PNG") -> bytes:
 
 
 def write(url: str, image: ImageFile) -> None:
-    """Write the image to `url` atomically, in the format of its extension."""
-    if suffix(url) not in SUFFIXES:
-        raise ValueError(
-            f"{store.display(url)}: unknown image format; use one of {', '.join(SUFFIXES)}"
-        )
-    store.write(url, encode(image, SUFFIXES[suffix(url)]))
+    """Write the image to `url` atomically, in the format of its extension, one of SUFFIXES.
+
+    ValueError if the format cannot hold the image.
+    """
+    try:
+        data = encode(image, SUFFIXES[suffix(url)])
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{store.display(url)} cannot be written: {error}") from error
+    store.write(url, data)
 
 
 def mask_image(mask: NDArray[Any]) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.common.console import say
 from pipeline.common.inputs import place, protect
@@ -58,22 +59,21 @@ def main(config: PredictConfig) -> dict[str, Any]:
             filled = image.filled(
                 fill_any(inpainter.fill, image.pixels, mask, config.tile, config.overlap, device)
             )
+            if not mask.any():
+                say(f"predict: mask of {_name(task.image)} is empty; image copied unchanged")
+            alpha = None if task.mask == "alpha" else image.alpha
+            images.write(task.out, replace(filled, alpha=alpha))
+            result["written"].append(task.out)
+            result["holes"].append(float(mask.mean()))
+            if config.strip:
+                url = _strip_url(task.out)
+                images.write(url, ImageFile(images.strip(image.pixels, mask, filled.pixels)))
+                result["strips"].append(url)
         except ValueError as error:
             if len(tasks) == 1:
                 raise
             say(f"predict: {error}")
             failed.append(str(error))
-            continue
-        if not mask.any():
-            say(f"predict: mask of {_name(task.image)} is empty; image copied unchanged")
-        alpha = None if task.mask == "alpha" else image.alpha
-        images.write(task.out, replace(filled, alpha=alpha))
-        result["written"].append(task.out)
-        result["holes"].append(float(mask.mean()))
-        if config.strip:
-            url = _strip_url(task.out)
-            images.write(url, ImageFile(images.strip(image.pixels, mask, filled.pixels)))
-            result["strips"].append(url)
     if failed:
         raise ValueError(
             f"{len(failed)} of {len(tasks)} images could not be filled (the others are written); "
@@ -95,6 +95,11 @@ def show(result: dict[str, Any]) -> str:
 def plan(config: PredictConfig) -> list[ImageTask]:
     """List what is read and written, by name. ValueError if an input would be overwritten."""
     _rectangle(config.mask)  # an invalid one is rejected before any work
+    if suffix(config.out) in Image.registered_extensions() and suffix(config.out) not in SUFFIXES:
+        raise ValueError(
+            f"out={store.display(config.out)}: results are not written as {suffix(config.out)}; "
+            f"use one of {', '.join(SUFFIXES)}, or a folder"
+        )
     tasks = _tasks(config)
     read = [config.image, *(task.image for task in tasks if isinstance(task.image, str))]
     masks = [config.mask, *(task.mask for task in tasks if isinstance(task.mask, str))]

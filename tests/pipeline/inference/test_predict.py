@@ -280,6 +280,33 @@ def test_gray_stays_gray(tmp_path, monkeypatch, name, mode):
     assert (strip == strip[..., :1]).all()
 
 
+@pytest.mark.parametrize(("name", "size"), [("wide.webp", (17000, 20)), ("tall.webp", (20, 17000))])
+def test_an_image_that_its_format_cannot_hold_does_not_stop_the_others(tmp_path, name, size):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    Image.new("RGB", size).save(folder / name, "PNG")  # a name may lie
+    photograph(folder, "z.png")
+    with pytest.raises(ValueError, match=rf"1 of 2 images .*{name} cannot be written: .*16383"):
+        run(model="telea", image=folder, mask="0,0,9,9", out=out)
+    assert [path.name for path in out.iterdir()] == ["z.png"]
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.JPEG"])
+def test_transparent_pixels_are_laid_on_white_where_a_format_has_no_alpha(tmp_path, name):
+    layer = np.full((64, 64, 4), (10, 200, 30, 255), np.uint8)
+    layer[:, 32:] = 10, 200, 30, 0
+    layer[32:, :32, 3] = 51  # a fifth
+    Image.fromarray(layer).save(tmp_path / "x.png")
+    run(model="telea", image=tmp_path / "x.png", mask="0,0,8,8", out=tmp_path / name)
+    after = pixels(tmp_path / name).astype(int)
+    for place, color in (
+        ((20, 20), (10, 200, 30)),
+        ((20, 50), (255,) * 3),
+        ((50, 20), (206, 244, 210)),
+    ):
+        assert (abs(after[place] - color) <= 4).all()
+
+
 def test_a_sharded_set_and_a_mask_set_are_a_stream_of_pairs(tmp_path):
     images = image_set(tmp_path / "images", crops())
     masks = mask_set(tmp_path / "masks", buckets=["(0.1,0.2]"])
@@ -307,7 +334,9 @@ def test_a_sharded_set_and_a_mask_set_are_a_stream_of_pairs(tmp_path):
         ({"image": "none.png"}, r"none\.png: no such image file"),
         ({"image": "torn.png"}, r"torn\.png cannot be read as an image"),
         ({"image": "empty"}, "neither an image .* nor a folder of images"),
-        ({"out": "out.gif"}, r"out\.gif/cat\.png"),
+        ({"out": "out.gif"}, r"out=out\.gif: results are not written as \.gif; use one of \.png"),
+        ({"out": "new/x.TIFF"}, r"not written as \.tiff; use one of \.png, \.jpg"),
+        ({"image": "one", "out": "x.bmp"}, r"not written as \.bmp"),
         ({"out": "cat.png"}, "would overwrite the input"),
         ({"model": "none.pt2"}, r"none\.pt2: no such file"),
         ({"model": "torn.png"}, r"torn\.png is not a torch.export archive"),
@@ -319,16 +348,15 @@ def test_invalid_input_gives_a_one_line_error(tmp_path, monkeypatch, words, line
     whole = photograph(tmp_path).read_bytes()
     (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty").mkdir()
+    (tmp_path / "one").mkdir()
+    photograph(tmp_path / "one")
     Image.new("L", (50, 40), 255).save("small.png")
     Image.new("L", (211, 197), 2).save("twos.png")
     given = {"model": "telea", "image": "cat.png", "mask": "5,5,9,9", "out": "out.png", **words}
-    if words.get("out") == "out.gif":  # not an image's name: a folder
-        assert run(**given)["written"] == ["out.gif/cat.png"]
-        return
     with pytest.raises(ValueError, match=line) as error:
         run(**given)
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "out.png").exists()
+    assert not {"out.png", "out.gif", "new", "x.bmp"} & {p.name for p in tmp_path.iterdir()}
 
 
 def test_a_model_of_inverted_mask_polarity_is_rejected(model):
