@@ -30,12 +30,11 @@ def read_hole(image: Image.Image) -> NDArray[np.bool_]:
     if not image.mode.startswith(("I", "F")):
         image = image.convert("RGB")
     values = np.asarray(image)
-    brightest = values.max()
     levels = _levels(values.max(2) if values.ndim == 3 else values)
     if opaque is not None and not opaque.all():
         return _layer(levels, opaque)
     hole = levels > 127
-    if brightest > 0 and not hole.any():
+    if not hole.any() and (brightest := values.max()) > 0:
         raise ValueError(
             f"the mask has no hole: its brightest pixel is {brightest}, the hole must be white "
             "(above 127 of 255; or 1, if all others are 0)"

@@ -6,9 +6,11 @@ In a folder, files named `*_mask.*` are masks, never images to fill.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import cycle
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +28,7 @@ from shards.manifest import FILE as MANIFEST
 from shards.manifest import open_manifest
 from shards.mask_file import doubt
 from shards.samples import ImageRecord, payload, samples
+from shards.sources.files import is_litter, kind, not_taken
 
 Bytes = NDArray[np.uint8]
 
@@ -132,6 +135,13 @@ def _tasks(config: PredictConfig) -> list[ImageTask]:
             f"image={store.display(config.image)} is neither an image ({', '.join(SUFFIXES)}), "
             "nor a folder of images, nor a sharded set"
         )
+    others = Counter(
+        "sub-folder" if Path(config.image, name).is_dir() else kind(name.encode())
+        for name in store.names(config.image)
+        if suffix(name) not in SUFFIXES and not is_litter(name.encode())
+    )
+    if others and not is_set:
+        say(f"predict: {not_taken(others)}")
     if suffix(config.out) in SUFFIXES:
         raise ValueError(
             f"out={config.out} is a single image, but image= has several: set a folder"
@@ -158,7 +168,7 @@ def _pairs(config: PredictConfig) -> list[ImageTask]:
 
 
 def _files(folder: str) -> list[str]:
-    return [name for name in store.names(folder) if suffix(name) in SUFFIXES]
+    return [n for n in store.names(folder) if suffix(n) in SUFFIXES and not is_litter(n.encode())]
 
 
 def _stem(name: str) -> str:
@@ -227,17 +237,12 @@ def read_mask(mask: Source, image: ImageFile, name: str) -> Bytes:
 
 
 def _rectangle(mask: str) -> tuple[int, int, int, int] | None:
-    if not re.fullmatch(r"[\[(]?[-+\d.\s]+([,;][-+\d.\s]*)+[\])]?", mask.strip()):
+    if not re.fullmatch(r"[\s\[(]*[-+\d.\s]+([,;][-+\d.\s]*)+[\])]?\s*", mask):
         return None  # a file or folder
-    try:
-        x, y, w, h = (int(number) for number in mask.strip(" [()]").split(","))
-    except ValueError:
-        x = y = w = h = -1
-    if min(x, y, w, h) < 0:
-        raise ValueError(
-            f"mask={mask}: a rectangle is x,y,w,h in whole pixels, 10,10,20,20 for example"
-        )
-    return x, y, w, h
+    match = re.fullmatch(r"[\s\[(]*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*[\])]?\s*", mask)
+    if match is None:
+        raise ValueError(f"mask={mask}: a rectangle is x,y,w,h in whole pixels, as in 10,10,20,20")
+    return tuple(int(x) for x in match.groups())  # type: ignore[return-value]
 
 
 def _strip_url(out: str) -> str:

@@ -307,6 +307,28 @@ def test_transparent_pixels_are_laid_on_white_where_a_format_has_no_alpha(tmp_pa
         assert (abs(after[place] - color) <= 4).all()
 
 
+def test_what_a_folder_holds_besides_images_is_said_and_litter_is_skipped(tmp_path, capsys):
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    photograph(folder, "a.png")
+    photograph(folder / "sub", "g.png")
+    photograph(folder, "b.tif")
+    (folder / "x.HEIC").write_bytes(b"heic")
+    for litter in ("._a.png", "._a_mask.png", ".DS_Store", "Thumbs.db"):
+        (folder / litter).write_bytes(b"\0\5\x16\7")
+    run(model="mean_colour", image=folder, mask="5,5,9,9", out=tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+    said = capsys.readouterr().err
+    assert "predict: 3 files were not taken (" in said
+    assert all(what in said for what in ("1 .tif", "1 .heic", "1 sub-folder"))
+    for place in ("b.tif", "x.HEIC"):
+        (folder / place).unlink()
+    (folder / "sub" / "g.png").unlink()
+    (folder / "sub").rmdir()
+    run(model="mean_colour", image=folder, mask="5,5,9,9", out=tmp_path / "out")
+    assert capsys.readouterr().err == ""
+
+
 def test_a_sharded_set_and_a_mask_set_are_a_stream_of_pairs(tmp_path):
     images = image_set(tmp_path / "images", crops())
     masks = mask_set(tmp_path / "masks", buckets=["(0.1,0.2]"])
