@@ -20,14 +20,15 @@ import numpy as np
 
 from shards import store
 from shards.decode import header
+from shards.mask_file import read_hole
 from shards.mask_sets import Mask
 from shards.masks import BUCKETS, bucket
+from shards.metadata import open_image
 from shards.plan import Row
 from shards.sources.files import File, images, list_files, not_taken, read_file
 from shards.sources.offer import say
 
 POLARITIES = ("auto", "hole_white", "hole_black")
-THRESHOLD = 127  # masks that were JPEG files have gray edges
 LOOK_AT = 600  # masks whose ratios are measured, evenly spread
 # A reading holds if it puts this share in range and the other one at most that.
 FITS, FAILS = 0.9, 0.7
@@ -44,16 +45,14 @@ class MaskSource:
     files: tuple[File, ...]
 
     def read(self, place: int) -> np.ndarray:
-        """The place-th image, gray uint8 H×W. ValueError names an image that cannot be read."""
+        """The place-th image's paint, bool H×W. ValueError names one that is no mask."""
         data = self._data(place)
         try:
-            header(data)  # checks the pixel limit before OpenCV decodes
-            gray = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-        except (ValueError, cv2.error) as error:
+            header(data)  # checks the pixel limit
+            with open_image(data) as image:
+                return read_hole(image)
+        except (ValueError, OSError, SyntaxError) as error:
             raise ValueError(f"{self.name(place)}: not a mask image ({error})") from error
-        if gray is None:
-            raise ValueError(f"{self.name(place)}: not a mask image")
-        return gray
 
     def _data(self, place: int) -> bytes:
         file = self.files[place]
@@ -96,7 +95,7 @@ def resolve_polarity(source: MaskSource, polarity: str) -> str:
     if polarity not in POLARITIES:
         raise ValueError(f"invalid polarity={polarity}: choose one of {', '.join(POLARITIES)}")
     places = np.unique(np.linspace(0, len(source.files) - 1, LOOK_AT).astype(int))
-    white = np.array([float((source.read(at) > THRESHOLD).mean()) for at in places])
+    white = np.array([float(source.read(at).mean()) for at in places])
     low, high = np.array([_bounds(source.files[at].path) for at in places]).T
     share = {
         "hole_white": float(((white > low) & (white <= high)).mean()),
@@ -137,8 +136,7 @@ def import_masks(source: MaskSource, polarity: str, size: int) -> Iterator[Mask]
     Resized by nearest neighbor, so that no hole grows; `polarity` as from `resolve_polarity`.
     """
     for place in range(len(source.files)):
-        white = source.read(place) > THRESHOLD
-        hole = (white ^ (polarity == "hole_black")).astype(np.uint8)
+        hole = (source.read(place) ^ (polarity == "hole_black")).astype(np.uint8)
         if hole.shape != (size, size):
             hole = np.asarray(cv2.resize(hole, (size, size), interpolation=cv2.INTER_NEAREST))
         name = bucket(float(hole.mean()))

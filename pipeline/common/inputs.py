@@ -17,20 +17,20 @@ def protect(inputs: Urls, outputs: Urls, below: bool = False) -> None:
     where the disk ignores it, are resolved. below: an output must not be inside an input either,
     because the command reads that folder with all its subfolders.
     """
-    sources = {_place(url): (key, url) for key, urls in inputs.items() for url in urls if url}
+    sources = {place(url): (key, url) for key, urls in inputs.items() for url in urls if url}
     for key, urls in outputs.items():
         for url in filter(None, urls):
-            for place in (url, *_parents(url)) if below else (url,):
-                if (source := sources.get(_place(place))) is None:
+            for parent in (url, *_parents(url)) if below else (url,):
+                if (source := sources.get(place(parent))) is None:
                     continue
-                what = "would overwrite" if place == url else "lies inside"
+                what = "would overwrite" if parent == url else "lies inside"
                 raise ValueError(
                     f"{key}: {store.display(url)} {what} the input {source[0]}="
                     f"{store.display(source[1])}; give another {key}="
                 )
 
 
-def _place(url: str) -> tuple[int, int] | str:
+def place(url: str) -> tuple[int, int] | str:
     """Return one value for all names of a file or folder, whether it exists or not."""
     if not store.is_local(url):
         return url.rstrip("/").replace("s3a://", "s3://", 1)

@@ -96,7 +96,7 @@ def load(table: str) -> list[EvaluatedPair]:
 
         for name in archive.namelist():
             if (stem := name.removesuffix("_result.png")) != name:
-                mask = (pixels(f"{stem}_mask.png")[..., 0] > 127).astype(np.uint8)
+                mask = images.decode_mask(archive.read(f"{stem}_mask.png"), stem).astype(np.uint8)
                 samples.append(EvaluatedPair(stem, pixels(f"{stem}.png"), mask, pixels(name)))
     return samples
 

@@ -24,6 +24,7 @@ from pipeline.config.schema import EvaluateConfig, TrainConfig
 from shards import store
 from shards.decode import Crop, Scratch, decode_crop
 from shards.manifest import Manifest, open_manifest
+from shards.mask_file import read_hole
 from shards.masks import BUCKETS, center, irregular, square
 from shards.samples import ImageRecord, payload, samples
 
@@ -74,7 +75,7 @@ class Pairs:
         if pair.bucket in DRAWN:
             return _draw(pair, self.size)
         with Image.open(io.BytesIO(payload(pair.mask))) as file:
-            mask = (np.asarray(file.convert("L")) > 127).astype(np.uint8)
+            mask = read_hole(file).astype(np.uint8)
         if mask.shape != (self.size, self.size):
             raise ValueError(
                 f"masks are {mask.shape[0]}×{mask.shape[1]}, but protocol.size={self.size}: "

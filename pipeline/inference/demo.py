@@ -16,7 +16,6 @@ from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 from pipeline.common.console import say
 from pipeline.config.schema import DemoConfig
 from pipeline.inference import images
-from pipeline.inference.images import ImageFile
 from pipeline.inference.sources import LoadedInpainter, default_device, load
 from pipeline.inference.tiling import fill_any
 
@@ -119,8 +118,8 @@ def build_app(inpainters: list[LoadedInpainter], local_only: bool) -> Flask:
 
 def fill_png(inpainter: LoadedInpainter, image: bytes, mask: bytes) -> bytes:
     """PNG of the image with the mask's white filled. ValueError if image and mask do not fit."""
-    original, drawn = images.decode(image), images.decode(mask, "mask").pixels
-    holes = (drawn.max(2) > 127).astype("uint8")
+    original = images.decode(image)
+    holes = images.decode_mask(mask, "mask").astype("uint8")
     if holes.shape != original.pixels.shape[:2]:
         raise ValueError("image and mask differ in size: open the image again")
     if not holes.any():
@@ -128,4 +127,4 @@ def fill_png(inpainter: LoadedInpainter, image: bytes, mask: bytes) -> bytes:
     if holes.all():
         raise ValueError("the whole image is painted: leave some of it to fill the hole from")
     filled = fill_any(inpainter.fill, original.pixels, holes, device=default_device())
-    return images.encode(ImageFile(filled, original.alpha, original.icc, original.exif))
+    return images.encode(original.filled(filled))

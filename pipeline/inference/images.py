@@ -1,13 +1,13 @@
 """Read any user's image as RGB pixels, and write it with its alpha, profile and EXIF data.
 
 Conversions on reading: EXIF orientation is applied; 16-bit images keep their upper 8 bits; gray and
-palette images become RGB; CMYK becomes sRGB by its profile, if it has one. An RGB profile is not
-applied but embedded again on writing, so that known pixels stay bit-identical. Alpha is kept apart
-from the pixels. Only the first frame of an animation is read.
+palette images become RGB, and gray ones are written as gray; CMYK becomes sRGB by its profile, if
+it has one. Other profiles are not applied but embedded again on writing, so that known pixels stay
+bit-identical. Alpha is kept apart from the pixels. Only the first frame of an animation is read.
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from shards import store
+from shards.mask_file import read_hole
 from shards.metadata import open_image, turn_upright
 
 MAX_PIXELS = 64_000_000
@@ -33,6 +34,13 @@ class ImageFile:
     alpha: NDArray[np.uint8] | None = None  # H×W, 0 = transparent
     icc: bytes | None = None
     exif: bytes | None = None
+    gray: bool = False
+
+    def filled(self, pixels: NDArray[np.uint8]) -> "ImageFile":
+        """Return the image with other pixels, gray if it is."""
+        if self.gray:
+            pixels = np.asarray(Image.fromarray(pixels).convert("L").convert("RGB"))
+        return replace(self, pixels=pixels)
 
 
 def suffix(url: str) -> str:
@@ -40,20 +48,38 @@ def suffix(url: str) -> str:
     return Path(store.name(url)).suffix.lower()
 
 
-def read(url: str) -> ImageFile:
-    """Read the image at `url`. ValueError if it is missing, not an image, damaged or too large."""
+def read_bytes(url: str) -> bytes:
     try:
-        return decode(store.read(url), store.display(url))
+        return store.read(url)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ValueError(f"{store.display(url)}: no such image file") from error
 
 
+def read(url: str) -> ImageFile:
+    """Read the image at `url`. ValueError if it is missing, not an image, damaged or too large."""
+    return decode(read_bytes(url), store.display(url))
+
+
 def decode(data: bytes, name: str = "image") -> ImageFile:
     """Decode an image file's bytes; errors refer to it as `name`."""
+    return _rgb(_opened(data, name))
+
+
+def decode_mask(data: bytes, name: str) -> NDArray[np.bool_]:
+    """Decode a mask's bytes to its hole, H×W, as `shards.mask_file` reads it."""
+    image = _opened(data, name)
+    try:
+        return read_hole(image)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _opened(data: bytes, name: str) -> Image.Image:
+    """The decoded image, upright."""
     try:
         with open_image(data) as file:
             if file.width * file.height <= MAX_PIXELS:
-                return _rgb(turn_upright(file))
+                return turn_upright(file)
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} cannot be read as an image: give a PNG, JPEG or WebP") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -66,20 +92,19 @@ def decode(data: bytes, name: str = "image") -> ImageFile:
 
 def _rgb(image: Image.Image) -> ImageFile:
     icc, exif = image.info.get("icc_profile"), image.info.get("exif")
+    gray = image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F"))
     alpha = None
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         alpha = np.asarray(image.getchannel("A"))
     elif image.mode.startswith("I") or image.mode == "F":
-        gray = np.asarray(image).astype(np.int64)
-        if image.mode.startswith("I;16") or gray.max(initial=0) > 255:
-            gray >>= 8
-        image = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
+        values = np.asarray(image).astype(np.int64)
+        if image.mode.startswith("I;16") or values.max(initial=0) > 255:
+            values >>= 8
+        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
     elif image.mode == "CMYK":
         image, icc = _srgb(image, icc), None
-    if image.mode in ("L", "LA", "1") and icc:
-        icc = None  # a gray profile does not fit RGB pixels
-    return ImageFile(np.asarray(image.convert("RGB")), alpha, icc, exif)
+    return ImageFile(np.asarray(image.convert("RGB")), alpha, icc, exif, gray)
 
 
 def _srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
@@ -97,21 +122,30 @@ def _srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
 def encode(image: ImageFile, kind: str = "PNG") -> bytes:
     """Encode as PNG, JPEG (quality 95, no chroma subsampling) or WEBP (lossless)."""
     file = Image.fromarray(image.pixels)
-    if image.alpha is not None and kind != "JPEG":
+    if image.alpha is not None:
         file.putalpha(Image.fromarray(image.alpha))
-    metadata = {"icc_profile": image.icc, "exif": image.exif}
+        if kind == "JPEG":  # on white, as `shard` does
+            white = Image.new("RGBA", file.size, "white")
+            file = Image.alpha_composite(white, file).convert("RGB")
+    if image.gray and kind != "WEBP":
+        file = file.convert("LA" if file.mode == "RGBA" else "L")
+    unfit = image.gray and kind == "WEBP"  # a gray profile, WEBP has RGB alone
+    metadata = {"icc_profile": None if unfit else image.icc, "exif": image.exif}
     buffer = io.BytesIO()
     file.save(buffer, kind, **OPTIONS[kind], **{k: v for k, v in metadata.items() if v})
     return buffer.getvalue()
 
 
 def write(url: str, image: ImageFile) -> None:
-    """Write the image to `url` atomically, in the format of its extension."""
-    if suffix(url) not in SUFFIXES:
-        raise ValueError(
-            f"{store.display(url)}: unknown image format; use one of {', '.join(SUFFIXES)}"
-        )
-    store.write(url, encode(image, SUFFIXES[suffix(url)]))
+    """Write the image to `url` atomically, in the format of its extension, one of SUFFIXES.
+
+    ValueError if the format cannot hold the image.
+    """
+    try:
+        data = encode(image, SUFFIXES[suffix(url)])
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{store.display(url)} cannot be written: {error}") from error
+    store.write(url, data)
 
 
 def mask_image(mask: NDArray[Any]) -> NDArray[np.uint8]:

@@ -2,19 +2,23 @@
 
 The result has the image's own size and, in a lossless format, bit-identical known pixels. With
 `mask=alpha` the transparent pixels are the mask, and the result is opaque.
+In a folder, files named `*_mask.*` are masks, never images to fill.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import cycle
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.common.console import say
-from pipeline.common.inputs import protect
+from pipeline.common.inputs import place, protect
 from pipeline.config.schema import PredictConfig
 from pipeline.inference import images, sources
 from pipeline.inference.images import SUFFIXES, ImageFile, suffix
@@ -22,7 +26,9 @@ from pipeline.inference.tiling import fill_any
 from shards import store
 from shards.manifest import FILE as MANIFEST
 from shards.manifest import open_manifest
+from shards.mask_file import doubt
 from shards.samples import ImageRecord, payload, samples
+from shards.sources.files import is_litter, kind, not_taken
 
 Bytes = NDArray[np.uint8]
 
@@ -51,27 +57,26 @@ def main(config: PredictConfig) -> dict[str, Any]:
     failed = []
     for task in tasks:
         try:
-            image = _read(task.image)
+            image = images.decode(_bytes(task.image), _name(task.image))
             mask = read_mask(task.mask, image, _name(task.image))
-            filled = fill_any(
-                inpainter.fill, image.pixels, mask, config.tile, config.overlap, device
+            filled = image.filled(
+                fill_any(inpainter.fill, image.pixels, mask, config.tile, config.overlap, device)
             )
+            if not mask.any():
+                say(f"predict: mask of {_name(task.image)} is empty; image copied unchanged")
+            alpha = None if task.mask == "alpha" else image.alpha
+            images.write(task.out, replace(filled, alpha=alpha))
+            result["written"].append(task.out)
+            result["holes"].append(float(mask.mean()))
+            if config.strip:
+                url = _strip_url(task.out)
+                images.write(url, ImageFile(images.strip(image.pixels, mask, filled.pixels)))
+                result["strips"].append(url)
         except ValueError as error:
             if len(tasks) == 1:
                 raise
             say(f"predict: {error}")
             failed.append(str(error))
-            continue
-        if not mask.any():
-            say(f"predict: mask of {_name(task.image)} is empty; image copied unchanged")
-        alpha = None if task.mask == "alpha" else image.alpha
-        images.write(task.out, replace(image, pixels=filled, alpha=alpha))
-        result["written"].append(task.out)
-        result["holes"].append(float(mask.mean()))
-        if config.strip:
-            url = _strip_url(task.out)
-            images.write(url, ImageFile(images.strip(image.pixels, mask, filled)))
-            result["strips"].append(url)
     if failed:
         raise ValueError(
             f"{len(failed)} of {len(tasks)} images could not be filled (the others are written); "
@@ -92,6 +97,12 @@ def show(result: dict[str, Any]) -> str:
 
 def plan(config: PredictConfig) -> list[ImageTask]:
     """List what is read and written, by name. ValueError if an input would be overwritten."""
+    _rectangle(config.mask)  # an invalid one is rejected before any work
+    if suffix(config.out) in Image.registered_extensions() and suffix(config.out) not in SUFFIXES:
+        raise ValueError(
+            f"out={store.display(config.out)}: results are not written as {suffix(config.out)}; "
+            f"use one of {', '.join(SUFFIXES)}, or a folder"
+        )
     tasks = _tasks(config)
     read = [config.image, *(task.image for task in tasks if isinstance(task.image, str))]
     masks = [config.mask, *(task.mask for task in tasks if isinstance(task.mask, str))]
@@ -101,6 +112,13 @@ def plan(config: PredictConfig) -> list[ImageTask]:
     if config.strip:
         written += [_strip_url(task.out) for task in tasks]
     protect({"image": read, "mask": masks, "model": [config.model]}, {"out": written})
+    for task in tasks:
+        image, mask = task.image, task.mask
+        if isinstance(image, str) and isinstance(mask, str) and place(image) == place(mask):
+            raise ValueError(
+                f"mask={store.display(mask)} is the image itself: give an image that is white in "
+                "the hole, or mask=alpha"
+            )
     return tasks
 
 
@@ -111,12 +129,19 @@ def _tasks(config: PredictConfig) -> list[ImageTask]:
             out = store.join(out, store.name(config.image))
         return [ImageTask(config.image, config.mask, out)]
     is_set = store.exists(store.join(config.image, MANIFEST))
-    names = [n for n in store.names(config.image) if suffix(n) in SUFFIXES]
+    names = [n for n in _files(config.image) if not _stem(n).lower().endswith("_mask")]
     if not names and not is_set:
         raise ValueError(
             f"image={store.display(config.image)} is neither an image ({', '.join(SUFFIXES)}), "
             "nor a folder of images, nor a sharded set"
         )
+    others = Counter(
+        "sub-folder" if Path(config.image, name).is_dir() else kind(name.encode())
+        for name in store.names(config.image)
+        if suffix(name) not in SUFFIXES and not is_litter(name.encode())
+    )
+    if others and not is_set:
+        say(f"predict: {not_taken(others)}")
     if suffix(config.out) in SUFFIXES:
         raise ValueError(
             f"out={config.out} is a single image, but image= has several: set a folder"
@@ -125,7 +150,7 @@ def _tasks(config: PredictConfig) -> list[ImageTask]:
         return _pairs(config)
     return [
         ImageTask(store.join(config.image, name), mask, store.join(config.out, name))
-        for name, mask in zip(names, _masks(config.mask, names))
+        for name, mask in zip(names, _masks(config.mask, config.image, names))
     ]
 
 
@@ -142,19 +167,29 @@ def _pairs(config: PredictConfig) -> list[ImageTask]:
     ]
 
 
-def _masks(mask: str, names: list[str]) -> Iterator[str]:
-    """URL of the mask for each image of a folder: one for all, or the file of the same stem."""
+def _files(folder: str) -> list[str]:
+    return [n for n in store.names(folder) if suffix(n) in SUFFIXES and not is_litter(n.encode())]
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _masks(mask: str, folder: str, names: list[str]) -> Iterator[str]:
+    """URL of the mask for each image of a folder: one for all, or STEM_mask.*, else STEM.*.
+
+    In the images' own folder only STEM_mask.* is a mask.
+    """
     if mask == "alpha" or _rectangle(mask) or suffix(mask) in SUFFIXES:
         yield from [mask] * len(names)
         return
-    files = {n.rsplit(".", 1)[0]: n for n in store.names(mask) if suffix(n) in SUFFIXES}
+    files = {_stem(name): name for name in _files(mask)}
+    own = place(mask) == place(folder)
     for name in names:
-        stem = name.rsplit(".", 1)[0]
-        file = files.get(stem) or files.get(f"{stem}_mask")
+        file = files.get(f"{_stem(name)}_mask") or (None if own else files.get(_stem(name)))
         if file is None:
             raise ValueError(
-                f"mask={store.display(mask)} holds neither {stem}.png nor {stem}_mask.png: add a "
-                "mask for each image"
+                f"mask={store.display(mask)} has no mask for {name}: add {_stem(name)}_mask.png"
             )
         yield store.join(mask, file)
 
@@ -163,19 +198,16 @@ def _name(source: Source) -> str:
     return store.display(source) if isinstance(source, str) else f"sample {source.key}"
 
 
-def _read(source: Source) -> ImageFile:
-    if isinstance(source, str):
-        return images.read(source)
-    return images.decode(payload(source), _name(source))
+def _bytes(source: Source) -> bytes:
+    return images.read_bytes(source) if isinstance(source, str) else payload(source)
 
 
 def read_mask(mask: Source, image: ImageFile, name: str) -> Bytes:
-    """Return uint8 H×W, 1 = hole, of a rectangle `x,y,w,h`, of `alpha`, of an image file (white =
-    hole), or of a mask set's record.
+    """Return uint8 H×W, 1 = hole, of a rectangle `x,y,w,h`, of `alpha`, of an image file (see
+    `shards.mask_file`), or of a mask set's record.
 
     ValueError if the size differs from the image's (EXIF orientation applied), if no pixel is
-    known, or if a mask file has non-black pixels but none above 127 (0 and 1, for example). An
-    all-black mask file is valid and means no hole.
+    known, or if a mask file is unclear. An all-black mask file is valid and means no hole.
     """
     height, width = image.pixels.shape[:2]
     if mask == "alpha":
@@ -191,26 +223,26 @@ def read_mask(mask: Source, image: ImageFile, name: str) -> Bytes:
         holes = np.zeros((height, width), bool)
         holes[y : y + h, x : x + w] = True
     else:
-        shown, pixels = _name(mask), _read(mask).pixels
-        if pixels.shape[:2] != (height, width):
+        holes = images.decode_mask(_bytes(mask), _name(mask))
+        if holes.shape != (height, width):
             raise ValueError(
-                f"mask {shown} is {pixels.shape[1]}×{pixels.shape[0]}, {name} is "
+                f"mask {_name(mask)} is {holes.shape[1]}×{holes.shape[0]}, {name} is "
                 f"{width}×{height}: use a mask of the image's size"
             )
-        holes = pixels.max(2) > 127
-        if not holes.any() and (brightest := int(pixels.max())):
-            raise ValueError(
-                f"mask {shown} has no hole: its brightest pixel is {brightest}, the hole "
-                "must be white (above 127 of 255)"
-            )
+        if line := doubt(holes):
+            say(f"predict: {_name(mask)}: {line}")
     if holes.all():
         raise ValueError(f"the mask covers all of {name}: leave known pixels to fill the hole from")
     return holes.astype(np.uint8)
 
 
 def _rectangle(mask: str) -> tuple[int, int, int, int] | None:
-    match = re.fullmatch(r"\[?(\d+), ?(\d+), ?(\d+), ?(\d+)\]?", mask)
-    return tuple(int(x) for x in match.groups()) if match else None  # type: ignore[return-value]
+    if not re.fullmatch(r"[\s\[(]*[-+\d.\s]+([,;][-+\d.\s]*)+[\])]?\s*", mask):
+        return None  # a file or folder
+    match = re.fullmatch(r"[\s\[(]*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*[\])]?\s*", mask)
+    if match is None:
+        raise ValueError(f"mask={mask}: a rectangle is x,y,w,h in whole pixels, as in 10,10,20,20")
+    return tuple(int(x) for x in match.groups())  # type: ignore[return-value]
 
 
 def _strip_url(out: str) -> str:

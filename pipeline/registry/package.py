@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import logging
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from models.inpainter import Inpainter
 from pipeline.evaluation import results
 from pipeline.inference import archive
 from pipeline.tracking import client
+from shards import mask_file, metadata
 
 LIMITS = """\
 - Input is 8-bit RGB. The network was trained on square crops with random holes: it continues
@@ -68,12 +70,17 @@ def write(
             [ColSpec("binary", "image"), ColSpec("string", "sha256"), ColSpec("string", "version")]
         ),
     )
+    code = folder / "shards"  # what pyfunc.py imports
+    code.mkdir()
+    for module in (mask_file, metadata):
+        shutil.copy(module.__file__, code)
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mlflow.pyfunc.save_model(
             str(folder / "model"),
             python_model=str(Path(__file__).with_name("pyfunc.py")),
+            code_paths=[str(code)],
             artifacts={
                 "inpainter": str(folder / "inpainter.pt2"),
                 "golden": str(golden),

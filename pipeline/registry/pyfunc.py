@@ -2,7 +2,7 @@
 
 MLflow runs it (models from code) on machines that have mlflow, torch, numpy and Pillow but not
 Lacuna. An input row has `image` and `mask`: bytes of a PNG, JPEG or WebP file, the same in base64,
-or uint8 arrays H×W×3 and H×W. Hole: mask above 127 in a file, nonzero in an array. Each output row
+or uint8 arrays H×W×3 and H×W. `shards.mask_file` and `metadata`, stored too, read it. Each output row
 has `image` in the form of the input (bytes: PNG), `sha256` of the archive, and `version`.
 
 LACUNA_MAX_PIXELS: largest accepted image (default 512×512; memory grows with size);
@@ -14,6 +14,7 @@ import binascii
 import hashlib
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ import pandas
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-from PIL import Image, ImageOps
+from PIL import Image
+
+from shards.mask_file import doubt, read_hole
+from shards.metadata import open_image, turn_upright
 
 BATCH = 8
 
@@ -75,7 +79,7 @@ class Inpaint(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
 
     def _pair(self, number: int, image: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
         try:
-            pixels, hole = self._decode(image, "RGB"), self._decode(mask, "L")
+            pixels, hole = self._decode(image, _pixels), self._decode(mask, read_hole)
         except ValueError as error:
             raise bad_request(f"row {number}: {error}") from None
         if pixels.shape[:2] != hole.shape:
@@ -83,20 +87,20 @@ class Inpaint(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
                 f"row {number}: the image is {pixels.shape[1]}×{pixels.shape[0]}, its mask "
                 f"{hole.shape[1]}×{hole.shape[0]}: send a mask of the image's size"
             )
-        return pixels, hole > (127 if isinstance(mask, (bytes, str)) else 0)
+        if line := doubt(hole):
+            raise bad_request(f"row {number}: {line}")
+        return pixels, hole
 
-    def _decode(self, value: Any, mode: str) -> np.ndarray:
-        """Decode bytes, base64 text or an array to uint8 H×W×3 (mode RGB) or H×W (mode L)."""
+    def _decode(self, value: Any, read: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+        """Open bytes, base64 text or an array as an image, and read it."""
         if not isinstance(value, (bytes, str)):
-            return self._array(value, 3 if mode == "RGB" else 2)
+            return read(Image.fromarray(self._array(value, 3 if read is _pixels else 2)))
         try:
             if isinstance(value, str):
                 value = base64.b64decode("".join(value.split()), validate=True)
-            with Image.open(io.BytesIO(value), formats=("PNG", "JPEG", "WEBP")) as image:
+            with open_image(value, ("PNG", "JPEG", "WEBP")) as image:
                 self._check_size(*image.size)
-                if image.mode.startswith(("I", "F")):
-                    raise OSError(image.mode)
-                return np.array(ImageOps.exif_transpose(image).convert(mode))
+                return read(image)
         except (OSError, SyntaxError, binascii.Error, Image.DecompressionBombError) as error:
             raise ValueError(
                 f"not an 8-bit PNG, JPEG or WebP image ({type(error).__name__})"
@@ -121,6 +125,12 @@ class Inpaint(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
                 f"{width}×{height} exceeds the limit of {self.max_pixels} pixels: send a smaller "
                 "image or a crop"
             )
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith(("I", "F")):
+        raise OSError(image.mode)
+    return np.array(turn_upright(image).convert("RGB"))
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -14,6 +14,7 @@ from models import GENERATORS
 from pipeline.config.compose import compose
 from pipeline.config.groups import MsanetModel
 from pipeline.evaluation import evaluate, pair_images, partial_results, results
+from pipeline.inference import predict
 from pipeline.inference.sources import telea
 from pipeline.runs.folder import folder_at
 from pipeline.runs.run_json import read_run_json
@@ -98,6 +99,19 @@ def test_predictions_for_exported_pairs_score_like_our_own_fill(words, tmp_path)
     ours = run_evaluate(*words, "model=telea", f"out={tmp_path}/ours.parquet")
     assert theirs["pairs_digest"] == ours["pairs_digest"] == exported["pairs_digest"]
     assert theirs["buckets"] == ours["buckets"]
+
+
+def test_export_predict_and_predictions_score_like_the_model(words, tmp_path):
+    pairs, filled = tmp_path / "pairs", tmp_path / "filled"
+    run_evaluate(*words, "limit=2", f"export={pairs}")
+    given = ["model=telea", f"image={pairs}", f"mask={pairs}", f"out={filled}"]
+    predict.main(compose("predict", given).config)
+    theirs = run_evaluate(*words, "limit=2", f"predictions={filled}", f"out={tmp_path}/a.parquet")
+    ours = run_evaluate(*words, "limit=2", "model=telea", f"out={tmp_path}/b.parquet")
+    assert not list(filled.glob("*_mask*"))
+    for name in BUCKETS:
+        psnr = theirs["buckets"][name]["psnr"], ours["buckets"][name]["psnr"]
+        assert psnr[0] == pytest.approx(psnr[1], abs=1e-3)
 
 
 def test_predictions_that_are_missing_or_of_another_size_are_named(words, tmp_path):

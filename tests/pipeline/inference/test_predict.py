@@ -196,8 +196,137 @@ def test_each_image_of_a_folder_gets_the_mask_of_its_name(tmp_path):
     result = run(model="telea", image=folder, mask=masks, out=tmp_path / "out")
     assert result["holes"] == [pytest.approx(n / (211 * 197)) for n in (81, 1600)]
     photograph(folder, "c.png")
-    with pytest.raises(ValueError, match=r"neither c\.png nor c_mask\.png"):
+    with pytest.raises(ValueError, match=r"has no mask for c\.png: add c_mask\.png"):
         run(model="telea", image=folder, mask=masks, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("files", "mask", "written"),
+    [
+        (["a.png", "a_mask.png"], "in", ["a.png"]),
+        (["a.png", "a_mask.png"], "linked", ["a.png"]),
+        (["a.jpg", "a_MASK.png", "b.png", "b_mask.webp"], "5,5,9,9", ["a.jpg", "b.png"]),
+        (["a.png", "b.png", "b_mask.png"], "in", "has no mask for a.png: add a_mask.png"),
+        (["a.png", "b.png"], "in/b.png", r"in/b\.png is the image itself"),
+        (["a_mask.png"], "in", "nor a folder of images"),
+    ],
+)
+def test_no_mask_is_filled_and_no_image_is_its_own_mask(
+    tmp_path, monkeypatch, files, mask, written
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "linked").symlink_to("in")
+    for name in files:
+        if "_mask" in name.lower():
+            Image.fromarray(np.pad(np.full((40, 70), 255, np.uint8), ((60, 97), (50, 91)))).save(
+                tmp_path / "in" / name, lossless=True
+            )
+        else:
+            photograph(tmp_path / "in", name)
+    given = {"model": "mean_colour", "image": "in", "mask": mask, "out": "out"}
+    if isinstance(written, str):
+        with pytest.raises(ValueError, match=written):
+            run(**given)
+        assert not (tmp_path / "out").exists()
+        return
+    result = run(**given)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == written
+    box = 81 if mask == "5,5,9,9" else 70 * 40
+    assert result["holes"] == [pytest.approx(box / (211 * 197))] * len(written)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    ["10, 10, 20, 20", "[10,10,20,20]", " [10, 10, 20, 20] ", "(10,10,20,20)", "10,10 ,20,20"],
+)
+def test_a_rectangle_may_have_spaces_and_brackets(tmp_path, mask):
+    result = run(model="mean_colour", image=photograph(tmp_path), mask=mask, out=tmp_path / "x.png")
+    assert result["holes"] == [pytest.approx(20 * 20 / (211 * 197))]
+
+
+@pytest.mark.parametrize(
+    "mask", ["10.5,1,2,3", "1,2,3", "[1,2,3,4,5]", "-1,2,3,4", "1;2;3;4", "1,2,3,", "+1,2,3,4.0"]
+)
+def test_another_rectangle_is_rejected_with_the_form(tmp_path, mask):
+    with pytest.raises(ValueError, match=r"a rectangle is x,y,w,h in whole pixels"):
+        run(model="mean_colour", image=photograph(tmp_path), mask=mask, out=tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("a.png", "L"), ("a.jpg", "L"), ("a.png", "LA"), ("a.png", "I;16")]
+)
+def test_gray_stays_gray(tmp_path, monkeypatch, name, mode):
+    def colored(image, mask):
+        return torch.full_like(image, 0.9) * torch.tensor([1.0, 0.5, 0.1])[:, None, None]
+
+    monkeypatch.setitem(predict.sources.BASELINES, "telea", colored)
+    ramp = np.tile(np.arange(128, dtype=np.uint8), (128, 1))
+    image = (
+        Image.fromarray(ramp.astype(np.uint16) * 256) if mode == "I;16" else Image.fromarray(ramp)
+    )
+    image = image.convert(mode)
+    image.save(tmp_path / name)
+    words = {"image": tmp_path / name, "mask": "32,32,64,64", "strip": "true"}
+    result = run(model="telea", **words, out=tmp_path / "out" / name)
+    after = Image.open(result["written"][0])
+    assert after.mode == ("L" if mode == "I;16" else mode)
+    known = np.pad(np.zeros((64, 64), bool), 32, constant_values=True)
+    before, filled = ramp, np.asarray(after.convert("L"))
+    if name == "a.png":
+        assert (filled[known] == before[known]).all()
+    assert len(np.unique(filled[~known])) <= 8 and filled[64, 64] != before[64, 64]
+    strip = pixels(result["strips"][0])
+    assert (strip == strip[..., :1]).all()
+
+
+@pytest.mark.parametrize(("name", "size"), [("wide.webp", (17000, 20)), ("tall.webp", (20, 17000))])
+def test_an_image_that_its_format_cannot_hold_does_not_stop_the_others(tmp_path, name, size):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    Image.new("RGB", size).save(folder / name, "PNG")  # a name may lie
+    photograph(folder, "z.png")
+    with pytest.raises(ValueError, match=rf"1 of 2 images .*{name} cannot be written: .*16383"):
+        run(model="telea", image=folder, mask="0,0,9,9", out=out)
+    assert [path.name for path in out.iterdir()] == ["z.png"]
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.JPEG"])
+def test_transparent_pixels_are_laid_on_white_where_a_format_has_no_alpha(tmp_path, name):
+    layer = np.full((64, 64, 4), (10, 200, 30, 255), np.uint8)
+    layer[:, 32:] = 10, 200, 30, 0
+    layer[32:, :32, 3] = 51  # a fifth
+    Image.fromarray(layer).save(tmp_path / "x.png")
+    run(model="telea", image=tmp_path / "x.png", mask="0,0,8,8", out=tmp_path / name)
+    after = pixels(tmp_path / name).astype(int)
+    for place, color in (
+        ((20, 20), (10, 200, 30)),
+        ((20, 50), (255,) * 3),
+        ((50, 20), (206, 244, 210)),
+    ):
+        assert (abs(after[place] - color) <= 4).all()
+
+
+def test_what_a_folder_holds_besides_images_is_said_and_litter_is_skipped(tmp_path, capsys):
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    photograph(folder, "a.png")
+    photograph(folder / "sub", "g.png")
+    photograph(folder, "b.tif")
+    (folder / "x.HEIC").write_bytes(b"heic")
+    for litter in ("._a.png", "._a_mask.png", ".DS_Store", "Thumbs.db"):
+        (folder / litter).write_bytes(b"\0\5\x16\7")
+    run(model="mean_colour", image=folder, mask="5,5,9,9", out=tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+    said = capsys.readouterr().err
+    assert "predict: 3 files were not taken (" in said
+    assert all(what in said for what in ("1 .tif", "1 .heic", "1 sub-folder"))
+    for place in ("b.tif", "x.HEIC"):
+        (folder / place).unlink()
+    (folder / "sub" / "g.png").unlink()
+    (folder / "sub").rmdir()
+    run(model="mean_colour", image=folder, mask="5,5,9,9", out=tmp_path / "out")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_sharded_set_and_a_mask_set_are_a_stream_of_pairs(tmp_path):
@@ -223,11 +352,13 @@ def test_a_sharded_set_and_a_mask_set_are_a_stream_of_pairs(tmp_path):
         ({"mask": "0,0,211,197"}, "covers all of .*leave known pixels"),
         ({"mask": "small.png"}, r"small\.png is 50×40, .*cat\.png is 211×197: use a mask"),
         ({"mask": "none.png"}, r"none\.png: no such image file"),
-        ({"mask": "ones.png"}, r"ones\.png has no hole: its brightest pixel is 1"),
+        ({"mask": "twos.png"}, r"twos\.png: the mask has no hole: its brightest pixel is 2"),
         ({"image": "none.png"}, r"none\.png: no such image file"),
         ({"image": "torn.png"}, r"torn\.png cannot be read as an image"),
         ({"image": "empty"}, "neither an image .* nor a folder of images"),
-        ({"out": "out.gif"}, r"out\.gif/cat\.png"),
+        ({"out": "out.gif"}, r"out=out\.gif: results are not written as \.gif; use one of \.png"),
+        ({"out": "new/x.TIFF"}, r"not written as \.tiff; use one of \.png, \.jpg"),
+        ({"image": "one", "out": "x.bmp"}, r"not written as \.bmp"),
         ({"out": "cat.png"}, "would overwrite the input"),
         ({"model": "none.pt2"}, r"none\.pt2: no such file"),
         ({"model": "torn.png"}, r"torn\.png is not a torch.export archive"),
@@ -239,16 +370,15 @@ def test_invalid_input_gives_a_one_line_error(tmp_path, monkeypatch, words, line
     whole = photograph(tmp_path).read_bytes()
     (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty").mkdir()
+    (tmp_path / "one").mkdir()
+    photograph(tmp_path / "one")
     Image.new("L", (50, 40), 255).save("small.png")
-    Image.new("L", (211, 197), 1).save("ones.png")
+    Image.new("L", (211, 197), 2).save("twos.png")
     given = {"model": "telea", "image": "cat.png", "mask": "5,5,9,9", "out": "out.png", **words}
-    if words.get("out") == "out.gif":  # not an image's name: a folder
-        assert run(**given)["written"] == ["out.gif/cat.png"]
-        return
     with pytest.raises(ValueError, match=line) as error:
         run(**given)
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "out.png").exists()
+    assert not {"out.png", "out.gif", "new", "x.bmp"} & {p.name for p in tmp_path.iterdir()}
 
 
 def test_a_model_of_inverted_mask_polarity_is_rejected(model):
