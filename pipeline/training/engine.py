@@ -10,7 +10,6 @@ import copy
 import faulthandler
 import gc
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
+from pipeline.common.console import say
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import choose_precision, thread_count, uses_gpu
@@ -42,11 +42,9 @@ def _announce_rendezvous(place: Mapping[str, str]) -> None:
     """Print that this node waits for the others: up to half an hour without output may follow."""
     world, here = place.get("WORLD_SIZE", "1"), place.get("LOCAL_WORLD_SIZE")
     if here not in (None, world) and place.get("LOCAL_RANK") == "0":
-        print(
+        say(
             f"rank {place['RANK']}: waiting up to {RENDEZVOUS.seconds // 60} minutes for all "
-            f"{world} processes at {place['MASTER_ADDR']}:{place['MASTER_PORT']}",
-            file=sys.stderr,
-            flush=True,
+            f"{world} processes at {place['MASTER_ADDR']}:{place['MASTER_PORT']}"
         )
 
 
