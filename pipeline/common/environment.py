@@ -12,14 +12,21 @@ from pipeline.common.errors import ConfigError
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
+def expanded(text: str) -> str:
+    """Return a path, a file: or a sqlite: URL with a leading `~` replaced by a home folder."""
+    text = re.sub("^file:///?(?=~)", "", text)
+    start, sqlite, path = text.rpartition("sqlite:///")
+    return start + sqlite + os.path.expanduser(path)
+
+
 def cache_dir() -> Path:
     """Return the folder of downloads and other reproducible files: `$XDG_CACHE_HOME/lacuna`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lacuna"
+    return Path(expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "lacuna"
 
 
 def config_dir() -> Path:
     """Return the folder of the user's configuration: `$XDG_CONFIG_HOME/lacuna`."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "lacuna"
+    return Path(expanded(os.environ.get("XDG_CONFIG_HOME") or "~/.config")) / "lacuna"
 
 
 def core_count() -> int:

@@ -23,7 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.common.environment import CHECKOUT, config_dir
+from pipeline.common.environment import CHECKOUT, config_dir, expanded
 from pipeline.common.errors import ConfigError, one_line
 from pipeline.config.commands import COMMANDS, Command
 from pipeline.config.groups import RETIRED
@@ -35,7 +35,7 @@ CONF = CHECKOUT / "conf"
 
 def search_folders() -> list[tuple[str, Path]]:
     """Return name and path of each folder that is searched; the last one wins."""
-    site = os.environ.get("LACUNA_CONF")
+    site = expanded(os.environ.get("LACUNA_CONF", ""))
     if site and not Path(site).is_dir():
         raise ConfigError(f"LACUNA_CONF={site} is not a folder: set it to your site's or unset it")
     folders = {"conf": CONF, "site": Path(site) if site else None, "user": config_dir()}
@@ -188,7 +188,7 @@ def saved_start(
     `train run=URL` starts from `<run>/config.yaml` where that exists and no word names a recipe or
     another group.
     """
-    given = dict(word.split("=", 1) for word in words if "=" in word)
+    given = {name: expanded(v) for name, _, v in (word.partition("=") for word in words) if v}
     url = given.get("config")
     if url is None and command == "train" and given.get("run") and not set(groups) & set(given):
         url = store.join(given["run"], "config.yaml")

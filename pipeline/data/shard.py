@@ -109,7 +109,7 @@ def _plan(config: ShardConfig, list_again: bool) -> tuple[plan.Plan, Path]:
     the check.
     """
     assert config.source is not None and config.out is not None
-    path = store.local(config.source).expanduser().resolve()
+    path = store.local(config.source).resolve()
     root = path if path.is_dir() else path.parent
     data, options = config.data, _options(config)
     saved = plan.load(config.out, data.name, "images", options)
