@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.console import say
-from pipeline.common.environment import CHECKOUT
+from pipeline.common.environment import CHECKOUT, ensure_account
 from pipeline.common.errors import ConfigError, one_line
 from pipeline.config.checks import check
 from pipeline.config.commands import COMMANDS, Command, positional
@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _guarded(known: argparse.Namespace, words: list[str], spec: Command) -> int:
     """Run the command; every error is one line, with a traceback only where it helps."""
     try:
+        ensure_account()
         _check_layout()
         return _run(known, words, spec)
     except ValueError as error:

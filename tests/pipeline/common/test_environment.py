@@ -1,8 +1,14 @@
 """Folders of the account: `~` in what a user gives, and an account that has no home."""
 
+import getpass
+import os
+import pwd
+from pathlib import Path
+
 import pytest
 
-from pipeline.common.environment import cache_dir, config_dir
+from pipeline.common.environment import cache_dir, config_dir, ensure_account
+from pipeline.common.errors import ConfigError
 from pipeline.config.compose import compose, search_folders
 from pipeline.tracking.client import tracking_uri
 
@@ -57,3 +63,44 @@ def test_a_leading_tilde_is_the_home_folder_in_variables_too(home, monkeypatch):
     assert cache_dir() == config_dir() == home / "site" / "lacuna"
     assert ("site", home / "site") in search_folders()
     assert tracking_uri() == f"sqlite:///{home}/m.db"
+
+
+@pytest.fixture
+def nobody(tmp_path, monkeypatch):
+    """A uid without an entry in passwd, and none of the variables that a login sets."""
+
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("USER", "LNAME", "USERNAME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HOME", "LOGNAME"):  # set first, so that both are restored
+        monkeypatch.setenv(name, "")
+        del os.environ[name]
+    return tmp_path / f"lacuna-{os.getuid()}"
+
+
+@pytest.mark.parametrize(
+    ("command", "status"), [(("runs", "root=none"), 2), (("fetch", "none"), 2), (("doctor",), 0)]
+)
+def test_an_account_without_a_home_uses_a_private_folder(verb, nobody, tmp_path, command, status):
+    done = verb(*command, cwd=tmp_path)
+    assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
+    assert str(nobody) in done.stderr.splitlines()[0]
+    assert nobody.stat().st_mode & 0o777 == 0o700
+
+
+def test_libraries_find_home_and_name_of_an_account_without_them(nobody):
+    ensure_account()
+    assert Path.home() == nobody and cache_dir() == nobody / ".cache" / "lacuna"
+    assert getpass.getuser() == str(os.getuid())
+
+
+def test_a_private_folder_of_another_account_is_not_used(nobody, monkeypatch):
+    nobody.mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    nobody.rename(nobody.with_name("lacuna-12345"))
+    with pytest.raises(ConfigError, match="another account's: set HOME"):
+        ensure_account()
