@@ -35,6 +35,8 @@ warnings.filterwarnings("ignore", message=r".*broadcast_buffers.*", category=Fut
 # Until every process has joined: container images are pulled and cold disks read meanwhile.
 RENDEZVOUS = timedelta(seconds=1800)
 AFTER_WATCHDOG = timedelta(seconds=120)  # collectives time out after the watchdog's report
+# Variables that `accelerate config` and other launchers leave: only our configuration decides.
+FOREIGN = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")
 EXIT_TIMEOUT = 60.0  # seconds from the end of training to the end of the process
 
 
@@ -53,6 +55,8 @@ class Engine:
 
     def __init__(self, config: TrainConfig) -> None:
         faulthandler.cancel_dump_traceback_later()  # set by an earlier engine of this process
+        for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+            del os.environ[name]
         world = int(os.environ.get("WORLD_SIZE", "1"))
         on_gpu = uses_gpu(config)
         self.precision = choose_precision(config.precision, on_gpu)
