@@ -10,15 +10,9 @@ from pathlib import Path
 
 from pipeline.common.console import say
 from pipeline.common.errors import ConfigError
+from shards.store import expanded
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-
-
-def expanded(text: str) -> str:
-    """Return a path, a file: or a sqlite: URL with a leading `~` replaced by a home folder."""
-    text = re.sub("^file:///?(?=~)", "", text)
-    start, sqlite, path = text.rpartition("sqlite:///")
-    return start + sqlite + os.path.expanduser(path)
 
 
 def cache_dir() -> Path:

@@ -12,11 +12,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.common.environment import expanded
 from pipeline.common.errors import ConfigError
 from pipeline.common.secrets import refuse_secret
 from pipeline.config.commands import COMMANDS
 from pipeline.config.groups import MODELS
+from shards.store import expanded
 
 SHELL = ("cluster.setup",)  # lines in which the node's shell expands `~`
 EXAMPLES = {dict: ", written {name: 'a value'}", list: ", written ['one', 'another']"}
