@@ -65,10 +65,7 @@ def explain(error: BaseException, uri: str) -> str:
     if re.search("error code 403|403 Client|^PERMISSION_DENIED ", text):
         return f"{where} does not let {user} do this: an administrator grants {_missing(text)}"
     if "CERTIFICATE_VERIFY_FAILED" in text:
-        return (
-            f"{where} has a certificate that is not trusted here: set "
-            "MLFLOW_TRACKING_SERVER_CERT_PATH to the PEM file of its authority"
-        )
+        return f"{where}: untrusted certificate; set MLFLOW_TRACKING_SERVER_CERT_PATH to its CA"
     if re.search("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|wrong version number", text):
         return f"{where} does not speak TLS: give http:// instead of https://"
     if "failed with exception" in text or "timeout exception" in text:

@@ -320,7 +320,7 @@ def private_certificate(tmp_path):
 @pytest.mark.parametrize(
     ("tls", "trusted", "message"),
     [
-        (True, False, "MLFLOW_TRACKING_SERVER_CERT_PATH to the PEM file of its authority"),
+        (True, False, "MLFLOW_TRACKING_SERVER_CERT_PATH to its CA"),
         (True, True, "error code 501"),  # of the server: the connection was made
         (False, False, "does not speak TLS: give http:// instead of https://"),
     ],
