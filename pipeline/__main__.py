@@ -17,5 +17,6 @@ if __name__ == "__main__":
     atexit._run_exitfuncs()
     with suppress(BrokenPipeError):  # the reader of a pipe has left: not an error
         sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stderr.flush()
     os._exit(status)

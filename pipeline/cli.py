@@ -7,6 +7,7 @@ Exit status: 0 done, 1 failed, 2 the user's input (78 inside a job, so that it i
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.util
 import json
 import os
@@ -20,7 +21,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.environment import CHECKOUT
+from pipeline.common.console import say
+from pipeline.common.environment import CHECKOUT, ensure_account
 from pipeline.common.errors import ConfigError, one_line
 from pipeline.config.checks import check
 from pipeline.config.commands import COMMANDS, Command, positional
@@ -60,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _guarded(known: argparse.Namespace, words: list[str], spec: Command) -> int:
     """Run the command; every error is one line, with a traceback only where it helps."""
     try:
+        ensure_account()
         _check_layout()
         return _run(known, words, spec)
     except ValueError as error:
@@ -77,7 +80,7 @@ def _guarded(known: argparse.Namespace, words: list[str], spec: Command) -> int:
         _report(f"pipeline {known.command}: {place}{one_line(error)}")
         return 1
     except KeyboardInterrupt:
-        print(f"pipeline {known.command}: interrupted", file=sys.stderr)
+        say(f"pipeline {known.command}: interrupted")
         return 130
 
 
@@ -85,7 +88,7 @@ def _report(line: str) -> None:
     if len(line) > LONGEST:  # such as a compiler's whole output, which the log holds
         line = f"{line[:LONGEST]} …"
     if not record_error(line):
-        print(line, file=sys.stderr)
+        say(line)
 
 
 def _run(known: argparse.Namespace, words: list[str], spec: Command) -> int:
@@ -137,10 +140,12 @@ def _print(result: Any, as_json: bool, module: Any) -> int:
 
 
 def _write(text: str) -> None:
-    """Print to stdout. A reader that has left, as in `COMMAND | head -1`, is not an error."""
+    """Print to stdout. A reader that left, or a terminal that was closed, is not an error."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -10,13 +10,15 @@ import sys
 import tempfile
 import time
 import uuid
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.common.console import say
 from pipeline.common.environment import cache_dir, core_count
-from pipeline.common.errors import one_line
+from pipeline.common.errors import ConfigError, one_line
+from pipeline.common.locks import hold
 from pipeline.common.secrets import redact
 from pipeline.config.schema import DoctorConfig
 
@@ -118,6 +120,11 @@ def packages() -> Check:
 
 def disk() -> Check:
     free = shutil.disk_usage(".").free / 1e9
+    try:
+        with suppress(OSError), tempfile.TemporaryDirectory(dir=".") as folder:
+            hold(Path(folder).absolute() / "lock").close()
+    except ConfigError as error:
+        return Check("disk", "bad", str(error), "set root= or run= to another disk")
     hint = f"a run needs about {NEEDED_GB} GB: free some, or set root=" if free < NEEDED_GB else ""
     return Check("disk", "note" if hint else "ok", f"{free:.0f} GB free here", hint)
 

@@ -32,6 +32,7 @@ __all__ = [
     "Unavailable",
     "display",
     "exists",
+    "expanded",
     "is_local",
     "join",
     "local",
@@ -68,6 +69,13 @@ def local(url: str | os.PathLike) -> Path:
         return Path(text)
     _, slash, path = text.removeprefix("file://").partition("/")  # the host is ignored
     return Path(unquote(slash + path))
+
+
+def expanded(text: str) -> str:
+    """Return a path, a file: or a sqlite: URL with a leading `~` replaced by a home folder."""
+    text = re.sub("^file:///?(?=~)", "", text)
+    start, sqlite, path = text.rpartition("sqlite:///")
+    return start + sqlite + os.path.expanduser(path)
 
 
 def join(url: str | os.PathLike, *parts: str) -> str:

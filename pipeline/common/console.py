@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 
-def say(line: str) -> None:
-    """Print one line to stderr at once."""
-    print(line, file=sys.stderr, flush=True)
+def say(line: str, end: str = "\n") -> None:
+    """Print to stderr at once; a terminal that was closed is ignored, so that work can be saved."""
+    with suppress(OSError):
+        print(line, end=end, file=sys.stderr, flush=True)
 
 
 def live(every: float = 30.0) -> Callable[[str, bool], None]:
@@ -23,7 +25,7 @@ def live(every: float = 30.0) -> Callable[[str, bool], None]:
     def show(line: str, last: bool) -> None:
         nonlocal due
         if terminal:
-            print(f"\r\x1b[K{line}", end="\n" if last else "", file=sys.stderr, flush=True)
+            say(f"\r\x1b[K{line}", "\n" if last else "")
         elif time.monotonic() >= due:
             due = time.monotonic() + every
             say(line)

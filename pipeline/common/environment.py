@@ -5,21 +5,39 @@ from __future__ import annotations
 import os
 import platform
 import re
+import tempfile
 from pathlib import Path
 
+from pipeline.common.console import say
 from pipeline.common.errors import ConfigError
+from shards.store import expanded
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def cache_dir() -> Path:
     """Return the folder of downloads and other reproducible files: `$XDG_CACHE_HOME/lacuna`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lacuna"
+    return Path(expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "lacuna"
 
 
 def config_dir() -> Path:
     """Return the folder of the user's configuration: `$XDG_CONFIG_HOME/lacuna`."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "lacuna"
+    return Path(expanded(os.environ.get("XDG_CONFIG_HOME") or "~/.config")) / "lacuna"
+
+
+def ensure_account() -> None:
+    """Set HOME and LOGNAME where this account has none, as in a pod: libraries rely on both.
+
+    The home is a private folder under TMPDIR. Raises ConfigError if that is another account's.
+    """
+    os.environ.setdefault("LOGNAME", user())
+    if os.path.expanduser("~") == "~":
+        home = Path(tempfile.gettempdir(), f"lacuna-{os.getuid()}")
+        home.mkdir(mode=0o700, exist_ok=True)
+        if home.lstat().st_uid != os.getuid():
+            raise ConfigError(f"HOME is not set, and {home} is another account's: set HOME")
+        os.environ["HOME"] = str(home)
+        say(f"this account has no home folder: caches and settings are in {home} (or set HOME)")
 
 
 def core_count() -> int:

@@ -41,7 +41,7 @@ class Held(ConfigError):
 def hold(path: Path) -> TextIO:
     """Lock the file at `path`, creating its folder, until it is closed or the process ends.
 
-    Raises Held, and OSError where it cannot be written.
+    Raises Held, ConfigError on a disk without locks, and OSError where it cannot be written.
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +53,12 @@ def hold(path: Path) -> TextIO:
             owner = handle.read().strip() or "another process"
             handle.close()
             raise Held(str(path.parent), owner) from None
+        except OSError as error:  # the disk, or how it is mounted, knows no locks
+            handle.close()
+            raise ConfigError(
+                f"{path.parent} is on a disk without file locks (flock: {error.strerror}): give a "
+                "folder on another disk, or have it mounted with them (on Lustre: -o flock)"
+            ) from None
         if path.exists() and os.path.samestat(os.stat(path), os.fstat(handle.fileno())):
             return handle
         handle.close()  # the previous owner has just removed it

@@ -1,8 +1,8 @@
 """Signals that ask this process to stop.
 
-SIGTERM and SIGUSR1 come from schedulers, SIGINT from a terminal. During training a signal only sets
-a flag, which the loop reads after each step: a handler that did more would run between two
-arbitrary instructions of one rank while the other ranks enter a collective. Before the block of
+SIGTERM and SIGUSR1 come from schedulers, SIGINT and SIGHUP from terminals. In training a signal
+only sets a flag, which the loop reads after each step: a handler that did more would run between
+two arbitrary instructions of one rank while the other ranks enter a collective. Before the block of
 `stop_requests` a signal ends the process: there is nothing to save, and a flag would not interrupt
 the wait for other ranks. The launcher (`supervise`) accounts for that.
 """
@@ -16,8 +16,20 @@ from types import FrameType
 
 Handler = Callable[[int, FrameType | None], object]
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+OUTSIDE_STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # nobody waits at a terminal
+STOP_SIGNALS = (*OUTSIDE_STOPS, signal.SIGINT)
 SUBMIT_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def obeyed(numbers: Iterable[int]) -> list[int]:
+    """Return the signals `numbers`, without SIGHUP where it is ignored, as under `nohup`."""
+    return [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+
+
+def ignore(numbers: Iterable[int]) -> None:
+    """Ignore the signals `numbers` from now on."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
@@ -26,7 +38,7 @@ def handled(numbers: Iterable[int], handler: Handler) -> Iterator[None]:
 
     A handler that was replaced for good during the block is left alone.
     """
-    before = {number: signal.signal(number, handler) for number in numbers}
+    before = {number: signal.signal(number, handler) for number in obeyed(numbers)}
     try:
         yield
     finally:
@@ -50,14 +62,13 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Collect requests to stop while the block runs; afterwards SIGTERM and SIGUSR1 are ignored."""
+    """Collect requests to stop while the block runs; afterwards all but SIGINT are ignored."""
     request = StopRequest()
     with handled(STOP_SIGNALS, request):
         try:
             yield request
         finally:  # everything was saved: a late signal must not turn success into failure
-            for number in (signal.SIGTERM, signal.SIGUSR1):
-                signal.signal(number, signal.SIG_IGN)
+            ignore(OUTSIDE_STOPS)
 
 
 @contextmanager

@@ -11,9 +11,11 @@ words follow too. The files are read here: `--dry-run` shows which of them set a
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +29,22 @@ from pipeline.common.environment import CHECKOUT, config_dir
 from pipeline.common.errors import ConfigError, one_line
 from pipeline.config.commands import COMMANDS, Command
 from pipeline.config.groups import RETIRED
-from pipeline.config.resolve import Resolved, interpolated, known_keys, merge, near
+from pipeline.config.resolve import Resolved, entries, interpolated, known_keys, merge, near
 from shards import store
 
 CONF = CHECKOUT / "conf"
+# Keys that expect texts; True where a truth value is kept, as in `sbatch: {exclusive: true}`.
+TEXTS = {
+    name: f.name == "sbatch"
+    for spec in COMMANDS.values()
+    for name, _, f in entries(spec.schema())
+    if re.fullmatch(r"(list\[|dict\[str, )?str\]?( \| None)?", str(f.type)) or f.name == "sbatch"
+}
 
 
 def search_folders() -> list[tuple[str, Path]]:
     """Return name and path of each folder that is searched; the last one wins."""
-    site = os.environ.get("LACUNA_CONF")
+    site = store.expanded(os.environ.get("LACUNA_CONF", ""))
     if site and not Path(site).is_dir():
         raise ConfigError(f"LACUNA_CONF={site} is not a folder: set it to your site's or unset it")
     folders = {"conf": CONF, "site": Path(site) if site else None, "user": config_dir()}
@@ -58,14 +67,43 @@ def compose(command: str, words: Sequence[str]) -> Resolved:
     return merge(command, layers)
 
 
-def _loaded(path: Path) -> dict[str, Any]:
+def _loaded(path: Path, group: str = "") -> dict[str, Any]:
+    """Read a file of keys, or of a group's."""
     try:
-        values: Any = OmegaConf.to_container(OmegaConf.load(path))
+        values = _read(path.read_text(), group)
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a list: write `key: value` lines")
     return values
+
+
+def _read(text: str, group: str = "") -> Any:
+    """Parse YAML; a number or truth value keeps its spelling where a text is expected.
+
+    YAML reads 12:00:00 as 43200, 3.10 as 3.1 and 0123 as 83.
+    """
+    typed = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+    return _spelled(typed, yaml.load(text, _Spelling) or {}, group)
+
+
+class _Spelling(yaml.SafeLoader):
+    """Reads numbers, truth values and dates as they are written."""
+
+
+for _kind in ("bool", "float", "int", "timestamp"):
+    _Spelling.add_constructor(f"tag:yaml.org,2002:{_kind}", lambda loader, node: str(node.value))
+
+
+def _spelled(value: Any, spelling: Any, name: str) -> Any:
+    """Replace what is no text by its spelling, in the keys that expect a text."""
+    if isinstance(value, dict):
+        names = [name if name in TEXTS else f"{name}.{key}".lstrip(".") for key in value]
+        return dict(zip(value, map(_spelled, value.values(), spelling.values(), names)))
+    if isinstance(value, list):
+        return [_spelled(item, spelt, name) for item, spelt in zip(value, spelling)]
+    wrong = isinstance(value, (int, float)) and not (isinstance(value, bool) and TEXTS.get(name))
+    return spelling if name in TEXTS and wrong and isinstance(spelling, str) else value
 
 
 def options(group: str) -> list[str]:
@@ -107,7 +145,10 @@ def _parsed(word: str, text: str) -> Any:
         return text
     if override.is_sweep_override():
         raise ConfigError(f"{word!r} gives several values; a run takes one")
-    return override.value()
+    value = override.value()
+    with suppress(yaml.YAMLError):  # a list in Hydra's grammar alone
+        value = _spelled(value, yaml.load(text, _Spelling), word.partition("=")[0])
+    return value
 
 
 def _composed(command: str, choices: dict[str, str]) -> Iterator[tuple[str, Any, str]]:
@@ -137,7 +178,7 @@ def _files(group: str, option: str) -> Iterator[tuple[dict[str, str], dict[str, 
         raise ConfigError(f"unknown option {group}={option}{near(option, known)}")
     found = [(name, folder / group / f"{option}.yaml") for name, folder in search_folders()]
     name, path = [(name, path) for name, path in found if path.is_file()][-1]
-    values = _loaded(path)
+    values = _loaded(path, "" if group == "experiment" else group)
     overrides: dict[str, str] = {}
     defaults = values.pop("defaults", [])
     for item in defaults if "_self_" in defaults else [*defaults, "_self_"]:
@@ -188,7 +229,7 @@ def saved_start(
     `train run=URL` starts from `<run>/config.yaml` where that exists and no word names a recipe or
     another group.
     """
-    given = dict(word.split("=", 1) for word in words if "=" in word)
+    given = {name: store.expanded(v) for name, _, v in (word.partition("=") for word in words) if v}
     url = given.get("config")
     if url is None and command == "train" and given.get("run") and not set(groups) & set(given):
         url = store.join(given["run"], "config.yaml")
@@ -196,7 +237,7 @@ def saved_start(
     if url is None:
         return None, list(words)
     try:
-        saved = OmegaConf.create(store.read(url).decode())
+        saved = _read(store.read(url).decode())
     except FileNotFoundError:
         raise ValueError(f"config={store.display(url)} does not exist") from None
     return (saved, store.display(url)), [w for w in words if not w.startswith("config=")]

@@ -16,7 +16,9 @@ from pipeline.common.errors import ConfigError
 from pipeline.common.secrets import refuse_secret
 from pipeline.config.commands import COMMANDS
 from pipeline.config.groups import MODELS
+from shards.store import expanded
 
+SHELL = ("cluster.setup",)  # lines in which the node's shell expands `~`
 EXAMPLES = {dict: ", written {name: 'a value'}", list: ", written ['one', 'another']"}
 
 
@@ -56,7 +58,7 @@ def merge(command: str, layers: list[tuple[str, Any, str]]) -> Resolved:
         if name not in allowed:
             hint = f"{_elsewhere(command, name)}{near(name, allowed)}"
             raise ConfigError(f"{_from(origin)}unknown key {name}{hint}")
-        _set(base, name, value, origin)
+        _set(base, name, value if name in SHELL else _at_home(value), origin)
     with interpolated():
         missing = OmegaConf.missing_keys(base)
         for name in (key for key in allowed if key in missing):
@@ -78,6 +80,13 @@ def interpolated(origin: str = "") -> Iterator[None]:
             f"{_from(origin)}{str(error).splitlines()[0]}: ${{NAME}} refers to a config key; "
             "use $NAME for an environment variable"
         ) from None
+
+
+def _at_home(value: Any) -> Any:
+    """Return the value with `~` expanded in a text and in each text of a list."""
+    if isinstance(value, list):
+        return [_at_home(item) for item in value]
+    return expanded(value) if isinstance(value, str) else value
 
 
 def _set(base: DictConfig, name: str, value: Any, origin: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from pipeline.common.console import live, say, table
 from pipeline.common.inputs import protect
-from pipeline.common.signals import handled
+from pipeline.common.signals import OUTSIDE_STOPS, handled
 from pipeline.config.schema import ShardConfig
 from shards import external, plan, store, upkeep, writer
 from shards.hygiene import Policy
@@ -26,7 +25,7 @@ FORMAT = 1  # increase it when the same options give other bytes
 def main(config: ShardConfig) -> dict[str, Any]:
     """Run the action: `write`, `verify`, `info` or `gc`."""
     if config.action == "write":
-        with handled((signal.SIGTERM, signal.SIGUSR1), _stop):
+        with handled(OUTSIDE_STOPS, _stop):
             return _write(config)
     return {"verify": _verify, "info": _info, "gc": _gc}[config.action](config)
 
@@ -111,7 +110,7 @@ def _plan(config: ShardConfig, list_again: bool) -> tuple[plan.Plan, Path]:
     the check.
     """
     assert config.source is not None and config.out is not None
-    path = store.local(config.source).expanduser().resolve()
+    path = store.local(config.source).resolve()
     root = path if path.is_dir() else path.parent
     data, options = config.data, _options(config)
     saved = plan.load(config.out, data.name, "images", options)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pipeline.common.console import say
 from pipeline.runs.run_json import change_run_json
 from shards import store
 
@@ -114,7 +114,7 @@ def latest(run_url: str) -> Checkpoint | None:
 
 def warn_corrupt(url: str) -> None:
     shown = store.display(url)
-    print(f"skipping corrupt checkpoint {shown} (checksum mismatch)", file=sys.stderr)
+    say(f"skipping corrupt checkpoint {shown} (checksum mismatch)")
 
 
 def remove(url: str) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -19,6 +18,7 @@ from jobs import scheduler
 from jobs.kubectl import GONE
 from jobs.slurm_status import from_notes
 from jobs.spec import Cluster, JobState, Status, SubmitError
+from pipeline.common.console import say
 from pipeline.common.environment import cache_dir
 from pipeline.common.errors import one_line
 from shards import store
@@ -120,10 +120,9 @@ def point_to(record: SubmittedJob) -> None:
         for name in (record.id, *(store.name(p) for p in record.points)):
             (pointers() / name).write_text(place)
     except OSError as error:
-        print(
+        say(
             f"{pointers()} cannot be written ({error.strerror}): `status` finds {record.id} only "
-            f"by its folder, {place}; set XDG_CACHE_HOME to a writable folder",
-            file=sys.stderr,
+            f"by its folder, {place}; set XDG_CACHE_HOME to a writable folder"
         )
 
 

@@ -182,5 +182,5 @@ def _check_inputs(part: Part, config: Any) -> None:
             checkpoints.find(config.checkpoint)
     elif part.verb == "shard" and config.action == "write" and readable(config.source):
         url = config.source
-        if store.is_local(url) and not store.local(url).expanduser().exists():
+        if store.is_local(url) and not store.exists(url):
             raise SubmitError(f"source={url} does not exist: give the folder or archive to shard")

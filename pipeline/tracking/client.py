@@ -59,7 +59,7 @@ def tracking_uri(root: str = "runs", uri: str | None = None) -> str:
     A user name and password in it move to MLflow's own variables, so that the URI can be shown.
     Raises ServerError for a malformed URI and for a scheme that MLflow cannot serve.
     """
-    given = uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    given = store.expanded(uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip())
     if not given:
         return f"sqlite:///{Path(root).absolute()}/mlflow.db"
     shown = display_uri(given)

@@ -64,6 +64,10 @@ def explain(error: BaseException, uri: str) -> str:
         return f"{where} refused {user}: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     if re.search("error code 403|403 Client|^PERMISSION_DENIED ", text):
         return f"{where} does not let {user} do this: an administrator grants {_missing(text)}"
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return f"{where}: untrusted certificate; set MLFLOW_TRACKING_SERVER_CERT_PATH to its CA"
+    if re.search("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|wrong version number", text):
+        return f"{where} does not speak TLS: give http:// instead of https://"
     if "failed with exception" in text or "timeout exception" in text:
         return f"{where} does not answer: start it, or check MLFLOW_TRACKING_URI and the network"
     if "error code 404" in text or "not in a valid JSON format" in text:

@@ -4,13 +4,12 @@ With `watch=true` it keeps running, for runs with `tracking.drain=false` on node
 the server: start it on a node that can, such as a login node, with the folder of the runs.
 """
 
-import signal
 import threading
 from pathlib import Path
 from typing import Any
 
 from pipeline.common.locks import Held, leased
-from pipeline.common.signals import handled
+from pipeline.common.signals import STOP_SIGNALS, handled
 from pipeline.config.schema import SyncConfig
 from pipeline.tracking import client, errors
 from pipeline.tracking.remote_spool import (
@@ -44,7 +43,7 @@ def main(config: SyncConfig) -> dict[str, Any]:
             raise errors.ServerError(f"{result['left']} events not sent: {'; '.join(problems)}")
         return result
     stop = threading.Event()
-    with handled((signal.SIGTERM, signal.SIGINT), lambda *_: stop.set()):
+    with handled(STOP_SIGNALS, lambda *_: stop.set()):
         while not stop.wait(PAUSE[store.is_local(config.dir)] if senders else 0.5):
             _round(_senders(config.dir, senders))
     return _summary(list(senders.values()))

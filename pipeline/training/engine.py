@@ -10,7 +10,6 @@ import copy
 import faulthandler
 import gc
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
+from pipeline.common.console import say
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import choose_precision, thread_count, uses_gpu
@@ -35,6 +35,8 @@ warnings.filterwarnings("ignore", message=r".*broadcast_buffers.*", category=Fut
 # Until every process has joined: container images are pulled and cold disks read meanwhile.
 RENDEZVOUS = timedelta(seconds=1800)
 AFTER_WATCHDOG = timedelta(seconds=120)  # collectives time out after the watchdog's report
+# Variables that `accelerate config` and other launchers leave: only our configuration decides.
+FOREIGN = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")
 EXIT_TIMEOUT = 60.0  # seconds from the end of training to the end of the process
 
 
@@ -42,11 +44,9 @@ def _announce_rendezvous(place: Mapping[str, str]) -> None:
     """Print that this node waits for the others: up to half an hour without output may follow."""
     world, here = place.get("WORLD_SIZE", "1"), place.get("LOCAL_WORLD_SIZE")
     if here not in (None, world) and place.get("LOCAL_RANK") == "0":
-        print(
+        say(
             f"rank {place['RANK']}: waiting up to {RENDEZVOUS.seconds // 60} minutes for all "
-            f"{world} processes at {place['MASTER_ADDR']}:{place['MASTER_PORT']}",
-            file=sys.stderr,
-            flush=True,
+            f"{world} processes at {place['MASTER_ADDR']}:{place['MASTER_PORT']}"
         )
 
 
@@ -55,6 +55,8 @@ class Engine:
 
     def __init__(self, config: TrainConfig) -> None:
         faulthandler.cancel_dump_traceback_later()  # set by an earlier engine of this process
+        for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+            del os.environ[name]
         world = int(os.environ.get("WORLD_SIZE", "1"))
         on_gpu = uses_gpu(config)
         self.precision = choose_precision(config.precision, on_gpu)

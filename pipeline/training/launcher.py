@@ -22,8 +22,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.console import say
 from pipeline.common.errors import ConfigError, one_line
-from pipeline.common.signals import STOP_SIGNALS
+from pipeline.common.signals import OUTSIDE_STOPS, STOP_SIGNALS, ignore, obeyed
 from pipeline.config.resolve import to_yaml
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.output import PODS
@@ -45,7 +46,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
 
         train(config)
         return {}
-    for number in STOP_SIGNALS:
+    for number in obeyed(STOP_SIGNALS):
         signal.signal(number, _stopped_early)
     here = place(os.environ, process_count(config))
     try:
@@ -65,8 +66,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
         log = store.join(run.url, "logs", f"node-{here.node_rank}.log")
     ended = run_workers(config, here, log)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # too late: the workers have saved
+    ignore(OUTSIDE_STOPS)  # too late: the workers have saved
     if here.node_rank == 0:
         with suppress(ConfigError, OSError):  # such as a full disk: report the workers' error
             _record_end(config, run, ended)
@@ -86,9 +86,8 @@ def run_workers(config: TrainConfig, here: Place, log: str | None = None) -> End
 
 def _stopped_early(number: int, frame: object) -> None:
     """Exit on a stop signal before there are workers: there is nothing to save."""
-    for other in STOP_SIGNALS:
-        signal.signal(other, signal.SIG_IGN)
-    print(f"stopped ({signal.Signals(number).name}) {EARLY}", file=sys.stderr, flush=True)
+    ignore(STOP_SIGNALS)
+    say(f"stopped ({signal.Signals(number).name}) {EARLY}")
     raise SystemExit(os.EX_TEMPFAIL)
 
 

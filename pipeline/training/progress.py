@@ -9,11 +9,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
+
+from pipeline.common.console import say
 
 PLAIN_EVERY = 30.0
 WINDOW = 200
@@ -127,13 +130,15 @@ class Meter:
     def say(self, line: str) -> None:
         """Print a line on rank 0, above the progress bar if there is one."""
         if self._bar:
-            self._bar.console.print(line, highlight=False, markup=False)
+            with suppress(OSError):  # the terminal was closed
+                self._bar.console.print(line, highlight=False, markup=False)
         elif self.shown:
-            print(line, file=sys.stderr, flush=True)
+            say(line)
 
     def close(self) -> None:
         if self._bar:
-            self._bar.stop()
+            with suppress(OSError):
+                self._bar.stop()
 
 
 def peak_memory_mb() -> float:

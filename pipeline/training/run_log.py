@@ -7,7 +7,6 @@ import json
 import math
 import os
 import socket
-import sys
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline.common.console import say
 from pipeline.common.environment import user
 from pipeline.config.schema import TrainConfig
 from pipeline.runs.checkpoints import Checkpoint
@@ -67,7 +67,7 @@ def _write_facts(config: TrainConfig, run: RunFolder, manifest: Manifest) -> Non
     def merge(known: dict[str, Any]) -> dict[str, Any]:
         if known.get("cpu", cpu) != cpu:
             changed = f"CPU changed ({known['cpu']} -> {cpu})"
-            print(f"{changed}: results may no longer be bit-identical", file=sys.stderr)
+            say(f"{changed}: results may no longer be bit-identical")
         return {**facts, "error": None}
 
     write_config(config, run)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from pipeline.common.console import say
 from pipeline.launch.output import record_error
 
 SILENT_LOOKS = 3  # checks in a row without a heartbeat that make a rank silent
@@ -227,5 +227,5 @@ def _described(record: dict[str, Any] | None) -> str:
 def _exit(line: str) -> None:
     line = f"pipeline train: {line}"
     record_error(line)
-    print(line, file=sys.stderr, flush=True)
+    say(line)
     os._exit(1)  # the main thread is in a collective that does not return

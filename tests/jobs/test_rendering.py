@@ -85,6 +85,47 @@ def test_a_value_reaches_the_job_as_it_is_whatever_it_holds(tmp_path):
     assert (folder / "logs" / "state-7").read_text() == "SUCCEEDED\n"
 
 
+@pytest.mark.parametrize(
+    ("setup", "failed"),
+    [
+        (["false"], "false"),
+        (["module load nonesuch"], "module load nonesuch"),  # no such command
+        (["tool() { return 3; }", "tool use x", "export A=b"], "tool use x"),
+        (["source /none/activate"], "source /none/activate"),
+        (["source {ends_badly}"], "source {ends_badly}"),
+        (["A=$(false)"], "A=$(false)"),
+        (["if true; then", "false", "fi"], "false"),
+        (["false || true", "if false; then", "true", "fi", "source {has_failures}"], None),
+        ([], None),
+    ],
+)
+def test_a_failing_line_of_setup_ends_the_job_as_a_configuration_error(tmp_path, setup, failed):
+    """The rendered script in bash, with srun and scontrol replaced by programs that succeed."""
+    files = {"ends_badly": "true\nfalse\n", "has_failures": "false\ntrue\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    paths = {name: tmp_path / name for name in files}
+    setup = [line.format(**paths) if "source {" in line else line for line in setup]
+    for program in ("srun", "scontrol"):
+        (tmp_path / program).write_text("#!/bin/sh\nsleep 1\n")  # a real srun takes longer
+        (tmp_path / program).chmod(0o755)
+    (tmp_path / "logs").mkdir()
+    job = replace(TRAIN, run=str(tmp_path), folder=str(tmp_path), cwd=str(tmp_path), env={})
+    script = slurm.render(job, replace(SLURM, setup=setup, secrets_file=None))
+    (tmp_path / "job").write_text(script)
+    slurm_sets = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "PATH": f"{tmp_path}:/bin"}
+    done = subprocess.run(
+        ["bash", tmp_path / "job"], env=slurm_sets, capture_output=True, text=True, cwd=tmp_path
+    )
+    state = (tmp_path / "logs" / "state-7").read_text()
+    if failed is None:
+        assert (done.returncode, state) == (0, "SUCCEEDED\n"), done.stderr
+    else:
+        reason = f"cluster.setup: '{failed.format(**paths) if 'source {' in failed else failed}'"
+        assert done.returncode == 78 and state.startswith(f"FAILED {reason} failed"), done.stderr
+        assert reason in done.stderr
+
+
 def directives(job, cluster):
     lines = slurm.render(job, cluster).splitlines()
     return [line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH ")]

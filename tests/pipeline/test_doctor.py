@@ -1,5 +1,7 @@
 """`doctor` on this machine and as a job's launchers."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -8,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import doctor
+from pipeline.common.errors import ConfigError
 from pipeline.launch.topology import free_port
+from pipeline.runs.folder import folder_at, held
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "MLFLOW_TRACKING_URI": ""}
@@ -73,3 +78,17 @@ def test_two_nodes_of_a_job_exchange_numbers(tmp_path):
         assert node.returncode == 0, err
         assert f"rank {rank} of 2" in err
         assert json.loads(out)["checks"][-1]["found"] == "2 nodes x 1 processes agree"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_disk_without_locks_is_named_by_doctor_and_by_training(monkeypatch, tmp_path, number):
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.chdir(tmp_path)
+    assert doctor.disk().state != "bad" and not list(tmp_path.iterdir())
+    monkeypatch.setattr(fcntl, "flock", refused)
+    assert doctor.disk().state == "bad"
+    reason = f"without file locks .flock: {os.strerror(number)}.: give a folder on another disk"
+    with pytest.raises(ConfigError, match=reason), held(folder_at(str(tmp_path / "run"))):
+        pass

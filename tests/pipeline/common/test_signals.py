@@ -31,7 +31,19 @@ def test_a_handler_that_was_replaced_for_good_is_kept():
         signal.signal(signal.SIGUSR1, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_only_a_hangup_that_nohup_ignores_stays_ignored():
+    arrived = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.handled(signals.STOP_SIGNALS, lambda number, _: arrived.append(number)):
+            for number in signals.STOP_SIGNALS:
+                os.kill(os.getpid(), number)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert arrived == [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_stop_request_is_a_flag_and_after_training_a_signal_is_ignored(number):
     before = {n: signal.getsignal(n) for n in signals.STOP_SIGNALS}
     try:

@@ -248,3 +248,41 @@ def test_an_old_run_whose_config_holds_retired_keys_is_read_and_is_the_same_run(
 def test_how_a_set_was_sharded_is_no_part_of_a_run(name):
     """Training reads the set by its digest; sharding's keys are refused, not hashed."""
     assert "not of train" in refusal("train", name)
+
+
+SPELLINGS = [  # a key, what is written, what is read
+    ("cluster.time", "12:00:00", "12:00:00"),
+    ("cluster.time", "30", "30"),
+    ("cluster.account", "0123", "0123"),
+    ("cluster.partition", "on", "on"),
+    ("cluster.name", "3.10", "3.10"),
+    ("cluster.name", "1_000", "1_000"),
+    ("cluster.qos", "1e3", "1e3"),
+    ("cluster.qos", "2024-05-01", "2024-05-01"),
+    ("cluster.qos", "null", None),
+    ("cluster.qos", "'null'", "null"),
+    ("cluster.env", "{A: 010, B: 12:30:00, C: yes, D: '1'}",
+     {"A": "010", "B": "12:30:00", "C": "yes", "D": "1"}),
+    ("cluster.mounts", "[1.50, a]", ["1.50", "a"]),
+    ("cluster.sbatch", "{time: 1:30:00, exclusive: true, mem: 0x10, constraint: a100}",
+     {"time": "1:30:00", "exclusive": True, "mem": "0x10", "constraint": "a100"}),
+    ("cluster.nodes", "2", 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["group", "defaults", "config", "word"])
+@pytest.mark.parametrize(("key", "written", "read"), SPELLINGS)
+def test_a_text_keeps_its_spelling_wherever_it_is_written(
+    tmp_path, monkeypatch, place, key, written, read
+):
+    section, name = key.split(".")
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "ours.yaml").write_text(
+        f"scheduler: slurm\n{name}: {written}\n" if place == "group" else "scheduler: slurm\n"
+    )
+    whole = tmp_path / ("defaults.yaml" if place == "defaults" else "saved.yaml")
+    whole.write_text(f"{section}:\n  {name}: {written}\n")
+    monkeypatch.setenv("LACUNA_CONF", str(tmp_path))
+    words = {"config": [f"config={whole}"], "word": ["cluster=ours", f"{key}={written}"]}
+    config = compose("submit", words.get(place, ["cluster=ours"])).config
+    assert getattr(config.cluster, name) == read

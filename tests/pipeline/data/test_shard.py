@@ -266,7 +266,7 @@ def test_existing_tars_are_indexed_in_place(
     assert open_manifest(str(tmp_path / "index")).kind == "external"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_stop_signal_ends_with_75_and_the_same_command_resumes(
     photos: Path, tmp_path: Path, number: int
 ) -> None:

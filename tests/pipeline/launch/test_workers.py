@@ -96,7 +96,10 @@ sys.exit(75)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+STOPS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT]
+
+
+@pytest.mark.parametrize("number", STOPS)
 def test_a_signal_to_the_launcher_lets_every_worker_save_and_say_what_was_asked(tmp_path, number):
     process, _ = launcher(tmp_path, 2, SAVES)
     while not all((tmp_path / f"ready{rank}").exists() for rank in range(2)):
@@ -107,7 +110,7 @@ def test_a_signal_to_the_launcher_lets_every_worker_save_and_say_what_was_asked(
     assert reasons == [number.name] * 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", STOPS)
 def test_a_signal_before_there_is_anything_to_save_is_no_failure(tmp_path, number, capfd):
     """To the launcher and, as a terminal does, to its workers."""
     process, pids = launcher(tmp_path, 2, "time.sleep(60)")

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
@@ -301,3 +302,45 @@ def test_a_403_names_the_permission_that_the_endpoint_needs(endpoint, words):
     )
     line = errors.explain(MlflowException(text), "http://mlflow.example")
     assert words in line and endpoint.rsplit("/", 1)[-1] in line
+
+
+@pytest.fixture
+def private_certificate(tmp_path):
+    """A TLS context of a server whose certificate no public authority has signed; its file."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
+    words += " -addext subjectAltName=DNS:localhost,IP:127.0.0.1"
+    command = ["openssl", *words.split(), "-keyout", key, "-out", certificate]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context, certificate
+
+
+@pytest.mark.parametrize(
+    ("tls", "trusted", "message"),
+    [
+        (True, False, "MLFLOW_TRACKING_SERVER_CERT_PATH to its CA"),
+        (True, True, "error code 501"),  # of the server: the connection was made
+        (False, False, "does not speak TLS: give http:// instead of https://"),
+    ],
+)
+def test_a_fault_of_tls_is_named_with_its_fix(
+    private_certificate, monkeypatch, tls, trusted, message
+):
+    context, certificate = private_certificate
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    server.daemon_threads = True
+    if tls:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    if trusted:
+        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    uri = f"https://127.0.0.1:{server.server_port}"
+    try:
+        with pytest.raises(errors.ServerError, match=message), errors.explained(uri):
+            client.connect(uri).search_experiments()
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -5,6 +5,8 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.compose import compose
@@ -176,3 +178,28 @@ def test_without_deepspeed_zero_is_refused_before_a_worker_starts(monkeypatch, s
     with pytest.raises(ConfigError, match=r"parallel=zero1 needs DeepSpeed, .*\[deepspeed\]"):
         preflight(config, 2)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR", "ACCELERATE_DYNAMO_USE_DYNAMIC": "true"},
+        {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_TP_SIZE": "2"},
+        {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"},
+        {"ACCELERATE_TORCH_DEVICE": "meta"},
+    ],
+    ids=lambda left: next(iter(left)),
+)
+def test_variables_of_other_launchers_have_no_effect(left, monkeypatch):
+    config = TrainConfig(processes="1", precision="fp32")
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    with engine_of(config, monkeypatch) as engine:
+        accelerator = engine.accelerator
+        assert accelerator.state.dynamo_plugin.backend.value == "NO"
+        assert accelerator.distributed_type.value == "MULTI_CPU"
+        assert accelerator.gradient_accumulation_steps == 1
+        assert accelerator.parallelism_config is None
+        assert engine.device.type == "cpu"
+        module = nn.Linear(2, 2)
+        assert type(accelerator.prepare_model(module)) is DistributedDataParallel

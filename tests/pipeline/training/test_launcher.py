@@ -1,11 +1,14 @@
 """The launcher's place in a job."""
 
 import os
+import pty
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -13,6 +16,8 @@ import pytest
 
 from pipeline.common.errors import ConfigError
 from pipeline.launch.topology import Place, place
+from pipeline.runs.checkpoints import images_saved
+from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parents[3]
 PET = {
@@ -55,7 +60,7 @@ def started(*words, **environment):
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_stop_before_workers_start_is_no_failure(tmp_path, number):
     """While the launcher asks a bucket that does not answer for the set."""
     with socket.create_server(("127.0.0.1", 0)) as deaf:
@@ -89,8 +94,6 @@ def test_a_stop_before_workers_start_is_no_failure(tmp_path, number):
 def test_a_stop_at_any_moment_of_the_start_loses_nothing_and_is_no_failure(
     small_set, tmp_path, number, whom, delay
 ):
-    from tests.conftest import TINY
-
     words = [*TINY, f"data.url={small_set}", f"run={tmp_path}/run", "max_images=100000"]
     process = started(*words, "processes=2")
     try:
@@ -108,3 +111,46 @@ def test_a_stop_at_any_moment_of_the_start_loses_nothing_and_is_no_failure(
     assert process.returncode == 75, output
     assert "Traceback" not in output and "Interrupt" not in output
     assert f"stopped ({number.name}) before training began" in output or ": saved at " in output
+
+
+NOHUP = "trap '' HUP; "  # as `nohup` does, which also redirects what would go to a terminal
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "hang_up", "status"),
+    [("", "kill", 75), ("", "close", 75), (NOHUP, "close", 0)],
+)
+def test_a_run_saves_when_its_terminal_is_closed_and_under_nohup_ends(
+    small_set, tmp_path, before, hang_up, status
+):
+    """In a terminal of its own, whose closing also makes each write to it fail."""
+    run = tmp_path / "run"
+    words = [*TINY, f"data.url={small_set}", f"run={run}", "max_images=240", "processes=1"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.environ["OMP_NUM_THREADS"] = "1"
+        command = shlex.join([sys.executable, "-m", "pipeline", "train", *words])
+        os.execv("/bin/sh", ["sh", "-c", f"{before}exec {command}"])
+    os.set_blocking(terminal, False)
+    end = time.monotonic() + 120
+    while not (log := run / "steps.jsonl").exists() or not log.read_text():
+        with suppress(BlockingIOError):
+            os.read(terminal, 65536)
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    if hang_up == "kill":
+        os.kill(pid, signal.SIGHUP)
+    else:
+        os.close(terminal)
+    left, how = 0, 0
+    while not left:
+        with suppress(OSError):
+            os.read(terminal, 65536)
+        assert time.monotonic() < end
+        left, how = os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.02)
+    assert os.waitstatus_to_exitcode(how) == status
+    saved = images_saved(str(run))
+    assert saved == 240 if before else 0 < saved < 240
