@@ -73,7 +73,7 @@ def write(
     code = folder / "shards"  # what pyfunc.py imports
     code.mkdir()
     for module in (mask_file, metadata):
-        shutil.copy(module.__file__, code)
+        shutil.copy(str(module.__file__), code)
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -2,8 +2,8 @@
 
 MLflow runs it (models from code) on machines that have mlflow, torch, numpy and Pillow but not
 Lacuna. An input row has `image` and `mask`: bytes of a PNG, JPEG or WebP file, the same in base64,
-or uint8 arrays H×W×3 and H×W. `shards.mask_file` and `metadata`, stored too, read it. Each output row
-has `image` in the form of the input (bytes: PNG), `sha256` of the archive, and `version`.
+or uint8 arrays H×W×3 and H×W; `shards.mask_file` and `metadata`, stored too, read them. Each output
+row has `image` in the form of the input (bytes: PNG), `sha256` of the archive, and `version`.
 
 LACUNA_MAX_PIXELS: largest accepted image (default 512×512; memory grows with size);
 LACUNA_MODEL_VERSION: the value of `version`, set by the deployment.
