@@ -114,3 +114,55 @@ def test_the_changelog_begins_with_what_is_unreleased_or_the_version():
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert headings[0] in ("Unreleased", version) and version in headings
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+DELETING = {"unlink", "rmdir", "truncate", "rm_file", "delete_run", "rename"}  # of any object
+DELETING_OF = {
+    ("store", "remove"),
+    ("checkpoints", "remove"),
+    ("shutil", "rmtree"),
+    ("os", "replace"),
+    ("os", "remove"),
+    ("os", "rmdir"),
+    ("os", "ftruncate"),
+}
+
+
+def deletes(code):
+    """True if the code names a function that deletes, replaces or cuts files."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Attribute):
+            owner = getattr(node.value, "id", None)
+            if node.attr in DELETING or (owner, node.attr) in DELETING_OF:
+                return True
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "remove":
+            return True
+    return False
+
+
+def test_every_file_that_deletes_or_overwrites_is_in_the_table():
+    text = (ROOT / "docs" / "architecture.md").read_text().partition("## What deletes")[2]
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    listed = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    found = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if "bench" not in path.parts and deletes(path.read_text())
+    }
+    assert found == listed
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("undo.callback(store.remove, url)", True),
+        ("(folder / name).unlink()", True),
+        ("os.replace(a, b)", True),
+        ("remove(store.join(base, name))", True),
+        ("text.replace(a, b)", False),
+        ("names.remove(name)", False),
+    ],
+)
+def test_calls_that_delete_are_recognized(code, expected):
+    assert deletes(code) == expected
