@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 UNSET = ("RANK", "WORLD_SIZE", "LACUNA_CONF")  # of the environment that commands get
 # A shell starts `pytest &` with SIGINT ignored, and every process under it would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and `nohup pytest` with SIGHUP ignored
 # A developer's own configuration must not change what the tests see, nor a launcher's variables.
 CONFIG = tempfile.TemporaryDirectory(prefix="lacuna-tests-")
 os.environ["XDG_CONFIG_HOME"] = CONFIG.name

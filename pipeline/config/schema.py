@@ -70,7 +70,7 @@ class TrainConfig:
         CACHE, "pretrained weights: cache (see `fetch`), a folder or URL of such files, or random"
     )
     smoke: bool = key(
-        False, "smoke test: two steps a phase, validate, save, restore, export; leaves no output"
+        False, "smoke test: two steps per phase, validate, save, restore, export; leaves no output"
     )
     seed: int = key(0, "seed of weights, order, crops and masks", least=0, most=MAX_SEED)
     batch: int = key(16, "global batch size: images per step over all processes", least=1)
@@ -159,7 +159,7 @@ class PredictConfig:
     split: str = key("test", "split of a sharded set")
     strip: bool = key(False, "write original, mask and result side by side")
     tile: int = key(512, "side of the tiles of larger images, pixels", least=64)
-    overlap: int = key(64, "overlap of tiles, pixels", least=0)
+    overlap: int = key(64, "overlap of tiles, pixels", least=1)
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Fill large images with a network that accepts small ones: bounded memory, no visible seams.
 
 A group of neighboring holes that fits into one tile is filled in one crop that includes its
-surroundings. A larger group is covered by overlapping tiles, weighted down to zero towards their
+surroundings. A larger group is covered by overlapping tiles, weighted down to zero toward their
 edges. A tile that is mostly hole has too few known pixels; there, a fill of the whole image at
 reduced size is used instead.
 """
@@ -147,7 +147,7 @@ def _starts(first: int, last: int, length: int, tile: int, overlap: int) -> list
 
 
 def _ramp(start: int, end: int, length: int, overlap: int) -> Floats:
-    """Weights: 1 inside, falling to 0 over `overlap` towards edges inside the image."""
+    """Weights: 1 inside, falling to 0 over `overlap` toward edges inside the image."""
     inside = np.arange(end - start) + 0.5
     rise = np.ones(end - start) if start == 0 else np.minimum(1, inside / overlap)
     fall = np.ones(end - start) if end == length else np.minimum(1, inside[::-1] / overlap)

@@ -19,6 +19,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.config.resolve import leaves
 from pipeline.submission import environment
 from pipeline.submission.plan import MULTI_NODE, Part
+from pipeline.tracking.errors import display_uri
 from shards import store
 
 WRITES = ("out", "export", "features")
@@ -116,7 +117,7 @@ def refuse_unreachable_tracking(verb: str, config: Any, cluster: Cluster) -> Non
     file = re.match(r"sqlite:///(.*)", uri)
     if not uri or here or file and _claim(file[1], cluster) is None:
         raise ConfigError(
-            f"MLFLOW_TRACKING_URI={uri or '(not set)'} is not reachable from pods: set it to "
+            f"MLFLOW_TRACKING_URI={display_uri(uri) or '(not set)'} is not reachable from pods: set it to "
             f"https://HOST{', or tracking.enabled=false' if verb == 'train' else ''}"
         )
 

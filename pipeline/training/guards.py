@@ -1,7 +1,7 @@
 """Checks that all ranks share configuration and data, and advice when device memory runs out.
 
 Nodes have their own disks, caches and configuration folders. Ranks that differ would train on other
-images or towards other losses, or wait for each other for ever.
+images or toward other losses, or wait for each other forever.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class TrainableNetwork:
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
-        """Move the average, if there is one, towards the weights; copy buffers."""
+        """Move the average, if there is one, toward the weights; copy buffers."""
         if self.ema is None:
             return
         weights, own = self.weights(), dict(self.ema.named_parameters())

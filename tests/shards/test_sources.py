@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from shards import external, mask_import
+from shards import external, hashed_stream, mask_import
 from shards.hygiene import Policy
 from shards.pack import Reject
 from shards.plan import Entry, Row, make_plan
@@ -157,7 +157,7 @@ def large_source(root: Path, form: str) -> Path:
 def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (files, external):
         monkeypatch.setattr(module, "MAX_BYTES", 1_000_000)
-    monkeypatch.setattr(external, "BLOCK", 65536)
+    monkeypatch.setattr(hashed_stream, "BLOCK", 65536)
 
 
 @contextlib.contextmanager

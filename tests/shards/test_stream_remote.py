@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from shards import external, store, upkeep
+from shards import external, hashed_stream, store, upkeep
 from shards.decode import Crop
 from shards.fetch import RemoteReader, open_reader
 from shards.manifest import open_manifest
@@ -180,7 +180,7 @@ READERS = {
 
 @pytest.mark.parametrize("reader", READERS)
 def test_a_server_that_ignores_ranges_is_named_as_such(rangeless, tmp_path, monkeypatch, reader):
-    monkeypatch.setattr(external, "BLOCK", 4096)
+    monkeypatch.setattr(hashed_stream, "BLOCK", 4096)
     with pytest.raises(store.StoreError, match=r"tar: the server ignores Range requests") as error:
         READERS[reader](*rangeless, tmp_path)
     assert "changed" not in str(error.value) and "damaged" not in str(error.value)

@@ -65,7 +65,8 @@ def test_a_wrong_word_is_named_with_what_is_allowed(words, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [", "cannot be read as YAML"), ("- 1", "holds a list")]
+    ("text", "message"),
+    [("a: [", "cannot be read as YAML"), ("- 1", "does not hold `key: value` lines")],
 )
 def test_a_site_file_that_is_none_is_named(tmp_path, monkeypatch, text, message):
     (tmp_path / "defaults.yaml").write_text(text)

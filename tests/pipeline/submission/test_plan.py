@@ -16,7 +16,7 @@ code: image
 """
 SLURM = "sbatch: {gres: 'gpu:a100:8', gpu-bind: closest, constraint: gpu80gb}"
 KUBERNETES = "image: r/x@sha256:0\nkind: jobset\nvolumes: {c: /claim}"
-SHARD = ["shard", "source=s3://b/p", "out=s3://b/set", "root=s3://b/runs"]
+SHARD = ["shard", "data=wds", "source=s3://b/p.tar", "out=s3://b/set", "root=s3://b/runs"]
 MASKS = ["masks", "out=s3://b/masks", "root=s3://b/runs"]
 CHAIN = [*SHARD, "cluster=ours", "then", "train", "experiment=quickstart", "batch=64",
          "tracking.enabled=false", "then", "evaluate", "then", "promote", "a"]  # fmt: skip
