@@ -47,7 +47,8 @@ def search_folders() -> list[tuple[str, Path]]:
     site = store.expanded(os.environ.get("LACUNA_CONF", ""))
     if site and not Path(site).is_dir():
         raise ConfigError(
-            f"LACUNA_CONF={site} is not a folder: set it to your site's configuration folder, or unset it"
+            f"LACUNA_CONF={site} is not a folder: set it to your site's configuration folder, or "
+            "unset it"
         )
     folders = {"conf": CONF, "site": Path(site) if site else None, "user": config_dir()}
     return [(name, path) for name, path in folders.items() if path and path.is_dir()]
@@ -103,7 +104,7 @@ def _spelled(value: Any, spelling: Any, name: str) -> Any:
         names = [name if name in TEXTS else f"{name}.{key}".lstrip(".") for key in value]
         return dict(zip(value, map(_spelled, value.values(), spelling.values(), names)))
     if isinstance(value, list):
-        return [_spelled(item, spelled, name) for item, spelt in zip(value, spelling)]
+        return [_spelled(item, written, name) for item, written in zip(value, spelling)]
     wrong = isinstance(value, (int, float)) and not (isinstance(value, bool) and TEXTS.get(name))
     return spelling if name in TEXTS and wrong and isinstance(spelling, str) else value
 

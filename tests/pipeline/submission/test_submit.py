@@ -159,8 +159,8 @@ def test_a_chain_passes_on_what_earlier_verbs_make():
 
 def test_a_chain_on_kubernetes_is_one_jobset_and_refused_without(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
-    words = ["shard", "data=wds", "source=s3://b/p.tar", "out=s3://b/set", "root=s3://b/runs", *KUBERNETES, "then",
-             "train", "experiment=quickstart"]  # fmt: skip
+    words = ["shard", "data=wds", "source=s3://b/p.tar", "out=s3://b/set", "root=s3://b/runs",
+             *KUBERNETES, "then", "train", "experiment=quickstart"]  # fmt: skip
     assert "cluster.kind=jobset" in refusal(*words)
     made = list(yaml.safe_load_all(dry(words[0], "cluster.kind=jobset", *words[1:])))
     assert [m["kind"] for m in made] == ["JobSet"]
