@@ -117,8 +117,8 @@ def refuse_unreachable_tracking(verb: str, config: Any, cluster: Cluster) -> Non
     file = re.match(r"sqlite:///(.*)", uri)
     if not uri or here or file and _claim(file[1], cluster) is None:
         raise ConfigError(
-            f"MLFLOW_TRACKING_URI={display_uri(uri) or '(not set)'} is not reachable from pods: set "
-            f"it to https://HOST{', or tracking.enabled=false' if verb == 'train' else ''}"
+            f"MLFLOW_TRACKING_URI={display_uri(uri) or '(not set)'} is not reachable from pods: "
+            f"set it to https://HOST{', or tracking.enabled=false' if verb == 'train' else ''}"
         )
 
 
