@@ -18,10 +18,10 @@ quickstart: $(READY)
 	$(PY) -m pipeline quickstart
 
 test: $(READY)
-	$(PY) -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	$(PY) -m pytest -n 2 --dist loadfile --durations 20 -m "not slow and not gpu"
 
 test-slow: $(READY)
-	$(PY) -m pytest -n 2 --dist loadfile -m "slow and not gpu" --timeout 1500
+	$(PY) -m pytest -n 2 --dist loadfile --durations 40 -m "slow and not gpu" --timeout 1500
 
 lint: $(READY)
 	$(PY) -m ruff format --check .

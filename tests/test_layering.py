@@ -165,6 +165,8 @@ def test_a_library_is_known_where_it_belongs(library):
         "from pipeline.cli import main; main(['--help'])",
         "from pipeline.cli import main; main(['train', '--help'])",
         "from pipeline.cli import main; main(['train', 'experiment=quickstart', '--dry-run'])",
+        "from pipeline.cli import main; main(['submit', 'train', 'experiment=quickstart', "
+        "'data.url=s3://bucket/set', 'cluster=slurm', 'cluster.code=image', '--dry-run'])",
         "import jobs.spec, jobs.slurm, jobs.kubernetes, jobs.local, jobs.snapshot",
     ],
 )

@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 
 from models import masking
 from models.inpainter import Inpainter, export
+from pipeline.common.errors import one_line
 from shards import store
 
 TEXT = ("archive_format", "archive_version", "byteorder", "version", "serialization_id")
@@ -96,7 +97,7 @@ def load(url: str, sha256: str | None = None, device: torch.device | str = "cpu"
         with _parsing_shapes_once():
             program = torch.export.load(io.BytesIO(data))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise ValueError(f"{name} cannot be read by torch {torch.__version__}: {reason}") from error
     return Archive(program, "cpu", actual).on(device)
 

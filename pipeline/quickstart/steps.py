@@ -133,7 +133,7 @@ def show(result: dict[str, Any]) -> str:
         cells = [f"{score:.2f}{'*' if score == max(scores) else ' '}" for score in scores]
         rows.append([bucket, row["n"], *cells])
     wins = []
-    for name, title in (("mean_colour", "the mean color"), ("telea", "Telea")):
+    for name, title in BASELINES.items():
         won = sum(row["psnr"] > baselines[name][b]["psnr"] for b, row in network.items())
         wins.append(f"better than {title} in {won} of {len(network)} rows")
     lines = "\n".join(table(rows, "<>"))

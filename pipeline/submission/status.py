@@ -36,7 +36,7 @@ def _shown(record: SubmittedJob | Unread) -> dict[str, Any]:
             record = Unread(record.folder, one_line(error))
     place = store.display(record.place)
     reason = record.reason if place in record.reason else f"{place}: {record.reason}"
-    blank = dict.fromkeys(("verb", "scheduler", "number", "submitted", "commit"), "")
+    blank = dict.fromkeys(("command", "verb", "scheduler", "number", "submitted", "commit"), "")
     known = {**blank, "id": store.name(place), "run": place, "restarts": 0}
     return {**known, "state": JobState.UNKNOWN.value, "reason": reason}
 
@@ -47,7 +47,8 @@ def described(record: SubmittedJob) -> dict[str, Any]:
         record = record.settled()
     job: dict[str, Any] = {
         "id": record.id,
-        "verb": record.verb,
+        "command": record.verb,
+        "verb": record.verb,  # the name before
         "run": record.run,
         "scheduler": record.cluster["scheduler"],
         "number": record.number,

@@ -126,7 +126,8 @@ def _record(
 
 
 def _result(record: SubmittedJob) -> dict[str, Any]:
-    return {"id": record.id, "verb": record.verb, "run": record.run, "folder": record.folder,
+    names = {"command": record.verb, "verb": record.verb}  # verb: the name before
+    return {"id": record.id, **names, "run": record.run, "folder": record.folder,
             "number": record.number, "scheduler": record.cluster["scheduler"]}  # fmt: skip
 
 

@@ -180,7 +180,7 @@ class Tracker:
             return  # `start` was not reached
         if kind is None or isinstance(error, SystemExit) and not error.code:
             self.finish("FINISHED")
-        elif isinstance(error, SystemExit) and error.code == 75:
+        elif isinstance(error, SystemExit) and error.code == os.EX_TEMPFAIL:
             self.finish("KILLED" if cancelled(self.run) else "REQUEUED", wait=10)
         else:
             self.tag("job.error", redact(one_line(error)))

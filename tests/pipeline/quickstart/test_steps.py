@@ -107,5 +107,5 @@ def test_the_table_marks_the_best_of_each_row_and_counts_wins():
         ["b0", "4", "20.00", "19.00", "21.00*"],
         ["b1", "4", "30.00", "29.00", "31.00*"],
     ]
-    assert "better than the mean color in 2 of 2 rows, better than Telea in 0 of 2 rows." in text
+    assert "better than mean color in 2 of 2 rows, better than Telea in 0 of 2 rows." in text
     assert "1.5 minutes, 1 steps skipped; models:/inpaint-msanet/1 is registered" in text
