@@ -21,7 +21,7 @@ test: $(READY)
 	$(PY) -m pytest -n 2 --dist loadfile --durations 20 -m "not slow and not gpu"
 
 test-slow: $(READY)
-	$(PY) -m pytest -n 2 --dist loadfile --durations 40 -m "slow and not gpu" --timeout 1500
+	$(PY) -m pytest -n 2 --dist loadfile --durations 40 -m "slow and not gpu" --timeout 2700
 
 lint: $(READY)
 	$(PY) -m ruff format --check .

@@ -25,7 +25,7 @@ def quickstart(tmp_path_factory):
     place = tmp_path_factory.mktemp("quickstart")
     for name in ("pipeline", "models", "shards", "jobs", "conf"):
         (place / name).symlink_to(ROOT / name)
-    done = run(place, "quickstart", "--json", timeout=1200)
+    done = run(place, "quickstart", "--json", timeout=2400)
     assert done.returncode == 0, done.stderr[-4000:]
     return place, json.loads(done.stdout.splitlines()[-1]), done
 
