@@ -67,11 +67,12 @@ def main(config: TrainConfig) -> dict[str, Any]:
     ended = run_workers(config, here, log)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     ignore(OUTSIDE_STOPS)  # too late: the workers have saved
+    facts = None
     if here.node_rank == 0:
         with suppress(ConfigError, OSError):  # such as a full disk: report the workers' error
-            _record_end(config, run, ended)
+            facts = _record_end(config, run, ended)
     _exit_unless_ok(ended.status)
-    return dict(read_run_json(run.url).get("result", {}), run=run.url)
+    return dict((facts or read_run_json(run.url)).get("result", {}), run=run.url)
 
 
 def run_workers(config: TrainConfig, here: Place, log: str | None = None) -> Ended:
@@ -91,16 +92,18 @@ def _stopped_early(number: int, frame: object) -> None:
     raise SystemExit(os.EX_TEMPFAIL)
 
 
-def _record_end(config: TrainConfig, run: RunFolder, ended: Ended) -> None:
-    """Set or clear the error in run.json, end a failed run in MLflow too."""
+def _record_end(config: TrainConfig, run: RunFolder, ended: Ended) -> dict[str, Any] | None:
+    """Set or clear the error in run.json and return it; end a failed run in MLflow too."""
+    facts = None
     if store.exists(store.join(run.url, "run.json")):
-        update_run_json(run.url, error=ended.error)
+        facts = update_run_json(run.url, error=ended.error)
     if ended.status:
         with held(run):  # removes the folder of a run that never began
             if ended.error and config.tracking.enabled:
                 from pipeline.tracking import lifecycle
 
                 lifecycle.ended(run.url, ended.error, config.tracking.drain)
+    return facts
 
 
 def refused(config: TrainConfig, error: str) -> None:

@@ -40,7 +40,7 @@ def test_a_late_rank_is_waited_for_and_a_hanging_one_is_not():
             stderr=subprocess.PIPE,
             text=True,
         )
-        for worker in (Place(2, node, 1, "127.0.0.1", port).worker(0) for node in (0, 1))
+        for worker in (Place(2, node, 1, "127.0.0.1", port).workers[0] for node in (0, 1))
     ]
     try:
         out, error = ranks[0].communicate(timeout=60)  # rank 1 came after four seconds
