@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 # The mark is made last: an interrupted install is taken up by the next run.
 READY := $(VENV)/.installed
 
-.PHONY: install quickstart test test-slow lint same-losses clean
+.PHONY: install quickstart test test-slow soak lint same-losses clean
 
 install:
 	@rm -f $(READY)
@@ -22,6 +22,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(PY) -m pytest -n 2 --dist loadfile --durations 40 -m "slow and not gpu" --timeout 2700
+
+# The long repetitions in full, on their own; soak.json tells commit, seed, seconds and outcomes.
+soak: $(READY)
+	SEED=$${SEED:-$$(date +%s)} $(PY) -m pytest -m soak --timeout 0
 
 lint: $(READY)
 	$(PY) -m ruff format --check .

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.soak import Soak
+
 ROOT = Path(__file__).resolve().parent.parent
 UNSET = ("RANK", "WORLD_SIZE", "LACUNA_CONF")  # of the environment that commands get
 # A shell starts `pytest &` with SIGINT ignored, and every process under it would inherit that.
@@ -21,6 +23,26 @@ CONFIG = tempfile.TemporaryDirectory(prefix="lacuna-tests-")
 os.environ["XDG_CONFIG_HOME"] = CONFIG.name
 for name in ("LACUNA_CONF", "RANK", "WORLD_SIZE"):
     os.environ.pop(name, None)
+# Tests share the cores: threads that wait for one another must not spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+SOAK = Soak()
+
+
+@pytest.fixture(scope="session")
+def soak():
+    return SOAK
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "call" and "soak" in report.keywords:
+        found = {"outcome": report.outcome, "seconds": round(report.duration)}
+        SOAK.tests[report.nodeid] = found
+
+
+def pytest_sessionfinish():
+    if SOAK.full:
+        SOAK.write(ROOT / "soak.json")
 
 
 # These start processes, handle signals or run until they are stopped.

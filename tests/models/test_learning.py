@@ -132,6 +132,7 @@ def test_musical_trains_against_its_discriminator(attention, kind):
     assert total[-1] < total[0] and found[-1] < found[0]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("words", "small"),
     [
@@ -140,19 +141,20 @@ def test_musical_trains_against_its_discriminator(attention, kind):
         (MUSICAL, {"ngf": 4, "order": "released"}),
     ],
 )
-def test_200_steps_in_bf16_stay_finite_with_masks_of_nothing_and_everything(words, small):
+def test_steps_in_bf16_stay_finite_with_masks_of_nothing_and_everything(words, small, soak):
     torch.manual_seed(0)
     image = photographs(64)[:4]
     masks = [holes(4, 64), torch.ones(4, 1, 64, 64), torch.zeros(4, 1, 64, 64)]
     wide, loss = recipe(*words)
     generator = GENERATORS[words[0].split("/")[0]](**wide | small)
-    turn = iter(range(200))
+    steps = soak.count(300)
+    turn = iter(range(steps))
 
     def step():
         with torch.autocast("cpu", torch.bfloat16):
             return loss(generator, image, masks[next(turn) % 3])
 
-    found = trained(generator, step, 200)
+    found = trained(generator, step, steps)
     assert all(map(math.isfinite, found)) and min(found[-3:]) < found[0]
     assert all(p.isfinite().all() for p in generator.state_dict().values())
 

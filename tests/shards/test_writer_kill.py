@@ -20,6 +20,7 @@ from shards import objects, store
 from shards.manifest import open_manifest
 from tests.support.s3 import Faults
 from tests.support.sets import jpeg, smooth_image
+from tests.support.soak import Soak
 
 RUN = """
 import sys
@@ -126,16 +127,17 @@ def test_a_local_run_that_is_killed_ends_in_the_same_bytes(
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.s3
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_over_a_failing_network_killed_again_and_again_ends_in_the_same_bytes(
-    script: Path, photos: Path, tmp_path: Path, faults: Faults, workers: int
+    script: Path, photos: Path, tmp_path: Path, faults: Faults, soak: Soak, workers: int
 ) -> None:
     expected = clean(script, photos, tmp_path / "clean")
     out = faults.server.bucket() + "/deep/set"
     faults.set(*FAULTS)
-    chance = random.Random(workers)
-    for _ in range(6):
+    chance = random.Random(soak.seed + workers)
+    for _ in range(soak.count(60)):
         process = start(script, photos, out, workers)
         code = kill_after_lines(process, 1, chance.random() * 0.1)
         assert code == -signal.SIGKILL, "it ended before it was killed"

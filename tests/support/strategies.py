@@ -53,7 +53,7 @@ def trained(out, plan, processes=2):
         for rank in range(processes)
     ]
     try:
-        assert [worker.wait(300) for worker in workers] == [0] * processes
+        assert [worker.wait(1800) for worker in workers] == [0] * processes
     finally:
         for worker in workers:
             worker.kill()

@@ -38,11 +38,12 @@ def drift(out, a, b):
 
 @needs_deepspeed
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.dist
 @pytest.mark.parametrize("method", ["msanet", "musical"])
-def test_after_twenty_steps_zero_equals_ddp_up_to_rounding(method, tmp_path):
+def test_zero_equals_ddp_up_to_rounding(method, tmp_path, soak):
     """In fp32: at most three times the drift that a change of 1e-7 in the weights causes."""
-    same = {"method": method, "steps": 20, "accumulate": 2}
+    same = {"method": method, "steps": soak.count(50), "accumulate": 2}
     plan = {name: {**same, "strategy": name} for name in ("ddp", *ZERO)}
     plan["nudged"] = {**same, "strategy": "ddp", "nudge": 1e-7}
     trained(tmp_path, plan)

@@ -23,7 +23,6 @@ from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parents[3]
 STEPS, BATCH = 20, 8
-LONG = 48 * BATCH
 MODEL = {"name": "msanet", "width": 0.1}
 
 
@@ -218,23 +217,28 @@ def test_a_stop_saves_and_the_same_command_resumes_bit_exactly(
 
 
 @pytest.fixture(scope="module")
-def undisturbed(train, tmp_path_factory):
-    """Long enough that ten kills come before its end."""
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
-    trained(train, run, f"max_images={LONG}", "processes=2")
-    return run
+def undisturbed(train, soak, tmp_path_factory):
+    """A run, and its images: enough for every kill to come before its end."""
+    run, images = tmp_path_factory.mktemp("undisturbed") / "run", (16 + soak.count(30) * 8) * BATCH
+    trained(train, run, f"max_images={images}", "processes=2")
+    return run, images
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.s3
 @pytest.mark.parametrize("place", ["folder", "bucket"])
-def test_ten_kills_at_random_points_change_no_bit(
-    undisturbed, small_set, train, tmp_path, request, place
+def test_kills_at_random_points_change_no_bit(
+    undisturbed, small_set, train, tmp_path, request, soak, place
 ):
     """Rank 0, rank 1 and the launcher in turn; on a bucket that fails, each time as a new pod."""
     import psutil
 
-    run, draw, words = str(tmp_path / "run"), random.Random(5), ["checkpoint.every_images=8"]
+    run, draw, words = (
+        str(tmp_path / "run"),
+        random.Random(soak.seed),
+        ["checkpoint.every_images=8"],
+    )
     if place == "bucket":
         faults = request.getfixturevalue("faults")
         run = f"{faults.server.bucket()}/run"
@@ -242,8 +246,9 @@ def test_ten_kills_at_random_points_change_no_bit(
             {"act": "status", "status": 503, "code": "SlowDown", "rate": 0.1},
             {"act": "reset", "rate": 0.05},
         )
-    words += [f"max_images={LONG}"]
-    for kill in range(10):
+    expected, images = undisturbed
+    words += [f"max_images={images}"]
+    for kill in range(soak.count(30)):
         cache = {"XDG_CACHE_HOME": str(tmp_path / f"cache{kill}")}
         process = start(small_set, run, *words, env=cache)
         if kill % 2:  # in the middle of training; else at any moment from the start on
@@ -256,11 +261,11 @@ def test_ten_kills_at_random_points_change_no_bit(
         assert process.wait(180) != 0
         psutil.wait_procs(workers, timeout=30)
         assert not [w for w in workers if w.is_running()], "a worker trains on"
-    assert 0 < saved(run) < LONG
+    assert 0 < saved(run) < images
     trained(train, run, *words, "processes=2")
-    assert files(run, LONG) == files(undisturbed, LONG)
+    assert files(run, images) == files(expected, images)
     kept = store.read(store.join(run, "steps.jsonl"))
-    assert kept == (undisturbed / "steps.jsonl").read_bytes()
+    assert kept == (expected / "steps.jsonl").read_bytes()
 
 
 def saved(run):
