@@ -21,6 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pipeline import __version__
 from pipeline.common.console import say
 from pipeline.common.environment import CHECKOUT, ensure_account
 from pipeline.common.errors import ConfigError, one_line
@@ -186,7 +187,13 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--json", action="store_true", help=OPTIONS["--json"])
     parser.add_argument("--dry-run", action="store_true", help=OPTIONS["--dry-run"])
     parser.add_argument("--help", "-h", action="store_true", help="show this help, or a command's")
+    parser.add_argument("--version", action="store_true", help="show the version and its commit")
     known, words = parser.parse_known_args(argv)
+    if known.version:
+        from pipeline.tracking.provenance import commit
+
+        _write(f"lacuna {__version__}, commit {commit() or 'unknown'}")
+        raise SystemExit(0)
     if known.command is None:
         if known.help:
             _write(parser.format_help().rstrip())

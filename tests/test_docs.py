@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import pipeline
 from pipeline.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,7 +111,7 @@ def test_the_readme_shows_every_package():
 
 
 def test_the_changelog_begins_with_what_is_unreleased_or_the_version():
-    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    version = pipeline.__version__
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert headings[0] in ("Unreleased", version) and version in headings
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()

@@ -236,9 +236,11 @@ RETIRED = ("objective.name", *(f"data.{name}" for name in SHARDING))
 # --- learning rates ------------------------------------------------------------------------------
 
 
-def phase_at(phases: Sequence[Phase], images_seen: int) -> Phase:
-    """Return the phase of the step that starts at `images_seen`."""
-    return next((p for p in phases if p.until is None or images_seen < p.until), phases[-1])
+def phase_at(phases: Sequence[Phase], images_seen: int, scale: float = 1.0) -> Phase:
+    """Return the phase of the step that starts at `images_seen`, its rates times `scale`."""
+    phase = next((p for p in phases if p.until is None or images_seen < p.until), phases[-1])
+    own = None if phase.d_lr is None else phase.d_lr * scale
+    return Phase(phase.until, phase.lr * scale, own)
 
 
 def check_phases(phases: Sequence[Phase]) -> None:

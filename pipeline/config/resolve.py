@@ -16,6 +16,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.common.secrets import refuse_secret
 from pipeline.config.commands import COMMANDS
 from pipeline.config.groups import MODELS
+from pipeline.config.habits import instead
 from shards.store import expanded
 
 SHELL = ("cluster.setup",)  # lines in which the node's shell expands `~`
@@ -56,7 +57,8 @@ def merge(command: str, layers: list[tuple[str, Any, str]]) -> Resolved:
         allowed = [k for k in allowed if not k.startswith("model.") or k in options]
     for name, (value, origin) in given.items():
         if name not in allowed:
-            hint = f"{_elsewhere(command, name)}{near(name, allowed)}"
+            hint = instead(name, value, {k: v for k, (v, _) in given.items()}, allowed)
+            hint = hint or f"{_elsewhere(command, name)}{near(name, allowed)}"
             raise ConfigError(f"{_from(origin)}unknown key {name}{hint}")
         _set(base, name, value if name in SHELL else _at_home(value), origin)
     with interpolated():

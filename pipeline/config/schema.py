@@ -80,6 +80,7 @@ class TrainConfig:
     loader_threads: int = key(2, "decode threads of each process", least=1)
     precision: str = key("auto", "precision of autocast", ("auto", "fp32", "bf16", "fp16"))
     accumulate: int = key(1, "micro-batches per optimizer step", least=1)
+    lr_scale: float = key(1.0, "factor of every learning rate of objective.phases", least=0.0)
     clip: float | None = key(None, "max gradient norm; null: no clipping", least=1e-09)
     ema: float = key(0.0, "decay of averaged weights per step; 0: none", least=0.0, below=1.0)
     max_skipped: int = key(10, "consecutive non-finite steps before the run stops", least=1)

@@ -37,12 +37,19 @@ MAY_CHANGE = (
 UNLISTED = ("run", "root", "smoke")  # may change, but not worth suggesting to a user
 # Not part of the hash that names a run, but its bits depend on them: fixed once it has started.
 FIXED_AT_START = ("threads", "loader_threads", "log.")
+# Keys of later versions, at the value that computes what versions without them did.
+LATER = {"lr_scale": 1.0}
 AUTO = ("threads", "precision")
 
 
 def hashed_values(config: TrainConfig) -> dict[str, Any]:
     """Return what a run computes, by dotted key; its hash names the run."""
-    return {k: v for k, v in immutable_values(config).items() if not k.startswith(FIXED_AT_START)}
+    values = immutable_values(config)
+    return {
+        k: v
+        for k, v in values.items()
+        if not k.startswith(FIXED_AT_START) and LATER.get(k, ...) != v
+    }
 
 
 def immutable_values(config: TrainConfig) -> dict[str, Any]:

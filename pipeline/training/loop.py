@@ -119,7 +119,7 @@ def _train(
         # Gradients and one optimizer step of all networks; if any gradient is not finite, none
         # steps. With fp16 that is normal while the loss scale falls, and does not count.
         watch.mark(number, "computing")
-        phase = phase_at(config.objective.phases, state.images_seen)
+        phase = phase_at(config.objective.phases, state.images_seen, config.lr_scale)
         networks.set_rates(phase)
         losses = step(networks, engine, batch.images, batch.masks, config)
         stepped = engine.step(networks.players, config.ema)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,15 @@ DESIGNED = {
     "register", "promote", "rollback", "predict", "demo", "submit", "status", "logs", "cancel",
     "sync", "bench",
 }  # fmt: skip
+
+
+def test_version_names_the_commit(capsys, monkeypatch):
+    monkeypatch.setenv("LACUNA_COMMIT", "1a2b3c")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0
+    version = re.search(r"(?m)^version: (.+)", (ROOT / "CITATION.cff").read_text())[1]
+    assert capsys.readouterr().out == f"lacuna {version}, commit 1a2b3c\n"
 
 
 def test_help_lists_every_verb_and_only_designed_ones(verb):

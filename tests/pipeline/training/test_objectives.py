@@ -56,6 +56,7 @@ def test_the_pixel_loss_is_on_the_configured_image():
 def test_phases_are_looked_up_by_images_seen():
     phases = [Phase(until=10, lr=1.0), Phase(until=30, lr=2.0), Phase(lr=3.0)]
     assert [phase_at(phases, n).lr for n in (0, 9, 10, 29, 30, 10**9)] == [1, 1, 2, 2, 3, 3]
+    assert phase_at([Phase(None, 2.0, 3.0)], 5, 0.5) == Phase(None, 1.0, 1.5)
     closed = phases[:2]
     assert phase_at(closed, 99).lr == 2
 
