@@ -23,7 +23,7 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.common.console import say
-from pipeline.common.environment import CHECKOUT, ensure_account
+from pipeline.common.environment import CHECKOUT, commit, ensure_account
 from pipeline.common.errors import ConfigError, one_line
 from pipeline.config.checks import check
 from pipeline.config.commands import COMMANDS, Command, positional
@@ -190,8 +190,6 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--version", action="store_true", help="show the version and its commit")
     known, words = parser.parse_known_args(argv)
     if known.version:
-        from pipeline.tracking.provenance import commit
-
         _write(f"lacuna {__version__}, commit {commit() or 'unknown'}")
         raise SystemExit(0)
     if known.command is None:

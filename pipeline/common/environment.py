@@ -5,14 +5,26 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
 import tempfile
 from pathlib import Path
 
+from jobs import git
 from pipeline.common.console import say
 from pipeline.common.errors import ConfigError
 from shards.store import expanded
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def commit(checkout: Path = CHECKOUT) -> str | None:
+    """Return the commit of the running code, None if it is unknown."""
+    if recorded := os.environ.get("LACUNA_COMMIT"):
+        return recorded
+    try:
+        return git.commit(checkout)
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def cache_dir() -> Path:

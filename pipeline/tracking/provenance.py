@@ -18,7 +18,7 @@ from typing import Any
 
 from jobs import git as vcs
 from pipeline.common.console import say
-from pipeline.common.environment import CHECKOUT, core_count, cpu_name, user
+from pipeline.common.environment import CHECKOUT, commit, core_count, cpu_name, user
 from pipeline.common.secrets import redact
 
 MAX_DIFF = 1 << 20
@@ -97,16 +97,6 @@ def _recorded(url: str | None) -> str:
         return store.read(url)[:MAX_DIFF].decode(errors="replace")
     except (OSError, ValueError):
         return f"# {store.display(url)} cannot be read\n"
-
-
-def commit(checkout: Path = CHECKOUT) -> str | None:
-    """Return the commit of the running code, None if it is unknown."""
-    if recorded := os.environ.get("LACUNA_COMMIT"):
-        return recorded
-    try:
-        return vcs.commit(checkout)
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def packages() -> str:

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.common.console import say
-from pipeline.common.environment import user
+from pipeline.common.environment import commit, user
 from pipeline.config.schema import TrainConfig
 from pipeline.runs.checkpoints import Checkpoint
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.identity import changed_key, write_config
 from pipeline.runs.run_json import change_run_json
-from pipeline.tracking.provenance import commit, hardware
+from pipeline.tracking.provenance import hardware
 from pipeline.tracking.tracker import NullTracker, Tracker
 from pipeline.training.engine import Engine
 from pipeline.training.method import Method
