@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__
+import pipeline
 from pipeline.common.console import say
 from pipeline.common.environment import CHECKOUT, commit, ensure_account
 from pipeline.common.errors import ConfigError, one_line
@@ -190,7 +190,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--version", action="store_true", help="show the version and its commit")
     known, words = parser.parse_known_args(argv)
     if known.version:
-        _write(f"lacuna {__version__}, commit {commit() or 'unknown'}")
+        _write(f"lacuna {pipeline.__version__}, commit {commit() or 'unknown'}")
         raise SystemExit(0)
     if known.command is None:
         if known.help:
