@@ -64,7 +64,7 @@ def template(job: Job, cluster: Cluster, master: str, subdomain: str | None) -> 
     ):
         if value:
             pod[field] = value
-    return patched({"metadata": {"labels": labels(job)}, "spec": pod}, cluster.patch)
+    return dict(patched({"metadata": {"labels": labels(job)}, "spec": pod}, cluster.patch))
 
 
 def _container(job: Job, cluster: Cluster, master: str) -> Object:

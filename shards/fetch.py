@@ -142,7 +142,7 @@ class RemoteReader:
         self._untouched = 0
         self._wake = threading.Condition()
         self._queue: deque[_RemoteWindow] = deque()
-        self._open: set[Future] = set()
+        self._open: set[Future[list[IndexRow | None]]] = set()
         self._threads: list[threading.Thread] = []
         self._closed = False
 

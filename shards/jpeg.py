@@ -27,11 +27,11 @@ def decode(data: bytes, colors: str = "RGB", **options: Any) -> np.ndarray:
     Raises ValueError when pixels are missing.
     """
     try:
-        return simplejpeg.decode_jpeg(data, colors, **options)
+        return np.asarray(simplejpeg.decode_jpeg(data, colors, **options))
     except ValueError as error:
         if _lacks_pixels(data, str(error)):
             raise
-        return simplejpeg.decode_jpeg(data, colors, strict=False, **options)
+        return np.asarray(simplejpeg.decode_jpeg(data, colors, strict=False, **options))
 
 
 def check(data: bytes, header: "Header") -> bool:

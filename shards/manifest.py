@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -147,7 +148,7 @@ def decode(data: bytes, url: str) -> Manifest:
     return Manifest(str(url), named, kind, plan, splits, hashlib.sha256(data).hexdigest())
 
 
-def _shard(where: str, kind: str, place: int, item: Mapping) -> Shard:
+def _shard(where: str, kind: str, place: int, item: Mapping[str, Any]) -> Shard:
     name = str(item["name"])
     if kind == "external":
         number = place

@@ -28,7 +28,7 @@ def read_hole(image: Image.Image) -> NDArray[np.bool_]:
         alpha = np.asarray(image.getchannel("A"))
         opaque = alpha > alpha.max() / 2
         if not opaque.any():
-            return opaque  # a layer without paint
+            return np.zeros(alpha.shape, bool)  # a layer without paint
     if not image.mode.startswith(("I", "F")):
         image = image.convert("RGB")
     values = np.asarray(image)

@@ -34,7 +34,7 @@ class Unavailable(StoreError):
     """No answer, or no space: the same command may succeed later."""
 
 
-def display(url: str | os.PathLike) -> str:
+def display(url: str | os.PathLike[str]) -> str:
     """`url` for messages: without user and password, and without the query of http(s)."""
     text = re.sub(r"^([^/]*://)[^/@]*@", r"\1", os.fspath(url))
     return text.split("?", 1)[0] if re.match(r"[^/]*https?://", text) else text
@@ -184,7 +184,7 @@ def delete(url: str, recursive: bool) -> None:
     for start in range(0, len(keys), 1000):  # the limit of one request
         some = {"Objects": [{"Key": one} for one in keys[start : start + 1000]], "Quiet": True}
 
-        def ask(system: Any, _: str, some: dict = some) -> dict:
+        def ask(system: Any, _: str, some: dict[str, Any] = some) -> Any:
             return system.call_s3("delete_objects", Bucket=bucket, Delete=some)
 
         for fault in with_retries(url, ask).get("Errors", []):
@@ -215,11 +215,11 @@ def _keys(url: str, bucket: str, prefix: str) -> list[str]:
         request["ContinuationToken"] = page["NextContinuationToken"]
 
 
-def upload_parts(url: str, path: str | os.PathLike, length: int) -> None:
+def upload_parts(url: str, path: str | os.PathLike[str], length: int) -> None:
     """Upload in parts; each part is retried separately."""
     bucket, key, _ = _system(url)[0].split_path(url)
 
-    def call(name: str, **arguments: Any) -> dict:
+    def call(name: str, **arguments: Any) -> Any:
         return with_retries(
             url, lambda system, _: system.call_s3(name, Bucket=bucket, Key=key, **arguments)
         )
@@ -238,7 +238,7 @@ def upload_parts(url: str, path: str | os.PathLike, length: int) -> None:
         raise
 
 
-def _slice(path: str | os.PathLike, start: int, length: int) -> bytes:
+def _slice(path: str | os.PathLike[str], start: int, length: int) -> bytes:
     with open(path, "rb") as file:
         file.seek(start)
         return file.read(length)
@@ -258,7 +258,7 @@ def unfinished_uploads(url: str) -> list[Upload]:
     uploads: list[Upload] = []
     request: dict[str, str] = {"Bucket": bucket, "Prefix": prefix}
 
-    def ask(system: Any, _: str) -> dict:
+    def ask(system: Any, _: str) -> Any:
         return system.call_s3("list_multipart_uploads", **request)
 
     while True:

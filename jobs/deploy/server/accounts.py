@@ -99,7 +99,7 @@ def ask(method: str, path: str, body: Any = None, there: str = "") -> dict[str, 
     )
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.loads(answer.read() or b"{}")
+            return dict(json.loads(answer.read() or b"{}"))
     except urllib.error.HTTPError as error:
         text = error.read().decode(errors="replace")
         if there and there in text:
