@@ -2,9 +2,9 @@
 
 Checked in this order: not empty, a known format by its first bytes, the number of pixels in the
 header (before decoding: a header of 65000×65000 would take 7 GB), sides, aspect, and that all of
-the coded data decodes. A plain JPEG (8-bit gray or RGB, upright, sRGB), which every decoder reads
-alike, is stored unchanged; anything else is decoded once, here, and stored as such a JPEG, so that
-readers need not handle EXIF, alpha, palettes, 16 bits, CMYK or color profiles.
+the coded data decodes. A plain JPEG (8-bit gray or RGB, upright, sRGB), which all decoders read in
+the same way, is stored unchanged. Other images are decoded here once and stored as such a JPEG, so
+that readers need not handle EXIF, alpha, palettes, 16 bits, CMYK or color profiles.
 """
 
 import io
@@ -148,13 +148,13 @@ def _open(data: bytes) -> Image.Image:
 def _bad_shape(src: str, width: int, height: int, policy: Policy) -> Reject | None:
     size = f"{width}x{height}"
     if width * height > policy.max_pixels:
-        return Reject(src, "pixels", f"{size} in the header, at most {policy.max_pixels}")
+        return Reject(src, "pixels", f"{size} in the header; at most {policy.max_pixels} pixels")
     if min(width, height) < 1:
         return Reject(src, "corrupt", f"{size} in the header")
     if max(width, height) > policy.max_aspect * min(width, height):
-        return Reject(src, "aspect", f"{size}, at most {policy.max_aspect:g} to 1")
+        return Reject(src, "aspect", f"{size}; sides may differ by {policy.max_aspect:g} to 1")
     if min(width, height) < policy.min_side and policy.small == "reject":
-        return Reject(src, "small", f"{size}, the shorter side at least {policy.min_side}")
+        return Reject(src, "small", f"{size}; the shorter side must be at least {policy.min_side}")
     return None
 
 

@@ -43,7 +43,7 @@ class Rows(NamedTuple):
         return IndexRow(int(self.key[row]), data, shard, row, shape)
 
     def check(self, row: int, data: bytes) -> str:
-        """The fault of a sample's bytes, empty if there is none."""
+        """Return what is wrong with a sample's bytes; empty if nothing is."""
         if zlib.crc32(data) == self.crc32[row] and len(data) == self.size[row]:
             return ""
         if len(data) != self.size[row]:
@@ -111,8 +111,8 @@ class Indexes:
         rows = Rows(*columns)
         if len(rows.key) and int((rows.offset + rows.size.astype(np.int64)).max()) > entry.bytes:
             raise ValueError(
-                f"{store.display(self.urls[shard])}: its index exceeds its {entry.bytes} "
-                "bytes; shard the set again"
+                f"{store.display(self.urls[shard])}: its index points beyond its "
+                f"{entry.bytes} bytes; shard the set again"
             )
         return rows
 

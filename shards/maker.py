@@ -1,4 +1,4 @@
-"""The threads that make batches: choose samples, distribute them over threads, fill the batch.
+"""Make batches in threads: choose samples, distribute them over the threads, fill the batch.
 
 Batches are planned in order and made in chunks by any free thread; each chunk is read, decoded and
 masked directly into the memory of the batch.

@@ -29,8 +29,8 @@ from shards.sources.files import File, images, list_files, not_taken, read_file
 from shards.sources.offer import say
 
 POLARITIES = ("auto", "hole_white", "hole_black")
-LOOK_AT = 600  # masks whose ratios are measured, evenly spread
-# A reading holds if it puts this share in range and the other one at most that.
+LOOK_AT = 600  # number of masks whose ratios are measured, evenly spread
+# A convention is chosen if it puts a share FITS of the masks in range, and the other at most FAILS.
 FITS, FAILS = 0.9, 0.7
 
 _RANGE = re.compile(r"(\d*\.?\d+)\s*%?\s*(?:-|_|,|to)\s*(\d*\.?\d+)\s*%?")
@@ -45,7 +45,7 @@ class MaskSource:
     files: tuple[File, ...]
 
     def read(self, place: int) -> np.ndarray:
-        """The place-th image's paint, bool H×W. ValueError names one that is no mask."""
+        """Read the hole of the place-th image, bool H×W; ValueError names an image without one."""
         data = self._data(place)
         try:
             header(data)  # checks the pixel limit
@@ -79,7 +79,7 @@ def open_source(source: str) -> MaskSource:
         say(not_taken(skipped))
     if not files:
         raise ValueError(
-            f"{source}: no images there; give the folder or zip of masks as published "
+            f"source={source} has no images: give the folder or zip of masks as published "
             "(test_mask.zip: 12,000 PNG of 512x512, white holes)"
         )
     if place.is_dir():
@@ -108,12 +108,12 @@ def resolve_polarity(source: MaskSource, polarity: str) -> str:
                 return name
         raise ValueError(
             f"the ratios of {len(places)} masks do not decide whether the hole is white or black "
-            f" ({shares}): view a mask and set polarity=hole_white or polarity=hole_black"
+            f"({shares}): look at a mask and set polarity=hole_white or polarity=hole_black"
         )
     other = "hole_black" if polarity == "hole_white" else "hole_white"
     if share[other] >= FITS and share[polarity] <= FAILS:
         raise ValueError(
-            f"polarity={polarity} is contradicted by the masks' ratios ({shares}): "
+            f"polarity={polarity} contradicts the hole ratios of the masks ({shares}): "
             f"set polarity={other}"
         )
     return polarity

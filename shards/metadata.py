@@ -1,4 +1,4 @@
-"""Open images by Pillow whatever their metadata: a broken EXIF block or text is not the pixels."""
+"""Open images with Pillow despite broken metadata, which does not affect the pixels."""
 
 import contextlib
 import io

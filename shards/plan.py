@@ -208,9 +208,9 @@ def publish(out: str, plan: Plan) -> None:
 
 
 def load(out: str, name: str, kind: str, options: Mapping[str, Any]) -> Plan | None:
-    """The plan that `out` was started with, None for a new `out`.
+    """Return the plan that `out` was started with, None for a new `out`.
 
-    Raises ValueError, naming them, for other options, or when `out` holds something else.
+    Raises ValueError naming the options that differ, or when `out` is not empty and not such a set.
     """
     saved = _read_document(out)
     if saved is None:
@@ -233,7 +233,7 @@ def _require_empty(out: str) -> None:
     other = [name for name in store.names(out) if name != "plan.parquet"]
     if other:
         raise ValueError(
-            f"{store.display(out)} holds something else ({other[0]!r}); "
+            f"{store.display(out)} is not empty and not this set (it has {other[0]!r}); "
             "give out= a new or empty folder"
         )
 

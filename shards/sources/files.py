@@ -41,7 +41,7 @@ def kind(path: bytes) -> str:
 
 
 def is_litter(path: bytes) -> bool:
-    """Whether a path is hidden, or what an operating system or a file server leaves."""
+    """Return whether a path is hidden or was created by an operating system or file server."""
     names = path.split(b"/")
     return any(name in _LITTER or (name[:1] == b"." and name.strip(b".")) for name in names)
 
@@ -57,11 +57,11 @@ def images(files: Iterable[File], skipped: Counter[str]) -> Iterator[File]:
 
 
 def not_taken(skipped: Counter[str]) -> str:
-    """`5 files were not taken (4 .avif, 1 without suffix)`."""
+    """Return a message such as `5 files were skipped (4 .avif, 1 without suffix)`."""
     count = skipped.total()
     reasons = [f"{number} {reason}" for reason, number in skipped.most_common(12)]
     reasons += ["..."] if len(skipped) > 12 else []
-    return f"{count} file{' was' if count == 1 else 's were'} not taken ({', '.join(reasons)})"
+    return f"{count} file{' was' if count == 1 else 's were'} skipped ({', '.join(reasons)})"
 
 
 def is_archive(name: str) -> bool:
@@ -70,7 +70,7 @@ def is_archive(name: str) -> bool:
 
 
 def list_files(place: Path) -> Iterator[File]:
-    """Every file in the folder, tar or zip `place` except for litter; the last one of a name.
+    """List the files in the folder, tar or zip `place` without litter; of one name the last.
 
     Raises ValueError for a missing or unreadable place, a compressed tar, or a damaged archive.
     """
@@ -87,7 +87,9 @@ def list_files(place: Path) -> Iterator[File]:
                 "read; decompress it to .tar first)"
             )
         else:
-            raise ValueError(f"{place}: no such folder or archive; check source=")
+            raise ValueError(
+                f"{place} does not exist: give an existing folder or archive with source="
+            )
     except OSError as error:
         where = os.fsdecode(error.filename or place)
         raise ValueError(f"{where}: cannot be read ({error.strerror or error})") from error
@@ -160,7 +162,7 @@ def unreadable_tar(place: str, file: BinaryIO, error: Exception) -> ValueError:
     begin = file.read(8)
     for magic, form in _COMPRESSED.items():
         if begin.startswith(magic):
-            return ValueError(f"{place}: is {form}, not a plain tar: decompress it")
+            return ValueError(f"{place} is {form}, not a plain tar: decompress it")
     return ValueError(f"{place}: not a readable tar ({error}); download it again")
 
 

@@ -102,7 +102,7 @@ def _refuse_unsplit(source: Path, leading: list[str], folders: Iterable[str]) ->
 def _refuse_without_train(source: Path, split_of: dict[str, str]) -> None:
     if split_of and "train" not in split_of.values():
         raise ValueError(
-            f"{source}: has {', '.join(sorted(split_of))} but no train/; add train/ or rename them"
+            f"{source} has {', '.join(sorted(split_of))} but no train/: add train/ or rename them"
         )
 
 
@@ -129,7 +129,7 @@ SOURCE = DatasetSource(
             ("train/ val/ test/", "folders of images, nested as you like; only train/ is needed"),
             ("or any images", "without val/, data.holdout of them (by content hash) become val"),
         ),
-        give="the folder, or a .tar or .zip of it",
+        accepts="the folder, or a .tar or .zip of it",
     ),
     entries,
 )

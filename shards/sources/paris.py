@@ -34,7 +34,9 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
             source, "paris_train_original/ and paris_eval_gt/, or the zips with them"
         )
     if len({(entry.split, entry.src) for entry in views}) != len(views):
-        raise ValueError(f"{source}: both a zip and its unpacked folder are there; move one away")
+        raise ValueError(
+            f"{source} contains both a zip and its unpacked folder: keep only one of them"
+        )
     yield from hold_out(views, root, holdout)
 
 
@@ -47,7 +49,7 @@ SOURCE = DatasetSource(
             ("paris_train_original/", "14,900 views (.JPG)"),
             ("paris_eval/paris_eval_gt/", "100 views (.png)"),
         ),
-        give="the folder with both, unpacked or as the authors' zips",
+        accepts="the folder with both, unpacked or as the authors' zips",
         paper="Doersch et al. 2012; split of Pathak et al., Context Encoders, CVPR 2016",
         counts={"train": 14_900, "test": 100},
     ),

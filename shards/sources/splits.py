@@ -21,7 +21,7 @@ _WORDS = {
     "trainval": "trainval",
 }
 _NO_CLASS = {"val", "eval", "trainval"}  # "train" and "test" begin the names of classes too
-_BORDER = re.compile(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])")  # trainA and TRAIN_01 hold the word train
+_BORDER = re.compile(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])")  # trainA and TRAIN_01 contain the word train
 _SHOWN = 12
 
 
@@ -33,10 +33,10 @@ def _parse(name: str) -> tuple[frozenset[str], tuple[str, ...]]:
 
 
 def assign(names: Iterable[str], place: str, whole: bool = False) -> dict[str, str]:
-    """The split of each name that has one; empty if these are not names of splits.
+    """Return the split of each name that has one; empty if the names do not mean splits.
 
-    They are if they contain two splits, or val; with `whole`, also if one name is only a split and
-    digits. Raises ValueError if they are names of splits but ambiguous.
+    They mean splits if they contain two splits, or val; with `whole`, also if one name is only a
+    split and digits. Raises ValueError if they are names of splits but ambiguous.
     """
     candidates = {name: parsed for name in names if (parsed := _parse(name))[0]}
     kinds = {kind for named, _ in candidates.values() for kind in named}
@@ -73,7 +73,7 @@ def ambiguous(names: Iterable[str], place: str) -> ValueError:
         ordered = list({_parse(name): name for name in reversed(ordered)}.values())[::-1]
         ordered = [*ordered[:_SHOWN], "..."]
     return ValueError(
-        f"{place}: ambiguous names of splits: {', '.join(ordered)}; "
+        f"{place}: ambiguous split names: {', '.join(ordered)}; "
         "put their content into folders train/, val/ and test/ of the source (all into train/ if "
         "they are classes), or give one of them as source="
     )
