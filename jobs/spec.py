@@ -27,7 +27,7 @@ def key(
     least: int | None = None,
     most: int | None = None,
 ) -> Any:
-    """A field with its help, allowed values or range, and the schedulers that use it.
+    """Return a field with its help, allowed values or range, and the schedulers that use it.
 
     `only` is empty for a field of every scheduler. The configuration checks choices and range.
     """

@@ -49,12 +49,12 @@ class Policy:
             )
 
     def options(self) -> dict[str, Any]:
-        """The options as recorded in a plan."""
+        """Return the options as recorded in a plan."""
         return asdict(self)
 
 
 def examine(src: str, data: bytes, policy: Policy, label: int = -1) -> PackedSample | Reject:
-    """The sample or reject for the file `src` with the bytes `data`; bad data raises no error."""
+    """Return the sample or reject for the file `src` with the bytes `data`."""
     if not data:
         return Reject(src, "empty", "no bytes")
     try:
@@ -104,7 +104,7 @@ def _sample(src: str, data: bytes, width: int, height: int, mode: str, label: in
 
 
 def describe(data: bytes) -> dict[str, Any]:
-    """Sides, mode and EXIF orientation of an image that `examine` accepted, as it is stored."""
+    """Return sides, mode and EXIF orientation of an image that `examine` accepted, as stored."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = _open(data)
@@ -159,7 +159,7 @@ def _bad_shape(src: str, width: int, height: int, policy: Policy) -> Reject | No
 
 
 def _stored_short(width: int, height: int, policy: Policy) -> int | None:
-    """The short side to resize to; None for no resizing."""
+    """Return the short side to resize to; None for no resizing."""
     short = min(width, height)
     if short < policy.min_side:
         return policy.min_side
@@ -172,7 +172,7 @@ def _stored_short(width: int, height: int, policy: Policy) -> int | None:
 
 
 def _upright(image: Image.Image) -> np.ndarray:
-    """The first frame as uint8 H×W (gray) or H×W×3: upright, on white, 8 bits, sRGB."""
+    """Return the first frame as uint8 H×W (gray) or H×W×3: upright, on white, 8 bits, sRGB."""
     profile = image.info.get("icc_profile")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -101,7 +101,7 @@ def header(data: bytes) -> Header:
 
 
 def _orientation(tiff: bytes) -> int:
-    """The EXIF orientation in a TIFF block, 0 if there is none."""
+    """Return the EXIF orientation in a TIFF block, 0 if there is none."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None or len(tiff) < 8:
         return 0

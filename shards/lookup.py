@@ -52,7 +52,7 @@ class Rows(NamedTuple):
 
 
 def shards_of(manifest: Manifest, split: str) -> tuple[Shard, ...]:
-    """The shards of a split. Raises ValueError for an unknown split."""
+    """Return the shards of a split. Raises ValueError for an unknown split."""
     if split not in manifest.splits:
         raise ValueError(
             f"{store.display(manifest.url)} has no split {split!r}: "
@@ -117,13 +117,13 @@ class Indexes:
         return rows
 
     def where(self, shard: int, row: int) -> str:
-        """The shard, key and offset of a sample, for messages."""
+        """Return the shard, key and offset of a sample, for messages."""
         rows, url = self[shard], store.display(self.urls[shard])
         return f"{url}: sample {rows.key[row]:09d} at byte {rows.offset[row]}"
 
 
 def _smallest_type(column: np.ndarray) -> np.ndarray:
-    """A copy in the smallest integer type: 1.8 million samples must fit into memory."""
+    """Return a copy in the smallest integer type: 1.8 million samples must fit into memory."""
     most = int(column.max(initial=0))
     if column.dtype == np.uint32:
         return column.copy()

@@ -82,7 +82,7 @@ class Manifest:
 
 
 def encode(name: str, kind: str, plan_sha256: str, splits: Mapping[str, Split]) -> bytes:
-    """The bytes of `manifest.json`."""
+    """Return the bytes of `manifest.json`."""
     listed = {
         split: {
             "samples": entry.samples,
@@ -110,7 +110,7 @@ def encode(name: str, kind: str, plan_sha256: str, splits: Mapping[str, Split]) 
 
 
 def decode(data: bytes, url: str) -> Manifest:
-    """The manifest in `data`. Raises ValueError naming `url` when it is not one."""
+    """Return the manifest in `data`. Raises ValueError naming `url` when it is not one."""
     where = store.display(store.join(url, FILE))
     try:
         document = json.loads(data)
@@ -175,7 +175,7 @@ def open_manifest(url: str) -> Manifest:
 
 
 def read_index(manifest: Manifest, split: str, shard: Shard) -> pa.Table:
-    """The samples of one shard in tar order, columns as `COLUMNS[manifest.kind]`.
+    """Return the samples of one shard in tar order, columns as `COLUMNS[manifest.kind]`.
 
     Raises ValueError when the index is missing or differs from the manifest.
     """

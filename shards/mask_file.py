@@ -70,7 +70,7 @@ def _levels(values: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 
 def _layer(levels: NDArray[np.uint8], opaque: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The hole of a partly transparent image."""
+    """Return the hole of a partly transparent image."""
     dark, bright = _peaks(levels[opaque])
     if dark + bright < FLAT:
         return ~opaque

@@ -63,7 +63,7 @@ class MaskSource:
         return fsdecode(self.files[place].path)
 
     def digest(self) -> str:
-        """sha256 of all names and contents."""
+        """Return the sha256 of all names and contents."""
         total = sha256()
         for place, file in enumerate(self.files):
             total.update(sha256(file.path + b"\0" + self._data(place)).digest())
@@ -71,7 +71,7 @@ class MaskSource:
 
 
 def open_source(source: str) -> MaskSource:
-    """The mask images at `source`. Raises ValueError when there are none."""
+    """Return the mask images at `source`. Raises ValueError when there are none."""
     place = store.local(source).expanduser()
     skipped = Counter[str]()
     files = tuple(sorted(images(list_files(place), skipped)))
@@ -120,7 +120,7 @@ def resolve_polarity(source: MaskSource, polarity: str) -> str:
 
 
 def _bounds(path: bytes) -> tuple[float, float]:
-    """The ratios (low, high] that the name of a mask's folder gives, else those of all buckets."""
+    """Return the ratios (low, high] in the name of a mask's folder, else those of all buckets."""
     for folder in reversed(fsdecode(path).split("/")[:-1]):
         if bounds := _RANGE.fullmatch(folder.strip("()[] ")):
             low, high = float(bounds[1]), float(bounds[2])
@@ -131,7 +131,7 @@ def _bounds(path: bytes) -> tuple[float, float]:
 
 
 def import_masks(source: MaskSource, polarity: str, size: int) -> Iterator[Mask]:
-    """The masks at size × size, by the bucket of their ratio; without those outside all buckets.
+    """Yield the masks at size × size with their bucket; without those outside all buckets.
 
     Resized by nearest neighbor, so that no hole grows; `polarity` as from `resolve_polarity`.
     """

@@ -44,7 +44,7 @@ _systems: dict[tuple[int, str], Any] = {}
 
 
 def _system(url: str) -> tuple[Any, str]:
-    """(filesystem, path) of a remote URL; one filesystem per process and scheme: not fork-safe."""
+    """Return (filesystem, path) of a remote URL; not fork-safe, so one filesystem per process."""
     scheme = url.split("://", 1)[0]
     key = (os.getpid(), scheme)
     if key not in _systems:
@@ -82,7 +82,7 @@ def reset_sessions() -> None:
 
 
 def _code(error: BaseException) -> tuple[str, int]:
-    """The S3 error code and HTTP status of `error`, else ("", 0)."""
+    """Return the S3 error code and HTTP status of `error`, else ("", 0)."""
     response = getattr(error.__cause__, "response", None) or getattr(error, "response", None)
     if not isinstance(response, dict):
         return "", int(getattr(error, "status", 0) or 0)  # aiohttp's, for http(s)://
@@ -91,7 +91,7 @@ def _code(error: BaseException) -> tuple[str, int]:
 
 
 def _where(url: str) -> str:
-    """The URL, endpoint and credentials in use, by name."""
+    """Return the URL, endpoint and credentials in use, by name."""
     environment = os.environ
     endpoint = (
         environment.get("AWS_ENDPOINT_URL_S3")
@@ -108,7 +108,7 @@ def _where(url: str) -> str:
 
 
 def _permanent_error(error: Exception, url: str) -> Exception | None:
-    """The exception to raise at once for `error`; None if a retry may help."""
+    """Return the exception to raise at once for `error`; None if a retry may help."""
     code, status = _code(error)
     if status == 412 or code == "PreconditionFailed" or isinstance(error, FileExistsError):
         return FileExistsError(errno.EEXIST, "already there", display(url))
@@ -161,7 +161,7 @@ def with_retries(url: str, ask: Callable[[Any, str], T]) -> T:
 
 
 def children(url: str) -> list[str]:
-    """The names directly below the folder `url`. Raises FileNotFoundError if there is none."""
+    """List the names directly below the folder `url`. FileNotFoundError if there is none."""
 
     def ask(system: Any, path: str) -> list[str]:
         # A console creates a folder as an empty object `path/`, which is listed in itself.
@@ -204,7 +204,7 @@ def _delete_each(system: Any, path: str, recursive: bool) -> None:
 
 
 def _keys(url: str, bucket: str, prefix: str) -> list[str]:
-    """Every key of the bucket with the prefix."""
+    """Return every key of the bucket with the prefix."""
     request: dict[str, str] = {"Bucket": bucket, "Prefix": prefix}
     keys: list[str] = []
     while True:
@@ -253,7 +253,7 @@ class Upload(NamedTuple):
 
 
 def unfinished_uploads(url: str) -> list[Upload]:
-    """The open multipart uploads below an s3:// `url`."""
+    """Return the open multipart uploads below an s3:// `url`."""
     bucket, _, prefix = url.split("://", 1)[1].partition("/")  # keep a trailing slash
     uploads: list[Upload] = []
     request: dict[str, str] = {"Bucket": bucket, "Prefix": prefix}

@@ -55,13 +55,13 @@ TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{16}\.lacuna-tmp$")
 
 
 def is_local(url: str | os.PathLike[str]) -> bool:
-    """True for a plain path and for `file://`."""
+    """Return True for a plain path and for `file://`."""
     text = os.fspath(url)
     return "://" not in text or text.startswith("file://")
 
 
 def local(url: str | os.PathLike[str]) -> Path:
-    """The path of a local `url`."""
+    """Return the path of a local `url`."""
     text = os.fspath(url)
     if not is_local(text):
         raise ValueError(f"{display(text)} is not a local path; give a folder or a file:// URL")
@@ -87,7 +87,7 @@ def join(url: str | os.PathLike[str], *parts: str) -> str:
 
 
 def name(url: str | os.PathLike[str]) -> str:
-    """The last part of a path or URL, without slashes at its end."""
+    """Return the last part of a path or URL, without slashes at its end."""
     return os.fspath(url).rstrip("/").rpartition("/")[2]
 
 
@@ -95,7 +95,7 @@ def name(url: str | os.PathLike[str]) -> str:
 
 
 def read(url: str | os.PathLike[str], start: int | None = None, end: int | None = None) -> bytes:
-    """The bytes [start, end) of the file at `url`, by default all.
+    """Return the bytes [start, end) of the file at `url`, by default all.
 
     Raises FileNotFoundError, EOFError if the file ends before `end`, StoreError.
     """
@@ -132,7 +132,7 @@ def _whole(data: bytes, url: str, start: int | None, end: int | None) -> bytes:
 
 
 def size(url: str | os.PathLike[str]) -> int:
-    """Length in bytes. Raises FileNotFoundError, StoreError."""
+    """Return the length in bytes. Raises FileNotFoundError, StoreError."""
     text = os.fspath(url)
     if is_local(text):
         return local(text).stat().st_size
@@ -140,7 +140,7 @@ def size(url: str | os.PathLike[str]) -> int:
 
 
 def exists(url: str | os.PathLike[str]) -> bool:
-    """Whether there is an object, a file or a folder at `url`."""
+    """Return whether there is an object, a file or a folder at `url`."""
     text = os.fspath(url)
     if is_local(text):
         return local(text).exists()
@@ -152,7 +152,7 @@ def exists(url: str | os.PathLike[str]) -> bool:
 
 
 def names(url: str | os.PathLike[str]) -> list[str]:
-    """The sorted names in a folder; empty if there is no folder.
+    """Return the sorted names in a folder; empty if there is no folder.
 
     Without temporary files, and without what file managers and disks leave in an empty folder.
     """
@@ -239,7 +239,7 @@ def _publish(target: Path, fill: Callable[[Any], Any], exclusive: bool) -> None:
 
 
 def unwritable(target: Path, error: OSError) -> StoreError:
-    """The error for a file that could not be written."""
+    """Return the error for a file that could not be written."""
     message = f"{target}: cannot be written ({error.strerror or error})"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return Unavailable(f"{message}: free some space and run the command again")

@@ -80,7 +80,7 @@ def _faults(manifest: Manifest, split: str, shard: Shard, every_byte: bool) -> I
 
 
 def info(manifest: Manifest) -> dict[str, Any]:
-    """Statistics of the set, from the manifest, the indexes and the rejects."""
+    """Return statistics of the set, from the manifest, the indexes and the rejects."""
     splits = {}
     for name, split in manifest.splits.items():
         names = ["width", "height", "size", "content_hash"]
@@ -106,7 +106,7 @@ def info(manifest: Manifest) -> dict[str, Any]:
 
 
 def rejects(url: str) -> dict[str, int]:
-    """The number of rejected files, by reason."""
+    """Return the number of rejected files, by reason."""
     try:
         data = store.read(store.join(url, "rejects.parquet"))
     except FileNotFoundError:
@@ -139,7 +139,7 @@ def parse_age(text: str) -> float:
 
 
 def orphans(url: str, older_than: float) -> list[Orphan]:
-    """Leftovers of killed writers in the sharded set `url`, older than `older_than` seconds.
+    """Return leftovers of killed writers in the sharded set `url`, older than `older_than` seconds.
 
     Raises ValueError if there is no sharded set at `url`, finished or not.
     """

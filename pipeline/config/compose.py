@@ -198,7 +198,7 @@ def _files(group: str, option: str) -> Iterator[tuple[dict[str, str], dict[str, 
 def _leaves_of(
     command: str, values: Any, origin: str, lenient: bool = False
 ) -> list[tuple[str, Any, str]]:
-    """The values of a file that this command reads, by dotted key.
+    """Return the values of a file that this command reads, by dotted key.
 
     Keys of a shared section that only other commands read are skipped: conf/data/*.yaml serves
     `shard`, `train` and `evaluate`. With `lenient` so are all keys of other commands.

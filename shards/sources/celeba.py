@@ -12,7 +12,7 @@ CSV = "list_eval_partition.csv"  # of Kaggle's copy
 
 
 def entries(source: Path, holdout: float) -> Iterator[Entry]:
-    """Every face with its published split; `holdout` is unused, as CelebA has a val split.
+    """Yield every face with its published split; `holdout` is unused, as CelebA has a val split.
 
     Raises ValueError when the images or the list are missing, or do not match.
     """

@@ -35,7 +35,7 @@ class File(NamedTuple):
 
 
 def kind(path: bytes) -> str:
-    """The suffix of a name in lower case, with its dot."""
+    """Return the suffix of a name in lower case, with its dot."""
     suffix = os.path.splitext(path)[1].lower().decode("ascii", "replace")
     return suffix if len(suffix) <= 9 and suffix[1:].isalnum() else "without suffix"
 
@@ -47,7 +47,7 @@ def is_litter(path: bytes) -> bool:
 
 
 def images(files: Iterable[File], skipped: Counter[str]) -> Iterator[File]:
-    """The images among `files`; counts the others in `skipped` by the reason."""
+    """Yield the images among `files`; counts the others in `skipped` by the reason."""
     for file in files:
         reason = file.fault or kind(file.path)
         if reason in IMAGES:
@@ -65,7 +65,7 @@ def not_taken(skipped: Counter[str]) -> str:
 
 
 def is_archive(name: str) -> bool:
-    """Whether a name is that of an archive whose members can be read in place."""
+    """Return whether a name is that of an archive whose members can be read in place."""
     return name.lower().endswith((".tar", ".zip"))
 
 
@@ -96,7 +96,7 @@ def list_files(place: Path) -> Iterator[File]:
 
 
 def _folder(root: bytes) -> Iterator[File]:
-    """Each folder once: as itself if it is below `root`, else by the first link to it."""
+    """Yield each folder once: as itself if it is below `root`, else by the first link to it."""
     seen: set[tuple[int, int]] = set()
     folders, links = [b""], list[bytes]()
     while folders or links:
@@ -149,7 +149,7 @@ def _tar(place: Path) -> Iterator[File]:
 
 
 def link_target(member: tarfile.TarInfo) -> str:
-    """The name of the member that a link in a tar points to, "" for other members."""
+    """Return the name of the member that a link in a tar points to, "" for other members."""
     if not (member.islnk() or member.issym()):
         return ""
     folder = posixpath.dirname(member.name) if member.issym() else ""
@@ -157,7 +157,7 @@ def link_target(member: tarfile.TarInfo) -> str:
 
 
 def unreadable_tar(place: str, file: BinaryIO, error: Exception) -> ValueError:
-    """The error for a file that tarfile does not open."""
+    """Return the error for a file that tarfile does not open."""
     file.seek(0)
     begin = file.read(8)
     for magic, form in _COMPRESSED.items():
@@ -209,7 +209,7 @@ class TooLarge(OSError, ValueError):
 
 
 def read_file(root: Path, row: Row) -> bytes:
-    """The bytes of one planned file. Raises ValueError when the source has changed.
+    """Return the bytes of one planned file. Raises ValueError when the source has changed.
 
     Raises TooLarge, before any byte is read, for a file above MAX_BYTES.
     """

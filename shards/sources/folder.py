@@ -12,7 +12,7 @@ from shards.sources.published import hold_out
 
 
 def entries(source: Path, holdout: float) -> Iterator[Entry]:
-    """The images of `source` by its split folders; without val, `holdout` of train becomes val.
+    """Yield the images of `source` by split folder; without val, `holdout` of train becomes val.
 
     Leading folders that all images share are left out of the names, so that a folder and its
     archive make the same set. Raises ValueError if names look like splits but are ambiguous.
@@ -46,7 +46,7 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
 
 
 def _survey(source: Path) -> tuple[Counter[str], set[str]]:
-    """The number of images in each folder, and the names of archives at the top of `source`."""
+    """Count the images in each folder, and list the archives at the top of `source`."""
     folders, skipped = Counter[str](), Counter[str]()
     archives = set()
 
@@ -69,7 +69,7 @@ def _decoded(path: bytes) -> str:
 
 
 def _leading(folders: Counter[str]) -> list[str]:
-    """The folders that all images share, outermost first."""
+    """Return the folders that all images share, outermost first."""
     shared: list[str] = []
     for names in zip(*(folder.split("/") for folder in folders)):
         name = names[0]

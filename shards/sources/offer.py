@@ -21,7 +21,7 @@ class Offer:
     counts: Mapping[str, int] = field(default_factory=dict)  # images by split, as published
 
     def text(self) -> str:
-        """The text that `shard` shows without a source."""
+        """Return the text that `shard` shows without a source."""
         width = max((len(name) for name, _ in self.files), default=0)
         lines = [self.title, f"  page     {self.page}", f"  license  {self.license}"]
         if self.paper:

@@ -11,7 +11,7 @@ TRAIN, TEST = b"paris_train_original", b"paris_eval_gt"
 
 
 def entries(source: Path, holdout: float) -> Iterator[Entry]:
-    """The views in paris_train_original/ (train) and paris_eval_gt/ (test), at any depth.
+    """Yield the views in paris_train_original/ (train) and paris_eval_gt/ (test), at any depth.
 
     Archives in the folder whose names begin with `paris` are read too. `holdout` of train becomes
     val. Raises ValueError if one of the two is missing.

@@ -26,7 +26,7 @@ _EASY = ("places365_standard",), ("places365standard_easyformat.tar",)
 def entries(
     source: Path, holdout: float, variant: str = "standard", only: tuple[str, int] | None = None
 ) -> Iterator[Entry]:
-    """Every image of one resolution; with `only`, a category's train and val.
+    """Yield all images of one resolution; with `only`, the train and val images of a category.
 
     `holdout` of train becomes val if there is no val. For `only` it becomes the split `holdout`,
     because MUSICAL tests on val. Raises ValueError if `source` is not such a download, or holds
@@ -64,7 +64,7 @@ def _some(
 
 
 def _named(source: Path, split: str, variant: str, number: int) -> set[str]:
-    """The file names of a category by the list of the split. Raises ValueError without them."""
+    """Return the file names of a category in the list of the split; ValueError without a list."""
     name = _list_file(split, variant)
     listed = parse_labels(read_list(source, name, FILELISTS) or (), name)
     names = {path for path, label in listed.items() if label == number}
@@ -82,7 +82,7 @@ def _list_file(split: str, variant: str) -> str:
 
 
 def _parts(source: Path, variant: str) -> list[tuple[str, Part]]:
-    """(split, part) of the one resolution at `source`."""
+    """Return (split, part) of the one resolution at `source`."""
     parts: dict[str, list[tuple[str, Part]]] = {}
     for size in ("large", "256"):
         places = {
@@ -113,7 +113,7 @@ def _parts(source: Path, variant: str) -> list[tuple[str, Part]]:
 
 
 def _images(split: str, part: Part) -> Iterator[tuple[Entry, str]]:
-    """The images of a part, with their paths below its top folder or its split's folder."""
+    """Yield the images of a part, with their paths below its top folder or its split's folder."""
     for file in part.images():
         names = file.path.decode("utf-8", "backslashreplace").split("/")
         if names[0] == "places365_standard":
@@ -133,7 +133,7 @@ def _category(path: str) -> str:
 
 
 def _labeller(source: Path, split: str, variant: str) -> Callable[[str], int]:
-    """The published label of a path below the split's folder, -1 where there is none."""
+    """Return the published label of a path below the split's folder, -1 where there is none."""
     if split == "test":
         return lambda path: -1
     list_file = _list_file(split, variant)

@@ -20,7 +20,7 @@ class Part(NamedTuple):
     archive: str  # or the folder of `root` that holds `folder`; "" for `root` itself
 
     def files(self) -> Iterator[File]:
-        """The files of the part, with paths that begin with `folder` (in an archive: its own)."""
+        """Yield the files of the part; paths begin with `folder` (in an archive: its own)."""
         prefix = self.folder.encode() + b"/" if self.folder else b""
         for file in list_files(self.root / self.archive / self.folder):
             yield file._replace(path=prefix + file.path)
@@ -61,7 +61,7 @@ def find(source: Path, folders: Sequence[str], archives: Sequence[str]) -> Part 
 
 
 def read_list(source: Path, name: str, inside: Sequence[str] = ()) -> list[str] | None:
-    """The lines of the list `name` in or below `source`, or in one of the archives `inside`."""
+    """Return the lines of the list `name` in or below `source` or in the archives `inside`."""
     root = source if source.is_dir() else source.parent
     places = [root / name, *sorted(root.glob(f"*/{name}"))]
     for place in places:
@@ -77,7 +77,7 @@ def read_list(source: Path, name: str, inside: Sequence[str] = ()) -> list[str] 
 
 
 def _lines(data: bytes) -> list[str]:
-    """The lines of a text in UTF-8 or, by its mark, UTF-16, as editors of Windows write."""
+    """Return the lines of a text in UTF-8 or, by its mark, UTF-16, as editors of Windows write."""
     coding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     return data.decode(coding, "replace").splitlines()
 

@@ -26,7 +26,7 @@ _SHOWN = 12
 
 
 def _parse(name: str) -> tuple[frozenset[str], tuple[str, ...]]:
-    """The splits in a name, and its other words."""
+    """Return the splits in a name, and its other words."""
     words = [word.lower() for word in _BORDER.split(ARCHIVE.sub("", name)) if word]
     kinds = frozenset(_WORDS[word] for word in words if word in _WORDS)
     return kinds, tuple(word for word in words if word not in _WORDS)
@@ -67,7 +67,7 @@ def check_nested(folders: Iterable[str], place: str) -> None:
 
 
 def ambiguous(names: Iterable[str], place: str) -> ValueError:
-    """The error for names that look like splits but are ambiguous."""
+    """Return the error for names that look like splits but are ambiguous."""
     ordered = sorted(names)
     if len(ordered) > _SHOWN:  # of a thousand tars, show one of each kind
         ordered = list({_parse(name): name for name in reversed(ordered)}.values())[::-1]
