@@ -51,20 +51,20 @@ LEFT = re.compile("(closed|reset) by peer|remote process exited")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    known, arguments = _parse(argv)
+    known, args = _parse(argv)
     spec = COMMANDS[known.command]
     if known.help:
         _write(_command_help(known.command, spec))
         return 0
-    return with_job_log(lambda: _guarded(known, arguments, spec))
+    return with_job_log(lambda: _guarded(known, args, spec))
 
 
-def _guarded(known: argparse.Namespace, arguments: list[str], spec: Command) -> int:
+def _guarded(known: argparse.Namespace, args: list[str], spec: Command) -> int:
     """Run the command; every error is one line, with a traceback only where it helps."""
     try:
         ensure_account()
         _check_layout()
-        return _run(known, arguments, spec)
+        return _run(known, args, spec)
     except ValueError as error:
         _report(f"pipeline {known.command}: {one_line(error)}")
         # In a job or a worker an outage may be retried, and a wrong configuration not.
@@ -91,19 +91,19 @@ def _report(line: str) -> None:
         say(line)
 
 
-def _run(known: argparse.Namespace, arguments: list[str], spec: Command) -> int:
+def _run(known: argparse.Namespace, args: list[str], spec: Command) -> int:
     from pipeline.config.compose import compose
 
-    arguments = [SHORT.get((known.command, argument), argument) for argument in arguments]
-    for argument in arguments:
-        if argument.startswith("-"):
+    args = [SHORT.get((known.command, arg), arg) for arg in args]
+    for arg in args:
+        if arg.startswith("-"):
             options = ", ".join(_options(known.command))
-            raise ConfigError(f"unknown option {argument} (allowed: {options})")
+            raise ConfigError(f"unknown option {arg} (allowed: {options})")
     if spec.raw:
         module = import_module(spec.module)
-        return _print(module.main(arguments, known.dry_run), known.json, module)
-    arguments = positional(spec, sorted(arguments, key=lambda argument: argument in SHORT.values()))
-    resolved = compose(known.command, arguments)
+        return _print(module.main(args, known.dry_run), known.json, module)
+    args = positional(spec, sorted(args, key=lambda arg: arg in SHORT.values()))
+    resolved = compose(known.command, args)
     try:
         check(known.command, resolved.config)
     except ValueError as error:
@@ -186,7 +186,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--json", action="store_true", help=OPTIONS["--json"])
     parser.add_argument("--dry-run", action="store_true", help=OPTIONS["--dry-run"])
     parser.add_argument("--help", "-h", action="store_true", help="show this help, or a command's")
-    known, arguments = parser.parse_known_args(argv)
+    known, args = parser.parse_known_args(argv)
     if known.command is None:
         if known.help:
             _write(parser.format_help().rstrip())
@@ -197,7 +197,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         hint = near(known.command, list(COMMANDS))
         print(f"pipeline: unknown command {known.command!r}{hint}", file=sys.stderr)
         raise SystemExit(2)
-    return known, arguments
+    return known, args
 
 
 def _command_help(name: str, spec: Command) -> str:
@@ -220,8 +220,8 @@ def _command_help(name: str, spec: Command) -> str:
 
 def _options(command: str) -> dict[str, str]:
     """Return the options of a command and their meaning."""
-    short = {option: argument for (name, option), argument in SHORT.items() if name == command}
-    return {**{option: f"the same as {argument}" for option, argument in short.items()}, **OPTIONS}
+    short = {option: arg for (name, option), arg in SHORT.items() if name == command}
+    return {**{option: f"the same as {arg}" for option, arg in short.items()}, **OPTIONS}
 
 
 def _keys(kind: type) -> Iterator[str]:

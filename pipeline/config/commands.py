@@ -17,7 +17,7 @@ class Command:
     actions: possible first arguments, as in `shard verify`.
     groups: names of groups with their default option.
     workers: it may run in several processes, each started with RANK in its environment.
-    raw: `main(arguments, dry_run)` takes the unparsed arguments.
+    raw: `main(args, dry_run)` takes the unparsed arguments.
     """
 
     module: str
@@ -156,17 +156,15 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-def positional(spec: Command, arguments: list[str]) -> list[str]:
+def positional(spec: Command, args: list[str]) -> list[str]:
     """Rewrite arguments without `=`, as in `shard verify URL` or `promote NAME`, as key=value."""
-    arguments = list(arguments)
-    given = [f"action={arguments.pop(0)}"] if arguments and arguments[0] in spec.actions else []
-    plain = (
-        list(takewhile(lambda w: "=" not in w.split("/")[0], arguments)) if spec.positional else []
-    )
+    args = list(args)
+    given = [f"action={args.pop(0)}"] if args and args[0] in spec.actions else []
+    plain = list(takewhile(lambda a: "=" not in a.split("/")[0], args)) if spec.positional else []
     if spec.positional == "names" and plain:
         given.append(f"names=[{','.join(plain)}]")
     elif len(plain) > 1:
         raise ValueError(f"{' '.join(plain)}: give one {spec.positional} at a time")
     elif plain:
         given.append(f"{spec.positional}={plain[0]}")
-    return [*given, *arguments[len(plain) :]]
+    return [*given, *args[len(plain) :]]

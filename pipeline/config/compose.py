@@ -54,11 +54,11 @@ def search_folders() -> list[tuple[str, Path]]:
     return [(name, path) for name, path in folders.items() if path and path.is_dir()]
 
 
-def compose(command: str, arguments: Sequence[str]) -> Resolved:
+def compose(command: str, args: Sequence[str]) -> Resolved:
     """Resolve the `key=value` arguments of a command; ConfigError names the first error."""
     spec = COMMANDS[command]
-    saved, arguments = saved_start(command, spec.groups, arguments)
-    choices, values = _split(spec, arguments)
+    saved, args = saved_start(command, spec.groups, args)
+    choices, values = _split(spec, args)
     if saved and choices:
         raise ConfigError("config= is already resolved: change single keys, not groups")
     layers = _leaves_of(command, *saved) if saved else list(_composed(command, choices))
@@ -105,10 +105,9 @@ def _spelled(value: Any, spelling: Any, name: str) -> Any:
         return dict(zip(value, map(_spelled, value.values(), spelling.values(), names)))
     if isinstance(value, list):
         return [_spelled(item, written, name) for item, written in zip(value, spelling)]
-    wrong = isinstance(value, (int, float)) and not (
-        isinstance(value, bool) and STRING_KEYS.get(name)
-    )
-    return spelling if name in STRING_KEYS and wrong and isinstance(spelling, str) else value
+    kept = isinstance(value, bool) and STRING_KEYS.get(name)
+    wrong = name in STRING_KEYS and isinstance(value, (int, float)) and not kept
+    return spelling if wrong and isinstance(spelling, str) else value
 
 
 def options(group: str) -> list[str]:
@@ -118,41 +117,41 @@ def options(group: str) -> list[str]:
     return sorted(map(str, found))
 
 
-def _split(spec: Command, arguments: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, Any]]]:
+def _split(spec: Command, args: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, Any]]]:
     """Separate the choices of groups from single values."""
     choices, values = {}, []
-    for argument in arguments:
-        if "=" not in argument:
-            raise ConfigError(f"{argument!r}: expected key=value; --help lists the keys")
-        name, _, text = argument.partition("=")
+    for arg in args:
+        if "=" not in arg:
+            raise ConfigError(f"{arg!r}: expected key=value; --help lists the keys")
+        name, _, text = arg.partition("=")
         if name.startswith(("+", "~")):
-            raise ConfigError(f"{argument!r}: keys cannot be added or removed; write key=value")
+            raise ConfigError(f"{arg!r}: keys cannot be added or removed; write key=value")
         if not text:
             raise ConfigError(f"{name}= is empty: give a value, or {name}=null")
         if name in spec.groups:
             choices[name] = text
         else:
-            values.append((name, _parsed(argument, text)))
+            values.append((name, _parsed(arg, text)))
     return choices, values
 
 
-def _parsed(argument: str, text: str) -> Any:
+def _parsed(arg: str, text: str) -> Any:
     """Return the value of an argument: lists, mappings, numbers and quoted text by Hydra's grammar.
 
     Other values are taken literally: paths and URLs contain characters of that grammar.
     """
-    box = re.match(r"mask=\s*[\[\d.+-]", argument)  # x,y,w,h: Hydra would read four values
+    box = re.match(r"mask=\s*[\[\d.+-]", arg)  # x,y,w,h: Hydra would read four values
     if box or not re.match(r"^\s*([\[{'\"]|[-+\d.]|true$|false$|null$)", text, re.I):
         return text
     try:
-        override = OverridesParser.create().parse_override(argument)
+        override = OverridesParser.create().parse_override(arg)
     except HydraException:
         return text
     if override.is_sweep_override():
-        raise ConfigError(f"{argument!r} has several values: give one (only `submit` runs sweeps)")
+        raise ConfigError(f"{arg!r} has several values: give one (only `submit` runs sweeps)")
     value = override.value()
     with suppress(yaml.YAMLError):  # a list in Hydra's grammar but not in YAML
-        value = _spelled(value, yaml.load(text, _Spelling), argument.partition("=")[0])
+        value = _spelled(value, yaml.load(text, _Spelling), arg.partition("=")[0])
     return value
 
 
@@ -227,28 +226,22 @@ def _flatten(values: Any, known: set[str], prefix: str = "") -> Iterator[tuple[s
 
 
 def saved_start(
-    command: str, groups: Iterable[str], arguments: Sequence[str]
+    command: str, groups: Iterable[str], args: Sequence[str]
 ) -> tuple[tuple[Any, str] | None, list[str]]:
     """Return the saved configuration to start from with its URL, or None, and the other arguments.
 
     `train run=URL` starts from `<run>/config.yaml` if that exists and no argument names a recipe or
     another group.
     """
-    given = {
-        name: store.expanded(v)
-        for name, _, v in (argument.partition("=") for argument in arguments)
-        if v
-    }
+    given = {name: store.expanded(v) for name, _, v in (arg.partition("=") for arg in args) if v}
     url = given.get("config")
     if url is None and command == "train" and given.get("run") and not set(groups) & set(given):
         url = store.join(given["run"], "config.yaml")
         url = url if store.exists(url) else None
     if url is None:
-        return None, list(arguments)
+        return None, list(args)
     try:
         saved = _read(store.read(url).decode())
     except FileNotFoundError:
-        raise ValueError(
-            f"config={store.display(url)} does not exist: give the config.yaml of a run"
-        ) from None
-    return (saved, store.display(url)), [w for w in arguments if not w.startswith("config=")]
+        raise ValueError(f"config={store.display(url)} does not exist: give a file") from None
+    return (saved, store.display(url)), [w for w in args if not w.startswith("config=")]

@@ -195,9 +195,7 @@ class CheckpointConfig:
 
 @dataclass
 class LogConfig:
-    every: int | None = key(
-        None, "steps per line of steps.jsonl; null: 1 on CPU, 20 on GPU", least=1
-    )
+    every: int | None = key(None, "steps per line of steps.jsonl; null: CPU 1, GPU 20", least=1)
 
 
 @dataclass

@@ -51,11 +51,7 @@ def dry_run(config: PromoteConfig | RollbackConfig) -> str:
         candidate = _candidate(client, config)
         name = config.into or candidate.name
         before = history.fold(model_versions.versions(client, name)).champion
-        against = (
-            f"champion {name}/{before.version}"
-            if before
-            else "the minimum scores (no champion yet)"
-        )
+        against = f"champion {name}/{before.version}" if before else f"floor={config.floor}"
         return (
             f"would compare {candidate.name}/{candidate.version} with {against} and promote it if "
             "it passes the gate"

@@ -95,13 +95,13 @@ class Part:
         return {self.folder, *(self.runs if self.trains else ())}
 
 
-def parse(arguments: Sequence[str]) -> list[Part]:
+def parse(args: Sequence[str]) -> list[Part]:
     """Parse the commands between `then`. Cluster keys also apply to the following commands,
     and a command inherits the outputs of earlier ones."""
     parts: list[Part] = []
     carried: list[str] = []
     known: dict[str, str] = {}
-    for is_then, group in itertools.groupby(arguments, lambda w: w == "then"):
+    for is_then, group in itertools.groupby(args, lambda w: w == "then"):
         if is_then:
             continue
         verb, *rest = group
@@ -148,12 +148,12 @@ def _refuse_same(part: Part) -> None:
             )
 
 
-def _fitting(verb: str, cluster: Cluster, arguments: Sequence[str]) -> Cluster:
+def _fitting(verb: str, cluster: Cluster, args: Sequence[str]) -> Cluster:
     """Reduce the nodes and GPUs of a site or an earlier stage to what the command can use.
 
     Keys given with this command are kept: a partition may accept only jobs with a GPU.
     """
-    own = {argument.partition("=")[0] for argument in arguments}
+    own = {arg.partition("=")[0] for arg in args}
     if verb not in MULTI_NODE and "cluster.nodes" not in own:
         cluster = replace(cluster, nodes=1)
     if verb not in USE_GPUS and "cluster.gpus_per_node" not in own:
@@ -168,17 +168,15 @@ def _asks_gpus(option: str, value: str) -> bool:
     return "gpu" in option or bool(re.match("gres|tres", option)) and "gpu" in value
 
 
-def _points(verb: str, arguments: list[str]) -> list[list[str]]:
+def _points(verb: str, args: list[str]) -> list[list[str]]:
     """Expand `seed=0,1 experiment=a,b` to every combination, each a run."""
     if verb != "train":
-        return [arguments]
+        return [args]
     choices = []
-    for argument in arguments:
-        name, _, text = argument.partition("=")
+    for arg in args:
+        name, _, text = arg.partition("=")
         bare = not text.startswith(("[", "{", "'", '"'))
-        choices.append(
-            [f"{name}={t}" for t in text.split(",")] if bare and "," in text else [argument]
-        )
+        choices.append([f"{name}={t}" for t in text.split(",")] if bare and "," in text else [arg])
     return [list(point) for point in itertools.product(*choices)]
 
 
@@ -226,16 +224,16 @@ def _with_secrets(settings: SubmitConfig) -> SubmitConfig:
     return settings
 
 
-def inherited(verb: str, arguments: list[str], known: dict[str, str]) -> list[str]:
+def inherited(verb: str, args: list[str], known: dict[str, str]) -> list[str]:
     """Return the arguments of a command, with keys that default to outputs of earlier ones."""
-    given = {argument.partition("=")[0] for argument in arguments}
+    given = {arg.partition("=")[0] for arg in args}
     if verb == "evaluate" and given & {"model", "predictions", "export"}:
         given.add("checkpoint")
     wanted = {k: v for k, v in INHERITED.get(verb, {}).items() if v in known and k not in given}
     for name, what in wanted.items():
         if not known[what]:
             raise ConfigError(f"{verb} follows a sweep of several runs: choose one with {name}=")
-    return [*arguments, *(f"{name}={known[what]}" for name, what in wanted.items())]
+    return [*args, *(f"{name}={known[what]}" for name, what in wanted.items())]
 
 
 def note_outputs(verb: str, config: Any, runs: Sequence[str], known: dict[str, str]) -> None:

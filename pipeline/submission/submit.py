@@ -33,9 +33,9 @@ from pipeline.training import pretrained
 from shards import store
 
 
-def main(arguments: Sequence[str], dry_run: bool = False) -> Any:
+def main(args: Sequence[str], dry_run: bool = False) -> Any:
     """Submit; with `dry_run` only return the text, with check=true only ask. See `show`."""
-    parts = parse(arguments)
+    parts = parse(args)
     snapshots = cache(partial(take_snapshot, dry_run=dry_run))
     stages = [Stage(*job_of(part, snapshots)) for part in parts]
     if not dry_run:

@@ -87,9 +87,7 @@ def list_files(place: Path) -> Iterator[File]:
                 "read; decompress it to .tar first)"
             )
         else:
-            raise ValueError(
-                f"{place} does not exist: give an existing folder or archive with source="
-            )
+            raise ValueError(f"{place} does not exist: give a folder or archive with source=")
     except OSError as error:
         where = os.fsdecode(error.filename or place)
         raise ValueError(f"{where}: cannot be read ({error.strerror or error})") from error

@@ -34,9 +34,7 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
             source, "paris_train_original/ and paris_eval_gt/, or the zips with them"
         )
     if len({(entry.split, entry.src) for entry in views}) != len(views):
-        raise ValueError(
-            f"{source} contains both a zip and its unpacked folder: keep only one of them"
-        )
+        raise ValueError(f"{source} contains both a zip and its unpacked folder: keep only one")
     yield from hold_out(views, root, holdout)
 
 
