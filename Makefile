@@ -35,7 +35,7 @@ lint: $(READY)
 
 # For a refactoring: 100 training steps with BASE's code and with this one's, compared bit for bit.
 same-losses: $(READY)
-	$(PY) .ci/same_losses.py $(BASE) $(WORDS)
+	$(PY) .ci/same_losses.py $(BASE) $(ARGUMENTS)
 
 # What commands leave behind; runs/ is yours.
 clean:

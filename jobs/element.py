@@ -18,5 +18,5 @@ def chosen(argv: list[str], index: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    words = chosen(sys.argv[1:], int(os.environ["JOB_COMPLETION_INDEX"]))
-    os.execvp(words[0], words)
+    command = chosen(sys.argv[1:], int(os.environ["JOB_COMPLETION_INDEX"]))
+    os.execvp(command[0], command)

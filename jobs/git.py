@@ -25,11 +25,11 @@ UNCONFIGURED = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1",
 TIMEOUT = 120.0  # seconds
 
 
-def call(root: Path, *words: str, stdin: str = "", **environment: str) -> bytes:
+def call(root: Path, *arguments: str, stdin: str = "", **environment: str) -> bytes:
     """Return git's output. Raises OSError or SubprocessError."""
     inherited = {k: v for k, v in os.environ.items() if k[:4] != "GIT_" or k.startswith(INHERITED)}
     return subprocess.run(
-        ["git", "-C", str(root), "-c", "core.fsmonitor=false", *words],
+        ["git", "-C", str(root), "-c", "core.fsmonitor=false", *arguments],
         input=stdin.encode(errors="surrogateescape"),
         capture_output=True,
         env={**inherited, **FIXED, **environment},
@@ -38,9 +38,9 @@ def call(root: Path, *words: str, stdin: str = "", **environment: str) -> bytes:
     ).stdout
 
 
-def text(root: Path, *words: str, **environment: str) -> str:
+def text(root: Path, *arguments: str, **environment: str) -> str:
     """Return git's output as text, whatever the encoding of names and files."""
-    return call(root, *words, **environment).decode(errors="surrogateescape")
+    return call(root, *arguments, **environment).decode(errors="surrogateescape")
 
 
 def commit(root: Path) -> str:

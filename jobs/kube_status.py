@@ -98,7 +98,7 @@ def queued(workloads: Sequence[Object], name: str) -> str:
 def refused(events: Sequence[Object], name: str) -> str:
     """Return why the pods of a Job or JobSet are refused: a quota, a policy, a missing account.
 
-    Only events tell; the objects have no condition for it.
+    Only events show it; the objects have no condition for it.
     """
     own = [
         e for e in events

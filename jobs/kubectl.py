@@ -29,25 +29,25 @@ HINTS = {
 GONE = "the job is no longer in the cluster"
 
 
-def kubectl(cluster: Cluster, *words: str, stdin: str | None = None) -> str:
+def kubectl(cluster: Cluster, *arguments: str, stdin: str | None = None) -> str:
     """Return kubectl's output. Raises `SubmitError` with its message and a hint."""
-    answer = _call(cluster, *words, stdin=stdin)
+    answer = _call(cluster, *arguments, stdin=stdin)
     if answer.returncode:
         raise SubmitError(_reason(answer.stderr))
     return answer.stdout
 
 
-def command(cluster: Cluster, *words: str) -> list[str]:
+def command(cluster: Cluster, *arguments: str) -> list[str]:
     where = ["--context", cluster.context] if cluster.context else []
     where += ["--namespace", cluster.namespace] if cluster.namespace else []
-    return ["kubectl", *where, *words]
+    return ["kubectl", *where, *arguments]
 
 
 def _call(
-    cluster: Cluster, *words: str, stdin: str | None = None
+    cluster: Cluster, *arguments: str, stdin: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     hint = "install kubectl 1.31 or newer, or submit from a machine that has it"
-    return call(command(cluster, *words), stdin=stdin, hint=hint, detached=stdin is not None)
+    return call(command(cluster, *arguments), stdin=stdin, hint=hint, detached=stdin is not None)
 
 
 def submit(objects: Sequence[Object], cluster: Cluster) -> str:
@@ -196,16 +196,16 @@ def _held(name: str, stage: str, cluster: Cluster) -> str:
     return queued(workloads, name) or refused(events, f"{name}-{stage}" if stage else name)
 
 
-def _items(cluster: Cluster, *words: str) -> list[Object]:
+def _items(cluster: Cluster, *arguments: str) -> list[Object]:
     """Return objects; none if the cluster lacks the kind or the user may not list it."""
-    answer = _call(cluster, "get", *words, "-o", "json")
+    answer = _call(cluster, "get", *arguments, "-o", "json")
     return list(json.loads(answer.stdout)["items"]) if answer.returncode == 0 else []
 
 
 def _get(number: str, cluster: Cluster) -> Object:
     """Return the Job or JobSet; empty if it does not exist."""
-    words = [*number.split("/"), "-o", "json", "--ignore-not-found"]
-    text = kubectl(cluster, "get", *words)
+    arguments = [*number.split("/"), "-o", "json", "--ignore-not-found"]
+    text = kubectl(cluster, "get", *arguments)
     return json.loads(text) if text.strip() else {}
 
 
@@ -232,8 +232,8 @@ def logs(number: str, cluster: Cluster, follow: bool, run: str | None = None) ->
         for pod in pods:
             name = pod["metadata"]["name"]
             if name not in shown and pod["status"].get("phase") != "Pending":
-                words = ["logs", name, "-c", "main", "--prefix", "--tail=-1"]
-                shown[name] = subprocess.Popen(command(cluster, *words, *(["-f"] * follow)))
+                arguments = ["logs", name, "-c", "main", "--prefix", "--tail=-1"]
+                shown[name] = subprocess.Popen(command(cluster, *arguments, *(["-f"] * follow)))
                 if not follow:
                     shown[name].wait()
         return follow and current.state.live

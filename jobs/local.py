@@ -82,8 +82,8 @@ def status(number: str, folder: str | Path) -> Status:
     pid, _, started = number.partition("_")
     # Before reading the state: the script writes its last state before it exits.
     gone = start_of(int(pid)) != started
-    word, _, reason = notes(folder).get(pid, "RUNNING").partition(" ")
-    state = JobState(word) if word in JobState.__members__ else JobState.UNKNOWN
+    name, _, reason = notes(folder).get(pid, "RUNNING").partition(" ")
+    state = JobState(name) if name in JobState.__members__ else JobState.UNKNOWN
     if state.live and gone:
         return Status(JobState.FAILED, "the process was killed")
     return Status(state, reason)
@@ -103,7 +103,7 @@ def start_of(pid: int) -> str:
         if not Path("/proc/self").exists():  # macOS: only the process ID is known
             os.kill(pid, 0)
             return "alive"
-        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    return "" if words[0] == "Z" else words[19]
+    return "" if fields[0] == "Z" else fields[19]

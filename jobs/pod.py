@@ -64,7 +64,7 @@ def template(job: Job, cluster: Cluster, master: str, subdomain: str | None) -> 
     ):
         if value:
             pod[field] = value
-    return patched({"metadata": {"labels": labels(job)}, "spec": pod}, cluster.patch)
+    return dict(patched({"metadata": {"labels": labels(job)}, "spec": pod}, cluster.patch))
 
 
 def _container(job: Job, cluster: Cluster, master: str) -> Object:
@@ -122,9 +122,9 @@ def _container(job: Job, cluster: Cluster, master: str) -> Object:
 def _command(job: Job, cluster: Cluster) -> tuple[str, ...]:
     """Return the command in exec form: a shell as first process would swallow SIGTERM."""
     python = cluster.python or "python"
-    words = job.command(python)
+    command = job.command(python)
     if job.code and cluster.code == "snapshot":
-        words = (python, "-m", "pipeline.unpack", job.code, job.code_sha256, *words[3:])
+        command = (python, "-m", "pipeline.unpack", job.code, job.code_sha256, *command[3:])
     if job.elements:
         listed = json.dumps([list(e) for e in job.elements])
         if len(listed) > MAX_ARGUMENT:
@@ -132,8 +132,8 @@ def _command(job: Job, cluster: Cluster) -> tuple[str, ...]:
                 f"the arguments of {len(job.elements)} elements have {len(listed)} characters, at "
                 f"most {MAX_ARGUMENT} are allowed: submit the sweep in parts"
             )
-        words = (python, "-m", "jobs.element", listed, *words)
-    return tuple(plain(w) for w in words)
+        command = (python, "-m", "jobs.element", listed, *command)
+    return tuple(plain(w) for w in command)
 
 
 def plain(text: str) -> str:

@@ -180,27 +180,27 @@ def _directives(job: Job, cluster: Cluster, logs: str) -> list[str]:
 
 def _srun(job: Job, cluster: Cluster) -> list[str]:
     # --kill-on-bad-exit=0, --wait: the others can save after the first launcher has exited.
-    words = [f"--nodes={cluster.nodes}", "--ntasks-per-node=1", "--export=ALL", "--label",
+    options = [f"--nodes={cluster.nodes}", "--ntasks-per-node=1", "--export=ALL", "--label",
              "--kill-on-bad-exit=0", f"--wait={cluster.lead_seconds}"]  # fmt: skip
     if cluster.cpus_per_node:
-        words.append(f"--cpus-per-task={cluster.cpus_per_node}")
+        options.append(f"--cpus-per-task={cluster.cpus_per_node}")
     if cluster.container == "pyxis":
-        words.append(f"--container-image={one_line('cluster.image', cluster.image)}")
+        options.append(f"--container-image={one_line('cluster.image', cluster.image)}")
         if mounts := _mounts(job, cluster):
-            words.append(f"--container-mounts={','.join(mounts)}")
+            options.append(f"--container-mounts={','.join(mounts)}")
         if cluster.code == "snapshot":
-            words.append(f"--container-workdir={job.cwd}")
-    return words
+            options.append(f"--container-workdir={job.cwd}")
+    return options
 
 
 def _container(job: Job, cluster: Cluster) -> list[str]:
     if cluster.container != "apptainer":
         return []
-    words = ["apptainer", "exec", *(["--nv"] if cluster.gpus_per_node else [])]
+    command = ["apptainer", "exec", *(["--nv"] if cluster.gpus_per_node else [])]
     for mount in _mounts(job, cluster):
-        words += ["--bind", mount]
-    words += ["--pwd", job.cwd]
-    return [*words, one_line("cluster.image", cluster.image)]
+        command += ["--bind", mount]
+    command += ["--pwd", job.cwd]
+    return [*command, one_line("cluster.image", cluster.image)]
 
 
 def _mounts(job: Job, cluster: Cluster) -> list[str]:
@@ -268,7 +268,7 @@ def ask(job: Job, cluster: Cluster, script: str) -> list[str]:
 
 def _ask_node(job: Job, cluster: Cluster) -> str:
     probe = "import sys, torch, mlflow; print(sys.version.split()[0], torch.__version__)"
-    words = [interpreter(cluster), "-c", probe]
+    command = [interpreter(cluster), "-c", probe]
     where = ["--nodes=1", "--ntasks=1", "--time=5", "--immediate=30", "--quiet", "--export=NONE"]
     for name in ("partition", "account", "qos"):
         if getattr(cluster, name):
@@ -276,18 +276,18 @@ def _ask_node(job: Job, cluster: Cluster) -> str:
     for name in {"constraint", "reservation"} & set(cluster.sbatch):
         where.append(f"--{name}={cluster.sbatch[name]}")
     container = [w for w in _srun(job, cluster) if w.startswith("--container-image")]
-    test = shlex.join([*_container(job, replace(cluster, gpus_per_node=0)), *words])
+    test = shlex.join([*_container(job, replace(cluster, gpus_per_node=0)), *command])
     lines = "\n".join([*cluster.setup, test])
     answer = call(["srun", *where, *container, "/bin/bash", "-c", lines], timeout=300)
     if answer.returncode == 0:
-        return f"a node has Python and torch {last_line(answer.stdout)} at {words[0]}"
+        return f"a node has Python and torch {last_line(answer.stdout)} at {command[0]}"
     if "mmediate" in answer.stderr or "busy" in answer.stderr:
         return "interpreter not verified: no node was free within 30 s"
     # SLURM may refuse this one-core test and still accept the job, which `judge` has tested.
     if "allocate resources" in answer.stderr:
         return f"interpreter not verified, SLURM allocated no node: {last_line(answer.stderr)}"
     raise SubmitError(
-        f"a node cannot run {words[0]}: {last_line(answer.stderr)}; set cluster.python, "
+        f"a node cannot run {command[0]}: {last_line(answer.stderr)}; set cluster.python, "
         "cluster.setup or cluster.container to an environment with this project's packages"
     )
 

@@ -25,7 +25,7 @@ HINTS = {
     r"array specification": "more elements than MaxArraySize of `scontrol show config`: lower "
     "cluster.tasks, or submit a sweep in parts",
     r"time limit": "lower cluster.time=, or choose another cluster.partition=",
-    r"unrecognized option|invalid option|ambiguous": "look at cluster.sbatch",
+    r"unrecognized option|invalid option|ambiguous": "check cluster.sbatch",
     r"contact slurm controller|fetch_config|configuration (file|source)": "SLURM does not answer "
     "here: check `scontrol ping`, or submit from a login node",
     r"dependency": "the job that this one waits for is unknown: see `status`",

@@ -65,8 +65,8 @@ def take(root: Path, allow_dirty: bool = False) -> Snapshot:
             )
         diff = git.diff(root, commit, tree, own)
         refuse_secrets(diff)
-        words = ("commit-tree", tree, "-p", commit, "-m", "uncommitted changes")
-        whole = git.text(root, *words, **own, **IDENTITY).strip()
+        arguments = ("commit-tree", tree, "-p", commit, "-m", "uncommitted changes")
+        whole = git.text(root, *arguments, **own, **IDENTITY).strip()
         return Snapshot(root, commit, diff, _tar(root, whole, own), tree)
 
 

@@ -1,6 +1,6 @@
 """Job, cluster and status records shared by every scheduler.
 
-The launch contract is the same everywhere. One launcher per node runs `python -m pipeline VERB …`
+The launch contract is the same for all. One launcher per node runs `python -m pipeline COMMAND …`
 with `PET_NNODES PET_NODE_RANK PET_NPROC_PER_NODE PET_MASTER_ADDR PET_MASTER_PORT`; SIGTERM or
 SIGUSR1 asks it to save and exit; the exit status decides whether the scheduler starts it again.
 """
@@ -27,7 +27,7 @@ def key(
     least: int | None = None,
     most: int | None = None,
 ) -> Any:
-    """A field with its help, allowed values or range, and the schedulers that use it.
+    """Return a field with its help, allowed values or range, and the schedulers that use it.
 
     `only` is empty for a field of every scheduler. The configuration checks choices and range.
     """
@@ -238,8 +238,8 @@ def check(job: Job, cluster: Cluster) -> None:
                 "or a Secret named in cluster.secrets (Kubernetes)"
             )
         one_line(f"cluster.env.{name}", value)
-    for word in (job.id, job.run, job.folder, job.cwd, *job.arguments, *sum(job.elements, ())):
-        one_line("an argument", word)
+    for argument in (job.id, job.run, job.folder, job.cwd, *job.arguments, *sum(job.elements, ())):
+        one_line("an argument", argument)
     for name in job.folder.split("/") if "://" not in job.folder else ():
         if len(os.fsencode(name)) > 255:
             raise SubmitError(
@@ -279,5 +279,5 @@ def one_line(what: str, value: Any) -> str:
     """Return the value as text; a line break in it would add a line to the script."""
     text = str(value)
     if re.search(r"[\n\r\0]", text):
-        raise SubmitError(f"{what} holds a line break: {text!r}")
+        raise SubmitError(f"{what} contains a line break: {text!r}; remove it")
     return text

@@ -1,4 +1,4 @@
-"""`python -m pipeline COMMAND [key=value ...]`: read words, run the command, print its result.
+"""`python -m pipeline COMMAND [key=value ...]`: read arguments, run the command, print its result.
 
 Exit status: 0 done, 1 failed, 2 the user's input (78 inside a job, so that it is not retried),
 75 stopped on request with everything saved.
@@ -52,20 +52,20 @@ LEFT = re.compile("(closed|reset) by peer|remote process exited")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    known, words = _parse(argv)
+    known, args = _parse(argv)
     spec = COMMANDS[known.command]
     if known.help:
         _write(_command_help(known.command, spec))
         return 0
-    return with_job_log(lambda: _guarded(known, words, spec))
+    return with_job_log(lambda: _guarded(known, args, spec))
 
 
-def _guarded(known: argparse.Namespace, words: list[str], spec: Command) -> int:
+def _guarded(known: argparse.Namespace, args: list[str], spec: Command) -> int:
     """Run the command; every error is one line, with a traceback only where it helps."""
     try:
         ensure_account()
         _check_layout()
-        return _run(known, words, spec)
+        return _run(known, args, spec)
     except ValueError as error:
         _report(f"pipeline {known.command}: {one_line(error)}")
         # In a job or a worker an outage may be retried, and a wrong configuration not.
@@ -92,19 +92,19 @@ def _report(line: str) -> None:
         say(line)
 
 
-def _run(known: argparse.Namespace, words: list[str], spec: Command) -> int:
+def _run(known: argparse.Namespace, args: list[str], spec: Command) -> int:
     from pipeline.config.compose import compose
 
-    words = [SHORT.get((known.command, word), word) for word in words]
-    for word in words:
-        if word.startswith("-"):
+    args = [SHORT.get((known.command, arg), arg) for arg in args]
+    for arg in args:
+        if arg.startswith("-"):
             options = ", ".join(_options(known.command))
-            raise ConfigError(f"unknown option {word} (allowed: {options})")
+            raise ConfigError(f"unknown option {arg} (allowed: {options})")
     if spec.raw:
         module = import_module(spec.module)
-        return _print(module.main(words, known.dry_run), known.json, module)
-    words = positional(spec, sorted(words, key=lambda word: word in SHORT.values()))
-    resolved = compose(known.command, words)
+        return _print(module.main(args, known.dry_run), known.json, module)
+    args = positional(spec, sorted(args, key=lambda arg: arg in SHORT.values()))
+    resolved = compose(known.command, args)
     try:
         check(known.command, resolved.config)
     except ValueError as error:
@@ -170,7 +170,7 @@ def _check_layout() -> None:
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Separate options from the command's words; SystemExit after help or without a command."""
+    """Separate options from the command's arguments; SystemExit after help or without a command."""
     width = max(map(len, COMMANDS)) + 2
     lines = "\n".join(f"  {name:<{width}}{spec.help}" for name, spec in COMMANDS.items())
     parser = argparse.ArgumentParser(
@@ -188,7 +188,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--dry-run", action="store_true", help=OPTIONS["--dry-run"])
     parser.add_argument("--help", "-h", action="store_true", help="show this help, or a command's")
     parser.add_argument("--version", action="store_true", help="show the version and its commit")
-    known, words = parser.parse_known_args(argv)
+    known, args = parser.parse_known_args(argv)
     if known.version:
         _write(f"lacuna {pipeline.__version__}, commit {commit() or 'unknown'}")
         raise SystemExit(0)
@@ -202,7 +202,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         hint = near(known.command, list(COMMANDS))
         print(f"pipeline: unknown command {known.command!r}{hint}", file=sys.stderr)
         raise SystemExit(2)
-    return known, words
+    return known, args
 
 
 def _command_help(name: str, spec: Command) -> str:
@@ -225,8 +225,8 @@ def _command_help(name: str, spec: Command) -> str:
 
 def _options(command: str) -> dict[str, str]:
     """Return the options of a command and their meaning."""
-    short = {option: word for (name, option), word in SHORT.items() if name == command}
-    return {**{option: f"the same as {word}" for option, word in short.items()}, **OPTIONS}
+    short = {option: arg for (name, option), arg in SHORT.items() if name == command}
+    return {**{option: f"the same as {arg}" for option, arg in short.items()}, **OPTIONS}
 
 
 def _keys(kind: type) -> Iterator[str]:

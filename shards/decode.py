@@ -1,8 +1,8 @@
 """From a sample's bytes to a crop in batch memory, the same crop for the same (seed, epoch, key).
 
-JPEG goes through simplejpeg, bit-identical to Pillow; at sizes that are shrunk anyway it decodes
-at the next larger of libjpeg's scales. Other formats, which only external sets hold, are decoded as
-`hygiene` does at sharding. Sizes are read from the header before any decoder runs.
+JPEG goes through simplejpeg, bit-identical to Pillow; for images that are shrunk anyway, libjpeg
+decodes at the next larger of its scales. Other formats, which occur only in external sets, are
+decoded as `hygiene` does when sharding. Sizes are read from the header before any decoder runs.
 """
 
 import math
@@ -142,7 +142,7 @@ class Scratch:
 
 
 def header(data: bytes) -> tuple[int, int, bool]:
-    """(height, width, whether it is an upright gray or RGB JPEG); ValueError if unreadable."""
+    """Return (height, width, is it an upright gray or RGB JPEG); ValueError if unreadable."""
     if jpeg.is_jpeg(data):
         width, height, _, plain = jpeg.header(data)
     else:
@@ -221,7 +221,7 @@ def _exactly(data: bytes, out: np.ndarray) -> None:
 
 
 def _smallest_decode(cut: Cut, height: int, width: int, size: int) -> tuple[int, int]:
-    """The smallest rows × columns to decode to, so that the box is not smaller than the crop."""
+    """Return the smallest rows × columns to decode such that the box is at least the crop."""
     if cut.rows:
         return min(height, cut.rows), min(width, cut.columns)
     rows, columns = height * size / cut.height, width * size / cut.width

@@ -1,9 +1,9 @@
-"""Existing WebDataset tars: write an index and a manifest for them and leave the tars unchanged.
+"""Index existing WebDataset tars in place: write an index and a manifest, leave the tars unchanged.
 
 Each tar is read once, from start to end. A sample is the first image under a key (the name up to
-its first dot, as webdataset groups members); a `.cls` member of the same key is its label. Of two
-members of one name the last one counts, as `tar -r` corrects them. An image whose name has more
-dots is a reject, as is a link that points to no image before it in the tar.
+its first dot, as webdataset groups members); a `.cls` member of the same key is its label. If a
+name occurs twice, the last member counts (`tar -r` appends corrections). Images with more than one
+dot in their name are rejected, and links whose target is not an earlier image of the tar.
 """
 
 import io
@@ -36,11 +36,11 @@ from shards.sources.files import (
 from shards.writer import Finished, finish
 
 _POLICY = Policy()
-_DOTS = "a key ends at the first dot of the name; rename it"
+_DOTS = "the name has several dots, and its key would end at the first: rename the file"
 
 
 class SourceError(ValueError):
-    """No tars at the source."""
+    """There are no tars at the source."""
 
 
 def write(
@@ -53,17 +53,17 @@ def write(
 ) -> Finished:
     """Index the tars of `source` as a set of kind external at `out`.
 
-    `source` is a folder or URL of tars, or a brace pattern; splits follow from folders such as
-    val/ or names such as val-0000.tar. Without tars of val, a share `holdout` of the samples of
-    train, by content hash, is indexed as val.
+    `source` is a folder or URL of tars, or a brace pattern. Splits are inferred from folders such
+    as val/ or names such as val-0000.tar; without tars of val, a share `holdout` of the train
+    samples, chosen by content hash, is indexed as val.
     Raises SourceError if there are no tars or one is missing; ValueError for a damaged or empty
     tar, and for more rejects than `max_reject_rate`.
     """
     tars = {split: list(urls) for split, urls in _tars(source, say).items() if urls}
     if not tars:
         raise SourceError(
-            f"{store.display(source)}: no .tar there or in train/, val/, test/; give a folder, "
-            "a URL or a pattern such as s3://bucket/train-{0000..0099}.tar"
+            f"source={store.display(source)} has no .tar, also not in train/, val/ or test/: give "
+            "a folder or URL with tars, or a pattern such as s3://bucket/train-{0000..0099}.tar"
         )
     sizes = {url: _size(url) for urls in tars.values() for url in urls}
     options: dict[str, Any] = {"format": 1, "tars": tars, "sizes": sizes}
@@ -85,7 +85,7 @@ def write(
                 if share:
                     store.write(store.join(out, "val", "index", file), held)
                 store.write(store.join(out, split, "index", file), index)
-            # ids must be unique before the next tar is read: it has at most one sample per block
+            # Ids are assigned without reading the next tar: one sample takes at least one block.
             first += sizes[url] // 512
             written.append((split, number, url))
             say(f"{split} {number + 1}/{len(urls)} {store.display(url)}")
@@ -97,7 +97,7 @@ def write(
 
 
 def _tars(source: str, say: Callable[[str], None]) -> dict[str, list[str]]:
-    """The tars of each split, by their folders, else by their names."""
+    """Return the tars of each split, inferred from their folders, else from their names."""
     if "{" in source:
         return _by_name(source, [_absolute(url) for url in braceexpand(source)])
     if source.endswith(".tar"):
@@ -116,17 +116,17 @@ def _tars(source: str, say: Callable[[str], None]) -> dict[str, list[str]]:
     if rest:
         say(not_taken(Counter(kind(name.encode()) for name in rest)))
     if packed := [name for name in rest if splits.ARCHIVE.search(name)]:
-        say(f"decompress to .tar what is to be read: {', '.join(packed)}")
+        say(f"compressed archives are not read; decompress to .tar: {', '.join(packed)}")
     split_of = splits.assign(folders, store.display(source), whole=True)
     for folder, split in sorted(split_of.items()):
         tars[split] = tars.get(split, []) + folders[folder]
     if left := [f"{name} ({len(folders[name])} tars)" for name in folders if name not in split_of]:
-        say(f"skipped, not the folder of a split: {', '.join(left)}")
+        say(f"skipped folders, not named after a split: {', '.join(left)}")
     return {split: tars[split] for split in SPLITS if split in tars}
 
 
 def _by_name(source: str, urls: list[str]) -> dict[str, list[str]]:
-    """The tars of each split by the names below their common folder; without splits, all train."""
+    """Return the tars of each split, inferred from their names; without split names, all train."""
     common = os.path.commonprefix([url.rpartition("/")[0] + "/" for url in urls])
     start = common.rfind("/") + 1
     names = {url: url[start:] for url in urls}
@@ -148,7 +148,7 @@ def _size(url: str) -> int:
         return store.size(url)
     except FileNotFoundError as error:
         raise SourceError(
-            f"{store.display(url)}: no such tar; correct source= or its pattern"
+            f"{store.display(url)} does not exist: correct source= or its pattern"
         ) from error
 
 
@@ -160,16 +160,16 @@ class _Member(NamedTuple):
     ext: str
     offset: int
     size: int
-    data: bytes  # empty if it is not needed, or too large
-    target: str  # of a link
+    data: bytes  # empty if not needed or too large
+    target: str  # the member that a link points to; empty for other members
 
 
 def _index(
     url: str, number: int, first: int, plan_sha256: str, share: float, skipped: Counter[str]
 ) -> tuple[bytes, bytes]:
-    """The Parquet indexes of the share held out of one tar, and of the others with the rejects.
+    """Return the Parquet index of a tar's held-out samples, and that of its others and rejects.
 
-    Counts in `skipped` the members of no sample. Raises ValueError when the tar is damaged.
+    Counts in `skipped` the members that belong to no sample. Raises ValueError for a damaged tar.
     """
     stream = HashedStream(url)
     found: dict[str, dict[str, Any] | list[Any]] = {}  # rows and rejects, by the image's name
@@ -206,14 +206,14 @@ def _index(
 def _columns(
     image: _Member, found: dict[str, dict[str, Any] | list[Any]]
 ) -> dict[str, Any] | Reject:
-    """The columns of an image that depend on its bytes; a link has those of its target."""
+    """Return the columns that depend on an image's bytes; a link has those of its target."""
     if image.target:
         row = found.get(image.target)
         if isinstance(row, dict):
             return row
-        return Reject(image.name, "link", f"no image {image.target!r} before it")
+        return Reject(image.name, "link", f"its target {image.target!r} is not an earlier image")
     if image.size > MAX_BYTES:
-        return Reject(image.name, "too_large", f"{image.size} bytes, above {MAX_BYTES}")
+        return Reject(image.name, "too_large", f"{image.size} bytes; at most {MAX_BYTES}")
     verdict = examine(image.name, image.data, _POLICY)
     if isinstance(verdict, Reject):
         return verdict
@@ -236,7 +236,7 @@ def _label(members: dict[str, _Member]) -> int | None:
 def _samples(
     stream: HashedStream, url: str, skipped: Counter[str]
 ) -> Iterator[tuple[str, dict[str, _Member]]]:
-    """(key, members by name) of consecutive members with one key, as webdataset groups them."""
+    """Yield (key, members by name) of consecutive members with one key, as webdataset does."""
     key, group = "", dict[str, _Member]()
     for member in _members(stream, url):
         if is_litter(member.name.encode()):
@@ -278,5 +278,5 @@ def _members(stream: HashedStream, url: str) -> Iterator[_Member]:
 
 
 def _readable(name: str) -> str:
-    """A name without the bytes that are not UTF-8, which no index or message can hold."""
+    """Return a name with backslash escapes for bytes that are not UTF-8: an index holds text."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

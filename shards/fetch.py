@@ -42,14 +42,14 @@ class Reader(Protocol):
         ...
 
     def wants_more(self) -> bool:
-        """Whether announcing further ahead would help."""
+        """Return whether announcing further ahead would help."""
         ...
 
     def close(self) -> None: ...
 
 
 def open_reader(manifest: Manifest, split: str, read_ahead: int = READ_AHEAD) -> Reader:
-    """The reader for the storage of the split's tars. Raises ValueError for an unknown split."""
+    """Open a reader for the storage of the split's tars. ValueError for an unknown split."""
     indexes = Indexes(manifest, split)
     if all(store.is_local(url) for url in indexes.urls):
         return LocalReader(indexes)
@@ -142,7 +142,7 @@ class RemoteReader:
         self._untouched = 0
         self._wake = threading.Condition()
         self._queue: deque[_RemoteWindow] = deque()
-        self._open: set[Future] = set()
+        self._open: set[Future[list[IndexRow | None]]] = set()
         self._threads: list[threading.Thread] = []
         self._closed = False
 
@@ -209,7 +209,7 @@ class RemoteReader:
                 held.samples.set_exception(error)
 
     def _piece(self, piece: Piece) -> list[IndexRow]:
-        """The samples of a piece, each its own copy, so that it is freed once used."""
+        """Return the samples of a piece, each its own copy, so that it is freed once used."""
         rows = self.indexes[piece.shard]
         start, stop = _span(rows, piece)
         for _ in range(TRIES):
@@ -257,6 +257,6 @@ class _RemoteWindow:
 
 
 def _span(rows: Rows, piece: Piece) -> tuple[int, int]:
-    """The bytes [start, stop) of the tar that hold a piece's samples."""
+    """Return the bytes [start, stop) of the tar that hold a piece's samples."""
     last = piece.row + piece.samples - 1
     return int(rows.offset[piece.row]), int(rows.offset[last]) + int(rows.size[last])

@@ -47,7 +47,7 @@ class HashedStream(io.RawIOBase):
         return len(part)
 
     def sha256(self) -> str:
-        """The sha256 of the whole object; reads the rest of it."""
+        """Return the sha256 of the whole object; reads the rest of it."""
         self._load(max(0, -(-self.length // BLOCK) - 1))
         return self._hash.hexdigest()
 

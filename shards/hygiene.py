@@ -2,9 +2,9 @@
 
 Checked in this order: not empty, a known format by its first bytes, the number of pixels in the
 header (before decoding: a header of 65000×65000 would take 7 GB), sides, aspect, and that all of
-the coded data decodes. A plain JPEG (8-bit gray or RGB, upright, sRGB), which every decoder reads
-alike, is stored unchanged; anything else is decoded once, here, and stored as such a JPEG, so that
-readers need not handle EXIF, alpha, palettes, 16 bits, CMYK or color profiles.
+the coded data decodes. A plain JPEG (8-bit gray or RGB, upright, sRGB), which all decoders read in
+the same way, is stored unchanged. Other images are decoded here once and stored as such a JPEG, so
+that readers need not handle EXIF, alpha, palettes, 16 bits, CMYK or color profiles.
 """
 
 import io
@@ -49,12 +49,12 @@ class Policy:
             )
 
     def options(self) -> dict[str, Any]:
-        """The options as recorded in a plan."""
+        """Return the options as recorded in a plan."""
         return asdict(self)
 
 
 def examine(src: str, data: bytes, policy: Policy, label: int = -1) -> PackedSample | Reject:
-    """The sample or reject for the file `src` with the bytes `data`; bad data raises no error."""
+    """Return the sample or reject for the file `src` with the bytes `data`."""
     if not data:
         return Reject(src, "empty", "no bytes")
     try:
@@ -104,7 +104,7 @@ def _sample(src: str, data: bytes, width: int, height: int, mode: str, label: in
 
 
 def describe(data: bytes) -> dict[str, Any]:
-    """Sides, mode and EXIF orientation of an image that `examine` accepted, as it is stored."""
+    """Return sides, mode and EXIF orientation of an image that `examine` accepted, as stored."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = _open(data)
@@ -148,18 +148,18 @@ def _open(data: bytes) -> Image.Image:
 def _bad_shape(src: str, width: int, height: int, policy: Policy) -> Reject | None:
     size = f"{width}x{height}"
     if width * height > policy.max_pixels:
-        return Reject(src, "pixels", f"{size} in the header, at most {policy.max_pixels}")
+        return Reject(src, "pixels", f"{size} in the header; at most {policy.max_pixels} pixels")
     if min(width, height) < 1:
         return Reject(src, "corrupt", f"{size} in the header")
     if max(width, height) > policy.max_aspect * min(width, height):
-        return Reject(src, "aspect", f"{size}, at most {policy.max_aspect:g} to 1")
+        return Reject(src, "aspect", f"{size}; sides may differ by {policy.max_aspect:g} to 1")
     if min(width, height) < policy.min_side and policy.small == "reject":
-        return Reject(src, "small", f"{size}, the shorter side at least {policy.min_side}")
+        return Reject(src, "small", f"{size}; the shorter side must be at least {policy.min_side}")
     return None
 
 
 def _stored_short(width: int, height: int, policy: Policy) -> int | None:
-    """The short side to resize to; None for no resizing."""
+    """Return the short side to resize to; None for no resizing."""
     short = min(width, height)
     if short < policy.min_side:
         return policy.min_side
@@ -172,7 +172,7 @@ def _stored_short(width: int, height: int, policy: Policy) -> int | None:
 
 
 def _upright(image: Image.Image) -> np.ndarray:
-    """The first frame as uint8 H×W (gray) or H×W×3: upright, on white, 8 bits, sRGB."""
+    """Return the first frame as uint8 H×W (gray) or H×W×3: upright, on white, 8 bits, sRGB."""
     profile = image.info.get("icc_profile")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

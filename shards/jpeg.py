@@ -1,7 +1,7 @@
-"""JPEG by libjpeg: what its markers say, and its pixels unless some of them are missing.
+"""Read a JPEG's header and decode it by libjpeg; a file with missing pixels is an error.
 
-libjpeg remarks on odd data and decodes on. A remark on the coded data means that pixels are
-missing; one on padding before the end marker, or on the markers, concerns no pixel.
+libjpeg warns about odd data and continues. A warning about the coded data means that pixels are
+missing; a warning about the markers, or padding before the end marker, does not affect pixels.
 """
 
 import re
@@ -13,8 +13,8 @@ import simplejpeg
 
 _RGB = (0xC0, 0xC1, 0xC2)  # SOF markers: baseline, extended, progressive
 _PADDING = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
-_JUNK = 64  # bytes before the end marker, at most; more are the rest of a scan that lost its place
-_BUFFER = 8  # bytes that the decoder holds and does not count
+_JUNK = 64  # most ignored bytes before the end marker; more are a scan that was not decoded
+_BUFFER = 8  # bytes that the decoder has buffered and does not count
 
 
 def is_jpeg(data: bytes) -> bool:
@@ -22,20 +22,20 @@ def is_jpeg(data: bytes) -> bool:
 
 
 def decode(data: bytes, colors: str = "RGB", **options: Any) -> np.ndarray:
-    """Decode to uint8 H×W×C; `options` as simplejpeg takes them.
+    """Decode to uint8 H×W×C; `options` are passed to simplejpeg.
 
     Raises ValueError when pixels are missing.
     """
     try:
-        return simplejpeg.decode_jpeg(data, colors, **options)
+        return np.asarray(simplejpeg.decode_jpeg(data, colors, **options))
     except ValueError as error:
         if _lacks_pixels(data, str(error)):
             raise
-        return simplejpeg.decode_jpeg(data, colors, strict=False, **options)
+        return np.asarray(simplejpeg.decode_jpeg(data, colors, strict=False, **options))
 
 
 def check(data: bytes, header: "Header") -> bool:
-    """Whether libjpeg has no remark. Raises ValueError when pixels are missing.
+    """Return whether libjpeg decodes without a warning. Raises ValueError when pixels are missing.
 
     Decodes at 1/8 scale, which reads all data at an eighth of the cost.
     """
@@ -49,16 +49,16 @@ def check(data: bytes, header: "Header") -> bool:
     return True
 
 
-def _lacks_pixels(data: bytes, remark: str) -> bool:
-    """Whether pixels are missing by libjpeg's `remark`, or the error it gave up with."""
-    if not remark.startswith(("Corrupt JPEG data", "Premature end")):
-        return False  # of the markers, or an error that a second attempt meets again
-    found = _PADDING.search(remark)
+def _lacks_pixels(data: bytes, warning: str) -> bool:
+    """Return whether libjpeg's warning or error means that pixels are missing."""
+    if not warning.startswith(("Corrupt JPEG data", "Premature end")):
+        return False  # about the markers, or an error that the second attempt raises again
+    found = _PADDING.search(warning)
     if found is None:
         return True
     count, scan = int(found[1]), data[: data.rindex(b"\xff\xd9")]
     padding = len(scan) - len(scan.rstrip(scan[-1:]))
-    # of a run of equal bytes that was longer, the decoder took a part for pixels
+    # If the run of equal bytes is longer, the decoder has taken a part of it for pixels.
     return padding - count >= _BUFFER or count > max(padding, _JUNK)
 
 
@@ -70,11 +70,11 @@ class Header(NamedTuple):
 
 
 def header(data: bytes) -> Header:
-    """Read the markers up to the scan; no pixel is decoded. Raises ValueError."""
+    """Read the markers up to the scan without decoding. Raises ValueError for an invalid JPEG."""
     place, frame, upright, srgb = 2, None, True, True
     while place + 4 <= len(data):
         if data[place] != 0xFF:
-            raise ValueError(f"no marker at byte {place}")
+            raise ValueError(f"invalid JPEG: no marker at byte {place}")
         marker = data[place + 1]
         if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD8:
             place += 1 if marker == 0xFF else 2
@@ -94,14 +94,14 @@ def header(data: bytes) -> Header:
             srgb = srgb and b"sRGB" in segment.replace(b"\0", b"")
         place += 2 + length
     if frame is None:
-        raise ValueError("no frame header")
+        raise ValueError("invalid JPEG: no frame header")
     width, height, components, bits, marker = frame
     plain = bits == 8 and components in (1, 3) and marker in _RGB and upright and srgb
     return Header(width, height, components, plain)
 
 
 def _orientation(tiff: bytes) -> int:
-    """The EXIF orientation in a TIFF block, 0 if there is none."""
+    """Return the EXIF orientation in a TIFF block, 0 if there is none."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None or len(tiff) < 8:
         return 0

@@ -43,7 +43,7 @@ class Rows(NamedTuple):
         return IndexRow(int(self.key[row]), data, shard, row, shape)
 
     def check(self, row: int, data: bytes) -> str:
-        """The fault of a sample's bytes, empty if there is none."""
+        """Return what is wrong with a sample's bytes; empty if nothing is."""
         if zlib.crc32(data) == self.crc32[row] and len(data) == self.size[row]:
             return ""
         if len(data) != self.size[row]:
@@ -52,7 +52,7 @@ class Rows(NamedTuple):
 
 
 def shards_of(manifest: Manifest, split: str) -> tuple[Shard, ...]:
-    """The shards of a split. Raises ValueError for an unknown split."""
+    """Return the shards of a split. Raises ValueError for an unknown split."""
     if split not in manifest.splits:
         raise ValueError(
             f"{store.display(manifest.url)} has no split {split!r}: "
@@ -111,19 +111,19 @@ class Indexes:
         rows = Rows(*columns)
         if len(rows.key) and int((rows.offset + rows.size.astype(np.int64)).max()) > entry.bytes:
             raise ValueError(
-                f"{store.display(self.urls[shard])}: its index exceeds its {entry.bytes} "
-                "bytes; shard the set again"
+                f"{store.display(self.urls[shard])}: its index points beyond its "
+                f"{entry.bytes} bytes; shard the set again"
             )
         return rows
 
     def where(self, shard: int, row: int) -> str:
-        """The shard, key and offset of a sample, for messages."""
+        """Return the shard, key and offset of a sample, for messages."""
         rows, url = self[shard], store.display(self.urls[shard])
         return f"{url}: sample {rows.key[row]:09d} at byte {rows.offset[row]}"
 
 
 def _smallest_type(column: np.ndarray) -> np.ndarray:
-    """A copy in the smallest integer type: 1.8 million samples must fit into memory."""
+    """Return a copy in the smallest integer type: 1.8 million samples must fit into memory."""
     most = int(column.max(initial=0))
     if column.dtype == np.uint32:
         return column.copy()

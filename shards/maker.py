@@ -1,4 +1,4 @@
-"""The threads that make batches: choose samples, distribute them over threads, fill the batch.
+"""Make batches in threads: choose samples, distribute them over the threads, fill the batch.
 
 Batches are planned in order and made in chunks by any free thread; each chunk is read, decoded and
 masked directly into the memory of the batch.
@@ -107,7 +107,7 @@ class BatchMaker:
         ]
 
     def next(self) -> Batch:
-        """The next batch. After an error in it, raises the error and closes."""
+        """Return the next batch. After an error in it, raises the error and closes."""
         pending = self._wait() if self._threads else self._make()
         if pending.errors:
             self.close()
@@ -163,7 +163,7 @@ class BatchMaker:
             del claim, pending  # free the batch's memory while waiting
 
     def _claim(self) -> tuple[_PendingBatch, int, int] | None:
-        """The next samples to make, in order of need; waits while enough batches are pending."""
+        """Return the next samples to make, in order; waits while enough batches are pending."""
         with self._wake:
             while not self._closed:
                 for pending in self._pending:

@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -81,7 +82,7 @@ class Manifest:
 
 
 def encode(name: str, kind: str, plan_sha256: str, splits: Mapping[str, Split]) -> bytes:
-    """The bytes of `manifest.json`."""
+    """Return the bytes of `manifest.json`."""
     listed = {
         split: {
             "samples": entry.samples,
@@ -109,7 +110,7 @@ def encode(name: str, kind: str, plan_sha256: str, splits: Mapping[str, Split]) 
 
 
 def decode(data: bytes, url: str) -> Manifest:
-    """The manifest in `data`. Raises ValueError naming `url` when it is not one."""
+    """Return the manifest in `data`. Raises ValueError naming `url` when it is not one."""
     where = store.display(store.join(url, FILE))
     try:
         document = json.loads(data)
@@ -147,7 +148,7 @@ def decode(data: bytes, url: str) -> Manifest:
     return Manifest(str(url), named, kind, plan, splits, hashlib.sha256(data).hexdigest())
 
 
-def _shard(where: str, kind: str, place: int, item: Mapping) -> Shard:
+def _shard(where: str, kind: str, place: int, item: Mapping[str, Any]) -> Shard:
     name = str(item["name"])
     if kind == "external":
         number = place
@@ -174,7 +175,7 @@ def open_manifest(url: str) -> Manifest:
 
 
 def read_index(manifest: Manifest, split: str, shard: Shard) -> pa.Table:
-    """The samples of one shard in tar order, columns as `COLUMNS[manifest.kind]`.
+    """Return the samples of one shard in tar order, columns as `COLUMNS[manifest.kind]`.
 
     Raises ValueError when the index is missing or differs from the manifest.
     """

@@ -1,11 +1,12 @@
-"""Read the hole of a mask image: one reading for every command and for the served model.
+"""Read the hole of a mask image, alike in every command and in the served model.
 
-Paint is the hole: white, or any color whose largest channel is above half of the range. The range
-is 1, 255 or 65535, the smallest that holds all values. In an image that is partly transparent, the
-hole is the paint on a transparent layer, or the transparent part of a photograph; of one flat color
-that leaves both open, the part that a network could fill. What cannot be decided is an error.
+The hole is white, or any color whose largest channel is above half of the range. The range is 1,
+255 or 65535, the smallest that contains all values. In a partly transparent image, the hole is what
+is painted on a transparent layer, or the transparent part of a photograph. If the opaque part has a
+single flat color, either may be meant: the hole is then the part that is small enough to be filled.
+An image that leaves the choice open is an error.
 
-This file and `metadata.py` are stored with registered models: numpy and Pillow only.
+This file and `metadata.py` are stored with registered models, so they import numpy and Pillow only.
 """
 
 import numpy as np
@@ -14,13 +15,13 @@ from PIL import Image
 
 from shards.metadata import turn_upright
 
-LARGEST = 0.6  # share of the hole; networks are trained on holes of up to 60 % of the image
+LARGEST = 0.6  # share of a hole; networks are trained on holes of up to 60 % of the image
 FLAT = 0.5  # least share of a mask's two most frequent values; photographs measured up to 0.21
-SECOND_COLOR = 0.002  # share from which a layer has two colors; soft edges have less
+SECOND_COLOR = 0.002  # least share of a layer's second color; soft edges have less
 
 
 def read_hole(image: Image.Image) -> NDArray[np.bool_]:
-    """The hole of an opened image, bool H×W, upright. ValueError if it is unclear."""
+    """Return the hole of an opened image, bool H×W, upright. Raises ValueError if it is unclear."""
     image = turn_upright(image)
     opaque = None
     if image.has_transparency_data:
@@ -28,7 +29,7 @@ def read_hole(image: Image.Image) -> NDArray[np.bool_]:
         alpha = np.asarray(image.getchannel("A"))
         opaque = alpha > alpha.max() / 2
         if not opaque.any():
-            return opaque  # a layer without paint
+            return np.zeros(alpha.shape, bool)  # an empty layer
     if not image.mode.startswith(("I", "F")):
         image = image.convert("RGB")
     values = np.asarray(image)
@@ -50,12 +51,12 @@ def read_hole(image: Image.Image) -> NDArray[np.bool_]:
 
 
 def doubt(hole: NDArray[np.bool_]) -> str:
-    """Why a hole is probably not what was meant; empty if it may be."""
+    """Return why a hole is probably wrong; empty if it looks right."""
     if (share := float(hole.mean())) <= LARGEST:
         return ""
     return (
         f"the mask covers {share:.0%} of the image, and networks are trained on holes of at most "
-        f"{LARGEST:.0%}: if the hole is black in it, invert it"
+        f"{LARGEST:.0%}: if the hole is black in this mask, invert the mask"
     )
 
 
@@ -69,7 +70,7 @@ def _levels(values: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 
 def _layer(levels: NDArray[np.uint8], opaque: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The hole of a partly transparent image."""
+    """Return the hole of a partly transparent image."""
     dark, bright = _peaks(levels[opaque])
     if dark + bright < FLAT:
         return ~opaque
@@ -83,6 +84,6 @@ def _layer(levels: NDArray[np.uint8], opaque: NDArray[np.bool_]) -> NDArray[np.b
 
 
 def _peaks(levels: NDArray[np.uint8]) -> tuple[float, float]:
-    """Shares of the most frequent value below 128, and of that above."""
+    """Return the shares of the most frequent value below 128, and of that above."""
     counts = np.bincount(levels.ravel(), minlength=256) / levels.size
     return float(counts[:128].max()), float(counts[128:].max())

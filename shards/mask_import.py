@@ -29,8 +29,8 @@ from shards.sources.files import File, images, list_files, not_taken, read_file
 from shards.sources.offer import say
 
 POLARITIES = ("auto", "hole_white", "hole_black")
-LOOK_AT = 600  # masks whose ratios are measured, evenly spread
-# A reading holds if it puts this share in range and the other one at most that.
+LOOK_AT = 600  # number of masks whose ratios are measured, evenly spread
+# A convention is chosen if it puts a share FITS of the masks in range, and the other at most FAILS.
 FITS, FAILS = 0.9, 0.7
 
 _RANGE = re.compile(r"(\d*\.?\d+)\s*%?\s*(?:-|_|,|to)\s*(\d*\.?\d+)\s*%?")
@@ -45,7 +45,7 @@ class MaskSource:
     files: tuple[File, ...]
 
     def read(self, place: int) -> np.ndarray:
-        """The place-th image's paint, bool H×W. ValueError names one that is no mask."""
+        """Read the hole of the place-th image, bool H×W; ValueError names an image without one."""
         data = self._data(place)
         try:
             header(data)  # checks the pixel limit
@@ -63,7 +63,7 @@ class MaskSource:
         return fsdecode(self.files[place].path)
 
     def digest(self) -> str:
-        """sha256 of all names and contents."""
+        """Return the sha256 of all names and contents."""
         total = sha256()
         for place, file in enumerate(self.files):
             total.update(sha256(file.path + b"\0" + self._data(place)).digest())
@@ -71,7 +71,7 @@ class MaskSource:
 
 
 def open_source(source: str) -> MaskSource:
-    """The mask images at `source`. Raises ValueError when there are none."""
+    """Return the mask images at `source`. Raises ValueError when there are none."""
     place = store.local(source).expanduser()
     skipped = Counter[str]()
     files = tuple(sorted(images(list_files(place), skipped)))
@@ -79,7 +79,7 @@ def open_source(source: str) -> MaskSource:
         say(not_taken(skipped))
     if not files:
         raise ValueError(
-            f"{source}: no images there; give the folder or zip of masks as published "
+            f"source={source} has no images: give the folder or zip of masks as published "
             "(test_mask.zip: 12,000 PNG of 512x512, white holes)"
         )
     if place.is_dir():
@@ -108,19 +108,19 @@ def resolve_polarity(source: MaskSource, polarity: str) -> str:
                 return name
         raise ValueError(
             f"the ratios of {len(places)} masks do not decide whether the hole is white or black "
-            f" ({shares}): view a mask and set polarity=hole_white or polarity=hole_black"
+            f"({shares}): look at a mask and set polarity=hole_white or polarity=hole_black"
         )
     other = "hole_black" if polarity == "hole_white" else "hole_white"
     if share[other] >= FITS and share[polarity] <= FAILS:
         raise ValueError(
-            f"polarity={polarity} is contradicted by the masks' ratios ({shares}): "
+            f"polarity={polarity} contradicts the hole ratios of the masks ({shares}): "
             f"set polarity={other}"
         )
     return polarity
 
 
 def _bounds(path: bytes) -> tuple[float, float]:
-    """The ratios (low, high] that the name of a mask's folder gives, else those of all buckets."""
+    """Return the ratios (low, high] in the name of a mask's folder, else those of all buckets."""
     for folder in reversed(fsdecode(path).split("/")[:-1]):
         if bounds := _RANGE.fullmatch(folder.strip("()[] ")):
             low, high = float(bounds[1]), float(bounds[2])
@@ -131,7 +131,7 @@ def _bounds(path: bytes) -> tuple[float, float]:
 
 
 def import_masks(source: MaskSource, polarity: str, size: int) -> Iterator[Mask]:
-    """The masks at size × size, by the bucket of their ratio; without those outside all buckets.
+    """Yield the masks at size × size with their bucket; without those outside all buckets.
 
     Resized by nearest neighbor, so that no hole grows; `polarity` as from `resolve_polarity`.
     """

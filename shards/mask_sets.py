@@ -131,7 +131,7 @@ class MaskSet:
         return len(self.ratios)
 
     def __getitem__(self, place: int) -> np.ndarray:
-        """The place-th mask, uint8 H×W of {0, 1}."""
+        """Return the place-th mask, uint8 H×W of {0, 1}."""
         shard = int(np.searchsorted(self._first, place, "right")) - 1
         row = place - int(self._first[shard])
         sample = self._reader.sample(shard, row)
@@ -142,7 +142,7 @@ class MaskSet:
 
 
 def hole_sampler(policy: MaskPolicy, height: int, width: int) -> HoleSampler | None:
-    """A function that draws the hole of a training sample, fixed by (seed, epoch, key).
+    """Return a function that draws the hole of a training sample, fixed by (seed, epoch, key).
 
     None for the policy `none`.
     """

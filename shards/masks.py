@@ -30,7 +30,7 @@ _GROUP = 8  # strokes drawn from the generator at a time
 
 
 def bucket(ratio: float) -> str | None:
-    """The name of the bucket (low, high] of a hole ratio; None outside (0.01, 0.6]."""
+    """Return the name of the bucket (low, high] of a hole ratio; None outside (0.01, 0.6]."""
     for (low, high), name in zip(BUCKETS, NAMES):
         if low < ratio <= high:
             return name
@@ -38,7 +38,7 @@ def bucket(ratio: float) -> str | None:
 
 
 def border_width(height: int, width: int) -> int:
-    """Pixels at each edge that the border constraint keeps known: 50 at 512, 25 at 256."""
+    """Return how many pixels the border constraint keeps known at each edge: 50 at 512 pixels."""
     return round(min(height, width) * BORDER)
 
 
@@ -138,12 +138,12 @@ def _cut(mask: np.ndarray, before: np.ndarray, path: np.ndarray, thick: int, kee
 
 
 def center(height: int, width: int) -> np.ndarray:
-    """The central square: half of each side, a quarter of the pixels (128×128 of 256×256)."""
+    """Return the central square of half of each side (128×128 of 256×256)."""
     return _box(height, width, (height - height // 2) // 2, (width - width // 2) // 2)
 
 
 def square(height: int, width: int, seed_words: Sequence[int]) -> np.ndarray:
-    """Half of each side, a quarter of the pixels, at a uniformly random place inside."""
+    """Return a square of half of each side at a uniformly random place inside the image."""
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence(list(seed_words))))
     top = random.integers(0, height - height // 2, endpoint=True)
     left = random.integers(0, width - width // 2, endpoint=True)
@@ -198,7 +198,7 @@ class MaskPolicy:
 def draw(
     policy: MaskPolicy, height: int, width: int, seed: int, epoch: int, key: int
 ) -> np.ndarray:
-    """The hole of sample `key` in `epoch`, uint8 height × width of {0, 1}; not for `external`."""
+    """Draw the hole of sample `key` in `epoch`, uint8 height × width of {0, 1}."""
     words = (seed, epoch, key)
     if policy.kind == "irregular":
         constrained = (

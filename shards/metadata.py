@@ -1,4 +1,4 @@
-"""Open images by Pillow whatever their metadata: a broken EXIF block or text is not the pixels."""
+"""Open images with Pillow despite broken metadata, which does not affect the pixels."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ def open_image(data: bytes, formats: tuple[str, ...] | None = None) -> Image.Ima
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 without valid EXIF."""
+    """Return the EXIF orientation, 1 to 8; 1 without valid EXIF."""
     try:
         value = image.getexif().get(0x0112, 1)
     except Exception:  # Pillow raises errors of many types for broken EXIF
@@ -46,7 +46,7 @@ def turn_upright(image: Image.Image) -> Image.Image:
 
 
 def _valid_chunks(data: memoryview) -> Iterator[memoryview]:
-    """The chunks of a PNG without metadata for which Pillow would reject the whole image."""
+    """Yield the chunks of a PNG without metadata for which Pillow would reject the whole image."""
     place = len(_PNG)
     while place < len(data):
         length = int.from_bytes(data[place : place + 4])
@@ -57,7 +57,7 @@ def _valid_chunks(data: memoryview) -> Iterator[memoryview]:
 
 
 def _is_valid(chunk: memoryview) -> bool:
-    """Whether an optional chunk has its checksum, and its text inflates to a moderate size."""
+    """Return whether an optional chunk matches its checksum and inflates to a moderate size."""
     inflater = zlib.decompressobj()
     if packed := _PACKED.match(chunk[8:-4]):
         with contextlib.suppress(zlib.error):  # Pillow ignores such a chunk

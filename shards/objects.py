@@ -34,7 +34,7 @@ class Unavailable(StoreError):
     """No answer, or no space: the same command may succeed later."""
 
 
-def display(url: str | os.PathLike) -> str:
+def display(url: str | os.PathLike[str]) -> str:
     """`url` for messages: without user and password, and without the query of http(s)."""
     text = re.sub(r"^([^/]*://)[^/@]*@", r"\1", os.fspath(url))
     return text.split("?", 1)[0] if re.match(r"[^/]*https?://", text) else text
@@ -44,7 +44,7 @@ _systems: dict[tuple[int, str], Any] = {}
 
 
 def _system(url: str) -> tuple[Any, str]:
-    """(filesystem, path) of a remote URL; one filesystem per process and scheme: not fork-safe."""
+    """Return (filesystem, path) of a remote URL; not fork-safe, so one filesystem per process."""
     scheme = url.split("://", 1)[0]
     key = (os.getpid(), scheme)
     if key not in _systems:
@@ -82,7 +82,7 @@ def reset_sessions() -> None:
 
 
 def _code(error: BaseException) -> tuple[str, int]:
-    """The S3 error code and HTTP status of `error`, else ("", 0)."""
+    """Return the S3 error code and HTTP status of `error`, else ("", 0)."""
     response = getattr(error.__cause__, "response", None) or getattr(error, "response", None)
     if not isinstance(response, dict):
         return "", int(getattr(error, "status", 0) or 0)  # aiohttp's, for http(s)://
@@ -91,7 +91,7 @@ def _code(error: BaseException) -> tuple[str, int]:
 
 
 def _where(url: str) -> str:
-    """The URL, endpoint and credentials in use, by name."""
+    """Return the URL, endpoint and credentials in use, by name."""
     environment = os.environ
     endpoint = (
         environment.get("AWS_ENDPOINT_URL_S3")
@@ -108,7 +108,7 @@ def _where(url: str) -> str:
 
 
 def _permanent_error(error: Exception, url: str) -> Exception | None:
-    """The exception to raise at once for `error`; None if a retry may help."""
+    """Return the exception to raise at once for `error`; None if a retry may help."""
     code, status = _code(error)
     if status == 412 or code == "PreconditionFailed" or isinstance(error, FileExistsError):
         return FileExistsError(errno.EEXIST, "already there", display(url))
@@ -161,7 +161,7 @@ def with_retries(url: str, ask: Callable[[Any, str], T]) -> T:
 
 
 def children(url: str) -> list[str]:
-    """The names directly below the folder `url`. Raises FileNotFoundError if there is none."""
+    """List the names directly below the folder `url`. FileNotFoundError if there is none."""
 
     def ask(system: Any, path: str) -> list[str]:
         # A console creates a folder as an empty object `path/`, which is listed in itself.
@@ -184,7 +184,7 @@ def delete(url: str, recursive: bool) -> None:
     for start in range(0, len(keys), 1000):  # the limit of one request
         some = {"Objects": [{"Key": one} for one in keys[start : start + 1000]], "Quiet": True}
 
-        def ask(system: Any, _: str, some: dict = some) -> dict:
+        def ask(system: Any, _: str, some: dict[str, Any] = some) -> Any:
             return system.call_s3("delete_objects", Bucket=bucket, Delete=some)
 
         for fault in with_retries(url, ask).get("Errors", []):
@@ -204,7 +204,7 @@ def _delete_each(system: Any, path: str, recursive: bool) -> None:
 
 
 def _keys(url: str, bucket: str, prefix: str) -> list[str]:
-    """Every key of the bucket with the prefix."""
+    """Return every key of the bucket with the prefix."""
     request: dict[str, str] = {"Bucket": bucket, "Prefix": prefix}
     keys: list[str] = []
     while True:
@@ -215,11 +215,11 @@ def _keys(url: str, bucket: str, prefix: str) -> list[str]:
         request["ContinuationToken"] = page["NextContinuationToken"]
 
 
-def upload_parts(url: str, path: str | os.PathLike, length: int) -> None:
+def upload_parts(url: str, path: str | os.PathLike[str], length: int) -> None:
     """Upload in parts; each part is retried separately."""
     bucket, key, _ = _system(url)[0].split_path(url)
 
-    def call(name: str, **arguments: Any) -> dict:
+    def call(name: str, **arguments: Any) -> Any:
         return with_retries(
             url, lambda system, _: system.call_s3(name, Bucket=bucket, Key=key, **arguments)
         )
@@ -238,7 +238,7 @@ def upload_parts(url: str, path: str | os.PathLike, length: int) -> None:
         raise
 
 
-def _slice(path: str | os.PathLike, start: int, length: int) -> bytes:
+def _slice(path: str | os.PathLike[str], start: int, length: int) -> bytes:
     with open(path, "rb") as file:
         file.seek(start)
         return file.read(length)
@@ -253,12 +253,12 @@ class Upload(NamedTuple):
 
 
 def unfinished_uploads(url: str) -> list[Upload]:
-    """The open multipart uploads below an s3:// `url`."""
+    """Return the open multipart uploads below an s3:// `url`."""
     bucket, _, prefix = url.split("://", 1)[1].partition("/")  # keep a trailing slash
     uploads: list[Upload] = []
     request: dict[str, str] = {"Bucket": bucket, "Prefix": prefix}
 
-    def ask(system: Any, _: str) -> dict:
+    def ask(system: Any, _: str) -> Any:
         return system.call_s3("list_multipart_uploads", **request)
 
     while True:

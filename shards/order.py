@@ -1,14 +1,14 @@
 """The canonical order of samples: pure arithmetic on a split's counts, a seed and an epoch.
 
-There is no list of samples. A split is cut into blocks of consecutive samples of one shard, about
+No list of samples is stored. A split is cut into blocks of consecutive samples of one shard, about
 `block_bytes` each. An epoch permutes the blocks by splitmix64 keys (not NumPy's generators, whose
 streams may change between versions), concatenates them, and cuts that line into `lanes` equal
 lanes. Inside a lane, the samples of `window` neighboring blocks are permuted together. Position q
 of the epoch is sample q // lanes of lane q % lanes.
 
-So every sample comes once per epoch; the order depends only on the manifest and the seed, not on
-ranks, threads or where a run stopped; a rank that takes every `world_size`-th position reads only
-its own lanes when `world_size` divides `lanes`; and memory is O(blocks), 16 bytes per block.
+Every sample thus occurs once per epoch. The order depends only on the manifest and the seed, not on
+ranks, threads or where a run stopped. A rank takes every `world_size`-th position; if `world_size`
+divides `lanes`, it reads only its own lanes. Memory is O(blocks), 16 bytes per block.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,7 +39,7 @@ def mix(*words: int, state: int = 0) -> int:
 
 
 def shuffled(word: int, count: int) -> np.ndarray:
-    """A permutation of range(count), int64, fixed by `word`: the argsort of splitmix64's stream.
+    """Return a permutation of range(count), int64: the argsort of splitmix64's stream at `word`.
 
     The stream never repeats within 2**64, so there are no ties and any sort gives this order.
     """
@@ -55,12 +55,12 @@ def shuffled(word: int, count: int) -> np.ndarray:
 
 
 def amplification(lanes: int, world_size: int) -> int:
-    """How many ranks read each block of an epoch: 1 if `world_size` divides `lanes`."""
+    """Return how many ranks read each block of an epoch: 1 if `world_size` divides `lanes`."""
     return world_size // gcd(lanes, world_size)
 
 
 def rank_positions(position: int, batch: int, rank: int, world_size: int) -> range:
-    """The positions of `rank` in the global batch that starts at `position`.
+    """Return the positions of `rank` in the global batch that starts at `position`.
 
     Equally many on all ranks: ValueError unless `world_size` divides `batch`.
     """
@@ -94,7 +94,7 @@ class Window(NamedTuple):
     order: np.ndarray  # (samples,) int64: place in the lane → place in the concatenated pieces
 
     def locate(self, turn: int) -> tuple[int, int]:
-        """(shard, row) of the window's `turn`-th sample."""
+        """Return (shard, row) of the window's `turn`-th sample."""
         place = int(self.order[turn])
         for piece in self.pieces:
             if place < piece.samples:
@@ -138,7 +138,7 @@ class Order:
         return self.total
 
     def epoch(self, epoch: int) -> "Epoch":
-        """The order of epoch 0, 1, 2, …: O(blocks) to make and to hold."""
+        """Return the order of epoch 0, 1, 2, …: O(blocks) to make and to hold."""
         return Epoch(self, epoch)
 
 
@@ -157,18 +157,18 @@ class Epoch:
         self._current: dict[int, Window] = {}  # by lane
 
     def lane(self, lane: int) -> tuple[int, int]:
-        """Where a lane starts and stops on the epoch's line."""
+        """Return where a lane starts and stops on the epoch's line."""
         length, longer = divmod(self.order.total, self.order.lanes)
         start = lane * length + min(lane, longer)
         return start, start + length + (lane < longer)
 
     def locate(self, place: int) -> tuple[int, int]:
-        """(shard, row) of the epoch's `place`-th sample."""
+        """Return (shard, row) of the epoch's `place`-th sample."""
         window, turn = self.window(place)
         return window.locate(turn)
 
     def window(self, place: int) -> tuple[Window, int]:
-        """The window of the epoch's `place`-th sample, and the sample's turn in the window.
+        """Return the window of the epoch's `place`-th sample, and the sample's turn in the window.
 
         Keeps one window per lane, so that iterating forward makes each window once.
         """
@@ -180,11 +180,11 @@ class Epoch:
         return current, spot - current.start
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """(shard, row) of every sample, in order."""
+        """Yield (shard, row) of every sample, in order."""
         return (self.locate(place) for place in range(self.order.total))
 
     def window_at(self, lane: int, spot: int) -> Window:
-        """The lane's window at the line's `spot`."""
+        """Return the lane's window at the line's `spot`."""
         start, stop = self.lane(lane)
         first = int(np.searchsorted(self.ends, start, "right")) - 1
         block = int(np.searchsorted(self.ends, spot, "right")) - 1
@@ -202,7 +202,7 @@ class Epoch:
         return Window(self.epoch, begin, end, tuple(pieces), shuffled(key, end - begin))
 
     def _rows(self, block: int) -> tuple[int, int]:
-        """(shard, first row) of a block."""
+        """Return (shard, first row) of a block."""
         order = self.order
         shard = int(np.searchsorted(order.first, block, "right")) - 1
         nth = block - int(order.first[shard])

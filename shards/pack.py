@@ -52,7 +52,7 @@ class IndexMeta(NamedTuple):
 
 
 def content_hash(data: bytes) -> int:
-    """64 bits of blake2b: equal for equal images."""
+    """Return 64 bits of blake2b: equal for equal images."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
@@ -94,7 +94,7 @@ def pack(
 
 
 def index_bytes(kind: str, rows: list[dict[str, Any]], meta: IndexMeta) -> bytes:
-    """The Parquet index of `rows`, columns as `COLUMNS[kind]`, `meta` in its schema."""
+    """Return the Parquet index of `rows`, columns as `COLUMNS[kind]`, `meta` in its schema."""
     table = pa.Table.from_pylist(rows, schema=COLUMNS[kind])
     note = json.dumps(meta._asdict(), sort_keys=True, ensure_ascii=False).encode()
     sink = io.BytesIO()
@@ -103,7 +103,7 @@ def index_bytes(kind: str, rows: list[dict[str, Any]], meta: IndexMeta) -> bytes
 
 
 def index_meta(data: bytes) -> IndexMeta:
-    """The metadata of the index in `data`. Raises ValueError when it has none."""
+    """Return the metadata of the index in `data`. Raises ValueError when it has none."""
     try:
         metadata = pq.read_schema(io.BytesIO(data)).metadata or {}
         return IndexMeta(**json.loads(metadata[META]))

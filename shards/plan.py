@@ -68,7 +68,7 @@ class Plan:
     rows: pa.Table  # ROWS, sorted by sample_id; empty for a generated set
 
     def shards(self) -> list[tuple[str, int, int, int]]:
-        """(split, shard, first row, end row) in order."""
+        """Return (split, shard, first row, end row) in order."""
         if not self.rows.num_rows:
             return []
         split = self.rows["split"].combine_chunks().dictionary_encode()
@@ -127,13 +127,13 @@ def make_plan(
 
 
 def generated_plan(name: str, kind: str, options: Mapping[str, Any]) -> Plan:
-    """The plan of a generated set: `options` determine every byte of it."""
+    """Return the plan of a generated set: `options` determine every byte of it."""
     rows = ROWS.empty_table()
     return Plan(name, kind, dict(options), _digest(name, kind, options, rows), rows)
 
 
 def rows_of(rows: pa.Table) -> Iterator[Row]:
-    """The rows of a table, as the loader takes them."""
+    """Yield the rows of a table, as the loader takes them."""
     columns = [rows[name].to_pylist() for name in Row._fields]
     return (Row(*values) for values in zip(*columns))
 
@@ -159,7 +159,7 @@ def _table_of(entries: Iterable[Entry]) -> pa.Table:
 
 
 def _digest(name: str, kind: str, options: Mapping[str, Any], rows: pa.Table) -> str:
-    """sha256 of the content of the plan, independent of the version of Arrow.
+    """Return the sha256 of the content of the plan, independent of the version of Arrow.
 
     Leaves out the archives and offsets: a folder and a tar of it make the same set.
     """
@@ -175,7 +175,7 @@ def _digest(name: str, kind: str, options: Mapping[str, Any], rows: pa.Table) ->
 
 
 def _payload(chunk: pa.Array) -> memoryview:
-    """The concatenated bytes of all strings of an array, without a copy."""
+    """Return the concatenated bytes of all strings of an array, without a copy."""
     _, offsets, data = chunk.buffers()
     if offsets is None or data is None:
         return memoryview(b"")
@@ -208,9 +208,9 @@ def publish(out: str, plan: Plan) -> None:
 
 
 def load(out: str, name: str, kind: str, options: Mapping[str, Any]) -> Plan | None:
-    """The plan that `out` was started with, None for a new `out`.
+    """Return the plan that `out` was started with, None for a new `out`.
 
-    Raises ValueError, naming them, for other options, or when `out` holds something else.
+    Raises ValueError naming the options that differ, or when `out` is not empty and not such a set.
     """
     saved = _read_document(out)
     if saved is None:
@@ -233,7 +233,7 @@ def _require_empty(out: str) -> None:
     other = [name for name in store.names(out) if name != "plan.parquet"]
     if other:
         raise ValueError(
-            f"{store.display(out)} holds something else ({other[0]!r}); "
+            f"{store.display(out)} is not empty and not this set (it has {other[0]!r}); "
             "give out= a new or empty folder"
         )
 
@@ -261,7 +261,7 @@ def _read_document(out: str) -> dict[str, Any] | None:
 
 
 def _other_set(out: str, saved: Mapping[str, Any], plan: Plan) -> ValueError:
-    """The error for a set that was started with another plan."""
+    """Return the error for a set that was started with another plan."""
     pairs: dict[str, tuple[Any, Any]] = {
         "name": (saved["name"], plan.name),
         "kind": (saved["kind"], plan.kind),

@@ -39,7 +39,7 @@ class Ranges:
         self._failed = 0
 
     def read(self, url: str, start: int, end: int) -> bytes:
-        """The bytes [start, end) of the object at `url`. Raises as `store.read` does."""
+        """Return the bytes [start, end) of the object at `url`. Raises as `store.read` does."""
         direct = url.startswith(("s3://", "s3a://")) and self._failed < MAX_FAILURES
         data = self._get(url, start, end) if direct else None
         if data is not None:
@@ -57,7 +57,7 @@ class Ranges:
         return data
 
     def _get(self, url: str, start: int, end: int) -> bytes | None:
-        """The bytes by a signed URL; None for any other answer."""
+        """Return the bytes by a signed URL; None for any other answer."""
         headers = {"Range": f"bytes={start}-{end - 1}"}
         signed = self._sign(url)
         if PAYER in signed:

@@ -26,7 +26,7 @@ class ImageRecord(NamedTuple):
 
 
 def samples(manifest: Manifest, split: str) -> list[ImageRecord]:
-    """The samples of a split in key order. Raises ValueError for an unknown split."""
+    """Return the samples of a split in key order. Raises ValueError for an unknown split."""
     records = []
     for shard in shards_of(manifest, split):
         index = read_index(manifest, split, shard)

@@ -54,14 +54,14 @@ TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{16}\.lacuna-tmp$")
 # --- URLs -----------------------------------------------------------------------------------------
 
 
-def is_local(url: str | os.PathLike) -> bool:
-    """True for a plain path and for `file://`."""
+def is_local(url: str | os.PathLike[str]) -> bool:
+    """Return True for a plain path and for `file://`."""
     text = os.fspath(url)
     return "://" not in text or text.startswith("file://")
 
 
-def local(url: str | os.PathLike) -> Path:
-    """The path of a local `url`."""
+def local(url: str | os.PathLike[str]) -> Path:
+    """Return the path of a local `url`."""
     text = os.fspath(url)
     if not is_local(text):
         raise ValueError(f"{display(text)} is not a local path; give a folder or a file:// URL")
@@ -78,7 +78,7 @@ def expanded(text: str) -> str:
     return start + sqlite + os.path.expanduser(path)
 
 
-def join(url: str | os.PathLike, *parts: str) -> str:
+def join(url: str | os.PathLike[str], *parts: str) -> str:
     """Append the literal names `parts` to `url`, separated by single slashes."""
     text = os.fspath(url)
     if text.startswith("file://"):
@@ -86,16 +86,16 @@ def join(url: str | os.PathLike, *parts: str) -> str:
     return "/".join([text.rstrip("/") or "", *(part.strip("/") for part in parts)])
 
 
-def name(url: str | os.PathLike) -> str:
-    """The last part of a path or URL, without slashes at its end."""
+def name(url: str | os.PathLike[str]) -> str:
+    """Return the last part of a path or URL, without slashes at its end."""
     return os.fspath(url).rstrip("/").rpartition("/")[2]
 
 
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read(url: str | os.PathLike, start: int | None = None, end: int | None = None) -> bytes:
-    """The bytes [start, end) of the file at `url`, by default all.
+def read(url: str | os.PathLike[str], start: int | None = None, end: int | None = None) -> bytes:
+    """Return the bytes [start, end) of the file at `url`, by default all.
 
     Raises FileNotFoundError, EOFError if the file ends before `end`, StoreError.
     """
@@ -108,7 +108,7 @@ def read(url: str | os.PathLike, start: int | None = None, end: int | None = Non
     if start is not None and start == end:
         return b""
 
-    def ask(system: Any, path: str) -> bytes:
+    def ask(system: Any, path: str) -> Any:
         if text.startswith(("s3://", "s3a://")):
             return system.cat_file(path, start=start, end=end, max_concurrency=1)
         return system.cat_file(path, start=start, end=end)
@@ -131,16 +131,16 @@ def _whole(data: bytes, url: str, start: int | None, end: int | None) -> bytes:
     return data
 
 
-def size(url: str | os.PathLike) -> int:
-    """Length in bytes. Raises FileNotFoundError, StoreError."""
+def size(url: str | os.PathLike[str]) -> int:
+    """Return the length in bytes. Raises FileNotFoundError, StoreError."""
     text = os.fspath(url)
     if is_local(text):
         return local(text).stat().st_size
     return int(with_retries(text, lambda system, path: system.info(path))["size"])
 
 
-def exists(url: str | os.PathLike) -> bool:
-    """Whether there is an object, a file or a folder at `url`."""
+def exists(url: str | os.PathLike[str]) -> bool:
+    """Return whether there is an object, a file or a folder at `url`."""
     text = os.fspath(url)
     if is_local(text):
         return local(text).exists()
@@ -151,8 +151,8 @@ def exists(url: str | os.PathLike) -> bool:
     return True
 
 
-def names(url: str | os.PathLike) -> list[str]:
-    """The sorted names in a folder; empty if there is no folder.
+def names(url: str | os.PathLike[str]) -> list[str]:
+    """Return the sorted names in a folder; empty if there is no folder.
 
     Without temporary files, and without what file managers and disks leave in an empty folder.
     """
@@ -171,7 +171,7 @@ def names(url: str | os.PathLike) -> list[str]:
 # --- writing --------------------------------------------------------------------------------------
 
 
-def write(url: str | os.PathLike, data: bytes, exclusive: bool = False) -> None:
+def write(url: str | os.PathLike[str], data: bytes, exclusive: bool = False) -> None:
     """Write `data` to `url` atomically; creates parent folders.
 
     With `exclusive`, raises FileExistsError if the file exists. The answer of a successful request
@@ -192,7 +192,7 @@ def write(url: str | os.PathLike, data: bytes, exclusive: bool = False) -> None:
             raise
 
 
-def upload(url: str | os.PathLike, path: str | os.PathLike) -> None:
+def upload(url: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
     """Upload the local file `path` to `url` atomically."""
     text = os.fspath(url)
     length = os.stat(path).st_size
@@ -206,7 +206,7 @@ def upload(url: str | os.PathLike, path: str | os.PathLike) -> None:
         with_retries(text, lambda system, target: system.put_file(os.fspath(path), target))
 
 
-def _copy(path: str | os.PathLike, file: Any) -> None:
+def _copy(path: str | os.PathLike[str], file: Any) -> None:
     with open(path, "rb") as source:
         while block := source.read(16 * 2**20):
             file.write(block)
@@ -239,14 +239,14 @@ def _publish(target: Path, fill: Callable[[Any], Any], exclusive: bool) -> None:
 
 
 def unwritable(target: Path, error: OSError) -> StoreError:
-    """The error for a file that could not be written."""
+    """Return the error for a file that could not be written."""
     message = f"{target}: cannot be written ({error.strerror or error})"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return Unavailable(f"{message}: free some space and run the command again")
     return StoreError(f"{message}: give another path, or make this one writable")
 
 
-def remove(url: str | os.PathLike, recursive: bool = False) -> None:
+def remove(url: str | os.PathLike[str], recursive: bool = False) -> None:
     """Remove the file at `url`, with `recursive` all below it; ignores missing files."""
     text = os.fspath(url)
     with contextlib.suppress(FileNotFoundError):

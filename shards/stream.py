@@ -117,7 +117,7 @@ class Stream:
         return batch
 
     def guards(self) -> dict[str, Any]:
-        """The identity of the order that a position belongs to, JSON; see `check_guards`."""
+        """Return the identity of the order that a position belongs to, JSON; see `check_guards`."""
         return dict(self._guards)
 
     def close(self) -> None:
@@ -147,7 +147,7 @@ def order_of(
     window: int = WINDOW,
     block_bytes: int = BLOCK_BYTES,
 ) -> Order:
-    """The canonical order of a split; no index is read for it."""
+    """Return the canonical order of a split; no index is read for it."""
     shards = shards_of(manifest, split)
     return Order(
         [shard.samples for shard in shards],

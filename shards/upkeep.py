@@ -1,4 +1,4 @@
-"""Maintenance of written sets: verify them, describe them, find what killed writers left."""
+"""Maintain written sets: verify and describe them, find the leftovers of killed writers."""
 
 import hashlib
 import os
@@ -57,7 +57,7 @@ def _faults(manifest: Manifest, split: str, shard: Shard, every_byte: bool) -> I
         index = read_index(manifest, split, shard)
         offset, size = index["offset"].to_numpy(), index["size"].to_numpy()
         if len(offset) and int((offset + size).max()) > shard.bytes:
-            yield "its index exceeds its length"
+            yield "its index points beyond its end"
         url = manifest.shard_url(split, shard)
         length = store.size(url)
         if length != shard.bytes:
@@ -80,7 +80,7 @@ def _faults(manifest: Manifest, split: str, shard: Shard, every_byte: bool) -> I
 
 
 def info(manifest: Manifest) -> dict[str, Any]:
-    """Statistics of the set, from the manifest, the indexes and the rejects."""
+    """Return statistics of the set, from the manifest, the indexes and the rejects."""
     splits = {}
     for name, split in manifest.splits.items():
         names = ["width", "height", "size", "content_hash"]
@@ -106,7 +106,7 @@ def info(manifest: Manifest) -> dict[str, Any]:
 
 
 def rejects(url: str) -> dict[str, int]:
-    """The number of rejected files, by reason."""
+    """Return the number of rejected files, by reason."""
     try:
         data = store.read(store.join(url, "rejects.parquet"))
     except FileNotFoundError:
@@ -139,13 +139,13 @@ def parse_age(text: str) -> float:
 
 
 def orphans(url: str, older_than: float) -> list[Orphan]:
-    """Leftovers of killed writers in the sharded set `url`, older than `older_than` seconds.
+    """Return leftovers of killed writers in the sharded set `url`, older than `older_than` seconds.
 
     Raises ValueError if there is no sharded set at `url`, finished or not.
     """
     if not any(store.exists(store.join(url, n)) for n in ("plan.json", manifests.FILE)):
         raise ValueError(
-            f"{store.display(url)}: no sharded set there, finished or not; give the URL of a set"
+            f"{store.display(url)} is not a sharded set, finished or not: give the URL of a set"
         )
     if store.is_local(url):
         leftovers = list(_temporary(url))

@@ -123,7 +123,7 @@ def write(
 
 
 def missing(out: str, plan: Plan) -> list[tuple[str, int]]:
-    """(split, shard) of the plan's shards that are not complete in `out`."""
+    """Return (split, shard) of the plan's shards that are not complete in `out`."""
     absent = []
     for split in dict.fromkeys(split for split, *_ in plan.shards()):
         tars = set(store.names(store.join(out, split)))

@@ -30,7 +30,7 @@ REDACTED = [
     (re.compile(KEYS), "***"),
 ]
 
-TEXTS = ("cluster.setup", "cluster.sbatch", "cluster.patch", "cluster.env")  # copied into jobs
+FREE_TEXT = ("cluster.setup", "cluster.sbatch", "cluster.patch", "cluster.env")  # copied into jobs
 # NAME=value and --name value. `$NAME`, `$(command)` and `<file` are references, not secrets.
 ASSIGNMENT = re.compile(r"([\w-]+(?==)|--[\w-]+(?= ))[= ][\"']?(?![$`<=&|;-])[^\s\"']")
 
@@ -47,7 +47,7 @@ def refuse_secret(name: str, value: Any) -> None:
             refuse_secret(name, item)
     if not isinstance(value, str):
         return
-    if name in TEXTS:
+    if name in FREE_TEXT:
         _refuse_literal(name, value)
     if re.search(f"{LOGIN}|{QUERY}", value, re.I) or any(_from_environment(value, least=8)):
         raise ConfigError(

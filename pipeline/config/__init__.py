@@ -1,1 +1,1 @@
-"""The closed schema of every command, and how words become a configuration."""
+"""The closed schema of every command, and how arguments become a configuration."""

@@ -13,11 +13,11 @@ class Command:
     """One command: `module.main(config)` runs it and returns a dict, which --json prints.
 
     A module whose command changes something has `dry_run(config) -> str`, a description of it.
-    positional: the key that a word without `=` sets.
-    actions: words that may come first, as in `shard verify`.
+    positional: the key that an argument without `=` sets.
+    actions: possible first arguments, as in `shard verify`.
     groups: names of groups with their default option.
     workers: it may run in several processes, each started with RANK in its environment.
-    raw: `main(words, dry_run)` takes the words of the command line as they are.
+    raw: `main(args, dry_run)` takes the unparsed arguments.
     """
 
     module: str
@@ -156,15 +156,15 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-def positional(spec: Command, words: list[str]) -> list[str]:
-    """Write words without `=`, as in `shard verify URL` and `promote NAME`, as key=value."""
-    words = list(words)
-    given = [f"action={words.pop(0)}"] if words and words[0] in spec.actions else []
-    plain = list(takewhile(lambda w: "=" not in w.split("/")[0], words)) if spec.positional else []
+def positional(spec: Command, args: list[str]) -> list[str]:
+    """Rewrite arguments without `=`, as in `shard verify URL` or `promote NAME`, as key=value."""
+    args = list(args)
+    given = [f"action={args.pop(0)}"] if args and args[0] in spec.actions else []
+    plain = list(takewhile(lambda a: "=" not in a.split("/")[0], args)) if spec.positional else []
     if spec.positional == "names" and plain:
         given.append(f"names=[{','.join(plain)}]")
     elif len(plain) > 1:
         raise ValueError(f"{' '.join(plain)}: give one {spec.positional} at a time")
     elif plain:
         given.append(f"{spec.positional}={plain[0]}")
-    return [*given, *words[len(plain) :]]
+    return [*given, *args[len(plain) :]]

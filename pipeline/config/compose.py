@@ -1,12 +1,12 @@
-"""From words on a command line to a typed configuration, and where each value came from.
+"""Turn a command line into a typed configuration, and record where each value came from.
 
 Later sources override earlier ones: `conf/`, the site's folder (`$LACUNA_CONF`), the user's
 (`~/.config/lacuna`), the command line. A folder may hold options of any group (`cluster/our.yaml`)
 and `defaults.yaml`, plain keys that override the values of the groups.
 
-An option's file may name others of its group that it builds on (`defaults: [msanet]`), and a recipe
-the options that it is made of (`defaults: [override /model: msanet]`), as in Hydra, whose grammar
-words follow too. The files are read here: `--dry-run` shows which of them set a key.
+As in Hydra, an option's file may name others of its group that it builds on (`defaults: [msanet]`),
+and a recipe the options that it consists of (`defaults: [override /model: msanet]`). Arguments
+follow Hydra's grammar. The files are read here, so that `--dry-run` can show which one set a key.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from pipeline.config.resolve import Resolved, entries, interpolated, known_keys,
 from shards import store
 
 CONF = CHECKOUT / "conf"
-# Keys that expect texts; True where a truth value is kept, as in `sbatch: {exclusive: true}`.
-TEXTS = {
+# Keys with string values; True if a boolean is kept as such, as in `sbatch: {exclusive: true}`.
+STRING_KEYS = {
     name: f.name == "sbatch"
     for spec in COMMANDS.values()
     for name, _, f in entries(spec.schema())
@@ -54,11 +54,11 @@ def search_folders() -> list[tuple[str, Path]]:
     return [(name, path) for name, path in folders.items() if path and path.is_dir()]
 
 
-def compose(command: str, words: Sequence[str]) -> Resolved:
-    """Resolve the `key=value` words of a command; ConfigError names the first error."""
+def compose(command: str, args: Sequence[str]) -> Resolved:
+    """Resolve the `key=value` arguments of a command; ConfigError names the first error."""
     spec = COMMANDS[command]
-    saved, words = saved_start(command, spec.groups, words)
-    choices, values = _split(spec, words)
+    saved, args = saved_start(command, spec.groups, args)
+    choices, values = _split(spec, args)
     if saved and choices:
         raise ConfigError("config= is already resolved: change single keys, not groups")
     layers = _leaves_of(command, *saved) if saved else list(_composed(command, choices))
@@ -71,18 +71,18 @@ def compose(command: str, words: Sequence[str]) -> Resolved:
 
 
 def _loaded(path: Path, group: str = "") -> dict[str, Any]:
-    """Read a file of keys, or of a group's."""
+    """Read a YAML file of keys, or of a group's keys."""
     try:
         values = _read(path.read_text(), group)
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} does not hold `key: value` lines")
+        raise ConfigError(f"{path}: expected `key: value` lines")
     return values
 
 
 def _read(text: str, group: str = "") -> Any:
-    """Parse YAML; a number or truth value keeps its spelling where a text is expected.
+    """Parse YAML; a number or boolean keeps its spelling where a string is expected.
 
     YAML reads 12:00:00 as 43200, 3.10 as 3.1 and 0123 as 83.
     """
@@ -91,7 +91,7 @@ def _read(text: str, group: str = "") -> Any:
 
 
 class _Spelling(yaml.SafeLoader):
-    """Reads numbers, truth values and dates as they are written."""
+    """Reads numbers, booleans and dates as strings."""
 
 
 for _kind in ("bool", "float", "int", "timestamp"):
@@ -99,14 +99,15 @@ for _kind in ("bool", "float", "int", "timestamp"):
 
 
 def _spelled(value: Any, spelling: Any, name: str) -> Any:
-    """Replace what is no text by its spelling, in the keys that expect a text."""
+    """Replace numbers and booleans by their spelling in the keys that expect a string."""
     if isinstance(value, dict):
-        names = [name if name in TEXTS else f"{name}.{key}".lstrip(".") for key in value]
+        names = [name if name in STRING_KEYS else f"{name}.{key}".lstrip(".") for key in value]
         return dict(zip(value, map(_spelled, value.values(), spelling.values(), names)))
     if isinstance(value, list):
         return [_spelled(item, written, name) for item, written in zip(value, spelling)]
-    wrong = isinstance(value, (int, float)) and not (isinstance(value, bool) and TEXTS.get(name))
-    return spelling if name in TEXTS and wrong and isinstance(spelling, str) else value
+    kept = isinstance(value, bool) and STRING_KEYS.get(name)
+    wrong = name in STRING_KEYS and isinstance(value, (int, float)) and not kept
+    return spelling if wrong and isinstance(spelling, str) else value
 
 
 def options(group: str) -> list[str]:
@@ -116,48 +117,48 @@ def options(group: str) -> list[str]:
     return sorted(map(str, found))
 
 
-def _split(spec: Command, words: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, Any]]]:
+def _split(spec: Command, args: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, Any]]]:
     """Separate the choices of groups from single values."""
     choices, values = {}, []
-    for word in words:
-        if "=" not in word:
-            raise ConfigError(f"{word!r}: expected key=value; --help lists the keys")
-        name, _, text = word.partition("=")
+    for arg in args:
+        if "=" not in arg:
+            raise ConfigError(f"{arg!r}: expected key=value; --help lists the keys")
+        name, _, text = arg.partition("=")
         if name.startswith(("+", "~")):
-            raise ConfigError(f"{word!r}: keys are neither added nor removed; write key=value")
+            raise ConfigError(f"{arg!r}: keys cannot be added or removed; write key=value")
         if not text:
             raise ConfigError(f"{name}= is empty: give a value, or {name}=null")
         if name in spec.groups:
             choices[name] = text
         else:
-            values.append((name, _parsed(word, text)))
+            values.append((name, _parsed(arg, text)))
     return choices, values
 
 
-def _parsed(word: str, text: str) -> Any:
-    """Return the value of a word: lists, mappings, numbers and quoted text by Hydra's grammar.
+def _parsed(arg: str, text: str) -> Any:
+    """Return the value of an argument: lists, mappings, numbers and quoted text by Hydra's grammar.
 
-    Other values are taken literally: paths and URLs contain characters that mean something in it.
+    Other values are taken literally: paths and URLs contain characters of that grammar.
     """
-    box = re.match(r"mask=\s*[\[\d.+-]", word)  # x,y,w,h, to Hydra four values
+    box = re.match(r"mask=\s*[\[\d.+-]", arg)  # x,y,w,h: Hydra would read four values
     if box or not re.match(r"^\s*([\[{'\"]|[-+\d.]|true$|false$|null$)", text, re.I):
         return text
     try:
-        override = OverridesParser.create().parse_override(word)
+        override = OverridesParser.create().parse_override(arg)
     except HydraException:
         return text
     if override.is_sweep_override():
-        raise ConfigError(f"{word!r} gives several values; a run takes one")
+        raise ConfigError(f"{arg!r} has several values: give one (only `submit` runs sweeps)")
     value = override.value()
-    with suppress(yaml.YAMLError):  # a list in Hydra's grammar alone
-        value = _spelled(value, yaml.load(text, _Spelling), word.partition("=")[0])
+    with suppress(yaml.YAMLError):  # a list in Hydra's grammar but not in YAML
+        value = _spelled(value, yaml.load(text, _Spelling), arg.partition("=")[0])
     return value
 
 
 def _composed(command: str, choices: dict[str, str]) -> Iterator[tuple[str, Any, str]]:
     """Yield the values of the chosen options, a recipe's own values last.
 
-    What words choose comes before a recipe's choices, and those before the command's defaults.
+    Options given as arguments override those of a recipe, which override the command's defaults.
     """
     recipe = list(_files("experiment", choices["experiment"])) if "experiment" in choices else []
     chosen = dict(COMMANDS[command].groups)
@@ -172,7 +173,7 @@ def _composed(command: str, choices: dict[str, str]) -> Iterator[tuple[str, Any,
 
 
 def _files(group: str, option: str) -> Iterator[tuple[dict[str, str], dict[str, Any], str]]:
-    """Yield the overrides, values and name of an option's file and, before, of those it builds on.
+    """Yield the overrides, values and name of an option's file, preceded by those it builds on.
 
     As in Hydra, `_self_` among the `defaults` puts the file before the options that follow it.
     """
@@ -196,7 +197,7 @@ def _files(group: str, option: str) -> Iterator[tuple[dict[str, str], dict[str, 
 def _leaves_of(
     command: str, values: Any, origin: str, lenient: bool = False
 ) -> list[tuple[str, Any, str]]:
-    """The values of a file that this command reads, by dotted key.
+    """Return the values of a file that this command reads, by dotted key.
 
     Keys of a shared section that only other commands read are skipped: conf/data/*.yaml serves
     `shard`, `train` and `evaluate`. With `lenient` so are all keys of other commands.
@@ -225,22 +226,22 @@ def _flatten(values: Any, known: set[str], prefix: str = "") -> Iterator[tuple[s
 
 
 def saved_start(
-    command: str, groups: Iterable[str], words: Sequence[str]
+    command: str, groups: Iterable[str], args: Sequence[str]
 ) -> tuple[tuple[Any, str] | None, list[str]]:
-    """Return the configuration to start from and its URL, if there is one, and the other words.
+    """Return the saved configuration to start from with its URL, or None, and the other arguments.
 
-    `train run=URL` starts from `<run>/config.yaml` where that exists and no word names a recipe or
+    `train run=URL` starts from `<run>/config.yaml` if that exists and no argument names a recipe or
     another group.
     """
-    given = {name: store.expanded(v) for name, _, v in (word.partition("=") for word in words) if v}
+    given = {name: store.expanded(v) for name, _, v in (arg.partition("=") for arg in args) if v}
     url = given.get("config")
     if url is None and command == "train" and given.get("run") and not set(groups) & set(given):
         url = store.join(given["run"], "config.yaml")
         url = url if store.exists(url) else None
     if url is None:
-        return None, list(words)
+        return None, list(args)
     try:
         saved = _read(store.read(url).decode())
     except FileNotFoundError:
-        raise ValueError(f"config={store.display(url)} does not exist") from None
-    return (saved, store.display(url)), [w for w in words if not w.startswith("config=")]
+        raise ValueError(f"config={store.display(url)} does not exist: give a file") from None
+    return (saved, store.display(url)), [w for w in args if not w.startswith("config=")]

@@ -1,6 +1,6 @@
 """The schema of the groups under `conf/` and of a run's other sections.
 
-The schema is closed: `pipeline.config.resolve` refuses a key that is neither here nor in `schema`.
+The schema is closed: `pipeline.config.resolve` rejects a key that is neither here nor in `schema`.
 """
 
 from __future__ import annotations
@@ -92,14 +92,14 @@ class CroppedData(ResizedData):
 
 @dataclass
 class EvaluationData(ResizedData):
-    """What `evaluate` reads of `data`; the protocol says how it crops."""
+    """The keys of `data` that `evaluate` reads; the protocol determines the crop."""
 
     url: str | None = key(None, "the sharded set: a folder or s3:// URL")
 
 
 @dataclass
 class DataConfig(EvaluationData, CroppedData):
-    """What training reads of `data`."""
+    """The keys of `data` that training reads."""
 
     train: str = key("train", "split that training reads")
     validate: str = key("val", "split for validation during training; never test")
@@ -108,7 +108,7 @@ class DataConfig(EvaluationData, CroppedData):
 
 @dataclass
 class ShardingConfig(CroppedData):
-    """What `shard` reads of `data`; images that training could not crop are rejected."""
+    """The keys of `data` that `shard` reads; images that training could not crop are rejected."""
 
     layout: str = key("folder", "the publisher's layout (see `shard`)")
     holdout: float = key(0.05, "share of train held out if there is no val", least=0.0, most=1.0)
@@ -120,14 +120,14 @@ class ShardingConfig(CroppedData):
 
 @dataclass
 class EvaluationMasks:
-    """What `evaluate` reads of `masks`."""
+    """The keys of `masks` that `evaluate` reads."""
 
     url: str | None = key(None, "a mask set (see `masks`)")
 
 
 @dataclass
 class MasksConfig(EvaluationMasks):
-    """What training reads of `masks`."""
+    """The keys of `masks` that training reads."""
 
     kind: str = key("irregular", "kind of holes", KINDS)
     low: float = key(0.01, "smallest hole ratio of training masks", least=0.0, most=1.0)
@@ -195,7 +195,7 @@ class CheckpointConfig:
 
 @dataclass
 class LogConfig:
-    every: int | None = key(None, "steps a line of steps.jsonl; null: 1 on CPU, 20 on GPU", least=1)
+    every: int | None = key(None, "steps per line of steps.jsonl; null: CPU 1, GPU 20", least=1)
 
 
 @dataclass
@@ -208,27 +208,27 @@ class ValidateConfig:
 
 @dataclass
 class RecordConfig:
-    """What `evaluate` reads of `tracking`: it records in the run's own experiment."""
+    """The keys of `tracking` that `evaluate` reads: it records in the run's own experiment."""
 
     enabled: bool = key(True, "log the result to MLflow")
 
 
 @dataclass
 class ReportConfig(RecordConfig):
-    """What `compare` reads of `tracking`."""
+    """The keys of `tracking` that `compare` reads."""
 
     experiment: str | None = key(None, "MLflow experiment; null: $USER/<experiment>")
 
 
 @dataclass
 class TrackingConfig(ReportConfig):
-    """What training reads of `tracking`."""
+    """The keys of `tracking` that training reads."""
 
     required: bool = key(False, "fail if the tracking server does not answer at the start")
     drain: bool = key(True, "send while training; false: only store, `sync` sends")
 
 
-# Keys that a run's config.yaml once held, and that training never read.
+# Keys in the config.yaml of older runs that training never read.
 SHARDING = ("layout", "holdout", "shard_mb", "min_side", "store_short", "quality")
 RETIRED = ("objective.name", *(f"data.{name}" for name in SHARDING))
 

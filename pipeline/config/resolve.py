@@ -43,7 +43,7 @@ class Resolved:
 
 
 def merge(command: str, layers: list[tuple[str, Any, str]]) -> Resolved:
-    """Lay `(key, value, origin)` over the schema's defaults, the last one winning, and check."""
+    """Override the schema's defaults by `(key, value, origin)`, the last one winning, and check."""
     spec = COMMANDS[command]
     base = OmegaConf.structured(spec.schema)
     given = {name: (value, origin) for name, value, origin in layers}
@@ -85,7 +85,7 @@ def interpolated(origin: str = "") -> Iterator[None]:
 
 
 def _at_home(value: Any) -> Any:
-    """Return the value with `~` expanded in a text and in each text of a list."""
+    """Return the value with `~` expanded in a string and in each string of a list."""
     if isinstance(value, list):
         return [_at_home(item) for item in value]
     return expanded(value) if isinstance(value, str) else value
@@ -129,13 +129,13 @@ def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     least, most, below = (metadata.get(bound) for bound in ("least", "most", "below"))
     for number in _numbers(value):
         if not math.isfinite(number):
-            raise ConfigError(f"{name}={_plain(value)} is not finite: give a number")
+            raise ConfigError(f"{name}={_plain(value)} is not finite: expected a finite number")
         if least is not None and number < least:
-            raise ConfigError(f"{name}={_plain(value)} is too small: at least {least}")
+            raise ConfigError(f"{name}={_plain(value)} is too small: expected at least {least}")
         if most is not None and number > most:
-            raise ConfigError(f"{name}={_plain(value)} is too large: at most {most}")
+            raise ConfigError(f"{name}={_plain(value)} is too large: expected at most {most}")
         if below is not None and number >= below:
-            raise ConfigError(f"{name}={_plain(value)} is too large: below {below}")
+            raise ConfigError(f"{name}={_plain(value)} is too large: expected less than {below}")
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
@@ -146,12 +146,12 @@ def _numbers(value: Any) -> Iterator[int | float]:
 
 
 def _from(origin: str) -> str:
-    """The start of a message about a value that a file gives."""
+    """Return the start of a message about a value from a file."""
     return "" if origin in ("", "command line") else f"{origin}: "
 
 
 def _elsewhere(command: str, name: str) -> str:
-    """The commands that read a key which this one does not."""
+    """Return which commands read a key that this one does not."""
     readers = [other for other, spec in COMMANDS.items() if name in known_keys(spec.schema)]
     if not readers or command in readers:
         return ""

@@ -182,6 +182,6 @@ def memory_mb(pid: int) -> float:
     try:
         first = psutil.Process(pid)
         family = [first, *first.children(recursive=True)]
-        return sum(process.memory_info().rss for process in family) / 1e6
+        return float(sum(process.memory_info().rss for process in family)) / 1e6
     except psutil.Error:  # one has just ended
         return 0.0

@@ -47,11 +47,11 @@ def dry_run(config: PromoteConfig | RollbackConfig) -> str:
             now = past.line[-1].version
             return f"would make {config.model}/{target.version} champion again, replacing {now}"
         if config.verify:
-            return "changes nothing: verify=true only reads"
+            return "would change nothing: verify=true only reads"
         candidate = _candidate(client, config)
         name = config.into or candidate.name
         before = history.fold(model_versions.versions(client, name)).champion
-        against = f"champion {name}/{before.version}" if before else "the floors (no champion yet)"
+        against = f"champion {name}/{before.version}" if before else f"floor={config.floor}"
         return (
             f"would compare {candidate.name}/{candidate.version} with {against} and promote it if "
             "it passes the gate"
@@ -98,7 +98,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
             "gate.figures": json.dumps(figures, sort_keys=True),
             "gate.pairs_digest": pairs["pairs_digest"],
         }
-        # Append to the history last: whoever appends first against this champion wins.
+        # The history is appended to last: the first promotion against this champion wins.
         promoted = register.create_version(client, name, history.sealed(record), card)
         _check_not_superseded(client, name, promoted, before)
     return _result(name, promoted, "promoted")
@@ -138,7 +138,7 @@ def rollback(config: RollbackConfig) -> dict[str, Any]:
 
 
 def _server(config: PromoteConfig | RollbackConfig) -> tuple[str, Any]:
-    """Return the tracking URI, that of the promoted run if it is named, and a client."""
+    """Return the tracking URI (of the promoted run, if one is named) and a client."""
     run = config.run if isinstance(config, PromoteConfig) else None
     uri = uri_for(run, None) if run and store.exists(run) else tracking_uri(config.root)
     return uri, connect(uri, make=False)
@@ -193,7 +193,7 @@ def _copy(
         model_versions.download(uri, logged.model_id, "", stored)
         if package.tree_digest(stored) != tree:
             raise ValueError(
-                f"{errors.display_uri(uri)} stored other bytes than were sent: run promote again"
+                f"{errors.display_uri(uri)} stored bytes that differ from those sent: promote again"
             )
     return {**tags, "model_id": logged.model_id, "tree_sha256": tree}, text
 

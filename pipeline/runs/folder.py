@@ -6,7 +6,6 @@ under the cache, and `publish` copies what must survive this machine.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from omegaconf import OmegaConf
 
 from pipeline.common.environment import cache_dir
 from pipeline.common.errors import ConfigError
-from pipeline.common.locks import Held, hold, is_leased, leased, sign
+from pipeline.common.locks import Held, hold, is_leased, is_locked, leased, sign
 from pipeline.runs.checkpoints import images_saved
 from pipeline.runs.run_json import read_run_json
 from shards import store
@@ -128,14 +127,7 @@ def is_held(url: str) -> bool:
     """Whether a live process holds the run; in a bucket the answer may take a minute."""
     if not store.is_local(url):
         return is_leased(url)
-    try:
-        with open(store.local(url) / ".lock") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # never held, or moved
-        return False
-    return False
+    return is_locked(store.local(url) / ".lock")
 
 
 def saved_config(url: str) -> Any:

@@ -6,13 +6,13 @@ the current object atomically: a reader sees one whole object, and no writer und
 
 from __future__ import annotations
 
-import fcntl
 import json
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any
 
+from pipeline.common.locks import locked
 from shards import store
 
 NAME = "run.json"
@@ -24,7 +24,7 @@ def read_run_json(run: str) -> Facts:
     """Read `run.json` of a run folder or URL; `{}` where it does not exist yet."""
     url = store.join(str(run), NAME)
     try:
-        return json.loads(store.read(url))
+        return dict(json.loads(store.read(url)))
     except FileNotFoundError:
         return {}
     except (json.JSONDecodeError, UnicodeDecodeError):
@@ -45,12 +45,8 @@ def change_run_json(run: str, change: Callable[[dict[str, Any]], dict[str, Any]]
     lock: there the holder of the run's lock is the only writer.
     """
     url = store.join(str(run), NAME)
-    with _writers, ExitStack() as stack:
-        if store.is_local(url):
-            path = store.local(url)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(path.with_name(".run.json.lock"), "w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = store.local(url).with_name(".run.json.lock") if store.is_local(url) else None
+    with _writers, locked(lock) if lock else nullcontext():
         known = read_run_json(run)
         merged = {k: v for k, v in {**known, **change(known)}.items() if v is not None}
         store.write(url, (json.dumps(merged, indent=1, sort_keys=True) + "\n").encode())

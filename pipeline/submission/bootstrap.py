@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     Exit status 78 if the archive was changed, is missing or may not be read; else 1, which is
     retried.
     """
-    url, sha256, *words = argv
+    url, sha256, *args = argv
     place = store.display(url)
     try:
         code = _unpacked(url, sha256)
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     os.environ["LACUNA_CODE"] = str(code)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(code), *before])
     os.environ["PYTHONSAFEPATH"] = "1"  # else the working folder would come first
-    os.execv(sys.executable, [sys.executable, "-m", "pipeline", *words])
+    os.execv(sys.executable, [sys.executable, "-m", "pipeline", *args])
 
 
 def _unpacked(url: str, sha256: str) -> Path:

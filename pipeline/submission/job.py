@@ -31,7 +31,7 @@ Places = dict[tuple[str, str], bool]  # key and value that name a place: whether
 
 
 def places(verb: str, configs: Sequence[Any], runs: Sequence[str]) -> Places:
-    """Return the places of all points of a job; `runs` are its results or its subject."""
+    """Return the places of all points of a job; `runs` are its results or its inputs."""
     named: Places = {}
     for values in map(dict, map(leaves, configs)):
         for name in PLACES:
@@ -54,12 +54,12 @@ def folders(verb: str, named: Places, written: bool) -> tuple[str, ...]:
 
 
 def refuse_incomplete(verb: str, config: Any, tasks: int | None) -> None:
-    """Refuse what the command itself would refuse, or finish without doing, only after queueing."""
+    """Refuse before queueing what the command would refuse or skip after it."""
     divides = verb == "shard" and config.action == "write"
     if tasks and not divides:
         raise ConfigError(f"cluster.tasks={tasks}: only `shard` is divided into tasks")
     if divides and config.source is None:
-        raise ConfigError("source= is missing: give the data set as published")
+        raise ConfigError("source= is missing: give the dataset as published")
     if tasks and config.task is not None:
         raise ConfigError(f"task={config.task} is set for each element by cluster.tasks={tasks}")
 
@@ -75,7 +75,7 @@ def refuse_relative(places: Places) -> None:
     for name, value in places:
         if store.is_local(value) and not store.local(value).is_absolute():
             raise ConfigError(
-                f"{name}={value} is relative, and inside an image that is another folder: give an "
+                f"{name}={value} is relative to another folder inside the image: give an "
                 f"absolute path{' (or root=)' if name == 'run' else ''}, or cluster.code=snapshot"
             )
 
@@ -88,7 +88,7 @@ def refuse_local(places: Places, key: str, folder: str, cluster: Cluster) -> Non
     for name, place in ((key, folder), *places):
         if store.is_local(place) and _claim(place, cluster) is None:
             raise ConfigError(
-                f"{name}={place} is a folder of this machine, which pods do not see: give an "
+                f"{name}={place} is a folder of this machine, which pods cannot read: give an "
                 "s3:// URL, or a path on one of cluster.volumes"
             )
     mount = _claim(folder, cluster) if store.is_local(folder) else None
@@ -128,11 +128,11 @@ def job_of(part: Part, snapshots: Callable[[bool], Snapshot]) -> tuple[Job, Clus
     kubernetes = cluster.scheduler == "kubernetes"
     if not kubernetes and not store.is_local(cluster.folder or ""):
         raise ConfigError(
-            f"cluster.folder={cluster.folder} is not a local folder, which scripts and logs need"
+            f"cluster.folder={cluster.folder} is not local: give a folder for scripts and logs"
         )
     folder = part.folder if kubernetes else os.path.abspath(store.local(part.folder))
     needs = places(part.verb, [p.config for p in part.points], part.runs)
-    # --- places that the job's machines do not see
+    # --- places that the job's machines cannot access
     if kubernetes:
         refuse_local(needs, "run" if part.trains else "root", part.folder, cluster)
         refuse_unreachable_tracking(part.verb, part.points[0].config, cluster)

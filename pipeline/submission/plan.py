@@ -1,4 +1,4 @@
-"""Parse the words of `submit` into parts: command, cluster, configurations, ID and folder.
+"""Parse the arguments of `submit` into parts: command, cluster, configurations, ID and folder.
 
 Writes nothing and calls no scheduler.
 """
@@ -59,7 +59,7 @@ class Part:
 
     @cached_property
     def runs(self) -> tuple[str, ...]:
-        """Each run's folder or URL; for other commands the place that they write or else read."""
+        """The folder or URL of each run; for other commands what they write, or else read."""
         if self.trains:
             return tuple(folder_of(point.config).url for point in self.points)
         if self.verb == "train":
@@ -86,7 +86,7 @@ class Part:
             return self.runs[0]
         root = self.cluster.folder or self.settings.root
         if not pods and not store.is_local(root):
-            root = "runs"  # scripts and logs need a disk
+            root = "runs"  # scripts and logs must be on a disk
         return store.join(root, self.id)
 
     @cached_property
@@ -95,13 +95,13 @@ class Part:
         return {self.folder, *(self.runs if self.trains else ())}
 
 
-def parse(words: Sequence[str]) -> list[Part]:
-    """Parse the commands between `then`. Cluster keys hold for the following commands too, and
-    a command inherits the outputs of earlier ones."""
+def parse(args: Sequence[str]) -> list[Part]:
+    """Parse the commands between `then`. Cluster keys also apply to the following commands,
+    and a command inherits the outputs of earlier ones."""
     parts: list[Part] = []
     carried: list[str] = []
     known: dict[str, str] = {}
-    for is_then, group in itertools.groupby(words, lambda w: w == "then"):
+    for is_then, group in itertools.groupby(args, lambda w: w == "then"):
         if is_then:
             continue
         verb, *rest = group
@@ -143,17 +143,17 @@ def _refuse_same(part: Part) -> None:
         if places.count(place) > 1:
             raise ConfigError(
                 f"{places.count(place)} configurations of the sweep have the same run "
-                f"{store.display(run)}: leave run= out and give each value once; these keys make "
-                f"no other run: {', '.join((*MAY_CHANGE, *FIXED_AT_START))}"
+                f"{store.display(run)}: leave run= out and give each value once; these keys do "
+                f"not distinguish runs: {', '.join((*MAY_CHANGE, *FIXED_AT_START))}"
             )
 
 
-def _fitting(verb: str, cluster: Cluster, words: Sequence[str]) -> Cluster:
+def _fitting(verb: str, cluster: Cluster, args: Sequence[str]) -> Cluster:
     """Reduce the nodes and GPUs of a site or an earlier stage to what the command can use.
 
     Keys given with this command are kept: a partition may accept only jobs with a GPU.
     """
-    own = {word.partition("=")[0] for word in words}
+    own = {arg.partition("=")[0] for arg in args}
     if verb not in MULTI_NODE and "cluster.nodes" not in own:
         cluster = replace(cluster, nodes=1)
     if verb not in USE_GPUS and "cluster.gpus_per_node" not in own:
@@ -168,15 +168,15 @@ def _asks_gpus(option: str, value: str) -> bool:
     return "gpu" in option or bool(re.match("gres|tres", option)) and "gpu" in value
 
 
-def _points(verb: str, words: list[str]) -> list[list[str]]:
+def _points(verb: str, args: list[str]) -> list[list[str]]:
     """Expand `seed=0,1 experiment=a,b` to every combination, each a run."""
     if verb != "train":
-        return [words]
+        return [args]
     choices = []
-    for word in words:
-        name, _, text = word.partition("=")
+    for arg in args:
+        name, _, text = arg.partition("=")
         bare = not text.startswith(("[", "{", "'", '"'))
-        choices.append([f"{name}={t}" for t in text.split(",")] if bare and "," in text else [word])
+        choices.append([f"{name}={t}" for t in text.split(",")] if bare and "," in text else [arg])
     return [list(point) for point in itertools.product(*choices)]
 
 
@@ -224,16 +224,16 @@ def _with_secrets(settings: SubmitConfig) -> SubmitConfig:
     return settings
 
 
-def inherited(verb: str, words: list[str], known: dict[str, str]) -> list[str]:
-    """Return the words of a command, with keys that default to outputs of earlier ones."""
-    given = {word.partition("=")[0] for word in words}
+def inherited(verb: str, args: list[str], known: dict[str, str]) -> list[str]:
+    """Return the arguments of a command, with keys that default to outputs of earlier ones."""
+    given = {arg.partition("=")[0] for arg in args}
     if verb == "evaluate" and given & {"model", "predictions", "export"}:
         given.add("checkpoint")
     wanted = {k: v for k, v in INHERITED.get(verb, {}).items() if v in known and k not in given}
     for name, what in wanted.items():
         if not known[what]:
             raise ConfigError(f"{verb} follows a sweep of several runs: choose one with {name}=")
-    return [*words, *(f"{name}={known[what]}" for name, what in wanted.items())]
+    return [*args, *(f"{name}={known[what]}" for name, what in wanted.items())]
 
 
 def note_outputs(verb: str, config: Any, runs: Sequence[str], known: dict[str, str]) -> None:

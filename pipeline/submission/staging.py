@@ -127,7 +127,7 @@ def write_configs(part: Part, mlflow_runs: dict[str, str]) -> None:
         store.write(store.join(part.folder, "config.yaml"), text.encode())
         return
     for point, run in zip(points, part.runs):
-        # A resumed run keeps the values that `auto` had at first: its bits depend on them.
+        # A resumed run keeps the first values of `auto`: bit-exact results depend on them.
         config = resolve_auto(point.config, folder_at(run))
         named = replace(point, config=replace(config, run=run))
         store.write(store.join(run, "config.yaml"), named.yaml().encode())
@@ -136,7 +136,7 @@ def write_configs(part: Part, mlflow_runs: dict[str, str]) -> None:
 
 
 def _with_weights(part: Part, config: Any) -> Any:
-    """Name the job's folder for weights of this machine's cache: a pod's cache is empty."""
+    """Replace this machine's cache of weights by the job's folder: a pod's cache is empty."""
     if part.verb != "train" or not pretrained.from_cache(config):
         return config
     return replace(config, weights=store.join(part.folder, "weights"))

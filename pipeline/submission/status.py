@@ -87,8 +87,8 @@ def show(result: dict[str, Any]) -> str:
         count = job["restarts"]
         again = f"{count} restart{'s' * (count != 1)}" if count else ""
         where = f"{job['scheduler']} {job['number']}".strip()
-        words = [job["id"], job["state"], job["reason"], again, where]
-        lines.append("  ".join(word for word in words if word))
+        cells = [job["id"], job["state"], job["reason"], again, where]
+        lines.append("  ".join(cell for cell in cells if cell))
         if job.get("error"):
             lines.append(f"    {job['error']}")
         states = job.get("elements", {})

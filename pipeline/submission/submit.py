@@ -33,9 +33,9 @@ from pipeline.training import pretrained
 from shards import store
 
 
-def main(words: Sequence[str], dry_run: bool = False) -> Any:
+def main(args: Sequence[str], dry_run: bool = False) -> Any:
     """Submit; with `dry_run` only return the text, with check=true only ask. See `show`."""
-    parts = parse(words)
+    parts = parse(args)
     snapshots = cache(partial(take_snapshot, dry_run=dry_run))
     stages = [Stage(*job_of(part, snapshots)) for part in parts]
     if not dry_run:
@@ -108,7 +108,7 @@ def _submitted(
                     job_record.write(record)
                 except (OSError, ValueError) as error:
                     say(f"{record.id} is queued, but its job ID {record.number} could not be "
-                        f"written, `status` will ask for it: {error}")  # fmt: skip
+                        f"written, `status` will look it up: {error}")  # fmt: skip
             for record in records if stopped else ():
                 say(f"{record.id} is already queued: `cancel {record.id}` removes it")
     return records
@@ -146,7 +146,7 @@ def show(result: Any) -> str:
 
 
 def _preflight(part: Part, first: bool) -> None:
-    """Refuse here what would fail on every node; outputs of earlier stages do not exist yet."""
+    """Refuse what would fail on every node; outputs of earlier stages do not exist yet."""
     for point, run in zip(part.points, part.runs):
         # With its folder set, the configuration is not hashed again.
         config = replace(point.config, run=run) if part.trains else point.config

@@ -5,7 +5,6 @@ mlflow is imported inside functions only, because that takes seconds, and after 
 because it decides about telemetry while it is imported.
 """
 
-import fcntl
 import functools
 import logging
 import os
@@ -17,6 +16,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pipeline.common.console import say
+from pipeline.common.locks import locked
 from pipeline.runs.run_json import read_run_json
 from pipeline.tracking.errors import HIDDEN, ServerError, display_uri, explained
 from shards import store
@@ -223,9 +223,7 @@ def _create_database(path: Path) -> None:
 
     MLflow's migrations leave a broken database behind if they are killed or raced.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(".mlflow.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path.with_name(".mlflow.lock")):
         if path.exists():
             return
         fresh = path.with_name(".mlflow-new.db")

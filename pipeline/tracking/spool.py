@@ -13,7 +13,6 @@ because sending an event twice adds nothing.
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -24,6 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from pipeline.common.locks import locked
 
 SEGMENT_BYTES = 8 << 20
 CURSOR = "cursor.json"
@@ -199,17 +200,9 @@ class Unsent:
         return sum(line != END for path, at in zip(paths, starts) for line in _lines(path, at))
 
 
-@contextlib.contextmanager
-def draining(folder: Path) -> Iterator[bool]:
-    """Hold the lock for sending from this folder; yield False if another process holds it."""
-    with open(folder / "drain.lock", "a") as lock:
-        try:
-            # POSIX, which also works over NFS: a forked data loader would inherit a flock.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
+def draining(folder: Path) -> contextlib.AbstractContextManager[bool]:
+    """Hold the lock for sending from this folder; yields False if another process holds it."""
+    return locked(folder / "drain.lock", wait=False)
 
 
 def segment_path(folder: Path, number: int) -> Path:

@@ -19,7 +19,7 @@ SOURCES: dict[str, DatasetSource] = {
 
 
 def source(layout: str) -> DatasetSource:
-    """The source for `data.layout`. Raises ValueError naming the choices."""
+    """Return the source for `data.layout`. Raises ValueError naming the choices."""
     if layout not in SOURCES:
         raise ValueError(f"unknown data.layout={layout}: choose one of {', '.join(SOURCES)}")
     return SOURCES[layout]

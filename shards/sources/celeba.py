@@ -12,7 +12,7 @@ CSV = "list_eval_partition.csv"  # of Kaggle's copy
 
 
 def entries(source: Path, holdout: float) -> Iterator[Entry]:
-    """Every face with its published split; `holdout` is unused, as CelebA has a val split.
+    """Yield every face with its published split; `holdout` is unused, as CelebA has a val split.
 
     Raises ValueError when the images or the list are missing, or do not match.
     """
@@ -59,7 +59,7 @@ SOURCE = DatasetSource(
             ("img_align_celeba.zip", "202,599 faces, about 1.4 GB"),
             (LIST, "0 train, 1 val, 2 test for each (Eval/ on the page's drive)"),
         ),
-        give="the folder that holds both (or Img/ and Eval/), or Kaggle's zip, unpacked or not",
+        accepts="the folder that holds both (or Img/ and Eval/), or Kaggle's zip, unpacked or not",
         paper="Liu et al., Deep Learning Face Attributes in the Wild, ICCV 2015",
         counts={"train": 162_770, "val": 19_867, "test": 19_962},
     ),

@@ -48,7 +48,7 @@ SOURCE = DatasetSource(
         page="https://github.com/switchablenorms/CelebAMask-HQ",
         license="non-commercial research and education only, as CelebA (see that page)",
         files=(("CelebAMask-HQ.zip", "30,000 faces in CelebA-HQ-img/0.jpg … 29999.jpg"),),
-        give="that zip, the folder with it, or any folder, tar or zip of the 30,000 images",
+        accepts="that zip, the folder with it, or any folder, tar or zip of the 30,000 images",
         paper="Karras et al., Progressive Growing of GANs, ICLR 2018",
         counts={"train": FACES - TEST, "test": TEST},
     ),

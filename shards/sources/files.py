@@ -35,19 +35,19 @@ class File(NamedTuple):
 
 
 def kind(path: bytes) -> str:
-    """The suffix of a name in lower case, with its dot."""
+    """Return the suffix of a name in lower case, with its dot."""
     suffix = os.path.splitext(path)[1].lower().decode("ascii", "replace")
     return suffix if len(suffix) <= 9 and suffix[1:].isalnum() else "without suffix"
 
 
 def is_litter(path: bytes) -> bool:
-    """Whether a path is hidden, or what an operating system or a file server leaves."""
+    """Return whether a path is hidden or was created by an operating system or file server."""
     names = path.split(b"/")
     return any(name in _LITTER or (name[:1] == b"." and name.strip(b".")) for name in names)
 
 
 def images(files: Iterable[File], skipped: Counter[str]) -> Iterator[File]:
-    """The images among `files`; counts the others in `skipped` by the reason."""
+    """Yield the images among `files`; counts the others in `skipped` by the reason."""
     for file in files:
         reason = file.fault or kind(file.path)
         if reason in IMAGES:
@@ -57,20 +57,20 @@ def images(files: Iterable[File], skipped: Counter[str]) -> Iterator[File]:
 
 
 def not_taken(skipped: Counter[str]) -> str:
-    """`5 files were not taken (4 .avif, 1 without suffix)`."""
+    """Return a message such as `5 files were skipped (4 .avif, 1 without suffix)`."""
     count = skipped.total()
     reasons = [f"{number} {reason}" for reason, number in skipped.most_common(12)]
     reasons += ["..."] if len(skipped) > 12 else []
-    return f"{count} file{' was' if count == 1 else 's were'} not taken ({', '.join(reasons)})"
+    return f"{count} file{' was' if count == 1 else 's were'} skipped ({', '.join(reasons)})"
 
 
 def is_archive(name: str) -> bool:
-    """Whether a name is that of an archive whose members can be read in place."""
+    """Return whether a name is that of an archive whose members can be read in place."""
     return name.lower().endswith((".tar", ".zip"))
 
 
 def list_files(place: Path) -> Iterator[File]:
-    """Every file in the folder, tar or zip `place` except for litter; the last one of a name.
+    """List the files in the folder, tar or zip `place` without litter; of one name the last.
 
     Raises ValueError for a missing or unreadable place, a compressed tar, or a damaged archive.
     """
@@ -87,14 +87,14 @@ def list_files(place: Path) -> Iterator[File]:
                 "read; decompress it to .tar first)"
             )
         else:
-            raise ValueError(f"{place}: no such folder or archive; check source=")
+            raise ValueError(f"{place} does not exist: give a folder or archive with source=")
     except OSError as error:
         where = os.fsdecode(error.filename or place)
         raise ValueError(f"{where}: cannot be read ({error.strerror or error})") from error
 
 
 def _folder(root: bytes) -> Iterator[File]:
-    """Each folder once: as itself if it is below `root`, else by the first link to it."""
+    """Yield each folder once: as itself if it is below `root`, else by the first link to it."""
     seen: set[tuple[int, int]] = set()
     folders, links = [b""], list[bytes]()
     while folders or links:
@@ -147,7 +147,7 @@ def _tar(place: Path) -> Iterator[File]:
 
 
 def link_target(member: tarfile.TarInfo) -> str:
-    """The name of the member that a link in a tar points to, "" for other members."""
+    """Return the name of the member that a link in a tar points to, "" for other members."""
     if not (member.islnk() or member.issym()):
         return ""
     folder = posixpath.dirname(member.name) if member.issym() else ""
@@ -155,12 +155,12 @@ def link_target(member: tarfile.TarInfo) -> str:
 
 
 def unreadable_tar(place: str, file: BinaryIO, error: Exception) -> ValueError:
-    """The error for a file that tarfile does not open."""
+    """Return the error for a file that tarfile does not open."""
     file.seek(0)
     begin = file.read(8)
     for magic, form in _COMPRESSED.items():
         if begin.startswith(magic):
-            return ValueError(f"{place}: is {form}, not a plain tar: decompress it")
+            return ValueError(f"{place} is {form}, not a plain tar: decompress it")
     return ValueError(f"{place}: not a readable tar ({error}); download it again")
 
 
@@ -207,7 +207,7 @@ class TooLarge(OSError, ValueError):
 
 
 def read_file(root: Path, row: Row) -> bytes:
-    """The bytes of one planned file. Raises ValueError when the source has changed.
+    """Return the bytes of one planned file. Raises ValueError when the source has changed.
 
     Raises TooLarge, before any byte is read, for a file above MAX_BYTES.
     """

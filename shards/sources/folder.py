@@ -12,7 +12,7 @@ from shards.sources.published import hold_out
 
 
 def entries(source: Path, holdout: float) -> Iterator[Entry]:
-    """The images of `source` by its split folders; without val, `holdout` of train becomes val.
+    """Yield the images of `source` by split folder; without val, `holdout` of train becomes val.
 
     Leading folders that all images share are left out of the names, so that a folder and its
     archive make the same set. Raises ValueError if names look like splits but are ambiguous.
@@ -46,7 +46,7 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
 
 
 def _survey(source: Path) -> tuple[Counter[str], set[str]]:
-    """The number of images in each folder, and the names of archives at the top of `source`."""
+    """Count the images in each folder, and list the archives at the top of `source`."""
     folders, skipped = Counter[str](), Counter[str]()
     archives = set()
 
@@ -69,7 +69,7 @@ def _decoded(path: bytes) -> str:
 
 
 def _leading(folders: Counter[str]) -> list[str]:
-    """The folders that all images share, outermost first."""
+    """Return the folders that all images share, outermost first."""
     shared: list[str] = []
     for names in zip(*(folder.split("/") for folder in folders)):
         name = names[0]
@@ -102,7 +102,7 @@ def _refuse_unsplit(source: Path, leading: list[str], folders: Iterable[str]) ->
 def _refuse_without_train(source: Path, split_of: dict[str, str]) -> None:
     if split_of and "train" not in split_of.values():
         raise ValueError(
-            f"{source}: has {', '.join(sorted(split_of))} but no train/; add train/ or rename them"
+            f"{source} has {', '.join(sorted(split_of))} but no train/: add train/ or rename them"
         )
 
 
@@ -129,7 +129,7 @@ SOURCE = DatasetSource(
             ("train/ val/ test/", "folders of images, nested as you like; only train/ is needed"),
             ("or any images", "without val/, data.holdout of them (by content hash) become val"),
         ),
-        give="the folder, or a .tar or .zip of it",
+        accepts="the folder, or a .tar or .zip of it",
     ),
     entries,
 )

@@ -16,12 +16,12 @@ class Offer:
     page: str
     license: str
     files: tuple[tuple[str, str], ...]  # name as published, what it holds
-    give: str  # what `source=` may be
+    accepts: str  # what `source=` may be
     paper: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)  # images by split, as published
 
     def text(self) -> str:
-        """The text that `shard` shows without a source."""
+        """Return the text that `shard` shows without a source."""
         width = max((len(name) for name, _ in self.files), default=0)
         lines = [self.title, f"  page     {self.page}", f"  license  {self.license}"]
         if self.paper:
@@ -30,7 +30,7 @@ class Offer:
             counted = ", ".join(f"{count:,} {split}" for split, count in self.counts.items())
             lines.append(f"  images   {counted}")
         lines += [f"  {name:<{width}}  {what}" for name, what in self.files]
-        return "\n".join([*lines, f"  source=  {self.give}"])
+        return "\n".join([*lines, f"  source=  {self.accepts}"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ TRAIN, TEST = b"paris_train_original", b"paris_eval_gt"
 
 
 def entries(source: Path, holdout: float) -> Iterator[Entry]:
-    """The views in paris_train_original/ (train) and paris_eval_gt/ (test), at any depth.
+    """Yield the views in paris_train_original/ (train) and paris_eval_gt/ (test), at any depth.
 
     Archives in the folder whose names begin with `paris` are read too. `holdout` of train becomes
     val. Raises ValueError if one of the two is missing.
@@ -34,7 +34,7 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
             source, "paris_train_original/ and paris_eval_gt/, or the zips with them"
         )
     if len({(entry.split, entry.src) for entry in views}) != len(views):
-        raise ValueError(f"{source}: both a zip and its unpacked folder are there; move one away")
+        raise ValueError(f"{source} contains both a zip and its unpacked folder: keep only one")
     yield from hold_out(views, root, holdout)
 
 
@@ -47,7 +47,7 @@ SOURCE = DatasetSource(
             ("paris_train_original/", "14,900 views (.JPG)"),
             ("paris_eval/paris_eval_gt/", "100 views (.png)"),
         ),
-        give="the folder with both, unpacked or as the authors' zips",
+        accepts="the folder with both, unpacked or as the authors' zips",
         paper="Doersch et al. 2012; split of Pathak et al., Context Encoders, CVPR 2016",
         counts={"train": 14_900, "test": 100},
     ),

@@ -26,10 +26,10 @@ _EASY = ("places365_standard",), ("places365standard_easyformat.tar",)
 def entries(
     source: Path, holdout: float, variant: str = "standard", only: tuple[str, int] | None = None
 ) -> Iterator[Entry]:
-    """Every image of one resolution; with `only`, a category's train and val.
+    """Yield all images of one resolution; with `only`, the train and val images of a category.
 
-    `holdout` of train becomes val if there is no val; of a category, whose paper tests on val, it
-    becomes the split `holdout`. Raises ValueError if `source` is not such a download, or holds
+    `holdout` of train becomes val if there is no val. For `only` it becomes the split `holdout`,
+    because MUSICAL tests on val. Raises ValueError if `source` is not such a download, or holds
     more than one resolution.
     """
     parts = _parts(source, variant)
@@ -64,7 +64,7 @@ def _some(
 
 
 def _named(source: Path, split: str, variant: str, number: int) -> set[str]:
-    """The file names of a category by the list of the split. Raises ValueError without them."""
+    """Return the file names of a category in the list of the split; ValueError without a list."""
     name = _list_file(split, variant)
     listed = parse_labels(read_list(source, name, FILELISTS) or (), name)
     names = {path for path, label in listed.items() if label == number}
@@ -82,7 +82,7 @@ def _list_file(split: str, variant: str) -> str:
 
 
 def _parts(source: Path, variant: str) -> list[tuple[str, Part]]:
-    """(split, part) of the one resolution at `source`."""
+    """Return (split, part) of the one resolution at `source`."""
     parts: dict[str, list[tuple[str, Part]]] = {}
     for size in ("large", "256"):
         places = {
@@ -106,14 +106,14 @@ def _parts(source: Path, variant: str) -> list[tuple[str, Part]]:
         raise missing_download(source, f"{wanted}, or data_large/ or data_256/ as they unpack")
     if len(parts) > 1:
         raise ValueError(
-            f"{source}: holds {' and '.join(parts)}, but a set has one resolution; give a folder "
+            f"{source} contains {' and '.join(parts)}, but a set has one resolution: give a folder "
             "with links to one of them"
         )
     return next(iter(parts.values()))
 
 
 def _images(split: str, part: Part) -> Iterator[tuple[Entry, str]]:
-    """The images of a part, with their paths below its top folder or its split's folder."""
+    """Yield the images of a part, with their paths below its top folder or its split's folder."""
     for file in part.images():
         names = file.path.decode("utf-8", "backslashreplace").split("/")
         if names[0] == "places365_standard":
@@ -133,7 +133,7 @@ def _category(path: str) -> str:
 
 
 def _labeller(source: Path, split: str, variant: str) -> Callable[[str], int]:
-    """The published label of a path below the split's folder, -1 where there is none."""
+    """Return the published label of a path below the split's folder, -1 where there is none."""
     if split == "test":
         return lambda path: -1
     list_file = _list_file(split, variant)
@@ -154,7 +154,7 @@ def _labeller(source: Path, split: str, variant: str) -> Callable[[str], int]:
     return label
 
 
-# --- what MIT offers ------------------------------------------------------------------------------
+# --- the downloads --------------------------------------------------------------------------------
 
 _PAGE = "http://places2.csail.mit.edu/download.html"
 _TERMS = "the terms on that page: research and education, no redistribution of images"
@@ -176,9 +176,9 @@ def _offer(title: str, variant: str, large: str, small: str, train: int) -> Offe
             ("places365standard_easyformat.tar", "256x256, train/ and val/ in class folders")
         )
     rows.append((_LISTS[0].format(variant), _LISTS[1]))
-    give = "the folder with one resolution's archives (or what they unpack to) and the lists"
+    accepts = "the folder with one resolution's archives (or what they unpack to) and the lists"
     counts = {"train": train, "val": 36_500, "test": 328_500}
-    return Offer(title, _PAGE, _TERMS, tuple(rows), give, _PAPER, counts)
+    return Offer(title, _PAGE, _TERMS, tuple(rows), accepts, _PAPER, counts)
 
 
 _STANDARD = _offer("Places365-Standard (Places2)", "standard", "105 GB", "24 GB", 1_803_460)
@@ -193,7 +193,8 @@ CANYON_SCENES = DatasetSource(
         _PAGE,
         _TERMS,
         _STANDARD.files,
-        _STANDARD.give + "; the paper tests on val, data.holdout= of train selects checkpoints",
+        _STANDARD.accepts
+        + "; the paper tests on val, so checkpoints are selected on data.holdout= of train",
         _PAPER,
         {"train": 5_000, "val": 100},
     ),

@@ -20,13 +20,13 @@ class Part(NamedTuple):
     archive: str  # or the folder of `root` that holds `folder`; "" for `root` itself
 
     def files(self) -> Iterator[File]:
-        """The files of the part, with paths that begin with `folder` (in an archive: its own)."""
+        """Yield the files of the part; paths begin with `folder` (in an archive: its own)."""
         prefix = self.folder.encode() + b"/" if self.folder else b""
         for file in list_files(self.root / self.archive / self.folder):
             yield file._replace(path=prefix + file.path)
 
     def images(self) -> Iterator[File]:
-        """The images of the part; says at the end what it holds besides."""
+        """Yield the images of the part, then print the number of skipped files."""
         skipped = Counter[str]()
         yield from images(self.files(), skipped)
         if skipped:
@@ -37,10 +37,10 @@ class Part(NamedTuple):
 
 
 def find(source: Path, folders: Sequence[str], archives: Sequence[str]) -> Part | None:
-    """The one of `folders` or `archives` in `source`, or in a folder of it.
+    """Find one of `folders` or `archives` in `source`, or in a folder of `source`.
 
-    `source` may be one of the archives. Raises ValueError for two in one place: one may be the
-    half of the other.
+    `source` may be one of the archives. Raises ValueError if a place has two of them: one may be an
+    incomplete copy of the other.
     """
     if not source.is_dir():
         return Part(source.parent, "", source.name) if source.name in archives else None
@@ -54,14 +54,14 @@ def find(source: Path, folders: Sequence[str], archives: Sequence[str]) -> Part 
         ]
         if len(parts) > 1:
             both = " and ".join(f"{p.folder}/" if p.folder else p.archive for p in parts)
-            raise ValueError(f"{source}: both {both} are there; move one away")
+            raise ValueError(f"{source} contains both {both}: keep only one of them")
         if parts:
             return parts[0]
     return None
 
 
 def read_list(source: Path, name: str, inside: Sequence[str] = ()) -> list[str] | None:
-    """The lines of the list `name` in or below `source`, or in one of the archives `inside`."""
+    """Return the lines of the list `name` in or below `source` or in the archives `inside`."""
     root = source if source.is_dir() else source.parent
     places = [root / name, *sorted(root.glob(f"*/{name}"))]
     for place in places:
@@ -77,7 +77,7 @@ def read_list(source: Path, name: str, inside: Sequence[str] = ()) -> list[str] 
 
 
 def _lines(data: bytes) -> list[str]:
-    """The lines of a text in UTF-8 or, by its mark, UTF-16, as editors of Windows write."""
+    """Return the lines of a text in UTF-8 or, by its mark, UTF-16, as editors of Windows write."""
     coding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     return data.decode(coding, "replace").splitlines()
 
@@ -98,10 +98,10 @@ def parse_labels(lines: Iterable[str], where: str) -> dict[str, int]:
 
 
 def missing_download(source: Path, wanted: str) -> ValueError:
-    """The error for a source that is not the download it should be."""
+    """Return the error for a source that is not the expected download."""
     if not source.exists():
-        return ValueError(f"{source}: no such folder or archive; expected {wanted}")
-    return ValueError(f"{source}: does not hold {wanted}")
+        return ValueError(f"{source} does not exist: expected a folder or archive with {wanted}")
+    return ValueError(f"{source} does not contain {wanted}: give the folder that does")
 
 
 def hold_out(

@@ -21,22 +21,22 @@ _WORDS = {
     "trainval": "trainval",
 }
 _NO_CLASS = {"val", "eval", "trainval"}  # "train" and "test" begin the names of classes too
-_BORDER = re.compile(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])")  # trainA and TRAIN_01 hold the word train
+_BORDER = re.compile(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])")  # trainA and TRAIN_01 contain the word train
 _SHOWN = 12
 
 
 def _parse(name: str) -> tuple[frozenset[str], tuple[str, ...]]:
-    """The splits in a name, and its other words."""
+    """Return the splits in a name, and its other words."""
     words = [word.lower() for word in _BORDER.split(ARCHIVE.sub("", name)) if word]
     kinds = frozenset(_WORDS[word] for word in words if word in _WORDS)
     return kinds, tuple(word for word in words if word not in _WORDS)
 
 
 def assign(names: Iterable[str], place: str, whole: bool = False) -> dict[str, str]:
-    """The split of each name that has one; empty if these are not names of splits.
+    """Return the split of each name that has one; empty if the names do not mean splits.
 
-    They are if they contain two splits, or val; with `whole`, also if one name is only a split and
-    digits. Raises ValueError if they are names of splits but ambiguous.
+    They mean splits if they contain two splits, or val; with `whole`, also if one name is only a
+    split and digits. Raises ValueError if they are names of splits but ambiguous.
     """
     candidates = {name: parsed for name in names if (parsed := _parse(name))[0]}
     kinds = {kind for named, _ in candidates.values() for kind in named}
@@ -67,13 +67,13 @@ def check_nested(folders: Iterable[str], place: str) -> None:
 
 
 def ambiguous(names: Iterable[str], place: str) -> ValueError:
-    """The error for names that look like splits but are ambiguous."""
+    """Return the error for names that look like splits but are ambiguous."""
     ordered = sorted(names)
     if len(ordered) > _SHOWN:  # of a thousand tars, show one of each kind
         ordered = list({_parse(name): name for name in reversed(ordered)}.values())[::-1]
         ordered = [*ordered[:_SHOWN], "..."]
     return ValueError(
-        f"{place}: ambiguous names of splits: {', '.join(ordered)}; "
+        f"{place}: ambiguous split names: {', '.join(ordered)}; "
         "put their content into folders train/, val/ and test/ of the source (all into train/ if "
         "they are classes), or give one of them as source="
     )

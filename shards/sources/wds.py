@@ -14,8 +14,8 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
 SOURCE = DatasetSource(
     Offer(
         title="Existing WebDataset tars",
-        page="(theirs)",
-        license="(theirs)",
+        page="(its publisher's)",
+        license="(its publisher's)",
         files=(
             ("*.tar", "members KEY.jpg, .png, .webp, ..., KEY.cls as label; others are ignored"),
             (
@@ -23,7 +23,7 @@ SOURCE = DatasetSource(
                 "folders of such tars, or train-*.tar val-*.tar, if there are splits",
             ),
         ),
-        give="a folder or URL of tars, or a pattern such as s3://bucket/train-{0000..0099}.tar",
+        accepts="a folder or URL of tars, or a pattern such as s3://bucket/train-{0000..0099}.tar",
     ),
     entries,
 )

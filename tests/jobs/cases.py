@@ -1,5 +1,11 @@
-"""Jobs and clusters whose whole rendered text lies in `expected/`, one file each."""
+"""Jobs and clusters whose whole rendered text is in `expected/`, one file each.
 
+`python -m tests.jobs.cases` rewrites these files; review the difference before committing it.
+"""
+
+from pathlib import Path
+
+from jobs import scheduler
 from jobs.scheduler import Stage
 from jobs.spec import Cluster, Job
 
@@ -124,3 +130,8 @@ CASES = {
         Stage(TRAIN, Cluster(python="/env/bin/python", secrets_file="/home/ann/secrets.env"))
     ],
 }
+
+if __name__ == "__main__":
+    for name, stages in CASES.items():
+        text = scheduler.render(stages).text
+        (Path(__file__).parent / "expected" / name).write_text(text)

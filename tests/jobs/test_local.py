@@ -122,7 +122,7 @@ def test_an_interpreter_that_is_not_there_is_not_tried_again(job):
         local.submit(made, local.render(made, Cluster(python="/no/such/python"))), made.folder
     )
     assert found.state is JobState.FAILED
-    assert found.reason == "exit 127, not retried: not found, or no program: /no/such/python"
+    assert found.reason == "exit 127, not retried: missing or not executable: /no/such/python"
 
 
 def test_a_killed_job_is_seen_to_be_dead(job):

@@ -255,7 +255,7 @@ def test_secrets_reach_the_job_and_stand_nowhere(slurm, job, tmp_path):
         (replace(SMALL, partition="gpus"), "invalid partition"),
         (replace(SMALL, gpus_per_node=9), "lower cluster.gpus_per_node"),
         (replace(SMALL, nodes=3), "lower cluster.gpus_per_node, cpus_per_node, memory_gb or nodes"),
-        (replace(SMALL, sbatch={"no-such-option": "1"}), "look at cluster.sbatch"),
+        (replace(SMALL, sbatch={"no-such-option": "1"}), "check cluster.sbatch"),
         (replace(SMALL, time="soon"), "time"),
         (replace(SMALL, name="x", setup=["exit 3"], partition="no such"), "invalid partition"),
     ],

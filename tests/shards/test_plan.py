@@ -128,9 +128,9 @@ def test_an_output_begun_with_other_options_is_refused_by_the_first_that_differs
 
 def test_a_folder_with_something_else_in_it_is_refused(tmp_path) -> None:
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(ValueError, match=r"holds something else \('thesis.tex'\)"):
+    with pytest.raises(ValueError, match=r"is not empty and not this set \(it has 'thesis.tex'\)"):
         plans.publish(str(tmp_path), planned(entries(1)))
-    with pytest.raises(ValueError, match="holds something else"):
+    with pytest.raises(ValueError, match="is not empty and not this set"):
         plans.load(str(tmp_path), "x", "images", {})
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 

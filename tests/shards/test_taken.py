@@ -80,19 +80,19 @@ def test_links_to_nothing_are_counted(tmp_path: Path, capsys: pytest.CaptureFixt
     os.mkfifo(root / "c.jpg")
     for kind in ("folder", "tar"):
         assert len(listed(packed(root, kind))) == 1
-        assert "2 files were not taken (1 link, 1 special)" in capsys.readouterr().err
+        assert "2 files were skipped (1 link, 1 special)" in capsys.readouterr().err
     (root / "d.jpg").symlink_to("b.jpg")
     (root / "b.jpg").unlink()
     (root / "b.jpg").symlink_to("d.jpg")
     assert len(listed(packed(root, "tar"))) == 1
-    assert "3 files were not taken (2 link, 1 special)" in capsys.readouterr().err
+    assert "3 files were skipped (2 link, 1 special)" in capsys.readouterr().err
     with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
         archive.writestr("a.jpg", "a")
         link = zipfile.ZipInfo("b.jpg")
         link.external_attr = 0o120777 << 16
         archive.writestr(link, "a.jpg")
     assert len(listed(tmp_path / "z.zip")) == 1
-    assert "1 file was not taken (1 link)" in capsys.readouterr().err
+    assert "1 file was skipped (1 link)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
@@ -154,8 +154,8 @@ def said(source: Path, out: Path, rate: float = 1.0) -> tuple[list[str], object]
     ("members", "rejects", "line"),
     [
         (["img0.v2.jpg", "img1.v3.jpg"], {"name": 2}, None),
-        (["a.v1.png", "a.v2.png", "a.txt"], {"name": 2}, "1 file was not taken (1 .txt)"),
-        (["1.avif", "2.avif", "3.npy", "4"], {}, "4 files were not taken (2 .avif, 1 without"),
+        (["a.v1.png", "a.v2.png", "a.txt"], {"name": 2}, "1 file was skipped (1 .txt)"),
+        (["1.avif", "2.avif", "3.npy", "4"], {}, "4 files were skipped (2 .avif, 1 without"),
         (["a.txt", "a.cls", "__MACOSX/._b.jpg", ".c.jpg"], {}, "(1 .txt, 1 .cls)"),
         (["@eaDir/b.jpg/SYNOPHOTO_THUMB_B.jpg", "./c/.d.jpg", "Thumbs.db"], {}, None),
     ],
@@ -168,7 +168,7 @@ def test_members_that_are_no_sample_are_counted(
     lines, result = said(tar, tmp_path / "out")
     assert [row["src"] for row in rows_of(result.manifest)] == ["./x/good.jpg"]
     assert result.rejects == rejects
-    counted = [text for text in lines if "not taken" in text]
+    counted = [text for text in lines if " skipped (" in text]
     assert (line in counted[0]) if line else not counted
 
 
@@ -191,7 +191,7 @@ def test_files_next_to_tars_are_counted_and_compressed_shards_are_named(tmp_path
         theirs(tmp_path / "in" / name, {"a.jpg": IMAGE})
     put(tmp_path / "in", "2.jpg", "val/3.jpg", ".DS_Store")
     lines, _ = said(tmp_path / "in", tmp_path / "out")
-    assert "4 files were not taken (2 .jpg, 1 .gz, 1 .tgz)" in lines
+    assert "4 files were skipped (2 .jpg, 1 .gz, 1 .tgz)" in lines
     assert any("decompress" in line and "1.tar.gz, val/1.tgz" in line for line in lines)
 
 
@@ -206,7 +206,7 @@ def test_a_compressed_stream_named_tar_is_called_what_it_is(
     tar = tmp_path / "00001.tar"
     tar.write_bytes(begin + bytes(range(256)) * 8)
     for attempt in (lambda: index(str(tar), tmp_path / "out"), lambda: list(list_files(tar))):
-        with pytest.raises(ValueError, match=f"00001.tar: is {what}, .*decompress it$"):
+        with pytest.raises(ValueError, match=f"00001.tar is {what}, .*decompress it$"):
             attempt()
 
 
@@ -296,7 +296,7 @@ def test_suffixes_of_images_are_taken_and_the_others_are_counted(
     assert names == {"x.jfif", "x.jpe", "X.JPG", "sub/x.webp"}
     (line,) = capsys.readouterr().err.splitlines()
     count, reasons = line.rstrip(")").split(" (")
-    assert count == "6 files were not taken"
+    assert count == "6 files were skipped"
     assert set(reasons.split(", ")) == {"3 .avif", "1 .heic", "1 without suffix", "1 .txt"}
     assert reasons.startswith("3 .avif")
 
@@ -306,10 +306,10 @@ def test_masks_and_published_layouts_count_what_they_do_not_take_too(
 ) -> None:
     put(tmp_path / "masks", "1.png", "1.svg", "@eaDir/1.png")
     assert len(open_source(str(tmp_path / "masks")).files) == 1
-    assert "1 file was not taken (1 .svg)" in capsys.readouterr().err
+    assert "1 file was skipped (1 .svg)" in capsys.readouterr().err
     put(tmp_path / "p", "data_256/a/1.jpg", "data_256/a/1.avif")
     assert len(listed(tmp_path / "p", "places365_standard")) == 1
-    assert "data_256: 1 file was not taken (1 .avif)" in capsys.readouterr().err
+    assert "data_256: 1 file was skipped (1 .avif)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_a_folder_next_to_the_archive_it_may_be_half_of_is_refused(
     tmp_path: Path, layout: str, unpacked: str, archive: str
 ) -> None:
     put(tmp_path, unpacked, archive, "list_eval_partition.txt")
-    with pytest.raises(ValueError, match=f"both {unpacked.split('/')[0]}/ and {archive} are there"):
+    with pytest.raises(ValueError, match=f"both {unpacked.split('/')[0]}/ and {archive}: keep"):
         listed(tmp_path, layout)
 
 

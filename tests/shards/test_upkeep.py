@@ -101,7 +101,7 @@ def test_only_our_temporary_files_older_than_asked_are_orphans(made: Manifest) -
 
 def test_where_no_set_was_begun_nothing_is_ours(tmp_path: Path) -> None:
     leave(tmp_path, ".x.0123456789abcdef.lacuna-tmp", 100)
-    with pytest.raises(ValueError, match="no sharded set there"):
+    with pytest.raises(ValueError, match="is not a sharded set"):
         upkeep.orphans(str(tmp_path), upkeep.DAY)
 
 

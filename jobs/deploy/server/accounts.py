@@ -1,11 +1,11 @@
-"""Accounts of the tracking server: trainers record and register, promoters change production.
+"""Manage accounts of the tracking server: trainers record runs, promoters change production.
 
     python jobs/deploy/server/accounts.py trainer  NAME experiment=NAME... model=NAME...
     python jobs/deploy/server/accounts.py promoter NAME model=NAME...
 
 The server is `MLFLOW_TRACKING_URI`; the caller is an administrator (`MLFLOW_TRACKING_USERNAME`,
-`MLFLOW_TRACKING_PASSWORD`); the new account's password is read from `ACCOUNT_PASSWORD`. What is
-there already stays; a grant is renewed. Everybody may read everything (`default_permission`).
+`MLFLOW_TRACKING_PASSWORD`); the new account's password is read from `ACCOUNT_PASSWORD`. Existing
+accounts are kept, and grants renewed. All accounts may read everything (`default_permission`).
 
 A trainer has EDIT on its experiments and on the registered models that hold candidates
 (`inpaint-msanet`). A promoter has MANAGE on the model that production follows (`inpaint`, made by
@@ -24,25 +24,25 @@ from typing import Any
 PERMISSIONS = {"trainer": "EDIT", "promoter": "MANAGE"}
 
 
-def main(words: list[str]) -> None:
-    if len(words) < 2 or words[0] not in PERMISSIONS:
+def main(arguments: list[str]) -> None:
+    if len(arguments) < 2 or arguments[0] not in PERMISSIONS:
         raise SystemExit(__doc__)
-    role, name, *resources = words
+    role, name, *resources = arguments
     account = {"username": name, "password": os.environ["ACCOUNT_PASSWORD"]}
     query = urllib.parse.urlencode({"username": name})
     if not ask("GET", f"2.0/mlflow/users/get?{query}", there="RESOURCE_DOES_NOT_EXIST"):
         ask("POST", "2.0/mlflow/users/create", account)
-    for word in resources:
-        kind, _, resource = word.partition("=")
+    for argument in resources:
+        kind, _, resource = argument.partition("=")
         if kind not in ("experiment", "model") or not resource:
-            raise SystemExit(f"{word}: give experiment=NAME or model=NAME")
+            raise SystemExit(f"{argument}: give experiment=NAME or model=NAME")
         grant(name, kind, resource, PERMISSIONS[role])
         if kind == "model" and role == "promoter":
             grant(name, "experiment", f"registry/{resource}", PERMISSIONS[role])
 
 
 def grant(account: str, kind: str, resource: str, permission: str) -> None:
-    """Gives `account` the permission; the experiment or model is made if it is missing."""
+    """Grant the permission to `account`; create the experiment or model if it is missing."""
     if kind == "experiment":
         identity = experiment(resource)
     else:
@@ -68,7 +68,7 @@ def grant(account: str, kind: str, resource: str, permission: str) -> None:
 
 
 def network(model: str) -> str:
-    """What a model takes: `inpaint-NETWORK` that one, any other name any."""
+    """Return the network that a model accepts: of `inpaint-NETWORK` this one, else any."""
     return model.removeprefix("inpaint-") if model.startswith("inpaint-") else "any"
 
 
@@ -87,19 +87,19 @@ def experiment(name: str) -> str:
 
 
 def ask(method: str, path: str, body: Any = None, there: str = "") -> dict[str, Any]:
-    """One request; `{}` for the error code `there`. Other errors end the program in one line."""
+    """Send a request; `{}` for the error code `there`. Other errors end the program in one line."""
     where = os.environ["MLFLOW_TRACKING_URI"].rstrip("/")
     user, password = (os.environ[f"MLFLOW_TRACKING_{key}"] for key in ("USERNAME", "PASSWORD"))
-    word = base64.b64encode(f"{user}:{password}".encode()).decode()
+    credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
     request = urllib.request.Request(
         f"{where}/api/{path}",
         json.dumps(body).encode() if body is not None else None,
-        {"Content-Type": "application/json", "Authorization": f"Basic {word}"},
+        {"Content-Type": "application/json", "Authorization": f"Basic {credentials}"},
         method=method,
     )
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.loads(answer.read() or b"{}")
+            return dict(json.loads(answer.read() or b"{}"))
     except urllib.error.HTTPError as error:
         text = error.read().decode(errors="replace")
         if there and there in text:

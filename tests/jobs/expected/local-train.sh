@@ -1,7 +1,7 @@
 #!/bin/bash
 # msanet-7f3c9a1b: train, results in /shared/my runs/msanet-7f3c9a1b
-# On this machine, one after the other. Exit status: 0 done, 75 saved (submit again to go on),
-# 2 or 78 configuration error, anything else a crash (again up to 3 times).
+# Runs on this machine, elements one after the other. Exit status: 0 done, 75 saved (submit again to
+# resume), 2 or 78 configuration error, anything else a crash (retried up to 3 times).
 set -u
 logs='/shared/my runs/msanet-7f3c9a1b/logs'
 note() { printf '%s\n' "$*" > "$logs/state-$$.tmp" && mv "$logs/state-$$.tmp" "$logs/state-$$"; }
@@ -15,19 +15,20 @@ export MLFLOW_TRACKING_URI=https://mlflow.example.org
 
 stopped='' child=''
 trap 'stopped=1; [ -z "$child" ] || kill -TERM "$child" 2> /dev/null' TERM
-# The snapshot's packages, wherever the job stands: relative paths mean what they meant at submit.
+# Packages come from the snapshot, not from the working folder, which is the submitter's: relative
+# paths keep their meaning.
 export PYTHONSAFEPATH=1 PYTHONPATH='/shared/my runs/msanet-7f3c9a1b/code/0123456789ab'"${PYTHONPATH:+:$PYTHONPATH}"
 cd /home/ann/lacuna || exit 78
 
-# Who kills this script alone kills what it runs, where the kernel can be told so.
+# If only this script is killed, its commands are killed too, where the kernel supports it.
 bound=''
 setpriv --pdeathsig KILL true 2> /dev/null && bound='setpriv --pdeathsig KILL'
 
 attempt() {
-  # shellcheck disable=SC2086  # several words, or none
+  # shellcheck disable=SC2086  # a command with arguments, or nothing
   $bound "$@" &
   child=$!
-  [ -z "$stopped" ] || kill -TERM "$child"  # asked before there was a child to tell
+  [ -z "$stopped" ] || kill -TERM "$child"  # the signal came before the child existed
   code=1
   while kill -0 "$child" 2> /dev/null; do wait "$child"; code=$?; done
   if [ "$code" -gt 128 ]; then
@@ -47,7 +48,7 @@ run() {
     case $code in
       75) note INTERRUPTED "stopped on request, everything saved"; exit 75 ;;
       2|78) note FAILED "configuration error, not retried"; exit 78 ;;
-      126|127) note FAILED "exit $code, not retried: not found, or no program: $1"; exit 78 ;;
+      126|127) note FAILED "exit $code, not retried: missing or not executable: $1"; exit 78 ;;
     esac
     failures=$((failures + 1))
     if [ "$failures" -gt 3 ]; then

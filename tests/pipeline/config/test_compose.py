@@ -51,9 +51,9 @@ def test_every_value_says_where_it_is_from():
         (["seed=0,1"], ["seed=0,1", "several values"]),
         (["batch"], ["'batch'", "key=value"]),
         (["data.url="], ["data.url= is empty"]),
-        (["ema=2"], ["ema=2", "too large", "below 1.0"]),
+        (["ema=2"], ["ema=2", "too large", "less than 1.0"]),
         (["model.width=-1"], ["model.width=-1", "too small"]),
-        (["objective.betas=[0.5,1.5]"], ["objective.betas", "below 1.0"]),
+        (["objective.betas=[0.5,1.5]"], ["objective.betas", "less than 1.0"]),
         (["objective.phases=[{until: 3, lr: -1}]"], ["objective.phases.0.lr", "too small"]),
         (["objective.phases=[{until: 3, lr: fast}]"], ["objective.phases", "fast"]),
         (["objective.phases=[{untl: 3}]"], ["objective.phases", "untl"]),
@@ -66,7 +66,7 @@ def test_a_wrong_word_is_named_with_what_is_allowed(words, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [", "cannot be read as YAML"), ("- 1", "does not hold `key: value` lines")],
+    [("a: [", "cannot be read as YAML"), ("- 1", "expected `key: value` lines")],
 )
 def test_a_site_file_that_is_none_is_named(tmp_path, monkeypatch, text, message):
     (tmp_path / "defaults.yaml").write_text(text)

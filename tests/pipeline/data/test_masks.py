@@ -44,6 +44,6 @@ def test_a_wrong_polarity_leaves_nothing_behind(tmp_path):
     config = MakeMasksConfig(
         out=str(tmp_path / "set"), size=64, source=str(source), polarity="hole_black"
     )
-    with pytest.raises(ValueError, match="contradicted"):
+    with pytest.raises(ValueError, match="contradicts"):
         main(config)
     assert not (tmp_path / "set").exists()

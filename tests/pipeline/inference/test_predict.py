@@ -319,7 +319,7 @@ def test_what_a_folder_holds_besides_images_is_said_and_litter_is_skipped(tmp_pa
     run(model="mean_colour", image=folder, mask="5,5,9,9", out=tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
     said = capsys.readouterr().err
-    assert "predict: 3 files were not taken (" in said
+    assert "predict: 3 files were skipped (" in said
     assert all(what in said for what in ("1 .tif", "1 .heic", "1 sub-folder"))
     for place in ("b.tif", "x.HEIC"):
         (folder / place).unlink()

@@ -131,7 +131,7 @@ def test_script_and_logs_lie_on_a_disk_where_the_runs_are_in_a_bucket(tmp_path):
     for words in ([*TRAIN, "root=s3://b/runs"], scores):
         script = dry(*words, *SLURM)
         assert f"#SBATCH --output={tmp_path}/runs/" in script and "/s3:/" not in script
-    assert "is not a local folder" in refusal(*TRAIN, *SLURM, "cluster.folder=s3://b/jobs")
+    assert "is not local: give a folder" in refusal(*TRAIN, *SLURM, "cluster.folder=s3://b/jobs")
 
 
 def test_an_array_of_shard_has_a_task_an_element():
@@ -291,57 +291,72 @@ def test_a_file_of_secrets_must_be_private(tmp_path):
         ),
         ([*TRAIN, *SLURM, "seed=1,1"], "give each value once"),
         ([*TRAIN, *SLURM, "max_images=16,24"], "max_images, processes, accumulate"),
-        ([*TRAIN, *SLURM, "cluster.nodes=0"], "cluster.nodes=0 is too small: at least 1"),
+        ([*TRAIN, *SLURM, "cluster.nodes=0"], "cluster.nodes=0 is too small: expected at least 1"),
         (
             [*TRAIN, *SLURM, "cluster.processes_per_node=0"],
-            "processes_per_node=0 is too small: at least 1",
+            "processes_per_node=0 is too small: expected at least 1",
         ),
         (
             [*TRAIN, *SLURM, "cluster.processes_per_node=-1"],
-            "processes_per_node=-1 is too small: at least 1",
+            "processes_per_node=-1 is too small: expected at least 1",
         ),
         (
             [*TRAIN, *SLURM, "cluster.gpus_per_node=-1"],
-            "cluster.gpus_per_node=-1 is too small: at least 0",
+            "cluster.gpus_per_node=-1 is too small: expected at least 0",
         ),
         ([*TRAIN, *SLURM, "accumulate=0"], "accumulate=0"),
-        ([*TRAIN, *SLURM, "cluster.retries=-1"], "cluster.retries=-1 is too small: at least 0"),
+        (
+            [*TRAIN, *SLURM, "cluster.retries=-1"],
+            "cluster.retries=-1 is too small: expected at least 0",
+        ),
         (
             [*TRAIN, *SLURM, "cluster.lead_seconds=0"],
-            "cluster.lead_seconds=0 is too small: at least 1",
+            "cluster.lead_seconds=0 is too small: expected at least 1",
         ),
         (
             ["shard", "source=p", *SLURM, "cluster.tasks=0"],
-            "cluster.tasks=0 is too small: at least 1",
+            "cluster.tasks=0 is too small: expected at least 1",
         ),
         (
             ["shard", "source=p", *SLURM, "cluster.tasks=-2"],
-            "cluster.tasks=-2 is too small: at least 1",
+            "cluster.tasks=-2 is too small: expected at least 1",
         ),
         (
             ["shard", *SLURM, "cluster.gpus_per_node=-1"],
-            "cluster.gpus_per_node=-1 is too small: at least 0",
+            "cluster.gpus_per_node=-1 is too small: expected at least 0",
         ),
-        (["shard", *SLURM, "cluster.nodes=0"], "cluster.nodes=0 is too small: at least 1"),
+        (["shard", *SLURM, "cluster.nodes=0"], "cluster.nodes=0 is too small: expected at least 1"),
         (
             [*TRAIN, *SLURM, "seed=1,2", "cluster.throttle=0"],
-            "cluster.throttle=0 is too small: at least 1",
+            "cluster.throttle=0 is too small: expected at least 1",
         ),
-        ([*TRAIN, *REMOTE, "cluster.port=0"], "cluster.port=0 is too small: at least 1024"),
+        (
+            [*TRAIN, *REMOTE, "cluster.port=0"],
+            "cluster.port=0 is too small: expected at least 1024",
+        ),
         (
             [*TRAIN, *REMOTE, "cluster.ttl_hours=-1"],
-            "cluster.ttl_hours=-1 is too small: at least 0",
+            "cluster.ttl_hours=-1 is too small: expected at least 0",
         ),
-        ([*TRAIN, "cluster=local", "cluster.nodes=0"], "cluster.nodes=0 is too small: at least 1"),
+        (
+            [*TRAIN, "cluster=local", "cluster.nodes=0"],
+            "cluster.nodes=0 is too small: expected at least 1",
+        ),
         ([*TRAIN, *SLURM, "cluster.throttle=2"], "applies only to arrays"),
-        ([*TRAIN, *SLURM, "cluster.memory_gb=-4"], "cluster.memory_gb=-4 is too small: at least 1"),
-        ([*TRAIN, *SLURM, "cluster.cpus_per_node=0"], "cpus_per_node=0 is too small: at least 1"),
+        (
+            [*TRAIN, *SLURM, "cluster.memory_gb=-4"],
+            "cluster.memory_gb=-4 is too small: expected at least 1",
+        ),
+        (
+            [*TRAIN, *SLURM, "cluster.cpus_per_node=0"],
+            "cpus_per_node=0 is too small: expected at least 1",
+        ),
         (
             [*TRAIN, *SLURM, "cluster.mounts=['/a:/a']"],
             "cluster.mounts= needs cluster.container=pyxis",
         ),
         ([*TRAIN, *PYXIS, "cluster.code=image", "root=/runs", "data.url=/set"], "is a tag"),
-        ([*TRAIN, *PYXIS, "cluster.code=image"], "is relative, and inside an image that is"),
+        ([*TRAIN, *PYXIS, "cluster.code=image"], "is relative to another folder inside the image"),
         ([*TRAIN, "cluster.memory_gb=4"], "cluster.memory_gb does not apply to local"),
         ([*TRAIN, "cluster.lead_seconds=4"], "cluster.lead_seconds does not apply to local"),
         ([*TRAIN, *REMOTE, "cluster.memory_gb=8"], "cluster.shm_gb=64 counts against"),
@@ -351,7 +366,7 @@ def test_a_file_of_secrets_must_be_private(tmp_path):
         ([*TRAIN, *REMOTE[:-1], "run=/claim/x"], "not mounted at /claim on this machine"),
         (["evaluate", "checkpoint=runs/a", *REMOTE[:-2]], "checkpoint=runs/a is a folder"),
         (["evaluate", "model=./a.pt2", *REMOTE[:-2]], "model=./a.pt2 is a folder of this"),
-        ([*TRAIN, *KUBERNETES], "is a folder of this machine, which pods do not see"),
+        ([*TRAIN, *KUBERNETES], "is a folder of this machine, which pods cannot read"),
         ([*TRAIN, *SLURM, "cluster.sbatch={comment: 'a\nb'}"], "line break"),
         (
             [*TRAIN, *SLURM, "cluster.sbatch={a: n[1-3]}"],

@@ -113,7 +113,7 @@ def test_zero_threads_are_refused(refusal):
 @pytest.mark.parametrize("word", ["ema=1.0", "objective.betas=[0.9,1.0]"])
 def test_an_ema_decay_of_one_is_refused(word):
     name = word.partition("=")[0]
-    with pytest.raises(ConfigError, match=rf"{name}=.* is too large: below 1\.0"):
+    with pytest.raises(ConfigError, match=rf"{name}=.* is too large: expected less than 1\.0"):
         compose("train", [word])
 
 

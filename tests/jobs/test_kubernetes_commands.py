@@ -1,4 +1,4 @@
-"""Verbs submitted to Kubernetes from the command line; their pods run the code of this tree."""
+"""Commands submitted to Kubernetes from the command line; their pods run the code of this tree."""
 
 import hashlib
 import json

@@ -159,7 +159,7 @@ def test_an_unclear_mask_is_rejected_everywhere_with_the_reason(tmp_path, name, 
 def test_a_hole_above_what_networks_fill_is_doubted(tmp_path, capsys, rows, share):
     pixels = np.zeros((SIDE, SIDE), np.uint8)
     pixels[:rows] = 255
-    line = f"the mask covers {share} of the image.*if the hole is black in it, invert it"
+    line = f"the mask covers {share} of the image.*if the hole is black in this mask, invert"
     if rows < SIDE:  # a mask of everything is an error
         assert by_predict(file(pixels), tmp_path).sum() == rows * SIDE
         said = capsys.readouterr().err

@@ -31,17 +31,21 @@ def test_every_number_of_the_schema_has_a_smallest_value(kind):
 @pytest.mark.parametrize(
     ("command", "word", "line"),
     [
-        ("demo", "port=99999", "port=99999 is too large: at most 65535"),
-        ("demo", "port=-1", "port=-1 is too small: at least 0"),
-        ("submit", "cluster.port=99999", "cluster.port=99999 is too large: at most 65535"),
-        ("rollback", "version=0", "version=0 is too small: at least 1"),
-        ("promote", "floor=nan", "floor=nan is not finite: give a number"),
-        ("promote", "tolerance=inf", "tolerance=inf is not finite: give a number"),
-        ("train", "clip=inf", "clip=inf is not finite: give a number"),
+        ("demo", "port=99999", "port=99999 is too large: expected at most 65535"),
+        ("demo", "port=-1", "port=-1 is too small: expected at least 0"),
+        ("submit", "cluster.port=99999", "cluster.port=99999 is too large: expected at most 65535"),
+        ("rollback", "version=0", "version=0 is too small: expected at least 1"),
+        ("promote", "floor=nan", "floor=nan is not finite: expected a finite number"),
+        ("promote", "tolerance=inf", "tolerance=inf is not finite: expected a finite number"),
+        ("train", "clip=inf", "clip=inf is not finite: expected a finite number"),
         ("train", "objective.betas=[0.9,nan]", r"objective.betas=\[0.9, nan\] is not finite"),
-        ("train", f"seed={2**64}", rf"seed={2**64} is too large: at most {2**63 - 1}"),
-        ("train", "model.msau=[[128,0]]", r"model.msau=\[\[128, 0\]\] is too small: at least 1"),
-        ("train", "parallel.hang_timeout=9999999999999", "is too large: at most 86400"),
+        ("train", f"seed={2**64}", rf"seed={2**64} is too large: expected at most {2**63 - 1}"),
+        (
+            "train",
+            "model.msau=[[128,0]]",
+            r"model.msau=\[\[128, 0\]\] is too small: expected at least 1",
+        ),
+        ("train", "parallel.hang_timeout=9999999999999", "is too large: expected at most 86400"),
     ],
 )
 def test_a_number_out_of_its_range_is_named_with_the_range(command, word, line):
