@@ -26,14 +26,8 @@ def load() -> dict[str, Any]:
 
 
 def table(name: str) -> dict[str, Any]:
-    """Return a table by its name (`6`, `musical/1`), with its title and its source, a paper.
-
-    Raises ValueError for an unknown name.
-    """
-    tables = load()["tables"]
-    if name not in tables:
-        raise ValueError(f"unknown table={name}: choose from {', '.join(tables)}")
-    printed = tables[name]
+    """Return a table by its name (`6`, `musical/1`), with its title and its source, a paper."""
+    printed = load()["tables"][name]
     paper = load()["papers"][printed["paper"]]
     title = f"{paper['name']}, table {name.rpartition('/')[2]}: {printed['caption']}"
     return {**printed, "title": title, "source": paper}

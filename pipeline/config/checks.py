@@ -6,19 +6,31 @@ queued. Checks that open data sets or runs belong to the commands.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from pipeline.common.environment import count
 from pipeline.common.errors import ConfigError
-from pipeline.config.groups import MasksConfig, check_phases
-from pipeline.config.schema import EvaluateConfig, MakeMasksConfig, ShardConfig, TrainConfig
+from pipeline.common.inputs import protect
+from pipeline.config import groups, schema
+from pipeline.config.values import (
+    SUFFIXES,
+    checked_model,
+    checked_name,
+    checkpoints_to_keep,
+    rectangle,
+    suffix,
+    task,
+)
 from shards import store
 
+DISCRIMINATOR = (32, 96)  # what divides the sides of images that fit it, and their least
 
-def train(config: TrainConfig) -> None:
-    """Check the learning rates, processes, precision, data and masks of a training run."""
-    check_phases(config.objective.phases)
+
+def train(config: schema.TrainConfig) -> None:
+    """Check the network, learning rates, processes, precision, data and masks of a training run."""
+    groups.check_phases(config.objective.phases)
     if len(config.objective.betas) != 2:
         raise ConfigError(
             f"objective.betas={config.objective.betas}: expected two numbers, b1 and b2"
@@ -41,10 +53,54 @@ def train(config: TrainConfig) -> None:
             "are taken on; give val, which `shard data.holdout=0.01` makes from train where the "
             "publisher has none"
         )
+    _sides(config)
+    checked_model(config.init)
     _masks(config.masks)
 
 
-def _masks(masks: MasksConfig) -> None:
+def _sides(config: schema.TrainConfig) -> None:
+    """Check that images of the sides that are trained on and validated fit the networks."""
+    model, data = f"model={config.model.name}", config.data
+    checked = [("data.crop", data.crop, model), ("validate.size", config.validate.size, model)]
+    if config.objective.adv:
+        checked.append(("data.crop", data.crop, "the discriminator of objective.adv="))
+    for key, side, network in checked:
+        multiple, smallest = sides(config.model) if network == model else DISCRIMINATOR
+        if side % multiple or side < smallest:
+            raise ConfigError(
+                f"{key}={side} does not fit {network}: give a multiple of {multiple}, at least "
+                f"{smallest}"
+            )
+    if config.data.crop_mode != "resized":
+        _resized("data.crop", data.crop, data)
+    _resized("validate.size", config.validate.size, data)
+
+
+def sides(model: groups.ModelConfig) -> tuple[int, int]:
+    """Return what divides the sides of images that fit the network, and their least."""
+    if not isinstance(model, groups.MsanetModel):
+        return 16, 48
+    halvings = len(model.fe) - 1 + len(model.msau)
+    pairs = all(len(unit) == 2 for unit in model.msau)
+    if len(model.iru) != halvings or not pairs or model.taps > halvings + 1:
+        raise ConfigError(
+            f"model.iru={model.iru} does not fit model.fe={model.fe}, model.msau={model.msau} and "
+            f"model.taps={model.taps}: give iru {halvings} widths, each unit of msau two, and taps "
+            f"at most {halvings + 1}"
+        )
+    multiple, reach = 2**halvings, 9 * 2 ** len(model.fe)
+    return multiple, reach + -reach % multiple
+
+
+def _resized(key: str, side: int, data: groups.ResizedData) -> None:
+    if data.resize_short is not None and data.resize_short < side:
+        raise ConfigError(
+            f"{key}={side} is larger than data.resize_short={data.resize_short}: set "
+            f"data.resize_short to at least {side}"
+        )
+
+
+def _masks(masks: groups.MasksConfig) -> None:
     if masks.kind == "none":
         raise ConfigError(
             "masks.kind=none leaves no hole to train on: give irregular, center, square or external"
@@ -63,10 +119,13 @@ def _masks(masks: MasksConfig) -> None:
             f"masks.url={store.display(masks.url)} needs masks.kind=external, but masks.kind is "
             f"{masks.kind}: give masks.kind=external, or leave masks.url= out"
         )
+    from shards.masks import MaskPolicy  # imports OpenCV
+
+    MaskPolicy(masks.kind, masks.low, masks.high, masks.border, masks.url)  # type: ignore[arg-type]
 
 
-def evaluate(config: EvaluateConfig) -> None:
-    """Check that one thing is to be scored, on a given set."""
+def evaluate(config: schema.EvaluateConfig) -> None:
+    """Check that one thing is to be scored, on a given set, and that nothing is overwritten."""
     names = [n for n in ("checkpoint", "model", "predictions") if getattr(config, n) is not None]
     if len(names) > 1 or not names and config.export is None:
         given = f"{' and '.join(f'{n}=' for n in names)} are given" if names else "nothing to score"
@@ -76,21 +135,57 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.features is not None and config.checkpoint is None:
         raise ConfigError("features= needs the layers of a generator: give checkpoint=")
     count("processes", config.processes)
+    protocol = config.protocol
+    if groups.from_set(protocol.buckets) and config.masks.url is None:
+        raise ConfigError(
+            "masks.url= is missing: this protocol needs a set of masks (`masks out=DIR` writes one)"
+        )
+    if protocol.size < groups.SSIM_WINDOWS[protocol.ssim]:
+        raise ConfigError(
+            f"protocol.size={protocol.size} is smaller than the window of protocol.ssim="
+            f"{protocol.ssim}: at least {groups.SSIM_WINDOWS[protocol.ssim]}"
+        )
+    _resized("protocol.size", protocol.size, config.data)
+    checked_model(config.model)
+    inputs = {name: [getattr(config, name)] for name in ("checkpoint", "model", "predictions")}
+    inputs |= {"data.url": [config.data.url], "masks.url": [config.masks.url]}
+    protect(inputs, {name: [getattr(config, name)] for name in ("export", "features", "out")})
 
 
-def shard(config: ShardConfig) -> None:
-    """Check that a set to write, or one to look at, is named."""
-    if config.action != "write" and config.url is None and config.out is None:
-        raise ConfigError(f"shard {config.action} needs the URL of a sharded set")
-    if config.action == "write" and config.source is not None and config.out is None:
+def shard(config: schema.ShardConfig) -> None:
+    """Check the set to write, or to look at; existing tars are indexed by one process."""
+    from shards.sources import source
+    from shards.upkeep import parse_age
+
+    if config.action == "gc":
+        parse_age(config.older_than)
+    if config.action != "write":
+        if config.url is None and config.out is None:
+            raise ConfigError(f"shard {config.action} needs the URL of a sharded set")
+        return
+    source(config.data.layout)
+    parts = task(config.task)[1]
+    if config.source is not None and config.out is None:
         raise ConfigError(
             "shard: out= is missing: give a new or empty folder or s3:// URL, or this set's"
         )
     if config.data.layout != "wds":
-        local_source(config)
+        _local_source(config)
+    elif parts > 1 or config.workers > 1:
+        raise ConfigError(
+            f"data=wds with task={config.task} workers={config.workers}: existing tars are indexed "
+            "by one process; remove task= (or cluster.tasks=) and workers="
+        )
+    protect({"source": [config.source]}, {"out": [config.out]}, below=True)
 
 
-def local_source(config: ShardConfig | MakeMasksConfig) -> None:
+def masks(config: schema.MakeMasksConfig) -> None:
+    """Check that masks to import are on a disk and are not overwritten."""
+    _local_source(config)
+    protect({"source": [config.source]}, {"out": [config.out]}, below=True)
+
+
+def _local_source(config: schema.ShardConfig | schema.MakeMasksConfig) -> None:
     """Check that the files to read are on a disk; data=wds, which is indexed in place, may not."""
     if config.source and not store.is_local(config.source):
         raise ConfigError(
@@ -99,11 +194,16 @@ def local_source(config: ShardConfig | MakeMasksConfig) -> None:
         )
 
 
-def divisible(config: TrainConfig, world_size: int, processes: str = "") -> None:
-    """Check that each process gets equally many images of every micro-batch.
+def workers(config: schema.TrainConfig, world_size: int, processes: str = "") -> None:
+    """Check the processes against the strategy and the batch, of which each gets equal shares.
 
     processes: how the message names them, where they are not simply `world_size`.
     """
+    if config.parallel.strategy == "single" and world_size > 1:
+        raise ConfigError(
+            f"parallel=single is one process, but {processes or world_size} are given: give "
+            "parallel=ddp, or processes=1 on one node"
+        )
     total = world_size * config.accumulate
     if config.batch % total:
         raise ConfigError(
@@ -112,11 +212,85 @@ def divisible(config: TrainConfig, world_size: int, processes: str = "") -> None
         )
 
 
+def quickstart(config: schema.QuickstartConfig) -> None:
+    if "://" in config.out:
+        raise ConfigError(f"invalid out={config.out!r}: expected a folder of this machine")
+
+
+def fetch(config: schema.FetchConfig) -> None:
+    """Check that an own hash is one, and of one file."""
+    if config.sha256 and len(config.names) != 1:
+        raise ConfigError("sha256= is for one file: give one name of " + ", ".join(schema.WEIGHTS))
+    if config.sha256 and not re.fullmatch("(?i)[0-9a-f]{8,64}", config.sha256):
+        raise ConfigError(
+            f"invalid sha256={config.sha256}: give its first 8 to 64 hexadecimal digits"
+        )
+
+
+def runs(config: schema.RunsConfig) -> None:
+    """Check the age and the checkpoints to keep."""
+    if config.older_than is not None:
+        from shards.upkeep import parse_age
+
+        parse_age(config.older_than)
+    checkpoints_to_keep(config.keep)
+
+
+def register(config: schema.RegisterConfig) -> None:
+    if config.name is not None:
+        checked_name(config.name)
+
+
+def promote(config: schema.PromoteConfig) -> None:
+    """Check the names of registered models, NAME/VERSION for the promoted one."""
+    name, slash, number = config.model.partition("/")
+    checked_name(name)
+    if slash:
+        checked_model(f"models:/{config.model}")
+    if config.into is not None:
+        checked_name(config.into)
+
+
+def rollback(config: schema.RollbackConfig) -> None:
+    checked_name(config.model)
+
+
+def predict(config: schema.PredictConfig) -> None:
+    """Check the model's name, the rectangle, the form of the result and the tiles."""
+    from PIL import Image
+
+    checked_model(config.model)
+    rectangle(config.mask)
+    written = suffix(config.out)
+    if written not in SUFFIXES and written in Image.registered_extensions():
+        raise ConfigError(
+            f"out={store.display(config.out)}: results are not written as {written}; "
+            f"use one of {', '.join(SUFFIXES)}, or a folder"
+        )
+    if not 0 < 2 * config.overlap < config.tile:
+        raise ConfigError(
+            f"overlap={config.overlap} with tile={config.tile}: expected 0 < overlap < tile / 2"
+        )
+
+
+def demo(config: schema.DemoConfig) -> None:
+    checked_model(config.model)
+    checked_model(config.against)
+
+
 CHECKS: dict[str, Callable[[Any], None]] = {
+    "quickstart": quickstart,
+    "fetch": fetch,
+    "shard": shard,
+    "masks": masks,
     "train": train,
     "evaluate": evaluate,
-    "shard": shard,
-    "masks": local_source,
+    "runs": runs,
+    "register": register,
+    "promote": promote,
+    "rollback": rollback,
+    "predict": predict,
+    "demo": demo,
 }
 
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 VALIDATED = "(0.2,0.3]"  # the bucket of a mask set that validation uses
+DRAWN = ("center", "square", "irregular")  # buckets that need no mask set
 
 STRUCTURES = ("msau", "single", "inception_v1", "inception_v3")
 CHANNEL = ("augmented", "none", "se", "cbam", "sca")
 SPATIAL = ("fusing", "none", "cbam", "sca")
 KINDS = ("irregular", "center", "square", "external", "none")
-SSIM = ("gauss11_rgb", "uniform7_rgb", "uniform7_gray", "uniform51_gray")
+SSIM_WINDOWS = {"gauss11_rgb": 11, "uniform7_rgb": 7, "uniform7_gray": 7, "uniform51_gray": 51}
 
 
 def key(
@@ -25,12 +27,19 @@ def key(
     least: float | None = None,
     most: float | None = None,
     below: float | None = None,
+    path: str | None = None,
 ) -> Any:
-    """Return a field with its help text and choices or range (of a list: of each element)."""
+    """Return a field with its help text, choices or range (of a list: of each element) and,
+    if it holds a path or URL, the kind of it."""
     metadata = {"help": help, "choices": choices, "least": least, "most": most, "below": below}
+    metadata["path"] = path
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+# Keys that hold the path or URL of what is read, of what is written, and of what is read or a name.
+reads, writes, may_read = (partial(key, path=kind) for kind in ("read", "written", "read or name"))
 
 
 # --- groups: model ------------------------------------------------------------------------------
@@ -94,7 +103,7 @@ class CroppedData(ResizedData):
 class EvaluationData(ResizedData):
     """The keys of `data` that `evaluate` reads; the protocol determines the crop."""
 
-    url: str | None = key(None, "the sharded set: a folder or s3:// URL")
+    url: str | None = reads(None, "the sharded set: a folder or s3:// URL")
 
 
 @dataclass
@@ -122,7 +131,7 @@ class ShardingConfig(CroppedData):
 class EvaluationMasks:
     """The keys of `masks` that `evaluate` reads."""
 
-    url: str | None = key(None, "a mask set (see `masks`)")
+    url: str | None = reads(None, "a mask set (see `masks`)")
 
 
 @dataclass
@@ -180,7 +189,7 @@ class ParallelConfig:
 class ProtocolConfig:
     name: str = key("msanet", "name of the evaluation protocol")
     buckets: list[str] = key([], "hole-ratio buckets, as the mask set names them")
-    ssim: str = key("gauss11_rgb", "SSIM convention", SSIM)
+    ssim: str = key("gauss11_rgb", "SSIM convention", tuple(SSIM_WINDOWS))
     size: int = key(256, "side of the evaluated crop, pixels", least=8)
 
 
@@ -226,6 +235,11 @@ class TrackingConfig(ReportConfig):
 
     required: bool = key(False, "fail if the tracking server does not answer at the start")
     drain: bool = key(True, "send while training; false: only store, `sync` sends")
+
+
+def from_set(buckets: list[str]) -> list[str]:
+    """Return the buckets of masks that are read from a set; the others are drawn."""
+    return [bucket for bucket in buckets if bucket not in DRAWN]
 
 
 # Keys in the config.yaml of older runs that training never read.

@@ -115,9 +115,10 @@ def _check(node: Any, origins: dict[str, str], prefix: str = "") -> None:
     """Check choices, ranges and secrets of every value."""
     for name, value, f in entries(node, prefix):
         choices = f.metadata.get("choices") or ()
-        if choices and value not in choices:
-            origin = _from(origins.get(name, ""))
-            raise ConfigError(f"{origin}invalid value {name}={value}{near(str(value), choices)}")
+        for each in value if isinstance(value, list) else [value]:
+            if choices and each is not None and each not in choices:
+                origin = _from(origins.get(name, ""))
+                raise ConfigError(f"{origin}invalid value {name}={each}{near(str(each), choices)}")
         refuse_secret(name, value)
         _check_range(name, value, f.metadata)
         for i, item in enumerate(value if isinstance(value, list) else ()):

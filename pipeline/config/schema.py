@@ -12,34 +12,34 @@ from omegaconf import MISSING
 
 from jobs.spec import Cluster
 from pipeline.config import groups
-from pipeline.config.groups import key
+from pipeline.config.groups import key, may_read, reads, writes
 
 MAX_SEED = 2**63 - 1  # torch takes no more than 64 bits
 
 
 @dataclass
 class QuickstartConfig:
-    out: str = key("runs/quickstart", "folder of all results")
+    out: str = writes("runs/quickstart", "folder of all results")
 
 
 @dataclass
 class DoctorConfig:
-    url: str | None = key(None, "bucket or folder to test put, get and delete in")
+    url: str | None = writes(None, "bucket or folder to test put, get and delete in")
 
 
 @dataclass
 class ShardConfig:
-    source: str | None = key(
+    source: str | None = reads(
         None, "the dataset as published: local folder, tar or zip; data=wds: also a URL"
     )
-    out: str | None = key(None, "folder or s3:// URL of the sharded set")
+    out: str | None = writes(None, "folder or s3:// URL of the sharded set")
     data: groups.ShardingConfig = field(default_factory=groups.ShardingConfig)
     workers: int = key(1, "processes", least=1)
     task: str | None = key(None, "I/N: this task's share of the shards, I from 0")
     max_reject_rate: float = key(0.01, "largest share of rejected images", least=0.0, most=1.0)
     seed: int = key(0, "seed of the permutation over shards", least=0, most=MAX_SEED)
     action: str = key("write", "set by `shard verify|info|gc`", ("write", "verify", "info", "gc"))
-    url: str | None = key(None, "the set that verify, info and gc read")
+    url: str | None = reads(None, "the set that verify, info and gc read")
     every_byte: bool = key(False, "verify: read and hash every byte, not only sizes")
     older_than: str = key("24h", "gc: only what is older than this")
     delete: bool = key(False, "gc: delete; otherwise only list")
@@ -47,26 +47,28 @@ class ShardConfig:
 
 @dataclass
 class MakeMasksConfig:
-    out: str = key(MISSING, "folder or s3:// URL of the mask set")
+    out: str = writes(MISSING, "folder or s3:// URL of the mask set")
     size: int = key(256, "side, pixels", least=8)
     per_bucket: int = key(2000, "masks in each bucket", least=1)
     seed: int = key(0, "seed of the mask generator", least=0, most=MAX_SEED)
     border: float = key(0.5, "share of masks without holes at the border", least=0.0, most=1.0)
     fixed: bool = key(True, "add the bucket of random 25 % squares")
-    source: str | None = key(None, "local folder or zip of NVIDIA's masks to import instead")
+    source: str | None = reads(None, "local folder or zip of NVIDIA's masks to import instead")
     polarity: str = key("auto", "polarity of imported masks", ("auto", "hole_white", "hole_black"))
 
 
 CACHE, RANDOM = "cache", "random"  # values of `train weights=`
+WEIGHTS = ("vgg16", "densenet121")  # published weights
+TABLES = (*map(str, range(1, 7)), *(f"musical/{n}" for n in (1, 2, 3)))
 
 
 @dataclass
 class TrainConfig:
     experiment: str | None = key(None, "a recipe under conf/experiment")
-    run: str | None = key(None, "the run's folder or URL; null: <root>/<experiment>-<hash>")
+    run: str | None = reads(None, "the run's folder or URL; null: <root>/<experiment>-<hash>")
     root: str = key("runs", "folder of runs without run=")
-    init: str | None = key(None, "weights to start from: a run, a checkpoint or models:/…")
-    weights: str = key(
+    init: str | None = reads(None, "weights to start from: a run, a checkpoint or models:/…")
+    weights: str = may_read(
         CACHE, "pretrained weights: cache (see `fetch`), a folder or URL of such files, or random"
     )
     smoke: bool = key(
@@ -98,10 +100,10 @@ class TrainConfig:
 
 @dataclass
 class EvaluateConfig:
-    checkpoint: str | None = key(None, "a run or one of its checkpoints")
-    model: str | None = key(None, "registered model, archive, or mean_colour, telea")
-    predictions: str | None = key(None, "folder of KEY.png to score instead of a model")
-    export: str | None = key(None, "folder to write the pairs into: KEY.png, KEY_mask.png")
+    checkpoint: str | None = reads(None, "a run or one of its checkpoints")
+    model: str | None = may_read(None, "registered model, archive, or mean_colour, telea")
+    predictions: str | None = reads(None, "folder of KEY.png to score instead of a model")
+    export: str | None = writes(None, "folder to write the pairs into: KEY.png, KEY_mask.png")
     data: groups.EvaluationData = field(default_factory=groups.EvaluationData)
     masks: groups.EvaluationMasks = field(default_factory=groups.EvaluationMasks)
     protocol: groups.ProtocolConfig = field(default_factory=groups.ProtocolConfig)
@@ -109,17 +111,17 @@ class EvaluateConfig:
     weights: str = key("auto", "auto: ema if the run has it", ("auto", "raw", "ema"))
     batch: int = key(8, "pairs per batch", least=1)
     limit: int | None = key(None, "pairs per bucket; null: all", least=1)
-    out: str | None = key(None, "Parquet of per-image scores; null: in the run's folder")
+    out: str | None = writes(None, "Parquet of per-image scores; null: in the run's folder")
     processes: str = key("auto", "processes on this machine; auto: one per GPU, else 1")
     pictures: int = key(12, "pairs whose images are kept for reports", least=0)
-    features: str | None = key(None, "folder for MSA-Net's feature maps (figures 3, 5, 7, 9)")
+    features: str | None = writes(None, "folder for MSA-Net's feature maps (figures 3, 5, 7, 9)")
     name: str | None = key(None, "name of the result in tables")
     tracking: groups.RecordConfig = field(default_factory=groups.RecordConfig)
 
 
 @dataclass
 class RegisterConfig:
-    run: str = key(MISSING, "the run's folder or URL")
+    run: str = reads(MISSING, "the run's folder or URL")
     checkpoint: str = key("best", "best, last, or images_seen of one")
     name: str | None = key(None, "registered model; null: inpaint-<model>")
     weights: str = key("auto", "auto: ema where the run has it", ("auto", "raw", "ema"))
@@ -128,9 +130,9 @@ class RegisterConfig:
 @dataclass
 class PromoteConfig:
     model: str = key(MISSING, "registered model, or NAME/VERSION")
-    run: str | None = key(None, "run whose newest version is promoted")
+    run: str | None = may_read(None, "run whose newest version is promoted")
     into: str | None = key(None, "registered model to promote into; null: the same")
-    pairs: str | None = key(None, "Parquet with the reference pairs; null: the model's own")
+    pairs: str | None = reads(None, "Parquet with the reference pairs; null: the model's own")
     repin: bool = key(False, "choose new reference pairs and score the champion on them")
     fresh: bool = key(False, "evaluate the archive again even if it was evaluated before")
     tolerance: float = key(
@@ -153,10 +155,14 @@ class RollbackConfig:
 
 @dataclass
 class PredictConfig:
-    model: str = key(MISSING, "registered model (models:/NAME@champion), checkpoint or archive")
-    image: str = key(MISSING, "image, folder of images, or sharded set")
-    mask: str = key(MISSING, "image (white: hole), folder, mask set, rectangle x,y,w,h, or alpha")
-    out: str = key(MISSING, "image or folder to write")
+    model: str = may_read(
+        MISSING, "registered model (models:/NAME@champion), checkpoint or archive"
+    )
+    image: str = reads(MISSING, "image, folder of images, or sharded set")
+    mask: str = may_read(
+        MISSING, "image (white: hole), folder, mask set, rectangle x,y,w,h, or alpha"
+    )
+    out: str = writes(MISSING, "image or folder to write")
     split: str = key("test", "split of a sharded set")
     strip: bool = key(False, "write original, mask and result side by side")
     tile: int = key(512, "side of the tiles of larger images, pixels", least=64)
@@ -165,26 +171,26 @@ class PredictConfig:
 
 @dataclass
 class CompareConfig:
-    table: str | None = key(None, "a published table: 1 to 6, musical/1 to musical/3")
-    runs: list[str] = key([], "runs, run ids or Parquet files; empty: all evaluations")
+    table: str | None = key(None, "a published table", TABLES)
+    runs: list[str] = may_read([], "runs, run ids or Parquet files; empty: all evaluations")
     protocol: str | None = key(None, "protocol to compare; null: that of most evaluations")
     against: str | None = key(None, "reference row; null: the best of your runs")
-    out: str | None = key(None, "folder for compare.md, compare.csv and compare.html")
+    out: str | None = writes(None, "folder for compare.md, compare.csv and compare.html")
     root: str = key("runs", "the folder of runs")
     tracking: groups.ReportConfig = field(default_factory=groups.ReportConfig)
 
 
 @dataclass
 class DemoConfig:
-    model: str = key(MISSING, "registered model, checkpoint or archive")
-    against: str | None = key(None, "a second model, shown side by side")
+    model: str = may_read(MISSING, "registered model, checkpoint or archive")
+    against: str | None = may_read(None, "a second model, shown side by side")
     host: str = key("127.0.0.1", "address to listen on; 0.0.0.0: reachable from other machines")
     port: int = key(7860, "port; 0: a free one", least=0, most=65535)
 
 
 @dataclass
 class SyncConfig:
-    dir: str = key(MISSING, "a run's folder, or a folder of runs")
+    dir: str = reads(MISSING, "a run's folder, or a folder of runs")
     watch: bool = key(False, "keep sending until stopped")
 
 
@@ -211,8 +217,8 @@ class BenchConfig:
 
 @dataclass
 class FetchConfig:
-    names: list[str] = key([], "weights to download; empty: all")
-    source: str | None = key(None, "a file, folder or URL instead of the publisher's")
+    names: list[str] = key([], "weights to download; empty: all", WEIGHTS)
+    source: str | None = reads(None, "a file, folder or URL instead of the publisher's")
     sha256: str | None = key(None, "SHA-256 of the file at source=")
 
 

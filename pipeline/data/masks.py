@@ -5,7 +5,6 @@ from itertools import chain
 from typing import Any
 
 from pipeline.common.console import say, table
-from pipeline.common.inputs import protect
 from pipeline.config.schema import MakeMasksConfig
 from shards import manifest, mask_import, mask_sets, store
 from shards.masks import FIXED, NAMES
@@ -24,7 +23,6 @@ def main(config: MakeMasksConfig) -> dict[str, Any]:
             config.out, config.size, config.per_bucket, config.seed, config.border, config.fixed
         )
     else:
-        protect({"source": [config.source]}, {"out": [config.out]}, below=True)
         source = mask_import.open_source(config.source)
         polarity = mask_import.resolve_polarity(source, config.polarity)
         say(f"{len(source.files)} masks, {polarity} by their ratios")
@@ -61,7 +59,6 @@ def dry_run(config: MakeMasksConfig) -> str:
     if store.exists(store.join(config.out, manifest.FILE)):
         return f"would check that {out} is this set, and change nothing"
     if config.source is not None:
-        protect({"source": [config.source]}, {"out": [config.out]}, below=True)
         source = mask_import.open_source(config.source)
         polarity = mask_import.resolve_polarity(source, config.polarity)
         return f"would import {len(source.files)} masks, {polarity} by their ratios, into {out}"

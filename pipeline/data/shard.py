@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.console import live, say, table
-from pipeline.common.inputs import protect
 from pipeline.common.signals import OUTSIDE_STOPS, handled
 from pipeline.config.schema import ShardConfig
+from pipeline.config.values import task
 from shards import external, plan, store, upkeep, writer
 from shards.hygiene import Policy
 from shards.manifest import open_manifest
@@ -36,7 +36,6 @@ def dry_run(config: ShardConfig) -> str:
         return f"would {config.action} {store.display(_url(config))}"
     lines = [source(config.data.layout).offer.text()]
     if config.source and config.out:
-        protect({"source": [config.source]}, {"out": [config.out]}, below=True)
         options = ", ".join(f"{name}={value}" for name, value in _options(config).items())
         lines.append(f"would read {config.source} and write {store.display(config.out)}: {options}")
     return "\n".join(lines)
@@ -51,15 +50,9 @@ def _write(config: ShardConfig) -> dict[str, Any]:
     if config.source is None:
         return {"offer": layout.offer.text()}
     assert config.out is not None  # `config.checks.shard`
-    task = _task(config.task)
-    protect({"source": [config.source]}, {"out": [config.out]}, below=True)
+    part = task(config.task)
     start = time.monotonic()
     if data.layout == "wds":
-        if task[1] > 1 or config.workers > 1:
-            raise ValueError(
-                f"data=wds with task={config.task} workers={config.workers}: existing tars are "
-                "indexed by one process; remove task= and workers="
-            )
         try:
             finished = external.write(
                 config.out, data.name, config.source, say, config.max_reject_rate, data.holdout
@@ -68,7 +61,7 @@ def _write(config: ShardConfig) -> dict[str, Any]:
             say(layout.offer.text())
             raise
         return _result(finished, start)
-    planned, root = _plan(config, list_again=task[1] == 1)
+    planned, root = _plan(config, list_again=part[1] == 1)
     show = live(every=0.0)
     try:
         for progress in writer.write(
@@ -76,17 +69,17 @@ def _write(config: ShardConfig) -> dict[str, Any]:
             planned,
             Loader(root, _policy(config)),
             workers=config.workers,
-            task=task,
+            task=part,
             max_reject_rate=config.max_reject_rate,
         ):
             show(_described(progress), progress.shards == progress.of_shards)
         left = writer.missing(config.out, planned)
-        if left and task[1] > 1:
+        if left and part[1] > 1:
             say(f"{len(left)} of {len(planned.shards())} shards remain for other tasks")
             return {"url": store.display(config.out), "shards_left": len(left)}
         finished = writer.finalize(config.out, planned, max_reject_rate=config.max_reject_rate)
     except writer.TooManyRejects:
-        if task[1] == 1:  # the corrected source must be listed again, so nothing partial may stay
+        if part[1] == 1:  # the corrected source must be listed again, so nothing partial may stay
             for name in {"plan.json", "plan.parquet", *(split for split, *_ in planned.shards())}:
                 store.remove(store.join(config.out, name), recursive=True)
         raise
@@ -177,15 +170,6 @@ def _options(config: ShardConfig) -> dict[str, Any]:
         "shard_bytes": data.shard_mb * 2**20,
         **_policy(config).options(),
     }
-
-
-def _task(text: str | None) -> tuple[int, int]:
-    if text is None:
-        return 0, 1
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise ValueError(f"invalid task={text}: expected I/N with 0 <= I < N, such as task=0/8")
-    return int(index), int(count)
 
 
 def _result(finished: writer.Finished, start: float) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from omegaconf import OmegaConf
 
 from pipeline.common import console
 from pipeline.common.environment import count
-from pipeline.common.inputs import protect
 from pipeline.config.groups import RETIRED
 from pipeline.config.resolve import to_yaml
 from pipeline.config.schema import EvaluateConfig
@@ -54,7 +53,6 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
     "pairs_digest", "parquet", …}`; with `export=` alone `{"exported", "out", "pairs_digest"}`; None
     where rank 0 runs on another machine.
     """
-    _protect(config)
     if "RANK" in os.environ:
         return _work(config, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     from pipeline.launch.topology import place, visible_gpus
@@ -132,13 +130,6 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
     return result
 
 
-def _protect(config: EvaluateConfig) -> None:
-    inputs = {name: [getattr(config, name)] for name in ("checkpoint", "model", "predictions")}
-    sets = {"data.url": [config.data.url], "masks.url": [config.masks.url]}
-    outputs = {name: [getattr(config, name)] for name in ("export", "features", "out")}
-    protect(inputs | sets, outputs)
-
-
 def make_cuda_deterministic() -> None:
     """Make convolutions on CUDA use full float32 and one fixed algorithm.
 
@@ -153,7 +144,6 @@ def make_cuda_deterministic() -> None:
 
 def dry_run(config: EvaluateConfig) -> str:
     """Say what would be scored and written, after checking the inputs."""
-    _protect(config)
     pairs, facts = pairs_of(config)
     source = config.predictions or config.model or config.checkpoint
     lines = [f"would write {len(pairs)} pairs into {config.export}"] if config.export else []

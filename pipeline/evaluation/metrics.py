@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.config.groups import SSIM_WINDOWS
+
 PSNR_CAP = 100.0  # dB, for identical images
-SSIM_WINDOWS = {"gauss11_rgb": 11, "uniform7_rgb": 7, "uniform7_gray": 7, "uniform51_gray": 51}
 _WEIGHTS = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
 _TAPS = (_WEIGHTS / _WEIGHTS.sum()).astype(np.float32)  # σ = 1.5, cut at 5 (3.5 σ)
 LUMA = (0.2125, 0.7154, 0.0721)  # skimage.color.rgb2gray
@@ -76,17 +77,6 @@ def ssim(result: Tensor, image: Tensor, convention: str = "gauss11_rgb") -> Tens
 
     result, image: uint8 N×H×W×3, neither side smaller than the window. Returns float64 N.
     """
-    if convention not in SSIM_WINDOWS:
-        raise ValueError(
-            f"unknown SSIM convention {convention!r}: choose from {', '.join(SSIM_WINDOWS)}"
-        )
-    window = SSIM_WINDOWS[convention]
-    if min(image.shape[1:3]) < window:
-        height, width = image.shape[1:3]
-        raise ValueError(
-            f"images of {height}×{width} pixels are smaller than the {window}×{window} window of "
-            f"SSIM {convention}: use larger images or another convention"
-        )
     # On a CPU, one image at a time keeps its planes in cache.
     step = 1 if image.device.type == "cpu" else len(image)
     starts = range(0, len(image), step)

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.common import console
-from pipeline.config.groups import VALIDATED
+from pipeline.common.mask_sets import open_masks
+from pipeline.config.groups import DRAWN, VALIDATED, from_set
 from pipeline.config.schema import EvaluateConfig, TrainConfig
 from shards import store
 from shards.decode import Crop, Scratch, decode_crop
@@ -29,7 +30,6 @@ from shards.masks import BUCKETS, center, irregular, square
 from shards.samples import ImageRecord, payload, samples
 
 SEED = 20210217  # of drawn masks, the same for every run
-DRAWN = ("center", "square", "irregular")  # buckets that need no mask set
 
 
 class Pair(NamedTuple):
@@ -105,13 +105,13 @@ def make_pairs(
 ) -> Pairs:
     """Pair a split's images (the first `limit` in key order) with masks of every bucket.
 
-    Raises ValueError for a split or a bucket without samples, and where masks are needed but
-    `masks` is None.
+    masks: a set with masks of these buckets; None if all are drawn. Raises ValueError for a split
+    without images.
     """
     records = samples(images, split)[:limit]
     if not records:
         raise ValueError(f"split {split} of {store.display(images.url)} has no images")
-    by_bucket = _masks_by_bucket(masks, [b for b in buckets if b not in DRAWN])
+    by_bucket = _masks_by_bucket(masks, from_set(buckets))
     no_mask = [ImageRecord(-1, "", 0, 0, 0, 0, "")]
     pairs = []
     for i, image in enumerate(records):
@@ -126,26 +126,12 @@ def make_pairs(
 def _masks_by_bucket(masks: Manifest | None, buckets: list[str]) -> dict[str, list[ImageRecord]]:
     if not buckets:
         return {}
-    if masks is None:
-        raise ValueError(
-            "masks.url= is missing: this protocol needs a set of masks (`masks out=DIR` writes one)"
-        )
-    if masks.kind != "masks":
-        raise ValueError(
-            f"masks.url={store.display(masks.url)} holds {masks.kind}, expected masks: give a set "
-            "that `masks out=` wrote"
-        )
+    assert masks is not None
     by_bucket: dict[str, list[ImageRecord]] = {bucket: [] for bucket in buckets}
     for split in sorted(masks.splits):
         for sample in samples(masks, split):
             if sample.bucket in by_bucket:
                 by_bucket[sample.bucket].append(sample)
-    empty = [bucket for bucket in buckets if not by_bucket[bucket]]
-    if empty:
-        raise ValueError(
-            f"{store.display(masks.url)} has no masks in {', '.join(empty)}: make or import them, "
-            "or remove the bucket from protocol.buckets="
-        )
     return by_bucket
 
 
@@ -160,7 +146,7 @@ def pairs_of(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
     """Return the protocol's pairs, and the facts about them that results carry."""
     protocol = config.protocol
     images = open_manifest(str(config.data.url))
-    masks = open_manifest(config.masks.url) if config.masks.url else None
+    masks = open_masks(config.masks.url, from_set(protocol.buckets)) if config.masks.url else None
     select = (protocol.buckets, protocol.size, config.data.resize_short, config.limit)
     pairs = make_pairs(images, config.split, masks, *select)
     if pairs.reused:

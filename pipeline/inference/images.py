@@ -8,19 +8,18 @@ bit-identical. Alpha is kept apart from the pixels. Only the first frame of an a
 
 import io
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from pipeline.config.values import SUFFIXES, suffix
 from shards import store
 from shards.mask_file import read_hole
 from shards.metadata import open_image, turn_upright
 
 MAX_PIXELS = 64_000_000
-SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {"compress_level": 4},
     "JPEG": {"quality": 95, "subsampling": 0},
@@ -41,11 +40,6 @@ class ImageFile:
         if self.gray:
             pixels = np.asarray(Image.fromarray(pixels).convert("L").convert("RGB"))
         return replace(self, pixels=pixels)
-
-
-def suffix(url: str) -> str:
-    """File name extension in lower case, such as `.png`; empty if there is none."""
-    return Path(store.name(url)).suffix.lower()
 
 
 def read_bytes(url: str) -> bytes:

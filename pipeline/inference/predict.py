@@ -5,7 +5,6 @@ The result has the image's own size and, in a lossless format, bit-identical kno
 In a folder, files named `*_mask.*` are masks, never images to fill.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.common.console import say
 from pipeline.common.inputs import place, protect
 from pipeline.config.schema import PredictConfig
+from pipeline.config.values import SUFFIXES, rectangle, suffix
 from pipeline.inference import images, sources
-from pipeline.inference.images import SUFFIXES, ImageFile, suffix
+from pipeline.inference.images import ImageFile
 from pipeline.inference.tiling import fill_any
 from shards import store
 from shards.manifest import FILE as MANIFEST
@@ -97,12 +96,6 @@ def show(result: dict[str, Any]) -> str:
 
 def plan(config: PredictConfig) -> list[ImageTask]:
     """List what is read and written, by name. ValueError if an input would be overwritten."""
-    _rectangle(config.mask)  # an invalid one is rejected before any work
-    if suffix(config.out) in Image.registered_extensions() and suffix(config.out) not in SUFFIXES:
-        raise ValueError(
-            f"out={store.display(config.out)}: results are not written as {suffix(config.out)}; "
-            f"use one of {', '.join(SUFFIXES)}, or a folder"
-        )
     tasks = _tasks(config)
     read = [config.image, *(task.image for task in tasks if isinstance(task.image, str))]
     masks = [config.mask, *(task.mask for task in tasks if isinstance(task.mask, str))]
@@ -180,7 +173,7 @@ def _masks(mask: str, folder: str, names: list[str]) -> Iterator[str]:
 
     In the images' own folder only STEM_mask.* is a mask.
     """
-    if mask == "alpha" or _rectangle(mask) or suffix(mask) in SUFFIXES:
+    if mask == "alpha" or rectangle(mask) or suffix(mask) in SUFFIXES:
         yield from [mask] * len(names)
         return
     files = {_stem(name): name for name in _files(mask)}
@@ -214,7 +207,7 @@ def read_mask(mask: Source, image: ImageFile, name: str) -> Bytes:
         if image.alpha is None:
             raise ValueError(f"mask=alpha, but {name} has no alpha channel")
         holes = image.alpha < 128
-    elif isinstance(mask, str) and (box := _rectangle(mask)):
+    elif isinstance(mask, str) and (box := rectangle(mask)):
         x, y, w, h = box
         if x + w > width or y + h > height or not w or not h:
             raise ValueError(
@@ -234,15 +227,6 @@ def read_mask(mask: Source, image: ImageFile, name: str) -> Bytes:
     if holes.all():
         raise ValueError(f"the mask covers all of {name}: leave known pixels to fill the hole from")
     return holes.astype(np.uint8)
-
-
-def _rectangle(mask: str) -> tuple[int, int, int, int] | None:
-    if not re.fullmatch(r"[\s\[(]*[-+\d.\s]+([,;][-+\d.\s]*)+[\])]?\s*", mask):
-        return None  # a file or folder
-    match = re.fullmatch(r"[\s\[(]*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*[\])]?\s*", mask)
-    if match is None:
-        raise ValueError(f"mask={mask}: a rectangle is x,y,w,h in whole pixels, as in 10,10,20,20")
-    return tuple(int(x) for x in match.groups())  # type: ignore[return-value]
 
 
 def _strip_url(out: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pipeline.common.environment import core_count, count
@@ -62,6 +62,12 @@ def uses_gpu(config: TrainConfig) -> bool:
     return gpus > 0
 
 
+def check_precision(wanted: str, gpus: Callable[[], int] = visible_gpus) -> None:
+    """Check that there are GPUs for fp16; they are counted only then."""
+    if wanted == "fp16" and not gpus():
+        raise ConfigError("precision=fp16 needs a GPU; on this CPU use fp32, bf16 or auto")
+
+
 def choose_precision(wanted: str, on_gpu: bool) -> str:
     """Resolve `auto`: bf16 where the device has it natively (CUDA from sm_80, CPUs with AMX)."""
     import torch
@@ -69,8 +75,7 @@ def choose_precision(wanted: str, on_gpu: bool) -> str:
     newer = on_gpu and torch.cuda.get_device_capability()[0] >= 8
     if wanted == "auto":
         return "bf16" if newer or not on_gpu and torch.cpu._is_amx_tile_supported() else "fp32"
-    if wanted == "fp16" and not on_gpu:
-        raise ConfigError("precision=fp16 needs a GPU; on this CPU use fp32, bf16 or auto")
+    check_precision(wanted, lambda: on_gpu)
     if wanted == "bf16" and on_gpu and not newer:
         raise ConfigError("precision=bf16: this GPU has no bf16; use precision=fp16 or fp32")
     return wanted

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -179,9 +180,10 @@ def attended(
 
 def memory_mb(pid: int) -> float:
     """Return the resident memory of a process and its descendants; shared pages count in each."""
-    try:
+    total = 0
+    with suppress(psutil.NoSuchProcess):
         first = psutil.Process(pid)
-        family = [first, *first.children(recursive=True)]
-        return float(sum(process.memory_info().rss for process in family)) / 1e6
-    except psutil.Error:  # one has just ended
-        return 0.0
+        for process in [first, *first.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):  # it has just ended; the others count
+                total += process.memory_info().rss
+    return total / 1e6

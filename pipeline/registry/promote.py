@@ -67,7 +67,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
     uri, client = _server(config)
     with errors.explained(uri):
         candidate = _candidate(client, config)
-        name = register.checked_name(config.into or candidate.name)
+        name = config.into or candidate.name
         tags = own_tags(candidate)
         network = tags["network"]
         created_for = network if name == candidate.name else "any"
@@ -152,7 +152,7 @@ def _candidate(client: Any, config: PromoteConfig) -> Any:
     if not config.run:  # an unknown model's error lists the registered ones
         model_versions.find_version(client, f"models:/{name}")
     run = config.run and register.run_name(config.run)
-    for version in reversed(model_versions.versions(client, register.checked_name(name))):
+    for version in reversed(model_versions.versions(client, name)):
         if history.is_promotion(version) or "lacuna.model_id" not in version.tags:
             continue
         if not run or version.tags.get("lacuna.run") == run or version.run_id == config.run:

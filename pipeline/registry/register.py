@@ -18,7 +18,7 @@ from pipeline.registry.package import tree_digest
 from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import errors
 from pipeline.tracking.client import connect, experiment_id, model_link, uri_for
-from pipeline.tracking.model_versions import checked_name, versions
+from pipeline.tracking.model_versions import versions
 from shards import store
 
 
@@ -26,7 +26,7 @@ def dry_run(config: RegisterConfig) -> str:
     from pipeline.runs.checkpoints import find
 
     checkpoint = find(config.run, config.checkpoint)
-    name = checked_name(config.name or f"inpaint-{checkpoint.state['model']['name']}")
+    name = config.name or f"inpaint-{checkpoint.state['model']['name']}"
     server = errors.display_uri(uri_for(config.run))
     return f"would export {store.display(checkpoint.url)} and register it as {name} at {server}"
 
@@ -41,7 +41,7 @@ def main(config: RegisterConfig) -> dict[str, Any]:
 
     generator, info = load_generator(config.run, config.checkpoint, config.weights)
     network = info["model"]["name"]
-    name = checked_name(config.name or f"inpaint-{network}")
+    name = config.name or f"inpaint-{network}"
     recorded = read_run_json(info["run"])
     uri = uri_for(info["run"])
     client = connect(uri)

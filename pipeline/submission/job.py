@@ -16,16 +16,12 @@ from jobs.spec import Cluster, Job, SubmitError, is_tag
 from pipeline.common.console import say
 from pipeline.common.environment import CHECKOUT
 from pipeline.common.errors import ConfigError
-from pipeline.config.resolve import leaves
+from pipeline.config.resolve import entries
 from pipeline.submission import environment
 from pipeline.submission.plan import MULTI_NODE, Part
 from pipeline.tracking.errors import display_uri
 from shards import store
 
-WRITES = ("out", "export", "features")
-PLACES = ("source", "checkpoint", "run", "init", "weights", "predictions", "url", "model", "image",
-          "mask", *WRITES, "data.url", "masks.url")  # fmt: skip
-MAYBE = ("weights", "model", "image", "mask")  # a name, a rectangle, or a path
 NEED_MLFLOW = ("train", "register", "promote", "rollback")  # commands that need an MLflow server
 Places = dict[tuple[str, str], bool]  # key and value that name a place: whether it is written
 
@@ -33,10 +29,13 @@ Places = dict[tuple[str, str], bool]  # key and value that name a place: whether
 def places(verb: str, configs: Sequence[Any], runs: Sequence[str]) -> Places:
     """Return the places of all points of a job; `runs` are its results or its inputs."""
     named: Places = {}
-    for values in map(dict, map(leaves, configs)):
-        for name in PLACES:
-            if _is_place(name, values.get(name)):
-                named[name, values[name]] = name in WRITES
+    for name, value, f in (entry for config in configs for entry in entries(config)):
+        kind = f.metadata.get("path")
+        given = value if isinstance(value, list) else [value] if value else []
+        for place in given if kind else ():
+            named_only = kind == "read or name" and "/" not in place
+            if not named_only and not place.startswith("models:"):
+                named[name, place] = kind == "written"
     if verb == "train":
         named |= {("run", run): True for run in runs}
     return named
@@ -51,23 +50,6 @@ def folders(verb: str, named: Places, written: bool) -> tuple[str, ...]:
             file = written and verb in ("evaluate", "predict") and Path(path).suffix
             found.append(os.path.dirname(path) if file else path)
     return tuple(dict.fromkeys(found))
-
-
-def refuse_incomplete(verb: str, config: Any, tasks: int | None) -> None:
-    """Refuse before queueing what the command would refuse or skip after it."""
-    divides = verb == "shard" and config.action == "write"
-    if tasks and not divides:
-        raise ConfigError(f"cluster.tasks={tasks}: only `shard` is divided into tasks")
-    if divides and config.source is None:
-        raise ConfigError("source= is missing: give the dataset as published")
-    if tasks and config.task is not None:
-        raise ConfigError(f"task={config.task} is set for each element by cluster.tasks={tasks}")
-
-
-def _is_place(name: str, value: Any) -> bool:
-    return isinstance(value, str) and (
-        name not in MAYBE or "/" in value and not value.startswith("models:/")
-    )
 
 
 def refuse_relative(places: Places) -> None:
@@ -138,7 +120,6 @@ def job_of(part: Part, snapshots: Callable[[bool], Snapshot]) -> tuple[Job, Clus
         refuse_unreachable_tracking(part.verb, part.points[0].config, cluster)
     elif cluster.container != "none" and cluster.code == "image":
         refuse_relative(needs)
-    refuse_incomplete(part.verb, part.points[0].config, cluster.tasks)
     # --- the code
     if cluster.image and cluster.code == "snapshot" and is_tag(cluster.image):
         say(f"cluster.image={cluster.image} is a tag, which can change: give NAME@sha256:DIGEST "

@@ -22,7 +22,8 @@ from pipeline.config import checks
 from pipeline.config.commands import COMMANDS, positional
 from pipeline.config.compose import compose
 from pipeline.config.resolve import Resolved
-from pipeline.config.schema import SubmitConfig
+from pipeline.config.schema import SubmitConfig, TrainConfig
+from pipeline.launch.topology import check_precision, process_count, visible_gpus
 from pipeline.runs.identity import FIXED_AT_START, MAY_CHANGE, folder_of
 from pipeline.training import pretrained
 from shards import store
@@ -122,7 +123,7 @@ def parse(args: Sequence[str]) -> list[Part]:
             others += [w for w in carried if w.startswith("root=")][-1:]
         points = [compose(verb, point) for point in _points(verb, others)]
         for point in points:
-            checks.check(verb, point.config)
+            checks.check(verb, _element(verb, point.config, fitted.cluster.tasks))
         if verb == "train":
             points = [_placed(point, fitted.cluster) for point in points]
             if len(points) > 1 and any(point.config.smoke for point in points):
@@ -134,6 +135,18 @@ def parse(args: Sequence[str]) -> list[Part]:
     if not parts:
         raise ConfigError("no command given: submit COMMAND [key=value ...] cluster=slurm")
     return parts
+
+
+def _element(verb: str, config: Any, tasks: int | None) -> Any:
+    """Return what an element of the job runs; refuse what it would finish without doing."""
+    divides = verb == "shard" and config.action == "write"
+    if tasks and not divides:
+        raise ConfigError(f"cluster.tasks={tasks}: only `shard` is divided into tasks")
+    if divides and config.source is None:
+        raise ConfigError("source= is missing: give the data set as published")
+    if tasks and config.task is not None:
+        raise ConfigError(f"task={config.task} is set for each element by cluster.tasks={tasks}")
+    return replace(config, task=f"0/{tasks}") if tasks else config
 
 
 def _refuse_same(part: Part) -> None:
@@ -181,10 +194,21 @@ def _points(verb: str, args: list[str]) -> list[list[str]]:
 
 
 def _placed(point: Resolved, cluster: Cluster) -> Resolved:
-    """Set cluster and weights in a run's configuration; check that the batch divides."""
-    processes = f"cluster.nodes={cluster.nodes} x {cluster.processes}"
-    checks.divisible(point.config, cluster.nodes * cluster.processes, processes)
-    return replace(point, config=pretrained.located(replace(point.config, cluster=cluster)))
+    """Set cluster and weights in a run's configuration; check what depends on its processes."""
+    config = pretrained.located(replace(point.config, cluster=cluster))
+    here = cluster.scheduler == "local"
+    named = "" if here else f"cluster.nodes={cluster.nodes} x {cluster.processes}"
+    checks.workers(config, world_size(config), named)
+    check_precision(config.precision, visible_gpus if here else lambda: cluster.gpus_per_node)
+    return replace(point, config=config)
+
+
+def world_size(config: TrainConfig) -> int:
+    """Return the processes that a submitted run will have."""
+    cluster = config.cluster
+    if cluster.scheduler == "local":
+        return process_count(config)
+    return cluster.nodes * cluster.processes
 
 
 def _refuse_ignored(part: Part) -> None:

@@ -27,7 +27,7 @@ from pipeline.runs.identity import check_same
 from pipeline.runs.job_record import SubmittedJob
 from pipeline.submission import staging
 from pipeline.submission.job import job_of, take_snapshot
-from pipeline.submission.plan import Part, parse
+from pipeline.submission.plan import Part, parse, world_size
 from pipeline.submission.staging import ExistingJob
 from pipeline.training import pretrained
 from shards import store
@@ -164,12 +164,12 @@ def _check_inputs(part: Part, config: Any) -> None:
     """Check what the command itself would check first, as far as possible without torch."""
     cluster = part.cluster
     if part.verb == "train":
-        from pipeline.launch.topology import process_count
         from pipeline.training.preflight import preflight
 
-        local = cluster.scheduler == "local"
-        preflight(config, process_count(config) if local else cluster.nodes * cluster.processes)
+        preflight(config, world_size(config))
         return
+    from pipeline.common.mask_sets import open_masks
+    from pipeline.config.groups import from_set
     from shards.manifest import open_manifest
 
     def readable(url: str | None) -> bool:
@@ -177,8 +177,10 @@ def _check_inputs(part: Part, config: Any) -> None:
         return url is not None and (cluster.scheduler != "kubernetes" or not store.is_local(url))
 
     if part.verb == "evaluate":
-        for url in filter(readable, (config.data.url, config.masks.url)):
-            open_manifest(url)
+        if readable(config.data.url):
+            open_manifest(config.data.url)
+        if readable(config.masks.url):
+            open_masks(config.masks.url, from_set(config.protocol.buckets))
         if readable(config.checkpoint):
             checkpoints.find(config.checkpoint)
     elif part.verb == "shard" and config.action == "write" and readable(config.source):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.values import registered
 from pipeline.tracking import errors
 from pipeline.tracking.client import connect, search
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def find_version(client: Any, uri: str) -> Any:
@@ -17,11 +15,7 @@ def find_version(client: Any, uri: str) -> Any:
 
     Raises ValueError that lists the existing names, aliases or versions.
     """
-    parsed = re.fullmatch(r"models:/+([^/@]+)(?:@([^/]+)|/(\d+|latest))?", uri)
-    if parsed is None:
-        raise ValueError(f"invalid {uri}: expected models:/NAME@champion or models:/NAME/VERSION")
-    name, alias, number = parsed.groups()
-    checked_name(name)
+    name, alias, number = registered(uri)
     every, where = versions(client, name), errors.display_uri(client.tracking_uri)
     if not every:
         known = ", ".join(m.name for m in client.search_registered_models(max_results=20))
@@ -44,16 +38,6 @@ def versions(client: Any, name: str) -> list[Any]:
     """Return all versions of a registered model, oldest first; [] if there is no such model."""
     every = search(client.search_model_versions, f"name = '{name}'")
     return sorted(every, key=lambda version: int(version.version))
-
-
-def checked_name(name: str) -> str:
-    """Return the name; ValueError if it cannot name a registered model."""
-    if not NAME.fullmatch(name):
-        raise ValueError(
-            f"invalid name of a registered model {name!r}: expected letters, digits, '.', '_' and "
-            "'-', such as inpaint-msanet"
-        )
-    return name
 
 
 def download(uri: str, model_id: str, inside: str, folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.common.console import table
 from pipeline.config.schema import RunsConfig
+from pipeline.config.values import checkpoints_to_keep
 from pipeline.runs.folder import folders
 from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import errors
@@ -91,10 +92,7 @@ def prune(config: RunsConfig) -> dict[str, Any]:
     """
     from pipeline.runs import checkpoints
 
-    age = parse_age(config.older_than or "30d")
-    keep = {word.strip() for word in config.keep.split(",") if word.strip()}
-    if not keep <= {"best", "last"} or not keep:
-        raise ValueError(f"keep={config.keep} is not allowed: expected best, last or best,last")
+    age, keep = parse_age(config.older_than or "30d"), checkpoints_to_keep(config.keep)
     deleted: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
     for run in folders(config.root):

@@ -28,7 +28,7 @@ from pipeline.common.signals import OUTSIDE_STOPS, STOP_SIGNALS, ignore, obeyed
 from pipeline.config.resolve import to_yaml
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.output import PODS
-from pipeline.launch.topology import Place, place, process_count
+from pipeline.launch.topology import Place, check_precision, place, process_count
 from pipeline.launch.workers import Ended, supervise
 from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import folder_of
@@ -50,6 +50,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
         signal.signal(number, _stopped_early)
     here = place(os.environ, process_count(config))
     try:
+        check_precision(config.precision)
         run = preflight(config, here.nodes * here.processes, first=here.node_rank == 0)
     except ValueError as error:
         refused(config, one_line(error))
@@ -124,6 +125,7 @@ def _exit_unless_ok(status: int) -> None:
 def dry_run(config: TrainConfig) -> str:
     """Check the configuration and describe what `train` would do."""
     here = place(os.environ, process_count(config))
+    check_precision(config.precision)
     run = preflight(config, here.nodes * here.processes, locks=False)
     seen = run.images_saved
     if seen >= config.max_images:

@@ -22,7 +22,6 @@ from models.layers import frozen_statistics
 from models.losses import adversarial_discriminator
 from models.masking import composite, erase
 from models.vgg import VGG16Features
-from pipeline.common.errors import ConfigError
 from pipeline.config.groups import ObjectiveConfig, Phase
 from pipeline.config.schema import RANDOM, TrainConfig
 from pipeline.runs.checkpoints import build_generator
@@ -64,18 +63,6 @@ def build(config: TrainConfig, engine: Engine) -> Method:
     objective = config.objective
     make = optimizer(objective)
     generator: Any = build_generator(asdict(config.model))
-    for name, side in (("data.crop", config.data.crop), ("validate.size", config.validate.size)):
-        if side % generator.multiple or side < generator.smallest:
-            raise ConfigError(
-                f"{name}={side} does not fit model={config.model.name}: give a multiple of "
-                f"{generator.multiple}, at least {generator.smallest}"
-            )
-    kind = DenseNetDiscriminator
-    if objective.adv and (config.data.crop % kind.multiple or config.data.crop < kind.smallest):
-        raise ConfigError(
-            f"data.crop={config.data.crop} does not fit the discriminator: give a multiple of "
-            f"{kind.multiple}, at least {kind.smallest}, or train without one: objective.adv=0"
-        )
     wanted = pretrained.needed(objective)
     method = Method(
         objective,
@@ -87,7 +74,7 @@ def build(config: TrainConfig, engine: Engine) -> Method:
         method.pretrained["vgg16"] = _load("vgg16", method.features, config, engine)
         method.features.to(engine.device)
     if objective.adv:
-        discriminator = kind()
+        discriminator = DenseNetDiscriminator()
         method.pretrained["densenet121"] = (
             _load("densenet121", discriminator, config, engine)
             if "densenet121" in wanted

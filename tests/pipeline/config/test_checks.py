@@ -1,10 +1,20 @@
 """What each command's configuration is refused for, before it runs and before it is queued."""
 
 import pytest
+import torch
 
+from models import GENERATORS
+from models.densenet import DenseNetDiscriminator
+from pipeline import cli
 from pipeline.common.errors import ConfigError
-from pipeline.config import checks
+from pipeline.comparison import papers
+from pipeline.config import checks, schema
+from pipeline.config.commands import COMMANDS
 from pipeline.config.compose import compose
+from pipeline.config.resolve import entries
+from pipeline.submission import submit
+from pipeline.submission.plan import NOT_A_JOB
+from pipeline.training.weights import PUBLISHED
 
 REFUSED = {
     "train": [
@@ -21,6 +31,17 @@ REFUSED = {
         ("masks.low=0.5 masks.high=0.5", "masks.low=0.5 is not below masks.high=0.5"),
         ("masks.kind=external", "masks.kind=external needs masks.url="),
         ("masks.url=m", "masks.url=m needs masks.kind=external"),
+        ("masks.high=0.9 masks.border=0.5", "does not fit inside the border constraint"),
+        ("data.crop=100", "data.crop=100 does not fit model=msanet: give a multiple of 8"),
+        ("validate.size=32", "validate.size=32 does not fit model=msanet: give a multiple of 8"),
+        ("model=musical data.crop=104", "fit model=musical: give a multiple of 16, at least 48"),
+        ("objective.adv=0.1 data.crop=80", "does not fit the discriminator of objective.adv="),
+        ("model=musical objective.adv=0.1 data.crop=208", "give a multiple of 32, at least 96"),
+        ("data.resize_short=80", "data.crop=256 is larger than data.resize_short=80"),
+        ("data.resize_short=80 data.crop=64", "validate.size=256 is larger than data.resize_short"),
+        ("model.iru=[64]", "model.iru=[64] does not fit model.fe=[64, 64]"),
+        ("model.taps=5", "taps at most 4"),
+        ("init=models:/a/b/c", "invalid models:/a/b/c: expected models:/NAME@champion"),
     ],
     "evaluate": [
         ("model=telea data.url=null", "data.url= is missing: the sharded set that holds"),
@@ -29,6 +50,12 @@ REFUSED = {
         ("export=e model=telea predictions=p", "model= and predictions= are given"),
         ("model=telea features=f", "features= needs the layers of a generator"),
         ("model=telea processes=two", "invalid processes=two"),
+        ("model=telea", "masks.url= is missing: this protocol needs a set of masks"),
+        ("model=telea protocol.buckets=[center,'(0.1,0.2]']", "masks.url= is missing"),
+        ("model=telea masks.url=m protocol.ssim=uniform51_gray protocol.size=48", "at least 51"),
+        ("model=telea masks.url=m data.resize_short=200", "protocol.size=256 is larger than data."),
+        ("model=models:/@b masks.url=m", "invalid models:/@b: expected models:/NAME@champion"),
+        ("predictions=p export=./p masks.url=m", "export: ./p would overwrite the input predict"),
     ],
     "shard": [
         ("source=s", "shard: out= is missing"),
@@ -38,15 +65,68 @@ REFUSED = {
         ("source=https://h/x.tar out=o", "source=https://h/x.tar: published files"),
         ("data=celeba source=gs://b/x out=o", "copy them there first"),
         ("data=places365_standard source=s3://b/x.tar out=o", "(WebDataset tars, data=wds, are"),
+        ("source=s out=o task=9/8", "invalid task=9/8: expected I/N with 0 <= I < N"),
+        ("source=s out=o task=a", "invalid task=a: expected I/N"),
+        ("source=s out=o data.layout=foo", "unknown data.layout=foo: choose one of folder"),
+        ("data=wds source=s out=o task=0/8", "existing tars are indexed by one process"),
+        ("data=wds source=s out=o workers=2", "existing tars are indexed by one process"),
+        ("source=s out=s/new", "out: s/new lies inside the input source=s"),
+        ("gc url=s older_than=1h", "older_than=1h is less than 24h"),
     ],
     "masks": [
         ("out=m source=s3://b/masks.zip", "source=s3://b/masks.zip: published files are read"),
         ("out=s3://b/m source=s3a://b/masks", "copy them there first"),
+        ("out=m source=m", "out: m would overwrite the input source=m"),
     ],
+    "predict": [
+        ("tile=100 overlap=60", "overlap=60 with tile=100: expected 0 < overlap < tile / 2"),
+        ("mask=1,2,3", "mask=1,2,3: a rectangle is x,y,w,h in whole pixels"),
+        ("out=o.gif", "out=o.gif: results are not written as .gif; use one of .png, .jpg"),
+        ("model=models:/a/b/c", "invalid models:/a/b/c"),
+    ],
+    "demo": [("model=telea against=models:/@x", "invalid models:/@x")],
+    "register": [("run=r name=a/b", "invalid name of a registered model 'a/b'")],
+    "promote": [
+        ("model=-x", "invalid name of a registered model '-x'"),
+        ("model=a@champion", "invalid name of a registered model 'a@champion'"),
+        ("model=a/first", "invalid models:/a/first"),
+        ("model=a into=a:b", "invalid name of a registered model 'a:b'"),
+    ],
+    "rollback": [("model=a/1", "invalid name of a registered model 'a/1'")],
+    "runs": [
+        ("prune keep=none", "keep=none is not allowed: expected best, last or best,last"),
+        ("prune older_than=1h", "older_than=1h is less than 24h"),
+        ("close older_than=soon", "invalid older_than='soon'"),
+    ],
+    "fetch": [
+        ("vgg19", "invalid value names=vgg19; did you mean vgg16? (allowed: vgg16, densenet121)"),
+        ("sha256=0123abcd", "sha256= is for one file: give one name of vgg16, densenet121"),
+        ("vgg16 sha256=xyz", "invalid sha256=xyz: give its first 8 to 64 hexadecimal digits"),
+    ],
+    "quickstart": [("out=s3://b/out", "invalid out='s3://b/out': expected a folder")],
+    "compare": [("table=7", "invalid value table=7 (allowed: 1, 2, 3, 4, 5, 6, musical/1")],
 }
+GIVEN = {  # words without which each of the rows above would be refused for what it lacks
+    "train": ["data.url=s"],
+    "evaluate": ["data.url=s"],
+    "predict": ["model=telea", "image=d", "mask=alpha", "out=o"],
+}
+SUBMIT = ["cluster=slurm", "cluster.code=image", "cluster.gpus_per_node=0"]
 ACCEPTED = {
-    "train": ["processes=2 threads=1", "parallel=zero1 precision=bf16", "masks.kind=square"],
-    "evaluate": ["export=e", "export=e model=telea", "checkpoint=c features=f"],
+    "train": [
+        "processes=2 threads=1",
+        "parallel=zero1 precision=bf16",
+        "masks.kind=square",
+        "init=models:/a/latest",
+        "data.crop=104",
+        "data.crop=300 data.resize_short=256 data.crop_mode=resized data.crop=304",
+    ],
+    "evaluate": [
+        "export=e masks.url=m",
+        "export=e model=telea masks.url=m",
+        "checkpoint=c features=f masks.url=m",
+        "model=models:/a@champion protocol.buckets=[center]",
+    ],
     "shard": [
         "",
         "source=s out=o",
@@ -56,33 +136,139 @@ ACCEPTED = {
         "data=wds source=https://h/x.tar out=o",
     ],
     "masks": ["out=m", "out=m source=file:///s"],
+    "predict": ["mask=1,2,3,4", "mask=m out=o.png image=a.jpg", "overlap=255"],
+    "promote": ["model=a/7", "model=a"],
+    "runs": ["prune older_than=2d keep=last", "list"],
+    "fetch": ["", "vgg16 sha256=0123ABCD", "vgg16 densenet121"],
+    "compare": ["", "table=6", "table=musical/1"],
 }
 
 
-def checked(command, text):
-    words = ["data.url=s"] if command in ("train", "evaluate") else []
-    words += text.replace("}, {", "},{").replace(": ", ":").split()
-    checks.check(command, compose(command, words).config)
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
 
 
-@pytest.mark.parametrize(
-    ("command", "text", "message"), [(c, *row) for c, rows in REFUSED.items() for row in rows]
-)
-def test_a_wrong_configuration_is_refused_in_one_line(command, text, message):
+def words_of(command, text):
+    words = text.replace("}, {", "},{").replace(": ", ":").split()
+    names = {word.partition("=")[0] for word in words}
+    lacking = [w for w in GIVEN.get(command, []) if w.partition("=")[0] not in names]
+    return [*words, *lacking]
+
+
+ROWS = [(c, *row) for c, rows in REFUSED.items() for row in rows]
+
+
+@pytest.mark.parametrize(("command", "text", "message"), ROWS)
+def test_a_wrong_configuration_is_refused_in_one_line(capsys, command, text, message):
+    assert cli.main([command, *words_of(command, text), "--dry-run"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert message in said
+
+
+@pytest.mark.parametrize(("command", "text", "message"), ROWS)
+def test_and_it_is_not_queued_either(tmp_path, command, text, message):
+    """As the later part of a chain, of which nothing is run or opened before."""
+    words = ["masks", "out=m", *SUBMIT, "then", command, *words_of(command, text)]
     with pytest.raises(ValueError) as error:
-        checked(command, text)
+        submit.main(words, dry_run=True)
     assert message in str(error.value) and "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("command", "text"), [(c, t) for c, ts in ACCEPTED.items() for t in ts])
 def test_a_right_configuration_is_accepted(command, text):
-    checked(command, text)
+    words = COMMANDS[command], words_of(command, text)
+    checks.check(command, compose(command, cli.positional(*words)).config)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("batch=8 cluster.nodes=3", "batch=8 is not divisible by cluster.nodes=3 x 1 processes"),
+        ("batch=8 accumulate=3", "choose a multiple of 3"),
+        ("batch=8 parallel=single cluster.nodes=2", "parallel=single is one process, but cluster"),
+        ("precision=fp16", "precision=fp16 needs a GPU"),
+    ],
+)
+def test_what_depends_on_the_processes_of_a_run_is_checked_in_each_part_of_a_chain(words, message):
+    train = ["train", "data.url=s", *words.split()]
+    for before in ([*train, *SUBMIT], ["masks", "out=m", *SUBMIT, "then", *train]):
+        with pytest.raises(ConfigError, match=message):
+            submit.main(before, dry_run=True)
+    on_gpus = [word.replace("gpus_per_node=0", "gpus_per_node=1") for word in SUBMIT]
+    if "fp16" in words:
+        assert submit.main([*train, *on_gpus], dry_run=True)
+
+
+def test_a_set_that_one_process_indexes_is_not_divided_into_tasks():
+    words = ["shard", "source=s", "out=o", *SUBMIT, "cluster.tasks=8"]
+    with pytest.raises(ConfigError, match=r"one process; remove task= \(or cluster.tasks=\)"):
+        submit.main([*words, "data=wds"], dry_run=True)
+    assert submit.main(words, dry_run=True)
+
+
+# --- facts about what needs torch -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "model=msanet",
+        "model=msanet_const",
+        "model=musical",
+        "model=msanet model.fe=[8] model.msau=[[8,4]] model.iru=[8] model.taps=1",
+        "model=msanet model.fe=[8,8,8,8] model.msau=[[8,4]] model.iru=[8,8,8,8]",
+    ],
+)
+def test_sides_are_those_of_the_networks(words):
+    model = compose("train", words.split()).config.model
+    options = {name: value for name, value in vars(model).items() if name != "name"}
+    with torch.device("meta"):
+        network = GENERATORS[model.name](**options)
+    assert checks.sides(model) == (network.multiple, network.smallest)
+    assert (DenseNetDiscriminator.multiple, DenseNetDiscriminator.smallest) == checks.DISCRIMINATOR
+
+
+def test_names_of_weights_and_tables_are_those_that_there_are():
+    assert tuple(PUBLISHED) == schema.WEIGHTS
+    assert tuple(papers.load()["tables"]) == schema.TABLES
 
 
 @pytest.mark.parametrize(("batch", "world", "accumulate"), [(8, 3, 1), (8, 2, 3), (6, 4, 1)])
 def test_a_batch_that_processes_cannot_share_equally_is_refused(batch, world, accumulate):
     config = compose("train", [f"batch={batch}", f"accumulate={accumulate}"]).config
     with pytest.raises(ConfigError, match=f"choose a multiple of {world * accumulate}$"):
-        checks.divisible(config, world)
+        checks.workers(config, world)
     config.batch = world * accumulate * 2
-    checks.divisible(config, world)
+    checks.workers(config, world)
+
+
+# --- keys that hold a path ------------------------------------------------------------------------
+
+PATHS = {  # + for what is written
+    "quickstart": "+out",
+    "doctor": "+url",
+    "fetch": "source",
+    "shard": "source +out url",
+    "masks": "+out source",
+    "train": "run init weights data.url masks.url",
+    "evaluate": "checkpoint model predictions +export data.url masks.url +out +features",
+    "compare": "runs +out",
+    "register": "run",
+    "promote": "run pairs",
+    "predict": "model image mask +out",
+    "demo": "model against",
+    "sync": "dir",
+}
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in NOT_A_JOB])
+def test_each_key_that_holds_a_path_is_marked_as_one(command):
+    marked = [
+        "+" * (f.metadata["path"] == "written") + name
+        for name, _, f in entries(COMMANDS[command].schema())
+        if f.metadata.get("path")
+    ]
+    assert " ".join(marked) == PATHS.get(command, "")
