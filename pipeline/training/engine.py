@@ -18,8 +18,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from pipeline.common.console import say
@@ -36,7 +34,7 @@ warnings.filterwarnings("ignore", message=r".*broadcast_buffers.*", category=Fut
 RENDEZVOUS = timedelta(seconds=1800)
 AFTER_WATCHDOG = timedelta(seconds=120)  # collectives time out after the watchdog's report
 # Variables that `accelerate config` and other launchers leave: only our configuration decides.
-FOREIGN = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")
+FOREIGN = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "FORK_LAUNCHED")
 EXIT_TIMEOUT = 60.0  # seconds from the end of training to the end of the process
 
 
@@ -57,11 +55,14 @@ class Engine:
         faulthandler.cancel_dump_traceback_later()  # set by an earlier engine of this process
         for name in [name for name in os.environ if name.startswith(FOREIGN)]:
             del os.environ[name]
+        from accelerate import Accelerator  # it reads some of them when it is imported
+        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
         world = int(os.environ.get("WORLD_SIZE", "1"))
         on_gpu = uses_gpu(config)
         self.precision = choose_precision(config.precision, on_gpu)
         threads = thread_count(config.threads, world)
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or Accelerate sets 1, and warns
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # Accelerate fails if it is empty, warns at 0
         slow = FIRST_TIME_FACTOR if config.parallel.compile else 1
         hang = timedelta(seconds=slow * config.parallel.hang_timeout) + AFTER_WATCHDOG
         backend = "nccl" if on_gpu else "gloo"
