@@ -4,7 +4,6 @@ A version is a LoggedModel: `pyfunc.py` (models from code) around `inpainter.pt2
 archive made on the CPU in fp32. Lacuna itself loads the archive, never code from a registry.
 """
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from pipeline.evaluation import results
 from pipeline.inference.sources import GENERATOR_FILES, own_tags, prefixed
 from pipeline.registry import package
 from pipeline.registry.package import tree_digest
-from pipeline.runs.run_json import read_run_json
+from pipeline.runs.run_json import place_of, read_run_json
 from pipeline.tracking import errors
 from pipeline.tracking.client import connect, experiment_id, model_link, uri_for
 from pipeline.tracking.model_versions import checked_name, versions
@@ -85,7 +84,7 @@ def create_version(client: Any, name: str, tags: dict[str, str], card: str) -> A
 
 def run_name(run: str) -> str:
     """The run as a version's tags name it: an absolute path, or a URL without secrets."""
-    return os.path.abspath(store.local(run)) if store.is_local(run) else store.display(run)
+    return place_of(run) if store.is_local(run) else store.display(run)
 
 
 def ensure_model(

@@ -26,6 +26,7 @@ from shards import store
 
 LOWER_IS_BETTER = ("l1", "l2", "mae", "loss", "lpips", "fid")
 UID = "lacuna.uid"
+PARENT = "mlflow.parentRunId"
 HEARTBEAT = "lacuna.heartbeat"
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}
 LIMIT = {"key": 250, "param": 6000, "tag": 5000}
@@ -43,7 +44,9 @@ class Delivery:
     def __init__(self, client: Any, uri: str, run: str, unsent: Unsent) -> None:
         self.client, self.uri, self.run, self.unsent = client, uri, run, unsent
         self.rejected = 0
-        self.run_id: str | None = read_run_json(run).get("mlflow_run_id")
+        recorded = read_run_json(run)
+        self.run_id: str | None = recorded.get("mlflow_run_id")
+        self.parent = recorded.get("mlflow_parent")
 
     def send(self, events: list[Event]) -> None:
         """Send events in order and advance the cursor past them.
@@ -132,6 +135,7 @@ class Delivery:
         if self.run_id is None:
             experiment = experiment_id(self.client, self.uri, fields["experiment"])
             tags = {UID: fields["uid"], "mlflow.runName": fields["run_name"]}
+            tags |= {PARENT: self.parent} if self.parent else {}
             # An existing one was created by a request that seemed to fail.
             run = next(iter(self._same(experiment, fields["uid"])), None)
             run = run or self.client.create_run(experiment, start_time=event.time_ms, tags=tags)
