@@ -20,7 +20,7 @@ from pipeline.common.errors import one_line
 from pipeline.common.secrets import redact
 from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.tracking import errors
-from pipeline.tracking.client import experiment_id
+from pipeline.tracking.client import active_run, experiment_id
 from pipeline.tracking.spool import Event, Unsent, discard
 from shards import store
 
@@ -114,18 +114,11 @@ class Delivery:
         return True
 
     def _check_not_deleted(self) -> None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            stage = self.client.get_run(self.run_id).info.lifecycle_stage
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            stage = "deleted"
-        if stage == "deleted":
+        if not active_run(self.client, str(self.run_id)):
             raise RunDeleted(
-                f"MLflow run {self.run_id} was deleted on {errors.display_uri(self.uri)}: restore "
-                "it there, or remove spool/ and mlflow_run_id from run.json to record a new one"
+                f"MLflow run {self.run_id} was deleted on {errors.display_uri(self.uri)}, or is "
+                "another server's: restore it there, set MLFLOW_TRACKING_URI to its server, or "
+                "remove spool/ and mlflow_run_id from run.json to record a new one"
             )
 
     # --- one method for each kind of event -------------------------------------------------------

@@ -18,7 +18,7 @@ from pipeline.common.secrets import redact
 from pipeline.config.schema import TrainConfig
 from pipeline.runs.run_json import place_of, read_run_json, update_run_json
 from pipeline.tracking import errors
-from pipeline.tracking.client import connect, experiment_id, no_retries, uri_for
+from pipeline.tracking.client import active_run, connect, experiment_id, no_retries, uri_for
 from pipeline.tracking.delivery import PARENT, clean
 from pipeline.tracking.remote_spool import STATE, push_spool, read_state, spool_folder
 from pipeline.tracking.sender import Sender, say
@@ -49,10 +49,10 @@ def announce(
     Raises ServerError if the server does not answer or a run was deleted there.
     """
     no_retries()
-    uri = _uri(configs[0], runs[0], given)
-    client = connect(uri)
     for run in runs:
         fork(run)
+    uri = _uri(configs[0], runs[0], given)
+    client = connect(uri, run=runs[0])
     known = next((i for run in runs if (i := read_run_json(run).get("mlflow_run_id"))), None)
     with errors.explained(uri):
         if known:  # its experiment may have another name by now
@@ -87,13 +87,12 @@ def _uri(config: TrainConfig, run: str, given: str | None) -> str:
 def _one(client: Any, experiment: str, run: str, parent: str | None) -> Announced:
     before = None
     if known := read_run_json(run).get("mlflow_run_id"):
-        info = client.get_run(known).info
-        if info.lifecycle_stage == "deleted":
+        if not (recorded := active_run(client, known)):
             raise errors.ServerError(
-                f"MLflow run {known} was deleted: restore it there, or remove mlflow_run_id from "
-                f"run.json in {run} to record a new one"
+                f"MLflow run {known} was deleted, or is another server's: restore it, or remove "
+                f"mlflow_run_id from run.json in {run} to record a new one"
             )
-        before = info.status
+        before = recorded.info.status
         client.set_tag(known, "job.state", "queued")
     else:
         known = _created(client, experiment, run, parent)
