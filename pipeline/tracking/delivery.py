@@ -4,6 +4,7 @@ Every request is idempotent: metrics keep their time and value, parameters and t
 files their name. After any interruption, sending therefore resumes at the cursor.
 """
 
+import errno
 import functools
 import hashlib
 import json
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from jobs.spec import SECRET_NAME
+from pipeline.common.console import say
 from pipeline.common.errors import one_line
 from pipeline.common.secrets import redact
 from pipeline.runs.run_json import read_run_json, update_run_json
@@ -32,6 +34,11 @@ BATCH = {"metrics": 1000, "params": 100, "tags": 100}
 LIMIT = {"key": 250, "param": 6000, "tag": 5000}
 # Answers of a server that will be the same at every retry.
 PERMANENT = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
+# The same of the disk or bucket that holds artifacts, where the client itself writes there.
+REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+BUCKET_REFUSAL = re.compile(
+    r"\((AccessDenied|NoSuchBucket|InvalidAccessKeyId|SignatureDoesNotMatch)\)|locate credentials"
+)
 
 
 class RunDeleted(errors.ServerError):
@@ -44,6 +51,7 @@ class Delivery:
     def __init__(self, client: Any, uri: str, run: str, unsent: Unsent) -> None:
         self.client, self.uri, self.run, self.unsent = client, uri, run, unsent
         self.rejected = 0
+        self._said: set[str] = set()
         recorded = read_run_json(run)
         self.run_id: str | None = recorded.get("mlflow_run_id")
         self.parent = recorded.get("mlflow_parent")
@@ -85,7 +93,11 @@ class Delivery:
         except Exception as error:
             if not self._is_permanent(error):
                 raise
-            self.unsent.reject(event, one_line(error)[:500])
+            reason = one_line(error)[:500]
+            self.unsent.reject(event, reason)
+            if reason not in self._said:
+                say(redact(f"tracking: rejected and set aside: {reason}"))
+            self._said.add(reason)
             self.rejected += 1
             self.unsent.advance(event.after)
             return
@@ -213,12 +225,28 @@ class Delivery:
             image.save(Path(folder, f"{stem}.png"))
             image.thumbnail((256, 256))
             image.save(Path(folder, f"{stem}+compressed.webp"))
-            self.client.log_artifacts(self.run_id, folder, "images")
+            self._log_files(folder, "images")
         self._log_dicts({}, {"mlflow.loggedImages": "True"})
 
     def _artifact(self, event: Event) -> None:
         holder = self.unsent.folder / "files" / event.fields["files"][0]
-        self.client.log_artifacts(self.run_id, str(holder), event.fields["folder"] or None)
+        self._log_files(str(holder), event.fields["folder"] or None)
+
+    def _log_files(self, folder: str, path: str | None) -> None:
+        """Upload a folder; ValueError, which sets the event aside, if its destination refuses."""
+        try:
+            self.client.log_artifacts(self.run_id, folder, path)
+        except Exception as error:
+            if getattr(error, "errno", None) not in REFUSALS and not BUCKET_REFUSAL.search(
+                str(error)
+            ):
+                raise
+            place = self.client.get_run(self.run_id).info.artifact_uri
+            raise ValueError(
+                f"this client, not the server, writes artifacts to {place}, and may not "
+                f"({one_line(error)}): start the server with --artifacts-destination, or give "
+                "this account access"
+            ) from None
 
     def _finish(self, event: Event) -> None:
         status = event.fields["status"]

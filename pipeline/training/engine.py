@@ -11,7 +11,7 @@ import faulthandler
 import gc
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pipeline.common.console import say
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import TrainConfig
-from pipeline.launch.topology import choose_precision, thread_count, uses_gpu
+from pipeline.launch.topology import choose_precision, interface, thread_count, uses_gpu
 from pipeline.training.network import STAGES, Sharded, TrainableNetwork
 from pipeline.training.sync_batchnorm import synchronize
 from pipeline.training.watchdog import FIRST_TIME_FACTOR
@@ -38,10 +38,17 @@ FOREIGN = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "FORK_LAUNCHED")
 EXIT_TIMEOUT = 60.0  # seconds from the end of training to the end of the process
 
 
-def _announce_rendezvous(place: Mapping[str, str]) -> None:
-    """Print that this node waits for the others: up to half an hour without output may follow."""
+def _prepare_rendezvous(place: MutableMapping[str, str]) -> None:
+    """Choose gloo's network between nodes, and print that this node waits for the others.
+
+    Up to half an hour without output may follow.
+    """
     world, here = place.get("WORLD_SIZE", "1"), place.get("LOCAL_WORLD_SIZE")
-    if here not in (None, world) and place.get("LOCAL_RANK") == "0":
+    if here in (None, world):
+        return
+    if not place.get("GLOO_SOCKET_IFNAME") and (name := interface(place["MASTER_ADDR"])):
+        place["GLOO_SOCKET_IFNAME"] = name
+    if place.get("LOCAL_RANK") == "0":
         say(
             f"rank {place['RANK']}: waiting up to {RENDEZVOUS.seconds // 60} minutes for all "
             f"{world} processes at {place['MASTER_ADDR']}:{place['MASTER_PORT']}"
@@ -66,7 +73,7 @@ class Engine:
         slow = FIRST_TIME_FACTOR if config.parallel.compile else 1
         hang = timedelta(seconds=slow * config.parallel.hang_timeout) + AFTER_WATCHDOG
         backend = "nccl" if on_gpu else "gloo"
-        _announce_rendezvous(os.environ)
+        _prepare_rendezvous(os.environ)
         self.accelerator = Accelerator(
             cpu=not on_gpu,
             mixed_precision="no" if self.precision == "fp32" else self.precision,
