@@ -86,13 +86,12 @@ def test_a_name_that_leads_nowhere_takes_the_only_interface_or_is_refused(
     network, tmp_path, links, chosen
 ):
     network.add("node0")
-    space = ["ip", "-n", network.spaces["node0"]]
-    if links:
-        a, b = links
-        subprocess.run([*space, "link", "add", a, "type", "veth", "peer", "name", b], check=True)
-        for i, link in enumerate(links):
-            address = ["addr", "add", f"10.9.{i}.1/24", "dev", link]
-            subprocess.run([*space, *address], check=True)
+    space = network.spaces["node0"]
+    for i, link in enumerate(links):
+        pair = ["type", "veth", "peer", "name", link, "netns", space]
+        subprocess.run(["ip", "link", "add", f"{network.tag}x{i}", *pair], check=True)
+        address = ["addr", "add", f"10.9.{i}.1/24", "dev", link]
+        subprocess.run(["ip", "-n", space, *address], check=True)
     code = "from pipeline.launch.topology import interface; print(interface('no-such-node'))"
     inside = ["sh", "-c", ENTER, "sh", "ghost", "127.0.0.1 localhost\\n", str(tmp_path / "hosts")]
     done = subprocess.run(
