@@ -6,9 +6,11 @@ torch is imported inside functions: login nodes load this file.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pipeline.common.environment import core_count, count
@@ -140,6 +142,35 @@ def check_worker(environment: Mapping[str, str]) -> None:
             f"RANK={environment['RANK']} is set, but {' and '.join(missing)} is not: unset RANK, "
             "or start this process by torchrun"
         )
+
+
+def interface(master: str) -> str | None:
+    """Return the network interface that leads to the node `master`; None if all are this machine.
+
+    gloo alone would take that of this machine's host name, which may not resolve, or to 127.0.1.1.
+    On the master its own name may do so too: there the default route's, or the only one, counts.
+    Raises ConfigError where that does not decide.
+    """
+    import psutil
+
+    if master == "localhost" or re.fullmatch(r"127[\d.]*|\[?::1\]?", master):
+        return None
+    found: list[tuple[str, str]] = [
+        (i, a.address) for i, every in psutil.net_if_addrs().items() for a in every
+    ]
+    for target in (master, "192.0.2.1"):  # of no machine: only its route is asked, nothing is sent
+        with suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as probe:
+            probe.connect((target, 9))
+            own = probe.getsockname()[0]
+            if not own.startswith("127."):
+                return next(name for name, address in found if address == own)
+    outside = {i for i, address in found if re.fullmatch(r"(?!127\.)[\d.]+", address)}
+    if len(outside) <= 1:  # none: only IPv6
+        return next(iter(outside), None)
+    raise ConfigError(
+        f"which network interface leads to the other nodes is not known by MASTER_ADDR={master}: "
+        f"set GLOO_SOCKET_IFNAME to one of {', '.join(sorted(outside))}"
+    )
 
 
 def free_port() -> int:

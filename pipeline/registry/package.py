@@ -131,6 +131,7 @@ def text(facts: Mapping[str, str], evaluation: Mapping[str, Any] | None = None) 
         ("dataset", "training data (sha256 of its manifest)"),
         ("run", "run"),
         ("run_id", "MLflow run"),
+        ("tracked", "MLflow run"),
         ("commit", "code"),
         ("sha256", "sha256 of inpainter.pt2"),
         ("weights_sha256", "sha256 of the weights"),

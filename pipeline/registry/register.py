@@ -4,20 +4,20 @@ A version is a LoggedModel: `pyfunc.py` (models from code) around `inpainter.pt2
 archive made on the CPU in fp32. Lacuna itself loads the archive, never code from a registry.
 """
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.console import say
 from pipeline.common.environment import user
 from pipeline.config.schema import RegisterConfig
 from pipeline.evaluation import results
 from pipeline.inference.sources import GENERATOR_FILES, own_tags, prefixed
 from pipeline.registry import package
 from pipeline.registry.package import tree_digest
-from pipeline.runs.run_json import read_run_json
+from pipeline.runs.run_json import place_of, read_run_json
 from pipeline.tracking import errors
-from pipeline.tracking.client import connect, experiment_id, model_link, uri_for
+from pipeline.tracking.client import active_run, connect, experiment_id, model_link, uri_for
 from pipeline.tracking.model_versions import versions
 from shards import store
 
@@ -42,14 +42,13 @@ def main(config: RegisterConfig) -> dict[str, Any]:
     generator, info = load_generator(config.run, config.checkpoint, config.weights)
     network = info["model"]["name"]
     name = config.name or f"inpaint-{network}"
-    recorded = read_run_json(info["run"])
     uri = uri_for(info["run"])
-    client = connect(uri)
+    client = connect(uri, run=info["run"])
     with errors.explained(uri):
+        recorded = _recorded(client, uri, info["run"])
         ensure_model(client, name, network)
         digest = info["files"][GENERATOR_FILES[info["weights"]]]["sha256"]
-        known = (v for v in versions(client, name) if v.tags.get("lacuna.weights_sha256") == digest)
-        version = next(known, None)
+        version = next(iter(versions(client, name, digest)), None)
         if version is None:
             with tempfile.TemporaryDirectory() as folder:
                 facts = _facts(info, recorded, name, network, digest)
@@ -85,7 +84,7 @@ def create_version(client: Any, name: str, tags: dict[str, str], card: str) -> A
 
 def run_name(run: str) -> str:
     """The run as a version's tags name it: an absolute path, or a URL without secrets."""
-    return os.path.abspath(store.local(run)) if store.is_local(run) else store.display(run)
+    return place_of(run) if store.is_local(run) else store.display(run)
 
 
 def ensure_model(
@@ -114,6 +113,22 @@ def ensure_model(
 # --- steps of register ----------------------------------------------------------------------------
 
 
+def _recorded(client: Any, uri: str, run: str) -> dict[str, Any]:
+    """Return run.json, with the ids of an MLflow run only if this server has it.
+
+    Nothing was created yet: a server without logged models is refused here.
+    """
+    client.search_logged_models(["0"], max_results=1)
+    recorded = read_run_json(run)
+    if not (run_id := recorded.get("mlflow_run_id")):
+        return recorded
+    if tracked := active_run(client, run_id):
+        return {**recorded, "mlflow_experiment_id": tracked.info.experiment_id}
+    origin = f"{run_id} at {recorded.get('mlflow_uri')}"
+    say(f"MLflow run {origin} is not at {errors.display_uri(uri)}: registering without it")
+    return {**recorded, "mlflow_run_id": None, "mlflow_experiment_id": None, "tracked": origin}
+
+
 def _facts(
     info: dict[str, Any], recorded: dict[str, Any], name: str, network: str, digest: str
 ) -> dict[str, str]:
@@ -127,6 +142,7 @@ def _facts(
         "weights": info["weights"],
         "weights_sha256": digest,
         "dataset": info.get("dataset"),
+        "tracked": recorded.get("tracked"),
         "commit": recorded.get("commit"),
         "registered_by": user(),
     }

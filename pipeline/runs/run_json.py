@@ -7,6 +7,7 @@ the current object atomically: a reader sees one whole object, and no writer und
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,6 +19,11 @@ from shards import store
 NAME = "run.json"
 Facts = dict[str, Any]
 _writers = threading.Lock()
+
+
+def place_of(run: str) -> str:
+    """Return a run's absolute path, or its URL without a slash at its end."""
+    return os.path.abspath(store.local(run)) if store.is_local(run) else run.rstrip("/")
 
 
 def read_run_json(run: str) -> Facts:

@@ -48,7 +48,7 @@ def _mark(run: str) -> None:
 
     uri = uri_for(run)
     try:
-        client = connect(uri)
+        client = connect(uri, make=False)
         with errors.explained(uri):
             client.set_terminated(mlflow_run, "KILLED")
     except errors.ServerError as error:

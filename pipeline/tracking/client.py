@@ -9,8 +9,10 @@ import functools
 import logging
 import os
 import shutil
+import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -89,37 +91,59 @@ def default_root(run: str) -> str:
     """
     if not store.is_local(run):
         return "runs"
-    above = list(store.local(run).absolute().parents)
-    for folder in above:
-        if (folder / "mlflow.db").exists():
-            return str(folder)
-    usual = Path("runs").absolute()
-    return str(usual if usual in above else above[0])
+    above, usual = store.local(run).absolute().parents, Path("runs").absolute()
+    return str(next(_above(run), usual if usual in above else above[0]))
 
 
 def uri_for(run: str | None, root: str | None = None, uri: str | None = None) -> str:
     """Return the tracking URI of a run: `uri`, the environment's, that of `run.json`, embedded.
 
-    run: folder or URL, or None where only `root` is known. An embedded store that `run.json` names
-    and that has moved (with the run's folder) is looked for above the run.
+    run: folder or URL, or None where only `root` is known. If the embedded store that `run.json`
+    names does not hold the run, it is looked for above the run: both may have moved.
     """
     if uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip() or run is None:
         return tracking_uri(root or "runs", uri)
-    recorded = read_run_json(run).get("mlflow_uri")
-    if recorded and (path := sqlite_path(recorded)) and not path.exists():
-        recorded = None
+    known = read_run_json(run)
+    recorded, mlflow_run = known.get("mlflow_uri"), known.get("mlflow_run_id")
+    if recorded and (path := sqlite_path(recorded)) and not _holds(path, mlflow_run):
+        root = next((f for f in _above(run) if _holds(Path(f, "mlflow.db"), mlflow_run)), None)
+        recorded = None if root or not mlflow_run else recorded
     return tracking_uri(root or default_root(run), recorded)
 
 
-def connect(uri: str, make: bool = True) -> Any:
+def _above(run: str) -> Iterator[str]:
+    """Yield the folders above a local run that have an embedded store, the nearest first."""
+    for folder in store.local(run).absolute().parents if store.is_local(run) else ():
+        if (folder / "mlflow.db").exists():
+            yield str(folder)
+
+
+def _holds(database: Path, mlflow_run: str | None) -> bool:
+    """Whether a sqlite file exists and holds the MLflow run, if there is one."""
+    if mlflow_run is None or not database.exists():
+        return database.exists()
+    with suppress(sqlite3.Error), closing(sqlite3.connect(database)) as opened:
+        found = opened.execute("select 1 from runs where run_uuid = ?", (mlflow_run,))
+        return found.fetchone() is not None
+    return False
+
+
+def connect(uri: str, make: bool = True, run: str | None = None) -> Any:
     """Return an MlflowClient for `uri`, which comes from `tracking_uri`.
 
-    A missing sqlite file is created, or refused without `make`. Raises ServerError if a local
-    database cannot be used. No request is sent to a server yet: see `ping`.
+    A missing sqlite file is created, or refused without `make` and where `run` has an MLflow run
+    already. Raises ServerError if a local database cannot be used. No request is sent to a server
+    yet: see `ping`.
     """
     telemetry_off()
     if path := sqlite_path(uri):
         warn_of_network(path)
+        recorded = run and read_run_json(run).get("mlflow_run_id")
+        if recorded and not path.exists():
+            raise ServerError(
+                f"no MLflow data at {uri}, which holds MLflow run {recorded} of {run}: move "
+                "mlflow.db back, or to a folder above the run, or set MLFLOW_TRACKING_URI"
+            )
         if not make and not path.exists():
             raise ServerError(
                 f"no MLflow data at {uri}: nothing was trained or registered from here; set "
@@ -150,6 +174,19 @@ def ping(client: Any, uri: str) -> None:
     """Send one cheap authenticated request; ServerError if it fails."""
     with explained(uri):
         client.search_experiments(max_results=1)
+
+
+def active_run(client: Any, run_id: str) -> Any | None:
+    """Return an MLflow run; None if the server does not have it, or it was deleted there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
 
 
 def experiment_id(client: Any, uri: str, name: str) -> str:

@@ -21,6 +21,7 @@ from pipeline.runs.folder import folders, is_held
 from pipeline.runs.run_json import read_run_json
 from pipeline.tracking.client import search
 from pipeline.tracking.delivery import HEARTBEAT
+from pipeline.tracking.lifecycle import original
 from pipeline.tracking.remote_spool import read_state
 from shards import store
 from shards.upkeep import parse_age
@@ -74,7 +75,8 @@ def _known(root: str) -> dict[str, str]:
     places = {}
     for run in _runs(root):
         with suppress(ValueError, OSError):
-            if mlflow_run := read_run_json(run).get("mlflow_run_id"):
+            mlflow_run = read_run_json(run).get("mlflow_run_id")
+            if mlflow_run and not original(run):
                 places[str(mlflow_run)] = run
     return places
 

@@ -4,6 +4,7 @@ Every request is idempotent: metrics keep their time and value, parameters and t
 files their name. After any interruption, sending therefore resumes at the cursor.
 """
 
+import errno
 import functools
 import hashlib
 import json
@@ -16,21 +17,28 @@ from typing import Any
 import numpy as np
 
 from jobs.spec import SECRET_NAME
+from pipeline.common.console import say
 from pipeline.common.errors import one_line
 from pipeline.common.secrets import redact
 from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.tracking import errors
-from pipeline.tracking.client import experiment_id
+from pipeline.tracking.client import active_run, experiment_id
 from pipeline.tracking.spool import Event, Unsent, discard
 from shards import store
 
 LOWER_IS_BETTER = ("l1", "l2", "mae", "loss", "lpips", "fid")
 UID = "lacuna.uid"
+PARENT = "mlflow.parentRunId"
 HEARTBEAT = "lacuna.heartbeat"
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}
 LIMIT = {"key": 250, "param": 6000, "tag": 5000}
 # Answers of a server that will be the same at every retry.
 PERMANENT = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
+# The same of the disk or bucket that holds artifacts, where the client itself writes there.
+REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+BUCKET_REFUSAL = re.compile(
+    r"\((AccessDenied|NoSuchBucket|InvalidAccessKeyId|SignatureDoesNotMatch)\)|locate credentials"
+)
 
 
 class RunDeleted(errors.ServerError):
@@ -43,7 +51,10 @@ class Delivery:
     def __init__(self, client: Any, uri: str, run: str, unsent: Unsent) -> None:
         self.client, self.uri, self.run, self.unsent = client, uri, run, unsent
         self.rejected = 0
-        self.run_id: str | None = read_run_json(run).get("mlflow_run_id")
+        self._said: set[str] = set()
+        recorded = read_run_json(run)
+        self.run_id: str | None = recorded.get("mlflow_run_id")
+        self.parent = recorded.get("mlflow_parent")
 
     def send(self, events: list[Event]) -> None:
         """Send events in order and advance the cursor past them.
@@ -82,7 +93,11 @@ class Delivery:
         except Exception as error:
             if not self._is_permanent(error):
                 raise
-            self.unsent.reject(event, one_line(error)[:500])
+            reason = one_line(error)[:500]
+            self.unsent.reject(event, reason)
+            if reason not in self._said:
+                say(redact(f"tracking: rejected and set aside: {reason}"))
+            self._said.add(reason)
             self.rejected += 1
             self.unsent.advance(event.after)
             return
@@ -111,18 +126,11 @@ class Delivery:
         return True
 
     def _check_not_deleted(self) -> None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            stage = self.client.get_run(self.run_id).info.lifecycle_stage
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            stage = "deleted"
-        if stage == "deleted":
+        if not active_run(self.client, str(self.run_id)):
             raise RunDeleted(
-                f"MLflow run {self.run_id} was deleted on {errors.display_uri(self.uri)}: restore "
-                "it there, or remove spool/ and mlflow_run_id from run.json to record a new one"
+                f"MLflow run {self.run_id} was deleted on {errors.display_uri(self.uri)}, or is "
+                "another server's: restore it there, set MLFLOW_TRACKING_URI to its server, or "
+                "remove spool/ and mlflow_run_id from run.json to record a new one"
             )
 
     # --- one method for each kind of event -------------------------------------------------------
@@ -132,6 +140,7 @@ class Delivery:
         if self.run_id is None:
             experiment = experiment_id(self.client, self.uri, fields["experiment"])
             tags = {UID: fields["uid"], "mlflow.runName": fields["run_name"]}
+            tags |= {PARENT: self.parent} if self.parent else {}
             # An existing one was created by a request that seemed to fail.
             run = next(iter(self._same(experiment, fields["uid"])), None)
             run = run or self.client.create_run(experiment, start_time=event.time_ms, tags=tags)
@@ -216,12 +225,28 @@ class Delivery:
             image.save(Path(folder, f"{stem}.png"))
             image.thumbnail((256, 256))
             image.save(Path(folder, f"{stem}+compressed.webp"))
-            self.client.log_artifacts(self.run_id, folder, "images")
+            self._log_files(folder, "images")
         self._log_dicts({}, {"mlflow.loggedImages": "True"})
 
     def _artifact(self, event: Event) -> None:
         holder = self.unsent.folder / "files" / event.fields["files"][0]
-        self.client.log_artifacts(self.run_id, str(holder), event.fields["folder"] or None)
+        self._log_files(str(holder), event.fields["folder"] or None)
+
+    def _log_files(self, folder: str, path: str | None) -> None:
+        """Upload a folder; ValueError, which sets the event aside, if its destination refuses."""
+        try:
+            self.client.log_artifacts(self.run_id, folder, path)
+        except Exception as error:
+            if getattr(error, "errno", None) not in REFUSALS and not BUCKET_REFUSAL.search(
+                str(error)
+            ):
+                raise
+            place = self.client.get_run(self.run_id).info.artifact_uri
+            raise ValueError(
+                f"this client, not the server, writes artifacts to {place}, and may not "
+                f"({one_line(error)}): start the server with --artifacts-destination, or give "
+                "this account access"
+            ) from None
 
     def _finish(self, event: Event) -> None:
         status = event.fields["status"]

@@ -70,6 +70,8 @@ def explain(error: BaseException, uri: str) -> str:
         return f"{where} does not speak TLS: give http:// instead of https://"
     if "failed with exception" in text or "timeout exception" in text:
         return f"{where} does not answer: start it, or check MLFLOW_TRACKING_URI and the network"
+    if re.search("error code 404.*logged-models|logged-models.*error code 404", text):
+        return f"{where} is older than MLflow 3, it has no API of logged models: update the server"
     if "error code 404" in text or "not in a valid JSON format" in text:
         return f"{where} answers, but not as an MLflow server: check MLFLOW_TRACKING_URI"
     if "unable to open database file" in text or "readonly database" in text:

@@ -16,16 +16,15 @@ from typing import Any, NamedTuple
 from pipeline.common.environment import user
 from pipeline.common.secrets import redact
 from pipeline.config.schema import TrainConfig
-from pipeline.runs.run_json import read_run_json, update_run_json
+from pipeline.runs.run_json import place_of, read_run_json, update_run_json
 from pipeline.tracking import errors
-from pipeline.tracking.client import connect, experiment_id, no_retries, uri_for
-from pipeline.tracking.delivery import clean
+from pipeline.tracking.client import active_run, connect, experiment_id, no_retries, uri_for
+from pipeline.tracking.delivery import PARENT, clean
 from pipeline.tracking.remote_spool import STATE, push_spool, read_state, spool_folder
 from pipeline.tracking.sender import Sender, say
 from pipeline.tracking.spool import Spool, write_json
 from shards import store
 
-PARENT = "mlflow.parentRunId"
 ANNOUNCED = "lacuna.announced"
 
 
@@ -50,12 +49,18 @@ def announce(
     Raises ServerError if the server does not answer or a run was deleted there.
     """
     no_retries()
+    for run in runs:
+        fork(run)
     uri = _uri(configs[0], runs[0], given)
-    client = connect(uri)
+    client = connect(uri, run=runs[0])
+    known = next((i for run in runs if (i := read_run_json(run).get("mlflow_run_id"))), None)
     with errors.explained(uri):
-        recipe = configs[0].experiment or "train"
-        experiment_name = configs[0].tracking.experiment or f"{user()}/{recipe}"
-        experiment = experiment_id(client, uri, experiment_name)
+        if known:  # its experiment may have another name by now
+            experiment = client.get_run(known).info.experiment_id
+        else:
+            recipe = configs[0].experiment or "train"
+            given_name = configs[0].tracking.experiment or f"{user()}/{recipe}"
+            experiment = experiment_id(client, uri, given_name)
         parents = [_parent(client, experiment, name)] if len(runs) > 1 else []
         parent = parents[0].mlflow_run if parents else None
         return [*parents, *(_one(client, experiment, run, parent) for run in runs)]
@@ -82,13 +87,12 @@ def _uri(config: TrainConfig, run: str, given: str | None) -> str:
 def _one(client: Any, experiment: str, run: str, parent: str | None) -> Announced:
     before = None
     if known := read_run_json(run).get("mlflow_run_id"):
-        info = client.get_run(known).info
-        if info.lifecycle_stage == "deleted":
+        if not (recorded := active_run(client, known)):
             raise errors.ServerError(
-                f"MLflow run {known} was deleted: restore it there, or remove mlflow_run_id from "
-                f"run.json in {run} to record a new one"
+                f"MLflow run {known} was deleted, or is another server's: restore it, or remove "
+                f"mlflow_run_id from run.json in {run} to record a new one"
             )
-        before = info.status
+        before = recorded.info.status
         client.set_tag(known, "job.state", "queued")
     else:
         known = _created(client, experiment, run, parent)
@@ -97,13 +101,14 @@ def _one(client: Any, experiment: str, run: str, parent: str | None) -> Announce
 
 
 def _created(client: Any, experiment: str, run: str, parent: str | None) -> str:
-    place = f"{socket.gethostname()} {os.path.abspath(run) if store.is_local(run) else run}"
+    place = f"{socket.gethostname()} {place_of(run)}"
     uid = hashlib.sha256(place.encode()).hexdigest()[:32]
     same = f"tags.`{ANNOUNCED}` = '{uid}' and tags.`job.state` = 'queued'"
     # An existing one was created by a submission that failed later, or never got the answer.
     if existing := client.search_runs([experiment], same, max_results=1):
         return str(existing[0].info.run_id)
     tags = {"mlflow.runName": store.name(run), "job.state": "queued"}
+    parent = parent or read_run_json(run).get("mlflow_parent")
     tags |= {ANNOUNCED: uid, **({PARENT: parent} if parent else {})}
     return str(client.create_run(experiment, tags=tags).info.run_id)
 
@@ -116,6 +121,42 @@ def _parent(client: Any, experiment: str, name: str) -> Announced:
     parent = client.create_run(experiment, tags=tags).info.run_id
     client.set_terminated(parent)
     return Announced(None, str(parent), None)
+
+
+def original(run: str) -> str | None:
+    """Return the run that `run` was copied from; None if it was not copied, or was moved.
+
+    A copy's `run.json` names another place, and the run that is there is the same one.
+    """
+    place = read_run_json(run).get("url")
+    if place is None or place_of(place) == place_of(run):
+        return None
+    try:
+        if not _identity(place) & _identity(run):
+            return None
+    except (OSError, ValueError):  # another account's bucket, or what a later version wrote
+        return None
+    both_local = store.is_local(place) and store.is_local(run)
+    return None if both_local and os.path.samefile(place, run) else place
+
+
+def _identity(run: str) -> set[Any]:
+    """The ids of the MLflow run: MLflow's own, and ours from before the server has answered."""
+    ids = read_run_json(run).get("mlflow_run_id"), read_state(store.join(run, "spool")).get("uid")
+    return set(ids) - {None}
+
+
+def fork(run: str) -> None:
+    """Prepare a copy of a run for an MLflow run of its own, whose parent is the original's.
+
+    The copied spool is removed: the original sends its events.
+    """
+    if place := original(run):
+        store.remove(store.join(run, "spool"), recursive=True)
+        keys = {"mlflow_parent": read_run_json(run).get("mlflow_run_id"), "url": place_of(run)}
+        update_run_json(run, **keys, mlflow_run_id=None, mlflow_experiment_id=None)
+        copy = f"{store.display(run)} is a copy of {store.display(place)}"
+        say(f"{copy}: it gets an MLflow run of its own, a child of the original's")
 
 
 def record(run: str, values: Mapping[str, float], step: int, files: Iterable[str] = ()) -> None:
@@ -142,7 +183,7 @@ def ended(run: str, error: str, drains: bool) -> None:
     """
     folder = spool_folder(run)
     state = read_state(folder)
-    if not state or state.get("ended") in ("FAILED", "KILLED"):
+    if not state or state.get("ended") in ("FAILED", "KILLED") or original(run):
         return
     spool = Spool(folder)
     spool.append("tags", values={"job.error": redact(error)})

@@ -16,27 +16,38 @@ def find_version(client: Any, uri: str) -> Any:
     Raises ValueError that lists the existing names, aliases or versions.
     """
     name, alias, number = registered(uri)
-    every, where = versions(client, name), errors.display_uri(client.tracking_uri)
-    if not every:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if alias:
+            return client.get_model_version_by_alias(name, alias)
+        if number not in (None, "latest"):
+            return client.get_model_version(name, number)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+    order, where = ["version_number DESC"], errors.display_uri(client.tracking_uri)
+    newest = client.search_model_versions(f"name = '{name}'", max_results=20, order_by=order)
+    if not newest:
         known = ", ".join(m.name for m in client.search_registered_models(max_results=20))
         raise ValueError(f"no registered model {name!r} at {where}; there are: {known or 'none'}")
     if alias:
-        aliases = client.get_registered_model(name).aliases
-        if alias not in aliases:
-            known = ", ".join(aliases) or "none: promote a version first"
-            raise ValueError(f"{name} has no alias {alias!r} at {where}; it has {known}")
-        number = aliases[alias]
+        known = ", ".join(client.get_registered_model(name).aliases)
+        known = known or "none: promote a version first"
+        raise ValueError(f"{name} has no alias {alias!r} at {where}; it has {known}")
     if number in (None, "latest"):
-        return every[-1]
-    numbered = {str(version.version): version for version in every}
-    if str(number) not in numbered:
-        raise ValueError(f"{name} has no version {number} at {where}; it has {', '.join(numbered)}")
-    return numbered[str(number)]
+        return newest[0]
+    known = ", ".join(str(version.version) for version in newest)
+    raise ValueError(f"{name} has no version {number} at {where}; the newest are {known}")
 
 
-def versions(client: Any, name: str) -> list[Any]:
-    """Return all versions of a registered model, oldest first; [] if there is no such model."""
-    every = search(client.search_model_versions, f"name = '{name}'")
+def versions(client: Any, name: str, weights: str = "") -> list[Any]:
+    """Return all versions of a registered model, oldest first; [] if there is no such model.
+
+    weights: only those of a generator file with this sha256.
+    """
+    only = f" and tags.`lacuna.weights_sha256` = '{weights}'" if weights else ""
+    every = search(client.search_model_versions, f"name = '{name}'{only}")
     return sorted(every, key=lambda version: int(version.version))
 
 

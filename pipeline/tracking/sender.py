@@ -81,7 +81,7 @@ class Sender:
 
     def _send(self, unsent: Unsent) -> None:
         if self._delivery is None:
-            self._delivery = Delivery(connect(self.uri), self.uri, self.run, unsent)
+            self._delivery = Delivery(connect(self.uri, run=self.run), self.uri, self.run, unsent)
         self._delivery.unsent = unsent
         while events := unsent.read():
             self._delivery.send(events)

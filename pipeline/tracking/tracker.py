@@ -229,7 +229,7 @@ class Tracker:
         import PIL.Image  # noqa: F401
 
         try:
-            client = connect(self.uri)
+            client = connect(self.uri, run=self.run)
             if self._required:
                 ping(client, self.uri)
         except errors.ServerError as error:

@@ -11,21 +11,19 @@ import faulthandler
 import gc
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from pipeline.common.console import say
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import TrainConfig
-from pipeline.launch.topology import choose_precision, thread_count, uses_gpu
+from pipeline.launch.topology import choose_precision, interface, thread_count, uses_gpu
 from pipeline.training.network import STAGES, Sharded, TrainableNetwork
 from pipeline.training.sync_batchnorm import synchronize
 from pipeline.training.watchdog import FIRST_TIME_FACTOR
@@ -36,14 +34,21 @@ warnings.filterwarnings("ignore", message=r".*broadcast_buffers.*", category=Fut
 RENDEZVOUS = timedelta(seconds=1800)
 AFTER_WATCHDOG = timedelta(seconds=120)  # collectives time out after the watchdog's report
 # Variables that `accelerate config` and other launchers leave: only our configuration decides.
-FOREIGN = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")
+FOREIGN = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "FORK_LAUNCHED")
 EXIT_TIMEOUT = 60.0  # seconds from the end of training to the end of the process
 
 
-def _announce_rendezvous(place: Mapping[str, str]) -> None:
-    """Print that this node waits for the others: up to half an hour without output may follow."""
+def _prepare_rendezvous(place: MutableMapping[str, str]) -> None:
+    """Choose gloo's network between nodes, and print that this node waits for the others.
+
+    Up to half an hour without output may follow.
+    """
     world, here = place.get("WORLD_SIZE", "1"), place.get("LOCAL_WORLD_SIZE")
-    if here not in (None, world) and place.get("LOCAL_RANK") == "0":
+    if here in (None, world):
+        return
+    if not place.get("GLOO_SOCKET_IFNAME") and (name := interface(place["MASTER_ADDR"])):
+        place["GLOO_SOCKET_IFNAME"] = name
+    if place.get("LOCAL_RANK") == "0":
         say(
             f"rank {place['RANK']}: waiting up to {RENDEZVOUS.seconds // 60} minutes for all "
             f"{world} processes at {place['MASTER_ADDR']}:{place['MASTER_PORT']}"
@@ -57,15 +62,18 @@ class Engine:
         faulthandler.cancel_dump_traceback_later()  # set by an earlier engine of this process
         for name in [name for name in os.environ if name.startswith(FOREIGN)]:
             del os.environ[name]
+        from accelerate import Accelerator  # it reads some of them when it is imported
+        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
         world = int(os.environ.get("WORLD_SIZE", "1"))
         on_gpu = uses_gpu(config)
         self.precision = choose_precision(config.precision, on_gpu)
         threads = thread_count(config.threads, world)
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or Accelerate sets 1, and warns
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # Accelerate fails if it is empty, warns at 0
         slow = FIRST_TIME_FACTOR if config.parallel.compile else 1
         hang = timedelta(seconds=slow * config.parallel.hang_timeout) + AFTER_WATCHDOG
         backend = "nccl" if on_gpu else "gloo"
-        _announce_rendezvous(os.environ)
+        _prepare_rendezvous(os.environ)
         self.accelerator = Accelerator(
             cpu=not on_gpu,
             mixed_precision="no" if self.precision == "fp32" else self.precision,

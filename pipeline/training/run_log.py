@@ -21,7 +21,8 @@ from pipeline.config.schema import TrainConfig
 from pipeline.runs.checkpoints import Checkpoint
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.identity import changed_key, write_config
-from pipeline.runs.run_json import change_run_json
+from pipeline.runs.run_json import change_run_json, place_of
+from pipeline.tracking.lifecycle import fork
 from pipeline.tracking.provenance import hardware
 from pipeline.tracking.tracker import NullTracker, Tracker
 from pipeline.training.engine import Engine
@@ -56,9 +57,11 @@ def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: 
 
 def _write_facts(config: TrainConfig, run: RunFolder, manifest: Manifest) -> None:
     """Write config.yaml, and merge this attempt's facts into run.json."""
+    fork(run.url)
     cpu = str(hardware()["cpu"])
-    facts: dict[str, Any] = {"id": run.name, "url": run.url, "dataset": manifest.digest, "cpu": cpu}
-    facts |= {"launcher": {"host": socket.gethostname(), "pid": os.getppid()}, "commit": commit()}
+    facts: dict[str, Any] = {"id": run.name, "url": place_of(run.url), "cpu": cpu}
+    facts |= {"dataset": manifest.digest, "commit": commit()}
+    facts |= {"launcher": {"host": socket.gethostname(), "pid": os.getppid()}}
     if run.config is not None and not run.images_saved and changed_key(config, run.config):
         facts["mlflow_run_id"] = None  # another run's, which ended before its first checkpoint
     if run.images_saved < config.max_images:  # else this attempt has no new result

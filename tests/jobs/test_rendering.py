@@ -56,6 +56,26 @@ def test_a_manifest_is_strictly_valid_for_kubernetes(name, version):
     assert "Job" in validated
 
 
+def test_every_start_of_a_job_has_another_port_below_those_of_outgoing_connections():
+    """A requeued job must not meet the port that a process of before still holds."""
+    for name in SCRIPTS:
+        lines = [
+            line for line in (EXPECTED / name).read_text().splitlines() if "MASTER_PORT=" in line
+        ]
+        for line in lines:
+            given = [{}, {"SLURM_RESTART_COUNT": "1"}, {"SLURM_RESTART_COUNT": "2"}]
+            for number in ("7", "11999", "4194303"):
+                ports = [
+                    subprocess.check_output(
+                        ["bash", "-uc", f"{line}; echo $PET_MASTER_PORT"],
+                        env={"SLURM_JOB_ID": number, **env},
+                    )
+                    for env in given
+                ]
+                assert len(set(ports)) == 3 and all(20000 <= int(p) < 32000 for p in ports)
+    assert lines or name == "local-train.sh"
+
+
 def test_a_value_reaches_the_job_as_it_is_whatever_it_holds(tmp_path):
     """The rendered step, with srun replaced by a program that prints what it was given."""
     run, folder = f"{tmp_path}/{HOSTILE}", tmp_path / "folder with ' quote"

@@ -5,6 +5,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -188,11 +189,15 @@ def test_without_deepspeed_zero_is_refused_before_a_worker_starts(monkeypatch, s
         {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_TP_SIZE": "2"},
         {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"},
         {"ACCELERATE_TORCH_DEVICE": "meta"},
+        {"ACCELERATE_MIXED_PRECISION": "foo", "FSDP_VERSION": "", "ACCELERATE_USE_FSDP": "maybe"},
+        {"OMP_NUM_THREADS": ""},
+        {"OMP_NUM_THREADS": "four"},
+        {"FORK_LAUNCHED": ""},
     ],
-    ids=lambda left: next(iter(left)),
+    ids=lambda left: "=".join(next(iter(left.items()))),
 )
 def test_variables_of_other_launchers_have_no_effect(left, monkeypatch):
-    config = TrainConfig(processes="1", precision="fp32")
+    config = TrainConfig(processes="1", precision="fp32", threads="1")
     for name, value in left.items():
         monkeypatch.setenv(name, value)
     with engine_of(config, monkeypatch) as engine:
@@ -201,6 +206,7 @@ def test_variables_of_other_launchers_have_no_effect(left, monkeypatch):
         assert accelerator.distributed_type.value == "MULTI_CPU"
         assert accelerator.gradient_accumulation_steps == 1
         assert accelerator.parallelism_config is None
-        assert engine.device.type == "cpu"
+        assert accelerator.mixed_precision == "no"
+        assert engine.device.type == "cpu" and torch.get_num_threads() == 1
         module = nn.Linear(2, 2)
         assert type(accelerator.prepare_model(module)) is DistributedDataParallel
