@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-VALIDATED = "(0.2,0.3]"  # the bucket of a mask set that validation uses
-
 STRUCTURES = ("msau", "single", "inception_v1", "inception_v3")
 CHANNEL = ("augmented", "none", "se", "cbam", "sca")
 SPATIAL = ("fusing", "none", "cbam", "sca")
