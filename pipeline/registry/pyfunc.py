@@ -136,7 +136,9 @@ def _rows(table: pandas.DataFrame) -> list[tuple[Any, Any]]:
         )
     rows: list[tuple[Any, Any]] = []
     for image, mask in zip(table["image"], table["mask"]):
-        if not (isinstance(image, list) and image and isinstance(image[0], (bytes, str))):
+        if not (
+            isinstance(image, list) and image and isinstance(image[0], (bytes, str, np.ndarray))
+        ):
             rows.append((image, mask))
         elif isinstance(mask, list) and len(mask) == len(image):
             rows += zip(image, mask)

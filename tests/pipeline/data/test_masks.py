@@ -115,3 +115,17 @@ def test_masks_outside_all_ratios_make_no_set(tmp_path, ratio, polarity, line):
     with pytest.raises(ValueError, match=line):
         main(MakeMasksConfig(out=str(out), source=str(source), polarity=polarity, fixed=True))
     assert not (out / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_five_own_masks_are_enough_to_train(tmp_path, verb, train):
+    source = tmp_path / "mine"
+    source.mkdir()
+    for number in range(5):
+        hole = irregular(64, 64, 0.1, 0.2, 0, (number,))
+        Image.fromarray(hole).save(source / f"{number}.png")
+    url = f"{tmp_path}/set"
+    assert verb("masks", f"source={source}", f"out={url}", "size=64").returncode == 0
+    done = train(f"{tmp_path}/run", "masks=external", f"masks.url={url}", "max_images=16")
+    assert done.returncode == 0, done.stderr
+    assert "val/psnr" in done.stdout + done.stderr
