@@ -152,8 +152,8 @@ def _masks_by_bucket(masks: Manifest | None, buckets: list[str]) -> dict[str, li
     empty = [bucket for bucket in buckets if not by_bucket[bucket]]
     if empty:
         raise ValueError(
-            f"{store.display(masks.url)} has no masks in {', '.join(empty)}: make or import them, "
-            "or remove the bucket from protocol.buckets="
+            f"{store.display(masks.url)} has no masks in {', '.join(empty)}: make or import them "
+            "(fixed=true adds squares), or remove the bucket from protocol.buckets="
         )
     return by_bucket
 
