@@ -133,12 +133,20 @@ def _bounds(path: bytes) -> tuple[float, float]:
 def import_masks(source: MaskSource, polarity: str, size: int) -> Iterator[Mask]:
     """Yield the masks at size × size with their bucket; without those outside all buckets.
 
-    Resized by nearest neighbor, so that no hole grows; `polarity` as from `resolve_polarity`.
+    ValueError if all are outside. Resized by nearest neighbor, so that no hole grows; `polarity` as
+    from `resolve_polarity`.
     """
+    empty = True
     for place in range(len(source.files)):
         hole = (source.read(place) ^ (polarity == "hole_black")).astype(np.uint8)
         if hole.shape != (size, size):
             hole = np.asarray(cv2.resize(hole, (size, size), interpolation=cv2.INTER_NEAREST))
         name = bucket(float(hole.mean()))
         if name is not None:
+            empty = False
             yield Mask(source.name(place), hole, name)
+    if empty:
+        raise ValueError(
+            f"none of the {len(source.files)} masks has a hole ratio in (0.01, 0.6], read as "
+            f"{polarity}: give other masks, or another polarity="
+        )

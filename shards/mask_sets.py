@@ -151,9 +151,7 @@ def hole_sampler(policy: MaskPolicy, height: int, width: int) -> HoleSampler | N
     if policy.url is None:
         return lambda seed, epoch, key: draw(policy, height, width, seed, epoch, key)
     masks = MaskSet(open_manifest(policy.url))
-    irregular_ones = np.array([name != FIXED for name in masks.buckets])
-    fitting = (masks.ratios > policy.low) & (masks.ratios <= policy.high) & irregular_ones
-    places = np.flatnonzero(fitting)
+    places = np.flatnonzero(list(map(policy.takes, masks.buckets, masks.ratios)))
     if not len(places):
         raise ValueError(
             f"{store.display(policy.url)} has no irregular mask of a ratio in "

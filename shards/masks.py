@@ -194,6 +194,10 @@ class MaskPolicy:
         if (self.kind == "external") != (self.url is not None):
             raise ValueError("masks.kind=external and masks.url=SET must be given together")
 
+    def takes(self, bucket: str, ratio: float) -> bool:
+        """Whether a mask of the set is trained and validated on."""
+        return bucket != FIXED and self.low < ratio <= self.high
+
 
 def draw(
     policy: MaskPolicy, height: int, width: int, seed: int, epoch: int, key: int

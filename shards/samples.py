@@ -6,8 +6,6 @@ import zlib
 from functools import lru_cache
 from typing import NamedTuple
 
-import pyarrow as pa
-
 from shards import store
 from shards.lookup import TRIES, shards_of
 from shards.manifest import Manifest, read_index
@@ -23,6 +21,7 @@ class ImageRecord(NamedTuple):
     crc32: int
     content: int  # hash of the bytes
     bucket: str = ""
+    ratio: float = 0.0  # of a mask: share of the hole
 
 
 def samples(manifest: Manifest, split: str) -> list[ImageRecord]:
@@ -32,10 +31,9 @@ def samples(manifest: Manifest, split: str) -> list[ImageRecord]:
         index = read_index(manifest, split, shard)
         url = manifest.shard_url(split, shard)
         names = ["sample_id", "offset", "size", "crc32", "content_hash"]
-        columns = [index[name].to_pylist() for name in names]
-        bucket = index["bucket"] if "bucket" in index.column_names else pa.nulls(len(index))
-        for row in zip(*columns, bucket.to_pylist()):
-            records.append(ImageRecord(row[0], url, row[1], row[2], row[3], row[4], row[5] or ""))
+        names += [name for name in ("bucket", "ratio") if name in index.column_names]
+        for key, *row in zip(*(index[name].to_pylist() for name in names)):
+            records.append(ImageRecord(key, url, *row))
     return sorted(records)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.registry.package import CODE
+
 ROOT = Path(__file__).resolve().parent.parent
 BELOW = {  # what each top-level package may not import
     "models": {"shards", "jobs", "pipeline", "omegaconf", "hydra", "mlflow", "accelerate", "PIL"},
@@ -189,3 +191,13 @@ def test_git_is_called_in_one_place():
         and node.elts[0].value == "git"
     }
     assert called == {"jobs/git.py"}
+
+
+def test_what_is_stored_with_a_model_imports_only_what_is_stored_or_installed_with_it():
+    stored = {f"{place}/{name}.py" for place, names in CODE.items() for name in names}
+    installed = {"mlflow", "torch", "numpy", "PIL", "cv2", "pandas", "fsspec"}
+    for path in (ROOT / "pipeline/registry/pyfunc.py", *(ROOT / file for file in stored)):
+        for name in {n for node in at_module_level(path) for n in imports(node)}:
+            top, file = name.partition(".")[0], name.replace(".", "/")
+            ours = {f"{file}.py", f"{file.rpartition('/')[0]}.py"} & stored
+            assert ours or top in installed | sys.stdlib_module_names, f"{shown(path)}: {name}"

@@ -59,7 +59,7 @@ COMMANDS: dict[str, Command] = {
     "masks": Command(
         "pipeline.data.masks",
         schema.MakeMasksConfig,
-        "make a set of evaluation masks: six hole-ratio buckets and fixed squares",
+        "draw a set of masks in six hole-ratio buckets and of squares, or import your own",
     ),
     "train": Command(
         "pipeline.training.launcher",

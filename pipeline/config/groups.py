@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-VALIDATED = "(0.2,0.3]"  # the bucket of a mask set that validation uses
 DRAWN = ("center", "square", "irregular")  # buckets that need no mask set
 
 STRUCTURES = ("msau", "single", "inception_v1", "inception_v3")

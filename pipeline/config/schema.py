@@ -52,8 +52,10 @@ class MakeMasksConfig:
     per_bucket: int = key(2000, "masks in each bucket", least=1)
     seed: int = key(0, "seed of the mask generator", least=0, most=MAX_SEED)
     border: float = key(0.5, "share of masks without holes at the border", least=0.0, most=1.0)
-    fixed: bool = key(True, "add the bucket of random 25 % squares")
-    source: str | None = reads(None, "local folder or zip of NVIDIA's masks to import instead")
+    fixed: bool | None = key(None, "add random 25 % squares; null: only if masks are drawn")
+    source: str | None = reads(
+        None, "local folder or zip of masks to import instead, yours or NVIDIA's"
+    )
     polarity: str = key("auto", "polarity of imported masks", ("auto", "hole_white", "hole_black"))
 
 

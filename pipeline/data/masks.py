@@ -20,22 +20,28 @@ def main(config: MakeMasksConfig) -> dict[str, Any]:
     if config.source is None:
         say(f"drawing {config.per_bucket} masks of {config.size}x{config.size} per bucket")
         done = mask_sets.write_mask_set(
-            config.out, config.size, config.per_bucket, config.seed, config.border, config.fixed
+            config.out,
+            config.size,
+            config.per_bucket,
+            config.seed,
+            config.border,
+            config.fixed is not False,
         )
     else:
         source = mask_import.open_source(config.source)
         polarity = mask_import.resolve_polarity(source, config.polarity)
         say(f"{len(source.files)} masks, {polarity} by their ratios")
+        squares = config.per_bucket if config.fixed else 0
         options = {
             "source": source.digest(),
             "polarity": polarity,
             "size": config.size,
-            "fixed": config.per_bucket if config.fixed else 0,
+            "fixed": squares,
             "seed": config.seed,
         }
         masks = chain(
             mask_import.import_masks(source, polarity, config.size),
-            mask_sets.squares(config.size, config.per_bucket if config.fixed else 0, config.seed),
+            mask_sets.squares(config.size, squares, config.seed),
         )
         done = mask_sets.write_masks(config.out, "imported", masks, options)
     counts = Counter(mask_sets.MaskSet(done.manifest).buckets)
@@ -62,5 +68,5 @@ def dry_run(config: MakeMasksConfig) -> str:
         source = mask_import.open_source(config.source)
         polarity = mask_import.resolve_polarity(source, config.polarity)
         return f"would import {len(source.files)} masks, {polarity} by their ratios, into {out}"
-    count = config.per_bucket * (len(NAMES) + config.fixed)
+    count = config.per_bucket * (len(NAMES) + (config.fixed is not False))
     return f"would draw {count} masks of {config.size}x{config.size} into {out}"

@@ -3,14 +3,15 @@
 Both are taken in key order: image i gets mask i of every bucket. If a bucket has fewer masks than
 there are images, its masks are used again from the first, and `reused` is set. Some buckets need no
 mask set: `center`, the middle half of each side (MUSICAL), and those that validation draws while
-training, `square` and `irregular` (of one hole-ratio bucket after another).
+training, `square` and `irregular` (of one hole-ratio bucket after another). Of a mask set,
+validation takes masks that are trained on, evenly spread.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,13 +21,14 @@ from PIL import Image
 
 from pipeline.common import console
 from pipeline.common.mask_sets import open_masks
-from pipeline.config.groups import DRAWN, VALIDATED, from_set
+from pipeline.config.groups import DRAWN, from_set
 from pipeline.config.schema import EvaluateConfig, TrainConfig
 from shards import store
 from shards.decode import Crop, Scratch, decode_crop
 from shards.manifest import Manifest, open_manifest
 from shards.mask_file import read_hole
-from shards.masks import BUCKETS, center, irregular, square
+from shards.mask_sets import SPLIT
+from shards.masks import BUCKETS, MaskPolicy, center, irregular, square
 from shards.samples import ImageRecord, payload, samples
 
 SEED = 20210217  # of drawn masks, the same for every run
@@ -102,16 +104,24 @@ def make_pairs(
     size: int = 256,
     resize_short: int | None = None,
     limit: int | None = None,
+    policy: MaskPolicy | None = None,
 ) -> Pairs:
     """Pair a split's images (the first `limit` in key order) with masks of every bucket.
 
-    masks: a set with masks of these buckets; None if all are drawn. Raises ValueError for a split
-    without images.
+    masks: a set with masks of these buckets; None if all are drawn.
+    policy: of training; the set's masks that it takes make up every bucket.
+
+    Raises ValueError for a split without images.
     """
     records = samples(images, split)[:limit]
     if not records:
         raise ValueError(f"split {split} of {store.display(images.url)} has no images")
-    by_bucket = _masks_by_bucket(masks, from_set(buckets))
+    if masks and policy:
+        taken = [m for m in samples(masks, SPLIT) if policy.takes(m.bucket, m.ratio)]
+        spread = [taken[i * len(taken) // len(records)] for i in range(len(records))]
+        by_bucket = dict.fromkeys(buckets, spread)
+    else:
+        by_bucket = _masks_by_bucket(masks, from_set(buckets))
     no_mask = [ImageRecord(-1, "", 0, 0, 0, 0, "")]
     pairs = []
     for i, image in enumerate(records):
@@ -175,8 +185,8 @@ def pairs_of(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
 
 def validation_pairs(config: TrainConfig, manifest: Manifest) -> Pairs:
     """Pair the first `validate.pairs` images of the split with holes of the kind trained on."""
-    masks = open_manifest(config.masks.url) if config.masks.url else None
-    bucket = VALIDATED if masks else config.masks.kind
+    policy = MaskPolicy(**asdict(config.masks))
+    masks = open_manifest(policy.url) if policy.url else None
     size, short = config.validate.size, config.data.resize_short
     split, count = config.data.validate, config.validate.pairs
-    return make_pairs(manifest, split, masks, [bucket], size, short, count)
+    return make_pairs(manifest, split, masks, [policy.kind], size, short, count, policy)

@@ -68,7 +68,11 @@ class QuietHandler(WSGIRequestHandler):
 
 
 def build_app(inpainters: list[LoadedInpainter], local_only: bool) -> Flask:
-    """The page at `/`, and `/fill/N`: image and mask (white = hole) to the PNG of model N."""
+    """The page at `/`, and `/fill/N`: image and mask (white = hole) to the PNG of model N.
+
+    `/upright`: an image to the PNG that is painted on. Browsers differ in which orientations they
+    apply, and the mask must fit what `/fill` decodes.
+    """
     app = Flask(__name__, static_folder=None)
     one_at_a_time = threading.Lock()  # bounds memory
 
@@ -80,15 +84,20 @@ def build_app(inpainters: list[LoadedInpainter], local_only: bool) -> Flask:
         # A form of another site cannot set a header, and its script needs permission to.
         if request.method == "POST" and request.headers.get("X-Lacuna") != "demo":
             abort(403, "requests are accepted from the demo page only")
+        if request.method == "POST" and not 0 < (request.content_length or 0) <= LIMIT:
+            abort(413, f"an image and its mask may have at most {LIMIT >> 20} MB together")
 
     @app.get("/")
     def page() -> str:
         return render_template("demo.html", models=[inpainter.name for inpainter in inpainters])
 
+    @app.post("/upright")
+    def upright() -> Response:
+        png = images.encode(images.decode(request.get_data()))
+        return Response(png, mimetype="image/png")
+
     @app.post("/fill/<int:number>")
     def fill(number: int) -> Response:
-        if not 0 < (request.content_length or 0) <= LIMIT:
-            abort(413, f"an image and its mask may have at most {LIMIT >> 20} MB together")
         if number >= len(inpainters):
             abort(404, "no such model")
         image, mask = (request.files[name].read() for name in ("image", "mask"))

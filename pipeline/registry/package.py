@@ -17,16 +17,20 @@ from models.inpainter import Inpainter
 from pipeline.evaluation import results
 from pipeline.inference import archive
 from pipeline.tracking import client
-from shards import mask_file, metadata
 
+ROOT = Path(__file__).parents[2]
 LIMITS = """\
 - Input is 8-bit RGB. The network was trained on square crops with random holes: it continues
   texture and structure, and cannot recover the original content of the hole.
-- Memory grows with image size: the archive is meant for up to 512×512. `predict` splits larger
-  images into tiles.
+- Memory grows with image size: the archive is meant for up to 512×512. `predict` and the served
+  model split larger images into tiles.
 - Known pixels are returned unchanged. The hole is where the mask is white (above 127).
 """
-PINNED = ("mlflow", "torch", "numpy", "Pillow")
+PINNED = ("mlflow", "torch", "numpy", "Pillow", "opencv-python-headless")
+CODE = {  # what pyfunc.py imports, and what that imports
+    "shards": ("mask_file", "metadata", "store", "objects"),
+    "pipeline/inference": ("images", "tiling"),
+}
 
 
 def write(
@@ -43,7 +47,7 @@ def write(
     import mlflow.pyfunc
     import pandas
     from mlflow.models import Model, ModelSignature
-    from mlflow.types.schema import ColSpec, Schema
+    from mlflow.types.schema import AnyType, ColSpec, Schema
 
     inpainter = Inpainter(generator).eval()
     image, mask = golden_pair()
@@ -65,22 +69,23 @@ def write(
     pair = {name: (golden / f"{name}.png").read_bytes() for name in ("image", "mask")}
     (folder / "README.md").write_text(text(facts, evaluation))
     signature = ModelSignature(
-        inputs=Schema([ColSpec("binary", "image"), ColSpec("binary", "mask")]),
+        # Of other types, MLflow answers errors of its own, with the request in them.
+        inputs=Schema([ColSpec(AnyType(), name, required=False) for name in ("image", "mask")]),
         outputs=Schema(
             [ColSpec("binary", "image"), ColSpec("string", "sha256"), ColSpec("string", "version")]
         ),
     )
-    code = folder / "shards"  # what pyfunc.py imports
-    code.mkdir()
-    for module in (mask_file, metadata):
-        shutil.copy(str(module.__file__), code)
+    for place, modules in CODE.items():
+        (folder / place).mkdir(parents=True)
+        for module in modules:
+            shutil.copy(ROOT / place / f"{module}.py", folder / place)
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mlflow.pyfunc.save_model(
             str(folder / "model"),
             python_model=str(Path(__file__).with_name("pyfunc.py")),
-            code_paths=[str(code)],
+            code_paths=[str(folder / "shards"), str(folder / "pipeline")],
             artifacts={
                 "inpainter": str(folder / "inpainter.pt2"),
                 "golden": str(golden),

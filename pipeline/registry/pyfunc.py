@@ -1,20 +1,19 @@
 """The pyfunc model that MLflow serves; this file is stored in the registry with the archive.
 
-MLflow runs it (models from code) on machines that have mlflow, torch, numpy and Pillow but not
-Lacuna. An input row has `image` and `mask`: bytes of a PNG, JPEG or WebP file, the same in base64,
-or uint8 arrays H×W×3 and H×W; `shards.mask_file` and `metadata`, stored too, read them. Each output
-row has `image` in the form of the input (bytes: PNG), `sha256` of the archive, and `version`.
+MLflow runs it (models from code) on machines that have mlflow, torch, numpy, Pillow and OpenCV but
+not Lacuna: what it imports is stored too. An input row has `image` and `mask`: bytes of a PNG, JPEG
+or WebP file, the same in base64, or uint8 arrays H×W×3 and H×W. Images and masks are read and
+filled as by `predict`. Each output row has `image` in the form of the input (bytes: PNG, with the
+image's alpha and profile), `sha256` of the archive, and `version`.
 
-LACUNA_MAX_PIXELS: largest accepted image (default 512×512; memory grows with size);
+LACUNA_MAX_PIXELS: largest accepted image (default 16 megapixels; memory grows with size);
 LACUNA_MODEL_VERSION: the value of `version`, set by the deployment.
 """
 
 import base64
 import binascii
 import hashlib
-import io
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,25 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from PIL import Image
 
+from pipeline.inference.images import ImageFile, decode, decode_mask, encode
+from pipeline.inference.tiling import fill_any
 from shards.mask_file import doubt, read_hole
-from shards.metadata import open_image, turn_upright
+from shards.metadata import open_image
 
-BATCH = 8
+FORMATS = ("PNG", "JPEG", "WEBP")
+FIELDS = ("image", "mask")
+
+
+class BadRequest(MlflowException):
+    """An error that the scoring server answers with status 400.
+
+    The server would put the request, with its images, in front of the message.
+    """
+
+    message = property(lambda self: self.args[0], lambda self, message: None)
+
+    def __init__(self, line: str) -> None:
+        super().__init__(line, error_code=INVALID_PARAMETER_VALUE)
 
 
 class Inpaint(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
@@ -45,66 +59,52 @@ class Inpaint(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
 
             program = move_to_device_pass(program, self.device)
         self.module = program.module()
-        self.max_pixels = int(os.environ.get("LACUNA_MAX_PIXELS", 512 * 512))
+        self.max_pixels = int(os.environ.get("LACUNA_MAX_PIXELS", 16_000_000))
 
     def predict(
         self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
-        rows = list(zip(model_input["image"], model_input["mask"]))
-        pairs = [self._pair(number, *row) for number, row in enumerate(rows)]
-        filled = self.fill(pairs)
+        pairs = [(row, *self._pair(number, *row)) for number, row in enumerate(_rows(model_input))]
         answer = {"sha256": self.sha256, "version": os.environ.get("LACUNA_MODEL_VERSION", "")}
-        return [
-            {"image": png(result) if isinstance(row[0], (bytes, str)) else result, **answer}
-            for row, result in zip(rows, filled)
-        ]
-
-    def fill(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-        """Fill images (uint8 H×W×3) where their masks (bool H×W) are True; keep all other bytes."""
-        results: list[np.ndarray] = [image for image, _ in pairs]
-        for shape in {mask.shape for _, mask in pairs}:
-            same = [i for i, (_, mask) in enumerate(pairs) if mask.shape == shape]
-            for start in range(0, len(same), BATCH):
-                chosen = same[start : start + BATCH]
-                image = torch.from_numpy(np.stack([pairs[i][0] for i in chosen])).to(self.device)
-                mask = torch.from_numpy(np.stack([pairs[i][1] for i in chosen])).to(self.device)
-                floats = image.permute(0, 3, 1, 2).float() / 255
-                with torch.inference_mode():
-                    out = self.module(floats, mask.unsqueeze(1).float())
-                out = out.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
-                out = torch.where(mask.unsqueeze(-1), out, image).cpu().numpy()
-                for i, result in zip(chosen, out):
-                    results[i] = result
+        results = []
+        for row, image, hole in pairs:
+            filled = image.filled(fill_any(self.module, image.pixels, hole, device=self.device))
+            result = encode(filled) if isinstance(row[0], (bytes, str)) else filled.pixels
+            results.append({"image": result, **answer})
         return results
 
-    def _pair(self, number: int, image: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _pair(self, number: int, image: Any, mask: Any) -> tuple[ImageFile, np.ndarray]:
+        """Read an image and its hole, uint8 H×W, 1 = hole."""
         try:
-            pixels, hole = self._decode(image, _pixels), self._decode(mask, read_hole)
+            if isinstance(image, (bytes, str)):
+                file = decode(self._file(image))
+            else:
+                file = ImageFile(self._array(image, 3))
+            if isinstance(mask, (bytes, str)):
+                hole = decode_mask(self._file(mask), "mask")
+            else:
+                hole = read_hole(Image.fromarray(self._array(mask, 2)))
         except ValueError as error:
-            raise bad_request(f"row {number}: {error}") from None
-        if pixels.shape[:2] != hole.shape:
-            raise bad_request(
-                f"row {number}: the image is {pixels.shape[1]}×{pixels.shape[0]}, its mask "
-                f"{hole.shape[1]}×{hole.shape[0]}: send a mask of the image's size"
+            raise BadRequest(f"row {number}: {error}") from None
+        if file.pixels.shape[:2] != hole.shape:
+            raise BadRequest(
+                f"row {number}: the image is {file.pixels.shape[1]}×{file.pixels.shape[0]}, its "
+                f"mask {hole.shape[1]}×{hole.shape[0]}: send a mask of the image's size"
             )
         if line := doubt(hole):
-            raise bad_request(f"row {number}: {line}")
-        return pixels, hole
+            raise BadRequest(f"row {number}: {line}")
+        return file, hole.astype(np.uint8)
 
-    def _decode(self, value: Any, read: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
-        """Open bytes, base64 text or an array as an image, and read it."""
-        if not isinstance(value, (bytes, str)):
-            return read(Image.fromarray(self._array(value, 3 if read is _pixels else 2)))
+    def _file(self, value: bytes | str) -> bytes:
+        """Return an image file's bytes, of an accepted format and size."""
         try:
-            if isinstance(value, str):
-                value = base64.b64decode("".join(value.split()), validate=True)
-            with open_image(value, ("PNG", "JPEG", "WEBP")) as image:
+            if isinstance(value, str):  # base64, or a data: URL
+                value = base64.b64decode("".join(value.rpartition(",")[2].split()), validate=True)
+            with open_image(value, FORMATS) as image:
                 self._check_size(*image.size)
-                return read(image)
         except (OSError, SyntaxError, binascii.Error, Image.DecompressionBombError) as error:
-            raise ValueError(
-                f"not an 8-bit PNG, JPEG or WebP image ({type(error).__name__})"
-            ) from None
+            raise ValueError(f"not a PNG, JPEG or WebP image ({type(error).__name__})") from None
+        return value
 
     def _array(self, value: Any, dimensions: int) -> np.ndarray:
         try:
@@ -127,21 +127,24 @@ class Inpaint(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
             )
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith(("I", "F")):
-        raise OSError(image.mode)
-    return np.array(turn_upright(image).convert("RGB"))
-
-
-def png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def bad_request(line: str) -> MlflowException:
-    """Return an error that the scoring server answers with status 400."""
-    return MlflowException(line, error_code=INVALID_PARAMETER_VALUE)
+def _rows(table: pandas.DataFrame) -> list[tuple[Any, Any]]:
+    """Return images with their masks; MLflow leaves `inputs` with lists of both in one row."""
+    if missing := [f"`{name}`" for name in FIELDS if name not in table]:
+        raise BadRequest(
+            f"no {' and no '.join(missing)} in the request: send "
+            '{"dataframe_records": [{"image": …, "mask": …}]}, image files in base64'
+        )
+    rows: list[tuple[Any, Any]] = []
+    for image, mask in zip(table["image"], table["mask"]):
+        if not (
+            isinstance(image, list) and image and isinstance(image[0], (bytes, str, np.ndarray))
+        ):
+            rows.append((image, mask))
+        elif isinstance(mask, list) and len(mask) == len(image):
+            rows += zip(image, mask)
+        else:
+            raise BadRequest(f"{len(image)} images need as many masks: send one for each")
+    return rows
 
 
 mlflow.models.set_model(Inpaint())

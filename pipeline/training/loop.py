@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -245,9 +246,8 @@ def inpainter(generator: torch.nn.Module, engine: Engine, watch: Watchdog) -> An
 
 def open_stream(config: TrainConfig, engine: Engine, manifest: Manifest, position: int) -> Stream:
     """Open this rank's stream of training batches at `position` images over all ranks."""
-    data, holes = config.data, config.masks
+    data = config.data
     crop = Crop(data.crop, data.crop_mode, data.resize_short, data.flip)  # type: ignore[arg-type]
-    policy = MaskPolicy(holes.kind, holes.low, holes.high, holes.border, holes.url)  # type: ignore[arg-type]
     return Stream(
         manifest,
         data.train,
@@ -256,7 +256,7 @@ def open_stream(config: TrainConfig, engine: Engine, manifest: Manifest, positio
         world_size=engine.world_size,
         seed=config.seed,
         crop=crop,
-        masks=policy,
+        masks=MaskPolicy(**asdict(config.masks)),
         threads=config.loader_threads,
         position=position,
     )

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pipeline.common.errors import ConfigError
 from pipeline.common.mask_sets import open_masks
 from pipeline.config import checks
-from pipeline.config.groups import VALIDATED, DataConfig, MasksConfig
+from pipeline.config.groups import DataConfig, MasksConfig
 from pipeline.config.schema import TrainConfig
 from pipeline.runs import checkpoints
 from pipeline.runs.folder import RunFolder, held
@@ -20,7 +20,7 @@ from pipeline.runs.identity import check_same, folder_of, other_dataset
 from pipeline.training import pretrained
 from shards import store
 from shards.manifest import Manifest, open_manifest, read_index
-from shards.masks import FIXED
+from shards.masks import MaskPolicy
 
 # Options of a model that change what it computes but none of its tensors' shapes.
 NOT_IN_TENSORS = ("gate", "taps", "temperature", "propagation")
@@ -118,28 +118,28 @@ def _sides(manifest: Manifest, split: str, images: int) -> Iterator[int]:
 
 
 def check_masks(masks: MasksConfig, size: int) -> None:
-    """Check that a mask set fits training and validation."""
+    """Check that masks can be drawn, and that a mask set fits training and validation."""
+    policy = MaskPolicy(**asdict(masks))
     if masks.url is None:
         return
-    manifest = open_masks(masks.url, [VALIDATED])
+    manifest = open_masks(masks.url, [])
     where = f"masks.url={store.display(manifest.url)}"
-    rows = [
-        row
+    sizes = {
+        (row["width"], row["height"])
         for split in sorted(manifest.splits)
         for shard in manifest.splits[split].shards
         for row in read_index(manifest, split, shard)
         .select(["width", "height", "bucket", "ratio"])
         .to_pylist()
-    ]
-    fitting = (masks.low < r["ratio"] <= masks.high and r["bucket"] != FIXED for r in rows)
-    if not any(fitting):
+        if policy.takes(row["bucket"], row["ratio"])
+    }
+    if not sizes:
         raise ConfigError(
             f"{where} has no irregular mask with a hole ratio in ({masks.low}, {masks.high}]: "
             f"widen masks.low= and masks.high=, or make masks of these ratios"
         )
-    validated = {(r["width"], r["height"]) for r in rows if r["bucket"] == VALIDATED}
-    if validated != {(size, size)}:
-        width, height = min(validated - {(size, size)})
+    if sizes != {(size, size)}:
+        width, height = min(sizes - {(size, size)})
         raise ConfigError(
             f"{where} has masks of {width}x{height}, but validate.size={size}: set "
             f"validate.size={width}, or make masks with size={size}"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from skimage import data
 
 from pipeline.config.compose import compose
@@ -188,29 +188,17 @@ def test_a_port_in_use_gives_a_one_line_error(address):
 @browser
 def test_in_a_browser_painting_removes_what_was_painted_and_nothing_else(address):
     host, port = address
-    encoded = base64.b64encode(png(photograph())).decode()
     with Page(f"http://{host}:{port}/") as page:
         assert page.run("document.getElementById('run').disabled")
-        page.run(
-            f"(() => {{ const raw = atob({encoded!r});"
-            " const bytes = Uint8Array.from(raw, c => c.charCodeAt(0));"
-            " const files = new DataTransfer();"
-            " files.items.add(new File([bytes], 'cat.png', {type: 'image/png'}));"
-            " const input = document.getElementById('file'); input.files = files.files;"
-            " input.dispatchEvent(new Event('change')); })()"
-        )
-        page.until("!document.getElementById('run').disabled")
-        left, top, width = page.run(
-            "(() => { const b = document.getElementById('paint').getBoundingClientRect();"
-            " return [b.left, b.top, b.width]; })()"
-        )
+        choose(page, png(photograph()))
+        left, top, width = box(page)
         scale = width / 211
         page.run("document.getElementById('size').value = 40")
         page.mouse("mousePressed", left + 60 * scale, top + 80 * scale)
         for x in range(60, 111, 10):
             page.mouse("mouseMoved", left + x * scale, top + 80 * scale)
         page.mouse("mouseReleased", left + 110 * scale, top + 80 * scale)
-        painted = decoded(page.run("document.getElementById('paint').toDataURL()"))[..., 3]
+        painted = paint_of(page)
         assert 0 < (painted > 0).mean() < 0.3
         page.run("document.getElementById('run').click()")
         results = "[...document.querySelectorAll('img.result')]"
@@ -228,6 +216,173 @@ def test_in_a_browser_painting_removes_what_was_painted_and_nothing_else(address
         assert page.run("document.getElementById('message').textContent") == ""
         ours = (f"http://{host}:{port}/", f"blob:http://{host}:{port}/")
         assert [u for u in page.requests if not u.startswith(ours)] == []
+
+
+def turned(image, kind, orientation, **options):
+    """A file whose EXIF orientation turns its stored pixels to `image`."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = image.transpose(UNDO[orientation])
+    buffer = io.BytesIO()
+    stored.save(buffer, kind, exif=exif, **options)
+    assert (np.asarray(ImageOps.exif_transpose(Image.open(buffer))).shape) == np.shape(image)
+    return buffer.getvalue()
+
+
+UNDO = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    6: Image.Transpose.ROTATE_90,
+    8: Image.Transpose.ROTATE_270,
+}
+SQUARE = Image.fromarray(photograph()[:192, :192])
+TURNED = {
+    "square WebP, 6": turned(SQUARE, "WEBP", 6, lossless=True),
+    "square WebP, 2": turned(SQUARE, "WEBP", 2, lossless=True),
+    "square PNG, 3": turned(SQUARE, "PNG", 3),
+    "square JPEG, 6": turned(SQUARE, "JPEG", 6, quality=95),
+    "oblong WebP, 8": turned(SQUARE.crop((0, 0, 192, 150)), "WEBP", 8, lossless=True),
+    "TIFF, 6": turned(SQUARE, "TIFF", 6),
+}
+
+
+@browser
+@pytest.mark.parametrize("name", TURNED)
+def test_the_place_that_was_painted_is_filled_whatever_the_orientation(address, name):
+    host, port = address
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(TURNED[name]))))
+    with Page(f"http://{host}:{port}/") as page:
+        choose(page, TURNED[name])
+        shown = decoded(page.run("document.getElementById('image').toDataURL()"))[..., :3]
+        assert (shown == upright).all()
+        left, top, width = box(page)
+        scale = width / upright.shape[1]
+        for kind in ("mousePressed", "mouseReleased"):
+            page.mouse(kind, left + 40 * scale, top + 20 * scale)
+        painted = paint_of(page)
+        assert painted[20, 40] and not painted[100:].any()
+        page.run("document.getElementById('run').click()")
+        page.until("[...document.querySelectorAll('img.result')].every(i => i.src && i.complete)")
+        filled = decoded(page.run(pixels_of(0)))[..., :3]
+        assert (filled[painted == 0] == upright[painted == 0]).all()
+        assert (filled[painted > 127] != upright[painted > 127]).any()
+
+
+@browser
+def test_an_answer_for_an_earlier_image_is_dropped(capfd):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(image, mask):
+        begun.set()
+        assert go_on.wait(60)
+        return image
+
+    config = compose("demo", ["model=slow", "port=0"]).config
+    with (
+        serving(config, [LoadedInpainter(slow, "slow", {})]) as (host, port),
+        Page(f"http://{host}:{port}/") as page,
+    ):
+        for image in (photograph(), photograph()[:100, :150]):
+            choose(page, png(image))
+            page.until(f"document.getElementById('image').width === {image.shape[1]}")
+            left, top, _ = box(page)
+            for kind in ("mousePressed", "mouseReleased"):
+                page.mouse(kind, left + 30, top + 30)
+            if image.shape[1] == 150:
+                page.run(
+                    "globalThis.shown = []; new MutationObserver(all => shown.push(...all.filter("
+                    "one => one.target.src))).observe(document.querySelector('img.result'),"
+                    " {attributeFilter: ['src']})"
+                )
+                go_on.set()
+            page.run("document.getElementById('run').click()")
+            assert begun.wait(60)
+        page.until("document.querySelector('img.result').naturalWidth === 150")
+        page.until("!document.getElementById('run').disabled")
+        assert page.run("shown.length") == 1  # answers come in the order of the questions
+        assert page.run("document.getElementById('message').textContent") == ""
+        assert page.errors == []
+    assert capfd.readouterr() == ("", "")
+
+
+@browser
+def test_of_two_files_the_one_opened_last_is_shown(address):
+    host, port = address
+    with Page(f"http://{host}:{port}/") as page:
+        page.run(
+            "globalThis.ask = fetch; globalThis.held = [];"
+            "globalThis.fetch = (...all) => new Promise(done => held.push(async () => {"
+            " const answer = await ask(...all), copy = answer.clone(); done(answer);"
+            " await createImageBitmap(await copy.blob()); }));"
+        )
+        for image in (photograph(), photograph()[:100, :150]):
+            choose(page, png(image), wait=False)
+        page.until("held.length === 2")
+        page.run("held[1]()")
+        page.until("document.getElementById('image').width === 150")
+        page.run("held[0]()")
+        page.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        assert page.run("document.getElementById('image').width") == 150
+
+
+@browser
+def test_two_fingers_zoom_the_page_and_one_paints(address):
+    host, port = address
+    with Page(f"http://{host}:{port}/") as page:
+        page.ask("Emulation.setTouchEmulationEnabled", enabled=True, maxTouchPoints=2)
+        choose(page, png(photograph()))
+        left, top, _ = box(page)
+        x, y = left + 200, top + 200
+
+        def touch(kind, *points):
+            at = [{"x": x + dx, "y": y + dy, "id": i} for i, (dx, dy) in enumerate(points)]
+            page.ask("Input.dispatchTouchEvent", type=kind, touchPoints=at)
+
+        touch("touchStart", (0, 0))
+        touch("touchMove", (30, 0))
+        touch("touchEnd")
+        one = paint_of(page)
+        assert one.any()
+
+        touch("touchStart", (-50, 100))
+        touch("touchMove", (-55, 100))
+        touch("touchStart", (-55, 100), (50, 100))
+        for step in range(10, 110, 10):
+            touch("touchMove", (-55 - step, 100), (50 + step, 100))
+        touch("touchEnd")
+        page.until("visualViewport.scale > 1.2")
+        assert (paint_of(page) == one).all()
+
+        touch("touchStart", (0, 0))
+        touch("touchMove", (0, 30))
+        touch("touchEnd")
+        assert (paint_of(page) > 0).sum() > (one > 0).sum()
+
+
+def choose(page, content, wait=True):
+    """Give a file to the page's input."""
+    encoded = base64.b64encode(content).decode()
+    page.run(
+        f"(() => {{ const raw = atob({encoded!r});"
+        " const bytes = Uint8Array.from(raw, c => c.charCodeAt(0));"
+        " const files = new DataTransfer(); files.items.add(new File([bytes], 'cat'));"
+        " const input = document.getElementById('file'); input.files = files.files;"
+        " input.dispatchEvent(new Event('change')); })()"
+    )
+    if wait:
+        page.until("!document.getElementById('run').disabled")
+
+
+def box(page):
+    """Left, top and width of the canvas."""
+    return page.run(
+        "(() => { const b = document.getElementById('paint').getBoundingClientRect();"
+        " return [b.left, b.top, b.width]; })()"
+    )
+
+
+def paint_of(page):
+    return decoded(page.run("document.getElementById('paint').toDataURL()"))[..., 3]
 
 
 def pixels_of(number):
