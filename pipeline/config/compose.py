@@ -139,7 +139,7 @@ def _parsed(word: str, text: str) -> Any:
 
     Other values are taken literally: paths and URLs contain characters that mean something in it.
     """
-    box = re.match(r"mask=\s*[\[\d.+-]", word)  # x,y,w,h, to Hydra four values
+    box = re.match(r"mask(\.file)?=\s*[\[\d.+-]", word)  # x,y,w,h, to Hydra four values
     if box or not re.match(r"^\s*([\[{'\"]|[-+\d.]|true$|false$|null$)", text, re.I):
         return text
     try:

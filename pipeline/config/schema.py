@@ -154,8 +154,9 @@ class RollbackConfig:
 class PredictConfig:
     model: str = key(MISSING, "registered model (models:/NAME@champion), checkpoint or archive")
     image: str = key(MISSING, "image, folder of images, or sharded set")
-    mask: str = key(MISSING, "image (white: hole), folder, mask set, rectangle x,y,w,h, or alpha")
-    out: str = key(MISSING, "image or folder to write")
+    mask: groups.MaskConfig = field(default_factory=groups.MaskConfig)
+    out: str = key(MISSING, "image (.png, .jpg, .webp) or folder to write")
+    recursive: bool = key(False, "also the sub-folders of image=, written to the same below out=")
     split: str = key("test", "split of a sharded set")
     strip: bool = key(False, "write original, mask and result side by side")
     tile: int = key(512, "side of the tiles of larger images, pixels", least=64)
@@ -177,6 +178,7 @@ class CompareConfig:
 class DemoConfig:
     model: str = key(MISSING, "registered model, checkpoint or archive")
     against: str | None = key(None, "a second model, shown side by side")
+    mask: groups.HoleConfig = field(default_factory=groups.HoleConfig)
     host: str = key("127.0.0.1", "address to listen on; 0.0.0.0: reachable from other machines")
     port: int = key(7860, "port; 0: a free one", least=0, most=65535)
 

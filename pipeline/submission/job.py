@@ -24,8 +24,8 @@ from shards import store
 
 WRITES = ("out", "export", "features")
 PLACES = ("source", "checkpoint", "run", "init", "weights", "predictions", "url", "model", "image",
-          "mask", *WRITES, "data.url", "masks.url")  # fmt: skip
-MAYBE = ("weights", "model", "image", "mask")  # a name, a rectangle, or a path
+          "mask.file", *WRITES, "data.url", "masks.url")  # fmt: skip
+MAYBE = ("weights", "model", "image", "mask.file")  # a name, a rectangle, or a path
 NEED_MLFLOW = ("train", "register", "promote", "rollback")  # commands that need an MLflow server
 Places = dict[tuple[str, str], bool]  # key and value that name a place: whether it is written
 
