@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 PSNR_CAP = 100.0  # dB, for identical images
+FEWEST = 5  # images, for an interval or a verdict
 SSIM_WINDOWS = {"gauss11_rgb": 11, "uniform7_rgb": 7, "uniform7_gray": 7, "uniform51_gray": 51}
 _WEIGHTS = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
 _TAPS = (_WEIGHTS / _WEIGHTS.sum()).astype(np.float32)  # σ = 1.5, cut at 5 (3.5 σ)
@@ -233,9 +234,12 @@ def interval(means: NDArray[Any]) -> list[float]:
     return [float(x) for x in np.percentile(means, [2.5, 97.5])]
 
 
-def bootstrap(values: NDArray[Any]) -> list[float]:
-    """Return the 95 % bootstrap interval [lo, hi] of the mean of per-image values."""
-    return interval(resampled_means(values))
+def bootstrap(values: NDArray[Any]) -> list[float] | None:
+    """Return the 95 % bootstrap interval [lo, hi] of the mean of per-image values.
+
+    None for fewer than FEWEST: resampling so few gives an interval that is far too narrow.
+    """
+    return interval(resampled_means(values)) if len(values) >= FEWEST else None
 
 
 def paired_bootstrap(ours: NDArray[Any], theirs: NDArray[Any]) -> dict[str, Any]:
