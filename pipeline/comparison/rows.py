@@ -119,7 +119,7 @@ def our_row(
                 std = float(np.std(values, ddof=1))
                 cells[column, metric] = Cell(float(np.mean(values)), status, std=std, n=len(values))
             elif values:
-                interval = measures[0].get("psnr_ci") if metric == "psnr" else None
+                interval = measures[0]["psnr_ci"] if metric == "psnr" else None
                 low, high = interval or (None, None)
                 cells[column, metric] = Cell(values[0], status, low, high, n=measures[0]["n"])
     where = f"{facts['dataset_name']} {facts['split']}, {facts['pairs']} pairs"

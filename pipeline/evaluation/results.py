@@ -83,8 +83,8 @@ def of_weights(run: str, *hashes: str) -> list[tuple[pa.Table, dict[str, Any]]]:
 def summarize(table: pa.Table, convention: str = "gauss11_rgb") -> dict[str, Any]:
     """Return `{"buckets": {name: row}, "mean6": row or None}` of a table of scores.
 
-    A row is `{"n", "psnr", "ssim", "l1", "psnr_ci": [lo, hi], "l1_hole", "ssim_…"}`, without
-    `psnr_ci` for fewer than five images; `ssim` is the one of `convention`. `mean6` is the
+    A row is `{"n", "psnr", "ssim", "l1", "psnr_ci": [lo, hi], "l1_hole", "ssim_…"}`; `psnr_ci` is
+    None for fewer than five images; `ssim` is the one of `convention`. `mean6` is the
     unweighted mean over the six irregular buckets, as in MSA-Net's tables 2 to 5; its interval
     resamples images, each with its six masks.
     """
@@ -97,13 +97,8 @@ def summarize(table: pa.Table, convention: str = "gauss11_rgb") -> dict[str, Any
     numbers = [name for name, value in six[0].items() if isinstance(value, float)]
     psnr = per_image(table, "psnr")
     mean6: dict[str, Any] = {name: float(np.mean([row[name] for row in six])) for name in numbers}
-    mean6 |= {"n": len(psnr)} | _interval(psnr)
+    mean6 |= {"n": len(psnr), "psnr_ci": metrics.bootstrap(psnr)}
     return {"buckets": buckets, "mean6": mean6}
-
-
-def _interval(psnr: NDArray[Any]) -> dict[str, list[float]]:
-    found = metrics.bootstrap(psnr)
-    return {"psnr_ci": found} if found else {}
 
 
 def per_image(table: pa.Table, metric: str) -> NDArray[np.float64]:
@@ -123,8 +118,8 @@ def per_image_or_pair(table: pa.Table, metric: str = "psnr") -> NDArray[np.float
 def _row(part: pa.Table, convention: str) -> dict[str, Any]:
     means = {m.name: pc.mean(part[m.name]).as_py() for m in metrics.METRICS}
     row = {key: means[m.name] for key, m in metrics.printed_metrics(convention).items()}
-    row = {"n": part.num_rows, **row, **_interval(part["psnr"].to_numpy())}
-    return {name: value for name, value in (row | means).items() if value is not None}
+    row = {"n": part.num_rows, **row, "psnr_ci": metrics.bootstrap(part["psnr"].to_numpy())}
+    return {k: v for k, v in (row | means).items() if v is not None or k == "psnr_ci"}
 
 
 def table_rows(result: Mapping[str, Any]) -> list[list[str]]:
@@ -139,9 +134,8 @@ def table_rows(result: Mapping[str, Any]) -> list[list[str]]:
         for key, metric in printed.items():
             cells.append(f"{row[key]:.{metric.digits}f}" if key in row else "-")
             if key == "psnr":
-                cells.append(
-                    "[{:.3f}, {:.3f}]".format(*row["psnr_ci"]) if "psnr_ci" in row else "-"
-                )
+                interval = row["psnr_ci"]
+                cells.append("[{:.3f}, {:.3f}]".format(*interval) if interval else "-")
         rows.append(cells)
     return rows
 

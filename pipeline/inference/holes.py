@@ -27,8 +27,7 @@ def fill_hole(
     mask = (opacity > 0).astype(np.uint8)
     if mask.all():
         raise ValueError("the mask covers all of the image: leave known pixels to fill it from")
-    device = default_device()
-    pixels = fill_any(inpainter.fill, image.pixels, mask, device=device, **tiles)
+    pixels = fill_any(inpainter.fill, image.pixels, mask, device=default_device(), **tiles)
     edge = mask > opacity // 255
     weight = opacity[edge, None].astype(np.float32) / 255
     pixels[edge] = np.round(weight * pixels[edge] + (1 - weight) * image.pixels[edge])

@@ -149,8 +149,8 @@ def encode(image: ImageFile, kind: str = "PNG") -> bytes:
     text, xmp = options.pop("text", {}), options.get("xmp")
     if kind == "PNG":
         options["pnginfo"] = chunks = PngInfo()
-        text |= {XMP: xmp.decode(errors="replace")} if xmp else {}
-        for name, value in text.items():
+        packet = {XMP: xmp.decode(errors="replace")} if xmp else {}
+        for name, value in {**text, **packet}.items():
             chunks.add_itxt(name, value) if name == XMP else chunks.add_text(name, value)
     elif kind == "JPEG":
         options = {k: v for k, v in options.items() if k not in ("exif", "xmp") or len(v) < LONGEST}
