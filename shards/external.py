@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from braceexpand import braceexpand
 
 from shards import store
+from shards.formats import IMAGES
 from shards.hashed_stream import HashedStream
 from shards.hygiene import Policy, describe, examine
 from shards.manifest import COLUMNS
@@ -24,7 +25,6 @@ from shards.pack import IndexMeta, Reject, content_hash, index_bytes
 from shards.plan import SPLITS, generated_plan, publish
 from shards.sources import splits
 from shards.sources.files import (
-    IMAGES,
     MAX_BYTES,
     check_end,
     is_litter,

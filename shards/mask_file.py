@@ -29,9 +29,9 @@ def read_hole(image: Image.Image) -> NDArray[np.bool_]:
         alpha = np.asarray(image.getchannel("A"))
         opaque = alpha > alpha.max() / 2
         if not opaque.any():
-            return np.zeros(alpha.shape, bool)  # an empty layer
-    if not image.mode.startswith(("I", "F")):
-        image = image.convert("RGB")
+            return np.zeros(alpha.shape, bool)  # a layer without paint
+    if image.mode != "L" and not image.mode.startswith(("I", "F")):
+        image = image.convert("L" if image.mode == "1" else "RGB")
     values = np.asarray(image)
     levels = _levels(values.max(2) if values.ndim == 3 else values)
     if opaque is not None and not opaque.all():
@@ -64,8 +64,8 @@ def _levels(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Scale H×W values of any type to 0 to 255."""
     top = values.max()
     full = 1 if top <= 1 else 255 if top <= 255 else 65535
-    if values.dtype == np.uint8 and full == 255:
-        return values.astype(np.uint8)
+    if values.dtype == np.uint8:
+        return values.astype(np.uint8) * np.uint8(255 // full)
     return (values.astype(np.float32) * (255 / full)).clip(0, 255).astype(np.uint8)
 
 
@@ -85,5 +85,5 @@ def _layer(levels: NDArray[np.uint8], opaque: NDArray[np.bool_]) -> NDArray[np.b
 
 def _peaks(levels: NDArray[np.uint8]) -> tuple[float, float]:
     """Return the shares of the most frequent value below 128, and of that above."""
-    counts = np.bincount(levels.ravel(), minlength=256) / levels.size
-    return float(counts[:128].max()), float(counts[128:].max())
+    counts = Image.fromarray(np.atleast_2d(levels)).histogram()
+    return max(counts[:128]) / levels.size, max(counts[128:]) / levels.size

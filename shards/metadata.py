@@ -11,8 +11,8 @@ from PIL.PngImagePlugin import MAX_TEXT_CHUNK
 
 _TURNS = (0, 3, 1, 5, 4, 6, 2)  # of Image.Transpose, for the orientations 2 to 8
 _PNG = b"\x89PNG\r\n\x1a\n"
-# What precedes the zlib stream in the chunks zTXt, iCCP and iTXt.
-_PACKED = re.compile(rb"[^\0]*\0(?:\0|\x01\0[^\0]*\0[^\0]*\0)")
+# What precedes the zlib stream in a chunk that has one.
+_PACKED = re.compile(rb"(?:zTXt|iCCP)[^\0]*\0\0|iTXt[^\0]*\0\x01\0[^\0]*\0[^\0]*\0")
 
 
 def open_image(data: bytes, formats: tuple[str, ...] | None = None) -> Image.Image:
@@ -59,8 +59,8 @@ def _valid_chunks(data: memoryview) -> Iterator[memoryview]:
 def _is_valid(chunk: memoryview) -> bool:
     """Return whether an optional chunk matches its checksum and inflates to a moderate size."""
     inflater = zlib.decompressobj()
-    if packed := _PACKED.match(chunk[8:-4]):
+    if packed := _PACKED.match(chunk[4:-4]):
         with contextlib.suppress(zlib.error):  # Pillow ignores such a chunk
-            inflater.decompress(chunk[8 + packed.end() : -4], MAX_TEXT_CHUNK)
+            inflater.decompress(chunk[4 + packed.end() : -4], MAX_TEXT_CHUNK)
     fits = not inflater.unconsumed_tail
     return fits and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])

@@ -32,7 +32,7 @@ class Evaluation:
         """What identifies the measured model and its pairs, whatever the number of images seen."""
         facts = self.facts
         model = facts.get("run") or facts.get("model_uri") or facts["name"]
-        return model, facts["weights"], facts["protocol"], facts["pairs_digest"]
+        return model, facts["weights"], facts["protocol"], facts["pairs_digest"], facts["ssim"]
 
     @property
     def names(self) -> tuple[str | None, ...]:

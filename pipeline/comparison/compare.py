@@ -61,14 +61,15 @@ def group(evaluations: Iterable[Evaluation]) -> list[Group]:
     for evaluation in evaluations:
         key = evaluation.identity
         if evaluation.facts.get("recipe"):
-            same = ("recipe", "images_seen", "weights", "protocol", "pairs_digest")
+            same = ("recipe", "images_seen", "weights", "protocol", "pairs_digest", "ssim")
             key = tuple(evaluation.facts[name] for name in same)
         by_key.setdefault(key, []).append(evaluation)
     groups = [Group(_label(members), members) for members in by_key.values()]
     uses = Counter(g.label for g in groups)
     for g in groups:
         if uses[g.label] > 1:
-            g.label += f", {g.facts['pairs']} pairs {g.facts['pairs_digest'][:4]}"
+            facts = g.facts
+            g.label += f", {facts['pairs']} pairs {facts['pairs_digest'][:4]}, {facts['ssim']}"
     return groups
 
 

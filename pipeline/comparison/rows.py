@@ -119,7 +119,8 @@ def our_row(
                 std = float(np.std(values, ddof=1))
                 cells[column, metric] = Cell(float(np.mean(values)), status, std=std, n=len(values))
             elif values:
-                low, high = measures[0]["psnr_ci"] if metric == "psnr" else (None, None)
+                interval = measures[0]["psnr_ci"] if metric == "psnr" else None
+                low, high = interval or (None, None)
                 cells[column, metric] = Cell(values[0], status, low, high, n=measures[0]["n"])
     where = f"{facts['dataset_name']} {facts['split']}, {facts['pairs']} pairs"
     provenance = f"{_origin(facts)} on {where}"
@@ -159,5 +160,7 @@ def _against(group: Group, reference: Group | None) -> str:
         return "other pairs"
     test = metrics.paired_bootstrap(overall(group), overall(reference))
     low, high = test["ci"]
+    if len(overall(group)) < metrics.FEWEST:
+        return f"{test['difference']:+.3f} (too few images)"
     verdict = "worse" if high < 0 else "better" if low > 0 else "undecided"
     return f"{test['difference']:+.3f} [{low:+.3f}, {high:+.3f}] {verdict}"

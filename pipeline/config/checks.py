@@ -15,15 +15,14 @@ from pipeline.common.errors import ConfigError
 from pipeline.common.inputs import protect
 from pipeline.config import groups, schema
 from pipeline.config.values import (
-    SUFFIXES,
     checked_model,
     checked_name,
     checkpoints_to_keep,
     rectangle,
-    suffix,
     task,
 )
 from shards import store
+from shards.formats import SUFFIXES, suffix
 
 DISCRIMINATOR = (32, 96)  # what divides the sides of images that fit it, and their least
 
@@ -260,7 +259,7 @@ def predict(config: schema.PredictConfig) -> None:
     from PIL import Image
 
     checked_model(config.model)
-    rectangle(config.mask)
+    rectangle(config.mask.file)
     written = suffix(config.out)
     if written not in SUFFIXES and written in Image.registered_extensions():
         raise ConfigError(

@@ -140,7 +140,7 @@ def _parsed(arg: str, text: str) -> Any:
 
     Other values are taken literally: paths and URLs contain characters of that grammar.
     """
-    box = re.match(r"mask=\s*[\[\d.+-]", arg)  # x,y,w,h: Hydra would read four values
+    box = re.match(r"mask(\.file)?=\s*[\[\d.+-]", arg)  # x,y,w,h: Hydra would read four values
     if box or not re.match(r"^\s*([\[{'\"]|[-+\d.]|true$|false$|null$)", text, re.I):
         return text
     try:

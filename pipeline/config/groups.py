@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from omegaconf import MISSING
+
 DRAWN = ("center", "square", "irregular")  # buckets that need no mask set
 
 STRUCTURES = ("msau", "single", "inception_v1", "inception_v3")
@@ -193,6 +195,24 @@ class ProtocolConfig:
 
 
 # --- plain sections -----------------------------------------------------------------------------
+
+
+@dataclass
+class HoleConfig:
+    """How `predict` and `demo` change the hole of a mask."""
+
+    invert: bool = key(False, "fill the black part of the mask")
+    grow: int = key(0, "width by which the hole grows, pixels", least=0)
+    feather: int = key(
+        0, "outer part of that width, where the fill blends into the image, pixels", least=0
+    )
+
+
+@dataclass
+class MaskConfig(HoleConfig):
+    file: str = may_read(
+        MISSING, "or mask=: image (white: hole), folder, mask set, rectangle x,y,w,h, or alpha"
+    )
 
 
 @dataclass

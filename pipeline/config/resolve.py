@@ -46,8 +46,10 @@ def merge(command: str, layers: list[tuple[str, Any, str]]) -> Resolved:
     """Override the schema's defaults by `(key, value, origin)`, the last one winning, and check."""
     spec = COMMANDS[command]
     base = OmegaConf.structured(spec.schema)
-    given = {name: (value, origin) for name, value, origin in layers}
     allowed = known_keys(spec.schema)
+    # mask=X is mask.file=X.
+    full = {k.removesuffix(".file"): k for k in allowed if k.endswith(".file")}
+    given = {full.get(name, name): (value, origin) for name, value, origin in layers}
     if "model.name" in given:
         model, origin = given["model.name"]
         if model not in MODELS:
@@ -65,7 +67,7 @@ def merge(command: str, layers: list[tuple[str, Any, str]]) -> Resolved:
         missing = OmegaConf.missing_keys(base)
         for name in (key for key in allowed if key in missing):
             meaning = next(f.metadata["help"] for n, _, f in entries(spec.schema()) if n == name)
-            raise ConfigError(f"{name}= is missing: {meaning}")
+            raise ConfigError(f"{name.removesuffix('.file')}= is missing: {meaning}")
         resolved = OmegaConf.to_object(base)
     origins = {name: origin for name, (_, origin) in given.items()}
     _check(resolved, origins)

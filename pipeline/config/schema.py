@@ -161,10 +161,9 @@ class PredictConfig:
         MISSING, "registered model (models:/NAME@champion), checkpoint or archive"
     )
     image: str = reads(MISSING, "image, folder of images, or sharded set")
-    mask: str = may_read(
-        MISSING, "image (white: hole), folder, mask set, rectangle x,y,w,h, or alpha"
-    )
-    out: str = writes(MISSING, "image or folder to write")
+    mask: groups.MaskConfig = field(default_factory=groups.MaskConfig)
+    out: str = writes(MISSING, "image (.png, .jpg, .webp) or folder to write")
+    recursive: bool = key(False, "also the sub-folders of image=, written to the same below out=")
     split: str = key("test", "split of a sharded set")
     strip: bool = key(False, "write original, mask and result side by side")
     tile: int = key(512, "side of the tiles of larger images, pixels", least=64)
@@ -186,6 +185,7 @@ class CompareConfig:
 class DemoConfig:
     model: str = may_read(MISSING, "registered model, checkpoint or archive")
     against: str | None = may_read(None, "a second model, shown side by side")
+    mask: groups.HoleConfig = field(default_factory=groups.HoleConfig)
     host: str = key("127.0.0.1", "address to listen on; 0.0.0.0: reachable from other machines")
     port: int = key(7860, "port; 0: a free one", least=0, most=65535)
 

@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from pipeline.common.errors import ConfigError
-from shards import store
-
-SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of images
-
-
-def suffix(url: str) -> str:
-    """File name extension in lower case, such as `.png`; empty if there is none."""
-    return Path(store.name(url)).suffix.lower()
 
 
 def task(text: str | None) -> tuple[int, int]:

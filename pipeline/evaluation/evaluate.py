@@ -117,6 +117,12 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
         return {"rank": rank, "pairs": len(pairs)}
 
     table = results.merge(partial_results.collect(parts, len(groups)), len(pairs))
+    equal = sum(psnr >= metrics.PSNR_CAP for psnr in table["psnr"].to_pylist())
+    if config.predictions and equal:
+        console.say(
+            f"warning: {equal} of {len(pairs)} predictions are the original images: predictions= "
+            "takes a folder of filled images, not the one that export= wrote"
+        )
     results.save(url, table, facts)
     samples = pair_images.fill_samples(predict, pairs, config.pictures)
     samples_url = pair_images.save(url, samples)

@@ -27,6 +27,7 @@ from torch.nn import functional
 from pipeline.config.groups import SSIM_WINDOWS
 
 PSNR_CAP = 100.0  # dB, for identical images
+FEWEST = 5  # images, for an interval or a verdict
 _WEIGHTS = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
 _TAPS = (_WEIGHTS / _WEIGHTS.sum()).astype(np.float32)  # σ = 1.5, cut at 5 (3.5 σ)
 LUMA = (0.2125, 0.7154, 0.0721)  # skimage.color.rgb2gray
@@ -223,9 +224,12 @@ def interval(means: NDArray[Any]) -> list[float]:
     return [float(x) for x in np.percentile(means, [2.5, 97.5])]
 
 
-def bootstrap(values: NDArray[Any]) -> list[float]:
-    """Return the 95 % bootstrap interval [lo, hi] of the mean of per-image values."""
-    return interval(resampled_means(values))
+def bootstrap(values: NDArray[Any]) -> list[float] | None:
+    """Return the 95 % bootstrap interval [lo, hi] of the mean of per-image values.
+
+    None for fewer than FEWEST: resampling so few gives an interval that is far too narrow.
+    """
+    return interval(resampled_means(values)) if len(values) >= FEWEST else None
 
 
 def paired_bootstrap(ours: NDArray[Any], theirs: NDArray[Any]) -> dict[str, Any]:

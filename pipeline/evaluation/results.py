@@ -83,9 +83,10 @@ def of_weights(run: str, *hashes: str) -> list[tuple[pa.Table, dict[str, Any]]]:
 def summarize(table: pa.Table, convention: str = "gauss11_rgb") -> dict[str, Any]:
     """Return `{"buckets": {name: row}, "mean6": row or None}` of a table of scores.
 
-    A row is `{"n", "psnr", "ssim", "l1", "psnr_ci": [lo, hi], "l1_hole", "ssim_…"}`; `ssim` is the
-    one of `convention`. `mean6` is the unweighted mean over the six irregular buckets, as in
-    MSA-Net's tables 2 to 5; its interval resamples images, each with its six masks.
+    A row is `{"n", "psnr", "ssim", "l1", "psnr_ci": [lo, hi], "l1_hole", "ssim_…"}`; `psnr_ci` is
+    None for fewer than five images; `ssim` is the one of `convention`. `mean6` is the
+    unweighted mean over the six irregular buckets, as in MSA-Net's tables 2 to 5; its interval
+    resamples images, each with its six masks.
     """
     names = list(dict.fromkeys(table["bucket"].to_pylist()))
     parts = {name: table.filter(pc.equal(table["bucket"], name)) for name in names}
@@ -118,7 +119,7 @@ def _row(part: pa.Table, convention: str) -> dict[str, Any]:
     means = {m.name: pc.mean(part[m.name]).as_py() for m in metrics.METRICS}
     row = {key: means[m.name] for key, m in metrics.printed_metrics(convention).items()}
     row = {"n": part.num_rows, **row, "psnr_ci": metrics.bootstrap(part["psnr"].to_numpy())}
-    return {name: value for name, value in (row | means).items() if value is not None}
+    return {k: v for k, v in (row | means).items() if v is not None or k == "psnr_ci"}
 
 
 def table_rows(result: Mapping[str, Any]) -> list[list[str]]:
@@ -133,7 +134,8 @@ def table_rows(result: Mapping[str, Any]) -> list[list[str]]:
         for key, metric in printed.items():
             cells.append(f"{row[key]:.{metric.digits}f}" if key in row else "-")
             if key == "psnr":
-                cells.append("[{:.3f}, {:.3f}]".format(*row["psnr_ci"]))
+                interval = row["psnr_ci"]
+                cells.append("[{:.3f}, {:.3f}]".format(*interval) if interval else "-")
         rows.append(cells)
     return rows
 

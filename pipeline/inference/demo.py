@@ -14,10 +14,11 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from pipeline.common.console import say
+from pipeline.config.groups import HoleConfig
 from pipeline.config.schema import DemoConfig
 from pipeline.inference import images
+from pipeline.inference.holes import fill_hole
 from pipeline.inference.sources import LoadedInpainter, default_device, load
-from pipeline.inference.tiling import fill_any
 
 LIMIT = 64 << 20  # bytes of one request: an image and its mask
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -49,7 +50,7 @@ def load_inpainters(config: DemoConfig) -> list[LoadedInpainter]:
 
 def make(config: DemoConfig, inpainters: list[LoadedInpainter]) -> BaseWSGIServer:
     """Bind the server without serving yet. ValueError if the address cannot be used."""
-    app = build_app(inpainters, local_only=config.host in LOCAL)
+    app = build_app(inpainters, config.host in LOCAL, config.mask)
     try:  # make_server would print the error and exit
         with socket.create_server((config.host, config.port)) as bound:
             fd = bound.fileno()
@@ -67,7 +68,7 @@ class QuietHandler(WSGIRequestHandler):
         """Log nothing: one line per request would hide the address of the page."""
 
 
-def build_app(inpainters: list[LoadedInpainter], local_only: bool) -> Flask:
+def build_app(inpainters: list[LoadedInpainter], local_only: bool, changes: HoleConfig) -> Flask:
     """The page at `/`, and `/fill/N`: image and mask (white = hole) to the PNG of model N.
 
     `/upright`: an image to the PNG that is painted on. Browsers differ in which orientations they
@@ -102,7 +103,9 @@ def build_app(inpainters: list[LoadedInpainter], local_only: bool) -> Flask:
             abort(404, "no such model")
         image, mask = (request.files[name].read() for name in ("image", "mask"))
         with one_at_a_time:
-            return Response(fill_png(inpainters[number], image, mask), mimetype="image/png")
+            return Response(
+                fill_png(inpainters[number], image, mask, changes), mimetype="image/png"
+            )
 
     @app.errorhandler(Exception)
     def explain(error: Exception) -> Response:
@@ -125,15 +128,15 @@ def build_app(inpainters: list[LoadedInpainter], local_only: bool) -> Flask:
     return app
 
 
-def fill_png(inpainter: LoadedInpainter, image: bytes, mask: bytes) -> bytes:
+def fill_png(
+    inpainter: LoadedInpainter, image: bytes, mask: bytes, changes: HoleConfig | None = None
+) -> bytes:
     """PNG of the image with the mask's white filled. ValueError if image and mask do not fit."""
     original = images.decode(image)
-    holes = images.decode_mask(mask, "mask").astype("uint8")
-    if holes.shape != original.pixels.shape[:2]:
+    hole = images.decode_mask(mask, "mask")
+    if hole.shape != original.pixels.shape[:2]:
         raise ValueError("image and mask differ in size: open the image again")
-    if not holes.any():
+    if not hole.any():
         raise ValueError("nothing is painted yet")
-    if holes.all():
-        raise ValueError("the whole image is painted: leave some of it to fill the hole from")
-    filled = fill_any(inpainter.fill, original.pixels, holes, device=default_device())
-    return images.encode(original.filled(filled))
+    filled, _ = fill_hole(inpainter, original, hole, changes or HoleConfig())
+    return images.encode(filled)

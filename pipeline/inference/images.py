@@ -1,28 +1,35 @@
-"""Read any user's image as RGB pixels, and write it with its alpha, profile and EXIF data.
+"""Read any user's image as RGB pixels, and write it with its alpha and metadata.
 
 Conversions on reading: EXIF orientation is applied; 16-bit images keep their upper 8 bits; gray and
 palette images become RGB, and gray ones are written as gray; CMYK becomes sRGB by its profile, if
 it has one. Other profiles are not applied but embedded again on writing, so that known pixels stay
 bit-identical. Alpha is kept apart from the pixels. Only the first frame of an animation is read.
+EXIF, XMP, profile, resolution and PNG text are written again where the format has a place for them,
+and a JPEG with its own quality.
 """
 
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
-from pipeline.config.values import SUFFIXES, suffix
 from shards import store
+from shards.formats import IMAGES, SUFFIXES, suffix
 from shards.mask_file import read_hole
 from shards.metadata import open_image, turn_upright
 
 MAX_PIXELS = 64_000_000
+READ = {*IMAGES, ".avif"} & Image.registered_extensions().keys()
+METADATA = ("exif", "xmp", "icc_profile", "dpi", "text", "qtables", "subsampling")
+XMP = "XML:com.adobe.xmp"  # its name among the texts of a PNG
+LONGEST = 65_000  # bytes of EXIF or XMP in a JPEG
 OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {"compress_level": 4},
-    "JPEG": {"quality": 95, "subsampling": 0},
+    "JPEG": {"quality": 95, "subsampling": 0},  # of an image that was none
     "WEBP": {"lossless": True, "exact": True},
 }
 
@@ -31,9 +38,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 class ImageFile:
     pixels: NDArray[np.uint8]  # H×W×3, RGB
     alpha: NDArray[np.uint8] | None = None  # H×W, 0 = transparent
-    icc: bytes | None = None
-    exif: bytes | None = None
     gray: bool = False
+    metadata: dict[str, Any] = field(default_factory=dict)  # as Pillow names it
 
     def filled(self, pixels: NDArray[np.uint8]) -> "ImageFile":
         """Return the image with other pixels, gray if it is."""
@@ -73,9 +79,15 @@ def _opened(data: bytes, name: str) -> Image.Image:
     try:
         with open_image(data) as file:
             if file.width * file.height <= MAX_PIXELS:
-                return turn_upright(file)
+                image = turn_upright(file)
+                texts = getattr(file, "text", {})  # in `info` without the orientation
+                image.info["text"] = {k: image.info.get(k, v) for k, v in texts.items()}
+                if isinstance(file, JpegImagePlugin.JpegImageFile):
+                    image.info["qtables"] = list(file.quantization.values())
+                    image.info["subsampling"] = max(0, JpegImagePlugin.get_sampling(file))
+                return image
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name} cannot be read as an image: give a PNG, JPEG or WebP") from error
+        raise ValueError(f"{name} cannot be read as an image: give a PNG or JPEG") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name} cannot be read as an image ({error})") from error
     raise ValueError(
@@ -85,7 +97,9 @@ def _opened(data: bytes, name: str) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> ImageFile:
-    icc, exif = image.info.get("icc_profile"), image.info.get("exif")
+    metadata = {name: image.info[name] for name in METADATA if image.info.get(name) is not None}
+    if not all(0 < dots < 65536 for dots in metadata.get("dpi", ())):
+        del metadata["dpi"]
     gray = image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F"))
     alpha = None
     if "A" in image.getbands() or "transparency" in image.info:
@@ -97,8 +111,9 @@ def _rgb(image: Image.Image) -> ImageFile:
             values >>= 8
         image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
     elif image.mode == "CMYK":
-        image, icc = _srgb(image, icc), None
-    return ImageFile(np.asarray(image.convert("RGB")), alpha, icc, exif, gray)
+        image = _srgb(image, metadata.pop("icc_profile", None))
+    pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    return ImageFile(pixels, alpha, gray, metadata)
 
 
 def _srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
@@ -114,7 +129,7 @@ def _srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
 
 
 def encode(image: ImageFile, kind: str = "PNG") -> bytes:
-    """Encode as PNG, JPEG (quality 95, no chroma subsampling) or WEBP (lossless)."""
+    """Encode as PNG, WEBP (lossless) or JPEG (as it was, else quality 95, no subsampling)."""
     file = Image.fromarray(image.pixels)
     if image.alpha is not None:
         file.putalpha(Image.fromarray(image.alpha))
@@ -123,10 +138,21 @@ def encode(image: ImageFile, kind: str = "PNG") -> bytes:
             file = Image.alpha_composite(white, file).convert("RGB")
     if image.gray and kind != "WEBP":
         file = file.convert("LA" if file.mode == "RGBA" else "L")
-    unfit = image.gray and kind == "WEBP"  # a gray profile, WEBP has RGB alone
-    metadata = {"icc_profile": None if unfit else image.icc, "exif": image.exif}
+    options = OPTIONS[kind] | image.metadata
+    text, xmp = options.pop("text", {}), options.get("xmp")
+    if kind == "PNG":
+        options["pnginfo"] = chunks = PngInfo()
+        packet = {XMP: xmp.decode(errors="replace")} if xmp else {}
+        for name, value in {**text, **packet}.items():
+            chunks.add_itxt(name, value) if name == XMP else chunks.add_text(name, value)
+    elif kind == "JPEG":
+        options = {k: v for k, v in options.items() if k not in ("exif", "xmp") or len(v) < LONGEST}
+        if "qtables" in options:
+            del options["quality"]
+    elif image.gray:
+        options.pop("icc_profile", None)  # a gray profile; WEBP has RGB alone
     buffer = io.BytesIO()
-    file.save(buffer, kind, **OPTIONS[kind], **{k: v for k, v in metadata.items() if v})
+    file.save(buffer, kind, **options)
     return buffer.getvalue()
 
 

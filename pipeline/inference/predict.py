@@ -2,14 +2,15 @@
 
 The result has the image's own size and, in a lossless format, bit-identical known pixels. With
 `mask=alpha` the transparent pixels are the mask, and the result is opaque.
-In a folder, files named `*_mask.*` are masks, never images to fill.
+In a folder, files named `*_mask.*` are masks, never images to fill. An image of a format that is
+not written becomes a PNG.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import cycle
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,20 +19,19 @@ from numpy.typing import NDArray
 from pipeline.common.console import say
 from pipeline.common.inputs import place, protect
 from pipeline.config.schema import PredictConfig
-from pipeline.config.values import SUFFIXES, rectangle, suffix
+from pipeline.config.values import rectangle
 from pipeline.inference import images, sources
-from pipeline.inference.images import ImageFile
-from pipeline.inference.tiling import fill_any
+from pipeline.inference.holes import fill_hole
+from pipeline.inference.images import READ, ImageFile
 from shards import store
+from shards.formats import SUFFIXES, suffix
 from shards.manifest import FILE as MANIFEST
 from shards.manifest import open_manifest
 from shards.mask_file import doubt
 from shards.samples import ImageRecord, payload, samples
 from shards.sources.files import is_litter, kind, not_taken
 
-Bytes = NDArray[np.uint8]
-
-
+FOLDER = "sub-folder"
 Source = str | ImageRecord  # a URL, or a record of a sharded set
 
 
@@ -50,17 +50,15 @@ def main(config: PredictConfig) -> dict[str, Any]:
     ValueError names the first failure and their number.
     """
     tasks = plan(config)
-    device = sources.default_device()
-    inpainter = sources.load(model=config.model, device=device)
+    inpainter = sources.load(model=config.model, device=sources.default_device())
     result: dict[str, Any] = {"model": inpainter.name, "written": [], "strips": [], "holes": []}
     failed = []
     for task in tasks:
         try:
             image = images.decode(_bytes(task.image), _name(task.image))
-            mask = read_mask(task.mask, image, _name(task.image))
-            filled = image.filled(
-                fill_any(inpainter.fill, image.pixels, mask, config.tile, config.overlap, device)
-            )
+            hole = read_mask(task.mask, image, _name(task.image), config.mask.invert)
+            tiles = {"tile": config.tile, "overlap": config.overlap}
+            filled, mask = fill_hole(inpainter, image, hole, config.mask, **tiles)
             if not mask.any():
                 say(f"predict: mask of {_name(task.image)} is empty; image copied unchanged")
             alpha = None if task.mask == "alpha" else image.alpha
@@ -95,16 +93,27 @@ def show(result: dict[str, Any]) -> str:
 
 
 def plan(config: PredictConfig) -> list[ImageTask]:
-    """List what is read and written, by name. ValueError if an input would be overwritten."""
+    """List what is read and written, by name.
+
+    ValueError if an input would be overwritten, or two results have one name.
+    """
+    if (feather := config.mask.feather) > (grow := config.mask.grow):
+        say(f"predict: mask.feather={feather} has the effect of mask.grow={grow}, the larger width")
     tasks = _tasks(config)
     read = [config.image, *(task.image for task in tasks if isinstance(task.image, str))]
-    masks = [config.mask, *(task.mask for task in tasks if isinstance(task.mask, str))]
-    written = [task.out for task in tasks]
-    if suffix(config.image) not in SUFFIXES:
-        written.append(config.out)  # the folder of the results
-    if config.strip:
-        written += [_strip_url(task.out) for task in tasks]
-    protect({"image": read, "mask": masks, "model": [config.model]}, {"out": written})
+    masks = [config.mask.file, *(task.mask for task in tasks if isinstance(task.mask, str))]
+    origins: dict[str, str] = {}
+    for task in tasks:
+        for url in (task.out, _strip_url(task.out))[: 1 + config.strip]:
+            if (other := origins.setdefault(url, _name(task.image))) != _name(task.image):
+                raise ValueError(
+                    f"{store.display(url)} would be written for {other} and {_name(task.image)}: "
+                    "rename one of the two"
+                )
+    # Of a single image, out= may be an existing folder.
+    folder = [] if suffix(config.image) in READ else [config.out]
+    given = {"image": read, "mask": masks, "model": [config.model]}
+    protect(given, {"out": [*origins, *folder]}, below=config.recursive)
     for task in tasks:
         image, mask = task.image, task.mask
         if isinstance(image, str) and isinstance(mask, str) and place(image) == place(mask):
@@ -116,24 +125,23 @@ def plan(config: PredictConfig) -> list[ImageTask]:
 
 
 def _tasks(config: PredictConfig) -> list[ImageTask]:
-    if suffix(config.image) in SUFFIXES:
+    mask = config.mask.file
+    if suffix(config.image) in READ:
         out = config.out
         if suffix(out) not in SUFFIXES:
-            out = store.join(out, store.name(config.image))
-        return [ImageTask(config.image, config.mask, out)]
+            out = store.join(out, _result_name(store.name(config.image)))
+        return [ImageTask(config.image, mask, out)]
     is_set = store.exists(store.join(config.image, MANIFEST))
-    names = [n for n in _files(config.image) if not _stem(n).lower().endswith("_mask")]
+    found = {} if is_set else _files(config.image, config.recursive)
+    names = [n for n in found if found[n] in READ and not _stem(n).lower().endswith("_mask")]
     if not names and not is_set:
         raise ValueError(
-            f"image={store.display(config.image)} is neither an image ({', '.join(SUFFIXES)}), "
+            f"image={store.display(config.image)} is neither an image ({', '.join(sorted(READ))}), "
             "nor a folder of images, nor a sharded set"
         )
-    others = Counter(
-        "sub-folder" if Path(config.image, name).is_dir() else kind(name.encode())
-        for name in store.names(config.image)
-        if suffix(name) not in SUFFIXES and not is_litter(name.encode())
-    )
-    if others and not is_set:
+    if others := Counter(form for form in found.values() if form not in READ):
+        if folders := others.pop(FOLDER, 0):
+            others[f"{FOLDER}{'s' * (folders > 1)} (recursive=true)"] = folders
         say(f"predict: {not_taken(others)}")
     if suffix(config.out) in SUFFIXES:
         raise ValueError(
@@ -142,42 +150,67 @@ def _tasks(config: PredictConfig) -> list[ImageTask]:
     if is_set:
         return _pairs(config)
     return [
-        ImageTask(store.join(config.image, name), mask, store.join(config.out, name))
-        for name, mask in zip(names, _masks(config.mask, config.image, names))
+        ImageTask(store.join(config.image, name), m, store.join(config.out, _result_name(name)))
+        for name, m in zip(names, _masks(config, names))
     ]
 
 
 def _pairs(config: PredictConfig) -> list[ImageTask]:
     """Pair every image of a sharded set with the next mask of a mask set, or with the one mask."""
-    masks: list[Source] = []
-    if store.exists(store.join(config.mask, MANIFEST)):
-        mask_set = open_manifest(config.mask)
+    mask, masks = config.mask.file, list[Source]()
+    if store.exists(store.join(mask, MANIFEST)):
+        mask_set = open_manifest(mask)
         masks = [record for split in sorted(mask_set.splits) for record in samples(mask_set, split)]
     records = samples(open_manifest(config.image), config.split)
     return [
         ImageTask(record, mask, store.join(config.out, f"{record.key:09d}.png"))
-        for record, mask in zip(records, cycle(masks or [config.mask]))
+        for record, mask in zip(records, cycle(masks or [mask]))
     ]
 
 
-def _files(folder: str) -> list[str]:
-    return [n for n in store.names(folder) if suffix(n) in SUFFIXES and not is_litter(n.encode())]
+def _files(folder: str, recursive: bool, above: tuple[Any, ...] = ()) -> dict[str, str]:
+    """Kinds of all files in a folder by relative path; a folder that is not entered ends in /."""
+    found, above = {}, (*above, place(folder))
+    for name in store.names(folder):
+        url = store.join(folder, name)
+        if is_litter(os.fsencode(name)):
+            continue
+        if not _is_folder(url):
+            found[name] = kind(os.fsencode(name))
+        elif recursive and place(url) not in above:  # no link to a folder around it
+            inner = _files(url, recursive, above)
+            found |= {f"{name}/{path}": form for path, form in inner.items()}
+        else:
+            found[f"{name}/"] = FOLDER
+    return found
+
+
+def _is_folder(url: str) -> bool:
+    if store.is_local(url):
+        return store.local(url).is_dir()
+    return not suffix(url) and bool(store.names(url))
+
+
+def _result_name(name: str) -> str:
+    return name if suffix(name) in SUFFIXES else f"{_stem(name)}.png"
 
 
 def _stem(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _masks(mask: str, folder: str, names: list[str]) -> Iterator[str]:
+def _masks(config: PredictConfig, names: list[str]) -> Iterator[str]:
     """URL of the mask for each image of a folder: one for all, or STEM_mask.*, else STEM.*.
 
     In the images' own folder only STEM_mask.* is a mask.
     """
-    if mask == "alpha" or rectangle(mask) or suffix(mask) in SUFFIXES:
+    mask = config.mask.file
+    if mask == "alpha" or rectangle(mask) or suffix(mask) in READ:
         yield from [mask] * len(names)
         return
-    files = {_stem(name): name for name in _files(mask)}
-    own = place(mask) == place(folder)
+    found = _files(mask, config.recursive)
+    files = {_stem(name): name for name, form in found.items() if form in READ}
+    own = place(mask) == place(config.image)
     for name in names:
         file = files.get(f"{_stem(name)}_mask") or (None if own else files.get(_stem(name)))
         if file is None:
@@ -195,12 +228,12 @@ def _bytes(source: Source) -> bytes:
     return images.read_bytes(source) if isinstance(source, str) else payload(source)
 
 
-def read_mask(mask: Source, image: ImageFile, name: str) -> Bytes:
-    """Return uint8 H×W, 1 = hole, of a rectangle `x,y,w,h`, of `alpha`, of an image file (see
-    `shards.mask_file`), or of a mask set's record.
+def read_mask(mask: Source, image: ImageFile, name: str, invert: bool = False) -> NDArray[np.bool_]:
+    """Return the hole, H×W, not inverted yet, of a rectangle `x,y,w,h`, of `alpha`, of an image
+    file (see `shards.mask_file`), or of a mask set's record.
 
-    ValueError if the size differs from the image's (EXIF orientation applied), if no pixel is
-    known, or if a mask file is unclear. An all-black mask file is valid and means no hole.
+    ValueError if the size differs from the image's (EXIF orientation applied), or if a mask file is
+    unclear. An all-black mask file is valid and means no hole.
     """
     height, width = image.pixels.shape[:2]
     if mask == "alpha":
@@ -222,11 +255,9 @@ def read_mask(mask: Source, image: ImageFile, name: str) -> Bytes:
                 f"mask {_name(mask)} is {holes.shape[1]}×{holes.shape[0]}, {name} is "
                 f"{width}×{height}: use a mask of the image's size"
             )
-        if line := doubt(holes):
-            say(f"predict: {_name(mask)}: {line}")
-    if holes.all():
-        raise ValueError(f"the mask covers all of {name}: leave known pixels to fill the hole from")
-    return holes.astype(np.uint8)
+        if line := doubt(holes ^ invert):
+            say(f"predict: {_name(mask)}: {line} (mask.invert={str(not invert).lower()})")
+    return holes
 
 
 def _strip_url(out: str) -> str:

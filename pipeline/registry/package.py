@@ -28,7 +28,7 @@ LIMITS = """\
 """
 PINNED = ("mlflow", "torch", "numpy", "Pillow", "opencv-python-headless")
 CODE = {  # what pyfunc.py imports, and what that imports
-    "shards": ("mask_file", "metadata", "store", "objects"),
+    "shards": ("formats", "mask_file", "metadata", "store", "objects"),
     "pipeline/inference": ("images", "tiling"),
 }
 

@@ -93,8 +93,14 @@ def test_an_orientation_counts_though_other_exif_is_broken(form: str) -> None:
     assert describe(data)["orientation"] == 6
 
 
-def test_text_that_pillow_reads_is_kept() -> None:
-    image = open_image(encoded("PNG", pnginfo=text(1000, "zTXt")))
+@pytest.mark.parametrize("chunk", ["tEXt", "zTXt", "iTXt", "packed iTXt"])
+def test_text_that_pillow_reads_is_kept(chunk: str) -> None:
+    info = PngImagePlugin.PngInfo()
+    if chunk.endswith("iTXt"):
+        info.add_itxt("Comment", "x" * 1000, zip=chunk.startswith("packed"))
+    else:
+        info.add_text("Comment", "x" * 1000, zip=chunk == "zTXt")
+    image = open_image(encoded("PNG", pnginfo=info))
     assert image.info["Comment"] == "x" * 1000
 
 

@@ -3,14 +3,16 @@
 import csv
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from torch import nn
 
 from models.multiscale import MultiScale
 from pipeline.comparison import compare, papers
-from pipeline.comparison.collect import Evaluation
+from pipeline.comparison.collect import Evaluation, collect
 from pipeline.comparison.table import as_csv, as_markdown, as_text
 from pipeline.config.compose import compose
 from pipeline.evaluation import results
@@ -204,6 +206,31 @@ def test_two_results_of_one_name_are_listed_separately():
     twice = (evaluation("r@1", 30), evaluation("r@1", 31, pairs_digest="b" * 64))
     labels = [g.label for g in compare.group(twice)]
     assert len(set(labels)) == 2 and all(label.startswith("r@1, 280 pairs") for label in labels)
+
+
+@pytest.mark.parametrize("recipe", [{}, {"recipe": "r" * 64, "images_seen": 1, "seed": 0}])
+def test_results_of_one_run_with_two_conventions_are_both_shown(tmp_path, recipe):
+    facts = {"run": "runs/r", **recipe}
+    for name in ("gauss11_rgb", "uniform7_rgb", "uniform51_gray"):
+        made = evaluation("r@1", 30, ssim=name, **facts)
+        results.save(f"{tmp_path}/evaluation/{name}.parquet", made.table, made.facts)
+    groups = compare.group(collect(str(tmp_path), [str(tmp_path)]))
+    assert sorted(g.label.rpartition(", ")[2] for g in groups) == [
+        "gauss11_rgb",
+        "uniform51_gray",
+        "uniform7_rgb",
+    ]
+    made = compare.build(groups, None, "msanet", None)
+    assert len([row for row in made.rows if row.kind == "ours"]) == 3
+
+
+@pytest.mark.parametrize(("images", "verdict"), [(1, False), (4, False), (5, True), (40, True)])
+def test_few_images_have_a_difference_and_no_verdict(images, verdict):
+    pair = [evaluation("a", 30), evaluation("b", 28, noise=1)]
+    few = [replace(e, table=e.table.filter(pc.less(e.table["key"], images))) for e in pair]
+    against = {row.label: row.against for row in sheet(*few).rows if row.kind == "ours"}["b"]
+    assert against.startswith(("-2.0", "-1.9"))
+    assert ("worse" in against and "[" in against) if verdict else "too few images" in against
 
 
 def test_csv_has_every_number_and_markdown_every_row():

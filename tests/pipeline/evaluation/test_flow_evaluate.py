@@ -114,6 +114,29 @@ def test_export_predict_and_predictions_score_like_the_model(words, tmp_path):
         assert psnr[0] == pytest.approx(psnr[1], abs=1e-3)
 
 
+@pytest.mark.parametrize(("filled", "equal"), [(0, "14 of 14"), (5, "9 of 14"), (14, "")])
+def test_predictions_that_are_the_original_images_are_warned_of(
+    words, tmp_path, capsys, filled, equal
+):
+    pairs = tmp_path / "pairs"
+    assert run_evaluate(*words, "limit=2", f"export={pairs}")["exported"] == 14
+    images = sorted(path for path in pairs.iterdir() if "_mask" not in path.name)
+    for path in images[:filled]:
+        Image.new("RGB", (SIZE, SIZE), (0, 255, 0)).save(path)
+    run_evaluate(*words, "limit=2", f"predictions={pairs}", f"out={tmp_path}/t.parquet")
+    line = f"warning: {equal} predictions are the original images"
+    said = capsys.readouterr().err
+    assert line in said if equal else "warning" not in said
+
+
+@pytest.mark.parametrize("limit", [1, 4, 5])
+def test_fewer_than_five_images_have_no_interval(words, tmp_path, limit):
+    result = run_evaluate("model=telea", *words, f"limit={limit}", f"out={tmp_path}/t.parquet")
+    for row in [*result["buckets"].values(), result["mean6"]]:
+        assert row["n"] == limit and (row["psnr_ci"] is not None) == (limit >= 5)
+    assert ("[" in results.as_text(result)) == (limit >= 5)
+
+
 def test_predictions_that_are_missing_or_of_another_size_are_named(words, tmp_path):
     folder = tmp_path / "theirs"
     run_evaluate(*words, f"export={folder}", "limit=1")

@@ -89,7 +89,7 @@ def test_a_posted_image_comes_back_changed_only_in_its_hole(address):
         (b"not an image", png(hole()), b"cannot be read as an image"),
         (png(photograph()), png(hole((50, 60)) * 0), b"differ in size"),
         (png(photograph()), png(hole() * 0), b"nothing is painted yet"),
-        (png(photograph()), png(hole() * 0 + 255), b"the whole image is painted"),
+        (png(photograph()), png(hole() * 0 + 255), b"the mask covers all of the image"),
     ],
 )
 def test_input_that_cannot_be_filled_gives_a_one_line_error(address, image, mask, line):

@@ -3,14 +3,14 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps, JpegImagePlugin, PngImagePlugin
 from skimage import data
 from torch import nn
 
 from models import Prediction
 from models.inpainter import Inpainter
 from pipeline.config.compose import compose
-from pipeline.inference import archive, predict, tiling
+from pipeline.inference import archive, demo, predict, tiling
 from pipeline.inference.images import decode
 from pipeline.inference.sources import LoadedInpainter, check_masked_pixels_unused, load
 from tests.support.pairs import crops, hole, image_set, mask_set
@@ -307,26 +307,257 @@ def test_transparent_pixels_are_laid_on_white_where_a_format_has_no_alpha(tmp_pa
         assert (abs(after[place] - color) <= 4).all()
 
 
-def test_what_a_folder_holds_besides_images_is_said_and_litter_is_skipped(tmp_path, capsys):
-    folder = tmp_path / "in"
-    (folder / "sub").mkdir(parents=True)
-    photograph(folder, "a.png")
-    photograph(folder / "sub", "g.png")
-    photograph(folder, "b.tif")
-    (folder / "x.HEIC").write_bytes(b"heic")
+READABLE = ("b.tif", "c.TIFF", "d.bmp", "e.avif", "f.jfif", "g.gif")
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+def test_every_readable_image_is_filled_and_what_is_not_taken_is_said(tmp_path, capsys, recursive):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    (folder / "sub" / "deep").mkdir(parents=True)
+    (folder / "photos.jpg").mkdir()
+    (folder / "sub" / "loop").symlink_to("..")
+    for name in ("a.png", *READABLE, "sub/a.png", "sub/deep/h.tif"):
+        photograph(folder, name)
+    for name in ("x.HEIC", "sub/y.heic"):
+        (folder / name).write_bytes(b"heic")
     for litter in ("._a.png", "._a_mask.png", ".DS_Store", "Thumbs.db"):
         (folder / litter).write_bytes(b"\0\5\x16\7")
-    run(model="mean_colour", image=folder, mask="5,5,9,9", out=tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+    run(model="mean_colour", image=folder, mask="5,5,9,9", out=out, recursive=recursive)
+    written = {str(path.relative_to(out)) for path in out.rglob("*.*")}
+    deep = {"sub/a.png", "sub/deep/h.png"} if recursive else set()
+    assert written == {"a.png", *(f"{name[0]}.png" for name in READABLE)} | deep
     said = capsys.readouterr().err
-    assert "predict: 3 files were skipped (" in said
-    assert all(what in said for what in ("1 .tif", "1 .heic", "1 sub-folder"))
-    for place in ("b.tif", "x.HEIC"):
-        (folder / place).unlink()
-    (folder / "sub" / "g.png").unlink()
-    (folder / "sub").rmdir()
-    run(model="mean_colour", image=folder, mask="5,5,9,9", out=tmp_path / "out")
-    assert capsys.readouterr().err == ""
+    if recursive:
+        reasons = ("2 .heic", "1 sub-folder (recursive=true)")  # the link to a folder around it
+    else:
+        reasons = ("1 .heic", "2 sub-folders (recursive=true)")
+    assert "predict: 3 files were skipped (" in said and all(text in said for text in reasons)
+    assert "sub/loop" not in "".join(written)
+    for name in ("b.png", "c.png", "d.png"):  # formats without loss
+        before, after = pixels(photograph(tmp_path)), pixels(out / name)
+        assert (np.delete(after, range(5, 14), 0) == np.delete(before, range(5, 14), 0)).all()
+
+
+@pytest.mark.parametrize("name", ["m.tif", "m.bmp", "m.avif", "m.gif"])
+def test_masks_of_every_readable_format_are_read(tmp_path, name):
+    mask = Image.new("L", (211, 197))
+    mask.paste(255, (48, 64, 112, 96))
+    mask.save(tmp_path / name)
+    source = photograph(tmp_path)
+    for given in (tmp_path / name, tmp_path):
+        words = {"image": source, "mask": given}
+        if given == tmp_path:  # a folder of masks
+            mask.save(tmp_path / f"cat_mask{name[1:]}")
+            (tmp_path / "in").mkdir()
+            words["image"] = photograph(tmp_path / "in").parent
+        result = run(model="mean_colour", **words, out=tmp_path / "out")
+        assert result["holes"] == [pytest.approx(64 * 32 / (211 * 197), rel=0.02)]
+
+
+def test_a_tree_of_images_and_masks_keeps_its_layout(tmp_path):
+    for place, box in (("in/one", (0, 0, 9, 9)), ("in/two", (0, 0, 30, 30))):
+        (tmp_path / place).mkdir(parents=True)
+        photograph(tmp_path / place, "a.jpg")
+        mask = Image.new("L", (211, 197))
+        mask.paste(255, box)
+        mask.save(tmp_path / place / "a_mask.png")
+    words = {"model": "telea", "image": tmp_path / "in", "mask": tmp_path / "in"}
+    result = run(**words, out=tmp_path / "out", recursive="true", strip="true")
+    assert [p.removeprefix(f"{tmp_path}/out/") for p in result["written"]] == [
+        "one/a.jpg",
+        "two/a.jpg",
+    ]
+    assert result["holes"] == [pytest.approx(n / (211 * 197)) for n in (81, 900)]
+    with pytest.raises(ValueError, match="lies inside the input "):
+        run(**words, out=tmp_path / "in" / "new", recursive="true")
+
+
+@pytest.mark.parametrize(
+    ("files", "strip", "clash"),
+    [
+        (["a.png", "a.tif"], "false", "a.png would be written for .*a.png and .*a.tif: rename one"),
+        (["a.bmp", "a.gif"], "false", "a.png would be written for"),
+        (["a.jpg", "a.png"], "true", "a_strip.png would be written for"),
+        (["a.jpg", "a_strip.png"], "true", "a_strip.png would be written for"),
+        (["a.jpg", "a.png", "a.webp"], "false", ""),
+    ],
+)
+def test_no_result_is_written_twice_under_one_name(tmp_path, files, strip, clash):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in files:
+        photograph(folder, name)
+    words = {"model": "telea", "image": folder, "mask": "5,5,9,9", "out": tmp_path / "out"}
+    if clash:
+        with pytest.raises(ValueError, match=clash):
+            run(**words, strip=strip)
+        assert not (tmp_path / "out").exists()
+    else:
+        assert len(run(**words, strip=strip)["written"]) == len(files)
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF>'
+    b'<rdf:Description tiff:Orientation="6" title="cat \xc3\xa9"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+@pytest.mark.parametrize("turned", [1, 6])
+@pytest.mark.parametrize(
+    ("source", "out"),
+    [("a.png", "a.png"), ("a.jpg", "a.jpg"), ("a.webp", "a.webp"), ("a.tif", "a.png")]
+    + [("a.jpg", "b.png"), ("a.png", "b.jpg"), ("a.png", "b.webp"), ("a.avif", "b.png")],
+)
+def test_text_xmp_and_resolution_are_kept_where_the_format_has_them(tmp_path, source, out, turned):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Author", "Ann")
+    text.add_itxt("Title", "猫", "ja", "題")
+    xmp = XMP.replace(b'"6"', b'"%d"' % turned)
+    text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    exif[0x010E] = "a cat"
+    tiff = {"tiffinfo": {700: xmp, 0x0112: turned}} if source == "a.tif" else {"exif": exif}
+    options = {"dpi": (300, 300), "xmp": xmp, "pnginfo": text, "lossless": True, **tiff}
+    photograph(tmp_path, source, **options)
+    words = {"model": "telea", "image": tmp_path / source, "mask": "5,5,9,9"}
+    run(**words, out=tmp_path / "out" / out)
+    before, after = Image.open(tmp_path / source), Image.open(tmp_path / "out" / out)
+    expected = xmp if turned == 1 else XMP.replace(b'tiff:Orientation="6"', b"")
+    assert after.info["xmp"].strip(b"\0") == expected
+    assert after.size == ((211, 197) if turned == 1 else (197, 211))
+    if "dpi" in before.info and not out.endswith("webp"):
+        assert after.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+    if source != "a.tif":
+        assert after.getexif()[0x010E] == "a cat" and after.getexif().get(0x0112, 1) == 1
+    if (source, out) == ("a.png", "a.png"):
+        assert after.text["Author"] == "Ann" and after.text["Title"] == "猫"
+        assert after.text["Title"].lang == "ja"
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {"quality": 40}),
+        ("RGB", {"quality": 88, "subsampling": 1}),
+        ("RGB", {"quality": 97, "subsampling": 0}),
+        ("L", {"quality": 30}),
+        ("RGB", {"quality": 60, "exif": True}),
+    ],
+)
+def test_a_jpeg_is_written_with_its_own_quality(tmp_path, mode, options):
+    if options.pop("exif", False):
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = 8
+    Image.fromarray(data.chelsea()).convert(mode).save(tmp_path / "a.jpg", **options)
+    run(model="telea", image=tmp_path / "a.jpg", mask="64,64,32,32", out=tmp_path / "b.jpg")
+    before, after = Image.open(tmp_path / "a.jpg"), Image.open(tmp_path / "b.jpg")
+    assert after.mode == mode and after.quantization == before.quantization
+    sampling = JpegImagePlugin.get_sampling
+    assert sampling(after) == sampling(before)
+    assert (tmp_path / "b.jpg").stat().st_size < 1.1 * (tmp_path / "a.jpg").stat().st_size
+    upright = ImageOps.exif_transpose(before)
+    away = np.ones(upright.size[::-1], bool)
+    away[48:112, 48:112] = False
+    change = abs(np.asarray(after).astype(int) - np.asarray(upright))[away]
+    assert change.mean() < (0.5 if "exif" not in options else 4)  # the same blocks
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "options"),
+    [
+        ("a.png", "a.jpg", {"exif": bytes(70_000)}),
+        ("a.png", "a.jpg", {"dpi": (0, 0)}),
+        ("a.tif", "a.png", {"dpi": (1e9, 1e9)}),
+        ("a.webp", "a.jpg", {"xmp": b"x" * 100_000}),
+    ],
+)
+def test_metadata_that_the_format_cannot_hold_is_left_out(tmp_path, source, out, options):
+    photograph(tmp_path, source, **options)
+    words = {"image": tmp_path / source, "mask": "5,5,9,9", "out": tmp_path / "out" / out}
+    assert len(run(model="telea", **words)["written"]) == 1
+    assert pixels(tmp_path / "out" / out).shape == (197, 211, 3)
+
+
+def disk(grow):
+    """The rectangle 90..99 × 60..79 and all pixels within `grow` of it, by definition."""
+    y, x = np.indices((197, 211))
+    dy = np.maximum(np.maximum(90 - y, y - 99), 0)
+    dx = np.maximum(np.maximum(60 - x, x - 79), 0)
+    return np.hypot(dy, dx), np.hypot(dy, dx) <= grow
+
+
+@pytest.mark.parametrize(
+    ("grow", "feather"), [(0, 0), (7, 0), (8, 3), (8, 8), (3, 9), (0, 5), (120, 10)]
+)
+@pytest.mark.parametrize("command", ["predict", "demo"])
+def test_a_hole_grows_and_its_edge_blends_inside_the_grown_rim(tmp_path, command, grow, feather):
+    source = photograph(tmp_path)
+    white = torch.ones
+    words = [f"mask.grow={grow}", f"mask.feather={feather}"]
+    inpainter = LoadedInpainter(lambda image, mask: white(image.shape), "white", {})
+    before = pixels(source)
+    if command == "predict":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(predict.sources, "load", lambda **_: inpainter)
+            result = run(
+                **dict(word.split("=") for word in words),
+                model="telea",
+                image=source,
+                mask="60,90,20,10",
+                out=tmp_path / "out.png",
+            )
+        after = pixels(tmp_path / "out.png").astype(int)
+        assert result["holes"] == [pytest.approx(disk(grow)[1].mean())]
+    else:
+        mask = Image.new("L", (211, 197))
+        mask.paste(255, (60, 90, 80, 100))
+        mask.save(tmp_path / "mask.png")
+        config = compose("demo", ["model=telea", *words]).config
+        files = (source.read_bytes(), (tmp_path / "mask.png").read_bytes())
+        body = demo.fill_png(inpainter, *files, config.mask)
+        after = np.asarray(Image.open(io.BytesIO(body))).astype(int)
+    distance, grown = disk(grow)
+    assert (after[~grown] == before[~grown]).all()
+    solid = distance <= grow - min(feather, grow)
+    assert (after[solid] == 255).all()
+    rim = grown & ~solid
+    share = ((grow + 1 - distance) / (min(feather, grow) + 1))[rim, None]
+    expected = share * 255 + (1 - share) * before[rim]
+    assert abs(after[rim] - expected).max(initial=0) <= 1.6  # two roundings
+
+
+@pytest.mark.parametrize(
+    ("words", "share"),
+    [
+        ({"mask": "inverted.png", "mask.invert": "true"}, 0.05),
+        ({"mask.file": "inverted.png", "mask.invert": "true"}, 0.05),
+        ({"mask": "5,5,201,187", "mask.invert": "true"}, 1 - 201 * 187 / (211 * 197)),
+        ({"mask": "black.png", "mask.grow": "9"}, 0),
+    ],
+)
+def test_an_inverted_mask(tmp_path, monkeypatch, capsys, words, share):
+    monkeypatch.chdir(tmp_path)
+    photograph(tmp_path)
+    hole = np.zeros((197, 211), bool)
+    hole.reshape(-1)[: round(hole.size * 0.05)] = True
+    Image.fromarray(~hole).save("inverted.png")
+    Image.fromarray(hole & False).save("black.png")
+    result = run(model="telea", image="cat.png", out="x.png", **words)
+    assert result["holes"] == [pytest.approx(share, abs=1e-4)]
+    assert "invert it" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [{"mask.invert": "true"}, {"mask.grow": "300"}])
+def test_a_mask_that_leaves_nothing_known_is_rejected(tmp_path, words):
+    Image.new("L", (211, 197)).save(tmp_path / "m.png")
+    if "mask.grow" in words:
+        spot = Image.new("L", (211, 197))
+        spot.putpixel((0, 0), 255)
+        spot.save(tmp_path / "m.png")
+    words |= {"image": photograph(tmp_path), "mask": tmp_path / "m.png", "out": tmp_path / "x.png"}
+    with pytest.raises(ValueError, match="covers all of the image: leave known pixels"):
+        run(model="telea", **words)
 
 
 def test_a_sharded_set_and_a_mask_set_are_a_stream_of_pairs(tmp_path):
