@@ -189,7 +189,7 @@ def _payload(chunk: pa.Array) -> memoryview:
 def publish(out: str, plan: Plan) -> None:
     """Claim `out` for `plan`: write plan.parquet, then plan.json.
 
-    Raises ValueError when `out` holds something else.
+    Raises ValueError when `out` is not empty and not this set.
     """
     document = _encode(plan)
     saved = _read_document(out)

@@ -92,7 +92,7 @@ def write(
     """Write share task[0] of task[1] of the plan's missing shards; yields after each shard.
 
     `load` turns a row into a sample or a reject; with `workers` > 1 it is pickled.
-    Raises ValueError if `out` holds something else, or there are too many rejects.
+    Raises ValueError if `out` is not empty and not this set, or there are too many rejects.
     """
     publish(out, plan)
     absent = set(missing(out, plan))
