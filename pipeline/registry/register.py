@@ -17,7 +17,7 @@ from pipeline.registry import package
 from pipeline.registry.package import tree_digest
 from pipeline.runs.run_json import place_of, read_run_json
 from pipeline.tracking import errors
-from pipeline.tracking.client import active_run, connect, experiment_id, model_link, uri_for
+from pipeline.tracking.client import connect, experiment_id, model_link, recorded_run, uri_for
 from pipeline.tracking.model_versions import versions
 from shards import store
 
@@ -122,11 +122,13 @@ def _recorded(client: Any, uri: str, run: str) -> dict[str, Any]:
     recorded = read_run_json(run)
     if not (run_id := recorded.get("mlflow_run_id")):
         return recorded
-    if tracked := active_run(client, run_id):
-        return {**recorded, "mlflow_experiment_id": tracked.info.experiment_id}
-    origin = f"{run_id} at {recorded.get('mlflow_uri')}"
-    say(f"MLflow run {origin} is not at {errors.display_uri(uri)}: registering without it")
-    return {**recorded, "mlflow_run_id": None, "mlflow_experiment_id": None, "tracked": origin}
+    try:
+        experiment = recorded_run(client, run_id).info.experiment_id
+        return {**recorded, "mlflow_experiment_id": experiment}
+    except errors.RunDeleted:
+        origin = f"{run_id} at {recorded.get('mlflow_uri')}"
+        say(f"MLflow run {origin} is not at {errors.display_uri(uri)}: registering without it")
+        return {**recorded, "mlflow_run_id": None, "mlflow_experiment_id": None, "tracked": origin}
 
 
 def _facts(

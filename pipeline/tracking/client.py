@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from pipeline.common.console import say
 from pipeline.common.locks import locked
 from pipeline.runs.run_json import read_run_json
-from pipeline.tracking.errors import HIDDEN, ServerError, display_uri, explained
+from pipeline.tracking.errors import HIDDEN, RunDeleted, ServerError, display_uri, explained
 from shards import store
 
 NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "ceph", "fuse.sshfs")
@@ -139,16 +139,10 @@ def connect(uri: str, make: bool = True, run: str | None = None) -> Any:
     if path := sqlite_path(uri):
         warn_of_network(path)
         recorded = run and read_run_json(run).get("mlflow_run_id")
-        if recorded and not path.exists():
-            raise ServerError(
-                f"no MLflow data at {uri}, which holds MLflow run {recorded} of {run}: move "
-                "mlflow.db back, or to a folder above the run, or set MLFLOW_TRACKING_URI"
-            )
-        if not make and not path.exists():
-            raise ServerError(
-                f"no MLflow data at {uri}: nothing was trained or registered from here; set "
-                "MLFLOW_TRACKING_URI or root="
-            )
+        if (recorded or not make) and not path.exists():
+            lost = f"it held MLflow run {recorded}: move mlflow.db back, or above the run; or"
+            why = lost if recorded else "nothing was trained or registered from here;"
+            raise ServerError(f"no MLflow data at {uri}: {why} set MLFLOW_TRACKING_URI or root=")
         try:
             _create_database(path)
         except OSError as error:
@@ -176,8 +170,8 @@ def ping(client: Any, uri: str) -> None:
         client.search_experiments(max_results=1)
 
 
-def active_run(client: Any, run_id: str) -> Any | None:
-    """Return an MLflow run; None if the server does not have it, or it was deleted there."""
+def recorded_run(client: Any, run_id: str) -> Any:
+    """Return the MLflow run that a `run.json` names; RunDeleted if the server does not have it."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -185,8 +179,14 @@ def active_run(client: Any, run_id: str) -> Any | None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        return None
-    return run if run.info.lifecycle_stage == "active" else None
+        run = None
+    if run is None or run.info.lifecycle_stage == "deleted":
+        raise RunDeleted(
+            f"MLflow run {run_id} was deleted on {display_uri(client.tracking_uri)}, or is another "
+            "server's: restore it there, set MLFLOW_TRACKING_URI to its server, or remove spool/ "
+            "and mlflow_run_id from run.json to record a new one"
+        )
+    return run
 
 
 def experiment_id(client: Any, uri: str, name: str) -> str:

@@ -22,7 +22,7 @@ from pipeline.common.errors import one_line
 from pipeline.common.secrets import redact
 from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.tracking import errors
-from pipeline.tracking.client import active_run, experiment_id
+from pipeline.tracking.client import experiment_id, recorded_run
 from pipeline.tracking.spool import Event, Unsent, discard
 from shards import store
 
@@ -39,10 +39,6 @@ REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 BUCKET_REFUSAL = re.compile(
     r"\((AccessDenied|NoSuchBucket|InvalidAccessKeyId|SignatureDoesNotMatch)\)|locate credentials"
 )
-
-
-class RunDeleted(errors.ServerError):
-    """The run was deleted in MLflow, so nothing can be sent to it."""
 
 
 class Delivery:
@@ -122,16 +118,8 @@ class Delivery:
         if error.error_code not in (*PERMANENT, "RESOURCE_DOES_NOT_EXIST"):
             return False
         if self.run_id is not None:
-            self._check_not_deleted()
+            recorded_run(self.client, self.run_id)
         return True
-
-    def _check_not_deleted(self) -> None:
-        if not active_run(self.client, str(self.run_id)):
-            raise RunDeleted(
-                f"MLflow run {self.run_id} was deleted on {errors.display_uri(self.uri)}, or is "
-                "another server's: restore it there, set MLFLOW_TRACKING_URI to its server, or "
-                "remove spool/ and mlflow_run_id from run.json to record a new one"
-            )
 
     # --- one method for each kind of event -------------------------------------------------------
 
@@ -146,8 +134,7 @@ class Delivery:
             run = run or self.client.create_run(experiment, start_time=event.time_ms, tags=tags)
             self.run_id = run.info.run_id
         else:
-            self._check_not_deleted()
-            experiment = self.client.get_run(self.run_id).info.experiment_id
+            experiment = recorded_run(self.client, self.run_id).info.experiment_id
         update_run_json(
             self.run,
             mlflow_run_id=self.run_id,

@@ -30,6 +30,10 @@ def display_uri(uri: str) -> str:
     return f"{parts[1] or ''}{parts[2]}" if parts else HIDDEN
 
 
+class RunDeleted(ServerError):
+    """The server does not have the MLflow run, so nothing can be sent to it."""
+
+
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
     """Turn what MLflow, SQLAlchemy or the network raise into a ServerError."""

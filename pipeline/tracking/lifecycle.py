@@ -18,7 +18,7 @@ from pipeline.common.secrets import redact
 from pipeline.config.schema import TrainConfig
 from pipeline.runs.run_json import place_of, read_run_json, update_run_json
 from pipeline.tracking import errors
-from pipeline.tracking.client import active_run, connect, experiment_id, no_retries, uri_for
+from pipeline.tracking.client import connect, experiment_id, no_retries, recorded_run, uri_for
 from pipeline.tracking.delivery import PARENT, clean
 from pipeline.tracking.remote_spool import STATE, push_spool, read_state, spool_folder
 from pipeline.tracking.sender import Sender, say
@@ -56,7 +56,7 @@ def announce(
     known = next((i for run in runs if (i := read_run_json(run).get("mlflow_run_id"))), None)
     with errors.explained(uri):
         if known:  # its experiment may have another name by now
-            experiment = client.get_run(known).info.experiment_id
+            experiment = recorded_run(client, known).info.experiment_id
         else:
             recipe = configs[0].experiment or "train"
             given_name = configs[0].tracking.experiment or f"{user()}/{recipe}"
@@ -87,12 +87,7 @@ def _uri(config: TrainConfig, run: str, given: str | None) -> str:
 def _one(client: Any, experiment: str, run: str, parent: str | None) -> Announced:
     before = None
     if known := read_run_json(run).get("mlflow_run_id"):
-        if not (recorded := active_run(client, known)):
-            raise errors.ServerError(
-                f"MLflow run {known} was deleted, or is another server's: restore it, or remove "
-                f"mlflow_run_id from run.json in {run} to record a new one"
-            )
-        before = recorded.info.status
+        before = recorded_run(client, known).info.status
         client.set_tag(known, "job.state", "queued")
     else:
         known = _created(client, experiment, run, parent)

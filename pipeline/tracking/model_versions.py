@@ -13,7 +13,7 @@ from pipeline.tracking.client import connect, search
 def find_version(client: Any, uri: str) -> Any:
     """Return the version that `models:/NAME@ALIAS`, `/NAME/VERSION` or `/NAME` (newest) names.
 
-    Raises ValueError that lists the existing names, aliases or versions.
+    Raises ValueError that lists the existing names, aliases or newest versions.
     """
     name, alias, number = registered(uri)
     from mlflow.exceptions import MlflowException
@@ -37,8 +37,8 @@ def find_version(client: Any, uri: str) -> Any:
         raise ValueError(f"{name} has no alias {alias!r} at {where}; it has {known}")
     if number in (None, "latest"):
         return newest[0]
-    known = ", ".join(str(version.version) for version in newest)
-    raise ValueError(f"{name} has no version {number} at {where}; the newest are {known}")
+    known = ", ".join(str(version.version) for version in reversed(newest))
+    raise ValueError(f"{name} has no version {number} at {where}; it has {known}")
 
 
 def versions(client: Any, name: str, weights: str = "") -> list[Any]:

@@ -8,7 +8,7 @@ from pipeline.common import console
 from pipeline.common.secrets import redact
 from pipeline.tracking import errors
 from pipeline.tracking.client import connect
-from pipeline.tracking.delivery import Delivery, RunDeleted
+from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.spool import Unsent, draining
 
 
@@ -69,7 +69,7 @@ class Sender:
                     return
             except Exception as error:  # no error of tracking may end training; events are kept
                 self.report(errors.explain(error, self.uri))
-                if isinstance(error, RunDeleted):
+                if isinstance(error, errors.RunDeleted):
                     return
                 pause = min(30.0, pause * 2)
             tidy()

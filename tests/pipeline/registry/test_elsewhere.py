@@ -127,7 +127,7 @@ def test_a_version_is_looked_up_without_a_list_of_all(root, monkeypatch, name, n
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("models:/many/77", "no version 77 at .*; the newest are 2, 1"),
+        ("models:/many/77", "no version 77 at .*; it has 1, 2"),
         ("models:/many@staging", "no alias 'staging' at .*; it has champion"),
         ("models:/few", "no registered model 'few' at .*; there are: many"),
         ("models:/few@champion", "no registered model 'few'"),

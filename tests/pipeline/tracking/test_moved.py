@@ -84,7 +84,7 @@ def test_without_its_store_a_run_keeps_its_events_and_makes_no_other(old, tmp_pa
     (old / "mlflow.db").rename(tmp_path / "aside.db")
     continued(old / "run", 2)
     run = read_run_json(str(old / "run"))["mlflow_run_id"]
-    words = f"no MLflow data at sqlite:///{old}/mlflow.db, which holds MLflow run {run}"
+    words = f"no MLflow data at sqlite:///{old}/mlflow.db: it held MLflow run {run}"
     assert words in capfd.readouterr().err
     with pytest.raises(ServerError, match="no MLflow data at"):
         sync.main(SyncConfig(dir=str(old / "run")))
