@@ -203,7 +203,7 @@ class HoleConfig:
 @dataclass
 class MaskConfig(HoleConfig):
     file: str = key(
-        MISSING, "or mask=: image (white: hole), folder, mask set, rectangle x,y,w,h, or alpha"
+        MISSING, "image (white: hole), folder, mask set, rectangle x,y,w,h, or alpha; short: mask="
     )
 
 
