@@ -211,7 +211,7 @@ class HoleConfig:
 @dataclass
 class MaskConfig(HoleConfig):
     file: str = may_read(
-        MISSING, "or mask=: image (white: hole), folder, mask set, rectangle x,y,w,h, or alpha"
+        MISSING, "image (white: hole), folder, mask set, rectangle x,y,w,h, or alpha; short: mask="
     )
 
 
