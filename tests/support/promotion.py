@@ -1,5 +1,6 @@
 """Promotion in an embedded registry, of runs that are registered and scored without training."""
 
+from pipeline.config import checks
 from pipeline.config.schema import PromoteConfig
 from pipeline.registry import promote
 from pipeline.tracking import model_versions
@@ -27,7 +28,9 @@ def candidate(root, name, psnr, seed, **options):
 
 
 def do(run, **options):
-    return promote.main(PromoteConfig(model=options.pop("model", NAME), run=run, **options))
+    config = PromoteConfig(model=options.pop("model", NAME), run=run, **options)
+    checks.check("promote", config)
+    return promote.main(config)
 
 
 def champion(root, name=NAME):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from models import GENERATORS
+from pipeline.config import checks
 from pipeline.config.compose import compose
 from pipeline.config.groups import MsanetModel
 from pipeline.evaluation import evaluate, pair_images, partial_results, results
@@ -47,7 +48,9 @@ def run(tmp_path):
 
 
 def run_evaluate(*words):
-    return evaluate.main(compose("evaluate", list(words)).config)
+    config = compose("evaluate", list(words)).config
+    checks.check("evaluate", config)
+    return evaluate.main(config)
 
 
 def command(*words, **environment):

@@ -109,10 +109,8 @@ def test_bytes_survive_the_way_through_float():
     assert torch.equal(metrics.to_bytes(there), levels)
 
 
-def test_an_image_smaller_than_the_window_is_refused_alone_and_blank_in_a_table():
+def test_an_image_smaller_than_the_window_is_blank_in_a_table():
     small = torch.zeros(1, 32, 40, 3, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="32×40 pixels are smaller than the 51×51 window"):
-        metrics.ssim(small, small, "uniform51_gray")
     values = metrics.measure(small, small, torch.ones(1, 32, 40))
     assert tuple(values) == tuple(m.name for m in metrics.METRICS)
     assert torch.isnan(values["ssim_uniform51_gray"]).all()

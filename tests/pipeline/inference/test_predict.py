@@ -9,6 +9,7 @@ from torch import nn
 
 from models import Prediction
 from models.inpainter import Inpainter
+from pipeline.config import checks
 from pipeline.config.compose import compose
 from pipeline.inference import archive, demo, predict, tiling
 from pipeline.inference.images import decode
@@ -46,7 +47,9 @@ def model(exported):
 
 
 def run(**words):
-    return predict.main(compose("predict", [f"{k}={v}" for k, v in words.items()]).config)
+    config = compose("predict", [f"{k}={v}" for k, v in words.items()]).config
+    checks.check("predict", config)
+    return predict.main(config)
 
 
 def photograph(folder, name="cat.png", **options):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pipeline import cli
 from pipeline.common.errors import ConfigError
 from pipeline.config.compose import compose
 from pipeline.config.schema import TrainConfig
@@ -75,3 +76,19 @@ def test_a_gpu_without_bf16_is_told_of_fp16(monkeypatch):
         choose_precision("bf16", on_gpu=True)
     with pytest.raises(ConfigError, match="precision=fp16 needs a GPU; on this CPU use fp32"):
         choose_precision("fp16", on_gpu=False)
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"]], ids=["train", "dry run"])
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_a_launcher_without_gpus_refuses_fp16_before_it_opens_anything(
+    monkeypatch, tmp_path, capsys, words, precision
+):
+    """A wrong data.url is what it would refuse next."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    line = ["train", f"data.url={tmp_path}/none", f"run={tmp_path}/run", f"precision={precision}"]
+    assert cli.main([*line, *words]) == 2
+    message = "precision=fp16 needs a GPU" if precision == "fp16" else "no manifest.json there"
+    assert message in capsys.readouterr().err
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert cli.main([*line, *words]) == 2
+    assert "no manifest.json there" in capsys.readouterr().err

@@ -10,15 +10,35 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.launch.topology import place
-from pipeline.launch.workers import outcome, supervise
+from pipeline.launch.workers import memory_mb, outcome, supervise
 from pipeline.runs.checkpoints import images_saved
 from shards import store
 from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_memory_of_a_group_is_counted_while_one_of_it_ends(monkeypatch):
+    """Of the children that the system lists, one has ended when its memory is read."""
+    sleep = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
+    gone, alive = (subprocess.Popen(sleep, stdout=subprocess.PIPE) for _ in range(2))
+    for child in (gone, alive):
+        child.stdout.readline()
+    listed = [psutil.Process(child.pid) for child in (gone, alive)]
+    gone.kill()
+    gone.wait()
+    monkeypatch.setattr(psutil.Process, "children", lambda self, recursive: listed)
+    try:
+        expected = sum(psutil.Process(pid).memory_info().rss for pid in (os.getpid(), alive.pid))
+        assert memory_mb(os.getpid()) == pytest.approx(expected / 1e6, rel=0.05)
+        assert memory_mb(gone.pid) == 0
+    finally:
+        alive.kill()
+        alive.wait()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from PIL import Image
 
 from models.inpainter import Inpainter
 from pipeline.config.schema import RegisterConfig
+from pipeline.config.values import checked_name
 from pipeline.inference import sources
 from pipeline.registry import register
 from pipeline.runs import checkpoints
@@ -247,7 +248,7 @@ def test_a_registered_model_of_another_network_is_refused(store):
 @pytest.mark.parametrize("name", ["a/b", "", "a:b", "-x", "ä", "x" * 101])
 def test_a_bad_name_is_refused_before_anything_is_exported(store, name):
     with pytest.raises(ValueError, match="invalid name of a registered model"):
-        model_versions.checked_name(name)
+        checked_name(name)
 
 
 def test_a_generator_that_gives_nan_is_not_registered(store):

@@ -23,6 +23,7 @@ from shards import store
 ROOT = Path(__file__).resolve().parents[3]
 SIDES = ("data.crop=64", "validate.size=64")
 TRAIN = ["train", "experiment=quickstart", "data.url=sets/photos", "batch=16"]
+CENTER = "protocol=musical"
 SLURM = ["cluster=slurm", "cluster.gpus_per_node=0", "cluster.code=image"]
 KUBERNETES = ["cluster=kubernetes", "cluster.image=r/x@sha256:0", "cluster.gpus_per_node=0"]
 PYXIS = [*SLURM[:2], "cluster.container=pyxis", "cluster.image=r/x:latest"]
@@ -112,7 +113,13 @@ def test_what_auto_came_to_at_the_first_start_is_kept_when_a_run_is_submitted_ag
 
 
 def test_other_verbs_read_their_resolved_configuration_from_the_jobs_folder():
-    words = ["evaluate", "checkpoint=runs/a", "data.url=sets/photos", "weights=raw"]
+    words = [
+        "evaluate",
+        "checkpoint=runs/a",
+        "data.url=sets/photos",
+        "masks.url=sets/m",
+        "weights=raw",
+    ]
     (part,) = plan.parse([*words, *SLURM])
     staging.write_configs(part, {})
     again = compose("evaluate", [f"config={part.folder}/config.yaml"])
@@ -127,7 +134,7 @@ def test_the_same_words_are_the_same_job_and_other_words_another():
 
 
 def test_script_and_logs_lie_on_a_disk_where_the_runs_are_in_a_bucket(tmp_path):
-    scores = ["evaluate", "model=a", "data.url=sets/a", "root=s3://b/runs"]
+    scores = ["evaluate", "model=a", "data.url=sets/a", "masks.url=m", "root=s3://b/runs"]
     for words in ([*TRAIN, "root=s3://b/runs"], scores):
         script = dry(*words, *SLURM)
         assert f"#SBATCH --output={tmp_path}/runs/" in script and "/s3:/" not in script
@@ -142,8 +149,8 @@ def test_an_array_of_shard_has_a_task_an_element():
 
 def test_a_chain_passes_on_what_earlier_verbs_make():
     words = ["shard", "source=p", "out=sets/a", "cluster.tasks=2", *SLURM, "then", "train",
-             "experiment=quickstart", "cluster.nodes=2", "then", "evaluate", "cluster.nodes=1",
-             "then", "promote", "inpaint-msanet"]  # fmt: skip
+             "experiment=quickstart", "cluster.nodes=2", "then", "evaluate", "masks.url=m",
+             "cluster.nodes=1", "then", "promote", "inpaint-msanet"]  # fmt: skip
     shard, train, evaluate, promote = plan.parse(words)
     assert train.points[0].config.data.url == "sets/a"
     assert evaluate.points[0].config.data.url == "sets/a"
@@ -283,7 +290,7 @@ def test_a_file_of_secrets_must_be_private(tmp_path):
         ([*TRAIN, "cluster.processes_per_node=2"], "processes_per_node does not apply to local"),
         ([*TRAIN, "seed=1,2", *SLURM, "then", "evaluate"], "choose one with checkpoint="),
         ([*TRAIN, "seed=1,2", *SLURM, "then", "promote", "a"], "choose one with run="),
-        ([*TRAIN, "then", "evaluate", *SLURM], "set cluster= in its first command"),
+        ([*TRAIN, "then", "evaluate", "masks.url=m", *SLURM], "set cluster= in its first command"),
         ([*TRAIN, *SLURM, "smoke=true", "seed=1,2"], "smoke=true with a sweep"),
         (
             [*TRAIN, *SLURM, "run=runs/same", "max_images=16,24"],
@@ -364,8 +371,17 @@ def test_a_file_of_secrets_must_be_private(tmp_path):
         ([*TRAIN, *REMOTE, "init=runs/old"], "init=runs/old is a folder of this machine"),
         ([*TRAIN, *REMOTE[:-1], "run=/no-claim/x"], "run=/no-claim/x is a folder of this machine"),
         ([*TRAIN, *REMOTE[:-1], "run=/claim/x"], "not mounted at /claim on this machine"),
-        (["evaluate", "checkpoint=runs/a", *REMOTE[:-2]], "checkpoint=runs/a is a folder"),
-        (["evaluate", "model=./a.pt2", *REMOTE[:-2]], "model=./a.pt2 is a folder of this"),
+        (["evaluate", "checkpoint=runs/a", CENTER, *REMOTE[:-2]], "checkpoint=runs/a is a folder"),
+        (["evaluate", "model=./a.pt2", CENTER, *REMOTE[:-2]], "model=./a.pt2 is a folder of this"),
+        (["promote", "a", "pairs=p.parquet", *REMOTE[:-3]], "pairs=p.parquet is a folder of this"),
+        (["promote", "a", "run=runs/a", *REMOTE[:-3]], "run=runs/a is a folder of this"),
+        (["demo", "model=a", "against=./b.pt2", *REMOTE[:-3]], "against=./b.pt2 is a folder"),
+        (["sync", "runs", *REMOTE[:-3]], "dir=runs is a folder of this"),
+        (["compare", "runs=[a,runs/b]", *REMOTE[:-3]], "runs=runs/b is a folder of this"),
+        (
+            ["predict", "model=a", "image=a.png", "mask=1,1,9,9", "out=s3://b/x", *REMOTE[:-3]],
+            "image=a.png is a folder of this",
+        ),
         ([*TRAIN, *KUBERNETES], "is a folder of this machine, which pods cannot read"),
         ([*TRAIN, *SLURM, "cluster.sbatch={comment: 'a\nb'}"], "line break"),
         (
@@ -458,6 +474,19 @@ def test_pods_are_given_a_record_that_they_can_reach(monkeypatch, uri, reached):
         assert f"value: {uri}\n" in dry(*words)
     else:
         assert f"MLFLOW_TRACKING_URI={uri} is not reachable from pods" in refusal(*words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*TRAIN, *REMOTE, "init=models:/a/1"],
+        ["demo", "model=models:/a", "against=b", *REMOTE[:-3]],
+        ["promote", "a", "run=0123456789abcdef", *REMOTE[:-3]],
+    ],
+)
+def test_what_is_a_name_is_not_a_folder_of_this_machine(monkeypatch, words):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
+    assert "kind: Job" in dry(*words)
 
 
 def test_a_tag_is_told_to_be_one_where_only_the_environment_is_taken_from_it(monkeypatch, capsys):
@@ -611,9 +640,13 @@ def taken(sbatch, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["evaluate", "checkpoint=runs/none", "data.url=SET"], "runs/none holds no checkpoint"),
-        (["evaluate", "model=telea", "data.url=sets/none"], "sets/none"),
+        (
+            ["evaluate", "checkpoint=runs/none", "data.url=SET", CENTER],
+            "runs/none holds no checkpoint",
+        ),
+        (["evaluate", "model=telea", "data.url=sets/none", CENTER], "sets/none"),
         (["evaluate", "model=telea", "data.url=SET", "masks.url=sets/none"], "sets/none"),
+        (["evaluate", "model=telea", "data.url=SET", "masks.url=SET"], "holds images, not masks"),
         (["shard", "source=nosuch", "out=s"], "source=nosuch does not exist"),
     ],
 )
@@ -631,12 +664,12 @@ def test_on_this_machine_it_is_its_processes_that_share_the_batch(tmp_path, smal
     words = [*TRAIN, f"data.url={small_set}", *SIDES, "processes=3", "cluster.code=image"]
     with pytest.raises(ValueError, match="batch=16 is not divisible by 3 processes"):
         submit.main(words)
-    assert not list((tmp_path / "runs").iterdir())
+    assert not (tmp_path / "runs").exists()
 
 
 def test_what_an_earlier_stage_makes_is_not_looked_for(taken, tmp_path):
     (tmp_path / "p").mkdir()
-    words = ["shard", "source=p", "out=s", *SLURM, "then", "evaluate", "model=telea"]
+    words = ["shard", "source=p", "out=s", *SLURM, "then", "evaluate", "model=telea", CENTER]
     assert len(submit.main(words)["jobs"]) == 2
 
 
@@ -790,7 +823,7 @@ def test_a_submission_computes_each_of_its_parts_once(
     }
     reads = counted(store, "read")
     train = [*TRAIN, f"data.url={small_set}", *SIDES, *points, "tracking.enabled=false"]
-    chain = ["then", "evaluate", "model=telea"] if len(points[0]) > 6 else ["then", "evaluate"]
+    chain = ["then", "evaluate", CENTER, *(["model=telea"] if len(points[0]) > 6 else [])]
     submit.main([*train, "cluster=slurm", "cluster.gpus_per_node=0", *chain])
     runs = points[0].count(",") + 1
     assert {name: len(calls) for name, calls in counts.items()} == {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import checks
 from pipeline.config.schema import RunsConfig
 from pipeline.runs import checkpoints
 from pipeline.runs.folder import folder_at
@@ -38,7 +39,9 @@ def logged(root, name, status="FINISHED", heartbeat_age=0.0, **metrics):
 
 
 def do(root, action="list", **options):
-    return runs.main(RunsConfig(action=action, root=str(root), **options))
+    config = RunsConfig(action=action, root=str(root), **options)
+    checks.check("runs", config)
+    return runs.main(config)
 
 
 def test_runs_are_listed_best_first_in_the_metric_s_own_direction(root):

@@ -8,6 +8,7 @@ import torch
 
 from models.densenet import DenseNetDiscriminator
 from models.vgg import VGG16Features
+from pipeline.config import checks
 from pipeline.config.schema import CACHE, FetchConfig
 from pipeline.training import pretrained, weights
 
@@ -99,9 +100,9 @@ def test_a_missing_source_is_refused_with_what_it_must_hold(tmp_path):
 
 
 @pytest.mark.parametrize("digits", ["3", "397923a", "no hash!", "sha256:397923af"])
-def test_a_hash_that_is_too_short_or_invalid_is_refused(tmp_path, digits):
+def test_a_hash_that_is_too_short_or_invalid_is_refused(digits):
     with pytest.raises(ValueError, match="give its first 8 to 64 hexadecimal digits"):
-        weights.fetch("vgg16", str(tmp_path), digits)
+        checks.fetch(FetchConfig(names=["vgg16"], sha256=digits))
 
 
 def test_a_truncated_file_is_refused(tmp_path):
