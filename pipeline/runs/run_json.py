@@ -13,8 +13,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from pipeline.common.locks import locked
 from shards import store
+from shards.file_lock import locked
 
 NAME = "run.json"
 Facts = dict[str, Any]

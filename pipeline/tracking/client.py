@@ -18,10 +18,10 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pipeline.common.console import say
-from pipeline.common.locks import locked
 from pipeline.runs.run_json import read_run_json
 from pipeline.tracking.errors import HIDDEN, RunDeleted, ServerError, display_uri, explained
 from shards import store
+from shards.file_lock import locked
 
 NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "ceph", "fuse.sshfs")
 QUIET = {

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.common.locks import locked
+from shards.file_lock import locked
 
 SEGMENT_BYTES = 8 << 20
 CURSOR = "cursor.json"
