@@ -60,10 +60,10 @@ REFUSED = [
     "shard data=wds source=tars out=file://{0}/tars/set",
     "masks source=masks out=./masks size=32",
     "masks source=masks out=masks/new size=32",
-    "evaluate data.url=d predictions=masks export=./masks",
-    "evaluate predictions=d data.url=masks export=link",
-    "evaluate model=telea data.url=link export=d",
-    "evaluate model=m.pt2 data.url=d out=./m.pt2",
+    "evaluate data.url=d predictions=masks export=./masks protocol.buckets=[center]",
+    "evaluate predictions=d data.url=masks export=link protocol.buckets=[center]",
+    "evaluate model=telea data.url=link export=d protocol.buckets=[center]",
+    "evaluate model=m.pt2 data.url=d out=./m.pt2 protocol.buckets=[center]",
     "evaluate checkpoint=d data.url=tars masks.url=masks features=masks",
 ]
 

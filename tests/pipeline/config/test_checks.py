@@ -258,7 +258,7 @@ PATHS = {  # + for what is written
     "compare": "runs +out",
     "register": "run",
     "promote": "run pairs",
-    "predict": "model image mask +out",
+    "predict": "model image mask.file +out",
     "demo": "model against",
     "sync": "dir",
 }

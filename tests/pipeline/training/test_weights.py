@@ -142,11 +142,6 @@ def test_a_damaged_cache_is_refused_with_what_to_do(tmp_path):
         load("vgg16", VGG16Features())
 
 
-def test_an_unknown_name_is_refused_with_the_list():
-    with pytest.raises(ValueError, match="vgg16, densenet121"):
-        weights.fetch("resnet50")
-
-
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_file_cut_anywhere_or_with_any_byte_changed_is_one_line_or_still_tensors(legacy):
