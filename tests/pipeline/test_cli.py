@@ -192,7 +192,7 @@ def test_a_rank_left_in_the_environment_does_not_silence_a_command(verb, tmp_pat
         ({"WORLD_SIZE": "1"}, "MASTER_ADDR and MASTER_PORT"),
     ],
 )
-@pytest.mark.parametrize("words", [("train", "data.url=s"), ("evaluate", "model=telea")])
+@pytest.mark.parametrize("words", [("train",), ("evaluate", "model=telea", "masks.url=m")])
 def test_a_rank_without_the_rest_of_a_launchers_variables_is_named(
     words, present, missing, monkeypatch, capsys
 ):

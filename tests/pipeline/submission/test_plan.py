@@ -19,7 +19,8 @@ KUBERNETES = "image: r/x@sha256:0\nkind: jobset\nvolumes: {c: /claim}"
 SHARD = ["shard", "data=wds", "source=s3://b/p.tar", "out=s3://b/set", "root=s3://b/runs"]
 MASKS = ["masks", "out=s3://b/masks", "root=s3://b/runs"]
 CHAIN = [*SHARD, "cluster=ours", "then", "train", "experiment=quickstart", "batch=64",
-         "tracking.enabled=false", "then", "evaluate", "then", "promote", "a"]  # fmt: skip
+         "tracking.enabled=false", "then", "evaluate", "masks.url=s3://b/masks",
+         "then", "promote", "a"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -46,7 +46,7 @@ WAYS = {
     "kubernetes": ("submit", "train", *PODS),
     "smoke on kubernetes": ("submit", "train", "smoke=true", *PODS),
     "sweep": ("submit", "train", "seed=0,1", *SLURM),
-    "chain": ("submit", "shard", "source=.", "out=out", *SLURM, "then", "train"),
+    "chain": ("submit", "shard", "source=.", "out=../out", *SLURM, "then", "train"),
 }
 
 
