@@ -75,9 +75,9 @@ def _known(root: str) -> dict[str, str]:
     places = {}
     for run in _runs(root):
         with suppress(ValueError, OSError):
-            mlflow_run = read_run_json(run).get("mlflow_run_id")
-            if mlflow_run and not original(run):
-                places[str(mlflow_run)] = run
+            known = read_run_json(run)
+            if known.get("mlflow_run_id") and not original(run, known):
+                places[str(known["mlflow_run_id"])] = run
     return places
 
 

@@ -50,7 +50,8 @@ def announce(
     """
     no_retries()
     for run in runs:
-        fork(run)
+        if keys := fork(run, read_run_json(run)):
+            update_run_json(run, **keys)
     uri = _uri(configs[0], runs[0], given)
     client = connect(uri, run=runs[0])
     known = next((i for run in runs if (i := read_run_json(run).get("mlflow_run_id"))), None)
@@ -118,16 +119,16 @@ def _parent(client: Any, experiment: str, name: str) -> Announced:
     return Announced(None, str(parent), None)
 
 
-def original(run: str) -> str | None:
+def original(run: str, known: Mapping[str, Any]) -> str | None:
     """Return the run that `run` was copied from; None if it was not copied, or was moved.
 
-    A copy's `run.json` names another place, and the run that is there is the same one.
+    known: its `run.json`. A copy's names another place, and the run that is there is the same one.
     """
-    place = read_run_json(run).get("url")
+    place = known.get("url")
     if place is None or place_of(place) == place_of(run):
         return None
     try:
-        if not _identity(place) & _identity(run):
+        if not _identity(place, read_run_json(place)) & _identity(run, known):
             return None
     except (OSError, ValueError):  # another account's bucket, or what a later version wrote
         return None
@@ -135,23 +136,25 @@ def original(run: str) -> str | None:
     return None if both_local and os.path.samefile(place, run) else place
 
 
-def _identity(run: str) -> set[Any]:
-    """The ids of the MLflow run: MLflow's own, and ours from before the server has answered."""
-    ids = read_run_json(run).get("mlflow_run_id"), read_state(store.join(run, "spool")).get("uid")
+def _identity(run: str, known: Mapping[str, Any]) -> set[Any]:
+    """Return the ids of the MLflow run: MLflow's, and ours from before the server has answered."""
+    ids = known.get("mlflow_run_id"), read_state(store.join(run, "spool")).get("uid")
     return set(ids) - {None}
 
 
-def fork(run: str) -> None:
-    """Prepare a copy of a run for an MLflow run of its own, whose parent is the original's.
+def fork(run: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys that give a copy of a run an MLflow run of its own; {} if it is no copy.
 
-    The copied spool is removed: the original sends its events.
+    known: its `run.json`. The copied spool is removed: the original sends its events.
     """
-    if place := original(run):
-        store.remove(store.join(run, "spool"), recursive=True)
-        keys = {"mlflow_parent": read_run_json(run).get("mlflow_run_id"), "url": place_of(run)}
-        update_run_json(run, **keys, mlflow_run_id=None, mlflow_experiment_id=None)
-        copy = f"{store.display(run)} is a copy of {store.display(place)}"
-        say(f"{copy}: it gets an MLflow run of its own, a child of the original's")
+    place = original(run, known)
+    if place is None:
+        return {}
+    store.remove(store.join(run, "spool"), recursive=True)
+    copy = f"{store.display(run)} is a copy of {store.display(place)}"
+    say(f"{copy}: it gets an MLflow run of its own, a child of the original's")
+    parent = {"mlflow_parent": known.get("mlflow_run_id"), "url": place_of(run)}
+    return {**parent, "mlflow_run_id": None, "mlflow_experiment_id": None}
 
 
 def record(run: str, values: Mapping[str, float], step: int, files: Iterable[str] = ()) -> None:
@@ -178,7 +181,7 @@ def ended(run: str, error: str, drains: bool) -> None:
     """
     folder = spool_folder(run)
     state = read_state(folder)
-    if not state or state.get("ended") in ("FAILED", "KILLED") or original(run):
+    if not state or state.get("ended") in ("FAILED", "KILLED") or original(run, read_run_json(run)):
         return
     spool = Spool(folder)
     spool.append("tags", values={"job.error": redact(error)})

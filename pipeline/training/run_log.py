@@ -57,7 +57,6 @@ def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: 
 
 def _write_facts(config: TrainConfig, run: RunFolder, manifest: Manifest) -> None:
     """Write config.yaml, and merge this attempt's facts into run.json."""
-    fork(run.url)
     cpu = str(hardware()["cpu"])
     facts: dict[str, Any] = {"id": run.name, "url": place_of(run.url), "cpu": cpu}
     facts |= {"dataset": manifest.digest, "commit": commit()}
@@ -71,7 +70,7 @@ def _write_facts(config: TrainConfig, run: RunFolder, manifest: Manifest) -> Non
         if known.get("cpu", cpu) != cpu:
             changed = f"CPU changed ({known['cpu']} -> {cpu})"
             say(f"{changed}: results may no longer be bit-identical")
-        return {**facts, "error": None}
+        return {**fork(run.url, known), **facts, "error": None}
 
     write_config(config, run)
     change_run_json(run.url, merge)

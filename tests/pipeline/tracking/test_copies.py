@@ -8,17 +8,21 @@ import pytest
 
 from pipeline.config.compose import compose
 from pipeline.config.schema import RunsConfig
-from pipeline.runs.run_json import place_of, read_run_json, update_run_json
+from pipeline.runs.run_json import change_run_json, place_of, read_run_json, update_run_json
 from pipeline.tracking import lifecycle
 from pipeline.tracking.close import dead
 from shards import store
 from tests.support.records import Database, client, run_of, steps, tracker
 
 
+def forked(run):
+    change_run_json(run, lambda known: lifecycle.fork(run, known))
+
+
 def trained(root, name, *numbers, **options):
     """What `train` does for the record of a run: its place, then its events."""
     run = str(root / name)
-    lifecycle.fork(run)
+    forked(run)
     update_run_json(run, url=place_of(run))
     with tracker(root, name, **options) as tracking:
         tracking.start({}, {})
@@ -101,11 +105,11 @@ def test_a_copy_in_a_bucket_is_noticed_too(root, bucket):  # noqa: F811
     first, copy = read_run_json(str(root / "a"))["mlflow_run_id"], f"{bucket}/b"
     for name in ("run.json", "spool/state.json"):
         store.write(store.join(copy, name), (root / "a" / name).read_bytes())
-    assert lifecycle.original(copy) == str(root / "a")
-    lifecycle.fork(copy)
+    assert lifecycle.original(copy, read_run_json(copy)) == str(root / "a")
+    forked(copy)
     assert read_run_json(copy)["mlflow_parent"] == first
     assert store.names(store.join(copy, "spool")) == []
-    assert lifecycle.original(copy) is None
+    assert lifecycle.original(copy, read_run_json(copy)) is None
 
 
 def test_a_copy_does_not_end_the_run_that_it_was_copied_from(root):
