@@ -81,10 +81,10 @@ def from_notes(notes: dict[str, str], scheduler: str) -> Status:
     states: dict[str, JobState] = {}
     reasons: dict[JobState, str] = {}
     for name, note in notes.items():
-        name, _, reason = note.partition(" ")
-        state = JobState(name) if name in JobState.__members__ else JobState.UNKNOWN
+        label, _, reason = note.partition(" ")
+        state = JobState(label) if label in JobState.__members__ else JobState.UNKNOWN
         if state.live:  # the job did not live to write its end
-            reason = f"{scheduler} has forgotten the job; last state: {name.lower()}"
+            reason = f"{scheduler} has forgotten the job; last state: {label.lower()}"
             state = JobState.UNKNOWN
         states[name.rpartition("_")[2]] = state
         reasons.setdefault(state, reason)
@@ -115,11 +115,11 @@ def from_scontrol(
         note = (notes or {}).get(f"{number}_{task}" if task else number, "")
         state, reason = _state(values["JobState"], _code(values.get("ExitCode", "0:0")), note, logs)
         if state is JobState.QUEUED:
-            name = values.get("Reason", "None")
+            label = values.get("Reason", "None")
             reason = (
                 ""
-                if name == "None"
-                else ": ".join(filter(None, [name, WAIT_REASONS.get(name, "")]))
+                if label == "None"
+                else ": ".join(filter(None, [label, WAIT_REASONS.get(label, "")]))
             )
         elif state is JobState.RUNNING:
             reason = f"on {values.get('NodeList', '')}"
@@ -133,8 +133,8 @@ def from_scontrol(
     for name, note in (notes or {}).items():
         array, _, element = name.partition("_")
         if element and array == number and element not in states:
-            name, _, reason = note.partition(" ")
-            known = JobState(name) if name in JobState.__members__ else JobState.UNKNOWN
+            label, _, reason = note.partition(" ")
+            known = JobState(label) if label in JobState.__members__ else JobState.UNKNOWN
             last = {JobState.QUEUED: JobState.CANCELLED, JobState.RUNNING: JobState.UNKNOWN}
             states[element] = last.get(known, known)
             reasons.setdefault(states[element], "" if known in last else reason)
@@ -147,9 +147,9 @@ def from_sacct(text: str, notes: dict[str, str] | None = None, logs: str = "<run
     states: dict[str, JobState] = {}
     reasons: dict[JobState, str] = {}
     for line in text.strip().splitlines():
-        number, name, code = line.split("|")[:3]
-        state, reason = _state(name.split()[0], _code(code), (notes or {}).get(number, ""), logs)
-        user = re.search(r"by (\d+)", name)
+        number, label, code = line.split("|")[:3]
+        state, reason = _state(label.split()[0], _code(code), (notes or {}).get(number, ""), logs)
+        user = re.search(r"by (\d+)", label)
         for element in numbers(number.partition("_")[2].strip("[]") or number):
             states[element] = state
         reasons.setdefault(state, f"by user {user[1]}" if user else reason)
@@ -163,17 +163,16 @@ def _code(text: str) -> int:
     return 128 + int(signal) if int(signal or 0) else int(status)
 
 
-def _state(name: str, code: int, note: str, logs: str) -> tuple[JobState, str]:
-    if name == "FAILED" and code == NO_OUTPUT_FILE:
+def _state(label: str, code: int, note: str, logs: str) -> tuple[JobState, str]:
+    if label == "FAILED" and code == NO_OUTPUT_FILE:
         return (
             JobState.FAILED,
             f"a node cannot open {logs}: check that the folder is on a shared disk",
         )
-    if name == "FAILED":
+    if label == "FAILED":
         saved = code == os.EX_TEMPFAIL
         last, _, why = note.partition(" ")
         why = "" if last in ("RUNNING", "QUEUED") else why  # the script could not write its end
         return (JobState.INTERRUPTED if saved else JobState.FAILED), why or explained(code)
-    return STATES.get(name, JobState.FAILED if name in REASONS else JobState.UNKNOWN), REASONS.get(
-        name, ""
-    )
+    state = STATES.get(label, JobState.FAILED if label in REASONS else JobState.UNKNOWN)
+    return state, REASONS.get(label, "")

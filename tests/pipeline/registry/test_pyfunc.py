@@ -204,7 +204,7 @@ REFUSED = [
     ({"inputs": [{"image": IMAGE, "mask": png(pair(9, 8)[1])}]}, "32×24, its mask 8×9"),
     ({"inputs": [{"image": LARGE, "mask": MASK}]}, "640×481 exceeds the limit of 307200 pixels"),
     ({"inputs": [{"image": IMAGE, "mask": IMAGE}]}, "looks like a photograph"),
-    ({"inputs": [{"image": IMAGE, "mask": png(255 - pair(24, 32)[1])}]}, "invert it"),
+    ({"inputs": [{"image": IMAGE, "mask": png(255 - pair(24, 32)[1])}]}, "invert the mask"),
     ({"inputs": [{"image": IMAGE}]}, "no `mask` in the request"),
     ({"inputs": [{"img": IMAGE, "mask": MASK}]}, "no `image` in the request"),
     ({"inputs": {"image": [IMAGE, IMAGE], "mask": [MASK]}}, "2 images need as many masks"),

@@ -197,7 +197,9 @@ def test_it_loads_and_answers_in_an_interpreter_without_our_code_or_pickle(store
     answer = json.loads(done.stdout.splitlines()[-1])
     stored = ["pipeline", "pipeline.inference"]
     stored += ["pipeline.inference.images", "pipeline.inference.tiling", "shards"]
-    stored += [f"shards.{name}" for name in ("mask_file", "metadata", "objects", "store")]
+    stored += [
+        f"shards.{name}" for name in ("formats", "mask_file", "metadata", "objects", "store")
+    ]
     assert sorted(answer["ours"]) == stored
     assert answer["golden"] <= 1 and answer["known"] and answer["arrays"] and answer["example"]
     assert answer["small"] == [20, 30, 3]
