@@ -5,7 +5,7 @@ a mask that is updated by max pooling (MUM) at every downsampling. The group's s
 `multiscale.py`, the attention modules in `attention.py`, the losses of eq. 11–16 in `losses.py`.
 
 The paper does not say
-- how many units: every deconvolution doubles and there are three (eq. 10), so three layers halve:
+- the number of units: three deconvolutions (eq. 10) each double the size, so three layers halve it:
   one of feature extraction and two MSAUs.
 - widths other than MSAU_1's (table 1). `msanet.yaml` doubles them in MSAU_2, `msanet_const.yaml`
   keeps them.
@@ -13,8 +13,9 @@ The paper does not say
 - how the mask joins: one channel more at the input of each downsampling convolution (below eq. 1,
   "feature from previous layer and corresponding mask update layer"). Without MUM: at the
   network's input only.
-- the norm: batch norm; the counts of table 1 leave no room for biases.
-- the maps of eq. 12: the group's aggregated output and the first deconvolutions, before attention.
+- the norm: batch norm and no biases, the only choice that matches the counts of table 1.
+- which maps enter eq. 12: the group's aggregated output and the first deconvolutions, before
+  attention.
 - skip connections: none. The images' range: [−1, 1] inside, behind a tanh.
 """
 
@@ -72,7 +73,8 @@ class MSANet(nn.Module):
     ) -> None:
         """
         fe: widths of feature extraction; the first layer keeps the size, each other halves it.
-        msau: per unit, the width of F_D and that of each of its four scales.
+        msau: per unit, the width of F_D (the output of its downsampling convolution) and that of
+            each of its four scales.
         iru: widths of image restoration; as many as there are halvings.
         width: multiplies every width (never below 4); below 1 for demonstrations.
         structure: msau, or single, inception_v1, inception_v3 of tables 1 and 2.

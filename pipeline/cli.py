@@ -159,6 +159,11 @@ def _check_layout() -> None:
             f"LACUNA_CODE={code}: keep PYTHONPATH as the job's script sets it, and give "
             "cluster.python without -E or -I"
         )
+    if not (CHECKOUT / "conf").is_dir():
+        raise ValueError(
+            f"{CHECKOUT} holds no conf/: run from a checkout, installed by `make install`; an "
+            "installation of the packages alone lacks the recipes"
+        )
     for package in ("models", "shards", "jobs"):
         module = importlib.util.find_spec(package)
         place = Path(module.origin).resolve().parent if module and module.origin else None

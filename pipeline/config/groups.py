@@ -142,7 +142,7 @@ class MasksConfig(EvaluationMasks):
     kind: str = key("irregular", "kind of holes", KINDS)
     low: float = key(0.01, "smallest hole ratio of training masks", least=0.0, most=1.0)
     high: float = key(0.6, "largest hole ratio of training masks", least=0.0, most=1.0)
-    border: float = key(0.5, "share of masks without holes at the border", least=0.0, most=1.0)
+    border: float = key(0.5, "share of masks whose holes keep off the border", least=0.0, most=1.0)
 
 
 @dataclass
@@ -180,7 +180,7 @@ class ParallelConfig:
     compile: bool = key(False, "torch.compile the networks in place")
     hang_timeout: int = key(
         300,
-        "seconds without progress before a rank is hung; ten times that at first",
+        "seconds without progress before a rank counts as hung; 10 times that for first steps",
         least=1,
         most=86_400,
     )

@@ -1,6 +1,6 @@
 """The training loop, read top to bottom: stream, losses, step, log, validation, checkpoint.
 
-Progress is counted in `images_seen`, over all ranks; it is the data position too. The same command
+`images_seen`, over all ranks, is both progress and position in the data. The same command
 resumes a stopped run at the same sample and, with the same processes and threads, bit-exactly.
 """
 
@@ -71,7 +71,7 @@ def _train(
 ) -> bool:
     """Train to the end; True after a requested stop.
 
-    Returns a flag, because the traceback of an exception would keep the networks alive.
+    Returns a flag, not an exception, whose traceback would keep the networks alive.
     """
     # Build the networks, and compare the ranks before training: if they differed in configuration
     # or data, they would train toward different losses or wait for each other forever.
@@ -132,7 +132,7 @@ def _train(
             skipped_in_a_row += 1
 
         # Decide what is due. A periodic checkpoint and a requested stop wait for a step that is not
-        # skipped, because the weights may have diverged; the last one is saved in any case.
+        # skipped, because the weights may have diverged; the final checkpoint is saved in any case.
         watch.mark(number, "voting")
         before, state.images_seen = state.images_seen, batch.position
         stopping = engine.any(bool(stop)) and stepped
@@ -173,7 +173,7 @@ def _train(
         # that only a write that outlasts a whole interval makes the ranks wait.
         if saving:
             began = time.perf_counter()
-            watch.after(number, "writing the checkpoint before", saver.wait)
+            watch.after(number, "writing the previous checkpoint", saver.wait)
             watch.mark(number, "saving")
             engine.average_buffers(networks.players)
             save(config, networks, engine, saver, manifest, state)

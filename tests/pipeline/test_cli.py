@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,23 @@ def test_a_module_that_shadows_ours_is_named(verb, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert str(tmp_path) in done.stderr and "models" in done.stderr
+
+
+def test_an_installation_without_the_recipes_says_so(tmp_path):
+    """As from a wheel: the packages, and no `conf/` beside them."""
+    for package in ("pipeline", "models", "shards", "jobs"):
+        shutil.copytree(ROOT / package, tmp_path / package)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "compare", "table=6"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f"pipeline compare: {tmp_path} holds no conf/: run from a checkout"
+    )
 
 
 def test_a_field_shares_no_default_with_another():
