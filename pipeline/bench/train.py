@@ -122,7 +122,7 @@ def _measure(given: dict[str, Any]) -> None:
 def _of_product(given: dict[str, Any], engine: Engine, seconds: float) -> float:
     """The share of the FLOP/s of a large matrix product that steps of `seconds` achieve."""
     networks = method.build(_config(given), engine)
-    flop = flops.work_per_image(networks, engine, given["side"]).flop
+    flop = flops.flop_per_image(networks, engine, given["side"])
     side = 8192 if engine.device.type == "cuda" else 1024
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(engine.precision, torch.float32)
     left = torch.ones(side, side, device=engine.device, dtype=dtype)

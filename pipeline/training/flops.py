@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.training import method
@@ -35,11 +30,6 @@ PEAKS = {
 }
 
 
-class Work(NamedTuple):
-    flop: float
-    bytes: float  # read and written by all operators, without caches
-
-
 def peak(device_name: str, precision: str) -> float | None:
     """Look up a device's advertised peak FLOP/s; None if unknown, and for fp32."""
     if precision == "fp32":
@@ -56,11 +46,11 @@ def ideal_seconds_per_image(networks: Method, engine: Engine, side: int) -> floa
     if engine.device.type != "cuda":
         return 0.0
     rate = peak(torch.cuda.get_device_name(engine.device), engine.precision)
-    return work_per_image(networks, engine, side).flop / rate / engine.world_size if rate else 0.0
+    return flop_per_image(networks, engine, side) / rate / engine.world_size if rate else 0.0
 
 
-def work_per_image(networks: Method, engine: Engine, side: int) -> Work:
-    """Count the work of one image (side x side) in a training step: forward and backward.
+def flop_per_image(networks: Method, engine: Engine, side: int) -> int:
+    """Count the FLOP of one image (side x side) in a training step: forward and backward.
 
     Counted on copies of all networks, with a hole over a quarter of the image; recomputation in the
     backward pass counts, optimizers do not. Norms are in evaluation mode, so that one image is
@@ -73,30 +63,6 @@ def work_per_image(networks: Method, engine: Engine, side: int) -> Work:
     mask = torch.zeros_like(image[:, :1])
     mask[:, :, side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = 1
     own = [engine.device] if engine.device.type == "cuda" else []  # not the node's other GPUs
-    with (
-        torch.random.fork_rng(own),
-        Traffic() as traffic,
-        FlopCounterMode(display=False) as counter,
-    ):
+    with torch.random.fork_rng(own), FlopCounterMode(display=False) as counter:
         method.backward(copied, engine, image, mask, 1.0)
-    return Work(counter.get_total_flops(), traffic.bytes)
-
-
-class Traffic(TorchDispatchMode):
-    """Sum the bytes of operators' inputs and outputs; views are free."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            self.bytes += sum(_sizes((args, kwargs))) + sum(_sizes(out))
-        return out
-
-
-def _sizes(tree: Any) -> Iterator[int]:
-    return (x.numel() * x.element_size() for x in tree_leaves(tree) if isinstance(x, Tensor))
+    return int(counter.get_total_flops())
