@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from braceexpand import braceexpand
 
 from shards import store
-from shards.formats import IMAGES
+from shards.formats import IMAGES, MAX_BYTES
 from shards.hashed_stream import HashedStream
 from shards.hygiene import Policy, describe, examine
 from shards.manifest import COLUMNS
@@ -25,7 +25,6 @@ from shards.pack import IndexMeta, Reject, content_hash, index_bytes
 from shards.plan import SPLITS, generated_plan, publish
 from shards.sources import splits
 from shards.sources.files import (
-    MAX_BYTES,
     check_end,
     is_litter,
     kind,
@@ -182,6 +181,9 @@ def _index(
                 else:
                     skipped[reason] += 1
             continue
+        for name, member in members.items():
+            if member is not image and kind(name.encode()) in IMAGES:
+                skipped["second image of a sample"] += 1
         columns = _columns(image, found)
         row = {"sample_id": sample_id, "shard": number, "key": key, "src": image.name}
         row |= {"ext": image.ext[1:], "label": _label(members)}

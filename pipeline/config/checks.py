@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from os.path import isdir
 from typing import Any
 
 from pipeline.common.environment import count
@@ -22,7 +23,7 @@ from pipeline.config.values import (
     task,
 )
 from shards import store
-from shards.formats import SUFFIXES, suffix
+from shards.formats import IMAGES, SUFFIXES, suffix
 
 DISCRIMINATOR = (32, 96)  # what divides the sides of images that fit it, and their least
 
@@ -261,7 +262,8 @@ def predict(config: schema.PredictConfig) -> None:
     checked_model(config.model)
     rectangle(config.mask.file)
     written = suffix(config.out)
-    if written not in SUFFIXES and written in Image.registered_extensions():
+    unknown = suffix(config.image) in IMAGES and written[1:].isalpha() and not isdir(config.out)
+    if written not in SUFFIXES and (unknown or written in Image.registered_extensions()):
         raise ConfigError(
             f"out={store.display(config.out)}: results are not written as {written}; "
             f"use one of {', '.join(SUFFIXES)}, or a folder"

@@ -18,7 +18,7 @@ from PIL import Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from shards import store
-from shards.formats import IMAGES, SUFFIXES, suffix
+from shards.formats import IMAGES, MAX_BYTES, SUFFIXES, suffix
 from shards.mask_file import read_hole
 from shards.metadata import open_image, turn_upright
 
@@ -50,6 +50,8 @@ class ImageFile:
 
 def read_bytes(url: str) -> bytes:
     try:
+        if (size := store.size(url)) > MAX_BYTES:
+            raise ValueError(f"{store.display(url)} has {size} bytes: too large to be an image")
         return store.read(url)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ValueError(f"{store.display(url)}: no such image file") from error
@@ -98,7 +100,7 @@ def _opened(data: bytes, name: str) -> Image.Image:
 
 def _rgb(image: Image.Image) -> ImageFile:
     metadata = {name: image.info[name] for name in METADATA if image.info.get(name) is not None}
-    if not all(0 < dots < 65536 for dots in metadata.get("dpi", ())):
+    if not all(1 < dots < 65536 for dots in metadata.get("dpi", ())):
         del metadata["dpi"]
     gray = image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F"))
     alpha = None

@@ -7,6 +7,7 @@ not written becomes a PNG.
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -209,7 +210,11 @@ def _masks(config: PredictConfig, names: list[str]) -> Iterator[str]:
         yield from [mask] * len(names)
         return
     found = _files(mask, config.recursive)
-    files = {_stem(name): name for name, form in found.items() if form in READ}
+    files = {
+        re.sub("_mask$", "_mask", _stem(name), flags=re.I): name
+        for name, form in found.items()
+        if form in READ
+    }
     own = place(mask) == place(config.image)
     for name in names:
         file = files.get(f"{_stem(name)}_mask") or (None if own else files.get(_stem(name)))

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from shards.formats import IMAGES
+from shards.formats import IMAGES, MAX_BYTES
 from shards.hygiene import Policy, examine
 from shards.pack import PackedSample, Reject
 from shards.plan import Row
 
-MAX_BYTES = 512 * 2**20  # of one file; far more than an image of 64 megapixels
 _LITTER = {b"__MACOSX", b"@eaDir", b"#recycle", b"$RECYCLE.BIN", b"lost+found", b"Thumbs.db",
            b"desktop.ini"}  # fmt: skip
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}

@@ -158,12 +158,17 @@ def said(source: Path, out: Path, rate: float = 1.0) -> tuple[list[str], object]
         (["1.avif", "2.avif", "3.npy", "4"], {}, "4 files were skipped (2 .avif, 1 without"),
         (["a.txt", "a.cls", "__MACOSX/._b.jpg", ".c.jpg"], {}, "(1 .txt, 1 .cls)"),
         (["@eaDir/b.jpg/SYNOPHOTO_THUMB_B.jpg", "./c/.d.jpg", "Thumbs.db"], {}, None),
+        (
+            ["./x/good.seg.png", "./x/good.v2.jpg", "./x/good.png", "./x/good.json"],
+            {},
+            "3 files were skipped (3 second image of a sample)",
+        ),
     ],
 )
 def test_members_that_are_no_sample_are_counted(
     tmp_path: Path, members: list[str], rejects: dict[str, int], line: str | None
 ) -> None:
-    names = ["./x/good.jpg", "./x/good.seg.png", *members]
+    names = ["./x/good.jpg", *members]
     tar = theirs(tmp_path / "0.tar", dict.fromkeys(names, IMAGE))
     lines, result = said(tar, tmp_path / "out")
     assert [row["src"] for row in rows_of(result.manifest)] == ["./x/good.jpg"]

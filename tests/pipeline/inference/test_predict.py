@@ -591,6 +591,10 @@ def test_a_sharded_set_and_a_mask_set_are_a_stream_of_pairs(tmp_path):
         ({"image": "torn.png"}, r"torn\.png cannot be read as an image"),
         ({"image": "empty"}, "neither an image .* nor a folder of images"),
         ({"out": "out.gif"}, r"out=out\.gif: results are not written as \.gif; use one of \.png"),
+        ({"out": "x.heic"}, r"not written as \.heic; use one of \.png"),
+        ({"out": "x.pgn"}, r"not written as \.pgn"),
+        ({"image": "large.tif"}, r"large\.tif has 600000000 bytes: too large to be an image"),
+        ({"mask": "large.tif"}, r"large\.tif has 600000000 bytes"),
         ({"out": "new/x.TIFF"}, r"not written as \.tiff; use one of \.png, \.jpg"),
         ({"image": "one", "out": "x.bmp"}, r"not written as \.bmp"),
         ({"out": "cat.png"}, "would overwrite the input"),
@@ -606,13 +610,17 @@ def test_invalid_input_gives_a_one_line_error(tmp_path, monkeypatch, words, line
     (tmp_path / "empty").mkdir()
     (tmp_path / "one").mkdir()
     photograph(tmp_path / "one")
+    with open("large.tif", "wb") as file:
+        file.truncate(600_000_000)
     Image.new("L", (50, 40), 255).save("small.png")
     Image.new("L", (211, 197), 2).save("twos.png")
     given = {"model": "telea", "image": "cat.png", "mask": "5,5,9,9", "out": "out.png", **words}
     with pytest.raises(ValueError, match=line) as error:
         run(**given)
     assert "\n" not in str(error.value)
-    assert not {"out.png", "out.gif", "new", "x.bmp"} & {p.name for p in tmp_path.iterdir()}
+    assert not {"out.png", "out.gif", "new", "x.bmp", "x.heic", "x.pgn"} & {
+        p.name for p in tmp_path.iterdir()
+    }
 
 
 def test_a_model_of_inverted_mask_polarity_is_rejected(model):
@@ -623,3 +631,20 @@ def test_a_model_of_inverted_mask_polarity_is_rejected(model):
         check_masked_pixels_unused(LoadedInpainter(inverted, "theirs", {}), "cpu")
     check_masked_pixels_unused(model, "cpu")
     assert model.name == "small" and len(model.facts["sha256"]) == 64
+
+
+@pytest.mark.parametrize("name", ["cat_Mask.png", "cat_MASK.tif", "cat_mask.PNG"])
+def test_the_case_of_a_masks_name_does_not_matter(tmp_path, name):
+    photograph(tmp_path)
+    mask = Image.new("L", (211, 197))
+    mask.paste(255, (48, 64, 112, 96))
+    mask.save(tmp_path / name)
+    result = run(model="mean_colour", image=tmp_path, mask=tmp_path, out=tmp_path / "out")
+    assert result["written"] == [str(tmp_path / "out" / "cat.png")]
+    assert result["holes"] == [pytest.approx(64 * 32 / (211 * 197))]
+
+
+def test_no_resolution_is_invented(tmp_path):
+    Image.open(photograph(tmp_path)).save(tmp_path / "a.tif")
+    run(model="mean_colour", image=tmp_path / "a.tif", mask="5,5,9,9", out=tmp_path / "a.jpg")
+    assert "dpi" not in Image.open(tmp_path / "a.jpg").info
