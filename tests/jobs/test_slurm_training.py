@@ -82,7 +82,7 @@ def lives(cli, submit, slurm):
     advanced("many")
     cli("cancel", "many")
     restarted("wall", 2)
-    advanced("wall", 8)
+    cli.until(lambda: seen(cli, "wall") >= 40, "five steps of wall")  # also on a busy machine
     cli("cancel", "wall")
     for run, number in numbers.items():
         folder = cli.cwd / "runs" / run
@@ -129,7 +129,7 @@ def test_losses_are_the_undisturbed_ones_after_node_loss_preemption_and_a_crash(
 
 def test_losses_are_the_undisturbed_ones_after_two_wall_limits(cli, reference):
     got = lines(cli, "wall")
-    assert got  # how many steps fit into two wall limits is the machine's matter
+    assert len(got) >= 5
     assert got == reference[: len(got)]
 
 
