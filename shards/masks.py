@@ -18,6 +18,8 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from shards import store
+
 BUCKETS = ((0.01, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6))
 NAMES = tuple(f"({low},{high}]" for low, high in BUCKETS)
 FIXED = "fixed"  # the bucket of center and random squares
@@ -179,8 +181,8 @@ class MaskPolicy:
             )
         if not 0 <= self.low < self.high <= 1:
             raise ValueError(
-                f"invalid masks.low={self.low}, masks.high={self.high}: "
-                "expected 0 <= low < high <= 1"
+                f"masks.low={self.low} is not below masks.high={self.high}: expected two hole "
+                "ratios, 0 <= low < high <= 1"
             )
         if not 0 <= self.border <= 1:
             raise ValueError(
@@ -191,8 +193,15 @@ class MaskPolicy:
                 f"masks.high={self.high} does not fit inside the border constraint (at most "
                 f"{(1 - 2 * BORDER) ** 2:.2f}): lower it, or set masks.border=0"
             )
-        if (self.kind == "external") != (self.url is not None):
-            raise ValueError("masks.kind=external and masks.url=SET must be given together")
+        if self.kind == "external" and self.url is None:
+            raise ValueError(
+                "masks.kind=external needs masks.url=, a set of masks (`masks out=DIR` makes one)"
+            )
+        if self.kind != "external" and self.url is not None:
+            raise ValueError(
+                f"masks.url={store.display(self.url)} needs masks.kind=external, not {self.kind}: "
+                "give masks.kind=external, or leave masks.url= out"
+            )
 
     def takes(self, bucket: str, ratio: float) -> bool:
         """Whether a mask of the set is trained and validated on."""

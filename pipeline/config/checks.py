@@ -105,20 +105,6 @@ def _masks(masks: groups.MasksConfig) -> None:
         raise ConfigError(
             "masks.kind=none leaves no hole to train on: give irregular, center, square or external"
         )
-    if masks.low >= masks.high:
-        raise ConfigError(
-            f"masks.low={masks.low} is not below masks.high={masks.high}: give two hole ratios, "
-            "low < high"
-        )
-    if masks.kind == "external" and masks.url is None:
-        raise ConfigError(
-            "masks.kind=external needs masks.url=, a set of masks (`masks out=DIR` makes one)"
-        )
-    if masks.kind != "external" and masks.url is not None:
-        raise ConfigError(
-            f"masks.url={store.display(masks.url)} needs masks.kind=external, but masks.kind is "
-            f"{masks.kind}: give masks.kind=external, or leave masks.url= out"
-        )
     from shards.masks import MaskPolicy  # imports OpenCV
 
     MaskPolicy(masks.kind, masks.low, masks.high, masks.border, masks.url)  # type: ignore[arg-type]
