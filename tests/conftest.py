@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -45,6 +45,24 @@ def pytest_sessionfinish():
         SOAK.write(ROOT / "soak.json")
 
 
+@contextmanager
+def _handlers_kept():
+    """Restore every signal handler after the block: a launcher replaces them for good."""
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def handlers_kept():
+    with _handlers_kept():
+        yield
+
+
 # These start processes, handle signals or run until they are stopped.
 OWN_PROCESS = {"train", "submit", "demo", "quickstart", "bench"}
 
@@ -76,8 +94,8 @@ def _in_this_process(words, cwd, env):
     from pipeline.cli import main
 
     out, err = io.StringIO(), io.StringIO()
-    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+    quiet = redirect_stdout(out), redirect_stderr(err)
+    with _handlers_kept(), pytest.MonkeyPatch.context() as patch, quiet[0], quiet[1]:
         patch.chdir(cwd)
         for name in UNSET:
             patch.delenv(name, raising=False)
@@ -87,10 +105,6 @@ def _in_this_process(words, cwd, env):
             status = main(words)
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        finally:
-            for number, handler in handlers.items():
-                if handler is not None and signal.getsignal(number) is not handler:
-                    signal.signal(number, handler)
     return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
 
