@@ -18,11 +18,11 @@ class Prediction(NamedTuple):
     """What a generator returns.
 
     image: N×3×H×W float32, RGB in [0, 1], hole and known pixels alike (not yet composited).
-    features: maps for a perceptual loss on the network's own features; may be empty.
+    features: what losses need of the network besides, N×C×h×w by name; may be empty.
     """
 
     image: Tensor
-    features: tuple[Tensor, ...]
+    features: dict[str, Tensor]
 
 
 def scaled(channels: float, width: float = 1.0) -> int:

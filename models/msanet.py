@@ -169,4 +169,5 @@ class MSANet(nn.Module):
             features.append(x)
             x = attend(x)  # eq. 10: channel, then spatial
         image = (torch.tanh(self.out(x).float()) + 1) / 2
-        return Prediction(image, tuple(features[: self.taps]))
+        names = ("group", *(f"deconv{i}" for i in range(1, self.taps)))
+        return Prediction(image, dict(zip(names, features)))

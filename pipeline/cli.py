@@ -27,7 +27,7 @@ from pipeline.common.environment import CHECKOUT, commit, ensure_account
 from pipeline.common.errors import ConfigError, one_line
 from pipeline.config.checks import check
 from pipeline.config.commands import COMMANDS, Command, positional
-from pipeline.config.groups import MODELS
+from pipeline.config.methods import CHOICES
 from pipeline.config.resolve import entries, near
 from pipeline.launch.output import record_error, with_job_log
 from pipeline.launch.topology import check_worker
@@ -236,11 +236,15 @@ def _options(command: str) -> dict[str, str]:
 
 def _keys(kind: type) -> Iterator[str]:
     """Yield one line of help for each key of a schema."""
-    for entry in entries(kind()):
+    everything = list(entries(kind()))
+    listed = {name for name, _, _ in everything}
+    for entry in everything:
         yield _key(*entry)
-        for name, model in MODELS.items() if entry[0] == "model.name" else ():
-            own = list(entries(model(), "model."))[1:]  # `model.name` is listed once
-            yield from (f"{_key(*each)} (model={name})" for each in own)
+        section, _, _ = entry[0].partition(".")
+        for name, option in CHOICES.get(entry[0], {}).items():
+            own = [each for each in entries(option(), f"{section}.") if each[0] not in listed]
+            label = entry[0].removesuffix(".name")
+            yield from (f"{_key(*each)} ({label}={name})" for each in own)
 
 
 def _key(name: str, default: Any, field: Field[Any]) -> str:

@@ -24,17 +24,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.masking import composite, erase
+from models import losses
+from models.masking import erase
 from pipeline.bench import images
 from pipeline.bench.timing import alternate, faster, now, report, target
 from pipeline.config.compose import compose
+from pipeline.config.phases import turn_at
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import Place, free_port
 from pipeline.runs.folder import folder_at
-from pipeline.training import flops, method
+from pipeline.training import flops, methods
 from pipeline.training.engine import Engine
 from pipeline.training.loop import open_stream, step
-from pipeline.training.method import Computed, Method, own_features, total
+from pipeline.training.method import Method
+from pipeline.training.methods.msanet import MSANet
 from pipeline.training.progress import Meter
 from pipeline.training.run_log import StepLog
 from pipeline.training.watchdog import Watchdog
@@ -121,8 +124,8 @@ def _measure(given: dict[str, Any]) -> None:
 
 def _of_product(given: dict[str, Any], engine: Engine, seconds: float) -> float:
     """The share of the FLOP/s of a large matrix product that steps of `seconds` achieve."""
-    networks = method.build(_config(given), engine)
-    flop = flops.flop_per_image(networks, engine, given["side"])
+    networks = methods.build(_config(given), engine)
+    flop = flops.flop_per_image(networks, engine, _config(given))
     side = 8192 if engine.device.type == "cuda" else 1024
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(engine.precision, torch.float32)
     left = torch.ones(side, side, device=engine.device, dtype=dtype)
@@ -146,9 +149,10 @@ def _row(
 ) -> Callable[[], None]:
     """A function that takes one training step of the row `name`."""
     config = _config(given)
-    networks = method.build(config, engine)
+    networks = methods.build(config, engine)
     engine.start(networks.players)
-    networks.set_rates(config.objective.phases[0])
+    turn = turn_at(config.objective.phases, 0, config.batch, config.objective.players)
+    networks.begin(turn)
     drawn = torch.Generator().manual_seed(engine.rank)
     shape = (given["batch"], given["side"], given["side"])
     pixels = torch.randint(0, 256, (*shape, 3), generator=drawn).to(torch.uint8)
@@ -183,8 +187,8 @@ def _row(
         engine.step(networks.players, 0.0)
         watch.mark(seen, "voting")
         engine.any(False)
-        logged = log.add(losses, seen, config.objective.phases[0].lr, 0, flush=False)
-        meter.step(config.batch, time.perf_counter() - began, waited, logged)
+        logged = log.add(losses, seen, turn.lr, 0, flush=False)
+        meter.step(config.batch, time.perf_counter() - began, waited, logged, turn)
 
     return take
 
@@ -210,16 +214,17 @@ def _config(given: dict[str, Any]) -> TrainConfig:
 
 def _bare(networks: Method, engine: Engine, pixels: Tensor, masks: Tensor) -> None:
     """Take one step: forward passes, losses, backward and Adam, nothing else."""
-    generator = networks.generator
+    assert isinstance(networks, MSANet)
+    generator, objective = networks.players[0], networks.objective
     image = pixels.to(engine.device).permute(0, 3, 1, 2).float() / 255
     mask = masks.to(engine.device).unsqueeze(1).float()
     with engine.autocast():
-        prediction = generator.wrapped(erase(image, mask), mask)
-        filled = composite(prediction.image, image, mask)
-        targets = own_features(generator.module, image)
-        features = prediction.features
-        computed = Computed(image, mask, prediction.image, filled, features, targets)
-        loss, _ = total(networks.terms, computed)
+        prediction = generator(erase(image, mask), mask)
+        targets = networks.targets(image)
+        features = list(prediction.features.values())
+        loss = objective.l2 * losses.l2(prediction.image, image)
+        loss = loss + objective.perceptual * losses.perceptual(features, targets)
+        loss = loss + objective.style * losses.style(features, targets)
     loss.backward()
     generator.optimizer.step()
     generator.optimizer.zero_grad(set_to_none=True)

@@ -15,6 +15,7 @@ from pipeline.common.environment import count
 from pipeline.common.errors import ConfigError
 from pipeline.common.inputs import protect
 from pipeline.config import groups, schema
+from pipeline.config.phases import check_phases
 from pipeline.config.values import (
     checked_model,
     checked_name,
@@ -25,12 +26,11 @@ from pipeline.config.values import (
 from shards import store
 from shards.formats import IMAGES, SUFFIXES, suffix
 
-DISCRIMINATOR = (32, 96)  # what divides the sides of images that fit it, and their least
-
 
 def train(config: schema.TrainConfig) -> None:
     """Check the network, learning rates, processes, precision, data and masks of a training run."""
-    groups.check_phases(config.objective.phases)
+    objective = config.objective
+    check_phases(objective.phases, objective.players, objective.weights())
     if len(config.objective.betas) != 2:
         raise ConfigError(
             f"objective.betas={config.objective.betas}: expected two numbers, b1 and b2"
@@ -60,12 +60,13 @@ def train(config: schema.TrainConfig) -> None:
 
 def _sides(config: schema.TrainConfig) -> None:
     """Check that images of the sides that are trained on and validated fit the networks."""
-    model, data = f"model={config.model.name}", config.data
-    checked = [("data.crop", data.crop, model), ("validate.size", config.validate.size, model)]
-    if config.objective.adv:
-        checked.append(("data.crop", data.crop, "the discriminator of objective.adv="))
-    for key, side, network in checked:
-        multiple, smallest = sides(config.model) if network == model else DISCRIMINATOR
+    data, model = config.data, (config.model.sides(), f"model={config.model.name}")
+    checked = [("data.crop", data.crop, *model), ("validate.size", config.validate.size, *model)]
+    if judged := config.objective.discriminator_sides():
+        name = f"the discriminator of objective.method={config.objective.method}"
+        checked.append(("data.crop", data.crop, judged, name))
+    for key, side, sides, network in checked:
+        multiple, smallest = sides
         if side % multiple or side < smallest:
             raise ConfigError(
                 f"{key}={side} does not fit {network}: give a multiple of {multiple}, at least "
@@ -74,22 +75,6 @@ def _sides(config: schema.TrainConfig) -> None:
     if config.data.crop_mode != "resized":
         _resized("data.crop", data.crop, data)
     _resized("validate.size", config.validate.size, data)
-
-
-def sides(model: groups.ModelConfig) -> tuple[int, int]:
-    """Return what divides the sides of images that fit the network, and their least."""
-    if not isinstance(model, groups.MsanetModel):
-        return 16, 48
-    halvings = len(model.fe) - 1 + len(model.msau)
-    pairs = all(len(unit) == 2 for unit in model.msau)
-    if len(model.iru) != halvings or not pairs or model.taps > halvings + 1:
-        raise ConfigError(
-            f"model.iru={model.iru} does not fit model.fe={model.fe}, model.msau={model.msau} and "
-            f"model.taps={model.taps}: give iru {halvings} widths, each unit of msau two, and taps "
-            f"at most {halvings + 1}"
-        )
-    multiple, reach = 2**halvings, 9 * 2 ** len(model.fe)
-    return multiple, reach + -reach % multiple
 
 
 def _resized(key: str, side: int, data: groups.ResizedData) -> None:

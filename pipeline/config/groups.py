@@ -5,87 +5,19 @@ The schema is closed: `pipeline.config.resolve` rejects a key that is neither he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
 
 from omegaconf import MISSING
 
+from pipeline.config.keys import key, may_read, reads
+
 DRAWN = ("center", "square", "irregular")  # buckets that need no mask set
 
-STRUCTURES = ("msau", "single", "inception_v1", "inception_v3")
-CHANNEL = ("augmented", "none", "se", "cbam", "sca")
-SPATIAL = ("fusing", "none", "cbam", "sca")
 KINDS = ("irregular", "center", "square", "external", "none")
 SSIM_WINDOWS = {"gauss11_rgb": 11, "uniform7_rgb": 7, "uniform7_gray": 7, "uniform51_gray": 51}
 
 
-def key(
-    default: Any,
-    help: str,
-    choices: tuple[Any, ...] = (),
-    least: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
-    path: str | None = None,
-) -> Any:
-    """Return a field with its help text, choices or range (of a list: of each element) and,
-    if it holds a path or URL, the kind of it."""
-    metadata = {"help": help, "choices": choices, "least": least, "most": most, "below": below}
-    metadata["path"] = path
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-# Keys that hold the path or URL of what is read, of what is written, and of what is read or a name.
-reads, writes, may_read = (partial(key, path=kind) for kind in ("read", "written", "read or name"))
-
-
-# --- groups: model ------------------------------------------------------------------------------
-
-
-@dataclass
-class ModelConfig:
-    name: str = key("msanet", "the generator", ("msanet", "musical"))
-
-
-@dataclass
-class MsanetModel(ModelConfig):
-    name: str = "msanet"
-    fe: list[int] = key([64, 64], "extraction widths; all but the first downsample", least=1)
-    msau: list[list[int]] = key(
-        [[128, 48], [256, 96]], "per MSAU: width of F_D and of each scale", least=1
-    )
-    iru: list[int] = key([192, 96, 64], "widths of the restoration units", least=1)
-    width: float = key(1.0, "multiplies every width", least=0.01)
-    structure: str = key("msau", "multi-scale structure (tables 1, 2)", STRUCTURES)
-    mask_update: bool = key(True, "max-pooling mask update (table 3)")
-    channel: str = key("augmented", "channel attention in the MSAUs", CHANNEL)
-    spatial: str = key("fusing", "spatial attention in the MSAUs", SPATIAL)
-    restore_channel: str = key("augmented", "channel attention in restoration", CHANNEL)
-    restore_spatial: str = key("fusing", "spatial attention in restoration", SPATIAL)
-    norm: str = key("batch", "normalization; not given in the paper", ("batch", "instance", "none"))
-    squeeze: str = key("full", "n of eq. 7; not given in the paper", ("full", "half", "quarter"))
-    gate: str = key("sigmoid", "attention's gate; not given in the paper", ("sigmoid", "none"))
-    taps: int = key(3, "feature maps in the perceptual and style losses", least=1)
-
-
-@dataclass
-class MusicalModel(ModelConfig):
-    name: str = "musical"
-    ngf: int = key(64, "width of the first layer", least=1)
-    attention: str = key("multi", "contextual attention", ("multi", "single", "none"))
-    order: str = key("paper", "order of the attention's steps", ("paper", "released"))
-    temperature: float = key(10.0, "factor of the cosine in softmax; none in the paper", least=0.0)
-    propagation: int = key(1, "k of eq. 2; not given in the paper", least=0, most=8)
-
-
-MODELS = {"msanet": MsanetModel, "musical": MusicalModel}
-
-
-# --- groups: data, masks, objective, parallel, cluster, protocol ---------------------------------
+# --- groups: data, masks, parallel, protocol ----------------------------------------------------
 
 
 @dataclass
@@ -143,33 +75,6 @@ class MasksConfig(EvaluationMasks):
     low: float = key(0.01, "smallest hole ratio of training masks", least=0.0, most=1.0)
     high: float = key(0.6, "largest hole ratio of training masks", least=0.0, most=1.0)
     border: float = key(0.5, "share of masks whose holes keep off the border", least=0.0, most=1.0)
-
-
-@dataclass
-class Phase:
-    until: int | None = key(None, "images_seen at which the phase ends; null: never", least=1)
-    lr: float = key(3e-4, "generator's learning rate", least=0.0)
-    d_lr: float | None = key(None, "discriminator's learning rate; null: as lr", least=0.0)
-
-
-@dataclass
-class ObjectiveConfig:
-    l1: float = key(0.0, "weight of the L1 loss, logged as g/l1", least=0.0)
-    l1_hole: float = key(0.0, "weight of L1 inside the hole", least=0.0)
-    l2: float = key(0.0, "weight of the L2 loss, logged as g/l2", least=0.0)
-    perceptual: float = key(0.0, "weight of the perceptual loss, logged as g/perceptual", least=0.0)
-    style: float = key(0.0, "weight of the style loss, logged as g/style", least=0.0)
-    tv: float = key(0.0, "weight of total variation, logged as g/tv", least=0.0)
-    adv: float = key(0.0, "weight of the adversarial loss; 0 builds no discriminator", least=0.0)
-    features: str = key("internal", "perceptual and style features", ("internal", "vgg16"))
-    loss_on: str = key("raw", "image that the pixel losses compare", ("raw", "composite"))
-    feature_images: str = key("raw", "images given to VGG16", ("raw", "raw+composite"))
-    vgg_normalise: bool = key(True, "ImageNet normalization before VGG16")
-    gan: str = key("vanilla", "adversarial loss", ("vanilla", "lsgan"))
-    d_pretrained: bool = key(True, "start the discriminator from ImageNet weights")
-    optimizer: str = key("adam", "optimizer; Adam in both papers", ("adam", "adamw"))
-    betas: list[float] = key([0.9, 0.999], "Adam's decay rates", least=0.0, below=1.0)
-    phases: list[Phase] = key([], "learning rates by images_seen")
 
 
 @dataclass
@@ -264,25 +169,3 @@ def from_set(buckets: list[str]) -> list[str]:
 # Keys in the config.yaml of older runs that training never read.
 SHARDING = ("layout", "holdout", "shard_mb", "min_side", "store_short", "quality")
 RETIRED = ("objective.name", *(f"data.{name}" for name in SHARDING))
-
-
-# --- learning rates ------------------------------------------------------------------------------
-
-
-def phase_at(phases: Sequence[Phase], images_seen: int, scale: float = 1.0) -> Phase:
-    """Return the phase of the step that starts at `images_seen`, its rates times `scale`."""
-    phase = next((p for p in phases if p.until is None or images_seen < p.until), phases[-1])
-    own = None if phase.d_lr is None else phase.d_lr * scale
-    return Phase(phase.until, phase.lr * scale, own)
-
-
-def check_phases(phases: Sequence[Phase]) -> None:
-    """Raise ValueError unless the ends increase and only the last is null."""
-    ends = [p.until for p in phases]
-    if not phases:
-        raise ValueError("objective.phases is empty: give at least [{until: null, lr: 3.0e-4}]")
-    closed = [e for e in ends if e is not None]
-    if None in ends[:-1] or closed != sorted(set(closed)):
-        raise ValueError(
-            f"objective.phases end at {ends}: ends must increase, null only at the last"
-        )

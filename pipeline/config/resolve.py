@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import Field, dataclass, fields, is_dataclass
 from difflib import get_close_matches
@@ -15,8 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.common.errors import ConfigError
 from pipeline.common.secrets import refuse_secret
 from pipeline.config.commands import COMMANDS
-from pipeline.config.groups import MODELS
 from pipeline.config.habits import instead
+from pipeline.config.methods import CHOICES, method_of
 from shards.store import expanded
 
 SHELL = ("cluster.setup",)  # lines in which the node's shell expands `~`
@@ -50,13 +50,11 @@ def merge(command: str, layers: list[tuple[str, Any, str]]) -> Resolved:
     # mask=X is mask.file=X.
     full = {k.removesuffix(".file"): k for k in allowed if k.endswith(".file")}
     given = {full.get(name, name): (value, origin) for name, value, origin in layers}
-    if "model.name" in given:
-        model, origin = given["model.name"]
-        if model not in MODELS:
-            raise ConfigError(f"{origin}: invalid value model.name={model}{near(model, MODELS)}")
-        base.model = OmegaConf.structured(MODELS[model])
-        options = {name for name, _ in leaves(MODELS[model](), "model.")}
-        allowed = [k for k in allowed if not k.startswith("model.") or k in options]
+    if "objective.method" in allowed and "objective.method" not in given:
+        given["objective.method"] = method_of({k: v for k, (v, _) in given.items()}), ""
+    for chooser, kinds in CHOICES.items():
+        if chooser in allowed and chooser in given:
+            allowed = _choose(base, chooser, kinds, given, allowed)
     for name, (value, origin) in given.items():
         if name not in allowed:
             hint = instead(name, value, {k: v for k, (v, _) in given.items()}, allowed)
@@ -72,6 +70,30 @@ def merge(command: str, layers: list[tuple[str, Any, str]]) -> Resolved:
     origins = {name: origin for name, (_, origin) in given.items()}
     _check(resolved, origins)
     return Resolved(resolved, origins)
+
+
+def _choose(
+    base: DictConfig,
+    chooser: str,
+    kinds: Mapping[str, type],
+    given: dict[str, tuple[Any, str]],
+    allowed: list[str],
+) -> list[str]:
+    """Give a section the schema that its name or method chooses; returns the keys then allowed.
+
+    Keys of the others are dropped where they have their default, as a weight of 0.
+    """
+    chosen, origin = given[chooser]
+    if chosen not in kinds:
+        raise ConfigError(f"{_from(origin)}invalid value {chooser}={chosen}{near(chosen, kinds)}")
+    section = chooser.partition(".")[0]
+    base[section] = OmegaConf.structured(kinds[chosen])
+    own = {name for name, _ in leaves(kinds[chosen](), f"{section}.")}
+    others = {k: v for kind in kinds.values() for k, v in leaves(kind(), f"{section}.")}
+    for name in others.keys() - own:
+        if name in given and given[name][0] == others[name]:
+            del given[name]
+    return [k for k in allowed if k not in others or k in own]
 
 
 @contextmanager
@@ -161,7 +183,7 @@ def _elsewhere(command: str, name: str) -> str:
     return f": it is a key of {', '.join(readers)}, not of {command}"
 
 
-def near(name: str, allowed: Sequence[str] | dict[str, Any]) -> str:
+def near(name: str, allowed: Collection[str]) -> str:
     """Return `; did you mean …? (allowed: …)` for a wrong name."""
     names = [str(a) for a in allowed]
     section = [n for n in names if n.startswith(name.rpartition(".")[0] + ".")]
@@ -198,10 +220,12 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def known_keys(kind: type) -> list[str]:
-    """Return the dotted names of all values of a schema, with the options of every model."""
+    """Return the dotted names of all values of a schema, with those of every model and method."""
     names = [name for name, _ in leaves(kind())]
-    if "model.name" in names:
-        names += [name for model in MODELS.values() for name, _ in leaves(model(), "model.")]
+    for chooser, kinds in CHOICES.items():
+        if chooser in names:
+            section = chooser.partition(".")[0]
+            names += [n for each in kinds.values() for n, _ in leaves(each(), f"{section}.")]
     return list(dict.fromkeys(names))
 
 

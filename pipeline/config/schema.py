@@ -12,7 +12,8 @@ from omegaconf import MISSING
 
 from jobs.spec import Cluster
 from pipeline.config import groups
-from pipeline.config.groups import key, may_read, reads, writes
+from pipeline.config.keys import key, may_read, reads, writes
+from pipeline.config.methods.base import ModelConfig, ObjectiveConfig
 
 MAX_SEED = 2**63 - 1  # torch takes no more than 64 bits
 
@@ -88,10 +89,10 @@ class TrainConfig:
     clip: float | None = key(None, "max gradient norm; null: no clipping", least=1e-09)
     ema: float = key(0.0, "decay of averaged weights per step; 0: none", least=0.0, below=1.0)
     max_skipped: int = key(10, "consecutive non-finite steps before the run stops", least=1)
-    model: groups.ModelConfig = field(default_factory=groups.ModelConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
     data: groups.DataConfig = field(default_factory=groups.DataConfig)
     masks: groups.MasksConfig = field(default_factory=groups.MasksConfig)
-    objective: groups.ObjectiveConfig = field(default_factory=groups.ObjectiveConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     parallel: groups.ParallelConfig = field(default_factory=groups.ParallelConfig)
     cluster: Cluster = field(default_factory=Cluster)
     checkpoint: groups.CheckpointConfig = field(default_factory=groups.CheckpointConfig)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
@@ -38,7 +38,10 @@ UNLISTED = ("run", "root", "smoke")  # may change, but not worth suggesting to a
 # Not part of the hash that names a run, but its bits depend on them: fixed once it has started.
 FIXED_AT_START = ("threads", "loader_threads", "log.")
 # Keys of later versions, at the value that computes what versions without them did.
-LATER = {"lr_scale": 1.0}
+LATER: dict[str, Any] = {
+    "lr_scale": 1.0, "rates": {}, "every": {}, "frozen": [], "without": [], "warmup": 0,
+    "decay": "constant",
+}  # fmt: skip
 AUTO = ("threads", "precision")
 
 
@@ -115,7 +118,11 @@ def changed_key(config: TrainConfig, saved: Any) -> tuple[str, Any, Any] | None:
     A key that `saved` lacks counts as its default; so the default of a new key must reproduce the
     arithmetic of older versions.
     """
-    defaults = dict(leaves(replace(TrainConfig(), model=type(config.model)())))
+    sections: dict[str, Any] = {
+        "model": type(config.model)(),
+        "objective": type(config.objective)(),
+    }
+    defaults = dict(leaves(replace(TrainConfig(), **sections)))
     for name, value in immutable_values(config).items():
         old = OmegaConf.select(saved, name, default=defaults[name])
         old = _plain(name, OmegaConf.to_container(old) if OmegaConf.is_config(old) else old)
@@ -141,8 +148,10 @@ def write_config(config: TrainConfig, run: RunFolder) -> None:
 def _plain(name: str, value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(name, v) for v in value]
-    if is_dataclass(value):
-        return {f.name: _plain(f.name, getattr(value, f.name)) for f in fields(value)}
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {k: _plain(k, v) for k, v in value.items() if LATER.get(k, ...) != v}
     if name.endswith("url") and isinstance(value, str) and store.is_local(value):
         return os.path.normpath(store.local(value))
     return value

@@ -127,9 +127,12 @@ def checkpoint_files(players: Sequence[TrainableNetwork]) -> Files:
     """Collect all tensors that a bit-exact resume needs; every rank must call it."""
     files: Files = {}
     for player in players:
-        files[player.name] = player.weights()
+        name, prefix = player.file
+        parts = {name: player.weights()}
         if player.ema is not None:
-            files[f"{player.name}_ema"] = dict(player.ema.state_dict())
+            parts[f"{name}_ema"] = dict(player.ema.state_dict())
+        for file, tensors in parts.items():
+            files.setdefault(file, {}).update({prefix + k: t for k, t in tensors.items()})
         files[f"{player.name}_optimizer"] = {
             f"{name}/{key}": torch.as_tensor(value)
             for name, state in player.moments().items()

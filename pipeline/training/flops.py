@@ -8,9 +8,11 @@ import re
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.config.phases import Turn, shares
+from pipeline.config.schema import TrainConfig
 from pipeline.training import method
 from pipeline.training.engine import Engine
-from pipeline.training.method import Method
+from pipeline.training.method import Batch, Method
 
 # Dense FLOP/s in bf16 and fp16 with fp32 accumulation, from the vendor's data sheets; no sparsity.
 PEAKS = {
@@ -38,7 +40,7 @@ def peak(device_name: str, precision: str) -> float | None:
     return next(known, None)
 
 
-def ideal_seconds_per_image(networks: Method, engine: Engine, side: int) -> float:
+def ideal_seconds_per_image(networks: Method, engine: Engine, config: TrainConfig) -> float:
     """Seconds to train on one image with all devices at their peak FLOP/s; 0 if that is unknown.
 
     Call it before `Engine.start`.
@@ -46,17 +48,32 @@ def ideal_seconds_per_image(networks: Method, engine: Engine, side: int) -> floa
     if engine.device.type != "cuda":
         return 0.0
     rate = peak(torch.cuda.get_device_name(engine.device), engine.precision)
-    return flop_per_image(networks, engine, side) / rate / engine.world_size if rate else 0.0
+    return flop_per_image(networks, engine, config) / rate / engine.world_size if rate else 0.0
 
 
-def flop_per_image(networks: Method, engine: Engine, side: int) -> int:
-    """Count the FLOP of one image (side x side) in a training step: forward and backward.
+def flop_per_image(networks: Method, engine: Engine, config: TrainConfig) -> float:
+    """Count the FLOP of one image in training, forward and backward: the mean over the schedule."""
+    objective, batch = config.objective, config.batch
+    turns = shares(objective.phases, batch, objective.players, config.max_images)
+    counted: dict[tuple[int, frozenset[str]], int] = {}
+    total = 0.0
+    for share, turn in turns:
+        key = turn.number, frozenset(turn.rates)
+        if key not in counted:
+            counted[key] = flop_of(networks, engine, turn, config.data.crop)
+        total += share * counted[key]
+    return total
+
+
+def flop_of(networks: Method, engine: Engine, turn: Turn, side: int) -> int:
+    """Count the FLOP of one image (side x side) in a turn.
 
     Counted on copies of all networks, with a hole over a quarter of the image; recomputation in the
     backward pass counts, optimizers do not. Norms are in evaluation mode, so that one image is
     enough and other ranks are not needed.
     """
-    copied = copy.deepcopy(networks)
+    copied = copy.deepcopy(networks, {id(engine): engine})
+    copied.begin(turn)
     for player in copied.players:
         player.module.eval()
     image = torch.full((1, 3, side, side), 0.5, device=engine.device)
@@ -64,5 +81,5 @@ def flop_per_image(networks: Method, engine: Engine, side: int) -> int:
     mask[:, :, side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = 1
     own = [engine.device] if engine.device.type == "cuda" else []  # not the node's other GPUs
     with torch.random.fork_rng(own), FlopCounterMode(display=False) as counter:
-        method.backward(copied, engine, image, mask, 1.0)
+        method.backward(copied, engine, Batch(image, mask, (0,)), 1.0)
     return int(counter.get_total_flops())

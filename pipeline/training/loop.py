@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeline.common.signals import stop_requests
-from pipeline.config.groups import phase_at
+from pipeline.config.phases import turn_at
 from pipeline.config.schema import TrainConfig
 from pipeline.evaluation.pair_images import sample_images
 from pipeline.evaluation.pairs import validation_pairs
@@ -26,11 +26,11 @@ from pipeline.evaluation.scoring import validate
 from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import folder_of, resolve_auto
 from pipeline.tracking.provenance import other_node_metrics
-from pipeline.training import checkpointing, flops, method
+from pipeline.training import checkpointing, flops, method, methods
 from pipeline.training.checkpointing import save
 from pipeline.training.engine import Engine
 from pipeline.training.guards import check_consistency, out_of_memory
-from pipeline.training.method import Method
+from pipeline.training.method import Batch, Method
 from pipeline.training.progress import Meter, format_metrics
 from pipeline.training.resume import resume
 from pipeline.training.run_log import (
@@ -45,6 +45,7 @@ from pipeline.training.watchdog import Watchdog, straggler
 from shards.decode import Crop
 from shards.manifest import Manifest, open_manifest
 from shards.masks import MaskPolicy
+from shards.order import rank_positions
 from shards.stream import Stream, check_guards
 
 
@@ -77,9 +78,9 @@ def _train(
     # or data, they would train toward different losses or wait for each other forever.
     assert config.data.url is not None
     manifest = open_manifest(config.data.url)
-    networks = method.build(config, engine)
+    networks = methods.build(config, engine)
     check_consistency(config, manifest, engine)
-    image_seconds = flops.ideal_seconds_per_image(networks, engine, config.data.crop)
+    image_seconds = flops.ideal_seconds_per_image(networks, engine, config)
 
     # Resume: weights before the engine wraps them, then the data position. A set whose order would
     # differ from the checkpoint's is refused.
@@ -108,6 +109,7 @@ def _train(
     log.cut(state.images_seen)
     meter.say(headline(config, run, engine, state.images_seen, networks))
 
+    phases, players = config.objective.phases, config.objective.players
     stopping, save_due, skipped_in_a_row = False, False, 0
     while state.images_seen < config.max_images and not stopping:
         # Fetch a batch. The watchdog reports the rank and the activity of whoever hangs.
@@ -117,18 +119,20 @@ def _train(
         batch = next(stream)
         waited = time.perf_counter() - began
 
-        # Gradients and one optimizer step of all networks; if any gradient is not finite, none
-        # steps. With fp16 that is normal while the loss scale falls, and does not count.
+        # Gradients and one optimizer step of all networks that learn; if any gradient is not
+        # finite, none steps. With fp16 that is normal while the scale falls, and does not count.
         watch.mark(number, "computing")
-        phase = phase_at(config.objective.phases, state.images_seen, config.lr_scale)
-        networks.set_rates(phase)
-        losses = step(networks, engine, batch.images, batch.masks, config)
-        stepped = engine.step(networks.players, config.ema)
+        turn = turn_at(
+            phases, state.images_seen, config.batch, players, config.max_images, config.lr_scale
+        )
+        networks.begin(turn)
+        losses = step(networks, engine, batch.images, batch.masks, config, state.images_seen)
+        stepped = engine.step(networks.learning, config.ema)
         state.skipped += not stepped
         if stepped:
             skipped_in_a_row = 0
             state.metrics = {}  # they belong to the weights before this step
-        elif not engine.lowers_scale(networks.players):
+        elif not engine.lowers_scale(networks.learning):
             skipped_in_a_row += 1
 
         # Decide what is due. A periodic checkpoint and a requested stop wait for a step that is not
@@ -142,10 +146,10 @@ def _train(
         saving = done or stopping or (save_due and stepped)
 
         # Log. Every line before a checkpoint must be in steps.jsonl, hence `flush`.
-        logged = log.add(losses, state.images_seen, phase.lr, state.skipped, flush=saving)
-        meter.step(config.batch, time.perf_counter() - began, waited, logged)
+        logged = log.add(losses, state.images_seen, turn.lr, state.skipped, flush=saving)
+        meter.step(config.batch, time.perf_counter() - began, waited, logged, turn)
         if logged:
-            tracker.metrics({**logged, "g/lr": phase.lr, **meter.values()}, state.images_seen)
+            tracker.metrics({**logged, "g/lr": turn.lr, **meter.values()}, state.images_seen)
         if skipped_in_a_row >= config.max_skipped:
             raise FloatingPointError(
                 f"non-finite gradients in {skipped_in_a_row} consecutive steps, the last at "
@@ -158,7 +162,7 @@ def _train(
             began = time.perf_counter()
             watch.mark(number, "validating")
             engine.average_buffers(networks.players)
-            inpaint = inpainter(networks.generator.evaluated(), engine, watch)
+            inpaint = inpainter(networks.evaluated(), engine, watch)
             state.metrics = validate(
                 inpaint, pairs, engine.gather, engine.device, engine.rank, engine.world_size
             )
@@ -201,22 +205,29 @@ def _train(
 
 
 def step(
-    networks: Method, engine: Engine, images: Tensor, masks: Tensor, config: TrainConfig
+    networks: Method,
+    engine: Engine,
+    images: Tensor,
+    masks: Tensor,
+    config: TrainConfig,
+    position: int = 0,
 ) -> dict[str, Tensor]:
     """Accumulate one batch's gradients over micro-batches; returns this rank's mean of each term.
 
     images: uint8 N x H x W x 3, masks: uint8 N x H x W, 1 = hole; made float on the device.
+    position: of the global batch in the order of the data.
     """
-    engine.begin(networks.players)
-    share = 1 / config.accumulate
+    engine.begin(networks.learning)
+    parts, share = config.accumulate, 1 / config.accumulate
+    mine = rank_positions(position, config.batch, engine.rank, engine.world_size)
+    each = len(mine) // parts
     sums: dict[str, Tensor] = {}
-    for i, (pixels, holes) in enumerate(
-        zip(images.chunk(config.accumulate), masks.chunk(config.accumulate), strict=True)
-    ):
+    for i, (pixels, holes) in enumerate(zip(images.chunk(parts), masks.chunk(parts), strict=True)):
         image = pixels.to(engine.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
         mask = holes.to(engine.device, non_blocking=True).unsqueeze(1).float()
-        with engine.micro_batch(networks.players, last=i == config.accumulate - 1):
-            values = method.backward(networks, engine, image, mask, share)
+        batch = Batch(image, mask, mine[i * each : (i + 1) * each], config.seed)
+        with engine.micro_batch(networks.learning, last=i == parts - 1):
+            values = method.backward(networks, engine, batch, share)
         for name, value in values.items():
             sums[name] = sums.get(name, 0) + value * share
     return sums

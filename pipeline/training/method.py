@@ -1,28 +1,25 @@
-"""A method: its networks (generator, discriminator, feature extractor), loss terms and optimizers.
+"""What a method is: its networks, and what each of them learns from a batch.
 
-In one step of either method the generator runs forward once, on the erased batch. MSA-Net's feature
-targets come from a second forward pass, of the original images, without gradient. The discriminator
-is frozen in the generator's pass, then learns from the detached output; both step together, so that
-accumulating micro-batches equals one large batch.
+A subclass, one file of `pipeline/training/methods` each, builds the networks and yields one `Loss`
+after another; `backward` differentiates each before the next is computed. All networks that learn
+from a batch step together, so that accumulating micro-batches equals one large batch.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from models import losses
-from models.densenet import DenseNetDiscriminator
-from models.layers import frozen_statistics
-from models.losses import adversarial_discriminator
-from models.masking import composite, erase
 from models.vgg import VGG16Features
-from pipeline.config.groups import ObjectiveConfig, Phase
+from pipeline.common.errors import ConfigError
+from pipeline.config.phases import Turn
 from pipeline.config.schema import RANDOM, TrainConfig
 from pipeline.runs.checkpoints import build_generator
 from pipeline.training import pretrained, weights
@@ -30,206 +27,188 @@ from pipeline.training.engine import Engine
 from pipeline.training.network import TrainableNetwork
 
 
-@dataclass
-class Method:
-    """The networks of a run and their objective."""
+class Batch(NamedTuple):
+    """A micro-batch: images N x 3 x H x W in [0, 1]; masks N x 1 x H x W, 1 = hole.
 
-    objective: ObjectiveConfig
-    terms: list[Term]
-    generator: TrainableNetwork
-    discriminator: TrainableNetwork | None = None
-    features: nn.Module | None = None
-    pretrained: dict[str, str] = field(default_factory=dict)  # sha256 of the file, or "random"
-
-    @property
-    def players(self) -> list[TrainableNetwork]:
-        return [t for t in (self.generator, self.discriminator) if t is not None]
-
-    def set_rates(self, phase: Phase) -> None:
-        """Set the learning rates of the current phase."""
-        for player in self.players:
-            own = phase.d_lr if player is self.discriminator else None
-            for group in player.optimizer.param_groups:
-                group["lr"] = phase.lr if own is None else own
-
-
-def build(config: TrainConfig, engine: Engine) -> Method:
-    """Build networks with weights drawn from `seed`, on the device; `Engine.start` wraps them.
-
-    VGG16 and the discriminator's backbone load their published weights from `weights=`. With an
-    adversarial weight of 0 no discriminator is built.
-    """
-    torch.manual_seed(config.seed)
-    objective = config.objective
-    make = optimizer(objective)
-    generator: Any = build_generator(asdict(config.model))
-    wanted = pretrained.needed(objective)
-    method = Method(
-        objective,
-        generator_terms(objective),
-        engine.prepare("generator", generator, make, average=config.ema > 0),
-    )
-    if "vgg16" in wanted:
-        method.features = VGG16Features(normalize=objective.vgg_normalise)
-        method.pretrained["vgg16"] = _load("vgg16", method.features, config, engine)
-        method.features.to(engine.device)
-    if objective.adv:
-        discriminator = DenseNetDiscriminator()
-        method.pretrained["densenet121"] = (
-            _load("densenet121", discriminator, config, engine)
-            if "densenet121" in wanted
-            else RANDOM
-        )
-        method.discriminator = engine.prepare("discriminator", discriminator, make)
-    return method
-
-
-def _load(name: str, network: nn.Module, config: TrainConfig, engine: Engine) -> str:
-    """Load published weights into `network`; returns the sha256 of the published file, or "random".
-
-    Rank 0 reads them for all ranks, so that every node trains with the same features.
-    """
-    if config.weights == RANDOM:
-        return RANDOM
-    data = engine.from_main(lambda: pretrained.read(config.weights, name))
-    return weights.load(data, network, pretrained.place(config.weights, name))
-
-
-def backward(
-    method: Method, engine: Engine, image: Tensor, mask: Tensor, share: float
-) -> dict[str, Tensor]:
-    """Run forward and backward of all networks on one micro-batch; returns its detached terms.
-
-    image: N x 3 x H x W in [0, 1]; mask: N x 1 x H x W, 1 = hole; share: 1 / micro-batches.
-    """
-    discriminator = method.discriminator
-    # The generator: one forward pass, its losses, its gradient.
-    with engine.autocast():
-        prediction = method.generator.wrapped(erase(image, mask), mask)
-        filled = composite(prediction.image, image, mask)
-        features, targets = _features(method, prediction.features, prediction.image, filled, image)
-        computed = Computed(image, mask, prediction.image, filled, features, targets)
-        if discriminator is None:
-            loss, values = total(method.terms, computed)
-        else:
-            with frozen(discriminator.module):
-                computed = computed._replace(logits=discriminator.module(prediction.image))
-                loss, values = total(method.terms, computed)
-    engine.backward(loss * share, method.generator)
-    # The discriminator: real and generated images in separate batches, because BatchNorm would mix
-    # their statistics in one.
-    if discriminator is not None:
-        with engine.autocast():
-            real = discriminator.wrapped(image)
-            fake = discriminator.wrapped(prediction.image.detach())
-            loss = adversarial_discriminator(real, fake, method.objective.gan)
-        engine.backward(loss * share, discriminator)
-        values["d/loss"] = loss.detach()
-    return values
-
-
-def _features(
-    method: Method, own: Sequence[Tensor], raw: Tensor, filled: Tensor, image: Tensor
-) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """Features and targets of the perceptual and style losses: the generator's own, or VGG16's."""
-    if not pretrained.compares_features(method.objective):
-        return (), ()
-    if method.features is None:
-        return own, own_features(method.generator.module, image)
-    with torch.no_grad():
-        targets = method.features(image)
-    features = method.features(raw)
-    if method.objective.feature_images == "raw+composite":
-        return (*features, *method.features(filled)), (*targets, *targets)
-    return features, targets
-
-
-@torch.no_grad()
-def own_features(generator: nn.Module, image: Tensor) -> Sequence[Tensor]:
-    """MSA-Net's targets: features of the original image with the same weights (eq. 12-14).
-
-    Without gradient: otherwise shrinking all features would minimize the loss. Normalized by this
-    batch's statistics, which do not enter the running ones. In evaluation mode by the running
-    statistics: a rank may then run alone, and synchronized norms would wait for other ranks.
-    """
-    with frozen_statistics(generator) if generator.training else nullcontext():
-        return generator(image, image.new_zeros(image.shape[0], 1, *image.shape[2:])).features
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Compute no gradients of the parameters of `module`, only gradients through it."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-
-
-class Computed(NamedTuple):
-    """One micro-batch: images in [0, 1], N x 3 x H x W; mask N x 1 x H x W, 1 = hole.
-
-    features, targets: feature maps of generated and original images, one pair per layer.
-    logits: the discriminator's output for generated images; None without a discriminator.
+    positions: of its samples in the order of the data; empty where nothing is drawn from them.
     """
 
     image: Tensor
     mask: Tensor
-    prediction: Tensor
-    composite: Tensor
-    features: Sequence[Tensor] = ()
-    targets: Sequence[Tensor] = ()
-    logits: Tensor | None = None
+    positions: Sequence[int] = ()
+    seed: int = 0
+
+    def uniform(self, name: str) -> Tensor:
+        """Draw N x 1 x 1 x 1 numbers in [0, 1), fixed by seed, sample and `name`.
+
+        A resumed run draws the same numbers, on any number of ranks.
+        """
+        stream = int.from_bytes(name.encode()[:8], "little")
+        drawn = [
+            np.random.Generator(np.random.Philox(key=[self.seed, stream], counter=p)).random()
+            for p in self.positions
+        ]
+        return torch.tensor(drawn, dtype=torch.float32, device=self.image.device).view(-1, 1, 1, 1)
 
 
-@dataclass(frozen=True)
-class Term:
-    """A weighted loss, named as it is logged."""
+class Loss:
+    """What one player learns from: a sum of weighted terms, by their names in the log."""
 
-    name: str
-    weight: float
-    value: Callable[[Computed], Tensor]
+    def __init__(self, player: TrainableNetwork) -> None:
+        self.player = player
+        self.values: dict[str, Tensor] = {}
+        self._weights: list[float] = []
 
+    def add(self, name: str, weight: float, value: Callable[[], Tensor]) -> None:
+        """Add `weight` times a scalar, which is not computed for a weight of 0."""
+        if weight and self.player.learns:
+            self.values[name] = value()
+            self._weights.append(weight)
 
-def generator_terms(objective: ObjectiveConfig) -> list[Term]:
-    """List the generator's loss terms with a weight other than 0."""
-    distance = "l2" if objective.features == "internal" else "l1"
-
-    def pixels(c: Computed) -> Tensor:
-        return c.composite if objective.loss_on == "composite" else c.prediction
-
-    def adversarial(c: Computed) -> Tensor:
-        assert c.logits is not None
-        return losses.adversarial_generator(c.logits, objective.gan)
-
-    terms = [
-        Term("g/l1", objective.l1, lambda c: losses.l1(pixels(c), c.image)),
-        Term("g/l1_hole", objective.l1_hole, lambda c: losses.l1(c.prediction, c.image, c.mask)),
-        Term("g/l2", objective.l2, lambda c: losses.l2(pixels(c), c.image)),
-        Term(
-            "g/perceptual",
-            objective.perceptual,
-            lambda c: losses.perceptual(c.features, c.targets, distance),
-        ),
-        Term("g/style", objective.style, lambda c: losses.style(c.features, c.targets)),
-        Term("g/tv", objective.tv, lambda c: losses.tv(c.prediction)),
-        Term("g/adv", objective.adv, adversarial),
-    ]
-    return [term for term in terms if term.weight]
+    def total(self) -> Tensor:
+        values = self.values.values()
+        return torch.stack([w * v for w, v in zip(self._weights, values, strict=True)]).sum()
 
 
-def total(terms: Sequence[Term], computed: Computed) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the weighted sum to differentiate, and each term unweighted for the log."""
-    values = {term.name: term.value(computed) for term in terms}
-    loss = torch.stack([term.weight * values[term.name] for term in terms]).sum()
-    return loss, {name: value.detach() for name, value in values.items()}
+class Method:
+    """The networks of a run: `players`, each trained by an optimizer of its own, and fixed ones.
+
+    generator: what fills holes, whole; its parts may be players of their own, `generator.<part>`.
+    pretrained: sha256 of each network's published weights, or "random".
+    fixed: those of `pretrained` that do not learn, and that no checkpoint holds.
+    """
+
+    def __init__(self, config: TrainConfig, engine: Engine) -> None:
+        """Build networks with weights drawn from `seed`, on the device; `Engine.start` wraps them.
+
+        Subclasses build the generator first: the seed is set here.
+        """
+        torch.manual_seed(config.seed)
+        self.config, self.engine = config, engine
+        self.objective: Any = config.objective
+        self.players: list[TrainableNetwork] = []
+        self.pretrained: dict[str, str] = {}
+        self.fixed: list[str] = []
+
+    def losses(self, batch: Batch) -> Iterator[Loss]:
+        """Yield the loss of each player that learns, in order."""
+        raise NotImplementedError
+
+    # --- for the constructors of subclasses
+
+    def build_generator(self, *parts: str) -> None:
+        """Build the configured generator, to be trained whole or in `parts`, its submodules."""
+        average = self.config.ema > 0
+        self.generator = build_generator(asdict(self.config.model))
+        for part in parts:
+            self.player(f"generator.{part}", self.generator.get_submodule(part), average)
+        if not parts:
+            self.player("generator", self.generator, average)
+
+    def player(self, name: str, module: nn.Module, average: bool = False) -> TrainableNetwork:
+        """Add a network that learns."""
+        made = self.engine.prepare(name, module, optimizer(self.objective), average)
+        self.players.append(made)
+        return made
+
+    def load(self, name: str, network: nn.Module) -> None:
+        """Load the published weights of `name`, if the objective starts from them.
+
+        Rank 0 reads them for all ranks, so that every node trains with the same features.
+        """
+        given, wanted = self.config.weights, name in self.objective.published()
+        self.pretrained[name] = RANDOM
+        if wanted and given != RANDOM:
+            data = self.engine.from_main(lambda: pretrained.read(given, name))
+            self.pretrained[name] = weights.load(data, network, pretrained.place(given, name))
+
+    def vgg16(self) -> VGG16Features | None:
+        """Build VGG16 up to its third pooling, if the objective compares its features."""
+        if "vgg16" not in self.objective.published():
+            return None
+        network = VGG16Features(normalize=self.objective.vgg_normalise)
+        self.load("vgg16", network)
+        self.fixed.append("vgg16")
+        return network.to(self.engine.device)
+
+    # --- for the loop
+
+    def begin(self, turn: Turn) -> None:
+        """Prepare the networks for a batch: who learns, at which rate.
+
+        A phase's frozen norms are set each time, as validation ends in training mode.
+        """
+        without: dict[str, Any] = dict.fromkeys(turn.phase.without, 0.0)
+        self.objective = replace(self.config.objective, **without)
+        for player in self.players:
+            player.learns = player.name in turn.rates
+            player.module.train()
+            for group in player.optimizer.param_groups if player.learns else ():
+                group["lr"] = turn.rates[player.name]
+        for name in turn.phase.frozen:
+            for layer in self._module(name).modules():
+                if isinstance(layer, _NormBase):
+                    layer.eval()
+
+    def _module(self, name: str) -> nn.Module:
+        """Look up a module by the name of its player and its own, such as generator.encoder."""
+        for player in self.players:
+            if f"{name}.".startswith(f"{player.name}."):
+                try:
+                    return player.module.get_submodule(name[len(player.name) + 1 :])
+                except AttributeError:
+                    break
+        known = [
+            f"{p.name}.{child}" for p in self.players for child, _ in p.module.named_children()
+        ]
+        raise ConfigError(
+            f"objective.phases name the frozen module {name}, which does not exist: expected "
+            f"{', '.join(known)}"
+        )
+
+    @property
+    def learning(self) -> list[TrainableNetwork]:
+        """The players that learn from the current batch."""
+        return [player for player in self.players if player.learns]
+
+    @property
+    def fillers(self) -> list[TrainableNetwork]:
+        """The players that the generator consists of."""
+        return [p for p in self.players if p.name.partition(".")[0] == "generator"]
+
+    def evaluated(self) -> nn.Module:
+        """Return the generator to validate: averaged weights if there are any."""
+        if len(self.fillers) == 1:
+            return self.fillers[0].evaluated()
+        whole = copy.copy(self.generator)
+        whole._modules = dict(whole._modules)
+        for player in self.fillers:
+            setattr(whole, player.name.partition(".")[2], player.evaluated())
+        return whole
 
 
-def optimizer(objective: ObjectiveConfig) -> Callable[[Sequence[nn.Parameter]], Any]:
-    """Return a constructor of the recipe's optimizer; `set_rates` sets its learning rate."""
+def backward(method: Method, engine: Engine, batch: Batch, share: float) -> dict[str, Tensor]:
+    """Run forward and backward of all players on one micro-batch; returns its detached terms.
+
+    share: 1 / micro-batches.
+    """
+    values: dict[str, Tensor] = {}
+    losses = method.losses(batch)
+    while True:
+        with engine.autocast():
+            loss = next(losses, None)
+            if loss is None:
+                return values
+            total = loss.total() if loss.values else None
+        if total is not None:
+            engine.backward(total * share, loss.player)
+        values |= {name: value.detach() for name, value in loss.values.items()}
+
+
+def optimizer(objective: Any) -> Callable[[Sequence[nn.Parameter]], Any]:
+    """Return a constructor of the recipe's optimizer; `Method.begin` sets its learning rate."""
+    if objective.optimizer == "adadelta":
+        return lambda parameters: torch.optim.Adadelta(parameters, lr=0.0)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[objective.optimizer]
     betas = (objective.betas[0], objective.betas[1])
     return lambda parameters: kind(parameters, lr=0.0, betas=betas, fused=True)

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from models.layers import frozen_statistics
 
 # DeepSpeed still calls collectives by the names they had before torch 2.13.
 warnings.filterwarnings("ignore", message=r"`torch\.distributed\.", category=FutureWarning)
@@ -41,13 +44,45 @@ class TrainableNetwork:
     sharded: Sharded | None = None
     whole: nn.Module | None = None  # unsplit copy for validation, with ZeRO-3
     size: int = 0  # number of parameters
+    learns: bool = True  # from the current batch
     _kept: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Run the network; one that rests without gradient, and keeping its running statistics."""
+        if self.learns:
+            return self.wrapped(*inputs)
+        with torch.no_grad(), self._statistics_kept():
+            return self.module(*inputs)
+
+    def judge(self, *inputs: Tensor) -> Any:
+        """Run the network with gradients through it, but none of its parameters."""
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        try:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+            with nullcontext() if self.learns else self._statistics_kept():
+                return self.module(*inputs)
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+    def _statistics_kept(self) -> AbstractContextManager[None]:
+        return frozen_statistics(self.module) if self.module.training else nullcontext()
+
+    @property
+    def file(self) -> tuple[str, str]:
+        """The checkpoint file that holds the network, and the prefix of its tensors' names there.
+
+        Players `generator.<part>` share the generator's file.
+        """
+        name, _, part = self.name.partition(".")
+        return name, f"{part}." if part else ""
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """The network and its average, if it has one, by their names in a checkpoint."""
-        named = {self.name: self.module}
-        return named if self.ema is None else {**named, f"{self.name}_ema": self.ema}
+        """The network and its average, if it has one, by their files in a checkpoint."""
+        named, name = {self.file[0]: self.module}, f"{self.file[0]}_ema"
+        return named if self.ema is None else {**named, name: self.ema}
 
     def weights(self) -> dict[str, Tensor]:
         """Return full weights and buffers by name. Every rank must call this, and `moments`."""

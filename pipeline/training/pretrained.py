@@ -15,22 +15,8 @@ from safetensors import SafetensorError, deserialize
 
 from pipeline.common.environment import cache_dir
 from pipeline.common.errors import ConfigError, one_line
-from pipeline.config.groups import ObjectiveConfig
 from pipeline.config.schema import CACHE, RANDOM, TrainConfig
 from shards import objects, store
-
-
-def compares_features(objective: ObjectiveConfig) -> bool:
-    """Whether a loss compares features of the generated and the original image."""
-    return bool(objective.perceptual or objective.style)
-
-
-def needed(objective: ObjectiveConfig) -> list[str]:
-    """List the networks that start from published weights."""
-    compares = compares_features(objective) and objective.features == "vgg16"
-    return ["vgg16"] * compares + (
-        ["densenet121"] if objective.adv and objective.d_pretrained else []
-    )
 
 
 def folder() -> str:
@@ -45,7 +31,7 @@ def place(weights: str, name: str) -> str:
 
 def from_cache(config: TrainConfig) -> list[str]:
     """List the files that this configuration takes from the user's cache."""
-    return needed(config.objective) if config.weights == CACHE else []
+    return config.objective.published() if config.weights == CACHE else []
 
 
 def located(config: TrainConfig) -> TrainConfig:
@@ -60,7 +46,7 @@ def located(config: TrainConfig) -> TrainConfig:
 
 def check(config: TrainConfig) -> None:
     """Check that the weights exist and are intact."""
-    for name in needed(config.objective) if config.weights != RANDOM else ():
+    for name in config.objective.published() if config.weights != RANDOM else ():
         read(config.weights, name)
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pipeline.common.console import say
+from pipeline.config.phases import Turn, cycle
 
 PLAIN_EVERY = 30.0
 WINDOW = 200
@@ -50,11 +51,15 @@ class Meter:
         self._began, self._first, self._count = time.monotonic(), images_seen, 0
         self._steps: deque[Step] = deque(maxlen=WINDOW)
         self._thread, self._fastest, self._stall = time.thread_time(), float("inf"), 0.0
+        self.step_ms: dict[str, float] = {}  # of each phase, the mean of its fastest cycle
+        self._phase, self._cycle = "", list[float]()
         self._losses: Mapping[str, float] = {}
         self._next_line = 0.0
         self._bar = _bar(max_images) if shown and sys.stderr.isatty() else None
 
-    def step(self, images: int, seconds: float, wait: float, losses: Mapping[str, float]) -> None:
+    def step(
+        self, images: int, seconds: float, wait: float, losses: Mapping[str, float], turn: Turn
+    ) -> None:
         """Record a step: `images` over all ranks in `seconds`, of which `wait` for data.
 
         losses: empty between lines of the log; the last ones remain displayed.
@@ -63,6 +68,13 @@ class Meter:
         self._count += 1
         before, self._thread = self._thread, time.thread_time()
         self._fastest = min(self._fastest, seconds)
+        name, length = str(turn.number), cycle(turn.phase)
+        if name != self._phase:
+            self._phase, self._cycle = name, []
+        self._cycle = [*self._cycle, seconds][-length:]
+        if len(self._cycle) == length:
+            mean = 1e3 * statistics.mean(self._cycle)
+            self.step_ms[name] = min(self.step_ms.get(name, mean), mean)
         if self._count > WARM_UP:
             self._steps.append(Step(images, seconds, wait, self._thread - before))
         self._losses = losses or self._losses

@@ -44,7 +44,7 @@ def restore(
     read = read or checkpoint.read
     for player in players:
         for name, module in player.networks.items():
-            load_tensors(read(name), module, store.display(checkpoint.url))
+            load_tensors(own(player, read(name)), module, store.display(checkpoint.url))
         parameters = dict(player.module.named_parameters())
         for full, tensor in read(f"{player.name}_optimizer").items():
             name, _, key = full.rpartition("/")
@@ -57,6 +57,12 @@ def restore(
         if player.scaler is not None and f"{player.name}_scaler" in checkpoint.state["files"]:
             scaler = {k: t.item() for k, t in read(f"{player.name}_scaler").items()}
             player.scaler.load_state_dict({**player.scaler.state_dict(), **scaler})
+
+
+def own(player: TrainableNetwork, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Select a player's tensors of a file that it may share, by their names in its module."""
+    _, prefix = player.file
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 
 
 def resume(
@@ -76,15 +82,16 @@ def resume(
         return TrainState()
     if checkpoint.state["dataset"] != manifest.digest:
         raise ConfigError(other_dataset(run.url, checkpoint.state["dataset"], manifest))
-    # The losses depend on VGG16's weights, which no checkpoint holds, unlike the discriminator's.
-    now = networks.pretrained.get("vgg16")
-    before = checkpoint.state.get("pretrained", {}).get("vgg16", now)
-    if now is not None and before != now:
-        raise ConfigError(
-            f"cannot resume {store.display(run.url)} with vgg16 weights {now[:12]}: it was trained "
-            f"with {before[:12]}; give those (weights=random, or weights= a folder or URL that "
-            f"holds them), or start a new run with run=NEW"
-        )
+    # Losses depend on the weights of fixed networks, which no checkpoint holds.
+    for name in networks.fixed:
+        now = networks.pretrained[name]
+        before = checkpoint.state.get("pretrained", {}).get(name, now)
+        if before != now:
+            raise ConfigError(
+                f"cannot resume {store.display(run.url)} with {name} weights {now[:12]}: it was "
+                f"trained with {before[:12]}; give those (weights=random, or weights= a folder or "
+                f"URL that holds them), or start a new run with run=NEW"
+            )
 
     def read(name: str) -> dict[str, Tensor]:
         return parse(engine.broadcast_object(newest and newest.data(name)))
@@ -104,8 +111,9 @@ def initialize(init: str, root: str, networks: Method, engine: Engine) -> dict[s
         lambda: _weights_of_model(init, root) if is_model else _weights_of_run(init)
     )
     tensors, source = parse(data), lineage.get("model_uri") or lineage["checkpoint"]
-    for name, module in networks.generator.networks.items():
-        load_tensors(tensors, module, f"init={init} ({source}) as {name}")
+    for player in networks.fillers:
+        for name, module in player.networks.items():
+            load_tensors(own(player, tensors), module, f"init={init} ({source}) as {name}")
     return {"given": store.display(init), **lineage}
 
 

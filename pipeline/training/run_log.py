@@ -110,7 +110,11 @@ def finish(run: RunFolder, tracker: Any, meter: Meter, state: TrainState, status
         **state.metrics,
         **meter.values(),
     }
-    change_run_json(run.url, lambda known: {"result": {**known.get("result", {}), **result}})
+
+    def merge(known: dict[str, Any]) -> dict[str, Any]:
+        return {"result": {**known.get("result", {}), **result}, "step_ms": meter.step_ms}
+
+    change_run_json(run.url, merge)
     run.publish()
     tracker.metrics(meter.values(), state.images_seen)
 
@@ -128,8 +132,9 @@ def headline(
         start = f"{name} has already seen {images_seen} of {length}"
     elif not images_seen:
         start = f"starting {name}, {length}"
+    weights = sum(player.size for player in networks.fillers) / 1e6
     line = (
-        f"{start}: {config.model.name} {networks.generator.size / 1e6:.2f} M weights, "
+        f"{start}: {config.model.name} {weights:.2f} M weights, "
         f"{engine.world_size} x {engine.device.type}, "
         f"{config.parallel.strategy}, {precision}, batch {config.batch}, "
         f"{torch.get_num_threads()} threads each"
@@ -148,7 +153,7 @@ class StepLog:
     def __init__(self, run: RunFolder, engine: Engine, every: int) -> None:
         self.url = store.join(run.url, "steps.jsonl")
         self.path, self.engine, self.every = run.local / "steps.jsonl", engine, every
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, list[Any]] = {}  # of each term: its sum, and on how many steps
         self._count = 0
 
     def cut(self, images_seen: int) -> None:
@@ -176,13 +181,17 @@ class StepLog:
     def add(
         self, losses: dict[str, Tensor], images_seen: int, lr: float, skipped: int, flush: bool
     ) -> dict[str, float]:
-        """Add a step; every `every` steps write a line on rank 0 and return its mean losses."""
+        """Add a step; every `every` steps write a line on rank 0 and return its mean losses.
+
+        The mean of a term is over the steps on which it was computed.
+        """
         for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0) + value
+            known, steps = self._sums.get(name, (0, 0))
+            self._sums[name] = [known + value, steps + 1]
         self._count += 1
         if self._count < self.every and not flush:
             return {}
-        values = self.engine.means({k: v / self._count for k, v in self._sums.items()})
+        values = self.engine.means({k: v / n for k, (v, n) in self._sums.items()})
         self._sums, self._count = {}, 0
         if self.engine.is_main:
             finite = {k: v if math.isfinite(v) else None for k, v in values.items()}

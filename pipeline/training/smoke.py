@@ -1,7 +1,7 @@
 """`train smoke=true`: a whole run in a few steps, before GPU hours are spent.
 
-Trains every phase for two steps at the real batch size, validates and saves; then resumes from that
-checkpoint, and exports. It runs in `<run>.smoke`, which is deleted afterwards.
+Trains every phase for two cycles of its networks at the real batch size, validates and saves; then
+resumes from that checkpoint, and exports. It runs in `<run>.smoke`, which is deleted afterwards.
 """
 
 from __future__ import annotations
@@ -10,22 +10,24 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.phases import cycle, shares
 from pipeline.config.schema import TrainConfig
 from pipeline.runs.folder import RunFolder, folder_at
 from pipeline.runs.identity import folder_of
 from pipeline.runs.run_json import read_run_json
 from shards import store
 
-STEPS = 2  # per phase
+CYCLES = 2  # per phase
 
 
 def shortened(config: TrainConfig) -> TrainConfig:
-    """Shorten to two steps per phase, without tracking; save and validate only at the end."""
+    """Shorten to two cycles per phase, without tracking; save and validate only at the end."""
     phases = config.objective.phases
-    ends = [STEPS * config.batch * (i + 1) for i in range(len(phases))]
+    ends = list(accumulate(CYCLES * cycle(phase) * config.batch for phase in phases))
     short = [replace(p, until=e) for p, e in zip(phases, ends)]
     short[-1] = replace(short[-1], until=None)
     return replace(
@@ -55,16 +57,18 @@ def smoke(
         _remove(run)
     try:
         start(short)
-        first = read_run_json(run.url).get("result", {})
+        first = read_run_json(run.url)
         start(replace(short, max_images=short.max_images + config.batch))
-        return _report(config, run, first) if is_first else {}
+        return _report(config, run, first["result"], first["step_ms"]) if is_first else {}
     finally:
         if is_first:
             _remove(run)
 
 
-def _report(config: TrainConfig, run: RunFolder, first: dict[str, Any]) -> dict[str, Any]:
-    """Export the saved model; report peak memory, and hours at the speed of the fastest step."""
+def _report(
+    config: TrainConfig, run: RunFolder, first: dict[str, Any], step_ms: dict[str, float]
+) -> dict[str, Any]:
+    """Export the saved model; report peak memory, and hours at the speed of the fastest cycles."""
     from models.inpainter import Inpainter
     from pipeline.inference import archive
     from pipeline.runs.checkpoints import load_generator
@@ -75,7 +79,9 @@ def _report(config: TrainConfig, run: RunFolder, first: dict[str, Any]) -> dict[
         archive.save(Inpainter(generator), path)
         size = path.stat().st_size
     assert info["images_seen"] == first["images_seen"] + config.batch
-    seconds = first["perf/step_ms_min"] / 1000
+    objective, batch, length = config.objective, config.batch, config.max_images
+    turns = shares(objective.phases, batch, objective.players, length)
+    seconds = sum(share * step_ms[str(turn.number)] for share, turn in turns) / 1000
     return {
         "smoke": "passed",
         "phases": len(config.objective.phases),
@@ -83,7 +89,7 @@ def _report(config: TrainConfig, run: RunFolder, first: dict[str, Any]) -> dict[
         "exported_mb": round(size / 1e6, 1),
         "peak_memory_mb": round(first["perf/peak_memory_mb"]),
         "seconds_a_step": round(seconds, 4),
-        "projected_hours": round(seconds * config.max_images / config.batch / 3600, 2),
+        "projected_hours": round(seconds * length / batch / 3600, 2),
     }
 
 

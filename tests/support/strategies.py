@@ -14,23 +14,24 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from accelerate.state import AcceleratorState
 
 from models.densenet import DenseNetDiscriminator
-from models.msanet import MSANet
-from models.musical import Musical
-from pipeline.config.groups import ObjectiveConfig
+from pipeline.config.methods.msanet import MsanetModel, MsanetObjective
+from pipeline.config.methods.musical import MusicalModel, MusicalObjective
+from pipeline.config.phases import Phase, turn_at
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import free_port
 from pipeline.runs import checkpoints
 from pipeline.runs.folder import folder_at
-from pipeline.training import checkpointing, method, resume
+from pipeline.training import checkpointing, methods, resume
 from pipeline.training.engine import Engine
 from pipeline.training.loop import step
-from pipeline.training.method import generator_terms
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 4  # over all ranks
@@ -76,25 +77,19 @@ def engine_of(config, monkeypatch):
             AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def networks_of(plan, engine):
-    """Build networks as `method.build` does, but smaller; Adam's epsilon avoids sign-only steps."""
-    torch.manual_seed(0)
-    networks = {"generator": MSANet(width=0.1, norm=plan.get("norm", "batch"))}
-    objective = ObjectiveConfig(l2=1.0, perceptual=0.01)
-    if plan["method"] == "musical":
-        discriminator = DenseNetDiscriminator(growth=4, blocks=(1, 1, 1, 1))
-        networks = {"generator": Musical(ngf=4), "discriminator": discriminator}
-        objective = ObjectiveConfig(l1=1.0, adv=0.1)
-
-    def adam(parameters):
-        return torch.optim.Adam(parameters, lr=1e-3, betas=(0.5, 0.9), eps=1e-3)
-
-    made = []
-    for name, network in networks.items():
-        for parameter in network.parameters():
+def networks_of(plan, config, engine):
+    """Build a method's networks, but smaller; Adam's epsilon avoids sign-only steps."""
+    small = partial(DenseNetDiscriminator, growth=4, blocks=(1, 1, 1, 1))
+    with mock.patch("pipeline.training.methods.musical.DenseNetDiscriminator", small):
+        networks = methods.build(config, engine)
+    for player in networks.players:
+        for parameter in player.module.parameters():
             parameter.data.add_(plan.get("nudge", 0.0) * torch.randn_like(parameter).sign())
-        made.append(engine.prepare(name, network, adam, average=name == "generator"))
-    return method.Method(objective, generator_terms(objective), *made)
+        if player.ema is not None:
+            player.ema.load_state_dict(player.module.state_dict())
+        weights = player.module.parameters()
+        player.optimizer = torch.optim.Adam(weights, lr=1e-3, betas=(0.5, 0.9), eps=1e-3)
+    return networks
 
 
 def wire():
@@ -111,9 +106,15 @@ def run(out, case, plan):
     config.precision, config.accumulate = plan.get("precision", "fp32"), plan.get("accumulate", 1)
     config.parallel.strategy, config.parallel.channels_last = plan["strategy"], False
     config.parallel.sync_batchnorm = plan.get("sync_batchnorm", True)
+    config.weights, phases = "random", [Phase(lr=1e-3)]
+    config.model = MsanetModel(width=0.1, norm=plan.get("norm", "batch"))
+    config.objective = MsanetObjective(l2=1.0, perceptual=0.01, phases=phases)
+    if plan["method"] == "musical":
+        config.model = MusicalModel(ngf=4)
+        config.objective = MusicalObjective(l1=1.0, adv=0.1, phases=phases)
     AcceleratorState._reset_state()
     engine = Engine(config)
-    networks, first = networks_of(plan, engine), 0
+    networks, first = networks_of(plan, config, engine), 0
     if "start" in plan:
         checkpoint = checkpoints.latest(str(out / plan["start"]))
         resume.restore(checkpoint, networks.players)
@@ -130,8 +131,9 @@ def run(out, case, plan):
         drawn = torch.Generator().manual_seed(number)
         images = torch.randint(0, 256, (BATCH, side, side, 3), generator=drawn).to(torch.uint8)
         masks = (torch.rand(BATCH, side, side, generator=drawn) < 0.2).to(torch.uint8)
-        losses = step(networks, engine, images[mine], masks[mine], config)
-        stepped = engine.step(networks.players, config.ema)
+        networks.begin(turn_at(phases, number * BATCH, BATCH, config.objective.players))
+        losses = step(networks, engine, images[mine], masks[mine], config, number * BATCH)
+        stepped = engine.step(networks.learning, config.ema)
         sent = wire() if "wire" in plan else []
         steps.append({**engine.means(losses), "stepped": stepped, "wire": sent})
     files = checkpointing.checkpoint_files(networks.players)
