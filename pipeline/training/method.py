@@ -195,7 +195,12 @@ class Term:
 
 
 def generator_terms(objective: ObjectiveConfig) -> list[Term]:
-    """List the generator's loss terms with a weight other than 0."""
+    """List the generator's loss terms with a weight other than 0.
+
+    They compare images in [0, 1]. Weights of pixel losses are quoted for a range of `span`, where a
+    difference is `span` times as large, its square span².
+    """
+    span = objective.span
     distance = "l2" if objective.features == "internal" else "l1"
 
     def pixels(c: Computed) -> Tensor:
@@ -206,16 +211,20 @@ def generator_terms(objective: ObjectiveConfig) -> list[Term]:
         return losses.adversarial_generator(c.logits, objective.gan)
 
     terms = [
-        Term("g/l1", objective.l1, lambda c: losses.l1(pixels(c), c.image)),
-        Term("g/l1_hole", objective.l1_hole, lambda c: losses.l1(c.prediction, c.image, c.mask)),
-        Term("g/l2", objective.l2, lambda c: losses.l2(pixels(c), c.image)),
+        Term("g/l1", objective.l1 * span, lambda c: losses.l1(pixels(c), c.image)),
+        Term(
+            "g/l1_hole",
+            objective.l1_hole * span,
+            lambda c: losses.l1(c.prediction, c.image, c.mask),
+        ),
+        Term("g/l2", objective.l2 * span**2, lambda c: losses.l2(pixels(c), c.image)),
         Term(
             "g/perceptual",
             objective.perceptual,
             lambda c: losses.perceptual(c.features, c.targets, distance),
         ),
         Term("g/style", objective.style, lambda c: losses.style(c.features, c.targets)),
-        Term("g/tv", objective.tv, lambda c: losses.tv(c.prediction)),
+        Term("g/tv", objective.tv * span, lambda c: losses.tv(c.prediction)),
         Term("g/adv", objective.adv, adversarial),
     ]
     return [term for term in terms if term.weight]
