@@ -48,4 +48,5 @@ class ObjectiveConfig:
 
     def weights(self) -> dict[str, float]:
         """Return the weights of the losses by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.type == "float"}
+        named = (f.name for f in fields(self) if f.metadata.get("help", "").startswith("weight "))
+        return {name: getattr(self, name) for name in named}

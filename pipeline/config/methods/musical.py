@@ -34,6 +34,7 @@ class MusicalObjective(ObjectiveConfig):
     perceptual: float = key(0.0, "weight of the perceptual loss, logged as g/perceptual", least=0.0)
     style: float = key(0.0, "weight of the style loss, logged as g/style", least=0.0)
     tv: float = key(0.0, "weight of total variation, logged as g/tv", least=0.0)
+    span: float = key(1.0, "range that l1, l1_hole and tv are quoted for; 2: [-1, 1]", least=0.01)
     adv: float = key(0.0, "weight of the adversarial loss; 0 builds no discriminator", least=0.0)
     features: str = key("vgg16", "perceptual and style features", ("vgg16",))
     loss_on: str = key("raw", "image that L1 compares", ("raw", "composite"))

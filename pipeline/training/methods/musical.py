@@ -36,12 +36,13 @@ class Musical(Method):
         ours, targets = self._compared(raw, filled, image)
         logits = discriminator.judge(raw) if discriminator and o.adv else raw
 
+        # Weights of pixel losses are quoted for images in a range of `span`; here it is 1.
         loss = Loss(generator)
-        loss.add("g/l1", o.l1, lambda: losses.l1(output, image))
-        loss.add("g/l1_hole", o.l1_hole, lambda: losses.l1(raw, image, mask))  # the authors' code
+        loss.add("g/l1", o.l1 * o.span, lambda: losses.l1(output, image))
+        loss.add("g/l1_hole", o.l1_hole * o.span, lambda: losses.l1(raw, image, mask))
         loss.add("g/perceptual", o.perceptual, lambda: losses.perceptual(ours, targets, "l1"))
         loss.add("g/style", o.style, lambda: losses.style(ours, targets))
-        loss.add("g/tv", o.tv, lambda: losses.tv(raw))
+        loss.add("g/tv", o.tv * o.span, lambda: losses.tv(raw))
         loss.add("g/adv", o.adv, lambda: losses.adversarial_generator(logits, o.gan))
         yield loss
 

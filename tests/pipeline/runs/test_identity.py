@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.compose import compose
@@ -51,6 +52,29 @@ def test_a_changed_run_is_refused_by_name(tmp_path):
     assert f"{allowed}parallel.strategy, " in str(wider.value) and "checkpoint.*, cluster.*" in str(
         seeded.value
     )
+
+
+# Keys that older runs lack, and the words of today's recipe that give them another value.
+@pytest.mark.parametrize(
+    ("key", "old", "words"), [("objective.span", 1.0, ["experiment=musical/paris"])]
+)
+def test_a_run_from_before_a_key_keeps_its_arithmetic_and_its_name(tmp_path, key, old, words):
+    run = f"run={tmp_path}"
+    before = compose("train", [*words, f"{key}={old}"]).config
+    lines = OmegaConf.create(to_yaml(replace(before, run=str(tmp_path))))
+    section, leaf = key.split(".")
+    del lines[section][leaf]
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(lines))
+    saved = tmp_path / "checkpoints" / "000000000016"
+    saved.mkdir(parents=True)
+    (saved / "state.json").write_text("{}")
+    resumed = compose("train", [run]).config
+    assert OmegaConf.select(OmegaConf.structured(resumed), key) == old
+    check_same(resumed, folder_of(resumed))
+    assert key not in hashed_values(resumed)  # nor did it enter the name of an older run
+    today = compose("train", [*words, run]).config
+    with pytest.raises(ConfigError, match=f"{key}=[^;]*: it was started with {key}={old}"):
+        check_same(today, folder_of(today))
 
 
 def test_auto_keeps_its_value_of_the_first_start(tmp_path):
