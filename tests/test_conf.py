@@ -153,7 +153,7 @@ def test_the_losses_of_musical_weigh_what_is_printed_for_their_dataset(
     config = compose("train", [f"experiment=musical/{name}"]).config
     o, model = config.objective, config.model
     assert (o.style, o.perceptual, o.tv, o.l1) == (250.0, 0.07, 0.001, 100.0)
-    assert (o.l2, o.l1_hole, o.adv, o.features) == (0.0, 0.0, adversarial, "vgg16")
+    assert (o.method, o.l1_hole, o.adv) == ("musical", 0.0, adversarial)
     assert (model.attention, model.order, config.batch) == (attention, "paper", 5)
 
 
@@ -175,7 +175,7 @@ def test_the_schema_offers_exactly_what_the_networks_take():
     from dataclasses import fields
 
     from models import attention, contextual_attention, multiscale, musical
-    from pipeline.config.groups import MODELS
+    from pipeline.config.methods import MODELS
 
     offered = {f.name: f.metadata.get("choices", ()) for m in MODELS.values() for f in fields(m)}
     assert set(offered["structure"]) == set(multiscale.STRUCTURES)

@@ -33,7 +33,7 @@ from pipeline.config.phases import turn_at
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import Place, free_port
 from pipeline.runs.folder import folder_at
-from pipeline.training import flops, methods
+from pipeline.training import flops, method
 from pipeline.training.engine import Engine
 from pipeline.training.loop import open_stream, step
 from pipeline.training.method import Method
@@ -124,7 +124,7 @@ def _measure(given: dict[str, Any]) -> None:
 
 def _of_product(given: dict[str, Any], engine: Engine, seconds: float) -> float:
     """The share of the FLOP/s of a large matrix product that steps of `seconds` achieve."""
-    networks = methods.build(_config(given), engine)
+    networks = method.build(_config(given), engine)
     flop = flops.flop_per_image(networks, engine, _config(given))
     side = 8192 if engine.device.type == "cuda" else 1024
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(engine.precision, torch.float32)
@@ -149,7 +149,7 @@ def _row(
 ) -> Callable[[], None]:
     """A function that takes one training step of the row `name`."""
     config = _config(given)
-    networks = methods.build(config, engine)
+    networks = method.build(config, engine)
     engine.start(networks.players)
     turn = turn_at(config.objective.phases, 0, config.batch, config.objective.players)
     networks.begin(turn)
@@ -188,7 +188,7 @@ def _row(
         watch.mark(seen, "voting")
         engine.any(False)
         logged = log.add(losses, seen, turn.lr, 0, flush=False)
-        meter.step(config.batch, time.perf_counter() - began, waited, logged, turn)
+        meter.step(config.batch, time.perf_counter() - began, waited, logged)
 
     return take
 

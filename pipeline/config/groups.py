@@ -5,16 +5,99 @@ The schema is closed: `pipeline.config.resolve` rejects a key that is neither he
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
-
-from pipeline.config.keys import key, may_read, reads
 
 DRAWN = ("center", "square", "irregular")  # buckets that need no mask set
 
 KINDS = ("irregular", "center", "square", "external", "none")
+OPTIMIZERS = ("adam", "adamw", "adadelta")
+RATES = ("constant", "linear", "cosine")
 SSIM_WINDOWS = {"gauss11_rgb": 11, "uniform7_rgb": 7, "uniform7_gray": 7, "uniform51_gray": 51}
+
+
+def key(
+    default: Any,
+    help: str,
+    choices: tuple[Any, ...] = (),
+    least: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    path: str | None = None,
+) -> Any:
+    """Return a field with its help text, choices or range (of a list: of each element) and,
+    if it holds a path or URL, the kind of it."""
+    metadata = {"help": help, "choices": choices, "least": least, "most": most, "below": below}
+    metadata["path"] = path
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+# Keys that hold the path or URL of what is read, of what is written, and of what is read or a name.
+reads, writes, may_read = (partial(key, path=kind) for kind in ("read", "written", "read or name"))
+
+
+# --- groups: model, objective -------------------------------------------------------------------
+
+
+@dataclass
+class ModelConfig:
+    """A generator: its name, and as further keys the options of its class in `models`."""
+
+    name: str = key("msanet", "the generator")
+
+    def sides(self) -> tuple[int, int]:
+        """Return what divides the sides of images that fit the network, and their least."""
+        raise NotImplementedError
+
+
+@dataclass
+class Phase:
+    until: int | None = key(None, "images_seen at which the phase ends; null: never", least=1)
+    lr: float = key(3e-4, "generator's learning rate", least=0.0)
+    d_lr: float | None = key(None, "discriminator's learning rate; null: as lr", least=0.0)
+    rates: dict[str, float] = key(
+        {}, "learning rate of each network that learns, in place of lr and d_lr", least=0.0
+    )
+    every: dict[str, int] = key({}, "network: it learns on each such batch of the phase", least=1)
+    frozen: list[str] = key([], "modules whose norms keep their statistics, as generator.encoder")
+    without: list[str] = key([], "weights of the objective that are 0 in this phase")
+    warmup: int = key(0, "images over which the rates rise from 0", least=0)
+    decay: str = key("constant", "shape of the rates after that, down to 0 at the end", RATES)
+
+
+@dataclass
+class ObjectiveConfig:
+    """A method: what each of its networks learns, by weights of losses and a schedule."""
+
+    networks: ClassVar[tuple[str, ...]] = ("generator",)
+
+    method: str = key("msanet", "the method, a file of pipeline/training/methods")
+    optimizer: str = key("adam", "optimizer", OPTIMIZERS)
+    betas: list[float] = key([0.9, 0.999], "Adam's decay rates", least=0.0, below=1.0)
+    phases: list[Phase] = key([], "learning rates by images_seen")
+
+    @property
+    def players(self) -> tuple[str, ...]:
+        """The networks that learn, each by an optimizer of its own."""
+        return self.networks
+
+    def published(self) -> list[str]:
+        """List the networks that start from published weights."""
+        return []
+
+    def discriminator_sides(self) -> tuple[int, int] | None:
+        """Return what divides the sides of images that fit the discriminator, and their least."""
+        return None
+
+    def weights(self) -> dict[str, float]:
+        """Return the weights of the losses by name."""
+        named = (f.name for f in fields(self) if f.metadata.get("help", "").startswith("weight "))
+        return {name: getattr(self, name) for name in named}
 
 
 # --- groups: data, masks, parallel, protocol ----------------------------------------------------

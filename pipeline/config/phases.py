@@ -8,28 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.common.errors import ConfigError
-from pipeline.config.keys import key
 
-SHAPES = ("constant", "linear", "cosine")
-
-
-@dataclass
-class Phase:
-    until: int | None = key(None, "images_seen at which the phase ends; null: never", least=1)
-    lr: float = key(3e-4, "generator's learning rate", least=0.0)
-    d_lr: float | None = key(None, "discriminator's learning rate; null: as lr", least=0.0)
-    rates: dict[str, float] = key(
-        {}, "learning rate of each network that learns, in place of lr and d_lr", least=0.0
-    )
-    every: dict[str, int] = key({}, "network: it learns on each such batch of the phase", least=1)
-    frozen: list[str] = key([], "modules whose norms keep their statistics, as generator.encoder")
-    without: list[str] = key([], "weights of the objective that are 0 in this phase")
-    warmup: int = key(0, "images over which the rates rise from 0", least=0)
-    decay: str = key("constant", "shape of the rates after that, down to 0 at the end", SHAPES)
+if TYPE_CHECKING:
+    from pipeline.config.groups import Phase
 
 
 class Turn(NamedTuple):
@@ -42,6 +26,11 @@ class Turn(NamedTuple):
     phase: Phase
     rates: dict[str, float]
     lr: float
+
+    @property
+    def cycle(self) -> tuple[int, int]:
+        """The number of the phase, and after how many batches its turns repeat."""
+        return self.number, cycle(self.phase)
 
 
 def rates_of(phase: Phase, players: Collection[str]) -> dict[str, float]:

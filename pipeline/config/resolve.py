@@ -164,6 +164,7 @@ def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
+    value = list(value.values()) if isinstance(value, dict) else value
     for item in value if isinstance(value, list) else ():
         yield from _numbers(item)
     if isinstance(value, (int, float)):

@@ -12,8 +12,7 @@ from omegaconf import MISSING
 
 from jobs.spec import Cluster
 from pipeline.config import groups
-from pipeline.config.keys import key, may_read, reads, writes
-from pipeline.config.methods.base import ModelConfig, ObjectiveConfig
+from pipeline.config.groups import ModelConfig, ObjectiveConfig, key, may_read, reads, writes
 
 MAX_SEED = 2**63 - 1  # torch takes no more than 64 bits
 

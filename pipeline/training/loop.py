@@ -26,7 +26,7 @@ from pipeline.evaluation.scoring import validate
 from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import folder_of, resolve_auto
 from pipeline.tracking.provenance import other_node_metrics
-from pipeline.training import checkpointing, flops, method, methods
+from pipeline.training import checkpointing, flops, method
 from pipeline.training.checkpointing import save
 from pipeline.training.engine import Engine
 from pipeline.training.guards import check_consistency, out_of_memory
@@ -78,7 +78,7 @@ def _train(
     # or data, they would train toward different losses or wait for each other forever.
     assert config.data.url is not None
     manifest = open_manifest(config.data.url)
-    networks = methods.build(config, engine)
+    networks = method.build(config, engine)
     check_consistency(config, manifest, engine)
     image_seconds = flops.ideal_seconds_per_image(networks, engine, config)
 
@@ -147,7 +147,7 @@ def _train(
 
         # Log. Every line before a checkpoint must be in steps.jsonl, hence `flush`.
         logged = log.add(losses, state.images_seen, turn.lr, state.skipped, flush=saving)
-        meter.step(config.batch, time.perf_counter() - began, waited, logged, turn)
+        meter.step(config.batch, time.perf_counter() - began, waited, logged, turn.cycle)
         if logged:
             tracker.metrics({**logged, "g/lr": turn.lr, **meter.values()}, state.images_seen)
         if skipped_in_a_row >= config.max_skipped:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -185,6 +186,13 @@ class Method:
         for player in self.fillers:
             setattr(whole, player.name.partition(".")[2], player.evaluated())
         return whole
+
+
+def build(config: TrainConfig, engine: Engine) -> Method:
+    """Build the networks of the configured method; its file's `METHOD` is the class."""
+    module = import_module(f"pipeline.training.methods.{config.objective.method}")
+    method: Method = module.METHOD(config, engine)
+    return method
 
 
 def backward(method: Method, engine: Engine, batch: Batch, share: float) -> dict[str, Tensor]:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 
 from pipeline.common.console import say
-from pipeline.config.phases import Turn, cycle
 
 PLAIN_EVERY = 30.0
 WINDOW = 200
@@ -58,17 +57,23 @@ class Meter:
         self._bar = _bar(max_images) if shown and sys.stderr.isatty() else None
 
     def step(
-        self, images: int, seconds: float, wait: float, losses: Mapping[str, float], turn: Turn
+        self,
+        images: int,
+        seconds: float,
+        wait: float,
+        losses: Mapping[str, float],
+        phase: tuple[int, int] = (0, 1),
     ) -> None:
         """Record a step: `images` over all ranks in `seconds`, of which `wait` for data.
 
         losses: empty between lines of the log; the last ones remain displayed.
+        phase: its number, and after how many steps its turns repeat.
         """
         self.images_seen += images
         self._count += 1
         before, self._thread = self._thread, time.thread_time()
         self._fastest = min(self._fastest, seconds)
-        name, length = str(turn.number), cycle(turn.phase)
+        name, length = str(phase[0]), phase[1]
         if name != self._phase:
             self._phase, self._cycle = name, []
         self._cycle = [*self._cycle, seconds][-length:]

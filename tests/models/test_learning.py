@@ -12,7 +12,7 @@ from models import GENERATORS, losses
 from models.densenet import DenseNetDiscriminator
 from models.masking import composite, erase
 from pipeline.config.compose import compose, options
-from pipeline.training.method import Computed, generator_terms, own_features, total
+from tests.support.objectives import losses_of
 
 pytestmark = pytest.mark.slow
 
@@ -44,14 +44,9 @@ def holes(n, size):
 def recipe(name, *words):
     """The options of the recipe's generator, and its loss as a function of (generator, batch)."""
     config = compose("train", [f"experiment={name}", *words]).config
-    terms = generator_terms(config.objective)
 
     def loss(generator, image, mask):
-        prediction = generator(erase(image, mask), mask)
-        targets = own_features(generator, image) if prediction.features else ()
-        filled = composite(prediction.image, image, mask)
-        computed = Computed(image, mask, prediction.image, filled, prediction.features, targets)
-        return total(terms, computed)[0]
+        return losses_of(config.objective, image, mask, generator)[0]
 
     return {k: v for k, v in asdict(config.model).items() if k != "name"}, loss
 

@@ -22,14 +22,15 @@ import torch
 from accelerate.state import AcceleratorState
 
 from models.densenet import DenseNetDiscriminator
+from pipeline.config.groups import Phase
 from pipeline.config.methods.msanet import MsanetModel, MsanetObjective
 from pipeline.config.methods.musical import MusicalModel, MusicalObjective
-from pipeline.config.phases import Phase, turn_at
+from pipeline.config.phases import turn_at
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import free_port
 from pipeline.runs import checkpoints
 from pipeline.runs.folder import folder_at
-from pipeline.training import checkpointing, methods, resume
+from pipeline.training import checkpointing, method, resume
 from pipeline.training.engine import Engine
 from pipeline.training.loop import step
 
@@ -79,9 +80,15 @@ def engine_of(config, monkeypatch):
 
 def networks_of(plan, config, engine):
     """Build a method's networks, but smaller; Adam's epsilon avoids sign-only steps."""
+    config.weights, phases = "random", [Phase(lr=1e-3)]
+    config.model = MsanetModel(width=0.1, norm=plan.get("norm", "batch"))
+    config.objective = MsanetObjective(l2=1.0, perceptual=0.01, phases=phases)
+    if plan["method"] == "musical":
+        config.model = MusicalModel(ngf=4)
+        config.objective = MusicalObjective(l1=1.0, adv=0.1, phases=phases)
     small = partial(DenseNetDiscriminator, growth=4, blocks=(1, 1, 1, 1))
     with mock.patch("pipeline.training.methods.musical.DenseNetDiscriminator", small):
-        networks = methods.build(config, engine)
+        networks = method.build(config, engine)
     for player in networks.players:
         for parameter in player.module.parameters():
             parameter.data.add_(plan.get("nudge", 0.0) * torch.randn_like(parameter).sign())
@@ -106,12 +113,6 @@ def run(out, case, plan):
     config.precision, config.accumulate = plan.get("precision", "fp32"), plan.get("accumulate", 1)
     config.parallel.strategy, config.parallel.channels_last = plan["strategy"], False
     config.parallel.sync_batchnorm = plan.get("sync_batchnorm", True)
-    config.weights, phases = "random", [Phase(lr=1e-3)]
-    config.model = MsanetModel(width=0.1, norm=plan.get("norm", "batch"))
-    config.objective = MsanetObjective(l2=1.0, perceptual=0.01, phases=phases)
-    if plan["method"] == "musical":
-        config.model = MusicalModel(ngf=4)
-        config.objective = MusicalObjective(l1=1.0, adv=0.1, phases=phases)
     AcceleratorState._reset_state()
     engine = Engine(config)
     networks, first = networks_of(plan, config, engine), 0
@@ -131,7 +132,9 @@ def run(out, case, plan):
         drawn = torch.Generator().manual_seed(number)
         images = torch.randint(0, 256, (BATCH, side, side, 3), generator=drawn).to(torch.uint8)
         masks = (torch.rand(BATCH, side, side, generator=drawn) < 0.2).to(torch.uint8)
-        networks.begin(turn_at(phases, number * BATCH, BATCH, config.objective.players))
+        networks.begin(
+            turn_at(config.objective.phases, number * BATCH, BATCH, config.objective.players)
+        )
         losses = step(networks, engine, images[mine], masks[mine], config, number * BATCH)
         stepped = engine.step(networks.learning, config.ema)
         sent = wire() if "wire" in plan else []

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config.methods.base import ModelConfig, ObjectiveConfig
+from pipeline.config.groups import ModelConfig, ObjectiveConfig
 from pipeline.config.methods.msanet import MsanetModel, MsanetObjective
 from pipeline.config.methods.musical import MusicalModel, MusicalObjective
 

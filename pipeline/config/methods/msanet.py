@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.common.errors import ConfigError
-from pipeline.config.keys import key
-from pipeline.config.methods.base import ModelConfig, ObjectiveConfig
+from pipeline.config.groups import ModelConfig, ObjectiveConfig, key
 
 STRUCTURES = ("msau", "single", "inception_v1", "inception_v3")
 CHANNEL = ("augmented", "none", "se", "cbam", "sca")

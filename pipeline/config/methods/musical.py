@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pipeline.config.keys import key
-from pipeline.config.methods.base import ModelConfig, ObjectiveConfig
+from pipeline.config.groups import ModelConfig, ObjectiveConfig, key
 
 DISCRIMINATOR = (32, 96)  # what divides the sides of images that fit it, and their least
 

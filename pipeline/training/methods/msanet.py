@@ -65,3 +65,6 @@ class MSANet(Method):
         with frozen_statistics(generator) if generator.training else nullcontext():
             whole = generator(image, image.new_zeros(image.shape[0], 1, *image.shape[2:]))
         return list(whole.features.values())
+
+
+METHOD = MSANet

@@ -65,3 +65,6 @@ class Musical(Method):
         if self.objective.feature_images == "raw+composite":
             return (*features, *self.features(filled)), (*targets, *targets)
         return features, targets
+
+
+METHOD = Musical

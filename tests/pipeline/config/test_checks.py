@@ -11,6 +11,7 @@ from pipeline.comparison import papers
 from pipeline.config import checks, schema
 from pipeline.config.commands import COMMANDS
 from pipeline.config.compose import compose
+from pipeline.config.methods import musical
 from pipeline.config.resolve import entries
 from pipeline.submission import submit
 from pipeline.submission.plan import NOT_A_JOB
@@ -35,8 +36,11 @@ REFUSED = {
         ("data.crop=100", "data.crop=100 does not fit model=msanet: give a multiple of 8"),
         ("validate.size=32", "validate.size=32 does not fit model=msanet: give a multiple of 8"),
         ("model=musical data.crop=104", "fit model=musical: give a multiple of 16, at least 48"),
-        ("objective.adv=0.1 data.crop=80", "does not fit the discriminator of objective.adv="),
-        ("model=musical objective.adv=0.1 data.crop=208", "give a multiple of 32, at least 96"),
+        ("objective=musical_paper data.crop=80", "does not fit the discriminator of objective."),
+        (
+            "model=musical objective=musical_paper data.crop=208",
+            "give a multiple of 32, at least 96",
+        ),
         ("data.resize_short=80", "data.crop=256 is larger than data.resize_short=80"),
         ("data.resize_short=80 data.crop=64", "validate.size=256 is larger than data.resize_short"),
         ("model.iru=[64]", "model.iru=[64] does not fit model.fe=[64, 64]"),
@@ -227,8 +231,8 @@ def test_sides_are_those_of_the_networks(words):
     options = {name: value for name, value in vars(model).items() if name != "name"}
     with torch.device("meta"):
         network = GENERATORS[model.name](**options)
-    assert checks.sides(model) == (network.multiple, network.smallest)
-    assert (DenseNetDiscriminator.multiple, DenseNetDiscriminator.smallest) == checks.DISCRIMINATOR
+    assert model.sides() == (network.multiple, network.smallest)
+    assert (DenseNetDiscriminator.multiple, DenseNetDiscriminator.smallest) == musical.DISCRIMINATOR
 
 
 def test_names_of_weights_and_tables_are_those_that_there_are():

@@ -4,7 +4,8 @@ import pytest
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.compose import compose
-from pipeline.config.groups import MsanetModel, Phase
+from pipeline.config.groups import Phase
+from pipeline.config.methods.msanet import MsanetModel
 
 
 def refusal(verb, *words):
@@ -129,9 +130,9 @@ def test_an_option_builds_on_others_and_words_come_before_what_a_recipe_chooses(
     assert origins["objective.features"] == "conf/objective/msanet_vgg.yaml"
     assert origins["objective.perceptual"] == "conf/objective/msanet.yaml"
     assert origins["objective.style"] == origins["batch"] == "site/experiment/ours.yaml"
-    site("objective/first.yaml", "defaults: [_self_, msanet_vgg]\nl2: 7.0\nadv: 0.5\n")
+    site("objective/first.yaml", "defaults: [_self_, msanet_vgg]\nl2: 7.0\nl1: 0.5\n")
     first = compose("train", ["objective=first"]).config.objective
-    assert (first.l2, first.adv) == (1.0, 0.5)
+    assert (first.l2, first.l1) == (1.0, 0.5)
     words = compose("train", ["experiment=ours", "model=msanet", "objective=msanet"]).config
     assert (words.model.name, words.objective.features) == ("msanet", "internal")
 

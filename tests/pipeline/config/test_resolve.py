@@ -8,7 +8,8 @@ import pytest
 from pipeline.common.errors import ConfigError
 from pipeline.config.commands import COMMANDS
 from pipeline.config.compose import compose
-from pipeline.config.groups import MODELS, Phase
+from pipeline.config.groups import Phase
+from pipeline.config.methods import MODELS
 
 
 def numeric(kind, prefix=""):

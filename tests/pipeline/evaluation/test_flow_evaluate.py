@@ -13,7 +13,7 @@ from PIL import Image
 from models import GENERATORS
 from pipeline.config import checks
 from pipeline.config.compose import compose
-from pipeline.config.groups import MsanetModel
+from pipeline.config.methods.msanet import MsanetModel
 from pipeline.evaluation import evaluate, pair_images, partial_results, results
 from pipeline.inference import predict
 from pipeline.inference.sources import telea

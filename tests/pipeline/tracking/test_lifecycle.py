@@ -10,7 +10,7 @@ import torch
 from models import GENERATORS
 from pipeline.comparison import collect, compare
 from pipeline.config.compose import compose
-from pipeline.config.groups import MsanetModel
+from pipeline.config.methods.msanet import MsanetModel
 from pipeline.evaluation import evaluate
 from pipeline.runs.folder import folder_at
 from pipeline.runs.run_json import read_run_json

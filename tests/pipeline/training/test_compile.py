@@ -19,13 +19,13 @@ def curve(monkeypatch, compiled):
     masks = (torch.rand(2, SIDE, SIDE, generator=drawn) < 0.3).to(torch.uint8)
     torch._dynamo.utils.counters.clear()
     with engine_of(config, monkeypatch) as engine:
-        networks = networks_of({"method": "msanet"}, engine)
+        networks = networks_of({"method": "msanet"}, config, engine)
         engine.start(networks.players)
         losses = []
         for _ in range(2):
             losses.append(step(networks, engine, images, masks, config))
             assert engine.step(networks.players, 0.9)
-        names = list(networks.generator.weights())
+        names = list(networks.players[0].weights())
     return losses, names, torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 

@@ -19,10 +19,10 @@ def config_of(experiment, *words):
 
 def test_msa_net_costs_what_its_layer_table_adds_up_to(monkeypatch):
     """43 GFLOP forward at 256 × 256; the internal targets are a forward of their own: 4 × 43."""
-    config = config_of("msanet/table6/places2")
+    config = config_of("msanet/table6/places2", "data.crop=64")
     with engine_of(config, monkeypatch) as engine:
         networks = method.build(config, engine)
-        found = flops.flop_per_image(networks, engine, 64)
+        found = flops.flop_per_image(networks, engine, config)
     assert 16 * found == pytest.approx(4 * 43e9, rel=0.03)
 
 
@@ -41,15 +41,14 @@ class Twice(nn.Module):
 
 
 def test_a_network_counted_on_paper(monkeypatch):
-    config = config_of("quickstart", "objective.perceptual=0", "objective.style=0")
+    config = config_of("quickstart", "data.crop=16")
     with engine_of(config, monkeypatch) as engine:
         networks = method.build(config, engine)
         module = Twice()
         before = {name: value.clone() for name, value in module.state_dict().items()}
-        networks.generator = TrainableNetwork(
-            "generator", module, module, networks.generator.optimizer
-        )
-        found = flops.flop_per_image(networks, engine, 16)
+        optimizer = networks.players[0].optimizer
+        networks.players = [TrainableNetwork("generator", module, module, optimizer)]
+        found = flops.flop_per_image(networks, engine, config)
     first, second = 2 * 9 * 4 * 8 * 16 * 16, 2 * 9 * 8 * 3 * 16 * 16
     assert found == 2 * first + 3 * second  # the first needs no gradient of its input
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
@@ -60,11 +59,11 @@ def test_counting_leaves_networks_and_random_numbers_as_they_were(monkeypatch):
     config = config_of("quickstart")
     with engine_of(config, monkeypatch) as engine:
         networks = method.build(config, engine)
-        weights = {k: v.clone() for k, v in networks.generator.module.state_dict().items()}
+        weights = {k: v.clone() for k, v in networks.players[0].module.state_dict().items()}
         random = torch.get_rng_state()
-        flops.flop_per_image(networks, engine, 96)
+        flops.flop_per_image(networks, engine, config)
         assert torch.equal(random, torch.get_rng_state())
-        for name, value in networks.generator.module.state_dict().items():
+        for name, value in networks.players[0].module.state_dict().items():
             assert torch.equal(value, weights[name]), name
 
 
@@ -78,9 +77,9 @@ def test_counting_touches_no_other_rank_and_no_other_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: exchanged.append(device))
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: None)
-    config = config_of("msanet/table6/celeba", "model.width=0.125")
+    config = config_of("msanet/table6/celeba", "model.width=0.125", "data.crop=64")
     with engine_of(config, monkeypatch) as engine:
-        flops.flop_per_image(method.build(config, engine), engine, 64)
+        flops.flop_per_image(method.build(config, engine), engine, config)
     assert exchanged == []
 
 

@@ -13,5 +13,5 @@ def test_without_an_adversarial_weight_no_discriminator_is_built(monkeypatch):
     config = compose("train", words).config
     with engine_of(config, monkeypatch) as engine:
         networks = method.build(config, engine)
-    assert networks.discriminator is None and networks.players == [networks.generator]
+    assert [player.name for player in networks.players] == ["generator"]
     assert "densenet121" not in networks.pretrained

@@ -1,4 +1,4 @@
-"""Terms and phases against the papers' equations, by hand."""
+"""Losses of the methods against the papers' equations and the authors' code, by hand."""
 
 import pytest
 import torch
@@ -6,22 +6,17 @@ import torch.nn.functional as F
 
 from models.densenet import DenseNetDiscriminator
 from models.vgg import VGG16Features
-from pipeline.config.compose import compose, options
-from pipeline.config.groups import ObjectiveConfig, Phase, check_phases, phase_at
-from pipeline.training.method import Computed, generator_terms, total
+from pipeline.config.compose import options
+from tests.support.objectives import Given, losses_of, objective
 
-
-def objective(*words):
-    return compose("train", words).config.objective
+HOLE = torch.ones(2, 1, 8, 8)
 
 
 def test_msanets_loss_is_its_equation_16():
     torch.manual_seed(0)
     image, prediction = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
-    mask = torch.zeros(2, 1, 8, 8)
     ours, theirs = [torch.rand(2, 4, 5, 6)], [torch.rand(2, 4, 5, 6)]
-    computed = Computed(image, mask, prediction, prediction, ours, theirs)
-    loss, values = total(generator_terms(objective()), computed)
+    loss, values = losses_of(objective(), image, HOLE, Given(prediction, ours, theirs))
 
     l2 = ((prediction - image) ** 2).mean()
     perceptual = ((ours[0] - theirs[0]) ** 2).mean()
@@ -46,12 +41,8 @@ def test_musicals_released_loss_is_that_of_the_authors_code_on_images_in_minus_1
     ours = torch.rand(2, 3, 96, 96, requires_grad=True)
     real, hole = torch.rand(2, 3, 96, 96), torch.zeros(2, 1, 96, 96)
     hole[..., 24:72, 24:72] = 1
-    filled = torch.where(hole > 0, ours, real)
-    features, targets = (*vgg(ours), *vgg(filled)), (*vgg(real), *vgg(real))
-    computed = Computed(real, hole, ours, filled, features, targets, judge(ours))
-    found = gradient(
-        total(generator_terms(objective("objective=musical_released")), computed)[0], ours
-    )
+    released = objective("objective=musical_released")
+    found = gradient(losses_of(released, real, hole, Given(ours), vgg, judge)[0], ours)
 
     fake = (ours.detach() * 2 - 1).requires_grad_()
     truth = real * 2 - 1
@@ -90,7 +81,6 @@ def test_musicals_released_loss_is_that_of_the_authors_code_on_images_in_minus_1
     [
         ("l1", lambda x, y, m: (x - y).abs().mean()),
         ("l1_hole", lambda x, y, m: ((x - y).abs() * m).mean()),
-        ("l2", lambda x, y, m: ((x - y) ** 2).mean()),
         ("tv", lambda x, y, m: x.diff(dim=2).abs().mean() + x.diff(dim=3).abs().mean()),
     ],
 )
@@ -101,58 +91,45 @@ def test_a_pixel_loss_is_that_of_images_in_the_range_its_weight_is_quoted_for(
     torch.manual_seed(0)
     image, prediction = torch.rand(2, 3, 6, 8), torch.rand(2, 3, 6, 8)
     mask = (torch.rand(2, 1, 6, 8) < 0.4).float()
-    words = [f"objective.{name}=0" for name in ("l2", "perceptual", "style")]
-    terms = generator_terms(objective(*words, f"objective.{term}=3", f"objective.span={span}"))
-    found, logged = total(terms, Computed(image, mask, prediction, prediction))
+    words = [f"objective.{name}=0" for name in ("l1", "perceptual", "style", "tv", "adv")]
+    words = ["objective=musical_paper", *words, f"objective.{term}=3", f"objective.span={span}"]
+    found, logged = losses_of(objective(*words), image, mask, Given(prediction))
     expected = 3 * loss(prediction * span + low, image * span + low, mask)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
     # The log is of images in [0, 1], whatever the range.
     torch.testing.assert_close(logged[f"g/{term}"], loss(prediction, image, mask))
 
 
-def test_presets_of_musical_quote_pixel_weights_in_minus_1_to_1_and_others_in_0_to_1():
-    spans = {name: objective(f"objective={name}").span for name in options("objective")}
-    musical = {name for name in spans if name.startswith("musical")}
-    assert {spans[name] for name in musical} == {2.0} and len(musical) == 2
-    assert spans["msanet"] == spans["msanet_vgg"] == ObjectiveConfig().span == 1.0
+def test_presets_of_musical_quote_pixel_weights_in_minus_1_to_1():
+    names = [name for name in options("objective") if name.startswith("musical")]
+    assert [objective(f"objective={name}").span for name in names] == [2.0, 2.0]
 
 
-def test_a_weight_of_zero_removes_the_term():
-    names = [t.name for t in generator_terms(objective("objective.style=0"))]
-    assert names == ["g/l2", "g/perceptual"]
-    musical = [t.name for t in generator_terms(objective("objective=musical_paper"))]
-    assert musical == ["g/l1", "g/perceptual", "g/style", "g/tv", "g/adv"]
-    without = [
-        t.name for t in generator_terms(objective("objective=musical_paper", "objective.adv=0"))
-    ]
-    assert "g/adv" not in without
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ([], {"g/l2", "g/perceptual", "g/style"}),
+        (["objective.style=0"], {"g/l2", "g/perceptual"}),
+        (["objective=musical_paper"], {"g/l1", "g/perceptual", "g/style", "g/tv", "g/adv"}),
+        (
+            ["objective=musical_paper", "objective.adv=0"],
+            {"g/l1", "g/perceptual", "g/style", "g/tv"},
+        ),
+    ],
+)
+def test_a_weight_of_zero_removes_the_term(words, names):
+    image = torch.rand(1, 3, 96, 96)
+    given, vgg = objective(*words), VGG16Features() if "musical" in str(words) else None
+    judge = DenseNetDiscriminator(4, (1, 1, 1, 1)) if given.weights().get("adv") else None
+    maps = [torch.rand(1, 4, 5, 6)]
+    hole = torch.ones(1, 1, 96, 96)
+    _, values = losses_of(given, image, hole, Given(image * 0.5, maps, maps), vgg, judge)
+    assert set(values) == names
 
 
 def test_the_pixel_loss_is_on_the_configured_image():
-    image, prediction = torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4)
-    computed = Computed(image, torch.zeros(1, 1, 4, 4), prediction, image)
+    image, prediction = torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)
     for where, value in (("raw", 1.0), ("composite", 0.0)):
-        terms = generator_terms(
-            objective("objective.perceptual=0", "objective.style=0", f"objective.loss_on={where}")
-        )
-        assert float(total(terms, computed)[0]) == value
-
-
-def test_phases_are_looked_up_by_images_seen():
-    phases = [Phase(until=10, lr=1.0), Phase(until=30, lr=2.0), Phase(lr=3.0)]
-    assert [phase_at(phases, n).lr for n in (0, 9, 10, 29, 30, 10**9)] == [1, 1, 2, 2, 3, 3]
-    assert phase_at([Phase(None, 2.0, 3.0)], 5, 0.5) == Phase(None, 1.0, 1.5)
-    closed = phases[:2]
-    assert phase_at(closed, 99).lr == 2
-
-
-@pytest.mark.parametrize("ends", [[], [None, 3], [5, 5], [9, 4, None]])
-def test_phases_out_of_order_are_refused(ends):
-    with pytest.raises(ValueError, match="phases"):
-        check_phases([Phase(until=end) for end in ends])
-
-
-def test_the_papers_refinement_follows_its_training():
-    phases = objective().phases
-    assert [p.lr for p in phases] == [3e-4, 1e-4]
-    assert phase_at(phases, 0).lr == 3e-4 and phase_at(phases, 8_000_000).lr == 1e-4
+        words = ("objective.perceptual=0", "objective.style=0", f"objective.loss_on={where}")
+        nothing = torch.zeros(1, 1, 8, 8)
+        assert float(losses_of(objective(*words), image, nothing, Given(prediction))[0]) == value

@@ -10,7 +10,7 @@ import torch
 from pipeline.common.errors import ConfigError
 from pipeline.config import checks
 from pipeline.config.compose import compose
-from pipeline.config.groups import MODELS
+from pipeline.config.methods import MODELS
 from pipeline.launch.topology import process_count
 from pipeline.runs.checkpoints import build_generator
 from pipeline.runs.folder import folder_at

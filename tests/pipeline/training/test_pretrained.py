@@ -29,9 +29,8 @@ OBJECTIVES = {
     (PAPER,): ["vgg16", "densenet121"],
     (RELEASED,): ["vgg16"],  # its discriminator is drawn afresh
     (PAPER, "objective.adv=0"): ["vgg16"],
-    (PAPER, "objective.features=internal"): ["densenet121"],
     (PAPER, "objective.style=0", "objective.perceptual=0"): ["densenet121"],
-    ("objective=msanet", "objective.adv=0.1"): ["densenet121"],
+    ("model=msanet", RELEASED, "objective.d_pretrained=true"): ["vgg16", "densenet121"],
 }
 TAKING = [words for words, names in OBJECTIVES.items() if names]
 PODS = ("cluster=kubernetes", "cluster.image=r/x@sha256:0", "cluster.gpus_per_node=0",
@@ -125,7 +124,7 @@ def upload(folder, url):
 
 @pytest.mark.parametrize("words", OBJECTIVES)
 def test_the_weights_that_an_objective_needs(words):
-    assert pretrained.needed(compose("train", list(words)).config.objective) == OBJECTIVES[words]
+    assert compose("train", list(words)).config.objective.published() == OBJECTIVES[words]
 
 
 def test_missing_weights_are_refused_without_torch():

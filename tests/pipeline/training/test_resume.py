@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.common.errors import ConfigError
-from pipeline.config.groups import ObjectiveConfig
+from pipeline.config.methods.msanet import MsanetObjective
 from pipeline.config.schema import RegisterConfig, TrainConfig
 from pipeline.registry import register
 from pipeline.runs.checkpoints import build_generator, find
@@ -18,11 +18,10 @@ from pipeline.runs.folder import folder_at
 from pipeline.tracking.client import connect, tracking_uri
 from pipeline.training.checkpointing import Saver, checkpoint_files
 from pipeline.training.engine import Engine
-from pipeline.training.method import Method
-from pipeline.training.network import TrainableNetwork
 from pipeline.training.progress import TrainState
 from pipeline.training.resume import initialize, resume
 from shards import objects, store
+from tests.support.objectives import method_of
 from tests.support.trained import MODEL, finished_run
 
 
@@ -45,9 +44,10 @@ def fresh(average=False):
     """A generator of other random weights, in training, with or without an average."""
     torch.manual_seed(99)
     network, ema = build_generator(MODEL), build_generator(MODEL) if average else None
-    adam = torch.optim.Adam(network.parameters())
-    player = TrainableNetwork("generator", network, network, adam, ema)
-    return Method(ObjectiveConfig(), [], player)
+    networks = method_of(MsanetObjective(), network)
+    networks.players[0].ema = ema
+    networks.players[0].optimizer = torch.optim.Adam(network.parameters())
+    return networks
 
 
 def holds(module, tensors):
@@ -59,8 +59,8 @@ def test_a_runs_newest_weights_are_taken_and_named_by_hash(tmp_path):
     networks = fresh(average=True)
     lineage = initialize(run, str(tmp_path), networks, ALONE)
     found = find(run)
-    assert holds(networks.generator.module, found.read("generator"))
-    assert holds(networks.generator.ema, found.read("generator"))  # else it starts from noise
+    assert holds(networks.players[0].module, found.read("generator"))
+    assert holds(networks.players[0].ema, found.read("generator"))  # else it starts from noise
     assert lineage["given"] == run and lineage["images_seen"] == 1000
     assert lineage["sha256"] == found.state["files"]["generator"]["sha256"]
 
@@ -74,7 +74,7 @@ def test_averaged_weights_are_preferred(tmp_path):
     networks = fresh()
     lineage = initialize(str(tmp_path / "run"), str(tmp_path), networks, ALONE)
     assert lineage["weights"] == "ema"
-    assert holds(networks.generator.module, dict(averaged.state_dict()))
+    assert holds(networks.players[0].module, dict(averaged.state_dict()))
 
 
 def test_weights_of_another_architecture_are_refused_by_name(tmp_path):
@@ -94,7 +94,7 @@ def test_the_newest_intact_weights_are_used_with_a_warning_of_corrupt_ones(tmp_p
     torn.write_bytes(torn.read_bytes()[:-4])
     networks = fresh()
     assert initialize(run, str(tmp_path), networks, ALONE)["images_seen"] == 1000
-    assert holds(networks.generator.module, whole.read("generator"))
+    assert holds(networks.players[0].module, whole.read("generator"))
     assert "skipping corrupt checkpoint" in capsys.readouterr().err
     with pytest.raises(ValueError, match="000000002000/.* is corrupt .*: give another"):
         initialize(str(torn.parent), str(tmp_path), fresh(), ALONE)
@@ -119,9 +119,9 @@ def test_weights_in_an_unreadable_bucket_are_not_reported_as_corrupt(faults, tmp
 def trained_once():
     """Networks whose optimizer has a state."""
     networks = fresh(average=True)
-    for parameter in networks.generator.module.parameters():
+    for parameter in networks.players[0].module.parameters():
         parameter.grad = torch.ones_like(parameter)
-    networks.generator.optimizer.step()
+    networks.players[0].optimizer.step()
     return networks
 
 
@@ -181,7 +181,7 @@ def test_a_registered_model_is_a_start_and_stays_in_the_lineage(tmp_path, monkey
     networks = fresh(average=True)
     lineage = initialize(f"models:/{version['name']}@champion", root, networks, ALONE)
     expected = find(run).read("generator")
-    assert holds(networks.generator.module, expected)
-    assert holds(networks.generator.ema, expected)
+    assert holds(networks.players[0].module, expected)
+    assert holds(networks.players[0].ema, expected)
     assert lineage["model_uri"] == version["model_uri"] and lineage["sha256"] == version["sha256"]
     assert lineage["images_seen"] == "1000" and lineage["given"].endswith("@champion")

@@ -17,16 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config.groups import ObjectiveConfig
+from pipeline.config.methods.msanet import MsanetObjective
 from pipeline.config.schema import TrainConfig
 from pipeline.runs.checkpoints import build_generator
 from pipeline.runs.folder import RunFolder
 from pipeline.tracking.tracker import NullTracker
-from pipeline.training.method import Method
-from pipeline.training.network import TrainableNetwork
 from pipeline.training.run_log import headline, save_samples
 from shards import objects
 from tests.conftest import TINY
+from tests.support.objectives import method_of
 from tests.support.records import Database, logged_steps, until
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -142,8 +141,7 @@ def test_the_headline_says_over_how_many_images_batchnorm_computes_statistics(
     norm, parts, synchronised, output
 ):
     network = build_generator({"name": "msanet", "width": 0.1, "norm": norm})
-    player = TrainableNetwork("generator", network, network, torch.optim.Adam(network.parameters()))
-    networks = Method(ObjectiveConfig(), [], player)
+    networks = method_of(MsanetObjective(), network)
     engine = SimpleNamespace(precision="fp32", device=torch.device("cpu"), world_size=2)
     config = TrainConfig(batch=16, accumulate=parts)
     config.parallel.sync_batchnorm = synchronised

@@ -23,7 +23,7 @@ def half(monkeypatch, scaled=True, accumulate=1):
     config = TrainConfig(batch=4, threads="1", precision="fp32", accumulate=accumulate)
     with engine_of(config, monkeypatch) as engine:
         engine.precision = "fp16" if scaled else "fp32"
-        networks = networks_of({"method": "musical"}, engine)
+        networks = networks_of({"method": "musical"}, config, engine)
         engine.start(networks.players)
         yield config, engine, networks
 
@@ -53,15 +53,15 @@ def test_an_overflow_in_one_network_halves_its_scale_alone_and_steps_neither(mon
     with half(monkeypatch) as (config, engine, networks):
         before = checkpointing.checkpoint_files(networks.players)
         before = {key: tensor.clone() for key, tensor in before["generator"].items()}
-        bias = networks.discriminator.module.head.bias
+        bias = networks.players[1].module.head.bias
         handle = bias.register_hook(lambda gradient: gradient * float("inf"))
         step(networks, engine, *batch(0), config)
         assert not engine.step(networks.players, 0.0)
         handle.remove()
         scales = [player.scaler.get_scale() for player in networks.players]
         assert scales == [65536.0, 32768.0]
-        after = networks.generator.module.state_dict()
-        for name, _ in networks.generator.module.named_parameters():
+        after = networks.players[0].module.state_dict()
+        for name, _ in networks.players[0].module.named_parameters():
             assert torch.equal(after[name], before[name])
         step(networks, engine, *batch(0), config)
         assert engine.step(networks.players, 0.0)
@@ -69,7 +69,7 @@ def test_an_overflow_in_one_network_halves_its_scale_alone_and_steps_neither(mon
 
 def test_a_scale_may_fall_to_one_before_an_overflow_counts_as_divergence(monkeypatch):
     with half(monkeypatch) as (_, engine, networks):
-        bias = networks.discriminator.module.head.bias
+        bias = networks.players[1].module.head.bias
         skipped = 0
         while engine.lowers_scale(networks.players):
             for player in networks.players:
@@ -88,7 +88,7 @@ def test_a_non_finite_forward_pass_leaves_running_statistics_unchanged(monkeypat
     """They are no gradient, and a step that is skipped would keep them, and hand them on."""
     config = TrainConfig(batch=4, threads="1", precision="fp32", ema=0.5)
     with engine_of(config, monkeypatch) as engine:
-        networks = networks_of({"method": "musical"}, engine)
+        networks = networks_of({"method": "musical"}, config, engine)
         engine.start(networks.players)
         step(networks, engine, *batch(0), config)
         assert engine.step(networks.players, config.ema)
@@ -97,7 +97,7 @@ def test_a_non_finite_forward_pass_leaves_running_statistics_unchanged(monkeypat
             for player in networks.players
             for network in player.networks.values()
         ]
-        spoilt = networks.generator.module.register_forward_pre_hook(
+        spoilt = networks.players[0].module.register_forward_pre_hook(
             lambda _, given: (given[0] * float("inf"), *given[1:])
         )
         step(networks, engine, *batch(1), config)
@@ -109,7 +109,7 @@ def test_a_non_finite_forward_pass_leaves_running_statistics_unchanged(monkeypat
                 assert torch.equal(tensor, theirs[name]), name
         step(networks, engine, *batch(2), config)
         assert engine.step(networks.players, config.ema)
-        for tensor in networks.generator.evaluated().state_dict().values():
+        for tensor in networks.evaluated().state_dict().values():
             assert torch.isfinite(tensor).all()
 
 

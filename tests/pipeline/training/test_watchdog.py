@@ -96,8 +96,9 @@ def test_a_validation_longer_than_the_limit_continues_batch_by_batch(clock, monk
     watch = Watchdog(0, 1, limit=20)
     watch.mark(1, "validating")
     watch.mark(2, "validating")
-    with engine_of(TrainConfig(batch=1, threads="1", precision="fp32"), monkeypatch) as engine:
-        generator = networks_of({"method": "msanet"}, engine).generator.evaluated()
+    config = TrainConfig(batch=1, threads="1", precision="fp32")
+    with engine_of(config, monkeypatch) as engine:
+        generator = networks_of({"method": "msanet"}, config, engine).evaluated()
         inpaint = inpainter(generator, engine, watch)
         for _ in range(4):
             clock.seconds += 15
