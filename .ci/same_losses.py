@@ -33,6 +33,7 @@ def pipeline(code: Path, *words: str) -> None:
 def losses(code: Path, folder: Path, words: list[str]) -> list[str]:
     """Lines of steps.jsonl of a training with the code in `code`."""
     given = {word.partition("=")[0] for word in words}
+    given |= {"model.width"} & {f"{name}.width" for name in given}  # another model's options
     recipe = [word for word in RECIPE.split() if word.partition("=")[0] not in given]
     data = f"data.url={folder / 'shards'}"
     run = folder / f"run-{code.name}"

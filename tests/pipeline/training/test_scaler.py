@@ -116,7 +116,7 @@ def test_a_non_finite_forward_pass_leaves_running_statistics_unchanged(monkeypat
 def test_scales_are_in_the_checkpoint(monkeypatch, tmp_path):
     run = folder_at(str(tmp_path / "run"))
     with half(monkeypatch) as (config, engine, networks):
-        scaler = networks.discriminator.scaler
+        scaler = networks.players[1].scaler
         scaler.load_state_dict({**scaler.state_dict(), "scale": 1024.0})
         step(networks, engine, *batch(0), config)
         assert engine.step(networks.players, 0.0)
