@@ -1,17 +1,19 @@
-"""Blocks shared by both generators.
+"""Blocks shared by the networks.
 
 MSA-Net's convolutions are bias-free and followed by a norm and ReLU: Table 1 of the paper counts
 weights only, and without a norm its gradients vanish (see `msanet.py`).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 
 class Prediction(NamedTuple):
@@ -104,6 +106,36 @@ def initialize_for_relu(module: nn.Module) -> None:
             continue
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "leaky": partial(nn.LeakyReLU, 0.2),
+}
+INITS = ("normal", "xavier", "relu")
+
+
+def initialize(module: nn.Module, kind: str) -> None:
+    """Draw all weights of `module` in place, biases 0.
+
+    "normal": N(0, 0.02), scales of norms N(1, 0.02) (DCGAN). "xavier": uniform, TensorFlow's
+    default. "relu": see `initialize_for_relu`; linear layers are drawn likewise.
+    """
+    if one_of("init", kind, INITS) == "relu":
+        initialize_for_relu(module)
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            if kind == "normal":
+                nn.init.normal_(layer.weight, std=0.02)
+            elif kind == "xavier":
+                nn.init.xavier_uniform_(layer.weight)
+            elif isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif kind == "normal" and isinstance(layer, (_BatchNorm, _InstanceNorm)) and layer.affine:
+            nn.init.normal_(layer.weight, 1, 0.02)
 
 
 @contextmanager
