@@ -20,11 +20,12 @@ class Prediction(NamedTuple):
     """What a generator returns.
 
     image: N×3×H×W float32, RGB in [0, 1], hole and known pixels alike (not yet composited).
-    features: maps for a perceptual loss on the network's own features; may be empty.
+    features: maps that losses read, by name (a network's own features, a coarse result); may be
+        empty.
     """
 
     image: Tensor
-    features: tuple[Tensor, ...]
+    features: dict[str, Tensor]
 
 
 def scaled(channels: float, width: float = 1.0) -> int:

@@ -124,4 +124,4 @@ class Musical(nn.Module):
             x = self.attend(x, mask)
         x = self.up2(torch.cat((x, skips.pop()), 1))
         x = self.last(torch.cat((x, skips.pop()), 1))
-        return Prediction((torch.tanh(x.float()) + 1) / 2, ())
+        return Prediction((torch.tanh(x.float()) + 1) / 2, {})

@@ -217,7 +217,7 @@ def _bare(networks: Method, engine: Engine, pixels: Tensor, masks: Tensor) -> No
         prediction = generator.wrapped(erase(image, mask), mask)
         filled = composite(prediction.image, image, mask)
         targets = own_features(generator.module, image)
-        features = prediction.features
+        features = tuple(prediction.features.values())
         computed = Computed(image, mask, prediction.image, filled, features, targets)
         loss, _ = total(networks.terms, computed)
     loss.backward()

@@ -107,7 +107,8 @@ def backward(
     with engine.autocast():
         prediction = method.generator.wrapped(erase(image, mask), mask)
         filled = composite(prediction.image, image, mask)
-        features, targets = _features(method, prediction.features, prediction.image, filled, image)
+        own = tuple(prediction.features.values())
+        features, targets = _features(method, own, prediction.image, filled, image)
         computed = Computed(image, mask, prediction.image, filled, features, targets)
         if discriminator is None:
             loss, values = total(method.terms, computed)
@@ -153,7 +154,8 @@ def own_features(generator: nn.Module, image: Tensor) -> Sequence[Tensor]:
     statistics: a rank may then run alone, and synchronized norms would wait for other ranks.
     """
     with frozen_statistics(generator) if generator.training else nullcontext():
-        return generator(image, image.new_zeros(image.shape[0], 1, *image.shape[2:])).features
+        no_hole = image.new_zeros(image.shape[0], 1, *image.shape[2:])
+        return tuple(generator(image, no_hole).features.values())
 
 
 @contextmanager

@@ -50,7 +50,8 @@ def recipe(name, *words):
         prediction = generator(erase(image, mask), mask)
         targets = own_features(generator, image) if prediction.features else ()
         filled = composite(prediction.image, image, mask)
-        computed = Computed(image, mask, prediction.image, filled, prediction.features, targets)
+        features = tuple(prediction.features.values())
+        computed = Computed(image, mask, prediction.image, filled, features, targets)
         return total(terms, computed)[0]
 
     return {k: v for k, v in asdict(config.model).items() if k != "name"}, loss

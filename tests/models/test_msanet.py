@@ -30,7 +30,7 @@ def test_the_networks_output_does_not_change_when_hole_pixels_of_its_input_chang
     with torch.no_grad():
         one, two = generator(image, mask), generator(other, mask)
     assert torch.equal(one.image, two.image)
-    assert all(torch.equal(a, b) for a, b in zip(one.features, two.features))
+    assert all(torch.equal(a, b) for a, b in zip(one.features.values(), two.features.values()))
 
 
 def transcribed(weights, image, mask):
@@ -90,7 +90,7 @@ def test_the_network_is_equations_1_to_10():
         found = generator(image, mask)
         expected, maps = transcribed(generator.state_dict(), image, mask)
     torch.testing.assert_close(found.image, expected)
-    for ours, theirs in zip(found.features, maps, strict=True):
+    for ours, theirs in zip(found.features.values(), maps, strict=True):
         torch.testing.assert_close(ours, theirs)
     assert found.image.std() > 0.05 and all(m.std() > 1e-3 for m in maps)
 
@@ -123,13 +123,13 @@ def test_features_are_the_groups_output_then_the_deconvolutions():
     mask, image = hole(), torch.rand(2, 3, 64, 64)
     image, features = small(taps=4)(image, mask)
     assert image.shape == (2, 3, 64, 64) and image.min() >= 0 and image.max() <= 1
-    assert [tuple(f.shape) for f in features] == [
+    assert [tuple(f.shape) for f in features.values()] == [
         (2, 48, 8, 8),
         (2, 24, 16, 16),
         (2, 12, 32, 32),
         (2, 8, 64, 64),
     ]
-    assert len(small()(image, mask).features) == 3
+    assert list(small()(image, mask).features) == ["group", "deconv1", "deconv2"]
 
 
 def test_without_mask_update_the_mask_enters_at_the_input_only():

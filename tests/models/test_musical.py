@@ -113,7 +113,7 @@ def test_the_bottom_keeps_a_sixteenth_of_the_size_and_the_attention_sees_a_quart
         module.register_forward_hook(note(name))
     prediction = generator(torch.rand(1, 3, 64, 96), torch.zeros(1, 1, 64, 96))
     assert sizes == {"bottom": (32, 4, 6), "attention": (8, 16, 24)}
-    assert prediction.image.shape == (1, 3, 64, 96) and prediction.features == ()
+    assert prediction.image.shape == (1, 3, 64, 96) and prediction.features == {}
     assert prediction.image.min() >= 0 and prediction.image.max() <= 1
 
 

@@ -37,7 +37,7 @@ class Twice(nn.Module):
         self.b = nn.Conv2d(8, 3, 3, padding=1, bias=False)
 
     def forward(self, erased, mask):
-        return Prediction(self.b(self.a(torch.cat([erased, mask], 1))), ())
+        return Prediction(self.b(self.a(torch.cat([erased, mask], 1))), {})
 
 
 def test_a_network_counted_on_paper(monkeypatch):
