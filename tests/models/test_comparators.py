@@ -105,14 +105,33 @@ def test_bf16_autocast_gives_images_in_float32_near_those_of_float32(name):
     torch.testing.assert_close(found, expected, rtol=0, atol=0.1)
 
 
+def photograph():
+    """Two crops of one photograph, 64×96."""
+    crops = torch.from_numpy(data.astronaut()[::4, ::4].copy()).movedim(2, 0)[None] / 255
+    return torch.cat((crops[..., :64, :96], crops[..., 64:, :96]))
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_the_first_layer_learns_from_a_photograph(name):
-    generator = build(name).train()
-    crops = torch.from_numpy(data.astronaut()[:512:4, :512:4].copy()).movedim(2, 0)[None] / 255
-    image = torch.cat((crops[..., :64, :96], crops[..., 64:, :96]))
+    generator, image = build(name).train(), photograph()
     (generator(image, pair(2)[1]).image - image).abs().mean().backward()
     rms = next(generator.parameters()).grad.square().mean().sqrt().item()
     assert 1e-4 < rms < 1e-1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_a_hole_in_a_photograph_is_learned(name):
+    generator, image = build(name).train(), photograph()
+    mask = pair(1)[1].expand(2, 1, 64, 96)
+    optimiser, found = torch.optim.Adam(generator.parameters(), 2e-3), []
+    for _ in range(40):
+        loss = ((generator(image, mask).image - image).abs() * mask).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        found.append(loss.item())
+    assert found[-1] < found[0] / 2
 
 
 @pytest.mark.parametrize(
