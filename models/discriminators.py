@@ -19,21 +19,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
-from .layers import ACTIVATIONS, initialize, make_norm, one_of, scaled
+from .layers import ACTIVATIONS, initialize, make_norm, normalize_spectra, one_of, scaled
 from .masking import check_size
 
 HEADS = ("linear", "conv", "masked")
-
-
-def _finish(module: nn.Module, init: str, spectral: bool) -> None:
-    """Draw the weights, then hold the spectral norm of each at 1 (Miyato et al. 2018)."""
-    initialize(module, init)
-    if spectral:
-        for layer in module.modules():
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                spectral_norm(layer)
 
 
 class PatchDiscriminator(nn.Module):
@@ -73,7 +63,9 @@ class PatchDiscriminator(nn.Module):
             )
             channels = out
         self.layers.append(nn.Conv2d(channels, 1, 4, 1, 1, bias=False))
-        _finish(self, "normal", spectral)
+        initialize(self, "normal")
+        if spectral:
+            normalize_spectra(self)
 
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         check_size(image, self.multiple, self.smallest)
@@ -145,7 +137,9 @@ class StackDiscriminator(nn.Module):
             self.head = nn.Conv2d(channels, out, 4, bias=bias)
         else:
             self.head = nn.Conv2d(channels, out, kernel, 2, (kernel - 1) // 2, bias=bias)
-        _finish(self, init, spectral)
+        initialize(self, init)
+        if spectral:
+            normalize_spectra(self)
 
     def forward(
         self, image: Tensor, mask: Tensor | None = None

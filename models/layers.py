@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils.parametrizations import spectral_norm
 
 
 class Prediction(NamedTuple):
@@ -137,6 +138,13 @@ def initialize(module: nn.Module, kind: str) -> None:
                 nn.init.zeros_(layer.bias)
         elif kind == "normal" and isinstance(layer, (_BatchNorm, _InstanceNorm)) and layer.affine:
             nn.init.normal_(layer.weight, 1, 0.02)
+
+
+def normalize_spectra(*modules: nn.Module) -> None:
+    """Hold the spectral norm of every weight in `modules` at 1, once drawn (Miyato et al. 2018)."""
+    for layer in [layer for module in modules for layer in module.modules()]:
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            spectral_norm(layer)
 
 
 @contextmanager
