@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as symbolic_shapes
 
 from . import masking
 
@@ -76,5 +77,7 @@ def export(inpainter: Inpainter, dtype: torch.dtype = torch.float32) -> Exported
     else:
         image = torch.zeros(2, 3, size, size + 8, dtype=dtype, device=device)
         mask, dynamic = image[:, :1].contiguous(), {0: batch, 2: height, 3: width}
-    with torch.no_grad():
+    # A map of a single cell is a size like any other (Shift-Net, Context Encoder).
+    one_cell = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with torch.no_grad(), one_cell:
         return torch.export.export(inpainter, (image, mask), dynamic_shapes=(dynamic, dynamic))

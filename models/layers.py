@@ -1,24 +1,28 @@
-"""Blocks shared by both generators.
+"""Blocks shared by the networks.
 
 MSA-Net's convolutions are bias-free and followed by a norm and ReLU: Table 1 of the paper counts
 weights only, and without a norm its gradients vanish (see `msanet.py`).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils.parametrizations import spectral_norm
 
 
 class Prediction(NamedTuple):
     """What a generator returns.
 
     image: N×3×H×W float32, RGB in [0, 1], hole and known pixels alike (not yet composited).
-    features: what losses need of the network besides, N×C×h×w by name; may be empty.
+    features: maps that losses read, by name (a network's own features, a coarse result); may be
+        empty.
     """
 
     image: Tensor
@@ -104,6 +108,43 @@ def initialize_for_relu(module: nn.Module) -> None:
             continue
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "leaky": partial(nn.LeakyReLU, 0.2),
+}
+INITS = ("normal", "xavier", "relu")
+
+
+def initialize(module: nn.Module, kind: str) -> None:
+    """Draw all weights of `module` in place, biases 0.
+
+    "normal": N(0, 0.02), scales of norms N(1, 0.02) (DCGAN). "xavier": uniform, TensorFlow's
+    default. "relu": see `initialize_for_relu`; linear layers are drawn likewise.
+    """
+    if one_of("init", kind, INITS) == "relu":
+        initialize_for_relu(module)
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            if kind == "normal":
+                nn.init.normal_(layer.weight, std=0.02)
+            elif kind == "xavier":
+                nn.init.xavier_uniform_(layer.weight)
+            elif isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif kind == "normal" and isinstance(layer, (_BatchNorm, _InstanceNorm)) and layer.affine:
+            nn.init.normal_(layer.weight, 1, 0.02)
+
+
+def normalize_spectra(*modules: nn.Module) -> None:
+    """Hold the spectral norm of every weight in `modules` at 1, once drawn (Miyato et al. 2018)."""
+    for layer in [layer for module in modules for layer in module.modules()]:
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            spectral_norm(layer)
 
 
 @contextmanager

@@ -163,11 +163,11 @@ class MSANet(nn.Module):
                 known = update_known(known)
             else:
                 x = down(x)
-        features = [x]
-        for deconv, attend in zip(self.restore, self.attend):
+        features = {"group": x}
+        for i, (deconv, attend) in enumerate(zip(self.restore, self.attend), 1):
             x = deconv(x)
-            features.append(x)
+            if i < self.taps:
+                features[f"deconv{i}"] = x
             x = attend(x)  # eq. 10: channel, then spatial
         image = (torch.tanh(self.out(x).float()) + 1) / 2
-        names = ("group", *(f"deconv{i}" for i in range(1, self.taps)))
-        return Prediction(image, dict(zip(names, features)))
+        return Prediction(image, features)

@@ -123,13 +123,13 @@ def test_features_are_the_groups_output_then_the_deconvolutions():
     mask, image = hole(), torch.rand(2, 3, 64, 64)
     image, features = small(taps=4)(image, mask)
     assert image.shape == (2, 3, 64, 64) and image.min() >= 0 and image.max() <= 1
-    assert [tuple(f.shape) for f in features] == [
+    assert [tuple(f.shape) for f in features.values()] == [
         (2, 48, 8, 8),
         (2, 24, 16, 16),
         (2, 12, 32, 32),
         (2, 8, 64, 64),
     ]
-    assert len(small()(image, mask).features) == 3
+    assert list(small()(image, mask).features) == ["group", "deconv1", "deconv2"]
 
 
 def test_without_mask_update_the_mask_enters_at_the_input_only():

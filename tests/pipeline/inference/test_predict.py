@@ -29,7 +29,7 @@ class Two(nn.Module):
 
     def forward(self, erased, mask):
         features = self.down(torch.cat([erased, mask], 1)).relu()
-        return Prediction(self.up(features).sigmoid(), {"own": features})
+        return Prediction(self.up(features).sigmoid(), {"down": features})
 
 
 @pytest.fixture(scope="module")

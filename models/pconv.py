@@ -1,0 +1,108 @@
+"""PConv: image inpainting for irregular holes using partial convolutions (Liu et al., ECCV 2018).
+
+A U-Net of partial convolutions: each output is computed from the known pixels of its window alone
+and scaled up by how few they are (eq. 1); it is known if any of them was (eq. 2).
+
+The authors published the layer but no network. What the paper does not say
+- the images' range: [−1, 1] inside. Weights: Kaiming. Levels at 256 pixels: 7 (the paper draws 8
+  for 512), as both ports have it.
+- which parts of a batch norm the second phase freezes ("the batch normalization parameters in the
+  encoder"): its statistics, which holes disturb; scales and offsets go on learning.
+The code (NVIDIA/partialconv) and we count padding as holes, so that the border is scaled up too.
+"""
+
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import Prediction, initialize_for_relu, make_norm, scaled
+from .masking import check_pair, erase
+
+WIDTHS = (64, 128, 256, 512)  # and 512 for every level below
+KERNELS = (7, 5, 5, 3)
+
+
+class PartialConv(nn.Conv2d):
+    """Eq. 1 and 2, on maps that each have one mask for all their channels.
+
+    (N×Cᵢ×H×W, N×1×H×W known = 1), … → the same of all, N×out×H'×W'. In a window that sees the
+    share s of its C·k² inputs, y = Wᵀ(x ⊙ M) / s + b, or 0 where s = 0. One box mean of
+    Σ Cᵢ·Mᵢ / C equals the convolution of a mask for every channel.
+    """
+
+    def forward(self, *maps: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        x = torch.cat([x * known.to(x.dtype) for x, known in maps], 1)
+        seen = sum(x.shape[1] * known for x, known in maps) / self.in_channels
+        share = F.avg_pool2d(seen, self.kernel_size, self.stride, self.padding)  # type: ignore[arg-type]
+        known = (share > 0).to(share.dtype)
+        y = F.conv2d(x, self.weight, None, self.stride, self.padding)
+        y = y * (known / share.clamp(min=1e-6)).to(y.dtype)
+        if self.bias is not None:
+            y = y + self.bias[:, None, None] * known.to(y.dtype)
+        return y, known
+
+
+class Block(nn.Module):
+    """Partial convolution, norm, activation."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int, norm: str, leak: float
+    ) -> None:
+        super().__init__()
+        self.conv = PartialConv(
+            in_channels, out_channels, kernel, stride, (kernel - 1) // 2, bias=False
+        )
+        self.norm = make_norm(norm, out_channels)
+        self.activate = nn.LeakyReLU(leak)
+
+    def forward(self, *maps: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x, known = self.conv(*maps)
+        return self.activate(self.norm(x)), known
+
+
+class PConv(nn.Module):
+    """PConv's generator (table 1 of the supplement).
+
+    forward: erased N×3×H×W float in [0, 1], mask N×1×H×W (1 = hole) → Prediction without features,
+    whose image is not clipped. H and W must be multiples of `multiple`, at least `smallest`.
+    """
+
+    def __init__(self, *, levels: int = 7, width: float = 1.0) -> None:
+        """levels: how often the size is halved. width: multiplies every width."""
+        super().__init__()
+        self.multiple, self.smallest = 2**levels, 2 * 2**levels
+        self.frozen_norms = False
+        widths = [3] + [scaled(WIDTHS[min(i, 3)], width) for i in range(levels)]
+        self.encoder = nn.ModuleList(
+            Block(widths[i], widths[i + 1], KERNELS[min(i, 3)], 2, "batch" if i else "none", 0.0)
+            for i in range(levels)
+        )
+        self.decoder = nn.ModuleList(
+            Block(widths[i + 1] + widths[i], widths[i], 3, 1, "batch", 0.2)
+            for i in reversed(range(1, levels))
+        )
+        self.out = PartialConv(widths[1] + 3, 3, 3, padding=1)
+        initialize_for_relu(self)
+
+    def train(self, mode: bool = True) -> Self:
+        """Keep the encoder's norms in evaluation mode with `frozen_norms` (the second phase)."""
+        super().train(mode)
+        if self.frozen_norms:
+            for block in self.encoder:
+                block.norm.eval()  # type: ignore[union-attr]
+        return self
+
+    def forward(self, erased: Tensor, mask: Tensor) -> Prediction:
+        check_pair(erased, mask, self.multiple, self.smallest)
+        here = (erase(erased * 2 - 1, mask), 1 - mask.to(erased.dtype))
+        skips = [here]
+        for block in self.encoder:
+            here = block(here)
+            skips.append(here)
+        skips.pop()
+        for block in (*self.decoder, self.out):
+            x, known = (F.interpolate(t, scale_factor=2.0, mode="nearest") for t in here)
+            here = block((x, known), skips.pop())
+        return Prediction((here[0].float() + 1) / 2, {})
