@@ -2,10 +2,19 @@
 
 from torch import nn
 
+from .deepfill import DeepFill
+from .edgeconnect import EdgeConnect
 from .layers import Prediction
 from .msanet import MSANet
 from .musical import Musical
+from .pconv import PConv
 
-GENERATORS: dict[str, type[nn.Module]] = {"msanet": MSANet, "musical": Musical}
+GENERATORS: dict[str, type[nn.Module]] = {
+    "msanet": MSANet,
+    "musical": Musical,
+    "pconv": PConv,
+    "edgeconnect": EdgeConnect,
+    "deepfill": DeepFill,
+}
 
 __all__ = ["GENERATORS", "Prediction"]

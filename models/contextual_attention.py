@@ -21,7 +21,8 @@ The orders, and where they differ
   paper     cosine · λ → softmax → propagate → renormalize → paste raw patches
   released  query · normalized key → propagate over queries alone → softmax → paste normalized
             patches; holes are keys too, each the same constant vector (the authors' code)
-A third, DeepFill's own, would paste 4×4 patches at stride 2: a key of ORDERS and its own paste.
+  yu        query · normalized key on every second cell → propagate over flattened indices → softmax
+            → paste raw 4×4 patches at stride 2 (DeepFill's code: `strided_attention.py`)
 """
 
 from collections.abc import Sequence
@@ -32,8 +33,10 @@ from torch import Tensor, nn
 
 from .attention import SqueezeExcitation
 from .layers import one_of, without_autocast
+from .masking import check_size
 from .patch_scores import PAPER, RELEASED, Scale
 from .streamed_attention import attend
+from .strided_attention import attend_strided
 
 ORDERS = {"paper": PAPER, "released": RELEASED}
 KEYS = ("window", "cell", "all")
@@ -57,12 +60,13 @@ def contextual_attention(
     features: N×C×H×W, any float dtype; computed in float32 at least and returned so.
     mask: N×1×h×w, 1 = hole, any size (resized by nearest neighbor), another for each image.
     patches: odd sizes of square patches. propagation: k of eq. 2, 0 for none.
-    temperature: λ, of the order `paper`; `released` has none.
+    order: paper, released or yu, whose features have even sides.
+    temperature: λ, of the orders `paper` and `yu`; `released` has none.
     keys: known patches that may be copied: "window", those without any hole cell, "cell", those
         whose center is known, "all", everything. `released` always takes everything.
     blend: "hole" puts the result into the hole alone; "none" replaces every cell.
     """
-    _check_options(patches, order, temperature, propagation)
+    _check_options(patches, order, temperature, propagation, (*ORDERS, "yu"))
     one_of("keys", keys, KEYS)
     one_of("blend", blend, BLENDS)
     if (
@@ -80,8 +84,17 @@ def contextual_attention(
         hole = F.interpolate(mask.to(f.dtype), f.shape[2:], mode="nearest")[:, 0] > 0.5
         some_known = (~hole).any(2).any(1)[:, None, None]
         wanted = (hole if blend == "hole" else torch.ones_like(hole)) & some_known
-        known = f.masked_fill(hole.unsqueeze(1), 0)
         radii = [p // 2 for p in patches]
+        if order == "yu":
+            check_size(f, 2, 2)
+            size = (f.shape[2] // 2, f.shape[3] // 2)
+            hole = F.interpolate(mask.to(f.dtype), size, mode="nearest")[:, 0] > 0.5
+            pasted = [
+                attend_strided(f, _refused(hole, r, keys), r, temperature, propagation)
+                for r in radii
+            ]
+            return [torch.where(wanted[:, None], x, f).to(features.dtype) for x in pasted]
+        known = f.masked_fill(hole.unsqueeze(1), 0)
         if order == "paper":
             scales = [_paper_scale(f, known, hole, r, temperature, keys) for r in radii]
         else:
@@ -92,9 +105,13 @@ def contextual_attention(
 
 
 def _check_options(
-    patches: Sequence[int], order: str, temperature: float, propagation: int
+    patches: Sequence[int],
+    order: str,
+    temperature: float,
+    propagation: int,
+    orders: Sequence[str] = tuple(ORDERS),
 ) -> None:
-    one_of("order", order, tuple(ORDERS))
+    one_of("order", order, orders)
     fine = patches and all(p > 0 and p % 2 for p in patches)
     if not (fine and 0 < temperature < float("inf") and propagation >= 0):
         raise ValueError(
@@ -108,17 +125,22 @@ def window_sum(x: Tensor, radius: int) -> Tensor:
     return F.avg_pool2d(x[:, None], 2 * radius + 1, 1, radius, divisor_override=1)[:, 0]
 
 
+def _refused(hole: Tensor, radius: int, keys: str) -> Tensor:
+    """Keys that may not be copied, N×H×W bool like `hole`; never all of an image's."""
+    near_hole = F.max_pool2d(hole.float(), 2 * radius + 1, 1, radius) > 0
+    refused = {"window": near_hole, "cell": hole, "all": torch.zeros_like(hole)}[keys]
+    for fallback in (hole, torch.zeros_like(hole)):
+        refused = torch.where(refused.all(2).all(1)[:, None, None], fallback, refused)
+    return refused
+
+
 def _paper_scale(
     f: Tensor, known: Tensor, hole: Tensor, radius: int, temperature: float, keys: str
 ) -> Scale:
     def norms(x: Tensor) -> Tensor:
         return window_sum(x.square().sum(1), radius).clamp(min=FLOOR**2).sqrt()
 
-    near_hole = F.max_pool2d(hole.to(f.dtype), 2 * radius + 1, 1, radius) > 0
-    refused = {"window": near_hole, "cell": hole, "all": torch.zeros_like(hole)}[keys]
-    for fallback in (hole, torch.zeros_like(hole)):
-        refused = torch.where(refused.all(2).all(1)[:, None, None], fallback, refused)
-    closed = torch.zeros_like(f[:, 0]).masked_fill(refused, -torch.inf)
+    closed = torch.zeros_like(f[:, 0]).masked_fill(_refused(hole, radius, keys), -torch.inf)
     return Scale(radius, temperature / norms(f), 1 / norms(known), closed)
 
 

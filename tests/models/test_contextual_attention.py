@@ -197,7 +197,7 @@ def test_little_is_kept_for_the_backward_pass():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"order": "yu"}, "paper, released"),
+        ({"order": "sideways"}, "paper, released"),
         ({"keys": "some"}, "window, cell, all"),
         ({"blend": "all"}, "hole, none"),
         ({"temperature": 0.0}, "temperature above 0"),

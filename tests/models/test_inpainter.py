@@ -8,6 +8,9 @@ SMALL = {
     "msanet": ("msanet", {"width": 0.0625}),
     "musical": ("musical", {"ngf": 4}),
     "musical released": ("musical", {"ngf": 4, "order": "released"}),
+    "pconv": ("pconv", {"levels": 4, "width": 0.0625}),
+    "edgeconnect": ("edgeconnect", {"width": 0.0625}),
+    "deepfill": ("deepfill", {"width": 0.0625}),
 }
 SIZES = [(1, 64, 64), (3, 65, 41), (1, 7, 130), (2, 1, 1), (1, 40, 96)]
 
