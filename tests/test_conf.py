@@ -187,3 +187,4 @@ def test_the_schema_offers_exactly_what_the_networks_take():
     assert set(offered["gate"]) == set(attention.GATES)
     assert set(offered["attention"]) == set(musical.ATTENTION)
     assert set(offered["order"]) == set(contextual_attention.ORDERS)
+    assert set(offered["renormalize"]) == set(contextual_attention.RENORMALIZE)

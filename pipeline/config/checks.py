@@ -78,8 +78,14 @@ def _sides(config: schema.TrainConfig) -> None:
 
 def sides(model: groups.ModelConfig) -> tuple[int, int]:
     """Return what divides the sides of images that fit the network, and their least."""
-    if not isinstance(model, groups.MsanetModel):
+    if isinstance(model, groups.MusicalModel):
+        if model.attention == "direct" and model.order != "released":
+            raise ConfigError(
+                f"model.attention=direct is of model.order=released, not of {model.order}: give "
+                "model.order=released, or model.attention=single"
+            )
         return 16, 48
+    assert isinstance(model, groups.MsanetModel)
     halvings = len(model.fe) - 1 + len(model.msau)
     pairs = all(len(unit) == 2 for unit in model.msau)
     if len(model.iru) != halvings or not pairs or model.taps > halvings + 1:

@@ -76,10 +76,11 @@ class MsanetModel(ModelConfig):
 class MusicalModel(ModelConfig):
     name: str = "musical"
     ngf: int = key(64, "width of the first layer", least=1)
-    attention: str = key("multi", "contextual attention", ("multi", "single", "none"))
+    attention: str = key("multi", "contextual attention", ("multi", "single", "direct", "none"))
     order: str = key("paper", "order of the attention's steps", ("paper", "released"))
     temperature: float = key(10.0, "factor of the cosine in softmax; none in the paper", least=0.0)
     propagation: int = key(1, "k of eq. 2; not given in the paper", least=0, most=8)
+    renormalize: str = key("all", "keys whose weights add up to 1", ("copyable", "all"))
 
 
 MODELS = {"msanet": MsanetModel, "musical": MusicalModel}
@@ -160,11 +161,7 @@ class ObjectiveConfig:
     perceptual: float = key(0.0, "weight of the perceptual loss, logged as g/perceptual", least=0.0)
     style: float = key(0.0, "weight of the style loss, logged as g/style", least=0.0)
     tv: float = key(0.0, "weight of total variation, logged as g/tv", least=0.0)
-    span: float = key(
-        1.0,
-        "range of the images that l1, l1_hole, l2 and tv are quoted for; 2: [-1, 1]",
-        least=0.01,
-    )
+    span: float = key(1.0, "image range that l1, l2, tv are quoted for; 2: [-1, 1]", least=0.01)
     adv: float = key(0.0, "weight of the adversarial loss; 0 builds no discriminator", least=0.0)
     features: str = key("internal", "perceptual and style features", ("internal", "vgg16"))
     loss_on: str = key("raw", "image that the pixel losses compare", ("raw", "composite"))

@@ -56,7 +56,11 @@ def test_a_changed_run_is_refused_by_name(tmp_path):
 
 # Keys that older runs lack, and the words of today's recipe that give them another value.
 @pytest.mark.parametrize(
-    ("key", "old", "words"), [("objective.span", 1.0, ["experiment=musical/paris"])]
+    ("key", "old", "words"),
+    [
+        ("objective.span", 1.0, ["experiment=musical/paris"]),
+        ("model.renormalize", "all", ["experiment=musical/ablation/single_scale"]),
+    ],
 )
 def test_a_run_from_before_a_key_keeps_its_arithmetic_and_its_name(tmp_path, key, old, words):
     run = f"run={tmp_path}"
