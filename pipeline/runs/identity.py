@@ -38,7 +38,12 @@ UNLISTED = ("run", "root", "smoke")  # may change, but not worth suggesting to a
 # Not part of the hash that names a run, but its bits depend on them: fixed once it has started.
 FIXED_AT_START = ("threads", "loader_threads", "log.")
 # Keys of later versions, at the value that computes what versions without them did.
-LATER = {"lr_scale": 1.0, "objective.span": 1.0, "model.renormalize": "all"}
+LATER = {
+    "lr_scale": 1.0,
+    "objective.span": 1.0,
+    "model.reduce": True,
+    "model.renormalize": "all",
+}
 AUTO = ("threads", "precision")
 
 

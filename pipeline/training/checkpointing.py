@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from pipeline.config.groups import phase_at
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.output import publish_log
 from pipeline.runs.checkpoints import (
@@ -153,8 +154,11 @@ def save(
     publish_log()
     files = checkpoint_files(networks.players)
     if engine.is_main:
+        began = max(0, state.images_seen - config.batch)  # of the last step
+        phase = phase_at(config.objective.phases, began)
         facts = {
             **asdict(state),
+            "trains_image": phase.lr > 0,
             "model": asdict(config.model),
             "dataset": manifest.digest,
             "pretrained": networks.pretrained,
