@@ -13,7 +13,10 @@ The paper does not say
   10, as DeepFill.
 - which keys count: those whose window holds no hole; if there are none, known cells; an image
   without known cells is returned unchanged.
-- that scores are normalized again after propagation: they are (else they add up to nine).
+- that scores are normalized again after propagation: they are (else they add up to nine), over
+  the keys that may be copied (`renormalize`): propagation moves weight to keys in holes, whose
+  patches are zeros. A pasted cell is the mean over the values that patches really have there, so
+  that neither holes nor the map's border darken it.
 - what happens to known cells: they keep their input (`blend`), as in both codes.
 - the width inside squeeze-and-excitation: as wide as its input, as released.
 
@@ -40,6 +43,7 @@ from .strided_attention import attend_strided
 
 ORDERS = {"paper": PAPER, "released": RELEASED}
 KEYS = ("window", "cell", "all")
+RENORMALIZE = ("copyable", "all")
 BLENDS = ("hole", "none")
 FLOOR = 1e-7  # of norms in `paper`; added to every key in `released`, which has no other floor
 
@@ -53,6 +57,7 @@ def contextual_attention(
     temperature: float = 10.0,
     propagation: int = 1,
     keys: str = "window",
+    renormalize: str = "copyable",
     blend: str = "hole",
 ) -> list[Tensor]:
     """Fill the holes of `features` from known patches, once for each patch size.
@@ -64,9 +69,13 @@ def contextual_attention(
     temperature: λ, of the orders `paper` and `yu`; `released` has none.
     keys: known patches that may be copied: "window", those without any hole cell, "cell", those
         whose center is known, "all", everything. `released` always takes everything.
+    renormalize: keys whose weights add up to 1 in the order `paper`: "copyable", those that may be
+        copied, or "all", as in runs of earlier versions, whose filled cells are darker: weight on
+        holes and beyond the border counts as copies of zeros.
     blend: "hole" puts the result into the hole alone; "none" replaces every cell.
     """
-    _check_options(patches, order, temperature, propagation, (*ORDERS, "yu"))
+    orders = (*ORDERS, "yu")
+    _check_options(patches, order, temperature, propagation, renormalize, orders)
     one_of("keys", keys, KEYS)
     one_of("blend", blend, BLENDS)
     if (
@@ -96,7 +105,9 @@ def contextual_attention(
             return [torch.where(wanted[:, None], x, f).to(features.dtype) for x in pasted]
         known = f.masked_fill(hole.unsqueeze(1), 0)
         if order == "paper":
-            scales = [_paper_scale(f, known, hole, r, temperature, keys) for r in radii]
+            scales = [
+                _paper_scale(f, known, hole, r, temperature, keys, renormalize) for r in radii
+            ]
         else:
             known = F.pad(known, (max(radii),) * 4) + FLOOR
             scales = [_released_scale(f, known, r, max(radii)) for r in radii]
@@ -109,9 +120,11 @@ def _check_options(
     order: str,
     temperature: float,
     propagation: int,
+    renormalize: str,
     orders: Sequence[str] = tuple(ORDERS),
 ) -> None:
     one_of("order", order, orders)
+    one_of("renormalize", renormalize, RENORMALIZE)
     fine = patches and all(p > 0 and p % 2 for p in patches)
     if not (fine and 0 < temperature < float("inf") and propagation >= 0):
         raise ValueError(
@@ -135,20 +148,31 @@ def _refused(hole: Tensor, radius: int, keys: str) -> Tensor:
 
 
 def _paper_scale(
-    f: Tensor, known: Tensor, hole: Tensor, radius: int, temperature: float, keys: str
+    f: Tensor,
+    known: Tensor,
+    hole: Tensor,
+    radius: int,
+    temperature: float,
+    keys: str,
+    renormalize: str,
 ) -> Scale:
     def norms(x: Tensor) -> Tensor:
         return window_sum(x.square().sum(1), radius).clamp(min=FLOOR**2).sqrt()
 
-    closed = torch.zeros_like(f[:, 0]).masked_fill(_refused(hole, radius, keys), -torch.inf)
-    return Scale(radius, temperature / norms(f), 1 / norms(known), closed)
+    refused = _refused(hole, radius, keys)
+    closed = torch.zeros_like(f[:, 0]).masked_fill(refused, -torch.inf)
+    terms = radius, temperature / norms(f), 1 / norms(known), closed
+    if renormalize == "all":
+        return Scale(*terms, torch.ones_like(closed))
+    with_value = torch.ones_like(hole) if keys == "all" else ~hole
+    return Scale(*terms, (~refused).to(f.dtype), with_value.to(f.dtype))
 
 
 def _released_scale(f: Tensor, known: Tensor, radius: int, border: int) -> Scale:
     """`known` has a border of cells, parts of keys' patches but themselves no keys."""
     norms = window_sum(known.square().sum(1), radius).sqrt()
     closed = F.pad(torch.zeros_like(f[:, 0]), (border,) * 4, value=-torch.inf)
-    return Scale(radius, torch.ones_like(f[:, 0]), 1 / norms, closed)
+    return Scale(radius, torch.ones_like(f[:, 0]), 1 / norms, closed, torch.ones_like(closed))
 
 
 class MultiScaleAttention(nn.Module):
@@ -159,7 +183,8 @@ class MultiScaleAttention(nn.Module):
         attention = MultiScaleAttention(channels)
         x = attention(x, mask)      # between any two layers whose maps hold the hole
 
-    order "paper": conv1×1(SE([f, att…])). "released": conv3×3([f, conv1×1(SE([att…]))]).
+    order "paper": conv1×1(SE([f, att…])). "released": conv3×3([f, conv1×1(SE([att…]))]);
+    `direct`, of one patch size: conv3×3([f, att]).
     """
 
     def __init__(
@@ -169,14 +194,24 @@ class MultiScaleAttention(nn.Module):
         order: str = "paper",
         temperature: float = 10.0,
         propagation: int = 1,
+        renormalize: str = "copyable",
+        direct: bool = False,
     ) -> None:
         super().__init__()
-        _check_options(patches, order, temperature, propagation)
+        _check_options(patches, order, temperature, propagation, renormalize)
+        if direct and (order == "paper" or len(patches) > 1):
+            raise ValueError(
+                f"order={order} with patches={list(patches)} cannot be direct, which is of the "
+                "order released and of one patch size: choose order=released and one size"
+            )
         self.patches, self.order = tuple(patches), order
         self.temperature, self.propagation = temperature, propagation
+        self.renormalize = renormalize
         wide = channels * (len(self.patches) + (order == "paper"))
-        self.excite = SqueezeExcitation(wide, hidden=wide)
-        self.merge = nn.Conv2d(wide, channels, 1)
+        if not direct:
+            self.excite = SqueezeExcitation(wide, hidden=wide)
+            self.merge = nn.Conv2d(wide, channels, 1)
+        self.direct = direct
         self.join = None if order == "paper" else nn.Conv2d(2 * channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -187,8 +222,9 @@ class MultiScaleAttention(nn.Module):
             order=self.order,
             temperature=self.temperature,
             propagation=self.propagation,
+            renormalize=self.renormalize,
         )
         if self.join is None:
             return self.merge(self.excite(torch.cat((x, *filled), 1)))
-        merged = self.merge(self.excite(torch.cat(filled, 1)))
+        merged = filled[0] if self.direct else self.merge(self.excite(torch.cat(filled, 1)))
         return self.join(torch.cat((x, merged.to(x.dtype)), 1))

@@ -20,6 +20,7 @@ The paper does not say
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,13 +35,13 @@ class MSAU(nn.Module):
     """Fig. 2: a downsampling convolution (eq. 1), the multi-scale structure, aggregation."""
 
     def __init__(
-        self, in_channels: int, deep: int, scale: int, known: bool, norm: str, **structure: str
+        self, in_channels: int, deep: int, scale: int, known: bool, norm: str, **structure: Any
     ) -> None:
         super().__init__()
         self.down = ConvUnit(in_channels + known, deep, stride=2, norm=norm)
         self.scales = MultiScale(deep, scale, norm=norm, **structure)
-        self.out_channels = self.scales.out_channels
-        self.aggregate = ConvUnit(self.out_channels, self.out_channels, 1, norm=norm)
+        self.out_channels = len(DILATIONS) * scale
+        self.aggregate = ConvUnit(self.scales.out_channels, self.out_channels, 1, norm=norm)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.aggregate(self.scales(self.down(x)))
@@ -61,6 +62,7 @@ class MSANet(nn.Module):
         iru: Sequence[int] = (192, 96, 64),
         width: float = 1.0,
         structure: str = "msau",
+        reduce: bool = True,
         mask_update: bool = True,
         channel: str = "augmented",
         spatial: str = "fusing",
@@ -78,6 +80,8 @@ class MSANet(nn.Module):
         iru: widths of image restoration; as many as there are halvings.
         width: multiplies every width (never below 4); below 1 for demonstrations.
         structure: msau, or single, inception_v1, inception_v3 of tables 1 and 2.
+        reduce: Inception has a 1×1 of its own before the unit's aggregation; checkpoints of earlier
+            versions do not name it and have one.
         mask_update: False is table 3's "No-MUM".
         channel, spatial: attention inside the units (table 4; se, cbam, sca of table 5).
         restore_channel, restore_spatial: the same in image restoration (eq. 10).
@@ -131,6 +135,7 @@ class MSANet(nn.Module):
                 mask_update,
                 norm,
                 structure=structure,
+                reduce=reduce,
                 channel=channel,
                 spatial=spatial,
                 gate=gate,

@@ -10,6 +10,8 @@ and the totals show that it belongs after V1's max pooling.
 The paper does not say
 - the dilation of the single-scale structure of table 2 (2 here), nor its width: 128 → 192, which
   costs exactly what MSAU costs (221,184).
+- where Inception's 1×1 "reduce" is: it is the unit's aggregation, which every structure has
+  (`reduce` false); with `reduce` it is one more before that, as in earlier versions.
 - what MSAU_2 looks like for Inception: all widths times F_D / 128.
 - where attention would sit in Inception: on each branch and on the concatenation, as in MSAU.
 """
@@ -53,7 +55,7 @@ def branches(structure: str, channels: int, scale: int, norm: str) -> list[tuple
 class MultiScale(nn.Module):
     """Branches with their spatial attention (eq. 2–3), concatenated, channel attention (eq. 4).
 
-    N×channels×H×W → N×4·scale×H×W. `reduce` brings Inception's concatenation to that width.
+    N×channels×H×W → N×out_channels×H×W: 4·scale, but Inception's concatenation without `reduce`.
     """
 
     def __init__(
@@ -66,21 +68,21 @@ class MultiScale(nn.Module):
         norm: str,
         gate: str,
         squeeze: str,
+        reduce: bool = False,
     ) -> None:
         super().__init__()
         parts = branches(structure, channels, scale, norm)
         total = sum(width for _, width in parts)
-        self.out_channels = len(DILATIONS) * scale
+        self.out_channels = total
         self.branches = nn.ModuleList(branch for branch, _ in parts)
         self.spatial = nn.ModuleList(
             spatial_attention(spatial, width, norm, gate) for _, width in parts
         )
         self.channel = channel_attention(channel, total, norm, gate, squeeze)
-        self.reduce: nn.Module = (
-            ConvUnit(total, self.out_channels, 1, norm=norm)
-            if structure.startswith("inception")
-            else nn.Identity()
-        )
+        self.reduce: nn.Module = nn.Identity()
+        if reduce and structure.startswith("inception"):
+            self.out_channels = len(DILATIONS) * scale
+            self.reduce = ConvUnit(total, self.out_channels, 1, norm=norm)
 
     def forward(self, x: Tensor) -> Tensor:
         scales = [attend(branch(x)) for branch, attend in zip(self.branches, self.spatial)]

@@ -10,7 +10,8 @@ The paper does not say, and the authors' released code has
 - where attention sits: the text ("before the third last deconvolution", "64×64") contradicts
   itself; after that deconvolution the map is 64×64.
 - that the mask is a fourth input channel; images in [−1, 1], tanh; weights from N(0, 0.02).
-Experiment 2 of the paper ("single-scale attention") has 3×3 patches alone.
+Experiment 2 of the paper ("single-scale attention") has 3×3 patches alone. The authors' code then
+has neither squeeze-and-excitation nor the 1×1: `direct`.
 """
 
 import torch
@@ -20,7 +21,12 @@ from .contextual_attention import MultiScaleAttention
 from .layers import Prediction, one_of
 from .masking import check_pair, erase
 
-ATTENTION: dict[str, tuple[int, ...]] = {"multi": (1, 3), "single": (3,), "none": ()}
+ATTENTION: dict[str, tuple[int, ...]] = {
+    "multi": (1, 3),
+    "single": (3,),
+    "direct": (3,),
+    "none": (),
+}
 DILATION = 2
 LEAK = 0.2
 
@@ -78,13 +84,17 @@ class Musical(nn.Module):
         order: str = "paper",
         temperature: float = 10.0,
         propagation: int = 1,
+        renormalize: str = "all",
     ) -> None:
         """
         ngf: width of the first layer; the others are its multiples.
-        attention: multi (patches of 1 and 3), single (3: experiment 2) or none.
+        attention: multi (patches of 1 and 3), single (3: experiment 2), direct (3, of the order
+            released: no squeeze-and-excitation and no 1×1, as the authors' code has it) or none.
         order: paper (eq. 1–3) or released (the authors' code).
         temperature: λ before the softmax, for the order `paper`; the printed formula has 1.
         propagation: k of eq. 2.
+        renormalize: copyable or all, see `contextual_attention`; checkpoints of earlier versions
+            do not name it and have "all".
         """
         super().__init__()
         patches = ATTENTION[one_of("attention", attention, tuple(ATTENTION))]
@@ -95,7 +105,15 @@ class Musical(nn.Module):
         self.flat_up = nn.ModuleList(_flat_up(wide * (1 if i == 0 else 2), wide) for i in range(4))
         self.up4, self.up3 = _up(wide * 2, ngf * 4), _up(ngf * 8, ngf * 2)
         self.attend = (
-            MultiScaleAttention(ngf * 2, patches, order, temperature, propagation)
+            MultiScaleAttention(
+                ngf * 2,
+                patches,
+                order,
+                temperature,
+                propagation,
+                renormalize,
+                direct=attention == "direct",
+            )
             if patches
             else None
         )

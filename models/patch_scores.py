@@ -22,12 +22,17 @@ class Scale(NamedTuple):
 
     query: n×H×W, multiplies the rows (order `paper`). key: n×h×v, multiplies the columns.
     closed: n×h×v, −∞ at keys that may not be copied, else 0.
+    counted: n×h×v, 1 at keys whose weights add up to 1 (order `paper`), else 0.
+    filled: n×h×v, 1 at cells that pasted patches have a value of, else 0. Each pasted cell is the
+        mean over them; None divides by the cells of a patch instead.
     """
 
     radius: int
     query: Tensor
     key: Tensor
     closed: Tensor
+    counted: Tensor
+    filled: Tensor | None = None
 
 
 class Weights(NamedTuple):
@@ -123,6 +128,17 @@ def _add_shifted(out: Tensor, x: Tensor, *shifts: tuple[int, int]) -> None:
     out += x
 
 
+def overlap(rows: Tensor, scale: Scale) -> Tensor | int:
+    """What the sum of patches pasted onto each row's cell is divided by: …×1, from …×(h·v).
+
+    The total weight of their values there. Without `filled` the cells of a patch: as many patches
+    paste onto a cell far from the border.
+    """
+    if scale.filled is None:
+        return (2 * scale.radius + 1) ** 2
+    return rows @ scale.filled.flatten(-2)[..., None]
+
+
 def _softmax(x: Tensor) -> Tensor:
     return x.flatten(3).softmax(3).view_as(x)
 
@@ -137,7 +153,7 @@ def _softmax_backward(gradient: Tensor, softmax: Tensor) -> Tensor:
 def _weigh_paper(
     scores: Iterable[Tensor], terms: Sequence[Scale], propagation: int
 ) -> Iterator[Weights]:
-    """Cosines → softmax → propagation (eq. 2) → renormalization."""
+    """Cosines → softmax → propagation (eq. 2) → renormalization over the counted keys."""
 
     def probabilities() -> Iterator[tuple[Tensor, Tensor, Scale]]:
         for score, t in zip(scores, terms):
@@ -146,9 +162,9 @@ def _weigh_paper(
 
     kept, spread = fork(probabilities())
     for (score, softmax, t), summed in zip(kept, box((a for _, a, _ in spread), propagation)):
-        mass = summed.sum((3, 4), keepdim=True).reciprocal_()
-        weight = summed * mass if summed is softmax else summed.mul_(mass)
-        yield Weights(weight, score, softmax, mass, t)
+        weight = summed * t.counted if summed is softmax else summed.mul_(t.counted)
+        mass = weight.sum((3, 4), keepdim=True).reciprocal_()
+        yield Weights(weight.mul_(mass), score, softmax, mass, t)
 
 
 def _unweigh_paper(
@@ -159,7 +175,7 @@ def _unweigh_paper(
     def of_sums() -> Iterator[Tensor]:
         for w, g in zip(before, gradients):
             inner = torch.linalg.vecdot(g.flatten(3), w.weight.flatten(3))[..., None, None]
-            yield (g - inner).mul_(w.mass)
+            yield (g - inner).mul_(w.mass).mul_(w.terms.counted)
 
     for w, g in zip(after, box(of_sums(), propagation)):
         g = _softmax_backward(g, w.softmax).mul_(w.terms.key).mul_(w.terms.query)

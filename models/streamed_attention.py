@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .patch_scores import Order, Scale, box, fork
+from .patch_scores import Order, Scale, box, fork, overlap
 
 BLOCK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 28}  # of one block; about twenty are alive
 
@@ -39,17 +39,6 @@ def attend(
     """
     if torch.compiler.is_exporting():
         return _in_one_block(order, propagation, features, keys, wanted, scales)
-    return _streamed(order, propagation, features, keys, wanted, scales)
-
-
-def _streamed(
-    order: Order,
-    propagation: int,
-    features: Tensor,
-    keys: Tensor,
-    wanted: Tensor,
-    scales: Sequence[Scale],
-) -> list[Tensor]:
     radii = [scale.radius for scale in scales]
     reach, least = 2 * max(radii) + propagation, max(*radii, propagation)
     row_bytes = keys[0, 0].numel() * keys.element_size()
@@ -130,6 +119,7 @@ class ImageWindow:
                 scale.query[None, block, self.window.columns, None, None],
                 scale.key[None, None, None],
                 scale.closed[None, None, None],
+                scale.counted[None, None, None],
             )
             for block in self.window.blocks
         ]
@@ -143,23 +133,33 @@ class ImageWindow:
             streams.append(box((w.weight for w in weights), scale.radius))
         for pick, cells, *blocks in zip(self.window.picks, self.window.cells, *streams):
             for block, output, scale in zip(blocks, outputs, self.scales):
-                pasted = _matrix(block)[pick] @ self.keys.t()
-                output.index_copy_(1, cells, pasted.div_(_area(scale)).t())
+                rows = _matrix(block)[pick]
+                pasted = rows @ self.keys.t()
+                output.index_copy_(1, cells, pasted.div_(overlap(rows, scale)).t())
 
     def paste_backward(
         self, gradients: Sequence[Tensor], features: Tensor, keys: Tensor, terms: Sequence[Scale]
     ) -> None:
         """Add to the gradients of features (H×W×C), keys (C×h·v) and terms.
 
-        gradients: of each scale's sums of pasted patches, C×(H·W).
+        gradients: of each scale's pasted cells, C×(H·W).
         """
         columns = self.window.columns
 
-        def through_paste(blocks: Iterable[Tensor], gradient: Tensor) -> Iterator[Tensor]:
+        def through_paste(
+            blocks: Iterable[Tensor], scale: Scale, gradient: Tensor
+        ) -> Iterator[Tensor]:
             for block, pick, cells in zip(blocks, self.window.picks, self.window.cells):
-                pasted, rows = _matrix(block), gradient.index_select(1, cells).t()
-                keys.addmm_(rows.t(), pasted[pick])
-                yield torch.zeros_like(pasted).index_copy_(0, pick, rows @ self.keys).view_as(block)
+                rows = _matrix(block)[pick]
+                total = overlap(rows, scale)
+                g = gradient.index_select(1, cells).t() / total
+                keys.addmm_(g.t(), rows)
+                of_rows = g @ self.keys
+                if scale.filled is not None:  # through the division by the total weight
+                    inner = torch.linalg.vecdot(of_rows, rows)[:, None] / total
+                    of_rows.addmm_(inner, scale.filled.flatten()[None], alpha=-1)
+                of_block = torch.zeros_like(_matrix(block))
+                yield of_block.index_copy_(0, pick, of_rows).view_as(block)
 
         def through_scale(
             scores: Iterable[Tensor], scale: Scale, gradient: Tensor, term: Scale
@@ -167,7 +167,7 @@ class ImageWindow:
             patches = box(scores, scale.radius)
             weights = self.order.weigh(patches, self.terms(scale), self.propagation)
             here, later = fork(weights)
-            pasted = through_paste(box((w.weight for w in here), scale.radius), gradient)
+            pasted = through_paste(box((w.weight for w in here), scale.radius), scale, gradient)
             scored = self.order.unweigh(later, box(pasted, scale.radius), self.propagation)
             kept, spread = fork(scored)
             for block, g, score in zip(
@@ -191,11 +191,6 @@ def _matrix(block: Tensor) -> Tensor:
     return block.flatten(3).flatten(0, 2)
 
 
-def _area(scale: Scale) -> int:
-    """Cells of a patch: as many patches paste onto one cell."""
-    return (2 * scale.radius + 1) ** 2
-
-
 class _Streamed(torch.autograd.Function):
     """`attend` image by image; saves only its inputs for the backward pass."""
 
@@ -208,7 +203,7 @@ class _Streamed(torch.autograd.Function):
         windows: list[Window | None],
         features: Tensor,
         keys: Tensor,
-        *terms: Tensor,
+        *terms: Tensor | None,
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(features, keys, *terms)
         ctx.plan = order, propagation, radii, windows
@@ -229,7 +224,10 @@ class _Streamed(torch.autograd.Function):
         of_blend = torch.stack(gradients).sum(0).contiguous()
         of_features = torch.zeros_like(features.permute(0, 2, 3, 1)).contiguous()
         of_keys = torch.zeros_like(keys.flatten(2), memory_format=torch.contiguous_format)
-        of_terms = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in terms]
+        of_terms = [
+            None if t is None else torch.zeros_like(t, memory_format=torch.contiguous_format)
+            for t in terms
+        ]
         for i, window in enumerate(windows):
             if window is not None:
                 scales = _scales(radii, terms, i)
@@ -237,7 +235,7 @@ class _Streamed(torch.autograd.Function):
                 for cells in window.cells:
                     of_blend[i].flatten(1).index_fill_(1, cells, 0)
                 image.paste_backward(
-                    [g[i].flatten(1) / _area(scale) for g, scale in zip(gradients, scales)],
+                    [g[i].flatten(1) for g in gradients],
                     of_features[i],
                     of_keys[i],
                     _scales(radii, of_terms, i),
@@ -246,10 +244,13 @@ class _Streamed(torch.autograd.Function):
         return (None, None, None, None, of_features, of_keys.view(keys.shape), *of_terms)
 
 
-def _scales(radii: Sequence[int], terms: Sequence[Tensor], i: int) -> list[Scale]:
+def _scales(radii: Sequence[int], terms: Sequence[Tensor | None], i: int) -> list[Scale]:
     """The scales of image i, from the flat list of all their terms."""
+    own = [None if t is None else t[i] for t in terms]
+    count = len(own) // len(radii)
     return [
-        Scale(radius, *(t[i] for t in terms[3 * s : 3 * s + 3])) for s, radius in enumerate(radii)
+        Scale(radius, *own[s * count : (s + 1) * count])  # type: ignore[arg-type]
+        for s, radius in enumerate(radii)
     ]
 
 
@@ -283,12 +284,14 @@ def _in_one_block(
             query=scale.query.narrow(1, start, count)[..., None, None],  # type: ignore[arg-type]
             key=scale.key[:, None, None],
             closed=scale.closed[:, None, None],
+            counted=scale.counted[:, None, None],
         )
         weights = order.weigh(box([scores], scale.radius), [terms], propagation)
         (block,) = box((w.weight for w in weights), scale.radius)
-        pasted = block.flatten(3).flatten(1, 2) @ keys.flatten(2).transpose(1, 2)
+        rows = block.flatten(3).flatten(1, 2)
+        pasted = rows @ keys.flatten(2).transpose(1, 2) / overlap(rows, scale)
         pasted = pasted.view(n, count, width, channels).permute(0, 3, 1, 2)  # type: ignore[arg-type]
         where = torch.arange(count, device=features.device) + start
-        filled = torch.zeros_like(features).index_copy(2, where, pasted / _area(scale))
+        filled = torch.zeros_like(features).index_copy(2, where, pasted)
         outputs.append(torch.where(wanted[:, None], filled, features))
     return outputs

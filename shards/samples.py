@@ -37,6 +37,16 @@ def samples(manifest: Manifest, split: str) -> list[ImageRecord]:
     return sorted(records)
 
 
+def archive(manifest: Manifest, split: str) -> str | None:
+    """Return the top folder of a split's source, such as `data_large`; None if it is not one.
+
+    Of the first shard, because samples are shuffled over all.
+    """
+    index = read_index(manifest, split, shards_of(manifest, split)[0])
+    tops = {path.partition("/")[0] if "/" in path else None for path in index["src"].to_pylist()}
+    return tops.pop() if len(tops) == 1 else None
+
+
 @lru_cache(maxsize=64)
 def payload(sample: ImageRecord) -> bytes:
     """Read and check the stored bytes of a sample. Raises ValueError if they are damaged."""

@@ -1,6 +1,7 @@
 """Every option of every group composes; every recipe says what it reproduces."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ def test_no_recipe_selects_checkpoints_on_the_split_its_tables_are_taken_on():
     ):
         data = compose("train", [f"experiment={name}"]).config.data
         assert data.validate not in ("test", tested[data.name]), name
-        if data.name in ("paris", "celeba_hq", "places365_canyon"):
+        if data.name in ("paris", "celeba_hq", "celeba_trainval", "places365_canyon"):
             assert compose("shard", [f"data={data.name}"]).config.data.holdout > 0, name
 
 
@@ -130,10 +131,61 @@ def test_every_recipe_of_msa_net_is_the_cell_of_its_table_and_nothing_else():
         assert tuple(getattr(config.model, key) for key in varied) == cell, name
         for key in varied:
             setattr(config.model, key, getattr(full.model, key))
-        assert (config.model, config.objective, config.masks, config.batch) == (
-            (full.model, full.objective, full.masks, 16)
-        ), name
+        assert config.model.reduce == (not name.startswith("table2/inception")), name
+        config.model.reduce = True
+        assert (config.model, config.masks, config.batch) == (full.model, full.masks, 16), name
         assert (config.data == full.data) == (name != "table6/celeba")
+        assert (config.objective == full.objective) == (name != "table6/celeba")
+
+
+def test_celeba_hq_trains_for_three_sevenths_of_places2s_time():
+    """Printed: 3 days and 7 days with one network, batch and GPU; phases in the same shares."""
+    places, faces = (
+        compose("train", [f"experiment=msanet/table6/{name}"]).config
+        for name in ("places2", "celeba")
+    )
+    assert faces.max_images / places.max_images == pytest.approx(3 / 7, rel=0.01)
+    shares = [c.objective.phases[0].until / c.max_images for c in (places, faces)]
+    assert shares[0] == pytest.approx(shares[1], rel=0.001)
+    for config in (places, faces):
+        assert all((phase.until or 0) % config.batch == 0 for phase in config.objective.phases)
+        config.objective.phases = [replace(p, until=None) for p in config.objective.phases]
+    assert faces.objective == places.objective
+
+
+# Images of an epoch, and the epoch that the authors tested: README (--which_epoch 30), and the
+# folders test_8 and test_latest in their quality_test scripts; latest of niter = 70.
+@pytest.mark.parametrize(
+    ("name", "images", "epochs"),
+    [
+        ("paris", 14_900, 30),
+        ("ablation/no_adversarial", 14_900, 30),
+        ("ablation/single_scale", 14_900, 30),
+        ("celeba", 162_770 + 19_867, 8),
+        ("places", 5_000, 70),
+    ],
+)
+def test_musical_trains_for_the_epochs_that_its_authors_tested(name, images, epochs):
+    config = compose("train", [f"experiment=musical/{name}"]).config
+    assert config.max_images == images * epochs
+    text = (ROOT / "conf" / "experiment" / "musical" / f"{name}.yaml").read_text()
+    assert f"# {epochs} epochs" in text and "default is 70" in text
+
+
+@pytest.mark.parametrize("name", [o for o in options("experiment") if o != "quickstart"])
+def test_a_recipe_of_places2_says_which_archive_it_means(name):
+    config = compose("train", [f"experiment={name}"]).config
+    head = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text().partition("defaults:")[0]
+    means = "train_large" in head and "squash the aspect ratio" in head
+    assert means == config.data.name.startswith("places365")
+
+
+def test_musicals_celeba_is_train_and_val_with_a_share_held_out():
+    config = compose("train", ["experiment=musical/celeba"]).config
+    sharded = compose("shard", [f"data={config.data.name}"]).config.data
+    assert (sharded.layout, sharded.holdout) == ("celeba_trainval", 0.01)
+    faces = compose("train", ["data=celeba"]).config.data
+    assert replace(config.data, name="celeba") == faces  # cropped as CelebA is
 
 
 # MUSICAL 4.1: 250, 0.07, 0.001, 100; the adversarial weight is 0.3, on CelebA 0.0.
@@ -187,3 +239,4 @@ def test_the_schema_offers_exactly_what_the_networks_take():
     assert set(offered["gate"]) == set(attention.GATES)
     assert set(offered["attention"]) == set(musical.ATTENTION)
     assert set(offered["order"]) == set(contextual_attention.ORDERS)
+    assert set(offered["renormalize"]) == set(contextual_attention.RENORMALIZE)

@@ -97,9 +97,11 @@ def _cut_out(f: Tensor, mask: Tensor, p: int) -> Tensor:
     near_hole = F.max_pool2d(mask, p, 1, p // 2).reshape(1, h * w, 1, 1) > 0
     weights = scores.masked_fill(near_hole, -torch.inf).softmax(1).view(1, h, w, h, w)
     weights = _shifted_sum(_shifted_sum(weights, 2, 4), 1, 3).view(1, h * w, h, w)
+    weights = weights.masked_fill(near_hole, 0)
     weights = weights / weights.sum(1, keepdim=True)
     pasted = F.conv_transpose2d(weights, raw, padding=p // 2)
-    return torch.where(mask > 0, pasted / p**2, f)
+    valued = F.unfold(1 - mask, p, padding=p // 2).transpose(1, 2).reshape(h * w, 1, p, p)
+    return torch.where(mask > 0, pasted / F.conv_transpose2d(weights, valued, padding=p // 2), f)
 
 
 def _shifted_sum(x: Tensor, key: int, query: int) -> Tensor:

@@ -76,7 +76,7 @@ def status(
     if ours is None:
         return "no evaluation of ours to compare with"
     differs = []
-    known = dataset(block["dataset"])
+    known = dataset(row.get("dataset", block["dataset"]))
     if ours["dataset_name"] not in known["names"]:
         differs.append(f"images ({known['title']}, ours {ours['dataset_name']})")
     else:

@@ -122,7 +122,8 @@ def our_row(
                 interval = measures[0]["psnr_ci"] if metric == "psnr" else None
                 low, high = interval or (None, None)
                 cells[column, metric] = Cell(values[0], status, low, high, n=measures[0]["n"])
-    where = f"{facts['dataset_name']} {facts['split']}, {facts['pairs']} pairs"
+    source = f" ({facts['archive']})" if facts.get("archive") else ""
+    where = f"{facts['dataset_name']} {facts['split']}{source}, {facts['pairs']} pairs"
     provenance = f"{_origin(facts)} on {where}"
     if len(group.members) > 1:
         provenance += f", seeds {', '.join(str(e.facts.get('seed')) for e in group.members)}"

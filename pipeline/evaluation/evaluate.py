@@ -27,7 +27,7 @@ from pipeline.evaluation.pairs import Pairs, pairs_of
 from pipeline.evaluation.scoring import Predict, predictor, score
 from pipeline.inference import sources
 from pipeline.runs.folder import saved_config
-from pipeline.runs.identity import FIXED_AT_START, MAY_CHANGE
+from pipeline.runs.identity import FIXED_AT_START, LATER, MAY_CHANGE
 from pipeline.tracking.delivery import flatten
 from shards import store
 
@@ -216,6 +216,10 @@ def training_recipe(facts: dict[str, Any]) -> dict[str, Any]:
     if saved is None:
         return {}
     keys = flatten(OmegaConf.to_container(saved))  # type: ignore[arg-type]
-    rest = {name: value for name, value in keys.items() if not name.startswith(NOT_IN_RECIPE)}
+    rest = {
+        name: value
+        for name, value in keys.items()
+        if not name.startswith(NOT_IN_RECIPE) and LATER.get(name, ...) != value
+    }
     digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
     return {"experiment": saved.get("experiment"), "seed": saved.get("seed"), "recipe": digest}

@@ -29,7 +29,7 @@ from shards.manifest import Manifest, open_manifest
 from shards.mask_file import read_hole
 from shards.mask_sets import SPLIT
 from shards.masks import BUCKETS, MaskPolicy, center, irregular, square
-from shards.samples import ImageRecord, payload, samples
+from shards.samples import ImageRecord, archive, payload, samples
 
 SEED = 20210217  # of drawn masks, the same for every run
 
@@ -172,6 +172,7 @@ def pairs_of(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
         "dataset": images.digest,
         "dataset_name": images.name,
         "split": config.split,
+        "archive": archive(images, config.split),
         "limit": config.limit,
         "resize_short": config.data.resize_short,
         "data_url": store.display(images.url),

@@ -151,10 +151,14 @@ def find(url: str, which: str = "last") -> Checkpoint:
     )
 
 
-def score(checkpoint: Checkpoint) -> tuple[float, int]:
-    """Sort key of the best checkpoint: its validation PSNR, then its age."""
+def score(checkpoint: Checkpoint) -> tuple[bool, float, int]:
+    """Sort key of the best checkpoint: its validation PSNR, then its age.
+
+    Last are those of phases that train nothing that makes images, such as a discriminator alone.
+    """
+    candidate = bool(checkpoint.state.get("trains_image", True))
     metric = float(checkpoint.state.get("metrics", {}).get(METRIC, "nan"))
-    return (metric if metric == metric else float("-inf"), checkpoint.images_seen)
+    return (candidate, metric if metric == metric else float("-inf"), checkpoint.images_seen)
 
 
 def images_saved(url: str) -> int:

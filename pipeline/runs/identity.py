@@ -39,8 +39,8 @@ UNLISTED = ("run", "root", "smoke")  # may change, but not worth suggesting to a
 FIXED_AT_START = ("threads", "loader_threads", "log.")
 # Keys of later versions, at the value that computes what versions without them did.
 LATER: dict[str, Any] = {
-    "lr_scale": 1.0, "objective.span": 1.0, "rates": {}, "every": {}, "frozen": [],
-    "without": [], "warmup": 0, "decay": "constant",
+    "lr_scale": 1.0, "objective.span": 1.0, "model.reduce": True, "model.renormalize": "all",
+    "rates": {}, "every": {}, "frozen": [], "without": [], "warmup": 0, "decay": "constant",
 }  # fmt: skip
 AUTO = ("threads", "precision")
 

@@ -158,6 +158,7 @@ def save(
     if engine.is_main:
         facts = {
             **asdict(state),
+            "trains_image": networks.trains_image,
             "model": asdict(config.model),
             "dataset": manifest.digest,
             "pretrained": networks.pretrained,

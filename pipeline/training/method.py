@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from models.vgg import VGG16Features
 from pipeline.common.errors import ConfigError
-from pipeline.config.phases import Turn
+from pipeline.config.phases import Turn, rates_of
 from pipeline.config.schema import RANDOM, TrainConfig
 from pipeline.runs.checkpoints import build_generator
 from pipeline.training import pretrained, weights
@@ -77,7 +77,11 @@ class Method:
     generator: what fills holes, whole; its parts may be players of their own, `generator.<part>`.
     pretrained: sha256 of each network's published weights, or "random".
     fixed: those of `pretrained` that do not learn, and that no checkpoint holds.
+    paints: the players, by the start of their names, whose weights make the colors of images.
+    trains_image: whether one of these learns in the current phase.
     """
+
+    paints = "generator"
 
     def __init__(self, config: TrainConfig, engine: Engine) -> None:
         """Build networks with weights drawn from `seed`, on the device; `Engine.start` wraps them.
@@ -90,6 +94,7 @@ class Method:
         self.players: list[TrainableNetwork] = []
         self.pretrained: dict[str, str] = {}
         self.fixed: list[str] = []
+        self.trains_image = True
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Yield the loss of each player that learns, in order."""
@@ -141,6 +146,8 @@ class Method:
         """
         without: dict[str, Any] = dict.fromkeys(turn.phase.without, 0.0)
         self.objective = replace(self.config.objective, **without)
+        rates = rates_of(turn.phase, [player.name for player in self.players])
+        self.trains_image = any(r and name.startswith(self.paints) for name, r in rates.items())
         for player in self.players:
             player.learns = player.name in turn.rates
             player.module.train()

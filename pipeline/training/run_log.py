@@ -30,6 +30,7 @@ from pipeline.training.method import Method
 from pipeline.training.progress import Meter, TrainState
 from shards import store
 from shards.manifest import Manifest
+from shards.samples import archive
 
 
 def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: Manifest) -> Any:
@@ -60,6 +61,7 @@ def _write_facts(config: TrainConfig, run: RunFolder, manifest: Manifest) -> Non
     cpu = str(hardware()["cpu"])
     facts: dict[str, Any] = {"id": run.name, "url": place_of(run.url), "cpu": cpu}
     facts |= {"dataset": manifest.digest, "commit": commit()}
+    facts |= {"archive": archive(manifest, config.data.train)}
     facts |= {"launcher": {"host": socket.gethostname(), "pid": os.getppid()}}
     if run.config is not None and not run.images_saved and changed_key(config, run.config):
         facts["mlflow_run_id"] = None  # another run's, which ended before its first checkpoint

@@ -12,6 +12,7 @@ SOURCES: dict[str, DatasetSource] = {
     "places365_challenge": places365.CHALLENGE,
     "places365_canyon": places365.CANYON_SCENES,
     "celeba": celeba.SOURCE,
+    "celeba_trainval": celeba.TRAIN_AND_VAL,
     "celeba_hq": celeba_hq.SOURCE,
     "paris": paris.SOURCE,
     "wds": wds.SOURCE,

@@ -1,20 +1,23 @@
 """CelebA's aligned faces: img_align_celeba, split by list_eval_partition.txt."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from shards.plan import SPLITS, Entry
 from shards.sources.offer import DatasetSource, Offer
-from shards.sources.published import Part, find, missing_download, read_list
+from shards.sources.published import Part, find, hold_out, missing_download, read_list
 
 LIST = "list_eval_partition.txt"
 CSV = "list_eval_partition.csv"  # of Kaggle's copy
 
 
-def entries(source: Path, holdout: float) -> Iterator[Entry]:
+def entries(source: Path, holdout: float, merged: bool = False) -> Iterator[Entry]:
     """Yield every face with its published split; `holdout` is unused, as CelebA has a val split.
 
-    Raises ValueError when the images or the list are missing, or do not match.
+    With `merged`, the published val is train too, and `holdout` of both becomes val, as MUSICAL
+    trains on both. Raises ValueError when the images or the list are missing, or do not match.
     """
     part = find(source, ("img_align_celeba",), ("img_align_celeba.zip", "img_align_celeba.tar"))
     packed = (source.name,) if source.is_file() else ()
@@ -25,7 +28,15 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
     lines = read_list(source, LIST, packed) or read_list(source, CSV, packed)
     if lines is None:
         raise missing_download(source, f"{LIST} or .csv (next to the images, or in Eval/)")
-    split_of = _partition(lines)
+    faces = _faces(source, part, _partition(lines))
+    if not merged:
+        yield from faces
+        return
+    both = (e._replace(split="train") if e.split == "val" else e for e in faces)
+    yield from hold_out(both, part.root, holdout)
+
+
+def _faces(source: Path, part: Part, split_of: dict[str, str]) -> Iterator[Entry]:
     for file in part.images():
         name = file.path.rsplit(b"/", 1)[-1].decode("utf-8", "replace")
         if name not in split_of:
@@ -64,4 +75,12 @@ SOURCE = DatasetSource(
         counts={"train": 162_770, "val": 19_867, "test": 19_962},
     ),
     entries,
+)
+TRAIN_AND_VAL = DatasetSource(
+    replace(
+        SOURCE.offer,
+        title=SOURCE.offer.title + ", train and val together (as MUSICAL trains on it)",
+        counts={"train": 162_770 + 19_867, "test": 19_962},
+    ),
+    partial(entries, merged=True),
 )

@@ -18,7 +18,7 @@ def patches_of(x, p):
     return F.unfold(x[None], p, padding=p // 2)[0].t()
 
 
-def naive(f, hole, p, order, temperature, k, keys="window"):
+def naive(f, hole, p, order, temperature, k, keys="window", renormalize="copyable"):
     """One image, C×H×W and H×W bool."""
     c, h, w = f.shape
     n = h * w
@@ -59,13 +59,22 @@ def naive(f, hole, p, order, temperature, k, keys="window"):
         elif keys == "cell" or bool(dirty.all()):
             dirty = hole.flatten()
         weights = propagate(scores.masked_fill(dirty, -math.inf).softmax(1), True)
+        if renormalize == "copyable":
+            weights = weights.masked_fill(dirty, 0)
         weights, pasted = weights / weights.sum(1, keepdim=True), raw
     else:
         pasted = raw + 1e-7
         pasted = pasted / pasted.norm(dim=1, keepdim=True)
         weights = propagate(queries @ pasted.t(), False).softmax(1)
-    folded = F.fold((weights @ pasted).t()[None], (h, w), p, padding=p // 2)[0] / p**2
-    return torch.where(hole, folded, f)
+
+    def fold(patches):
+        return F.fold((weights @ patches).t()[None], (h, w), p, padding=p // 2)[0]
+
+    copies = p**2
+    if order == "paper" and renormalize == "copyable":  # those of patches that have a value there
+        valued = torch.ones_like(hole) if keys == "all" else ~hole
+        copies = fold(patches_of(valued[None].to(f.dtype), p))
+    return torch.where(hole, fold(pasted) / copies, f)
 
 
 @pytest.fixture(params=[1, 1 << 20], ids=["blocks of the fewest rows", "one block"])
@@ -94,6 +103,22 @@ def test_any_patch_size_and_propagation_equals_the_oracle(order, p, k, blocks):
     (found,) = contextual_attention(f, mask, (p,), order=order, propagation=k, temperature=3.0)
     expected = naive(f[0], mask[0, 0] > 0, p, order, 3.0, k)
     torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("keys", ["window", "cell", "all"])
+@pytest.mark.parametrize("kind", ["border", "each its own", "no clean window"])
+def test_weights_of_earlier_versions_include_holes_and_the_border(keys, kind, blocks):
+    mask, options = holes(kind, 3, 9, 8), {"keys": keys, "renormalize": "all"}
+    ours, theirs = (features(3, 4, 9, 8).requires_grad_() for _ in range(2))
+    weight = features(3, 4, 9, 8, seed=1)
+    (found,) = contextual_attention(ours, mask, (3,), **options)
+    expected = torch.stack(
+        [naive(f, m, 3, "paper", 10.0, 1, **options) for f, m in zip(theirs, mask[:, 0] > 0)]
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    for out in (found, expected):
+        (out * weight).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("keys", ["cell", "all"])
@@ -154,13 +179,84 @@ def test_with_no_hole_or_nothing_but_hole_the_input_comes_back(order, value):
         assert torch.equal(gradient, torch.ones_like(f))
 
 
-def test_constant_known_features_are_copied_exactly_inside():
-    # Renormalized weights of raw patches: every copy of a constant is that constant, unless keys
-    # beyond the border or inside the hole take part, which only pixel patches leave out here.
-    f = torch.full((1, 3, 16, 16), 2.0, dtype=torch.float64)
-    mask = holes("center", 1, 16, 16)
-    (found,) = contextual_attention(f, mask, (1,), propagation=0)
-    torch.testing.assert_close(found, f)
+@pytest.mark.parametrize(
+    "kind", ["center", "border", "irregular", "each its own", "no clean window"]
+)
+@pytest.mark.parametrize(("p", "k"), [(1, 0), (1, 1), (3, 0), (3, 1), (5, 2)])
+def test_the_hole_of_a_constant_map_is_filled_with_the_constant(kind, p, k, blocks):
+    """To the border and into its corners, and where every patch has a hole."""
+    f, mask = torch.full((3, 2, 9, 11), 2.0, dtype=torch.float64), holes(kind, 3, 9, 11)
+    for keys in ("window", "cell"):
+        (found,) = contextual_attention(f, mask, (p,), propagation=k, keys=keys)
+        torch.testing.assert_close(found, f, rtol=0, atol=1e-12)
+
+
+def propagated(hole, f, p, k, temperature=10.0):
+    """By loops over cells: each hole cell's weights after propagation, and the keys to copy.
+
+    f: C×H×W. Returns {cell: {key: weight}} and a set of keys.
+    """
+    _, h, w = f.shape
+    cells, r = [(y, x) for y in range(h) for x in range(w)], p // 2
+
+    def window(y, x):
+        return [(y + i, x + j) for i in range(-r, r + 1) for j in range(-r, r + 1)]
+
+    def inside(cell):
+        return 0 <= cell[0] < h and 0 <= cell[1] < w
+
+    def patch(cell, with_holes):
+        values = [
+            f[:, a, b] if inside((a, b)) and (with_holes or not hole[a, b]) else f[:, 0, 0] * 0
+            for a, b in window(*cell)
+        ]
+        return torch.cat(values)
+
+    copyable = [t for t in cells if not any(inside(c) and hole[c] for c in window(*t))]
+    keys = torch.stack([patch(t, False) for t in copyable])
+    first = {}
+    for q in cells:
+        query = patch(q, True)
+        cosine = keys @ query / (keys.norm(dim=1) * query.norm())
+        first[q] = dict(zip(copyable, (temperature * cosine).softmax(0).tolist()))
+    shifts = [(i, j) for i in range(-k, k + 1) for j in range(-k, k + 1)]
+    second = {
+        (y, x): {
+            (u, v): sum(first.get((y + i, x + j), {}).get((u + i, v + j), 0.0) for i, j in shifts)
+            for u, v in cells
+        }
+        for y, x in cells
+        if hole[y, x]
+    }
+    return second, set(copyable)
+
+
+@pytest.mark.parametrize(("kind", "p"), [("center", 1), ("center", 3), ("irregular", 1)])
+def test_after_propagation_all_weight_is_on_keys_that_may_be_copied(kind, p):
+    """With more channels than cells, the weights can be read off a filled cell."""
+    h, w = 7, 6
+    generator = torch.Generator().manual_seed(3)
+    f = torch.rand(h * w, h, w, generator=generator, dtype=torch.float64)
+    hole = holes(kind, 1, h, w)[0, 0] > 0
+    second, copyable = propagated(hole, f, p, 1)
+    lost = [
+        1 - sum(v for t, v in weights.items() if t in copyable) / sum(weights.values())
+        for weights in second.values()
+    ]
+    assert max(lost) > 0.02  # else nothing was to be corrected
+    mask = hole[None, None].float()
+    (found,) = contextual_attention(f[None], mask, (p,))
+    basis = (f * ~hole).flatten(1)  # filled cell = basis @ weights of all cells
+    for cell in second:
+        mass = torch.linalg.lstsq(basis, found[0, :, *cell][:, None], driver="gelsd").solution[:, 0]
+        clean = torch.tensor([not hole[y, x] for y in range(h) for x in range(w)])
+        assert mass[clean].sum().item() == pytest.approx(1, abs=1e-8)
+        if p == 1:
+            total = sum(second[cell][t] for t in copyable)
+            for t in copyable:
+                assert mass[t[0] * w + t[1]].item() == pytest.approx(
+                    second[cell][t] / total, abs=1e-7
+                )
 
 
 def test_the_result_is_that_of_float32_under_autocast_and_keeps_the_inputs_dtype():
@@ -199,6 +295,7 @@ def test_little_is_kept_for_the_backward_pass():
     [
         ({"order": "sideways"}, "paper, released"),
         ({"keys": "some"}, "window, cell, all"),
+        ({"renormalize": "some"}, "copyable, all"),
         ({"blend": "all"}, "hole, none"),
         ({"temperature": 0.0}, "temperature above 0"),
         ({"temperature": math.nan}, "temperature above 0"),
@@ -211,7 +308,8 @@ def test_unknown_choices_are_refused_when_called_and_when_built(options, message
     with pytest.raises(ValueError, match=message):
         contextual_attention(features(1, 4, 8, 8), holes("center", 1, 8, 8), **options)
     if not options.keys() & {"keys", "blend"}:
-        with pytest.raises(ValueError, match="choose one of" if "order" in options else message):
+        chosen = options.keys() & {"order", "renormalize"}
+        with pytest.raises(ValueError, match="choose one of" if chosen else message):
             MultiScaleAttention(4, **options)
 
 
@@ -246,6 +344,22 @@ def test_the_module_weighs_joins_and_merges_as_equation_3_and_the_released_code_
         joined = torch.cat((f, expected), 1)
         expected = F.conv2d(joined, module.join.weight, module.join.bias, padding=1)
     torch.testing.assert_close(module(f, mask), expected)
+
+
+def test_the_released_single_scale_joins_map_and_filled_map_directly():
+    module = MultiScaleAttention(4, (3,), "released", direct=True).double()
+    f, mask = features(2, 4, 7, 9), holes("irregular", 2, 7, 9)
+    filled = [naive(x, m, 3, "released", 10.0, 1) for x, m in zip(f, mask[:, 0] > 0)]
+    joined = torch.cat((f, torch.stack(filled)), 1)
+    expected = F.conv2d(joined, module.join.weight, module.join.bias, padding=1)
+    torch.testing.assert_close(module(f, mask), expected)
+    assert set(module.state_dict()) == {"join.weight", "join.bias"}
+
+
+@pytest.mark.parametrize("options", [{"order": "paper"}, {"patches": (1, 3)}])
+def test_only_the_released_single_scale_is_direct(options):
+    with pytest.raises(ValueError, match="choose order=released and one size"):
+        MultiScaleAttention(4, **{"patches": (3,), "order": "released", **options}, direct=True)
 
 
 @pytest.mark.parametrize("order", ORDERS)

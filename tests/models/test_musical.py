@@ -30,6 +30,8 @@ def hole(n=2, size=64):
         ("none", "paper", 43_674_627),
         ("multi", "paper", 43_674_627 + 344_960),
         ("multi", "released", 43_674_627 + 459_520),
+        # The authors' single scale: f and att33 into a 3×3 of 256 → 128 channels and its bias.
+        ("direct", "released", 43_674_627 + 3 * 3 * 256 * 128 + 128),
     ],
 )
 def test_the_generator_has_the_size_of_its_layer_table(attention, order, parameters):
@@ -39,8 +41,10 @@ def test_the_generator_has_the_size_of_its_layer_table(attention, order, paramet
 
 
 def test_the_configuration_names_every_constructor_argument_with_its_default():
+    """But for what checkpoints of earlier versions do not name."""
     options = yaml.safe_load(CONF.read_text())
-    assert options.pop("name") == "musical"
+    assert options.pop("name") == "musical" and options["renormalize"] == "copyable"
+    options["renormalize"] = "all"
     parameters = inspect.signature(GENERATORS["musical"]).parameters
     assert options == {name: p.default for name, p in parameters.items()}
 
@@ -117,12 +121,25 @@ def test_the_bottom_keeps_a_sixteenth_of_the_size_and_the_attention_sees_a_quart
     assert prediction.image.min() >= 0 and prediction.image.max() <= 1
 
 
-@pytest.mark.parametrize("attention", ["multi", "single", "none"])
-def test_attention_at_two_scales_one_or_none(attention):
-    modules = [m for m in small(attention=attention).modules() if hasattr(m, "patches")]
-    assert [m.patches for m in modules] == {"multi": [(1, 3)], "single": [(3,)], "none": []}[
-        attention
-    ]
+@pytest.mark.parametrize(
+    ("attention", "patches"),
+    [("multi", [(1, 3)]), ("single", [(3,)]), ("direct", [(3,)]), ("none", [])],
+)
+def test_attention_at_two_scales_one_or_none(attention, patches):
+    generator = small(attention=attention, order="released")
+    assert [m.patches for m in generator.modules() if hasattr(m, "patches")] == patches
+
+
+@pytest.mark.parametrize("renormalize", ["copyable", "all"])
+def test_a_checkpoint_of_an_earlier_version_computes_what_it_did(renormalize):
+    """Its options do not name `renormalize`."""
+    torch.manual_seed(0)
+    x, mask = torch.rand(1, 8, 16, 16), hole(1, 16)
+    old, options = small().attend, {"renormalize": renormalize}
+    new = small(**options).attend
+    new.load_state_dict(old.state_dict())
+    with torch.no_grad():
+        assert torch.equal(old(x, mask), new(x, mask)) == (renormalize == "all")
 
 
 def test_each_image_of_a_batch_is_filled_as_if_alone():

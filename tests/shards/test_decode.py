@@ -36,6 +36,17 @@ def test_jpeg_pixels_are_those_of_pillow(subsampling, progressive):
     assert (decode(data) == by_pillow(data)).all()
 
 
+def test_celebas_center_crop_is_rows_29_to_284_of_314():
+    """At short side 256 an aligned face of 178x218 has round(313.5) rows."""
+    ramp = np.repeat(np.linspace(0, 255, 218).round().astype(np.uint8)[:, None, None], 178, 1)
+    data = encoded(np.repeat(ramp, 3, 2), "PNG")
+    cut = plan(Crop(256, "center", 256), 218, 178, 0)
+    assert (cut.rows, cut.columns, cut.top, cut.left) == (314, 256, 29, 0)
+    found = crop_of(data, Crop(256, "center", 256))[:, 128, 0].astype(float)
+    whole = np.interp(np.arange(314), (np.arange(218) + 0.5) * 314 / 218 - 0.5, ramp[:, 0, 0])
+    assert np.abs(found - whole[29:285]).max() < 1.5  # a row is 0.8 of a gray level
+
+
 def test_gray_jpeg_gives_three_equal_channels():
     data = encoded(smooth_image(2)[..., 0], "JPEG")
     assert (decode(data) == by_pillow(data)).all()

@@ -521,6 +521,22 @@ def test_celeba_is_split_by_its_partition_list(tmp_path: Path, form: str, where:
     assert contents(found, place) == {name for _, name, _ in FACES}
 
 
+def test_musicals_celeba_trains_on_train_and_val_and_never_on_test(tmp_path: Path) -> None:
+    names = [f"img_align_celeba/{i:06d}.jpg" for i in range(1, 1201)]
+    touch(tmp_path, *names)
+    split = {name: 0 if i < 800 else 1 if i < 1000 else 2 for i, name in enumerate(names)}
+    lines = "".join(f"{Path(name).name} {number}\n" for name, number in split.items())
+    touch(tmp_path, "list_eval_partition.txt", text=lines)
+    whole = Counter(e.split for e in listed("celeba_trainval", tmp_path))
+    assert whole == {"train": 1000, "test": 200}
+    held = listed("celeba_trainval", tmp_path, 0.1)
+    counts = Counter(e.split for e in held)
+    assert counts["test"] == 200 and 60 < counts["val"] < 140 and counts.total() == 1200
+    published = {split[e.src.decode()] for e in held if e.split == "val"}
+    assert published == {0, 1}  # faces of both
+    assert {split[e.src.decode()] for e in held if e.split == "test"} == {2}
+
+
 def test_a_list_with_commas_and_a_heading_is_read_too(tmp_path: Path) -> None:
     touch(tmp_path, *(name for _, name, _ in FACES))
     text = "image_id,partition\n" + PARTITION.replace(" ", ",")
@@ -694,6 +710,8 @@ def test_the_counts_are_the_published_ones() -> None:
         "train": 1_803_460, "val": 36_500, "test": 328_500,
     }  # fmt: skip
     assert sum(source("celeba").offer.counts.values()) == 202_599
+    # "182,637 images for training" (MUSICAL): 162,770 and 19,867.
+    assert source("celeba_trainval").offer.counts == {"train": 182_637, "test": 19_962}
     assert source("celeba_hq").offer.counts == {"train": 28_000, "test": 2_000}
     assert source("paris").offer.counts == {"train": 14_900, "test": 100}
 

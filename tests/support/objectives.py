@@ -1,6 +1,7 @@
 """The loss of a method on a given output of its generator."""
 
 from importlib import import_module
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -34,6 +35,7 @@ def method_of(given, generator, vgg=None, judge=None):
     method = object.__new__(made)
     method.objective, method.features, method.generator = given, vgg, generator
     method.pretrained, method.fixed = {}, []
+    method.config = SimpleNamespace(objective=given)
     named = {"generator": generator, "discriminator": judge}
     method.players = [TrainableNetwork(n, m, m, None) for n, m in named.items() if m is not None]
     return method

@@ -22,6 +22,7 @@ class MsanetModel(ModelConfig):
     iru: list[int] = key([192, 96, 64], "widths of the restoration units", least=1)
     width: float = key(1.0, "multiplies every width", least=0.01)
     structure: str = key("msau", "multi-scale structure (tables 1, 2)", STRUCTURES)
+    reduce: bool = key(True, "Inception has a 1x1 of its own before the unit's aggregation")
     mask_update: bool = key(True, "max-pooling mask update (table 3)")
     channel: str = key("augmented", "channel attention in the MSAUs", CHANNEL)
     spatial: str = key("fusing", "spatial attention in the MSAUs", SPATIAL)

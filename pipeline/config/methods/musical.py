@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pipeline.common.errors import ConfigError
 from pipeline.config.groups import ModelConfig, ObjectiveConfig, key
 
 DISCRIMINATOR = (32, 96)  # what divides the sides of images that fit it, and their least
@@ -14,12 +15,18 @@ DISCRIMINATOR = (32, 96)  # what divides the sides of images that fit it, and th
 class MusicalModel(ModelConfig):
     name: str = "musical"
     ngf: int = key(64, "width of the first layer", least=1)
-    attention: str = key("multi", "contextual attention", ("multi", "single", "none"))
+    attention: str = key("multi", "contextual attention", ("multi", "single", "direct", "none"))
     order: str = key("paper", "order of the attention's steps", ("paper", "released"))
     temperature: float = key(10.0, "factor of the cosine in softmax; none in the paper", least=0.0)
     propagation: int = key(1, "k of eq. 2; not given in the paper", least=0, most=8)
+    renormalize: str = key("all", "keys whose weights add up to 1", ("copyable", "all"))
 
     def sides(self) -> tuple[int, int]:
+        if self.attention == "direct" and self.order != "released":
+            raise ConfigError(
+                f"model.attention=direct is of model.order=released, not of {self.order}: give "
+                "model.order=released, or model.attention=single"
+            )
         return 16, 48
 
 

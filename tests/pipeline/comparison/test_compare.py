@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pytest
 from torch import nn
 
-from models.multiscale import MultiScale
+from models.msanet import MSAU
 from pipeline.comparison import compare, papers
 from pipeline.comparison.collect import Evaluation, collect
 from pipeline.comparison.table import as_csv, as_markdown, as_text
@@ -150,6 +150,14 @@ def test_each_printed_cell_says_what_it_may_be_compared_with(facts, label, metri
     assert status in as_text(made) and status in as_csv(made)
 
 
+def test_edgeconnects_row_of_celeba_hq_is_said_to_be_of_celeba():
+    made = sheet(evaluation("ours", 30, dataset_name="celeba_hq"))
+    (theirs,) = [r for r in made.rows if r.label == "EdgeConnect" and "HQ" in r.block]
+    assert "of CelebA (its README), not of CelebA-HQ" in theirs.provenance
+    status = theirs.cells["(0.1,0.2]", "psnr"].status
+    assert status == "differs in images (CelebA, ours celeba_hq)"
+
+
 def test_a_context_encoder_of_128_pixels_is_not_comparable():
     ours = evaluation(
         "ours", 24, protocol="musical", ssim="uniform7_rgb", dataset_name="celeba", images=19_962
@@ -264,11 +272,15 @@ def test_every_printed_table_can_be_laid_out_before_anything_was_trained(name, t
 
 @pytest.mark.parametrize("printed", papers.table("1")["rows"], ids=lambda row: row["structure"])
 def test_table_1_has_the_weights_of_the_network_that_we_build(printed):
-    none = {"channel": "none", "spatial": "none", "norm": "none"}
-    built = MultiScale(128, 48, printed["structure"], gate="sigmoid", squeeze="full", **none)
+    none = {"channel": "none", "spatial": "none", "gate": "sigmoid", "squeeze": "full"}
+    built = MSAU(64, 128, 48, True, "none", structure=printed["structure"], **none)
+    inception = printed["structure"].startswith("inception")  # whose aggregation is counted too
     counted = [
         sum(m.weight.numel() for m in part.modules() if isinstance(m, nn.Conv2d))
-        for part in (built.branches, nn.ModuleList([built.branches, built.reduce]))
+        for part in (
+            built.scales,
+            nn.ModuleList([built.scales, built.aggregate]) if inception else built.scales,
+        )
     ]
     result = compare.main(compose("compare", ["table=1"]).config)
     ours = {r["label"]: [c["value"] for c in r["cells"]] for r in result["rows"]}

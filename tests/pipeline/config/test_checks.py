@@ -43,6 +43,7 @@ REFUSED = {
         ),
         ("data.resize_short=80", "data.crop=256 is larger than data.resize_short=80"),
         ("data.resize_short=80 data.crop=64", "validate.size=256 is larger than data.resize_short"),
+        ("model=musical model.attention=direct", "give model.order=released, or model.attention="),
         ("model.iru=[64]", "model.iru=[64] does not fit model.fe=[64, 64]"),
         ("model.taps=5", "taps at most 4"),
         ("init=models:/a/b/c", "invalid models:/a/b/c: expected models:/NAME@champion"),

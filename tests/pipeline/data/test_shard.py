@@ -155,8 +155,10 @@ def test_a_wrong_source_shows_the_offer_and_one_line_of_error(
     assert not (tmp_path / "set").exists()
 
 
-@pytest.mark.parametrize("layout", ["places365_challenge", "places365_canyon", "celeba",
-                                    "celeba_hq", "paris", "wds", "folder"])  # fmt: skip
+@pytest.mark.parametrize("layout", [
+    "places365_challenge", "places365_canyon", "celeba", "celeba_trainval", "celeba_hq", "paris",
+    "wds", "folder",
+])  # fmt: skip
 def test_every_preset_composes_and_shows_its_offer(
     capsys: pytest.CaptureFixture, layout: str
 ) -> None:

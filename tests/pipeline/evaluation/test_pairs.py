@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 
 from pipeline.config.compose import compose
-from pipeline.evaluation.pairs import validation_pairs
+from pipeline.data import shard
+from pipeline.evaluation.pairs import pairs_of, validation_pairs
 from shards.manifest import open_manifest
+from shards.samples import archive
+from shards.writer import write_set
+from tests.support.sets import jpeg, sample, smooth_image
 
 WORDS = ("experiment=quickstart", "validate.size=64", "validate.pairs=6")
 
@@ -40,3 +44,29 @@ def test_irregular_holes_come_from_every_bucket_and_center_masks_lie_in_the_midd
     middle = np.zeros((64, 64), np.uint8)
     middle[16:48, 16:48] = 1
     assert (masks_of("masks=center") == middle).all()
+
+
+@pytest.mark.parametrize("size", ["large", "256"])
+def test_results_record_which_archive_of_places2_their_images_are_from(tmp_path, size):
+    """In those of 256x256 the aspect ratio is squashed, which no later step can see."""
+    for i, name in enumerate((f"data_{size}/a/abbey", f"val_{size}")):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "1.jpg").write_bytes(jpeg(smooth_image(i, 256, 256)))
+    url = str(tmp_path / "set")
+    words = ["data=places365_standard", f"source={tmp_path / 'in'}", f"out={url}", "workers=1"]
+    shard.main(compose("shard", words).config)
+    words = ["model=mean_colour", f"data.url={url}", "split=val", "protocol=musical"]
+    _, facts = pairs_of(compose("evaluate", words).config)
+    assert facts["archive"] == f"val_{size}"
+    assert archive(open_manifest(url), "train") == f"data_{size}"
+
+
+@pytest.mark.parametrize(
+    "names", [["a/1.jpg", "b/2.jpg"], ["1.jpg", "2.jpg"], ["a/1.jpg", "2.jpg"]]
+)
+def test_images_of_several_folders_or_of_none_are_of_no_archive(tmp_path, names):
+    images = [sample(name, jpeg(smooth_image(i)), 40, 40) for i, name in enumerate(names)]
+    made = write_set(
+        str(tmp_path), "test", "images", {"train": iter(images)}, options={}, per_shard=8
+    )
+    assert archive(made.manifest, "train") is None

@@ -1,11 +1,15 @@
 """Checkpoints on a disk: what exists, what is skipped, what is kept."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
+from pipeline.config.compose import compose
+from pipeline.config.phases import turn_at
 from pipeline.runs.checkpoints import (
     build_generator,
     find,
@@ -18,7 +22,9 @@ from pipeline.runs.folder import folder_at
 from pipeline.runs.run_json import update_run_json
 from pipeline.training import checkpointing
 from pipeline.training.checkpointing import Saver
+from pipeline.training.progress import TrainState
 from shards.objects import StoreError
+from tests.support.objectives import method_of
 
 MODEL = {"name": "msanet", "width": 0.1}
 
@@ -28,15 +34,53 @@ def run(tmp_path):
     return folder_at(str(tmp_path / "run"))
 
 
-def save(run, images_seen, psnr=None, keep=3, files=None):
+def save(run, images_seen, psnr=None, keep=3, files=None, trains=None):
     saver = Saver(run, keep)
     state = {"model": MODEL, "dataset": "d", "metrics": {} if psnr is None else {"val/psnr": psnr}}
+    state |= {} if trains is None else {"trains_image": trains}  # None: of an earlier version
     saver.save(images_seen, files or {"generator": {"weight": torch.ones(3) * images_seen}}, state)
     saver.close()
 
 
 def seen(run):
     return [c.images_seen for c in list_checkpoints(run.url)]
+
+
+def test_a_checkpoint_of_a_phase_that_trains_no_image_is_not_the_best(run):
+    """Nor kept as such; where there is no other, the best of them."""
+    for images, psnr, trains in ((1, 20, None), (2, 21, True), (3, 22, False), (4, 9, True)):
+        save(run, images, psnr, keep=1, trains=trains)
+    assert seen(run) == [2, 4] and find(run.url, "best").images_seen == 2
+    other = folder_at(f"{run.url}-only")
+    for images, psnr in ((1, 20), (2, 21), (3, 19)):
+        save(other, images, psnr, trains=False)
+    assert find(other.url, "best").images_seen == 2
+
+
+@pytest.mark.parametrize(
+    ("images_seen", "trains"), [(3, True), (6, True), (9, False), (12, False), (15, True)]
+)
+def test_a_checkpoint_says_whether_the_phase_of_its_last_step_trains_the_generator(
+    images_seen, trains
+):
+    """Batches of 3; from 4 to 10 images the discriminator alone."""
+    phases = "[{until: 4}, {until: 10, rates: {discriminator: 1.0}}, {until: null, lr: 1.0}]"
+    words = ["batch=3", "objective=musical_paper", f"objective.phases={phases}"]
+    config, saved = compose("train", words).config, []
+    networks = method_of(config.objective, nn.Linear(1, 1), judge=nn.Linear(1, 1))
+    for player in networks.players:
+        player.optimizer = torch.optim.SGD(player.module.parameters())
+    players = config.objective.players
+    networks.begin(turn_at(config.objective.phases, images_seen - 3, 3, players))
+    checkpointing.save(
+        config,
+        networks,
+        SimpleNamespace(is_main=True, world_size=1),
+        SimpleNamespace(save=lambda images, files, facts: saved.append(facts)),
+        SimpleNamespace(digest="d"),
+        TrainState(images_seen=images_seen),
+    )
+    assert [facts["trains_image"] for facts in saved] == [trains]
 
 
 def test_a_checkpoint_is_safetensors_and_json(run):
