@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.evaluation import metrics, results
+from pipeline import metrics
+from pipeline.evaluation import results
 
 
 @dataclass(frozen=True)

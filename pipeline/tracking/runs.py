@@ -14,7 +14,6 @@ from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import errors
 from pipeline.tracking.client import connect, run_link, search, tracking_uri, ui_command
 from pipeline.tracking.close import close, dead, silence
-from pipeline.tracking.delivery import lower_is_better
 from shards import store
 from shards.upkeep import parse_age
 
@@ -55,9 +54,11 @@ def listed(client: Any, uri: str, config: RunsConfig) -> list[dict[str, Any]]:
     order = ["attributes.start_time DESC"]
     text = config.filter or ""
     if config.best:
+        from pipeline.metrics import direction
+
         _check_logged(client, list(experiments), config.best)
-        direction = "ASC" if lower_is_better(config.best) else "DESC"
-        order = [f"metrics.`{config.best}` {direction}", *order]
+        sign = "ASC" if direction(config.best) < 0 else "DESC"
+        order = [f"metrics.`{config.best}` {sign}", *order]
         text = " and ".join(filter(None, [text, f"metrics.`{config.best}` > -1e300"]))
     from mlflow.exceptions import MlflowException
 

@@ -20,7 +20,7 @@ from pipeline.common.secrets import redact
 from pipeline.runs.job_record import cancelled
 from pipeline.tracking import errors, provenance
 from pipeline.tracking.client import connect, no_retries, ping, uri_for
-from pipeline.tracking.delivery import clean, flatten, lower_is_better
+from pipeline.tracking.delivery import clean, flatten
 from pipeline.tracking.remote_spool import (
     STATE,
     fetch_spool,
@@ -203,14 +203,15 @@ class Tracker:
             self.spool.lost += 1
 
     def _improved(self, values: dict[str, float], step: int) -> dict[str, float]:
+        from pipeline.metrics import direction  # imports torch
+
         better: dict[str, float] = {}
         for key, value in values.items():
             if not key.startswith("val/"):
                 continue
             name = "best/" + key.removeprefix("val/")
-            sign = -1 if lower_is_better(key) else 1
             best = self._state["best"].get(name)
-            if best is None or sign * value > sign * best:
+            if best is None or direction(key) * (value - best) > 0:
                 better[name] = value
                 if key == "val/psnr":
                     better["best/step"] = float(step)

@@ -10,7 +10,8 @@ import pyarrow as pa
 import torch
 
 from models import GENERATORS
-from pipeline.evaluation import metrics, results
+from pipeline import metrics
+from pipeline.evaluation import results
 from pipeline.registry import register
 from pipeline.runs import checkpoints
 from pipeline.runs.folder import folder_at

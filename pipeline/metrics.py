@@ -187,6 +187,16 @@ def printed_metrics(convention: str = "gauss11_rgb") -> dict[str, Metric]:
     return {m.key: m for m in METRICS if m.printed and m.convention in ("", convention)}
 
 
+def direction(logged: str) -> int:
+    """Return 1 if a value logged under this name is better when higher, -1 when lower.
+
+    logged: such as `val/psnr`, `eval/msanet/l1 0.1_0.2` or a loss, `g/style`.
+    """
+    kind, _, name = logged.rpartition("/")
+    known = {metric.key: metric.direction for metric in METRICS}
+    return known.get(name.partition(" ")[0], -1 if kind in ("g", "d") else 1)
+
+
 def measure(
     result: Tensor,
     image: Tensor,
