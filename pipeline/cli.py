@@ -25,7 +25,6 @@ import pipeline
 from pipeline.common.console import say
 from pipeline.common.environment import CHECKOUT, commit, ensure_account
 from pipeline.common.errors import ConfigError, one_line
-from pipeline.config.checks import check
 from pipeline.config.commands import COMMANDS, Command, positional
 from pipeline.config.groups import MODELS
 from pipeline.config.resolve import entries, near
@@ -106,7 +105,7 @@ def _run(known: argparse.Namespace, args: list[str], spec: Command) -> int:
     args = positional(spec, sorted(args, key=lambda arg: arg in SHORT.values()))
     resolved = compose(known.command, args)
     try:
-        check(known.command, resolved.config)
+        spec.check(resolved.config)
     except ValueError as error:
         if record := getattr(import_module(spec.module), "refused", None):
             record(resolved.config, one_line(error))

@@ -33,11 +33,12 @@ from pipeline.config.resolve import Resolved, entries, interpolated, known_keys,
 from shards import store
 
 CONF = CHECKOUT / "conf"
+SCHEMAS = {name: spec.schema for name, spec in COMMANDS.items()}
 # Keys with string values; True if a boolean is kept as such, as in `sbatch: {exclusive: true}`.
 STRING_KEYS = {
     name: f.name == "sbatch"
-    for spec in COMMANDS.values()
-    for name, _, f in entries(spec.schema())
+    for schema in SCHEMAS.values()
+    for name, _, f in entries(schema())
     if re.fullmatch(r"(list\[|dict\[str, )?str\]?( \| None)?", str(f.type)) or f.name == "sbatch"
 }
 
@@ -67,7 +68,7 @@ def compose(command: str, args: Sequence[str]) -> Resolved:
             site = _loaded(folder / "defaults.yaml")
             layers += _leaves_of(command, site, f"{name}: {folder / 'defaults.yaml'}", lenient=True)
     layers += [(k, v, "command line") for k, v in values]
-    return merge(command, layers)
+    return merge(command, layers, SCHEMAS)
 
 
 def _loaded(path: Path, group: str = "") -> dict[str, Any]:
@@ -202,8 +203,8 @@ def _leaves_of(
     Keys of a shared section that only other commands read are skipped: conf/data/*.yaml serves
     `shard`, `train` and `evaluate`. With `lenient` so are all keys of other commands.
     """
-    known = set(known_keys(COMMANDS[command].schema))
-    elsewhere = {*RETIRED, *(k for spec in COMMANDS.values() for k in known_keys(spec.schema))}
+    known = set(known_keys(SCHEMAS[command]))
+    elsewhere = {*RETIRED, *(key for schema in SCHEMAS.values() for key in known_keys(schema))}
     shared = {name.partition(".")[0] for name in known if "." in name}
     with interpolated(origin):
         plain = OmegaConf.to_container(OmegaConf.create(values), resolve=True)

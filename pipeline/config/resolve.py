@@ -14,7 +14,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.common.errors import ConfigError
 from pipeline.common.secrets import refuse_secret
-from pipeline.config.commands import COMMANDS
 from pipeline.config.groups import MODELS
 from pipeline.config.habits import instead
 from shards.store import expanded
@@ -42,11 +41,16 @@ class Resolved:
         return "\n".join(f"{text:<{width}}  # {origin}" for text, origin in lines)
 
 
-def merge(command: str, layers: list[tuple[str, Any, str]]) -> Resolved:
-    """Override the schema's defaults by `(key, value, origin)`, the last one winning, and check."""
-    spec = COMMANDS[command]
-    base = OmegaConf.structured(spec.schema)
-    allowed = known_keys(spec.schema)
+def merge(
+    command: str, layers: list[tuple[str, Any, str]], schemas: Mapping[str, type]
+) -> Resolved:
+    """Override the schema's defaults by `(key, value, origin)`, the last one winning, and check.
+
+    schemas: of all commands, so that a key of another one is named as such.
+    """
+    schema = schemas[command]
+    base = OmegaConf.structured(schema)
+    allowed = known_keys(schema)
     # mask=X is mask.file=X.
     full = {k.removesuffix(".file"): k for k in allowed if k.endswith(".file")}
     given = {full.get(name, name): (value, origin) for name, value, origin in layers}
@@ -60,13 +64,13 @@ def merge(command: str, layers: list[tuple[str, Any, str]]) -> Resolved:
     for name, (value, origin) in given.items():
         if name not in allowed:
             hint = instead(name, value, {k: v for k, (v, _) in given.items()}, allowed)
-            hint = hint or f"{_elsewhere(command, name)}{near(name, allowed)}"
+            hint = hint or f"{_elsewhere(command, name, schemas)}{near(name, allowed)}"
             raise ConfigError(f"{_from(origin)}unknown key {name}{hint}")
         _set(base, name, value if name in SHELL else _at_home(value), origin)
     with interpolated():
         missing = OmegaConf.missing_keys(base)
         for name in (key for key in allowed if key in missing):
-            meaning = next(f.metadata["help"] for n, _, f in entries(spec.schema()) if n == name)
+            meaning = next(f.metadata["help"] for n, _, f in entries(schema()) if n == name)
             raise ConfigError(f"{name.removesuffix('.file')}= is missing: {meaning}")
         resolved = OmegaConf.to_object(base)
     origins = {name: origin for name, (_, origin) in given.items()}
@@ -153,9 +157,9 @@ def _from(origin: str) -> str:
     return "" if origin in ("", "command line") else f"{origin}: "
 
 
-def _elsewhere(command: str, name: str) -> str:
+def _elsewhere(command: str, name: str, schemas: Mapping[str, type]) -> str:
     """Return which commands read a key that this one does not."""
-    readers = [other for other, spec in COMMANDS.items() if name in known_keys(spec.schema)]
+    readers = [other for other, schema in schemas.items() if name in known_keys(schema)]
     if not readers or command in readers:
         return ""
     return f": it is a key of {', '.join(readers)}, not of {command}"

@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.common import console
-from pipeline.common.mask_sets import open_masks
 from pipeline.config.groups import DRAWN, from_set
 from pipeline.config.schema import EvaluateConfig, TrainConfig
 from shards import store
 from shards.decode import Crop, Scratch, decode_crop
 from shards.manifest import Manifest, open_manifest
 from shards.mask_file import read_hole
-from shards.mask_sets import SPLIT
+from shards.mask_sets import SPLIT, open_masks
 from shards.masks import BUCKETS, MaskPolicy, center, irregular, square
 from shards.samples import ImageRecord, payload, samples
 

@@ -5,21 +5,22 @@ Nothing here imports torch, which keeps the launcher light.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.util import find_spec
 
 from pipeline.common.errors import ConfigError
-from pipeline.common.mask_sets import open_masks
 from pipeline.config import checks
 from pipeline.config.groups import DataConfig, MasksConfig
 from pipeline.config.schema import TrainConfig
+from pipeline.launch.topology import submitted_processes
 from pipeline.runs import checkpoints
 from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import check_same, folder_of, other_dataset
 from pipeline.training import pretrained
 from shards import store
 from shards.manifest import Manifest, open_manifest, read_index
+from shards.mask_sets import open_masks
 from shards.masks import MaskPolicy
 
 # Options of a model that change what it computes but none of its tensors' shapes.
@@ -52,6 +53,15 @@ def preflight(
         with held(run):
             return run  # unlocked again: rank 0 locks it while it trains
     return run
+
+
+def check_inputs(config: TrainConfig, readable: Callable[[str | None], bool]) -> None:
+    """Check a run before it is submitted; an earlier job may have to write its data set first."""
+    if readable(config.data.url):
+        preflight(config, submitted_processes(config))
+    else:
+        pretrained.check(config)
+        check_same(config, folder_of(config))
 
 
 def check_processes(config: TrainConfig, world_size: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from models import GENERATORS
-from pipeline.config import checks
+from pipeline.config.commands import COMMANDS
 from pipeline.config.compose import compose
 from pipeline.config.groups import MsanetModel
 from pipeline.evaluation import evaluate, pair_images, partial_results, results
@@ -49,7 +49,7 @@ def run(tmp_path):
 
 def run_evaluate(*words):
     config = compose("evaluate", list(words)).config
-    checks.check("evaluate", config)
+    COMMANDS["evaluate"].check(config)
     return evaluate.main(config)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from models import Prediction
 from models.inpainter import Inpainter
-from pipeline.config import checks
+from pipeline.config.commands import COMMANDS
 from pipeline.config.compose import compose
 from pipeline.inference import archive, demo, predict, tiling
 from pipeline.inference.images import decode
@@ -48,7 +48,7 @@ def model(exported):
 
 def run(**words):
     config = compose("predict", [f"{k}={v}" for k, v in words.items()]).config
-    checks.check("predict", config)
+    COMMANDS["predict"].check(config)
     return predict.main(config)
 
 

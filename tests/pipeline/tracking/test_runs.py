@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import checks
+from pipeline.config.commands import COMMANDS
 from pipeline.config.schema import RunsConfig
 from pipeline.runs import checkpoints
 from pipeline.runs.folder import folder_at
@@ -40,7 +40,7 @@ def logged(root, name, status="FINISHED", heartbeat_age=0.0, **metrics):
 
 def do(root, action="list", **options):
     config = RunsConfig(action=action, root=str(root), **options)
-    checks.check("runs", config)
+    COMMANDS["runs"].check(config)
     return runs.main(config)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.common.errors import ConfigError
-from pipeline.config import checks
+from pipeline.config.commands import COMMANDS
 from pipeline.config.compose import compose
 from pipeline.config.groups import MODELS
 from pipeline.launch.topology import process_count
@@ -35,7 +35,7 @@ def refusal(small_set, tmp_path):
         given = [*start, f"data.url={small_set}", f"run={tmp_path}/run", "processes=1", *words]
         with pytest.raises(ValueError) as caught:
             config = compose("train", given).config
-            checks.check("train", config)
+            COMMANDS["train"].check(config)
             preflight(config, world_size)
         assert not (tmp_path / "run").exists()
         assert "\n" not in str(caught.value)
