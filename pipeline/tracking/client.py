@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pipeline.common.console import say
-from pipeline.runs.run_json import read_run_json
+from pipeline.runs.run_json import Facts, read_run_json
 from pipeline.tracking.errors import HIDDEN, RunDeleted, ServerError, display_uri, explained
 from shards import store
 from shards.file_lock import locked
@@ -95,15 +95,18 @@ def default_root(run: str) -> str:
     return str(next(_above(run), usual if usual in above else above[0]))
 
 
-def uri_for(run: str | None, root: str | None = None, uri: str | None = None) -> str:
+def uri_for(
+    run: str | None, root: str | None = None, uri: str | None = None, known: Facts | None = None
+) -> str:
     """Return the tracking URI of a run: `uri`, the environment's, that of `run.json`, embedded.
 
-    run: folder or URL, or None where only `root` is known. If the embedded store that `run.json`
-    names does not hold the run, it is looked for above the run: both may have moved.
+    run: folder or URL, or None where only `root` is known. known: its `run.json`, if read.
+    If the embedded store that `run.json` names does not hold the run, it is looked for above the
+    run: both may have moved.
     """
     if uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip() or run is None:
         return tracking_uri(root or "runs", uri)
-    known = read_run_json(run)
+    known = read_run_json(run) if known is None else known
     recorded, mlflow_run = known.get("mlflow_uri"), known.get("mlflow_run_id")
     if recorded and (path := sqlite_path(recorded)) and not _holds(path, mlflow_run):
         root = next((f for f in _above(run) if _holds(Path(f, "mlflow.db"), mlflow_run)), None)
