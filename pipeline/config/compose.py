@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.common.environment import CHECKOUT, config_dir
 from pipeline.common.errors import ConfigError, one_line
 from pipeline.config.commands import COMMANDS, Command
-from pipeline.config.groups import RETIRED
+from pipeline.config.groups import RENAMED, RETIRED
 from pipeline.config.resolve import Resolved, entries, interpolated, known_keys, merge, near
 from shards import store
 
@@ -132,7 +132,7 @@ def _split(spec: Command, args: Sequence[str]) -> tuple[dict[str, str], list[tup
         if name in spec.groups:
             choices[name] = text
         else:
-            values.append((name, _parsed(arg, text)))
+            values.append((RENAMED.get(name, name), _parsed(arg, text)))
     return choices, values
 
 
@@ -223,7 +223,7 @@ def _flatten(values: Any, known: set[str], prefix: str = "") -> Iterator[tuple[s
         if isinstance(value, dict) and dotted not in known:
             yield from _flatten(value, known, f"{dotted}.")
         else:
-            yield dotted, value
+            yield RENAMED.get(dotted, dotted), value
 
 
 def saved_start(

@@ -164,7 +164,7 @@ class ObjectiveConfig:
     features: str = key("internal", "perceptual and style features", ("internal", "vgg16"))
     loss_on: str = key("raw", "image that the pixel losses compare", ("raw", "composite"))
     feature_images: str = key("raw", "images given to VGG16", ("raw", "raw+composite"))
-    vgg_normalise: bool = key(True, "ImageNet normalization before VGG16")
+    vgg_normalize: bool = key(True, "ImageNet normalization before VGG16")
     gan: str = key("vanilla", "adversarial loss", ("vanilla", "lsgan"))
     d_pretrained: bool = key(True, "start the discriminator from ImageNet weights")
     optimizer: str = key("adam", "optimizer; Adam in both papers", ("adam", "adamw"))
@@ -264,6 +264,10 @@ def from_set(buckets: list[str]) -> list[str]:
 # Keys in the config.yaml of older runs that training never read.
 SHARDING = ("layout", "holdout", "shard_mb", "min_side", "store_short", "quality")
 RETIRED = ("objective.name", *(f"data.{name}" for name in SHARDING))
+# Former names of keys, which files of older runs and commands may still use; a hash of keys takes
+# the former name, so that it is the one of older runs.
+RENAMED = {"objective.vgg_normalise": "objective.vgg_normalize", "pictures": "images"}
+FORMER = {new: old for old, new in RENAMED.items()}
 
 
 # --- learning rates ------------------------------------------------------------------------------

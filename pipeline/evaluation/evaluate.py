@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from pipeline import metrics
 from pipeline.common import console
 from pipeline.common.environment import count
-from pipeline.config.groups import RETIRED
+from pipeline.config.groups import FORMER, RETIRED
 from pipeline.config.resolve import to_yaml
 from pipeline.config.schema import EvaluateConfig
 from pipeline.evaluation import pair_images, partial_results, results
@@ -125,11 +125,12 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
             "takes a folder of filled images, not the one that export= wrote"
         )
     results.save(url, table, facts)
-    samples = pair_images.fill_samples(predict, pairs, config.pictures)
+    samples = pair_images.fill_samples(predict, pairs, config.images)
     samples_url = pair_images.save(url, samples)
     store.remove(parts, recursive=True)
     summary = results.summarize(table, facts["ssim"])
-    result = {**facts, **summary, "parquet": url, "pictures": samples_url}
+    result = {**facts, **summary, "parquet": url, "samples": samples_url}
+    result["pictures"] = samples_url  # its former name, kept for one release
     if config.features is not None:
         result["features"] = _draw_features(config, pairs)
     if "run" in facts:
@@ -173,7 +174,7 @@ def _record_in_run(config: EvaluateConfig, result: dict[str, Any]) -> None:
     values = {f"{prefix}/psnr {name}": row["psnr"] for name, row in rows.items()}
     overall = result["mean6"] or next(iter(rows.values()))
     values |= {f"{prefix}/{k}": overall[k] for k in metrics.printed_metrics() if k in overall}
-    files = [result["parquet"], result["pictures"], *result.get("features", [])]
+    files = [result["parquet"], result["samples"], *result.get("features", [])]
     record(result["run"], values, result["images_seen"], files)
 
 
@@ -217,6 +218,6 @@ def training_recipe(facts: dict[str, Any]) -> dict[str, Any]:
     if saved is None:
         return {}
     keys = flatten(OmegaConf.to_container(saved))  # type: ignore[arg-type]
-    rest = {name: value for name, value in keys.items() if not name.startswith(NOT_IN_RECIPE)}
+    rest = {FORMER.get(k, k): v for k, v in keys.items() if not k.startswith(NOT_IN_RECIPE)}
     digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
     return {"experiment": saved.get("experiment"), "seed": saved.get("seed"), "recipe": digest}

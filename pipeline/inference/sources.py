@@ -59,7 +59,8 @@ def telea(image: Tensor, mask: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).to(image) / 255
 
 
-BASELINES: dict[str, Fill] = {"mean_colour": mean_color, "telea": telea}
+BASELINES: dict[str, Fill] = {"mean_color": mean_color, "telea": telea}
+FORMER = {"mean_colour": "mean_color"}  # names of baselines in older commands
 
 
 def load(
@@ -70,13 +71,14 @@ def load(
 ) -> LoadedInpainter:
     """Load the inpainter that `model=` or `checkpoint=` names.
 
-    model: `mean_colour`, `telea`, `models:/NAME@alias`, a registered NAME (its champion), an
+    model: `mean_color`, `telea`, `models:/NAME@alias`, a registered NAME (its champion), an
     archive FILE.pt2, or a value of `checkpoint`: a run's folder or one of its checkpoints.
     Raises ValueError if it does not exist, or if its output depends on masked pixels.
     """
     if (model is None) == (checkpoint is None):
         raise ValueError("give either model= or checkpoint=")
-    if model is not None and model in BASELINES:
+    model = FORMER.get(str(model), model)
+    if model in BASELINES:
         return LoadedInpainter(BASELINES[model], model, {"weights": "none"})
     if checkpoint is not None or _is_folder(str(model)):
         return _checkpoint(str(checkpoint or model), weights, device)

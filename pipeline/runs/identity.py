@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from pipeline.common.errors import ConfigError
+from pipeline.config.groups import FORMER
 from pipeline.config.resolve import leaves, to_yaml
 from pipeline.config.schema import TrainConfig
 from pipeline.runs.folder import RunFolder, folder_at
@@ -46,7 +47,7 @@ def hashed_values(config: TrainConfig) -> dict[str, Any]:
     """Return what a run computes, by dotted key; its hash names the run."""
     values = immutable_values(config)
     return {
-        k: v
+        FORMER.get(k, k): v
         for k, v in values.items()
         if not k.startswith(FIXED_AT_START) and LATER.get(k, ...) != v
     }
@@ -117,7 +118,8 @@ def changed_key(config: TrainConfig, saved: Any) -> tuple[str, Any, Any] | None:
     """
     defaults = dict(leaves(replace(TrainConfig(), model=type(config.model)())))
     for name, value in immutable_values(config).items():
-        old = OmegaConf.select(saved, name, default=defaults[name])
+        former = OmegaConf.select(saved, FORMER.get(name, name), default=defaults[name])
+        old = OmegaConf.select(saved, name, default=former)
         old = _plain(name, OmegaConf.to_container(old) if OmegaConf.is_config(old) else old)
         if old != value and name != "data.url" and "auto" not in (old, value):
             return name, old, value

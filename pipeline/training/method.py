@@ -70,7 +70,7 @@ def build(config: TrainConfig, engine: Engine) -> Method:
         engine.prepare("generator", generator, make, average=config.ema > 0),
     )
     if "vgg16" in wanted:
-        method.features = VGG16Features(normalize=objective.vgg_normalise)
+        method.features = VGG16Features(normalize=objective.vgg_normalize)
         method.pretrained["vgg16"] = _load("vgg16", method.features, config, engine)
         method.features.to(engine.device)
     if objective.adv:

@@ -91,7 +91,7 @@ def test_the_table_marks_the_best_of_each_row_and_counts_wins():
     text = steps.show(
         {
             **buckets(20.0, 30.0),
-            "baselines": {"mean_colour": buckets(19.0, 29.0), "telea": buckets(21.0, 31.0)},
+            "baselines": {"mean_color": buckets(19.0, 29.0), "telea": buckets(21.0, 31.0)},
             "seconds": {"total": 90.0},
             "reused": ["shard"],
             "model_uri": "models:/inpaint-msanet/1",
