@@ -21,13 +21,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING
+
 import pipeline
 from pipeline.common.console import say
 from pipeline.common.environment import CHECKOUT, commit, ensure_account
 from pipeline.common.errors import ConfigError, one_line
 from pipeline.config.commands import COMMANDS, Command, positional
 from pipeline.config.groups import MODELS
-from pipeline.config.resolve import entries, near
+from pipeline.config.resolve import entries, near, plain
 from pipeline.launch.output import record_error, with_job_log
 from pipeline.launch.topology import check_worker
 from shards.objects import Unavailable
@@ -243,7 +245,7 @@ def _keys(kind: type) -> Iterator[str]:
 
 
 def _key(name: str, default: Any, field: Field[Any]) -> str:
-    shown = "null" if default is None else "required" if default == "???" else default
+    shown = "required" if default == MISSING else plain(default)
     choices = field.metadata.get("choices") or ()
     allowed = f" ({'|'.join(map(str, choices))})" if choices else ""
     return f"  {name:<28} {field.metadata.get('help', '')}{allowed} [{shown}]"

@@ -113,7 +113,7 @@ def _sample(mask: Mask) -> PackedSample:
 
 def open_masks(url: str, buckets: Sequence[str]) -> Manifest:
     """Open the set at `masks.url=`; ValueError if it has no masks, or none in one of `buckets`."""
-    manifest = open_manifest(url)
+    manifest = open_manifest(url, "masks.url=")
     where = f"masks.url={store.display(manifest.url)}"
     if manifest.kind != "masks":
         raise ValueError(

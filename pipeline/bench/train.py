@@ -102,7 +102,7 @@ def _workers(scratch: str, work: dict[str, Any], processes: int, rows: list[str]
 
 
 def _measure(given: dict[str, Any]) -> None:
-    """One worker: measure all rows in turn, round after round; rank 0 writes the result."""
+    """Measure, as one worker, all rows in turn, round after round; rank 0 writes the result."""
     engine = Engine(_config(given))
     waits: list[float] = []
     rows = alternate(
@@ -120,7 +120,7 @@ def _measure(given: dict[str, Any]) -> None:
 
 
 def _of_product(given: dict[str, Any], engine: Engine, seconds: float) -> float:
-    """The share of the FLOP/s of a large matrix product that steps of `seconds` achieve."""
+    """Return the share of the FLOP/s of a large matrix product that steps of `seconds` achieve."""
     networks = method.build(_config(given), engine)
     flop = flops.flop_per_image(networks, engine, given["side"])
     side = 8192 if engine.device.type == "cuda" else 1024
@@ -144,7 +144,7 @@ def _steps(take: Callable[[], None], given: dict[str, Any]) -> int:
 def _row(
     name: str, given: dict[str, Any], engine: Engine, waits: list[float]
 ) -> Callable[[], None]:
-    """A function that takes one training step of the row `name`."""
+    """Return a function that takes one training step of the row `name`."""
     config = _config(given)
     networks = method.build(config, engine)
     engine.start(networks.players)

@@ -35,7 +35,7 @@ class Resolved:
     def described(self) -> str:
         """Return `key: value  # origin`, one line each, as --dry-run prints it."""
         lines = [
-            (f"{k}: {_plain(v)}", self.origins.get(k, "default")) for k, v in leaves(self.config)
+            (f"{k}: {plain(v)}", self.origins.get(k, "default")) for k, v in leaves(self.config)
         ]
         width = min(60, max(len(text) for text, _ in lines))
         return "\n".join(f"{text:<{width}}  # {origin}" for text, origin in lines)
@@ -109,7 +109,7 @@ def _set(base: DictConfig, name: str, value: Any, origin: str) -> None:
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         wanted = str(kind).replace("typing.", "") if get_args(kind) else kind.__name__
         default = None if OmegaConf.is_missing(node, leaf) else node[leaf]
-        reason = f"the default is {_plain(default)}{EXAMPLES.get(get_origin(kind), '')}"
+        reason = f"the default is {plain(default)}{EXAMPLES.get(get_origin(kind), '')}"
         if is_dataclass(element):
             reason = str(error).splitlines()[0]
         raise ConfigError(
@@ -136,13 +136,13 @@ def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     least, most, below = (metadata.get(bound) for bound in ("least", "most", "below"))
     for number in _numbers(value):
         if not math.isfinite(number):
-            raise ConfigError(f"{name}={_plain(value)} is not finite: expected a finite number")
+            raise ConfigError(f"{name}={plain(value)} is not finite: expected a finite number")
         if least is not None and number < least:
-            raise ConfigError(f"{name}={_plain(value)} is too small: expected at least {least}")
+            raise ConfigError(f"{name}={plain(value)} is too small: expected at least {least}")
         if most is not None and number > most:
-            raise ConfigError(f"{name}={_plain(value)} is too large: expected at most {most}")
+            raise ConfigError(f"{name}={plain(value)} is too large: expected at most {most}")
         if below is not None and number >= below:
-            raise ConfigError(f"{name}={_plain(value)} is too large: expected less than {below}")
+            raise ConfigError(f"{name}={plain(value)} is too large: expected less than {below}")
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
@@ -180,7 +180,8 @@ def near(name: str, allowed: Sequence[str] | dict[str, Any]) -> str:
     return f"{hint} (allowed: {', '.join(listed)})"
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """Return a value as it is written in YAML and on the command line."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -14,7 +14,7 @@ from shards.mask_sets import open_masks
 def check_inputs(config: EvaluateConfig, readable: Callable[[str | None], bool]) -> None:
     """Raise ValueError unless the sets and the checkpoint that are readable fit the protocol."""
     if readable(config.data.url):
-        open_manifest(str(config.data.url))
+        open_manifest(str(config.data.url), "data.url=")
     if readable(config.masks.url):
         open_masks(str(config.masks.url), from_set(config.protocol.buckets))
     if readable(config.checkpoint):

@@ -154,7 +154,7 @@ def _digest(pairs: list[Pair], size: int, resize_short: int | None) -> str:
 def pairs_of(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
     """Return the protocol's pairs, and the facts about them that results carry."""
     protocol = config.protocol
-    images = open_manifest(str(config.data.url))
+    images = open_manifest(str(config.data.url), "data.url=")
     masks = open_masks(config.masks.url, from_set(protocol.buckets)) if config.masks.url else None
     select = (protocol.buckets, protocol.size, config.data.resize_short, config.limit)
     pairs = make_pairs(images, config.split, masks, *select)

@@ -52,7 +52,7 @@ def mean_color(image: Tensor, mask: Tensor) -> Tensor:
 
 
 def telea(image: Tensor, mask: Tensor) -> Tensor:
-    """OpenCV's fast marching inpainting (Telea 2004), radius 5."""
+    """Fill by OpenCV's fast marching inpainting (Telea 2004), radius 5."""
     pixels = (image * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     holes = mask[:, 0].ne(0).byte().cpu().numpy()
     filled = [cv2.inpaint(p, m, 5, cv2.INPAINT_TELEA) for p, m in zip(pixels, holes)]
@@ -107,6 +107,11 @@ def _checkpoint(url: str, weights: str, device: torch.device | str) -> LoadedInp
 def _archive(model: str, device: torch.device | str) -> LoadedInpainter:
     is_file = model.endswith(".pt2") or Path(model).is_file()
     if not is_file and not model.startswith("models:"):
+        if "/" in model:
+            raise ValueError(
+                f"model={model} does not exist: give a run's folder, a checkpoint, an archive "
+                f"(.pt2), a registered model, {' or '.join(BASELINES)}"
+            )
         model = f"models:/{model}@champion"
     archive, facts = load_archive(model, str(device))
     name = f"{facts['name']}/{facts['version']}" if "version" in facts else Path(model).stem
@@ -163,7 +168,7 @@ def prefixed(facts: dict[str, str]) -> dict[str, str]:
 
 
 def own_tags(version: Any) -> dict[str, str]:
-    """A registered version's `lacuna.*` tags without the prefix; ValueError if it has none."""
+    """Return a version's `lacuna.*` tags without the prefix; ValueError if it has none."""
     own = {k: v for k, v in version.tags.items() if k.startswith(TAG_PREFIX)}
     tags = {k.removeprefix(TAG_PREFIX): v for k, v in own.items()}
     if not set(tags) >= REQUIRED_TAGS:

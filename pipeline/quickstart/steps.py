@@ -219,7 +219,7 @@ def lock(out: Path, given: str) -> TextIO:
 
 
 def tracking_uri(out: Path) -> str:
-    """The folder's own MLflow database, whatever server the environment names."""
+    """Return the folder's own MLflow database, whatever server the environment names."""
     return f"sqlite:///{out}/mlflow.db"
 
 

@@ -83,7 +83,7 @@ def create_version(client: Any, name: str, tags: dict[str, str], card: str) -> A
 
 
 def run_name(run: str) -> str:
-    """The run as a version's tags name it: an absolute path, or a URL without secrets."""
+    """Return the run as a version's tags name it: an absolute path, or a URL without secrets."""
     return place_of(run) if store.is_local(run) else store.display(run)
 
 
@@ -134,7 +134,7 @@ def _recorded(client: Any, uri: str, run: str) -> dict[str, Any]:
 def _facts(
     info: dict[str, Any], recorded: dict[str, Any], name: str, network: str, digest: str
 ) -> dict[str, str]:
-    """Facts about a version, for its `lacuna.*` tags and its model card."""
+    """Return the facts about a version, for its `lacuna.*` tags and its model card."""
     facts = {
         "name": name,
         "network": network,
@@ -152,7 +152,7 @@ def _facts(
 
 
 def _measured(run: str, digest: str) -> dict[str, Any] | None:
-    """The run's largest evaluation of these weights, for the model card; None if there is none."""
+    """Return the run's largest evaluation of these weights, for the model card, or None."""
     evaluations = results.of_weights(run, digest)
     if not evaluations:
         return None

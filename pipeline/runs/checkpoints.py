@@ -215,7 +215,7 @@ def load_tensors(tensors: Mapping[str, Tensor], module: nn.Module, source: str) 
 
 
 def pin(run_url: str, images_seen: int) -> None:
-    """Never delete this checkpoint: an evaluation or the registry refers to it."""
+    """Keep this checkpoint for good: an evaluation or the registry refers to it."""
     change_run_json(
         run_url, lambda facts: {"pinned": sorted({*facts.get("pinned", []), images_seen})}
     )

@@ -124,7 +124,7 @@ def held(run: RunFolder) -> Iterator[None]:
 
 
 def is_held(url: str) -> bool:
-    """Whether a live process holds the run; in a bucket the answer may take a minute."""
+    """Return whether a live process holds the run; in a bucket the answer may take a minute."""
     if not store.is_local(url):
         return is_leased(url)
     return is_locked(store.local(url) / ".lock")

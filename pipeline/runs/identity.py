@@ -92,7 +92,7 @@ def check_same(config: TrainConfig, run: RunFolder) -> None:
 
 
 def other_dataset(run_url: str, before: str, now: Manifest) -> str:
-    """Error text for a resume with another dataset; names both digests."""
+    """Return the error text for a resume with another dataset; names both digests."""
     return (
         f"cannot resume {store.display(run_url)} with data.url={store.display(now.url)} (digest "
         f"{now.digest[:12]}): it was trained on a set with digest {before[:12]}; give that set by "
@@ -101,7 +101,7 @@ def other_dataset(run_url: str, before: str, now: Manifest) -> str:
 
 
 def _new_run(run_url: str, reusable: bool = True) -> str:
-    """How to make a change that a resume refuses; `reusable`: the weights still fit."""
+    """Return how to make a change that a resume refuses; `reusable`: the weights still fit."""
     weights = f" (init={store.display(run_url)} starts from these weights)" if reusable else ""
     allowed = ", ".join(
         f"{name}*" if name.endswith(".") else name for name in MAY_CHANGE if name not in UNLISTED

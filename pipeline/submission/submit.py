@@ -148,7 +148,7 @@ def _preflight(part: Part, first: bool) -> None:
     """Refuse what would fail on every node; outputs of earlier stages do not exist yet."""
 
     def readable(url: str | None) -> bool:
-        """Claims of pods need not be mounted here."""
+        """Return whether the URL is there already; claims of pods may not be mounted here."""
         claim = url and part.cluster.scheduler == "kubernetes" and store.is_local(url)
         return first and url is not None and (not claim or store.exists(url))
 

@@ -122,7 +122,7 @@ def _above(run: str) -> Iterator[str]:
 
 
 def _holds(database: Path, mlflow_run: str | None) -> bool:
-    """Whether a sqlite file exists and holds the MLflow run, if there is one."""
+    """Return whether a sqlite file exists and holds the MLflow run, if there is one."""
     if mlflow_run is None or not database.exists():
         return database.exists()
     with suppress(sqlite3.Error), closing(sqlite3.connect(database)) as opened:
@@ -145,7 +145,10 @@ def connect(uri: str, make: bool = True, run: str | None = None) -> Any:
         if (recorded or not make) and not path.exists():
             lost = f"it held MLflow run {recorded}: move mlflow.db back, or above the run; or"
             why = lost if recorded else "nothing was trained or registered from here;"
-            raise ServerError(f"no MLflow data at {uri}: {why} set MLFLOW_TRACKING_URI or root=")
+            raise ServerError(
+                f"no MLflow data at {uri}: {why} set MLFLOW_TRACKING_URI, or run the command in "
+                "the folder that holds runs/"
+            )
         try:
             _create_database(path)
         except OSError as error:

@@ -101,7 +101,7 @@ class Delivery:
             discard(self.unsent.folder, name)
 
     def _is_permanent(self, error: Exception) -> bool:
-        """Whether every retry would fail. Raises RunDeleted if the run was deleted in MLflow."""
+        """Return whether every retry would fail; RunDeleted if the run was deleted in MLflow."""
         from mlflow.exceptions import MlflowException, RestException
 
         if isinstance(error, errors.ServerError):

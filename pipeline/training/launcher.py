@@ -115,7 +115,7 @@ def refused(config: TrainConfig, error: str) -> None:
 
 
 def _exit_unless_ok(status: int) -> None:
-    """SystemExit unless the status is 0; outside a job a configuration error is 2, not 78."""
+    """Exit unless the status is 0; outside a job a configuration error is 2, not 78."""
     if status == os.EX_CONFIG and "PET_NNODES" not in os.environ:
         status = 2
     if status:

@@ -36,7 +36,7 @@ def preflight(
     nodes may start while it is locked. locks: check that the run is not locked.
     """
     check_processes(config, world_size)
-    manifest = open_manifest(str(config.data.url))
+    manifest = open_manifest(str(config.data.url), "data.url=")
     check_splits(config.data, manifest)
     check_sizes(config, manifest)
     check_masks(config.masks, config.validate.size)

@@ -21,7 +21,7 @@ from shards import objects, store
 
 
 def compares_features(objective: ObjectiveConfig) -> bool:
-    """Whether a loss compares features of the generated and the original image."""
+    """Return whether a loss compares features of the generated and the original image."""
     return bool(objective.perceptual or objective.style)
 
 
