@@ -12,7 +12,6 @@ with the rate of a matrix product on the same device.
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +29,7 @@ from pipeline.bench.timing import alternate, faster, now, report, target
 from pipeline.config.compose import compose
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import Place, free_port
+from pipeline.launch.workers import supervise
 from pipeline.runs.folder import folder_at
 from pipeline.training import flops, method
 from pipeline.training.engine import Engine
@@ -88,16 +88,8 @@ def _workers(scratch: str, work: dict[str, Any], processes: int, rows: list[str]
     given = json.dumps({**work, "rows": rows, "set": f"{scratch}/set", "out": str(out)})
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
     command = [sys.executable, "-m", "pipeline.bench.train", given]
-    started = [
-        subprocess.Popen(command, env={**os.environ, **threads, **environment}, stdout=sys.stderr)
-        for environment in place.workers
-    ]
-    try:
-        if any(worker.wait() for worker in started):
-            raise RuntimeError(f"bench train: a process of {processes} failed, see above")
-    finally:
-        for worker in started:
-            worker.kill()
+    if supervise(command, [{**threads, **worker} for worker in place.workers]).status:
+        raise RuntimeError(f"bench train: a process of {processes} failed, see above")
     return dict(json.loads(out.read_text()))
 
 

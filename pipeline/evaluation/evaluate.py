@@ -9,9 +9,7 @@ the command again continues an interrupted evaluation from the existing parts.
 import hashlib
 import json
 import os
-import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +19,6 @@ from pipeline import metrics
 from pipeline.common import console
 from pipeline.common.environment import count
 from pipeline.config.groups import FORMER, RETIRED
-from pipeline.config.resolve import to_yaml
 from pipeline.config.schema import EvaluateConfig
 from pipeline.evaluation import pair_images, partial_results, results
 from pipeline.evaluation.pairs import Pairs, pairs_of
@@ -57,18 +54,14 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
     if "RANK" in os.environ:
         return _work(config, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     from pipeline.launch.topology import place, visible_gpus
-    from pipeline.launch.workers import supervise
+    from pipeline.launch.workers import run_workers
 
     here = place(os.environ, count("processes", config.processes) or max(1, visible_gpus()))
     if here.nodes * here.processes == 1:
         return evaluate(config)
     with tempfile.TemporaryDirectory() as scratch:
         os.environ[RESULT_VARIABLE] = result = os.path.join(scratch, "result.json")
-        path = Path(scratch, "config.yaml")
-        path.write_text(to_yaml(config))
-        command = [sys.executable, "-m", "pipeline", "evaluate", f"config={path}"]
-        status = supervise(command, here.workers, grace=here.grace).status
-        if status:
+        if status := run_workers("evaluate", config, here).status:
             raise SystemExit(status)
         return json.loads(store.read(result)) if store.exists(result) else None
 

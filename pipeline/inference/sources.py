@@ -25,7 +25,6 @@ from pipeline.tracking.model_versions import download, find_version
 from shards import store
 
 ARCHIVE = "artifacts/inpainter.pt2"
-GENERATOR_FILES = {"raw": "generator", "ema": "generator_ema"}  # in a checkpoint, by weights
 TAG_PREFIX = "lacuna."
 REQUIRED_TAGS = {"sha256", "model_id", "tree_sha256", "network"}
 
@@ -98,8 +97,7 @@ def _checkpoint(url: str, weights: str, device: torch.device | str) -> LoadedInp
     from pipeline.runs.checkpoints import load_generator
 
     generator, state = load_generator(url, weights=weights)
-    facts = {name: state[name] for name in ("run", "url", "weights", "images_seen")}
-    facts["sha256"] = state["files"][GENERATOR_FILES[state["weights"]]]["sha256"]
+    facts = {name: state[name] for name in ("run", "url", "weights", "images_seen", "sha256")}
     name = f"{store.name(state['run'])}@{state['images_seen']}"
     return LoadedInpainter(Inpainter(generator).to(device).eval(), name, facts)
 

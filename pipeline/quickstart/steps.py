@@ -209,13 +209,7 @@ def _write(out: Path, record: dict[str, Any]) -> None:
 def lock(out: Path, given: str) -> TextIO:
     """Lock the folder until the file is closed; ConfigError if it cannot be used."""
     recorded(out, given)
-    try:
-        return locks.hold(out / LOCK)
-    except locks.Held:
-        reason = "is in use by another quickstart: wait for it, or"
-    except OSError as error:
-        reason = f"cannot be written ({error.strerror}):"
-    raise ConfigError(f"out={given} {reason} choose another folder")
+    return locks.hold(out / LOCK, f"out={given}", "used")
 
 
 def tracking_uri(out: Path) -> str:

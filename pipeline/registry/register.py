@@ -12,7 +12,7 @@ from pipeline.common.console import say
 from pipeline.common.environment import user
 from pipeline.config.schema import RegisterConfig
 from pipeline.evaluation import results
-from pipeline.inference.sources import GENERATOR_FILES, own_tags, prefixed
+from pipeline.inference.sources import own_tags, prefixed
 from pipeline.registry import package
 from pipeline.registry.package import tree_digest
 from pipeline.runs.run_json import place_of, read_run_json
@@ -47,7 +47,7 @@ def main(config: RegisterConfig) -> dict[str, Any]:
     with errors.explained(uri):
         recorded = _recorded(client, uri, info["run"])
         ensure_model(client, name, network)
-        digest = info["files"][GENERATOR_FILES[info["weights"]]]["sha256"]
+        digest = info["sha256"]
         version = next(iter(versions(client, name, digest)), None)
         if version is None:
             with tempfile.TemporaryDirectory() as folder:

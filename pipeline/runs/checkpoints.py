@@ -45,6 +45,21 @@ class Checkpoint:
     def name(self) -> str:
         return f"{self.images_seen:012d}"
 
+    def generator(self, weights: str = "auto") -> tuple[str, str, str]:
+        """Return the kind (raw or ema), file and sha256 of the generator's weights.
+
+        weights: raw, ema, or auto (ema where the run has it).
+        """
+        files = self.state["files"]
+        averaged = "generator_ema" in files
+        if weights == "ema" and not averaged:
+            raise ValueError(
+                f"weights=ema: {store.display(self.url)} has no averaged weights: give weights=raw"
+            )
+        chosen = "ema" if averaged and weights != "raw" else "raw"
+        file = "generator_ema" if chosen == "ema" else "generator"
+        return chosen, file, files[file]["sha256"]
+
     def data(self, name: str) -> bytes:
         """Return one file's bytes, each cached by `latest` once. Raises Corrupt."""
         if name in self.cached:
@@ -180,22 +195,15 @@ def load_generator(
     """Load the generator of a run or checkpoint, on the CPU in fp32 and evaluation mode.
 
     weights: raw, ema, or auto (ema where the run has it). Second result: the checkpoint's state
-    with `run`, `url` and `weights` added.
+    with `run`, `url`, `weights` and their `sha256` added.
     """
     checkpoint = find(url, which)
-    averaged = "generator_ema" in checkpoint.state["files"]
-    if weights == "ema" and not averaged:
-        raise ValueError(
-            f"weights=ema: {store.display(checkpoint.url)} has no averaged weights: give "
-            "weights=raw"
-        )
-    chosen = "ema" if averaged and weights != "raw" else "raw"
+    chosen, file, sha256 = checkpoint.generator(weights)
     generator = build_generator(checkpoint.state["model"])
-    tensors = checkpoint.read("generator_ema" if chosen == "ema" else "generator")
-    load_tensors(tensors, generator, store.display(checkpoint.url))
+    load_tensors(checkpoint.read(file), generator, store.display(checkpoint.url))
     run = checkpoint.url.rsplit("/checkpoints/", 1)[0]
-    info = {**checkpoint.state, "run": run, "url": checkpoint.url, "weights": chosen}
-    return generator.eval(), info
+    info = {"run": run, "url": checkpoint.url, "weights": chosen, "sha256": sha256}
+    return generator.eval(), {**checkpoint.state, **info}
 
 
 def load_tensors(tensors: Mapping[str, Tensor], module: nn.Module, source: str) -> None:

@@ -66,7 +66,7 @@ def test_an_interrupted_step_that_resumes_keeps_its_files_unless_it_changed(
 def test_a_second_quickstart_in_the_same_folder_is_rejected(tmp_path):
     with (
         steps.lock(tmp_path, "out"),
-        pytest.raises(ConfigError, match="in use by another quickstart: wait for it"),
+        pytest.raises(ConfigError, match="out=out is being used by another process: wait"),
     ):
         steps.lock(tmp_path, "out")
 
