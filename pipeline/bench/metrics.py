@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from pipeline import metrics
 from pipeline.bench.images import SIDE, crops
 from pipeline.bench.timing import alternate, compare, report
+from pipeline.evaluation import metrics
 from shards.masks import irregular
 
 BATCH = 8

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipeline import metrics
 from pipeline.comparison import papers, report
 from pipeline.comparison.collect import Evaluation, collect, digest
 from pipeline.comparison.rows import MEAN, Group, block_rows, fits, our_row, overall
 from pipeline.comparison.table import Cell, Row, Table, as_csv, as_markdown, as_text
 from pipeline.config.schema import CompareConfig
+from pipeline.evaluation import metrics
 from shards import store
 from shards.masks import NAMES as IRREGULAR
 

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import metrics
 from pipeline.comparison import papers
 from pipeline.comparison.collect import Evaluation
 from pipeline.comparison.table import SAME_PAIRS, Cell, Row
-from pipeline.evaluation import results
+from pipeline.evaluation import metrics, results
 from shards.masks import NAMES as IRREGULAR
 
 MEAN = "mean6"

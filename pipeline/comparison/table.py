@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pipeline import metrics
 from pipeline.common import console
+from pipeline.evaluation import metrics
 
 SAME_PAIRS = "same pairs"  # the status that needs no footnote
 

@@ -105,7 +105,7 @@ COMMANDS: dict[str, Command] = {
         "tabulate runs next to published results: text, Markdown, CSV, HTML",
     ),
     "runs": Command(
-        "pipeline.tracking.runs",
+        "pipeline.comparison.runs",
         schema.RunsConfig,
         "list, close and prune training runs",
         checks.runs,

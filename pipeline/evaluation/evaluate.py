@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from pipeline import metrics
 from pipeline.common import console
 from pipeline.common.environment import count
 from pipeline.config.groups import FORMER, RETIRED
 from pipeline.config.schema import EvaluateConfig
-from pipeline.evaluation import pair_images, partial_results, results
+from pipeline.evaluation import metrics, pair_images, partial_results, results
 from pipeline.evaluation.pairs import Pairs, pairs_of
 from pipeline.evaluation.scoring import Predict, predictor, score
 from pipeline.inference import sources

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline import metrics
 from pipeline.common import console
+from pipeline.evaluation import metrics
 from shards import store
 from shards.masks import NAMES as IRREGULAR
 

@@ -11,8 +11,7 @@ import pyarrow as pa
 import torch
 
 from models import masking
-from pipeline import metrics
-from pipeline.evaluation import results
+from pipeline.evaluation import metrics, results
 from pipeline.evaluation.pairs import PairBatch, Pairs
 
 Inpaint = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline import metrics
-from pipeline.evaluation import results
+from pipeline.evaluation import metrics, results
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import metrics
 from pipeline.common.console import say, table
 from pipeline.common.environment import user
 from pipeline.config.schema import PromoteConfig, RollbackConfig
-from pipeline.evaluation import results
+from pipeline.evaluation import metrics, results
 from pipeline.inference.sources import own_tags, prefixed
 from pipeline.registry import gate, history, package, reference_pairs, register
 from pipeline.registry.history import ALIAS

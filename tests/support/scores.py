@@ -3,9 +3,8 @@
 import numpy as np
 import pyarrow as pa
 
-from pipeline import metrics
 from pipeline.comparison.collect import Evaluation
-from pipeline.evaluation import results
+from pipeline.evaluation import metrics, results
 from shards.masks import FIXED, NAMES
 
 BUCKETS = [*NAMES, FIXED]

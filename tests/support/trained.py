@@ -10,8 +10,7 @@ import pyarrow as pa
 import torch
 
 from models import GENERATORS
-from pipeline import metrics
-from pipeline.evaluation import results
+from pipeline.evaluation import metrics, results
 from pipeline.registry import register
 from pipeline.runs import checkpoints
 from pipeline.runs.folder import folder_at

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from pipeline import metrics
 from pipeline.comparison import compare, report
 from pipeline.comparison.collect import Evaluation
 from pipeline.comparison.table import as_csv, as_markdown, as_text
-from pipeline.evaluation import results
+from pipeline.evaluation import metrics, results
 from pipeline.evaluation.pairs import make_pairs
 from pipeline.evaluation.scoring import validate
 from pipeline.registry import package

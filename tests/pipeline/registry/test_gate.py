@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import metrics
-from pipeline.evaluation import results
+from pipeline.evaluation import metrics, results
 from pipeline.registry import gate, history
 from shards.masks import NAMES
 

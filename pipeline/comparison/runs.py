@@ -54,18 +54,17 @@ def listed(client: Any, uri: str, config: RunsConfig) -> list[dict[str, Any]]:
     order = ["attributes.start_time DESC"]
     text = config.filter or ""
     if config.best:
-        from pipeline.metrics import direction
+        from pipeline.evaluation.metrics import direction
 
         _check_logged(client, list(experiments), config.best)
         sign = "ASC" if direction(config.best) < 0 else "DESC"
         order = [f"metrics.`{config.best}` {sign}", *order]
         text = " and ".join(filter(None, [text, f"metrics.`{config.best}` > -1e300"]))
-    from mlflow.exceptions import MlflowException
-
     try:
         runs = client.search_runs(list(experiments), text, max_results=config.limit, order_by=order)
-    except MlflowException as error:
-        if not config.filter or error.error_code != "INVALID_PARAMETER_VALUE":
+    except Exception as error:  # MLflow's: only `tracking` imports its classes
+        code = getattr(error, "error_code", None)
+        if not config.filter or code != "INVALID_PARAMETER_VALUE":
             raise
         raise ValueError(
             f"filter={config.filter} is not a valid MLflow filter "

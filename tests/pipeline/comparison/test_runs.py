@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.comparison import runs
 from pipeline.config.commands import COMMANDS
 from pipeline.config.schema import RunsConfig
 from pipeline.runs import checkpoints
 from pipeline.runs.folder import folder_at
 from pipeline.runs.run_json import read_run_json
-from pipeline.tracking import runs
 from pipeline.tracking.client import connect, experiment_id, tracking_uri
 from pipeline.tracking.delivery import HEARTBEAT
 from pipeline.training import checkpointing
