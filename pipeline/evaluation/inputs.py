@@ -18,4 +18,4 @@ def check_inputs(config: EvaluateConfig, readable: Callable[[str | None], bool])
     if readable(config.masks.url):
         open_masks(str(config.masks.url), from_set(config.protocol.buckets))
     if readable(config.checkpoint):
-        checkpoints.find(str(config.checkpoint))
+        checkpoints.find(str(config.checkpoint), key="checkpoint=")

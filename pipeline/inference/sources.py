@@ -80,7 +80,8 @@ def load(
     if model in BASELINES:
         return LoadedInpainter(BASELINES[model], model, {"weights": "none"})
     if checkpoint is not None or _is_folder(str(model)):
-        return _checkpoint(str(checkpoint or model), weights, device)
+        key = "model=" if checkpoint is None else "checkpoint="
+        return _checkpoint(str(checkpoint or model), key, weights, device)
     inpainter = _archive(str(model), device)
     check_masked_pixels_unused(inpainter, device)
     return inpainter
@@ -92,11 +93,11 @@ def _is_folder(model: str) -> bool:
     return not store.is_local(model) or Path(model).is_dir()
 
 
-def _checkpoint(url: str, weights: str, device: torch.device | str) -> LoadedInpainter:
+def _checkpoint(url: str, key: str, weights: str, device: torch.device | str) -> LoadedInpainter:
     from models.inpainter import Inpainter
     from pipeline.runs.checkpoints import load_generator
 
-    generator, state = load_generator(url, weights=weights)
+    generator, state = load_generator(url, weights=weights, key=key)
     facts = {name: state[name] for name in ("run", "url", "weights", "images_seen", "sha256")}
     name = f"{store.name(state['run'])}@{state['images_seen']}"
     return LoadedInpainter(Inpainter(generator).to(device).eval(), name, facts)

@@ -39,7 +39,7 @@ def main(config: RegisterConfig) -> dict[str, Any]:
     """
     from pipeline.runs.checkpoints import load_generator, pin
 
-    generator, info = load_generator(config.run, config.checkpoint, config.weights)
+    generator, info = load_generator(config.run, config.checkpoint, config.weights, "run=")
     network = info["model"]["name"]
     name = config.name or f"inpaint-{network}"
     uri = uri_for(info["run"])

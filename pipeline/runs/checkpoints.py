@@ -146,13 +146,16 @@ def split_address(url: str) -> tuple[str, str | None]:
     return url, None
 
 
-def find(url: str, which: str = "last") -> Checkpoint:
-    """Find a checkpoint by its own URL, or its run's (`which`: last, best or images_seen)."""
+def find(url: str, which: str = "last", key: str = "") -> Checkpoint:
+    """Find a checkpoint by its own URL, or its run's (`which`: last, best or images_seen).
+
+    key: what gave the URL, as messages name it, such as `init=`.
+    """
     url, name = split_address(url)
     which = name or which
     checkpoints = list_checkpoints(url)
     if not checkpoints:
-        raise ValueError(f"{store.display(url)} holds no checkpoint: give a run's folder")
+        raise ValueError(f"{key}{store.display(url)} holds no checkpoint: give a run's folder")
     if which == "last":
         return checkpoints[-1]
     if which == "best":
@@ -162,7 +165,7 @@ def find(url: str, which: str = "last") -> Checkpoint:
             return checkpoint
     choices = ", ".join(str(c.images_seen) for c in checkpoints)
     raise ValueError(
-        f"{store.display(url)} has no checkpoint {which!r}: choose from last, best, {choices}"
+        f"{key}{store.display(url)} has no checkpoint {which!r}: choose from last, best, {choices}"
     )
 
 
@@ -190,14 +193,14 @@ def build_generator(model: Mapping[str, Any]) -> nn.Module:
 
 
 def load_generator(
-    url: str, which: str = "last", weights: str = "auto"
+    url: str, which: str = "last", weights: str = "auto", key: str = ""
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Load the generator of a run or checkpoint, on the CPU in fp32 and evaluation mode.
 
     weights: raw, ema, or auto (ema where the run has it). Second result: the checkpoint's state
     with `run`, `url`, `weights` and their `sha256` added.
     """
-    checkpoint = find(url, which)
+    checkpoint = find(url, which, key)
     chosen, file, sha256 = checkpoint.generator(weights)
     generator = build_generator(checkpoint.state["model"])
     load_tensors(checkpoint.read(file), generator, store.display(checkpoint.url))

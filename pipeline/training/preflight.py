@@ -165,7 +165,7 @@ def check_init(config: TrainConfig, init: str) -> None:
     if init.startswith("models:"):
         options = _registered(init, config)
     else:
-        options = checkpoints.find(init).state.get("model", {})
+        options = checkpoints.find(init, key="init=").state.get("model", {})
     for key, value in model.items():
         before = options.get(key, value)
         if before != value and key not in NOT_IN_TENSORS:

@@ -142,7 +142,7 @@ def test_a_mask_set_that_validation_cannot_use_is_refused(refusal, small_set, tm
 
 
 def test_missing_weights_are_refused(refusal, tmp_path):
-    assert "holds no checkpoint" in refusal(f"init={tmp_path}/nothing")
+    assert f"init={tmp_path}/nothing holds no checkpoint" in refusal(f"init={tmp_path}/nothing")
     run = finished_run(tmp_path / "first")
     message = refusal(f"init={run}/checkpoints/000000000007")
     assert "has no checkpoint '000000000007': choose from last, best, 1000" in message
