@@ -238,13 +238,11 @@ class StatusConfig:
 
 
 @dataclass
-class LogsConfig:
-    id: str = key(MISSING, "a job's or run's id, folder or URL")
-    root: str = key("runs", "the folder of runs")
-    follow: bool = key(False, "keep printing until the job ends (-f)")
-
-
-@dataclass
 class CancelConfig:
     id: str = key(MISSING, "a job's or run's id, folder or URL")
     root: str = key("runs", "the folder of runs")
+
+
+@dataclass
+class LogsConfig(CancelConfig):
+    follow: bool = key(False, "keep printing until the job ends (-f)")
