@@ -100,9 +100,9 @@ def uri_for(
 ) -> str:
     """Return the tracking URI of a run: `uri`, the environment's, that of `run.json`, embedded.
 
-    run: folder or URL, or None where only `root` is known. known: its `run.json`, if read.
-    If the embedded store that `run.json` names does not hold the run, it is looked for above the
-    run: both may have moved.
+    run: folder or URL, or None where only `root` is known. known: its `run.json`, if read. If the
+    embedded store that it names does not hold the run, one above the run is used: both may have
+    moved.
     """
     if uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip() or run is None:
         return tracking_uri(root or "runs", uri)
@@ -145,10 +145,8 @@ def connect(uri: str, make: bool = True, run: str | None = None) -> Any:
         if (recorded or not make) and not path.exists():
             lost = f"it held MLflow run {recorded}: move mlflow.db back, or above the run; or"
             why = lost if recorded else "nothing was trained or registered from here;"
-            raise ServerError(
-                f"no MLflow data at {uri}: {why} set MLFLOW_TRACKING_URI, or run the command in "
-                "the folder that holds runs/"
-            )
+            fix = "set MLFLOW_TRACKING_URI, or run the command in the folder that holds runs/"
+            raise ServerError(f"no MLflow data at {uri}: {why} {fix}")
         try:
             _create_database(path)
         except OSError as error:
