@@ -21,14 +21,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING
+
 import pipeline
 from pipeline.common.console import say
 from pipeline.common.environment import CHECKOUT, commit, ensure_account
 from pipeline.common.errors import ConfigError, one_line
-from pipeline.config.checks import check
 from pipeline.config.commands import COMMANDS, Command, positional
 from pipeline.config.methods import CHOICES
-from pipeline.config.resolve import entries, near
+from pipeline.config.resolve import entries, near, plain
 from pipeline.launch.output import record_error, with_job_log
 from pipeline.launch.topology import check_worker
 from shards.objects import Unavailable
@@ -106,7 +107,7 @@ def _run(known: argparse.Namespace, args: list[str], spec: Command) -> int:
     args = positional(spec, sorted(args, key=lambda arg: arg in SHORT.values()))
     resolved = compose(known.command, args)
     try:
-        check(known.command, resolved.config)
+        spec.check(resolved.config)
     except ValueError as error:
         if record := getattr(import_module(spec.module), "refused", None):
             record(resolved.config, one_line(error))
@@ -248,7 +249,7 @@ def _keys(kind: type) -> Iterator[str]:
 
 
 def _key(name: str, default: Any, field: Field[Any]) -> str:
-    shown = "null" if default is None else "required" if default == "???" else default
+    shown = "required" if default == MISSING else plain(default)
     choices = field.metadata.get("choices") or ()
     allowed = f" ({'|'.join(map(str, choices))})" if choices else ""
     return f"  {name:<28} {field.metadata.get('help', '')}{allowed} [{shown}]"

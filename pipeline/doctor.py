@@ -122,7 +122,7 @@ def disk() -> Check:
     free = shutil.disk_usage(".").free / 1e9
     try:
         with suppress(OSError), tempfile.TemporaryDirectory(dir=".") as folder:
-            hold(Path(folder).absolute() / "lock").close()
+            hold(Path(folder).absolute() / "lock", folder).close()
     except ConfigError as error:
         return Check("disk", "bad", str(error), "set root= or run= to another disk")
     hint = f"a run needs about {NEEDED_GB} GB: free some, or set root=" if free < NEEDED_GB else ""

@@ -161,15 +161,18 @@ def _shard(where: str, kind: str, place: int, item: Mapping[str, Any]) -> Shard:
     )
 
 
-def open_manifest(url: str) -> Manifest:
-    """Open the set at `url`. Raises ValueError when there is none, or its schema is newer."""
+def open_manifest(url: str, key: str = "") -> Manifest:
+    """Open the set at `url`. Raises ValueError when there is none, or its schema is newer.
+
+    key: what gave the URL, as messages name it, such as `data.url=`.
+    """
     url = str(url).rstrip("/").removesuffix("/" + FILE)
     try:
         data = store.read(store.join(url, FILE))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(
-            f"{store.display(url)}: no {FILE} there, so not a finished sharded set; "
-            "run `shard` (re-running the command finishes an interrupted set)"
+            f"{key}{store.display(url)} holds no {FILE}, so it is not a finished sharded set: give "
+            "one, or run `shard` or `masks` (re-running the command finishes an interrupted set)"
         ) from error
     return decode(data, url)
 

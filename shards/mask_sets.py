@@ -4,7 +4,7 @@ A set of kind "masks" has one split, "masks"; members are 8-bit PNG, 255 = hole;
 bucket and the exact ratio of each mask.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -109,6 +109,24 @@ def _sample(mask: Mask) -> PackedSample:
         "ratio": float(mask.hole.mean(dtype=np.float64)),
     }
     return PackedSample(mask.src, data.tobytes(), "png", columns)
+
+
+def open_masks(url: str, buckets: Sequence[str]) -> Manifest:
+    """Open the set at `masks.url=`; ValueError if it has no masks, or none in one of `buckets`."""
+    manifest = open_manifest(url, "masks.url=")
+    where = f"masks.url={store.display(manifest.url)}"
+    if manifest.kind != "masks":
+        raise ValueError(
+            f"{where} holds {manifest.kind}, not masks: give the output of `masks out=`"
+        )
+    indexes = [(n, shard) for n, split in manifest.splits.items() for shard in split.shards]
+    held = {name for n, s in indexes for name in read_index(manifest, n, s)["bucket"].to_pylist()}
+    if empty := [bucket for bucket in buckets if bucket not in held]:
+        raise ValueError(
+            f"{where} has no masks in {', '.join(empty)}: make or import them, or (in `evaluate`) "
+            "remove the bucket from protocol.buckets="
+        )
+    return manifest
 
 
 class MaskSet:

@@ -204,7 +204,7 @@ class MaskPolicy:
             )
 
     def takes(self, bucket: str, ratio: float) -> bool:
-        """Whether a mask of the set is trained and validated on."""
+        """Return whether a mask of the set is trained and validated on."""
         return bucket != FIXED and self.low < ratio <= self.high
 
 

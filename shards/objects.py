@@ -35,7 +35,7 @@ class Unavailable(StoreError):
 
 
 def display(url: str | os.PathLike[str]) -> str:
-    """`url` for messages: without user and password, and without the query of http(s)."""
+    """Return `url` for messages: without user and password, and without the query of http(s)."""
     text = re.sub(r"^([^/]*://)[^/@]*@", r"\1", os.fspath(url))
     return text.split("?", 1)[0] if re.match(r"[^/]*https?://", text) else text
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.commands import COMMANDS
 from pipeline.registry.package import CODE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +27,7 @@ PACKAGES = {
     "tracking": "common config runs",
     "inference": "common config runs tracking",
     "evaluation": "common config launch runs tracking inference",
-    "comparison": "common config tracking inference evaluation",
+    "comparison": "common config runs tracking inference evaluation",
     "registry": "common config runs tracking inference evaluation",
     "training": "common config launch runs tracking inference evaluation",
     "submission": "common config launch runs tracking training",
@@ -115,13 +116,15 @@ def test_the_table_names_every_package_in_an_order_that_allows_no_circle():
 
 
 def test_every_command_is_a_module_with_a_main():
-    from pipeline.config.commands import COMMANDS
+    for command, spec in COMMANDS.items():
+        assert "main" in functions(spec.module), command
+        assert spec.inputs is None or "check_inputs" in functions(spec.inputs), command
 
-    for verb, spec in COMMANDS.items():
-        path = ROOT.joinpath(*spec.module.split("."))
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        defined = {node.name for node in tree(path).body if isinstance(node, ast.FunctionDef)}
-        assert "main" in defined, verb
+
+def functions(module):
+    path = ROOT.joinpath(*module.split("."))
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return {node.name for node in tree(path).body if isinstance(node, ast.FunctionDef)}
 
 
 def file_imports():
@@ -170,6 +173,7 @@ def test_a_library_is_known_where_it_belongs(library):
         "from pipeline.cli import main; main(['train', 'experiment=quickstart', '--dry-run'])",
         "from pipeline.cli import main; main(['submit', 'train', 'experiment=quickstart', "
         "'data.url=s3://bucket/set', 'cluster=slurm', 'cluster.code=image', '--dry-run'])",
+        f"import {', '.join(spec.inputs for spec in COMMANDS.values() if spec.inputs)}",
         "import jobs.spec, jobs.slurm, jobs.kubernetes, jobs.local, jobs.snapshot",
     ],
 )

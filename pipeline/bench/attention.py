@@ -81,7 +81,7 @@ def ours(features: Tensor, mask: Tensor) -> list[Tensor]:
 
 
 def loop(features: Tensor, mask: Tensor) -> list[Tensor]:
-    """The baseline: for each image and patch size, kernels cut out of it."""
+    """Fill as the baseline does: for each image and patch size, kernels cut out of it."""
     return [
         torch.cat([_cut_out(f[None], m[None], p) for f, m in zip(features, mask)]) for p in PATCHES
     ]
@@ -105,7 +105,7 @@ def _cut_out(f: Tensor, mask: Tensor, p: int) -> Tensor:
 
 
 def _shifted_sum(x: Tensor, key: int, query: int) -> Tensor:
-    """Σ over shifts −1, 0, 1 of both dimensions together, zero outside."""
+    """Sum over shifts −1, 0, 1 of both dimensions together, zero outside."""
     out, size = x.clone(), x.shape[key] - 1
     for a, b in ((0, 1), (1, 0)):
         out.narrow(key, a, size).narrow(query, a, size).add_(
@@ -115,14 +115,14 @@ def _shifted_sum(x: Tensor, key: int, query: int) -> Tensor:
 
 
 def center(batch: int, size: int) -> Tensor:
-    """The central half of each side."""
+    """Return a hole of the central half of each side."""
     mask = torch.zeros(batch, 1, size, size)
     mask[:, :, size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = 1
     return mask
 
 
 def irregular_holes(batch: int, size: int) -> Tensor:
-    """Irregular holes of 30 to 40 % of the cells, another for each image."""
+    """Draw irregular holes of 30 to 40 % of the cells, another for each image."""
     masks = [irregular(size, size, 0.3, 0.4, 0, [0, i]) for i in range(batch)]
     return torch.stack([torch.from_numpy(mask)[None].float() for mask in masks])
 
@@ -145,7 +145,7 @@ def assert_equal(methods: Mapping[str, Method], features: Tensor, mask: Tensor) 
 
 
 def kept_bytes(features: Tensor, mask: Tensor) -> int:
-    """Bytes that ours keeps from forward to backward, of all images, each storage once."""
+    """Measure the bytes that ours keeps from forward to backward, each storage once."""
     kept: dict[int, int] = {}
 
     def note(x: Tensor) -> Tensor:

@@ -18,13 +18,13 @@ PHOTOGRAPHS = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg")
 
 
 def crops() -> Iterator[NDArray[np.uint8]]:
-    """The different crops, uint8 256×256×3."""
+    """Return the different crops, uint8 256×256×3."""
     for name in PHOTOGRAPHS:
         yield from map(np.array, photographs.crops(photographs.photograph(name)))
 
 
 def jpegs(count: int) -> Iterator[bytes]:
-    """`count` crops as JPEG, about 13 kB each; they repeat."""
+    """Return `count` crops as JPEG, about 13 kB each; they repeat."""
     encoded = (simplejpeg.encode_jpeg(crop, quality=82, colorsubsampling="420") for crop in crops())
     return islice(cycle(encoded), count)
 

@@ -93,7 +93,7 @@ def run(images: int = 10_000, repetitions: int = 5, whole: bool = True) -> dict[
 
 
 def _planning() -> float:
-    """CPU seconds to plan an epoch of 1.8 million samples."""
+    """Measure the CPU seconds to plan an epoch of 1.8 million samples."""
     begun = time.process_time()
     count = WHOLE // PER_SHARD
     epoch = Order([PER_SHARD] * count, [PER_SHARD * 13_300] * count, seed=0).epoch(0)
@@ -128,7 +128,7 @@ os._exit(0)  # without the interpreter's teardown, which native thread pools rac
 
 
 def _memory(local: Manifest, folder: Path) -> float:
-    """MiB that reading all lanes of 1.8 million samples adds to a process after its imports."""
+    """Measure the MiB that reading all lanes of 1.8 million samples adds to a process."""
     shards = [shard for shard in local.splits["train"].shards if shard.samples == PER_SHARD]
     links = []
     (folder / "train/index").mkdir(parents=True)

@@ -19,7 +19,7 @@ BATCH = 64
 
 
 def ours(manifest: Manifest, threads: int, **settings: int) -> int:
-    """Our stream: whole images, no holes; `settings` as `Stream` takes them."""
+    """Open our stream: whole images, no holes; `settings` as `Stream` takes them."""
     with Stream(
         manifest,
         "train",
@@ -35,7 +35,7 @@ def ours(manifest: Manifest, threads: int, **settings: int) -> int:
 
 
 def read(local: Manifest) -> int:
-    """First part of ours: read and check every sample's bytes in the canonical order."""
+    """Read and check every sample's bytes in the canonical order: the first part of ours."""
     count = local.splits["train"].samples // BATCH * BATCH
     reader, epoch = open_reader(local, "train"), order_of(local, "train", 0).epoch(0)
     for place in range(count):
@@ -46,7 +46,7 @@ def read(local: Manifest) -> int:
 
 
 def decode(encoded: list[bytes]) -> int:
-    """Second part of ours: decode JPEG bytes in memory into the places of two batches."""
+    """Decode JPEG bytes in memory into the places of two batches: the second part of ours."""
     count = len(encoded) // BATCH * BATCH
     pixels = np.zeros((2 * BATCH, SIDE, SIDE, 3), np.uint8)
     for place in range(count):
@@ -62,7 +62,7 @@ def _decode(encoded: bytes) -> np.ndarray:
 
 
 def webdataset(local: Manifest, workers: int) -> int:
-    """Plain webdataset on the same tars, shuffled by shard and in a buffer of 1000 samples."""
+    """Read the same tars by plain webdataset, shuffled by shard and among 1000 samples."""
     from webdataset import WebDataset, WebLoader
 
     urls = [local.shard_url("train", shard) for shard in local.splits["train"].shards]
@@ -88,14 +88,14 @@ class _LooseFiles(Dataset[torch.Tensor]):
 
 
 def loose(paths: list[Path], workers: int) -> int:
-    """One file per image through torch's DataLoader."""
+    """Read one file per image through torch's DataLoader."""
     dataset = _LooseFiles(paths)
     loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, drop_last=True)
     return sum(map(len, loader))
 
 
 def mosaic(paths: list[Path], out: Path) -> Callable[[], int]:
-    """mosaicml-streaming, on the same images written in its own format."""
+    """Read the same images by mosaicml-streaming, written in its own format."""
     from streaming import MDSWriter, StreamingDataset
     from streaming.base.util import clean_stale_shared_memory
 

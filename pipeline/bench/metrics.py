@@ -58,7 +58,7 @@ def run(images: int = 32, repetitions: int = 5) -> dict[str, Any]:
 
 
 def composites(count: int) -> tuple[Images, Images]:
-    """Composites whose holes (0.2 to 0.4) are filled with noisy mean color, and their originals."""
+    """Return composites, holes (0.2 to 0.4) filled with noisy mean color, and their originals."""
     rng = np.random.default_rng(0)
     image = np.stack(list(islice(cycle(crops()), count)))
     holes = np.stack([irregular(SIDE, SIDE, 0.2, 0.4, 0, (0, i)) for i in range(count)])
@@ -68,6 +68,6 @@ def composites(count: int) -> tuple[Images, Images]:
 
 
 def ssim(result: Images, image: Images) -> float:
-    """SSIM by scikit-image in the protocol's convention."""
+    """Compute SSIM by scikit-image in the protocol's convention."""
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     return float(structural_similarity(image, result, data_range=255, channel_axis=2, **options))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from pipeline.launch.topology import free_port
 from pipeline.launch.workers import die_with_parent
 from shards import objects
 
@@ -20,9 +21,7 @@ def storage(nginx: str, folder: Path) -> Iterator[None]:
 
     Objects can be put, read and removed; a listing is always empty, as that of a new prefix.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     temporary = "".join(
         f"{kind}_temp_path {folder}/nginx;"
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")

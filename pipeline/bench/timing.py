@@ -22,20 +22,20 @@ REPETITIONS = 5
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of the children it has waited for."""
+    """Return the CPU time of this process and of the children it has waited for."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def now() -> float:
-    """Seconds of the clock once the GPU, if there is one, has finished its work."""
+    """Return the clock in seconds once the GPU, if there is one, has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def rounds(repetitions: int) -> Iterator[bool]:
-    """Whether a round counts: False for one of warm-up, then `repetitions` times True."""
+    """Yield whether a round counts: False for one of warm-up, then `repetitions` times True."""
     for turn in range(repetitions + 1):
         yield turn > 0
         say(f"round {turn} of {repetitions}")
@@ -82,7 +82,7 @@ def alternate(
 
 
 def faster(rows: list[dict[str, Any]], name: str, than: str, clock: str = "cpu_seconds") -> float:
-    """Items per second of `name` over those of `than`: the median over rounds."""
+    """Return items per second of `name` over those of `than`: the median over rounds."""
     named = {row["name"]: row for row in rows}
     mine, theirs = named[name], named[than]
     scale = mine["items"] / theirs["items"]
@@ -95,7 +95,7 @@ def compare(
     pairs: Mapping[str, tuple[str, str, float | None]],
     clock: str = "cpu_seconds",
 ) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
-    """Ratios and targets of pairs {ratio: (row, baseline, target or None)} whose rows exist."""
+    """Return ratio and target of each {ratio: (row, baseline, target or None)} whose rows exist."""
     names = {row["name"] for row in rows}
     ratios, targets = {}, {}
     for ratio, (mine, theirs, wanted) in pairs.items():
@@ -118,7 +118,7 @@ def report(
     ratios: Mapping[str, float],
     targets: Mapping[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    """The result as `bench --json` prints it."""
+    """Return the result as `bench --json` prints it."""
     return {
         "bench": bench,
         "device": {

@@ -74,7 +74,7 @@ def _loops(folder: Path, urls: dict[str, str]) -> dict[str, contextlib.AbstractC
 
 
 def _loop(log: Log, steps: int) -> list[float]:
-    """Seconds of each call of `log`; between calls the loop computes for about 4 ms."""
+    """Time each call of `log`; between calls the loop computes for about 4 ms."""
     work = np.random.default_rng(0).random((256, 256), np.float32)
     spent = []
     for step in range(steps):
@@ -117,7 +117,7 @@ def _plain(uri: str) -> Iterator[Log]:
 
 @contextlib.contextmanager
 def _failing(seconds: float, status: int) -> Iterator[str]:
-    """The URL of a server that answers every request with `status` after `seconds`."""
+    """Yield the URL of a server that answers every request with `status` after `seconds`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -12,7 +12,6 @@ with the rate of a matrix product on the same device.
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +31,7 @@ from pipeline.config.compose import compose
 from pipeline.config.phases import turn_at
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import Place, free_port
+from pipeline.launch.workers import supervise
 from pipeline.runs.folder import folder_at
 from pipeline.training import flops, method
 from pipeline.training.engine import Engine
@@ -91,21 +91,13 @@ def _workers(scratch: str, work: dict[str, Any], processes: int, rows: list[str]
     given = json.dumps({**work, "rows": rows, "set": f"{scratch}/set", "out": str(out)})
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
     command = [sys.executable, "-m", "pipeline.bench.train", given]
-    started = [
-        subprocess.Popen(command, env={**os.environ, **threads, **environment}, stdout=sys.stderr)
-        for environment in place.workers
-    ]
-    try:
-        if any(worker.wait() for worker in started):
-            raise RuntimeError(f"bench train: a process of {processes} failed, see above")
-    finally:
-        for worker in started:
-            worker.kill()
+    if supervise(command, [{**threads, **worker} for worker in place.workers]).status:
+        raise RuntimeError(f"bench train: a process of {processes} failed, see above")
     return dict(json.loads(out.read_text()))
 
 
 def _measure(given: dict[str, Any]) -> None:
-    """One worker: measure all rows in turn, round after round; rank 0 writes the result."""
+    """Measure, as one worker, all rows in turn, round after round; rank 0 writes the result."""
     engine = Engine(_config(given))
     waits: list[float] = []
     rows = alternate(
@@ -123,7 +115,7 @@ def _measure(given: dict[str, Any]) -> None:
 
 
 def _of_product(given: dict[str, Any], engine: Engine, seconds: float) -> float:
-    """The share of the FLOP/s of a large matrix product that steps of `seconds` achieve."""
+    """Return the share of the FLOP/s of a large matrix product that steps of `seconds` achieve."""
     networks = method.build(_config(given), engine)
     flop = flops.flop_per_image(networks, engine, _config(given))
     side = 8192 if engine.device.type == "cuda" else 1024
@@ -147,7 +139,7 @@ def _steps(take: Callable[[], None], given: dict[str, Any]) -> int:
 def _row(
     name: str, given: dict[str, Any], engine: Engine, waits: list[float]
 ) -> Callable[[], None]:
-    """A function that takes one training step of the row `name`."""
+    """Return a function that takes one training step of the row `name`."""
     config = _config(given)
     networks = method.build(config, engine)
     engine.start(networks.players)

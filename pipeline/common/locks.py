@@ -27,36 +27,47 @@ from shards import store
 BEAT, STALE = 10.0, 60.0
 
 
+# What to do about a lock of another process, by what it does with the place.
+HINTS = {
+    "trained": "wait, stop that process, or give another run=",
+    "synced": "wait for it",
+    "submitted": "wait, then run `status`",
+    "used": "wait for it, or give another folder",
+}
+
+
 class Held(ConfigError):
-    """Another process holds the run or file at `place`; `owner` is its host and pid."""
+    """Another process holds the run or folder at `place`; `owner` is its host and pid."""
 
-    def __init__(self, place: str, owner: str, work: str = "trained") -> None:
+    def __init__(self, place: str, owner: str, work: str) -> None:
         self.owner = owner
-        super().__init__(
-            f"{store.display(place)} is being {work} by {owner}: wait, stop that process, or give "
-            "another run="
-        )
+        super().__init__(f"{place} is being {work} by {owner}: {HINTS[work]}")
 
 
-def hold(path: Path) -> TextIO:
+def hold(path: Path, place: str, work: str = "trained") -> TextIO:
     """Lock the file at `path`, creating its folder, until it is closed or the process ends.
 
-    Raises Held, ConfigError on a disk without locks, and OSError where it cannot be written.
+    Raises Held, or ConfigError where the file cannot be written or locked. place: how messages name
+    the folder.
     """
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(path, "a+")  # noqa: SIM115
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = open(path, "a+")  # noqa: SIM115
+        except OSError as error:
+            problem = f"{place} cannot be written ({error.strerror})"
+            raise ConfigError(f"{problem}: give another folder") from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.seek(0)
             owner = handle.read().strip() or "another process"
             handle.close()
-            raise Held(str(path.parent), owner) from None
+            raise Held(place, owner, work) from None
         except OSError as error:  # the disk, or how it is mounted, knows no locks
             handle.close()
             raise ConfigError(
-                f"{path.parent} is on a disk without file locks (flock: {error.strerror}): give a "
+                f"{place} is on a disk without file locks (flock: {error.strerror}): give a "
                 "folder on another disk, or have it mounted with them (on Lustre: -o flock)"
             ) from None
         if path.exists() and os.path.samestat(os.stat(path), os.fstat(handle.fileno())):
@@ -82,13 +93,13 @@ def sign(handle: TextIO) -> None:
 
 
 @contextmanager
-def leased(url: str, work: str = "trained") -> Iterator[None]:
+def leased(url: str, work: str = "trained", lock: str = ".lock") -> Iterator[None]:
     """Hold the run at `url` during the block.
 
     Raises Held where another process writes it. A process that only sends its events
     (work="synced") is waited for.
     """
-    base = store.join(url, ".lock")
+    base = store.join(url, lock)
     mine: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "work": work}
     mine["id"] = secrets.token_hex(8)
     while "attempt" not in mine:
@@ -190,4 +201,4 @@ def _owner(attempt: dict[str, Any]) -> str:
 
 
 def _held(url: str, attempt: dict[str, Any]) -> Held:
-    return Held(url, _owner(attempt), attempt.get("work", "trained"))
+    return Held(store.display(url), _owner(attempt), attempt.get("work", "trained"))

@@ -78,7 +78,7 @@ def redact(text: str) -> str:
 
 
 def _from_environment(text: str, least: int) -> Iterator[str]:
-    """The values of secret environment variables that `text` holds, from `least` characters on."""
+    """Yield the values of secret variables that `text` holds, from `least` characters on."""
     for name, value in os.environ.items():
         if SECRET_NAME.search(name) and len(value) >= least and value in text:
             yield value

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import takewhile
+from typing import Any
 
-from pipeline.config import schema
+from pipeline.config import checks, schema
 
 
 @dataclass(frozen=True)
@@ -13,6 +15,9 @@ class Command:
     """One command: `module.main(config)` runs it and returns a dict, which --json prints.
 
     A module whose command changes something has `dry_run(config) -> str`, a description of it.
+    check: raises ConfigError for a wrong configuration, whether it is to run here or as a job.
+    inputs: a module without torch, whose `check_inputs(config, readable)` opens what the command
+        reads, as far as `readable(url)` says that it exists already; `submit` calls it.
     positional: the key that an argument without `=` sets.
     actions: possible first arguments, as in `shard verify`.
     groups: names of groups with their default option.
@@ -23,11 +28,13 @@ class Command:
     module: str
     schema: type
     help: str
+    check: Callable[[Any], None] = checks.nothing
     positional: str | None = None
     actions: tuple[str, ...] = ()
     groups: dict[str, str | None] = field(default_factory=dict)
     workers: bool = False
     raw: bool = False
+    inputs: str | None = None
 
 
 COMMANDS: dict[str, Command] = {
@@ -35,6 +42,7 @@ COMMANDS: dict[str, Command] = {
         "pipeline.quickstart.steps",
         schema.QuickstartConfig,
         "run every step once on photographs from scikit-image, in minutes",
+        checks.quickstart,
     ),
     "doctor": Command(
         "pipeline.doctor",
@@ -46,25 +54,30 @@ COMMANDS: dict[str, Command] = {
         "pipeline.training.weights",
         schema.FetchConfig,
         "download pretrained weights and verify them: vgg16, densenet121",
+        checks.fetch,
         positional="names",
     ),
     "shard": Command(
         "pipeline.data.shard",
         schema.ShardConfig,
         "write a dataset as WebDataset tars with index and manifest",
+        checks.shard,
         positional="url",
         actions=("verify", "info", "gc"),
         groups={"data": "folder"},
+        inputs="pipeline.data.shard",
     ),
     "masks": Command(
         "pipeline.data.masks",
         schema.MakeMasksConfig,
         "draw a set of masks in six hole-ratio buckets and of squares, or import your own",
+        checks.masks,
     ),
     "train": Command(
         "pipeline.training.launcher",
         schema.TrainConfig,
         "train; re-running the same command resumes",
+        checks.train,
         groups={
             "model": "msanet",
             "data": "folder",
@@ -75,13 +88,16 @@ COMMANDS: dict[str, Command] = {
             "experiment": None,
         },
         workers=True,
+        inputs="pipeline.training.preflight",
     ),
     "evaluate": Command(
         "pipeline.evaluation.evaluate",
         schema.EvaluateConfig,
         "measure PSNR, SSIM and L1 of the composite by hole ratio",
+        checks.evaluate,
         groups={"data": "folder", "masks": "irregular", "protocol": "msanet"},
         workers=True,
+        inputs="pipeline.evaluation.inputs",
     ),
     "compare": Command(
         "pipeline.comparison.compare",
@@ -89,37 +105,43 @@ COMMANDS: dict[str, Command] = {
         "tabulate runs next to published results: text, Markdown, CSV, HTML",
     ),
     "runs": Command(
-        "pipeline.tracking.runs",
+        "pipeline.comparison.runs",
         schema.RunsConfig,
         "list, close and prune training runs",
+        checks.runs,
         actions=("list", "close", "du", "prune"),
     ),
     "register": Command(
         "pipeline.registry.register",
         schema.RegisterConfig,
         "register a run's generator as a model",
+        checks.register,
     ),
     "promote": Command(
         "pipeline.registry.promote",
         schema.PromoteConfig,
         "make a registered model champion if it passes the quality gate",
+        checks.promote,
         positional="model",
     ),
     "rollback": Command(
         "pipeline.registry.promote",
         schema.RollbackConfig,
         "restore the previous champion",
+        checks.rollback,
         positional="model",
     ),
     "predict": Command(
         "pipeline.inference.predict",
         schema.PredictConfig,
         "inpaint an image or a folder, of any size",
+        checks.predict,
     ),
     "demo": Command(
         "pipeline.inference.demo",
         schema.DemoConfig,
         "serve a page to paint over an object and see it removed",
+        checks.demo,
     ),
     "sync": Command(
         "pipeline.tracking.sync",
@@ -138,14 +160,16 @@ COMMANDS: dict[str, Command] = {
         "pipeline.submission.status",
         schema.StatusConfig,
         "show the state of submitted jobs and the reason",
-        "id",
+        positional="id",
     ),
-    "logs": Command("pipeline.submission.logs", schema.LogsConfig, "show a job's log", "id"),
+    "logs": Command(
+        "pipeline.submission.logs", schema.LogsConfig, "show a job's log", positional="id"
+    ),
     "cancel": Command(
         "pipeline.submission.cancel",
         schema.CancelConfig,
         "cancel a job; it saves a checkpoint first",
-        "id",
+        positional="id",
     ),
     "bench": Command(
         "pipeline.bench",

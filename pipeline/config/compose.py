@@ -28,16 +28,17 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.common.environment import CHECKOUT, config_dir
 from pipeline.common.errors import ConfigError, one_line
 from pipeline.config.commands import COMMANDS, Command
-from pipeline.config.groups import RETIRED
+from pipeline.config.groups import RENAMED, RETIRED
 from pipeline.config.resolve import Resolved, entries, interpolated, known_keys, merge, near
 from shards import store
 
 CONF = CHECKOUT / "conf"
+SCHEMAS = {name: spec.schema for name, spec in COMMANDS.items()}
 # Keys with string values; True if a boolean is kept as such, as in `sbatch: {exclusive: true}`.
 STRING_KEYS = {
     name: f.name == "sbatch"
-    for spec in COMMANDS.values()
-    for name, _, f in entries(spec.schema())
+    for schema in SCHEMAS.values()
+    for name, _, f in entries(schema())
     if re.fullmatch(r"(list\[|dict\[str, )?str\]?( \| None)?", str(f.type)) or f.name == "sbatch"
 }
 
@@ -67,7 +68,7 @@ def compose(command: str, args: Sequence[str]) -> Resolved:
             site = _loaded(folder / "defaults.yaml")
             layers += _leaves_of(command, site, f"{name}: {folder / 'defaults.yaml'}", lenient=True)
     layers += [(k, v, "command line") for k, v in values]
-    return merge(command, layers)
+    return merge(command, layers, SCHEMAS)
 
 
 def _loaded(path: Path, group: str = "") -> dict[str, Any]:
@@ -131,7 +132,7 @@ def _split(spec: Command, args: Sequence[str]) -> tuple[dict[str, str], list[tup
         if name in spec.groups:
             choices[name] = text
         else:
-            values.append((name, _parsed(arg, text)))
+            values.append((RENAMED.get(name, name), _parsed(arg, text)))
     return choices, values
 
 
@@ -202,8 +203,8 @@ def _leaves_of(
     Keys of a shared section that only other commands read are skipped: conf/data/*.yaml serves
     `shard`, `train` and `evaluate`. With `lenient` so are all keys of other commands.
     """
-    known = set(known_keys(COMMANDS[command].schema))
-    elsewhere = {*RETIRED, *(k for spec in COMMANDS.values() for k in known_keys(spec.schema))}
+    known = set(known_keys(SCHEMAS[command]))
+    elsewhere = {*RETIRED, *(key for schema in SCHEMAS.values() for key in known_keys(schema))}
     shared = {name.partition(".")[0] for name in known if "." in name}
     with interpolated(origin):
         plain = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
@@ -222,7 +223,7 @@ def _flatten(values: Any, known: set[str], prefix: str = "") -> Iterator[tuple[s
         if isinstance(value, dict) and dotted not in known:
             yield from _flatten(value, known, f"{dotted}.")
         else:
-            yield dotted, value
+            yield RENAMED.get(dotted, dotted), value
 
 
 def saved_start(

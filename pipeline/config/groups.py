@@ -135,7 +135,7 @@ class DataConfig(EvaluationData, CroppedData):
 class ShardingConfig(CroppedData):
     """The keys of `data` that `shard` reads; images that training could not crop are rejected."""
 
-    layout: str = key("folder", "the publisher's layout (see `shard`)")
+    layout: str = key("folder", "the publisher's layout, set by data=")
     holdout: float = key(0.05, "share of train held out if there is no val", least=0.0, most=1.0)
     shard_mb: int = key(64, "size of a shard, MB", least=1, most=1024)
     min_side: int = key(0, "images with a shorter side are rejected, pixels", least=0)
@@ -233,13 +233,16 @@ class RecordConfig:
 class ReportConfig(RecordConfig):
     """The keys of `tracking` that `compare` reads."""
 
-    experiment: str | None = key(None, "MLflow experiment; null: $USER/<experiment>")
+    enabled: bool = key(True, "log the report to MLflow, if out= is given")
+    experiment: str | None = key(None, "MLflow experiment of the report; null: $USER/compare")
 
 
 @dataclass
 class TrackingConfig(ReportConfig):
     """The keys of `tracking` that training reads."""
 
+    enabled: bool = key(True, "record the run in MLflow")
+    experiment: str | None = key(None, "MLflow experiment; null: $USER/<recipe>, or $USER/train")
     required: bool = key(False, "fail if the tracking server does not answer at the start")
     drain: bool = key(True, "send while training; false: only store, `sync` sends")
 
@@ -252,3 +255,7 @@ def from_set(buckets: list[str]) -> list[str]:
 # Keys in the config.yaml of older runs that training never read.
 SHARDING = ("layout", "holdout", "shard_mb", "min_side", "store_short", "quality")
 RETIRED = ("objective.name", *(f"data.{name}" for name in SHARDING))
+# Former names of keys, which files of older runs and commands may still use; a hash of keys takes
+# the former name, so that it is the one of older runs.
+RENAMED = {"objective.vgg_normalise": "objective.vgg_normalize", "pictures": "images"}
+FORMER = {new: old for old, new in RENAMED.items()}

@@ -14,7 +14,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.common.errors import ConfigError
 from pipeline.common.secrets import refuse_secret
-from pipeline.config.commands import COMMANDS
 from pipeline.config.habits import instead
 from pipeline.config.methods import CHOICES, method_of
 from shards.store import expanded
@@ -36,17 +35,22 @@ class Resolved:
     def described(self) -> str:
         """Return `key: value  # origin`, one line each, as --dry-run prints it."""
         lines = [
-            (f"{k}: {_plain(v)}", self.origins.get(k, "default")) for k, v in leaves(self.config)
+            (f"{k}: {plain(v)}", self.origins.get(k, "default")) for k, v in leaves(self.config)
         ]
         width = min(60, max(len(text) for text, _ in lines))
         return "\n".join(f"{text:<{width}}  # {origin}" for text, origin in lines)
 
 
-def merge(command: str, layers: list[tuple[str, Any, str]]) -> Resolved:
-    """Override the schema's defaults by `(key, value, origin)`, the last one winning, and check."""
-    spec = COMMANDS[command]
-    base = OmegaConf.structured(spec.schema)
-    allowed = known_keys(spec.schema)
+def merge(
+    command: str, layers: list[tuple[str, Any, str]], schemas: Mapping[str, type]
+) -> Resolved:
+    """Override the schema's defaults by `(key, value, origin)`, the last one winning, and check.
+
+    schemas: of all commands, so that a key of another one is named as such.
+    """
+    schema = schemas[command]
+    base = OmegaConf.structured(schema)
+    allowed = known_keys(schema)
     # mask=X is mask.file=X.
     full = {k.removesuffix(".file"): k for k in allowed if k.endswith(".file")}
     given = {full.get(name, name): (value, origin) for name, value, origin in layers}
@@ -58,13 +62,13 @@ def merge(command: str, layers: list[tuple[str, Any, str]]) -> Resolved:
     for name, (value, origin) in given.items():
         if name not in allowed:
             hint = instead(name, value, {k: v for k, (v, _) in given.items()}, allowed)
-            hint = hint or f"{_elsewhere(command, name)}{near(name, allowed)}"
+            hint = hint or f"{_elsewhere(command, name, schemas)}{near(name, allowed)}"
             raise ConfigError(f"{_from(origin)}unknown key {name}{hint}")
         _set(base, name, value if name in SHELL else _at_home(value), origin)
     with interpolated():
         missing = OmegaConf.missing_keys(base)
         for name in (key for key in allowed if key in missing):
-            meaning = next(f.metadata["help"] for n, _, f in entries(spec.schema()) if n == name)
+            meaning = next(f.metadata["help"] for n, _, f in entries(schema()) if n == name)
             raise ConfigError(f"{name.removesuffix('.file')}= is missing: {meaning}")
         resolved = OmegaConf.to_object(base)
     origins = {name: origin for name, (_, origin) in given.items()}
@@ -127,7 +131,7 @@ def _set(base: DictConfig, name: str, value: Any, origin: str) -> None:
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         wanted = str(kind).replace("typing.", "") if get_args(kind) else kind.__name__
         default = None if OmegaConf.is_missing(node, leaf) else node[leaf]
-        reason = f"the default is {_plain(default)}{EXAMPLES.get(get_origin(kind), '')}"
+        reason = f"the default is {plain(default)}{EXAMPLES.get(get_origin(kind), '')}"
         if is_dataclass(element):
             reason = str(error).splitlines()[0]
         raise ConfigError(
@@ -154,13 +158,13 @@ def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     least, most, below = (metadata.get(bound) for bound in ("least", "most", "below"))
     for number in _numbers(value):
         if not math.isfinite(number):
-            raise ConfigError(f"{name}={_plain(value)} is not finite: expected a finite number")
+            raise ConfigError(f"{name}={plain(value)} is not finite: expected a finite number")
         if least is not None and number < least:
-            raise ConfigError(f"{name}={_plain(value)} is too small: expected at least {least}")
+            raise ConfigError(f"{name}={plain(value)} is too small: expected at least {least}")
         if most is not None and number > most:
-            raise ConfigError(f"{name}={_plain(value)} is too large: expected at most {most}")
+            raise ConfigError(f"{name}={plain(value)} is too large: expected at most {most}")
         if below is not None and number >= below:
-            raise ConfigError(f"{name}={_plain(value)} is too large: expected less than {below}")
+            raise ConfigError(f"{name}={plain(value)} is too large: expected less than {below}")
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
@@ -176,9 +180,9 @@ def _from(origin: str) -> str:
     return "" if origin in ("", "command line") else f"{origin}: "
 
 
-def _elsewhere(command: str, name: str) -> str:
+def _elsewhere(command: str, name: str, schemas: Mapping[str, type]) -> str:
     """Return which commands read a key that this one does not."""
-    readers = [other for other, spec in COMMANDS.items() if name in known_keys(spec.schema)]
+    readers = [other for other, schema in schemas.items() if name in known_keys(schema)]
     if not readers or command in readers:
         return ""
     return f": it is a key of {', '.join(readers)}, not of {command}"
@@ -199,7 +203,8 @@ def near(name: str, allowed: Collection[str]) -> str:
     return f"{hint} (allowed: {', '.join(listed)})"
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """Return a value as it is written in YAML and on the command line."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

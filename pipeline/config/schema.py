@@ -103,7 +103,7 @@ class TrainConfig:
 @dataclass
 class EvaluateConfig:
     checkpoint: str | None = reads(None, "a run or one of its checkpoints")
-    model: str | None = may_read(None, "registered model, archive, or mean_colour, telea")
+    model: str | None = may_read(None, "registered model, archive, or mean_color, telea")
     predictions: str | None = reads(None, "folder of KEY.png to score instead of a model")
     export: str | None = writes(None, "folder to write the pairs into: KEY.png, KEY_mask.png")
     data: groups.EvaluationData = field(default_factory=groups.EvaluationData)
@@ -115,7 +115,7 @@ class EvaluateConfig:
     limit: int | None = key(None, "pairs per bucket; null: all", least=1)
     out: str | None = writes(None, "Parquet of per-image scores; null: in the run's folder")
     processes: str = key("auto", "processes on this machine; auto: one per GPU, else 1")
-    pictures: int = key(12, "pairs whose images are kept for reports", least=0)
+    images: int = key(12, "pairs whose images are kept for reports", least=0)
     features: str | None = writes(None, "folder for MSA-Net's feature maps (figures 3, 5, 7, 9)")
     name: str | None = key(None, "name of the result in tables")
     tracking: groups.RecordConfig = field(default_factory=groups.RecordConfig)
@@ -238,13 +238,11 @@ class StatusConfig:
 
 
 @dataclass
-class LogsConfig:
-    id: str = key(MISSING, "a job's or run's id, folder or URL")
-    root: str = key("runs", "the folder of runs")
-    follow: bool = key(False, "keep printing until the job ends (-f)")
-
-
-@dataclass
 class CancelConfig:
     id: str = key(MISSING, "a job's or run's id, folder or URL")
     root: str = key("runs", "the folder of runs")
+
+
+@dataclass
+class LogsConfig(CancelConfig):
+    follow: bool = key(False, "keep printing until the job ends (-f)")

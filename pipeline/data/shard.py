@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,13 @@ def dry_run(config: ShardConfig) -> str:
         options = ", ".join(f"{name}={value}" for name, value in _options(config).items())
         lines.append(f"would read {config.source} and write {store.display(config.out)}: {options}")
     return "\n".join(lines)
+
+
+def check_inputs(config: ShardConfig, readable: Callable[[str | None], bool]) -> None:
+    """Raise ValueError unless the source of a set to write exists; URLs are not looked up."""
+    url = config.source if config.action == "write" else None
+    if readable(url) and store.is_local(str(url)) and not store.exists(str(url)):
+        raise ValueError(f"source={url} does not exist: give the folder or archive to shard")
 
 
 # --- write ----------------------------------------------------------------------------------------

@@ -9,9 +9,7 @@ the command again continues an interrupted evaluation from the existing parts.
 import hashlib
 import json
 import os
-import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +17,7 @@ from omegaconf import OmegaConf
 
 from pipeline.common import console
 from pipeline.common.environment import count
-from pipeline.config.groups import RETIRED
-from pipeline.config.resolve import to_yaml
+from pipeline.config.groups import FORMER, RETIRED
 from pipeline.config.schema import EvaluateConfig
 from pipeline.evaluation import metrics, pair_images, partial_results, results
 from pipeline.evaluation.pairs import Pairs, pairs_of
@@ -56,18 +53,14 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
     if "RANK" in os.environ:
         return _work(config, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     from pipeline.launch.topology import place, visible_gpus
-    from pipeline.launch.workers import supervise
+    from pipeline.launch.workers import run_workers
 
     here = place(os.environ, count("processes", config.processes) or max(1, visible_gpus()))
     if here.nodes * here.processes == 1:
         return evaluate(config)
     with tempfile.TemporaryDirectory() as scratch:
         os.environ[RESULT_VARIABLE] = result = os.path.join(scratch, "result.json")
-        path = Path(scratch, "config.yaml")
-        path.write_text(to_yaml(config))
-        command = [sys.executable, "-m", "pipeline", "evaluate", f"config={path}"]
-        status = supervise(command, here.workers, grace=here.grace).status
-        if status:
+        if status := run_workers("evaluate", config, here).status:
             raise SystemExit(status)
         return json.loads(store.read(result)) if store.exists(result) else None
 
@@ -124,11 +117,12 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
             "takes a folder of filled images, not the one that export= wrote"
         )
     results.save(url, table, facts)
-    samples = pair_images.fill_samples(predict, pairs, config.pictures)
+    samples = pair_images.fill_samples(predict, pairs, config.images)
     samples_url = pair_images.save(url, samples)
     store.remove(parts, recursive=True)
     summary = results.summarize(table, facts["ssim"])
-    result = {**facts, **summary, "parquet": url, "pictures": samples_url}
+    result = {**facts, **summary, "parquet": url, "samples": samples_url}
+    result["pictures"] = samples_url  # its former name, kept for one release
     if config.features is not None:
         result["features"] = _draw_features(config, pairs)
     if "run" in facts:
@@ -172,7 +166,7 @@ def _record_in_run(config: EvaluateConfig, result: dict[str, Any]) -> None:
     values = {f"{prefix}/psnr {name}": row["psnr"] for name, row in rows.items()}
     overall = result["mean6"] or next(iter(rows.values()))
     values |= {f"{prefix}/{k}": overall[k] for k in metrics.printed_metrics() if k in overall}
-    files = [result["parquet"], result["pictures"], *result.get("features", [])]
+    files = [result["parquet"], result["samples"], *result.get("features", [])]
     record(result["run"], values, result["images_seen"], files)
 
 
@@ -217,7 +211,7 @@ def training_recipe(facts: dict[str, Any]) -> dict[str, Any]:
         return {}
     keys = flatten(OmegaConf.to_container(saved))  # type: ignore[arg-type]
     rest = {
-        name: value
+        FORMER.get(name, name): value
         for name, value in keys.items()
         if not name.startswith(NOT_IN_RECIPE) and LATER.get(name, ...) != value
     }

@@ -34,12 +34,12 @@ LUMA = (0.2125, 0.7154, 0.0721)  # skimage.color.rgb2gray
 
 
 def to_bytes(image: Tensor) -> Tensor:
-    """Float N×3×H×W in [0, 1] (clamped) → uint8 N×H×W×3, rounded to nearest."""
+    """Convert float N×3×H×W in [0, 1] (clamped) → uint8 N×H×W×3, rounded to nearest."""
     return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def composite_bytes(prediction: Tensor, image: Tensor, mask: Tensor) -> Tensor:
-    """Prediction where the mask is 1, the image's own bytes elsewhere.
+    """Take the prediction where the mask is 1, the image's own bytes elsewhere.
 
     prediction, image: uint8 N×H×W×3; mask: N×H×W, 0 or 1 (1 = hole). Returns uint8 N×H×W×3.
     """
@@ -47,7 +47,7 @@ def composite_bytes(prediction: Tensor, image: Tensor, mask: Tensor) -> Tensor:
 
 
 def psnr(result: Tensor, image: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB over all three channels, range 255, at most 100.
+    """Compute the peak signal-to-noise ratio in dB over all three channels, range 255, at most 100.
 
     result, image: uint8 N×H×W×3. Returns float64 N.
     """
@@ -58,13 +58,13 @@ def psnr(result: Tensor, image: Tensor) -> Tensor:
 
 
 def l1(result: Tensor, image: Tensor) -> Tensor:
-    """Mean absolute difference in % of 255 over the whole image. uint8 N×H×W×3 → float64 N."""
+    """Compute the mean absolute difference in % of 255. uint8 N×H×W×3 → float64 N."""
     error = (result.float() - image.float()).abs_().mean((1, 2, 3), dtype=torch.float64)
     return error / 255 * 100
 
 
 def l1_hole(result: Tensor, image: Tensor, mask: Tensor) -> Tensor:
-    """Mean absolute difference in % of 255 over the hole (mask N×H×W, 1 = hole).
+    """Compute the mean absolute difference in % of 255 over the hole (mask N×H×W, 1 = hole).
 
     uint8 N×H×W×3 → float64 N; NaN for an image without a hole.
     """
@@ -74,7 +74,7 @@ def l1_hole(result: Tensor, image: Tensor, mask: Tensor) -> Tensor:
 
 
 def ssim(result: Tensor, image: Tensor, convention: str = "gauss11_rgb") -> Tensor:
-    """Mean structural similarity (Wang et al. 2004) over the windows inside the image.
+    """Compute the mean structural similarity (Wang et al. 2004) over windows inside the image.
 
     result, image: uint8 N×H×W×3, neither side smaller than the window. Returns float64 N.
     """
@@ -113,7 +113,7 @@ def _ssim(result: Tensor, image: Tensor, convention: str) -> Tensor:
 
 
 def _mean(x: Tensor, convention: str) -> Tensor:
-    """Weighted mean over each window inside the image.
+    """Compute the weighted mean over each window inside the image.
 
     N×H×W×C → N×(H−w+1)×(W−w+1)×C; on a CPU N×H×W×C, whose border of w // 2 pixels is invalid.
     """
@@ -183,8 +183,18 @@ METRICS: tuple[Metric, ...] = (
 
 
 def printed_metrics(convention: str = "gauss11_rgb") -> dict[str, Metric]:
-    """The metrics that tables print, by their key in results; SSIM in the given convention."""
+    """Return the metrics that tables print, by their key in results; SSIM in one convention."""
     return {m.key: m for m in METRICS if m.printed and m.convention in ("", convention)}
+
+
+def direction(logged: str) -> int:
+    """Return 1 if a value logged under this name is better when higher, -1 when lower.
+
+    logged: such as `val/psnr`, `eval/msanet/l1 0.1_0.2` or a loss, `g/style`.
+    """
+    kind, _, name = logged.rpartition("/")
+    known = {metric.key: metric.direction for metric in METRICS}
+    return known.get(name.partition(" ")[0], -1 if kind in ("g", "d") else 1)
 
 
 def measure(

@@ -1,6 +1,6 @@
 """Pairs and predictions as image files: samples kept with a table, exported pairs, predictions.
 
-Every evaluation keeps a few of its pairs next to its table, in `<table>.pictures.zip`: KEY.png
+Every evaluation keeps a few of its pairs next to its table, in `<table>.images.zip`: KEY.png
 (original), KEY_mask.png (white: hole), KEY_result.png (composite). Image i of the set has the hole
 of bucket i, i + 1, …, so that a dozen images show every bucket.
 
@@ -40,7 +40,7 @@ class EvaluatedPair(NamedTuple):
 
 def samples_url(table: str) -> str:
     """Return where the samples of the table at `table` are kept."""
-    return f"{table.removesuffix('.parquet')}.pictures.zip"
+    return f"{table.removesuffix('.parquet')}.images.zip"
 
 
 def sample_positions(pairs: Pairs, count: int) -> list[int]:
@@ -86,10 +86,12 @@ def save(table: str, samples: Sequence[EvaluatedPair]) -> str:
 
 def load(table: str) -> list[EvaluatedPair]:
     """Return the samples of the table at `table`; an empty list if none were kept."""
-    if not store.exists(samples_url(table)):
+    former = f"{table.removesuffix('.parquet')}.pictures.zip"  # as older versions named the file
+    url = next(filter(store.exists, (samples_url(table), former)), None)
+    if url is None:
         return []
     samples = []
-    with zipfile.ZipFile(io.BytesIO(store.read(samples_url(table)))) as archive:
+    with zipfile.ZipFile(io.BytesIO(store.read(url))) as archive:
 
         def pixels(name: str) -> Bytes:
             return images.decode(archive.read(name), name).pixels

@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.common import console
-from pipeline.common.mask_sets import open_masks
 from pipeline.config.groups import DRAWN, from_set
 from pipeline.config.schema import EvaluateConfig, TrainConfig
 from shards import store
 from shards.decode import Crop, Scratch, decode_crop
 from shards.manifest import Manifest, open_manifest
 from shards.mask_file import read_hole
-from shards.mask_sets import SPLIT
+from shards.mask_sets import SPLIT, open_masks
 from shards.masks import BUCKETS, MaskPolicy, center, irregular, square
 from shards.samples import ImageRecord, archive, payload, samples
 
@@ -155,7 +154,7 @@ def _digest(pairs: list[Pair], size: int, resize_short: int | None) -> str:
 def pairs_of(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
     """Return the protocol's pairs, and the facts about them that results carry."""
     protocol = config.protocol
-    images = open_manifest(str(config.data.url))
+    images = open_manifest(str(config.data.url), "data.url=")
     masks = open_masks(config.masks.url, from_set(protocol.buckets)) if config.masks.url else None
     select = (protocol.buckets, protocol.size, config.data.resize_short, config.limit)
     pairs = make_pairs(images, config.split, masks, *select)

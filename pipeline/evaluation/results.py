@@ -33,7 +33,7 @@ PAIR_COLUMNS = {
 
 
 def schema() -> pa.Schema:
-    """Columns of a table: the pair, then every metric (null: the image is too small for it)."""
+    """Return the columns of a table: the pair, then every metric (null: image too small for it)."""
     return pa.schema(PAIR_COLUMNS | {m.name: pa.float64() for m in metrics.METRICS})
 
 

@@ -184,7 +184,7 @@ def _is_shape(text: str) -> bool:
 
 
 def _strings(value: Any, key: str = "") -> Any:
-    """Every string in a JSON value, with its key."""
+    """Yield every string in a JSON value, with its key."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _strings(inner, name)

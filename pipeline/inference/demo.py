@@ -69,7 +69,7 @@ class QuietHandler(WSGIRequestHandler):
 
 
 def build_app(inpainters: list[LoadedInpainter], local_only: bool, changes: HoleConfig) -> Flask:
-    """The page at `/`, and `/fill/N`: image and mask (white = hole) to the PNG of model N.
+    """Serve the page at `/`, and `/fill/N`: image and mask (white = hole) to the PNG of model N.
 
     `/upright`: an image to the PNG that is painted on. Browsers differ in which orientations they
     apply, and the mask must fit what `/fill` decodes.
@@ -109,7 +109,7 @@ def build_app(inpainters: list[LoadedInpainter], local_only: bool, changes: Hole
 
     @app.errorhandler(Exception)
     def explain(error: Exception) -> Response:
-        """One line for the page; the server keeps running, even when out of memory."""
+        """Return one line for the page; the server keeps running, even when out of memory."""
         if isinstance(error, HTTPException):
             text, status = error.description or error.name, error.code or 500
         elif isinstance(error, ValueError):
@@ -131,7 +131,7 @@ def build_app(inpainters: list[LoadedInpainter], local_only: bool, changes: Hole
 def fill_png(
     inpainter: LoadedInpainter, image: bytes, mask: bytes, changes: HoleConfig | None = None
 ) -> bytes:
-    """PNG of the image with the mask's white filled. ValueError if image and mask do not fit."""
+    """Return the image as PNG, the mask's white filled. ValueError if they do not fit."""
     original = images.decode(image)
     hole = images.decode_mask(mask, "mask")
     if hole.shape != original.pixels.shape[:2]:

@@ -77,7 +77,7 @@ def decode_mask(data: bytes, name: str) -> NDArray[np.bool_]:
 
 
 def _opened(data: bytes, name: str) -> Image.Image:
-    """The decoded image, upright."""
+    """Return the decoded image, upright."""
     try:
         with open_image(data) as file:
             if file.width * file.height <= MAX_PIXELS:
@@ -171,7 +171,7 @@ def write(url: str, image: ImageFile) -> None:
 
 
 def mask_image(mask: NDArray[Any]) -> NDArray[np.uint8]:
-    """White where the mask is 1: H×W or H×W×1 of 0 and 1 to uint8 H×W×3."""
+    """Draw white where the mask is 1: H×W or H×W×1 of 0 and 1 to uint8 H×W×3."""
     return np.repeat(mask.reshape(*mask.shape[:2], 1) * 255, 3, 2).astype(np.uint8)
 
 

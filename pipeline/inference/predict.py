@@ -160,9 +160,9 @@ def _pairs(config: PredictConfig) -> list[ImageTask]:
     """Pair every image of a sharded set with the next mask of a mask set, or with the one mask."""
     mask, masks = config.mask.file, list[Source]()
     if store.exists(store.join(mask, MANIFEST)):
-        mask_set = open_manifest(mask)
+        mask_set = open_manifest(mask, "mask=")
         masks = [record for split in sorted(mask_set.splits) for record in samples(mask_set, split)]
-    records = samples(open_manifest(config.image), config.split)
+    records = samples(open_manifest(config.image, "image="), config.split)
     return [
         ImageTask(record, mask, store.join(config.out, f"{record.key:09d}.png"))
         for record, mask in zip(records, cycle(masks or [mask]))

@@ -25,7 +25,6 @@ from pipeline.tracking.model_versions import download, find_version
 from shards import store
 
 ARCHIVE = "artifacts/inpainter.pt2"
-GENERATOR_FILES = {"raw": "generator", "ema": "generator_ema"}  # in a checkpoint, by weights
 TAG_PREFIX = "lacuna."
 REQUIRED_TAGS = {"sha256", "model_id", "tree_sha256", "network"}
 
@@ -52,14 +51,15 @@ def mean_color(image: Tensor, mask: Tensor) -> Tensor:
 
 
 def telea(image: Tensor, mask: Tensor) -> Tensor:
-    """OpenCV's fast marching inpainting (Telea 2004), radius 5."""
+    """Fill by OpenCV's fast marching inpainting (Telea 2004), radius 5."""
     pixels = (image * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     holes = mask[:, 0].ne(0).byte().cpu().numpy()
     filled = [cv2.inpaint(p, m, 5, cv2.INPAINT_TELEA) for p, m in zip(pixels, holes)]
     return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).to(image) / 255
 
 
-BASELINES: dict[str, Fill] = {"mean_colour": mean_color, "telea": telea}
+BASELINES: dict[str, Fill] = {"mean_color": mean_color, "telea": telea}
+FORMER = {"mean_colour": "mean_color"}  # names of baselines in older commands
 
 
 def load(
@@ -70,16 +70,18 @@ def load(
 ) -> LoadedInpainter:
     """Load the inpainter that `model=` or `checkpoint=` names.
 
-    model: `mean_colour`, `telea`, `models:/NAME@alias`, a registered NAME (its champion), an
+    model: `mean_color`, `telea`, `models:/NAME@alias`, a registered NAME (its champion), an
     archive FILE.pt2, or a value of `checkpoint`: a run's folder or one of its checkpoints.
     Raises ValueError if it does not exist, or if its output depends on masked pixels.
     """
     if (model is None) == (checkpoint is None):
         raise ValueError("give either model= or checkpoint=")
-    if model is not None and model in BASELINES:
+    model = FORMER.get(str(model), model)
+    if model in BASELINES:
         return LoadedInpainter(BASELINES[model], model, {"weights": "none"})
     if checkpoint is not None or _is_folder(str(model)):
-        return _checkpoint(str(checkpoint or model), weights, device)
+        key = "model=" if checkpoint is None else "checkpoint="
+        return _checkpoint(str(checkpoint or model), key, weights, device)
     inpainter = _archive(str(model), device)
     check_masked_pixels_unused(inpainter, device)
     return inpainter
@@ -91,13 +93,12 @@ def _is_folder(model: str) -> bool:
     return not store.is_local(model) or Path(model).is_dir()
 
 
-def _checkpoint(url: str, weights: str, device: torch.device | str) -> LoadedInpainter:
+def _checkpoint(url: str, key: str, weights: str, device: torch.device | str) -> LoadedInpainter:
     from models.inpainter import Inpainter
     from pipeline.runs.checkpoints import load_generator
 
-    generator, state = load_generator(url, weights=weights)
-    facts = {name: state[name] for name in ("run", "url", "weights", "images_seen")}
-    facts["sha256"] = state["files"][GENERATOR_FILES[state["weights"]]]["sha256"]
+    generator, state = load_generator(url, weights=weights, key=key)
+    facts = {name: state[name] for name in ("run", "url", "weights", "images_seen", "sha256")}
     name = f"{store.name(state['run'])}@{state['images_seen']}"
     return LoadedInpainter(Inpainter(generator).to(device).eval(), name, facts)
 
@@ -105,6 +106,11 @@ def _checkpoint(url: str, weights: str, device: torch.device | str) -> LoadedInp
 def _archive(model: str, device: torch.device | str) -> LoadedInpainter:
     is_file = model.endswith(".pt2") or Path(model).is_file()
     if not is_file and not model.startswith("models:"):
+        if "/" in model:
+            raise ValueError(
+                f"model={model} does not exist: give a run's folder, a checkpoint, an archive "
+                f"(.pt2), a registered model, {' or '.join(BASELINES)}"
+            )
         model = f"models:/{model}@champion"
     archive, facts = load_archive(model, str(device))
     name = f"{facts['name']}/{facts['version']}" if "version" in facts else Path(model).stem
@@ -161,7 +167,7 @@ def prefixed(facts: dict[str, str]) -> dict[str, str]:
 
 
 def own_tags(version: Any) -> dict[str, str]:
-    """A registered version's `lacuna.*` tags without the prefix; ValueError if it has none."""
+    """Return a version's `lacuna.*` tags without the prefix; ValueError if it has none."""
     own = {k: v for k, v in version.tags.items() if k.startswith(TAG_PREFIX)}
     tags = {k.removeprefix(TAG_PREFIX): v for k, v in own.items()}
     if not set(tags) >= REQUIRED_TAGS:

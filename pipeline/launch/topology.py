@@ -24,6 +24,14 @@ def process_count(config: TrainConfig) -> int:
     return given or (1 if single else max(1, visible_gpus()))
 
 
+def submitted_processes(config: TrainConfig) -> int:
+    """Return the processes of all nodes that a submitted run will have."""
+    cluster = config.cluster
+    return (
+        process_count(config) if cluster.scheduler == "local" else cluster.nodes * cluster.processes
+    )
+
+
 def visible_gpus() -> int:
     """Return the number of CUDA devices this process may use, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -18,18 +18,21 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import psutil
 
 from jobs.cause import cause
 from pipeline.common.console import say
 from pipeline.common.signals import STOP_SIGNALS, handled
+from pipeline.config.resolve import to_yaml
 from pipeline.launch.output import ERROR_FILE, output, record_error
+from pipeline.launch.topology import Place
 
 # Exit statuses of workers that a signal ended: one with something to save has a handler.
 STOPPED = tuple(-number for number in STOP_SIGNALS)
 PR_SET_PDEATHSIG = 1
+EARLY = "before there was anything to save"
 CRASHED = 30.0  # seconds until the others are killed: an NCCL collective would never return
 
 
@@ -40,12 +43,31 @@ class Ended(NamedTuple):
     error: str | None = None
 
 
+def run_workers(
+    command: str,
+    config: Any,
+    here: Place,
+    name: str = "config",
+    log: str | None = None,
+    early: str = EARLY,
+) -> Ended:
+    """Run this node's workers of a command on a resolved configuration, to their end.
+
+    name: of the configuration's file, by which `ps` shows what a worker belongs to.
+    """
+    with tempfile.TemporaryDirectory(prefix="lacuna-") as folder:
+        path = Path(folder, f"{name}.yaml")
+        path.write_text(to_yaml(config))
+        words = [sys.executable, "-m", "pipeline", command, f"config={path}"]
+        return supervise(words, here.workers, log, here.grace, early)
+
+
 def supervise(
     command: list[str],
     workers: Sequence[Mapping[str, str]],
     log: str | None = None,
     grace: float = 120.0,
-    early: str = "before there was anything to save",
+    early: str = EARLY,
 ) -> Ended:
     """Run `command` once for each environment in `workers`, in order of local rank.
 

@@ -32,7 +32,7 @@ from shards import store
 RECORD = "quickstart.json"
 LOCK = ".quickstart.lock"
 MODEL = "inpaint-msanet"
-BASELINES = {"mean_colour": "mean color", "telea": "Telea"}
+BASELINES = {"mean_color": "mean color", "telea": "Telea"}
 PAIRS = "data.url={out}/shards masks.url={out}/masks split=test"
 
 
@@ -98,7 +98,8 @@ def main(config: QuickstartConfig) -> dict[str, Any]:
     return {
         **{k: done["evaluate"][k] for k in ("protocol", "weights", "pairs", "buckets", "mean6")},
         "baselines": baselines,
-        "yardsticks": baselines,  # its old name, kept for one release
+        # Former names, kept for one release.
+        "yardsticks": {**baselines, "mean_colour": baselines["mean_color"]},
         "strip": done["predict"]["strips"][0],
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
         "peak_rss_mb": round(peak_mb),
@@ -208,17 +209,11 @@ def _write(out: Path, record: dict[str, Any]) -> None:
 def lock(out: Path, given: str) -> TextIO:
     """Lock the folder until the file is closed; ConfigError if it cannot be used."""
     recorded(out, given)
-    try:
-        return locks.hold(out / LOCK)
-    except locks.Held:
-        reason = "is in use by another quickstart: wait for it, or"
-    except OSError as error:
-        reason = f"cannot be written ({error.strerror}):"
-    raise ConfigError(f"out={given} {reason} choose another folder")
+    return locks.hold(out / LOCK, f"out={given}", "used")
 
 
 def tracking_uri(out: Path) -> str:
-    """The folder's own MLflow database, whatever server the environment names."""
+    """Return the folder's own MLflow database, whatever server the environment names."""
     return f"sqlite:///{out}/mlflow.db"
 
 

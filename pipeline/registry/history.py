@@ -54,12 +54,12 @@ def fold(versions: list[Any]) -> History:
 
 
 def is_promotion(version: Any) -> bool:
-    """Whether a promotion or rollback created the version, not `register`."""
+    """Return whether a promotion or rollback created the version, not `register`."""
     return "gate.baseline" in version.tags
 
 
 def content(version: Any) -> str:
-    """Number of the promotion whose files a version holds: its own, or the one rolled back to."""
+    """Return the promotion whose files a version holds: its own, or the one rolled back to."""
     return version.tags.get("gate.content", str(version.version))
 
 
@@ -106,7 +106,7 @@ def settle(client: Any, name: str) -> History:
 
 
 def deleted(model: Any, versions: list[Any]) -> list[int]:
-    """Numbers of deleted versions that other promotions, or the model's tag, refer to."""
+    """List the deleted versions that other promotions, or the model's tag, refer to."""
     named = {
         int(v.tags["gate.baseline"])
         for v in versions
@@ -117,7 +117,7 @@ def deleted(model: Any, versions: list[Any]) -> list[int]:
 
 
 def repair(client: Any, name: str, versions: list[Any], gone: list[int], target: Any) -> None:
-    """After the deletion of `gone`: make `target` the champion that the remaining log names."""
+    """Make `target` the champion that the log names after the deletion of `gone`."""
     for version in versions:
         if int(version.tags.get("gate.baseline", 0)) in gone:
             client.set_model_version_tag(name, str(version.version), "gate.result", "orphaned")

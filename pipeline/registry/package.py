@@ -122,7 +122,7 @@ def _fill(inpainter: torch.nn.Module, image: np.ndarray, mask: np.ndarray) -> np
 
 
 def text(facts: Mapping[str, str], evaluation: Mapping[str, Any] | None = None) -> str:
-    """The model card in Markdown. `evaluation`: result of `evaluate` for these weights, if any."""
+    """Return the model card in Markdown. `evaluation`: that of these weights, if any."""
     lines = [
         f"# {facts['name']}",
         "",

@@ -12,7 +12,7 @@ from pipeline.common.console import say
 from pipeline.common.environment import user
 from pipeline.config.schema import RegisterConfig
 from pipeline.evaluation import results
-from pipeline.inference.sources import GENERATOR_FILES, own_tags, prefixed
+from pipeline.inference.sources import own_tags, prefixed
 from pipeline.registry import package
 from pipeline.registry.package import tree_digest
 from pipeline.runs.run_json import place_of, read_run_json
@@ -39,7 +39,7 @@ def main(config: RegisterConfig) -> dict[str, Any]:
     """
     from pipeline.runs.checkpoints import load_generator, pin
 
-    generator, info = load_generator(config.run, config.checkpoint, config.weights)
+    generator, info = load_generator(config.run, config.checkpoint, config.weights, "run=")
     network = info["model"]["name"]
     name = config.name or f"inpaint-{network}"
     uri = uri_for(info["run"])
@@ -47,7 +47,7 @@ def main(config: RegisterConfig) -> dict[str, Any]:
     with errors.explained(uri):
         recorded = _recorded(client, uri, info["run"])
         ensure_model(client, name, network)
-        digest = info["files"][GENERATOR_FILES[info["weights"]]]["sha256"]
+        digest = info["sha256"]
         version = next(iter(versions(client, name, digest)), None)
         if version is None:
             with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +83,7 @@ def create_version(client: Any, name: str, tags: dict[str, str], card: str) -> A
 
 
 def run_name(run: str) -> str:
-    """The run as a version's tags name it: an absolute path, or a URL without secrets."""
+    """Return the run as a version's tags name it: an absolute path, or a URL without secrets."""
     return place_of(run) if store.is_local(run) else store.display(run)
 
 
@@ -134,7 +134,7 @@ def _recorded(client: Any, uri: str, run: str) -> dict[str, Any]:
 def _facts(
     info: dict[str, Any], recorded: dict[str, Any], name: str, network: str, digest: str
 ) -> dict[str, str]:
-    """Facts about a version, for its `lacuna.*` tags and its model card."""
+    """Return the facts about a version, for its `lacuna.*` tags and its model card."""
     facts = {
         "name": name,
         "network": network,
@@ -152,7 +152,7 @@ def _facts(
 
 
 def _measured(run: str, digest: str) -> dict[str, Any] | None:
-    """The run's largest evaluation of these weights, for the model card; None if there is none."""
+    """Return the run's largest evaluation of these weights, for the model card, or None."""
     evaluations = results.of_weights(run, digest)
     if not evaluations:
         return None

@@ -45,6 +45,21 @@ class Checkpoint:
     def name(self) -> str:
         return f"{self.images_seen:012d}"
 
+    def generator(self, weights: str = "auto") -> tuple[str, str, str]:
+        """Return the kind (raw or ema), file and sha256 of the generator's weights.
+
+        weights: raw, ema, or auto (ema where the run has it).
+        """
+        files = self.state["files"]
+        averaged = "generator_ema" in files
+        if weights == "ema" and not averaged:
+            raise ValueError(
+                f"weights=ema: {store.display(self.url)} has no averaged weights: give weights=raw"
+            )
+        chosen = "ema" if averaged and weights != "raw" else "raw"
+        file = "generator_ema" if chosen == "ema" else "generator"
+        return chosen, file, files[file]["sha256"]
+
     def data(self, name: str) -> bytes:
         """Return one file's bytes, each cached by `latest` once. Raises Corrupt."""
         if name in self.cached:
@@ -131,13 +146,16 @@ def split_address(url: str) -> tuple[str, str | None]:
     return url, None
 
 
-def find(url: str, which: str = "last") -> Checkpoint:
-    """Find a checkpoint by its own URL, or its run's (`which`: last, best or images_seen)."""
+def find(url: str, which: str = "last", key: str = "") -> Checkpoint:
+    """Find a checkpoint by its own URL, or its run's (`which`: last, best or images_seen).
+
+    key: what gave the URL, as messages name it, such as `init=`.
+    """
     url, name = split_address(url)
     which = name or which
     checkpoints = list_checkpoints(url)
     if not checkpoints:
-        raise ValueError(f"{store.display(url)} holds no checkpoint: give a run's folder")
+        raise ValueError(f"{key}{store.display(url)} holds no checkpoint: give a run's folder")
     if which == "last":
         return checkpoints[-1]
     if which == "best":
@@ -147,7 +165,7 @@ def find(url: str, which: str = "last") -> Checkpoint:
             return checkpoint
     choices = ", ".join(str(c.images_seen) for c in checkpoints)
     raise ValueError(
-        f"{store.display(url)} has no checkpoint {which!r}: choose from last, best, {choices}"
+        f"{key}{store.display(url)} has no checkpoint {which!r}: choose from last, best, {choices}"
     )
 
 
@@ -179,27 +197,20 @@ def build_generator(model: Mapping[str, Any]) -> nn.Module:
 
 
 def load_generator(
-    url: str, which: str = "last", weights: str = "auto"
+    url: str, which: str = "last", weights: str = "auto", key: str = ""
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Load the generator of a run or checkpoint, on the CPU in fp32 and evaluation mode.
 
     weights: raw, ema, or auto (ema where the run has it). Second result: the checkpoint's state
-    with `run`, `url` and `weights` added.
+    with `run`, `url`, `weights` and their `sha256` added.
     """
-    checkpoint = find(url, which)
-    averaged = "generator_ema" in checkpoint.state["files"]
-    if weights == "ema" and not averaged:
-        raise ValueError(
-            f"weights=ema: {store.display(checkpoint.url)} has no averaged weights: give "
-            "weights=raw"
-        )
-    chosen = "ema" if averaged and weights != "raw" else "raw"
+    checkpoint = find(url, which, key)
+    chosen, file, sha256 = checkpoint.generator(weights)
     generator = build_generator(checkpoint.state["model"])
-    tensors = checkpoint.read("generator_ema" if chosen == "ema" else "generator")
-    load_tensors(tensors, generator, store.display(checkpoint.url))
+    load_tensors(checkpoint.read(file), generator, store.display(checkpoint.url))
     run = checkpoint.url.rsplit("/checkpoints/", 1)[0]
-    info = {**checkpoint.state, "run": run, "url": checkpoint.url, "weights": chosen}
-    return generator.eval(), info
+    info = {"run": run, "url": checkpoint.url, "weights": chosen, "sha256": sha256}
+    return generator.eval(), {**checkpoint.state, **info}
 
 
 def load_tensors(tensors: Mapping[str, Tensor], module: nn.Module, source: str) -> None:
@@ -219,7 +230,7 @@ def load_tensors(tensors: Mapping[str, Tensor], module: nn.Module, source: str) 
 
 
 def pin(run_url: str, images_seen: int) -> None:
-    """Never delete this checkpoint: an evaluation or the registry refers to it."""
+    """Keep this checkpoint for good: an evaluation or the registry refers to it."""
     change_run_json(
         run_url, lambda facts: {"pinned": sorted({*facts.get("pinned", []), images_seen})}
     )

@@ -18,8 +18,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pipeline.common.environment import cache_dir
-from pipeline.common.errors import ConfigError
-from pipeline.common.locks import Held, hold, is_leased, is_locked, leased, sign
+from pipeline.common.locks import hold, is_leased, is_locked, leased, sign
 from pipeline.runs.checkpoints import images_saved
 from pipeline.runs.run_json import read_run_json
 from shards import store
@@ -100,17 +99,7 @@ def held(run: RunFolder) -> Iterator[None]:
     """
     path = run.local / ".lock"
     with ExitStack() as stack:
-        try:
-            handle = stack.enter_context(hold(path))
-        except Held as error:
-            raise ConfigError(
-                f"{run.url} is being trained by {error.owner}: wait, stop that process, or give "
-                "another run="
-            ) from None
-        except OSError as error:
-            raise ConfigError(
-                f"run={run.url} cannot be written ({error.strerror}): give another folder"
-            ) from None
+        handle = stack.enter_context(hold(path, f"run={store.display(run.url)}"))
         if not store.is_local(run.url):
             stack.enter_context(leased(run.url))
         sign(handle)
@@ -124,7 +113,7 @@ def held(run: RunFolder) -> Iterator[None]:
 
 
 def is_held(url: str) -> bool:
-    """Whether a live process holds the run; in a bucket the answer may take a minute."""
+    """Return whether a live process holds the run; in a bucket the answer may take a minute."""
     if not store.is_local(url):
         return is_leased(url)
     return is_locked(store.local(url) / ".lock")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from pipeline.common.errors import ConfigError
+from pipeline.config.groups import FORMER
+from pipeline.config.methods import METHODS, method_of
 from pipeline.config.resolve import leaves, to_yaml
 from pipeline.config.schema import TrainConfig
 from pipeline.runs.folder import RunFolder, folder_at
@@ -43,13 +45,23 @@ LATER: dict[str, Any] = {
     "rates": {}, "every": {}, "frozen": [], "without": [], "warmup": 0, "decay": "constant",
 }  # fmt: skip
 AUTO = ("threads", "precision")
+# Keys of the first two methods, which were those of any run before methods had their own.
+FIRST_METHODS = {
+    name: value
+    for method in ("msanet", "musical")
+    for name, value in leaves(METHODS[method](), "objective.")
+    if name not in ("objective.method", "objective.phases")
+}
 
 
 def hashed_values(config: TrainConfig) -> dict[str, Any]:
     """Return what a run computes, by dotted key; its hash names the run."""
     values = immutable_values(config)
+    known = {k: v for k, v in values.items() if k != "objective.method"}
+    if method_of(known) == config.objective.method:  # as before there was a key for the method
+        values = {**FIRST_METHODS, **known}
     return {
-        k: v
+        FORMER.get(k, k): v
         for k, v in values.items()
         if not k.startswith(FIXED_AT_START) and LATER.get(k, ...) != v
     }
@@ -94,7 +106,7 @@ def check_same(config: TrainConfig, run: RunFolder) -> None:
 
 
 def other_dataset(run_url: str, before: str, now: Manifest) -> str:
-    """Error text for a resume with another dataset; names both digests."""
+    """Return the error text for a resume with another dataset; names both digests."""
     return (
         f"cannot resume {store.display(run_url)} with data.url={store.display(now.url)} (digest "
         f"{now.digest[:12]}): it was trained on a set with digest {before[:12]}; give that set by "
@@ -103,7 +115,7 @@ def other_dataset(run_url: str, before: str, now: Manifest) -> str:
 
 
 def _new_run(run_url: str, reusable: bool = True) -> str:
-    """How to make a change that a resume refuses; `reusable`: the weights still fit."""
+    """Return how to make a change that a resume refuses; `reusable`: the weights still fit."""
     weights = f" (init={store.display(run_url)} starts from these weights)" if reusable else ""
     allowed = ", ".join(
         f"{name}*" if name.endswith(".") else name for name in MAY_CHANGE if name not in UNLISTED
@@ -124,7 +136,8 @@ def changed_key(config: TrainConfig, saved: Any) -> tuple[str, Any, Any] | None:
     }
     defaults = dict(leaves(replace(TrainConfig(), **sections)))
     for name, value in immutable_values(config).items():
-        old = OmegaConf.select(saved, name, default=defaults[name])
+        former = OmegaConf.select(saved, FORMER.get(name, name), default=defaults[name])
+        old = OmegaConf.select(saved, name, default=former)
         old = _plain(name, OmegaConf.to_container(old) if OmegaConf.is_config(old) else old)
         if old != value and name != "data.url" and "auto" not in (old, value):
             return name, old, value

@@ -139,7 +139,7 @@ def read(folder: str) -> SubmittedJob | None:
 
 
 def parse(data: bytes, url: str) -> SubmittedJob:
-    """The record in the bytes of the file at `url`. Raises `SubmitError`."""
+    """Read the record in the bytes of the file at `url`. Raises `SubmitError`."""
     try:
         values = json.loads(data)
         known = {f.name for f in fields(SubmittedJob)}
@@ -158,7 +158,7 @@ def parse(data: bytes, url: str) -> SubmittedJob:
 
 
 def cancelled(run: str) -> bool:
-    """Whether the job that trains the run was cancelled."""
+    """Return whether the job that trains the run was cancelled."""
     try:
         record = read(run)
     except (OSError, ValueError, TypeError):

@@ -16,13 +16,21 @@ from jobs.spec import Cluster, Job, SubmitError, is_tag
 from pipeline.common.console import say
 from pipeline.common.environment import CHECKOUT
 from pipeline.common.errors import ConfigError
+from pipeline.common.secrets import refuse_secret
 from pipeline.config.resolve import entries
-from pipeline.submission import environment
 from pipeline.submission.plan import MULTI_NODE, Part
 from pipeline.tracking.errors import display_uri
 from shards import store
 
 NEED_MLFLOW = ("train", "register", "promote", "rollback")  # commands that need an MLflow server
+# How the submitter reaches storage, without secrets.
+FORWARDED = ("AWS_CA_BUNDLE", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
+             "AWS_PROFILE", "AWS_REGION", "FSSPEC_S3_ANON", "FSSPEC_S3_ENDPOINT_URL",
+             "FSSPEC_S3_REQUESTER_PAYS", "MLFLOW_S3_ENDPOINT_URL", "MLFLOW_TRACKING_URI",
+             "XDG_CACHE_HOME")  # fmt: skip
+NOT_IN_CONTAINERS = ("XDG_CACHE_HOME",)
+# Files of this machine.
+NOT_IN_PODS = (*NOT_IN_CONTAINERS, "AWS_CA_BUNDLE", "AWS_PROFILE")
 Places = dict[tuple[str, str], bool]  # key and value that name a place: whether it is written
 
 
@@ -144,13 +152,40 @@ def job_of(part: Part, snapshots: Callable[[bool], Snapshot]) -> tuple[Job, Clus
         arguments = [f"config={store.join(folder, 'config.yaml')}"]
     if tasks := cluster.tasks:
         elements = [(f"task={i}/{tasks}",) for i in range(tasks)]
-    env = {**environment.forwarded(cluster), **environment.origin(cluster, taken, folder, code)}
+    env = {**forwarded(cluster), **origin(cluster, taken, folder, code)}
     reads, writes = (folders(part.verb, needs, written) for written in (False, True))
     job = Job(
         id=part.id, verb=part.verb, arguments=tuple(arguments), elements=tuple(elements), run=run,
         folder=folder, cwd=os.getcwd(), code=code, code_sha256=sha256, env=env,
         commit=taken.name if taken else None, reads=reads, writes=writes)  # fmt: skip
     return job, cluster
+
+
+# --- the environment of the job: endpoints and provenance ----------------------------------------
+
+
+def forwarded(cluster: Cluster) -> dict[str, str]:
+    """Return the submitter's endpoints. Raises ConfigError for a value with a secret."""
+    in_container = NOT_IN_CONTAINERS if cluster.container != "none" else ()
+    excluded = NOT_IN_PODS if cluster.scheduler == "kubernetes" else in_container
+    values = {n: os.environ[n] for n in FORWARDED if n not in excluded and os.environ.get(n)}
+    for name, value in values.items():
+        refuse_secret(name, value)
+    return values
+
+
+def origin(
+    cluster: Cluster, taken: Snapshot | None, folder: str, code: str | None
+) -> dict[str, str]:
+    """Return the provenance of the code: in the job, git could report another checkout."""
+    variables = {"LACUNA_IMAGE": cluster.image} if cluster.image else {}
+    if taken:
+        variables["LACUNA_COMMIT"] = taken.commit
+    if code and cluster.scheduler != "kubernetes":  # in a pod `unpack` chooses the folder
+        variables["LACUNA_CODE"] = code
+    if taken and taken.diff:
+        variables["LACUNA_DIFF"] = store.join(folder, "code", f"{taken.name}.diff")
+    return variables
 
 
 def take_snapshot(allow_dirty: bool, dry_run: bool) -> Snapshot:

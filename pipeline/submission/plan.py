@@ -22,8 +22,8 @@ from pipeline.config import checks
 from pipeline.config.commands import COMMANDS, positional
 from pipeline.config.compose import compose
 from pipeline.config.resolve import Resolved
-from pipeline.config.schema import SubmitConfig, TrainConfig
-from pipeline.launch.topology import check_precision, process_count, visible_gpus
+from pipeline.config.schema import SubmitConfig
+from pipeline.launch.topology import check_precision, submitted_processes, visible_gpus
 from pipeline.runs.identity import FIXED_AT_START, MAY_CHANGE, folder_of
 from pipeline.training import pretrained
 from shards import store
@@ -123,7 +123,7 @@ def parse(args: Sequence[str]) -> list[Part]:
             others += [w for w in carried if w.startswith("root=")][-1:]
         points = [compose(verb, point) for point in _points(verb, others)]
         for point in points:
-            checks.check(verb, _element(verb, point.config, fitted.cluster.tasks))
+            COMMANDS[verb].check(_element(verb, point.config, fitted.cluster.tasks))
         if verb == "train":
             points = [_placed(point, fitted.cluster) for point in points]
             if len(points) > 1 and any(point.config.smoke for point in points):
@@ -198,17 +198,9 @@ def _placed(point: Resolved, cluster: Cluster) -> Resolved:
     config = pretrained.located(replace(point.config, cluster=cluster))
     here = cluster.scheduler == "local"
     named = "" if here else f"cluster.nodes={cluster.nodes} x {cluster.processes}"
-    checks.workers(config, world_size(config), named)
+    checks.workers(config, submitted_processes(config), named)
     check_precision(config.precision, visible_gpus if here else lambda: cluster.gpus_per_node)
     return replace(point, config=config)
-
-
-def world_size(config: TrainConfig) -> int:
-    """Return the processes that a submitted run will have."""
-    cluster = config.cluster
-    if cluster.scheduler == "local":
-        return process_count(config)
-    return cluster.nodes * cluster.processes
 
 
 def _refuse_ignored(part: Part) -> None:

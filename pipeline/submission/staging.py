@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 from jobs import scheduler, snapshot
 from jobs.scheduler import Stage
 from jobs.snapshot import Snapshot
-from jobs.spec import SubmitError
 from pipeline.common.console import say
-from pipeline.common.locks import Held, hold, leased, sign
+from pipeline.common.locks import hold, leased, sign
 from pipeline.config.schema import CACHE
 from pipeline.runs import job_record
 from pipeline.runs.folder import SUBMITTING, folder_at
@@ -88,28 +87,16 @@ def _clean(place: str, before: set[str], blank: bool) -> None:
 def held_for_submission(place: str) -> Iterator[None]:
     """Lock a job's folder or URL while it is submitted; afterwards remove the folder if empty.
 
-    Raises `SubmitError` if another process holds the lock.
+    Raises ConfigError if another process holds the lock.
     """
     with ExitStack() as lock:
-        try:
-            if store.is_local(place):
-                path = store.local(place).absolute() / SUBMITTING
-                handle = lock.enter_context(hold(path))
-                lock.callback(_unlock, path)
-                sign(handle)
-            else:
-                lock.enter_context(leased(store.join(place, ".submit"), work="submitted"))
-        except Held as error:
-            raise SubmitError(
-                f"{store.display(place)} is being submitted by {error.owner}: wait, then run "
-                "`status`"
-            ) from None
-        except OSError as error:
-            if not store.is_local(place):
-                raise
-            raise SubmitError(
-                f"{place} is not writable ({error.strerror}): choose another folder"
-            ) from None
+        if store.is_local(place):
+            path = store.local(place).absolute() / SUBMITTING
+            handle = lock.enter_context(hold(path, place, "submitted"))
+            lock.callback(_unlock, path)
+            sign(handle)
+        else:
+            lock.enter_context(leased(place, "submitted", ".submit/.lock"))
         yield
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
+from importlib import import_module
 from typing import Any
 
 from jobs import scheduler
@@ -21,15 +22,13 @@ from jobs.spec import SubmissionUnconfirmed, SubmitError
 from pipeline.common import signals
 from pipeline.common.console import say
 from pipeline.common.errors import one_line
-from pipeline.runs import checkpoints, job_record
-from pipeline.runs.folder import folder_at
-from pipeline.runs.identity import check_same
+from pipeline.config.commands import COMMANDS
+from pipeline.runs import job_record
 from pipeline.runs.job_record import SubmittedJob
 from pipeline.submission import staging
 from pipeline.submission.job import job_of, take_snapshot
-from pipeline.submission.plan import Part, parse, world_size
+from pipeline.submission.plan import Part, parse
 from pipeline.submission.staging import ExistingJob
-from pipeline.training import pretrained
 from shards import store
 
 
@@ -147,43 +146,18 @@ def show(result: Any) -> str:
 
 def _preflight(part: Part, first: bool) -> None:
     """Refuse what would fail on every node; outputs of earlier stages do not exist yet."""
+
+    def readable(url: str | None) -> bool:
+        """Return whether the URL is there already; claims of pods may not be mounted here."""
+        claim = url and part.cluster.scheduler == "kubernetes" and store.is_local(url)
+        return first and url is not None and (not claim or store.exists(url))
+
+    if (inputs := COMMANDS[part.verb].inputs) is None:
+        return
     for point, run in zip(part.points, part.runs):
         # With its folder set, the configuration is not hashed again.
         config = replace(point.config, run=run) if part.trains else point.config
-        if first:
-            try:
-                _check_inputs(part, config)
-            except OSError as error:
-                say(f"not verified from here: {one_line(error)}")
-        elif part.verb == "train":
-            pretrained.check(config)
-            check_same(config, folder_at(run))
-
-
-def _check_inputs(part: Part, config: Any) -> None:
-    """Check what the command itself would check first, as far as possible without torch."""
-    cluster = part.cluster
-    if part.verb == "train":
-        from pipeline.training.preflight import preflight
-
-        preflight(config, world_size(config))
-        return
-    from pipeline.common.mask_sets import open_masks
-    from pipeline.config.groups import from_set
-    from shards.manifest import open_manifest
-
-    def readable(url: str | None) -> bool:
-        """Claims need not be mounted here: of the inputs of pods only buckets are checked."""
-        return url is not None and (cluster.scheduler != "kubernetes" or not store.is_local(url))
-
-    if part.verb == "evaluate":
-        if readable(config.data.url):
-            open_manifest(config.data.url)
-        if readable(config.masks.url):
-            open_masks(config.masks.url, from_set(config.protocol.buckets))
-        if readable(config.checkpoint):
-            checkpoints.find(config.checkpoint)
-    elif part.verb == "shard" and config.action == "write" and readable(config.source):
-        url = config.source
-        if store.is_local(url) and not store.exists(url):
-            raise SubmitError(f"source={url} does not exist: give the folder or archive to shard")
+        try:
+            import_module(inputs).check_inputs(config, readable)
+        except OSError as error:
+            say(f"not verified from here: {one_line(error)}")

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pipeline.common.console import say
-from pipeline.runs.run_json import read_run_json
+from pipeline.runs.run_json import Facts, read_run_json
 from pipeline.tracking.errors import HIDDEN, RunDeleted, ServerError, display_uri, explained
 from shards import store
 from shards.file_lock import locked
@@ -95,15 +95,18 @@ def default_root(run: str) -> str:
     return str(next(_above(run), usual if usual in above else above[0]))
 
 
-def uri_for(run: str | None, root: str | None = None, uri: str | None = None) -> str:
+def uri_for(
+    run: str | None, root: str | None = None, uri: str | None = None, known: Facts | None = None
+) -> str:
     """Return the tracking URI of a run: `uri`, the environment's, that of `run.json`, embedded.
 
-    run: folder or URL, or None where only `root` is known. If the embedded store that `run.json`
-    names does not hold the run, it is looked for above the run: both may have moved.
+    run: folder or URL, or None where only `root` is known. known: its `run.json`, if read. If the
+    embedded store that it names does not hold the run, one above the run is used: both may have
+    moved.
     """
     if uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip() or run is None:
         return tracking_uri(root or "runs", uri)
-    known = read_run_json(run)
+    known = read_run_json(run) if known is None else known
     recorded, mlflow_run = known.get("mlflow_uri"), known.get("mlflow_run_id")
     if recorded and (path := sqlite_path(recorded)) and not _holds(path, mlflow_run):
         root = next((f for f in _above(run) if _holds(Path(f, "mlflow.db"), mlflow_run)), None)
@@ -119,7 +122,7 @@ def _above(run: str) -> Iterator[str]:
 
 
 def _holds(database: Path, mlflow_run: str | None) -> bool:
-    """Whether a sqlite file exists and holds the MLflow run, if there is one."""
+    """Return whether a sqlite file exists and holds the MLflow run, if there is one."""
     if mlflow_run is None or not database.exists():
         return database.exists()
     with suppress(sqlite3.Error), closing(sqlite3.connect(database)) as opened:
@@ -142,7 +145,8 @@ def connect(uri: str, make: bool = True, run: str | None = None) -> Any:
         if (recorded or not make) and not path.exists():
             lost = f"it held MLflow run {recorded}: move mlflow.db back, or above the run; or"
             why = lost if recorded else "nothing was trained or registered from here;"
-            raise ServerError(f"no MLflow data at {uri}: {why} set MLFLOW_TRACKING_URI or root=")
+            fix = "set MLFLOW_TRACKING_URI, or run the command in the folder that holds runs/"
+            raise ServerError(f"no MLflow data at {uri}: {why} {fix}")
         try:
             _create_database(path)
         except OSError as error:

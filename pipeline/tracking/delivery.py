@@ -26,7 +26,6 @@ from pipeline.tracking.client import experiment_id, recorded_run
 from pipeline.tracking.spool import Event, Unsent, discard
 from shards import store
 
-LOWER_IS_BETTER = ("l1", "l2", "mae", "loss", "lpips", "fid")
 UID = "lacuna.uid"
 PARENT = "mlflow.parentRunId"
 HEARTBEAT = "lacuna.heartbeat"
@@ -102,7 +101,7 @@ class Delivery:
             discard(self.unsent.folder, name)
 
     def _is_permanent(self, error: Exception) -> bool:
-        """Whether every retry would fail. Raises RunDeleted if the run was deleted in MLflow."""
+        """Return whether every retry would fail; RunDeleted if the run was deleted in MLflow."""
         from mlflow.exceptions import MlflowException, RestException
 
         if isinstance(error, errors.ServerError):
@@ -250,11 +249,6 @@ class Delivery:
 
     def _end(self, event: Event) -> None:
         """Send nothing: this event only ends a segment."""
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether a metric improves as it falls, by the words of its name."""
-    return any(word in metric for word in LOWER_IS_BETTER)
 
 
 @functools.lru_cache(4096)

@@ -97,6 +97,6 @@ def _missing(text: str) -> str:
 
 
 def _is_foreign(error: BaseException) -> bool:
-    """Whether a library raised it, not this project."""
+    """Return whether a library raised it, not this project."""
     top = type(error).__module__.partition(".")[0]
     return top in ("mlflow", "sqlalchemy", "requests", "urllib3", "alembic", "psycopg", "sqlite3")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from pipeline.common.environment import user
 from pipeline.common.secrets import redact
 from pipeline.config.schema import TrainConfig
-from pipeline.runs.run_json import place_of, read_run_json, update_run_json
+from pipeline.runs.run_json import Facts, place_of, read_run_json, update_run_json
 from pipeline.tracking import errors
 from pipeline.tracking.client import connect, experiment_id, no_retries, recorded_run, uri_for
 from pipeline.tracking.delivery import PARENT, clean
@@ -49,22 +49,20 @@ def announce(
     Raises ServerError if the server does not answer or a run was deleted there.
     """
     no_retries()
-    for run in runs:
-        if keys := fork(run, read_run_json(run)):
-            update_run_json(run, **keys)
-    uri = _uri(configs[0], runs[0], given)
+    known = {run: _forked(run) for run in runs}
+    recorded = [facts["mlflow_run_id"] for facts in known.values() if "mlflow_run_id" in facts]
+    uri = _uri(configs[0], runs[0], given, known[runs[0]])
     client = connect(uri, run=runs[0])
-    known = next((i for run in runs if (i := read_run_json(run).get("mlflow_run_id"))), None)
     with errors.explained(uri):
-        if known:  # its experiment may have another name by now
-            experiment = recorded_run(client, known).info.experiment_id
+        if recorded:  # its experiment may have another name by now
+            experiment = recorded_run(client, recorded[0]).info.experiment_id
         else:
             recipe = configs[0].experiment or "train"
             given_name = configs[0].tracking.experiment or f"{user()}/{recipe}"
             experiment = experiment_id(client, uri, given_name)
         parents = [_parent(client, experiment, name)] if len(runs) > 1 else []
         parent = parents[0].mlflow_run if parents else None
-        return [*parents, *(_one(client, experiment, run, parent) for run in runs)]
+        return [*parents, *(_one(client, experiment, *one, parent) for one in known.items())]
 
 
 def withdraw(config: TrainConfig, announced: Sequence[Announced], given: str | None = None) -> None:
@@ -81,19 +79,26 @@ def withdraw(config: TrainConfig, announced: Sequence[Announced], given: str | N
                 update_run_json(run, mlflow_run_id=None)
 
 
-def _uri(config: TrainConfig, run: str, given: str | None) -> str:
-    return uri_for(run, config.root if config.run is None else None, given)
+def _forked(run: str) -> Facts:
+    """Read run.json; that of a copied run is first changed to name no MLflow run."""
+    known = read_run_json(run)
+    keys = fork(run, known)
+    return update_run_json(run, **keys) if keys else known
 
 
-def _one(client: Any, experiment: str, run: str, parent: str | None) -> Announced:
+def _uri(config: TrainConfig, run: str, given: str | None, known: Facts | None = None) -> str:
+    return uri_for(run, config.root if config.run is None else None, given, known)
+
+
+def _one(client: Any, experiment: str, run: str, known: Facts, parent: str | None) -> Announced:
     before = None
-    if known := read_run_json(run).get("mlflow_run_id"):
-        before = recorded_run(client, known).info.status
-        client.set_tag(known, "job.state", "queued")
+    if recorded := known.get("mlflow_run_id"):
+        before = recorded_run(client, recorded).info.status
+        client.set_tag(recorded, "job.state", "queued")
     else:
-        known = _created(client, experiment, run, parent)
-    client.update_run(known, status="SCHEDULED")
-    return Announced(run, str(known), before)
+        recorded = _created(client, experiment, run, parent or known.get("mlflow_parent"))
+    client.update_run(recorded, status="SCHEDULED")
+    return Announced(run, str(recorded), before)
 
 
 def _created(client: Any, experiment: str, run: str, parent: str | None) -> str:
@@ -104,7 +109,6 @@ def _created(client: Any, experiment: str, run: str, parent: str | None) -> str:
     if existing := client.search_runs([experiment], same, max_results=1):
         return str(existing[0].info.run_id)
     tags = {"mlflow.runName": store.name(run), "job.state": "queued"}
-    parent = parent or read_run_json(run).get("mlflow_parent")
     tags |= {ANNOUNCED: uid, **({PARENT: parent} if parent else {})}
     return str(client.create_run(experiment, tags=tags).info.run_id)
 

@@ -38,7 +38,7 @@ def read_state(folder: str | Path) -> dict[str, Any]:
 
 
 def has_unsent(run: str) -> bool:
-    """Whether the remote copy of a run's spool holds events after its cursor."""
+    """Return whether the remote copy of a run's spool holds events after its cursor."""
     url = store.join(run, "spool")
     cursor = {"segment": 1, "offset": 0}
     with contextlib.suppress(FileNotFoundError):
@@ -104,7 +104,7 @@ def push_spool(run: str, folder: Path, drains: bool = True) -> None:
 
 
 def push_sent(run: str, folder: Path, before: set[str]) -> None:
-    """After sending from a copy, upload the cursor and remove the files that were sent."""
+    """Upload the cursor after sending from a copy, and remove the files that were sent."""
     url = store.join(run, "spool")
     for name in DRAINERS:
         if (folder / name).exists():

@@ -102,7 +102,7 @@ class Spool:
                 self._next_segment()
 
     def sync(self) -> None:
-        """fsync what was appended since the last call; not for the training loop's thread."""
+        """Sync what was appended since the last call to disk; slow, so not in the loop's thread."""
         with self._lock:
             retired, self._retired = self._retired, []
             if self._size != self._synced:  # type: ignore[has-type]

@@ -20,7 +20,7 @@ from pipeline.common.secrets import redact
 from pipeline.runs.job_record import cancelled
 from pipeline.tracking import errors, provenance
 from pipeline.tracking.client import connect, no_retries, ping, uri_for
-from pipeline.tracking.delivery import clean, flatten, lower_is_better
+from pipeline.tracking.delivery import clean, flatten
 from pipeline.tracking.remote_spool import (
     STATE,
     fetch_spool,
@@ -43,6 +43,7 @@ class Tracker:
         (with each checkpoint) copies it to the run, for a later start on another node.
     uri: MLflow; None: the environment's, else sqlite under `root`, the folder that holds the runs.
     required: `start` raises ServerError if the server cannot be used.
+    direction: 1 for the name of a metric that is better when higher, -1 when lower.
     drain: False: only spool; `sync` sends from a machine that can reach the server.
     """
 
@@ -56,13 +57,14 @@ class Tracker:
         run_name: str,
         required: bool = False,
         drain: bool = True,
+        direction: Callable[[str], int] = lambda key: 1,
     ) -> None:
         no_retries()
         self.run = str(run_dir)
         self.uri = uri_for(self.run, root, uri)
         self.folder = spool_folder(self.run)
         self._identity = {"experiment": experiment, "run_name": run_name}
-        self._required, self._drains = required, drain
+        self._required, self._drains, self._direction = required, drain, direction
         self._state: dict[str, Any] = {}
         self._threads: list[threading.Thread] = []
         self._stop, self._wake, self._due = (threading.Event() for _ in range(3))
@@ -208,9 +210,8 @@ class Tracker:
             if not key.startswith("val/"):
                 continue
             name = "best/" + key.removeprefix("val/")
-            sign = -1 if lower_is_better(key) else 1
             best = self._state["best"].get(name)
-            if best is None or sign * value > sign * best:
+            if best is None or self._direction(key) * (value - best) > 0:
                 better[name] = value
                 if key == "val/psnr":
                     better["best/step"] = float(step)

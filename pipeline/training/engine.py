@@ -146,7 +146,7 @@ class Engine:
             player.wrapped = wrapped
 
     def autocast(self) -> Any:
-        """Context of forward passes and losses: mixed precision."""
+        """Return the context of forward passes and losses: mixed precision."""
         return self.accelerator.autocast()
 
     def begin(self, players: Sequence[TrainableNetwork]) -> None:
@@ -156,7 +156,7 @@ class Engine:
 
     @contextmanager
     def micro_batch(self, players: Sequence[TrainableNetwork], last: bool) -> Iterator[None]:
-        """Context of one micro-batch: gradients are all-reduced in the last one only."""
+        """Return the context of one micro-batch: gradients are all-reduced in the last one only."""
         with ExitStack() as stack:
             for player in players:
                 if player.sharded is not None:
@@ -201,7 +201,7 @@ class Engine:
         return finite
 
     def lowers_scale(self, players: Sequence[TrainableNetwork]) -> bool:
-        """Whether a skipped step only lowers fp16's loss scale: every scale is still above 1."""
+        """Return whether a skipped step only lowers fp16's loss scale: each is still above 1."""
         return all(t.scaler is not None and t.scaler.get_scale() >= 1 for t in players)
 
     def _step_sharded(self, players: Sequence[TrainableNetwork], decay: float) -> bool:

@@ -41,7 +41,7 @@ def peak(device_name: str, precision: str) -> float | None:
 
 
 def ideal_seconds_per_image(networks: Method, engine: Engine, config: TrainConfig) -> float:
-    """Seconds to train on one image with all devices at their peak FLOP/s; 0 if that is unknown.
+    """Return the seconds per image with all devices at their peak FLOP/s; 0 if that is unknown.
 
     Call it before `Engine.start`.
     """

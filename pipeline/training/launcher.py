@@ -16,20 +16,16 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-import tempfile
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from pipeline.common.console import say
 from pipeline.common.errors import ConfigError, one_line
 from pipeline.common.signals import OUTSIDE_STOPS, STOP_SIGNALS, ignore, obeyed
-from pipeline.config.resolve import to_yaml
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.output import PODS
-from pipeline.launch.topology import Place, check_precision, place, process_count
-from pipeline.launch.workers import Ended, supervise
+from pipeline.launch.topology import check_precision, place, process_count
+from pipeline.launch.workers import Ended, run_workers
 from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import folder_of
 from pipeline.runs.run_json import read_run_json, update_run_json
@@ -59,13 +55,14 @@ def main(config: TrainConfig) -> dict[str, Any]:
         from pipeline.training.smoke import smoke
 
         def start(short: TrainConfig) -> None:
-            _exit_unless_ok(run_workers(short, here).status)
+            name = folder_of(short).name
+            _exit_unless_ok(run_workers("train", short, here, name, early=EARLY).status)
 
         return smoke(config, start, is_first=here.node_rank == 0)
     log = None  # in a pod `with_job_log` logs this process and its workers
     if PODS not in os.environ:
         log = store.join(run.url, "logs", f"node-{here.node_rank}.log")
-    ended = run_workers(config, here, log)
+    ended = run_workers("train", config, here, run.name, log, EARLY)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     ignore(OUTSIDE_STOPS)  # too late: the workers have saved
     facts = None
@@ -74,16 +71,6 @@ def main(config: TrainConfig) -> dict[str, Any]:
             facts = _record_end(config, run, ended)
     _exit_unless_ok(ended.status)
     return dict((facts or read_run_json(run.url)).get("result", {}), run=run.url)
-
-
-def run_workers(config: TrainConfig, here: Place, log: str | None = None) -> Ended:
-    """Run this node's workers on a resolved configuration, to their end."""
-    with tempfile.TemporaryDirectory(prefix="lacuna-") as folder:
-        # The file is named after the run, so that `ps` shows which run a worker belongs to.
-        path = Path(folder, f"{folder_of(config).name}.yaml")
-        path.write_text(to_yaml(config))
-        command = [sys.executable, "-m", "pipeline", "train", f"config={path}"]
-        return supervise(command, here.workers, log, here.grace, EARLY)
 
 
 def _stopped_early(number: int, frame: object) -> None:
@@ -115,7 +102,7 @@ def refused(config: TrainConfig, error: str) -> None:
 
 
 def _exit_unless_ok(status: int) -> None:
-    """SystemExit unless the status is 0; outside a job a configuration error is 2, not 78."""
+    """Exit unless the status is 0; outside a job a configuration error is 2, not 78."""
     if status == os.EX_CONFIG and "PET_NNODES" not in os.environ:
         status = 2
     if status:

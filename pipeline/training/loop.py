@@ -274,5 +274,5 @@ def open_stream(config: TrainConfig, engine: Engine, manifest: Manifest, positio
 
 
 def _crossed(before: int, after: int, every: int) -> bool:
-    """Whether a multiple of `every` images was reached in this step; 0 disables."""
+    """Return whether a multiple of `every` images was reached in this step; 0 disables."""
     return every > 0 and before // every < after // every

@@ -132,7 +132,7 @@ class Method:
         """Build VGG16 up to its third pooling, if the objective compares its features."""
         if "vgg16" not in self.objective.published():
             return None
-        network = VGG16Features(normalize=self.objective.vgg_normalise)
+        network = VGG16Features(normalize=self.objective.vgg_normalize)
         self.load("vgg16", network)
         self.fixed.append("vgg16")
         return network.to(self.engine.device)

@@ -5,21 +5,22 @@ Nothing here imports torch, which keeps the launcher light.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.util import find_spec
 
 from pipeline.common.errors import ConfigError
-from pipeline.common.mask_sets import open_masks
 from pipeline.config import checks
 from pipeline.config.groups import DataConfig, MasksConfig
 from pipeline.config.schema import TrainConfig
+from pipeline.launch.topology import submitted_processes
 from pipeline.runs import checkpoints
 from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import check_same, folder_of, other_dataset
 from pipeline.training import pretrained
 from shards import store
 from shards.manifest import Manifest, open_manifest, read_index
+from shards.mask_sets import open_masks
 from shards.masks import MaskPolicy
 
 # Options of a model that change what it computes but none of its tensors' shapes.
@@ -35,7 +36,7 @@ def preflight(
     nodes may start while it is locked. locks: check that the run is not locked.
     """
     check_processes(config, world_size)
-    manifest = open_manifest(str(config.data.url))
+    manifest = open_manifest(str(config.data.url), "data.url=")
     check_splits(config.data, manifest)
     check_sizes(config, manifest)
     check_masks(config.masks, config.validate.size)
@@ -52,6 +53,15 @@ def preflight(
         with held(run):
             return run  # unlocked again: rank 0 locks it while it trains
     return run
+
+
+def check_inputs(config: TrainConfig, readable: Callable[[str | None], bool]) -> None:
+    """Check a run before it is submitted; an earlier job may have to write its data set first."""
+    if readable(config.data.url):
+        preflight(config, submitted_processes(config))
+    else:
+        pretrained.check(config)
+        check_same(config, folder_of(config))
 
 
 def check_processes(config: TrainConfig, world_size: int) -> None:
@@ -155,7 +165,7 @@ def check_init(config: TrainConfig, init: str) -> None:
     if init.startswith("models:"):
         options = _registered(init, config)
     else:
-        options = checkpoints.find(init).state.get("model", {})
+        options = checkpoints.find(init, key="init=").state.get("model", {})
     for key, value in model.items():
         before = options.get(key, value)
         if before != value and key not in NOT_IN_TENSORS:

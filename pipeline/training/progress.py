@@ -159,7 +159,7 @@ class Meter:
 
 
 def peak_memory_mb() -> float:
-    """Peak memory of the GPU where there is one, else of this process."""
+    """Return the peak memory of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

@@ -124,13 +124,12 @@ def _weights_of_run(init: str) -> tuple[bytes, dict[str, Any]]:
         raise ConfigError(
             f"init={store.display(init)} holds no intact checkpoint: give a run's folder"
         )
-    averaged = "generator_ema" in checkpoint.state["files"]
-    file = "generator_ema" if averaged else "generator"
+    chosen, file, sha256 = checkpoint.generator()
     return checkpoint.data(file), {
         "checkpoint": store.display(checkpoint.url),
         "images_seen": checkpoint.images_seen,
-        "weights": "ema" if averaged else "raw",
-        "sha256": checkpoint.state["files"][file]["sha256"],
+        "weights": chosen,
+        "sha256": sha256,
     }
 
 

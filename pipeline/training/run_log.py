@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pipeline.common.console import say
 from pipeline.common.environment import commit, user
 from pipeline.config.schema import TrainConfig
+from pipeline.evaluation import metrics
 from pipeline.runs.checkpoints import Checkpoint
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.identity import changed_key, write_config
@@ -48,6 +49,7 @@ def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: 
         run_name=run.name,
         required=config.tracking.required,
         drain=config.tracking.drain,
+        direction=metrics.direction,
     )
     dataset = (config.data.name, store.display(manifest.url), manifest.digest)
     tags = {"recipe": recipe, "weights": "ema" if config.ema else "raw"}

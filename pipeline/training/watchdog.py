@@ -124,7 +124,7 @@ class Watchdog:
                     self._end(f"{self._since()}: {self._silent()}")
 
     def stalled(self, patience: int = 0) -> bool:
-        """Whether the marks have stopped; others wait longer than rank 0, so that one reports.
+        """Return whether the marks stopped; others wait longer than rank 0, so that one reports.
 
         A process that was itself suspended knows nothing of the others: its time starts again.
         """

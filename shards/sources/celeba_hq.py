@@ -18,7 +18,7 @@ _IMAGES = b"CelebA-HQ-img/"
 
 
 def entries(source: Path, holdout: float) -> Iterator[Entry]:
-    """28,000 train and 2,000 test by number; `holdout` of train becomes val.
+    """Yield 28,000 train and 2,000 test by number; `holdout` of train becomes val.
 
     `source` is CelebAMask-HQ.zip, a folder with it, or any folder, tar or zip of the 30,000 images.
     Raises ValueError unless there are 30,000 numbered images.

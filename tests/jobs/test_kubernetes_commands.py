@@ -97,7 +97,7 @@ def test_logs_and_states_of_other_verbs_outlast_their_pods(cli, small_set, photo
           f"root={cli.cwd}/jobs",
           f"cluster.volumes={{work: '{cli.cwd}', set: '{small_set}', photos: "
           f"'{photograph_folder}'}}"]  # fmt: skip
-    evaluate = ["evaluate", "model=mean_colour", f"data.url={small_set}", "limit=1", "batch=4",
+    evaluate = ["evaluate", "model=mean_color", f"data.url={small_set}", "limit=1", "batch=4",
                 "protocol=musical", "protocol.size=64",
                 f"out={cli.cwd}/scores.parquet"]  # fmt: skip
     shard = ["shard", f"source={photograph_folder}", f"out={cli.cwd}/pod-set", "data.min_side=64",

@@ -77,6 +77,12 @@ def test_help_lists_the_keys_that_the_verb_takes_and_no_other(name, capsys):
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_shows_values_as_they_are_typed(name, capsys):
+    assert cli.main([name, "--help"]) == 0
+    assert not re.search(r"\b(True|False|None)\b", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_the_module_of_each_verb_does_it(name):
     from importlib import import_module
 

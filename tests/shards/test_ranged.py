@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from pipeline.submission.environment import FORWARDED
+from pipeline.submission.job import FORWARDED
 from shards import store
 from shards.ranged import MAX_FAILURES, Ranges
 from tests.support.s3 import Server

@@ -110,7 +110,7 @@ def test_a_manifest_of_a_newer_schema_is_refused(folder):
 
 def test_an_unfinished_set_is_no_set(folder):
     (folder / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="no manifest.json there"):
+    with pytest.raises(ValueError, match="holds no manifest.json"):
         run(folder)
 
 

@@ -1,6 +1,6 @@
 """Promotion in an embedded registry, of runs that are registered and scored without training."""
 
-from pipeline.config import checks
+from pipeline.config.commands import COMMANDS
 from pipeline.config.schema import PromoteConfig
 from pipeline.registry import promote
 from pipeline.tracking import model_versions
@@ -29,7 +29,7 @@ def candidate(root, name, psnr, seed, **options):
 
 def do(run, **options):
     config = PromoteConfig(model=options.pop("model", NAME), run=run, **options)
-    checks.check("promote", config)
+    COMMANDS["promote"].check(config)
     return promote.main(config)
 
 

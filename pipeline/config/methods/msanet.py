@@ -53,7 +53,7 @@ class MsanetObjective(ObjectiveConfig):
     perceptual: float = key(0.0, "weight of the perceptual loss, logged as g/perceptual", least=0.0)
     style: float = key(0.0, "weight of the style loss, logged as g/style", least=0.0)
     features: str = key("internal", "perceptual and style features", ("internal", "vgg16"))
-    vgg_normalise: bool = key(True, "ImageNet normalization before VGG16")
+    vgg_normalize: bool = key(True, "ImageNet normalization before VGG16")
     loss_on: str = key("raw", "image that the pixel losses compare", ("raw", "composite"))
 
     def published(self) -> list[str]:

@@ -45,7 +45,7 @@ class MusicalObjective(ObjectiveConfig):
     features: str = key("vgg16", "perceptual and style features", ("vgg16",))
     loss_on: str = key("raw", "image that L1 compares", ("raw", "composite"))
     feature_images: str = key("raw", "images given to VGG16", ("raw", "raw+composite"))
-    vgg_normalise: bool = key(True, "ImageNet normalization before VGG16")
+    vgg_normalize: bool = key(True, "ImageNet normalization before VGG16")
     gan: str = key("vanilla", "adversarial loss", ("vanilla", "lsgan"))
     d_pretrained: bool = key(True, "start the discriminator from ImageNet weights")
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipeline.common.inputs import protect
 
-PREDICT = "predict model=mean_colour "
+PREDICT = "predict model=mean_color "
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pipeline.evaluation import metrics, results
 from pipeline.evaluation.pairs import make_pairs
 from pipeline.evaluation.scoring import validate
 from pipeline.registry import package
-from pipeline.tracking.delivery import lower_is_better
 from shards.manifest import open_manifest
 from tests.support.pairs import BUCKETS, SIZE, crops, image_set, mask_set, score
 from tests.support.scores import FACTS
@@ -62,6 +61,7 @@ def test_a_metric_of_one_row_is_in_results_tables_report_and_model_card(pairs, t
 
     validated = validate(gray, pairs, lambda part: [part], torch.device("cpu"), 0, 1)
     assert validated["val/toy_loss"] == VALUE
+    assert metrics.direction("val/toy_loss") == -1
 
 
 def test_a_table_written_before_a_metric_was_added_is_still_read(tmp_path, monkeypatch, pairs):
@@ -73,8 +73,3 @@ def test_a_table_written_before_a_metric_was_added_is_still_read(tmp_path, monke
     summary = results.summarize(table)
     assert "toy_loss" not in summary["mean6"]
     assert results.as_text(summary).splitlines()[1].endswith("-")
-
-
-def test_the_direction_of_a_metric_is_that_of_the_search_for_the_best_run():
-    for metric in (*metrics.METRICS, TOY):
-        assert lower_is_better(f"val/{metric.key}") == (metric.direction < 0), metric.name

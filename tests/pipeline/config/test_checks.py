@@ -185,7 +185,7 @@ def test_and_it_is_not_queued_either(tmp_path, command, text, message):
 @pytest.mark.parametrize(("command", "text"), [(c, t) for c, ts in ACCEPTED.items() for t in ts])
 def test_a_right_configuration_is_accepted(command, text):
     words = COMMANDS[command], words_of(command, text)
-    checks.check(command, compose(command, cli.positional(*words)).config)
+    COMMANDS[command].check(compose(command, cli.positional(*words)).config)
 
 
 @pytest.mark.parametrize(

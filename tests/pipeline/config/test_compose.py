@@ -288,3 +288,28 @@ def test_a_text_keeps_its_spelling_wherever_it_is_written(
     words = {"config": [f"config={whole}"], "word": ["cluster=ours", f"{key}={written}"]}
     config = compose("submit", words.get(place, ["cluster=ours"])).config
     assert getattr(config.cluster, name) == read
+
+
+def test_a_renamed_key_is_read_by_its_former_name_and_names_the_same_run(tmp_path, monkeypatch):
+    """`vgg_normalise` in an old config.yaml, on the command line and in a site's file."""
+    from omegaconf import OmegaConf
+
+    from pipeline.runs.identity import changed_key, folder_of
+
+    words = ["data.url=/set", "objective=musical_released"]
+    now = compose("train", words)
+    assert now.config.objective.vgg_normalize is False
+    assert (
+        folder_of(now.config).url == "runs/train-e84ae025"
+    )  # as commands before the change named it
+    text = now.yaml().replace("vgg_normalize", "vgg_normalise")
+    (tmp_path / "config.yaml").write_text(text)
+    old = compose("train", [f"run={tmp_path}"]).config
+    assert old.objective == now.config.objective
+    assert changed_key(old, OmegaConf.create(text)) is None
+    changed = compose("train", [*words, "objective.vgg_normalise=true"]).config
+    assert changed_key(changed, OmegaConf.create(text)) == ("objective.vgg_normalize", False, True)
+    (tmp_path / "defaults.yaml").write_text("objective: {vgg_normalise: true}\npictures: 3\n")
+    monkeypatch.setenv("LACUNA_CONF", str(tmp_path))
+    assert compose("train", words).config.objective.vgg_normalize is True
+    assert compose("evaluate", ["data.url=/set"]).config.images == 3

@@ -203,7 +203,7 @@ def test_images_too_small_for_the_crop_are_rejected_unless_they_are_resized(
             "data.quality=101 is too large: expected at most 100",
         ),
         (["data.layout=imagenet"], "data.layout=imagenet: choose one of folder"),
-        (["verify", "/nonexistent"], "no manifest.json there"),
+        (["verify", "/nonexistent"], "holds no manifest.json"),
         (["info"], "shard info needs the URL"),
         (["gc", "/nonexistent"], "is not a sharded set"),
         (["gc", "/nonexistent", "older_than=1h"], "older_than=1h is less than 24h"),

@@ -6,10 +6,10 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from models import masking
-from pipeline.common.mask_sets import open_masks
 from pipeline.evaluation import results
 from pipeline.evaluation.pairs import make_pairs
 from shards.manifest import open_manifest
+from shards.mask_sets import open_masks
 from shards.masks import NAMES
 from tests.support.pairs import BUCKETS, IMAGES, SIZE, crops, hole, image_set, mask_set, score
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from models import GENERATORS
-from pipeline.config import checks
+from pipeline.config.commands import COMMANDS
 from pipeline.config.compose import compose
 from pipeline.config.methods.msanet import MsanetModel
 from pipeline.evaluation import evaluate, pair_images, partial_results, results
@@ -49,7 +49,7 @@ def run(tmp_path):
 
 def run_evaluate(*words):
     config = compose("evaluate", list(words)).config
-    checks.check("evaluate", config)
+    COMMANDS["evaluate"].check(config)
     return evaluate.main(config)
 
 
@@ -80,7 +80,7 @@ def test_the_scores_of_a_run_are_written_to_its_folder_and_its_checkpoint_is_pin
     result = run_evaluate(f"checkpoint={run}", *words, "tracking.enabled=false", "limit=2")
     stem = f"msanet-raw-000000001200-{result['pairs_digest'][:8]}"
     names = sorted(p.name for p in Path(run, "evaluation").iterdir())
-    assert names == [f"{stem}.parquet", f"{stem}.pictures.zip"]
+    assert names == [f"{stem}.images.zip", f"{stem}.parquet"]
     assert result["weights"] == "raw" and result["images_seen"] == 1200
     assert read_run_json(run)["pinned"] == [1200]
 
@@ -173,15 +173,15 @@ def test_an_interrupted_evaluation_continues_from_its_parts(words, tmp_path, mon
     assert len(calls) == PAIRS / 5 - 3
     assert result["buckets"] == whole["buckets"] and result["mean6"] == whole["mean6"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        f"{name}.{kind}" for name in "ab" for kind in ("parquet", "pictures.zip")
+        f"{name}.{kind}" for name in "ab" for kind in ("images.zip", "parquet")
     ]
-    for kind in ("parquet", "pictures.zip"):
+    for kind in ("parquet", "images.zip"):
         one, other = (tmp_path / f"{name}.{kind}" for name in "ab")
         assert one.read_bytes() == other.read_bytes()
 
 
 def test_sample_images_of_every_bucket_are_kept_with_the_table(words, tmp_path):
-    result = run_evaluate(*words, "model=mean_colour", f"out={tmp_path}/t.parquet", "pictures=4")
+    result = run_evaluate(*words, "model=mean_color", f"out={tmp_path}/t.parquet", "images=4")
     kept = pair_images.load(result["parquet"])
     assert [s.name[-2:] for s in kept] == ["b0", "b1", "b2", "b3"]
     for sample, crop in zip(kept, crops()):
@@ -190,6 +190,17 @@ def test_sample_images_of_every_bucket_are_kept_with_the_table(words, tmp_path):
         assert (sample.result[~hole] == crop[~hole]).all()
         color = np.round(crop[~hole].mean(0))
         assert (abs(sample.result[hole].astype(int) - color) <= 1).all()
+
+
+def test_former_names_of_the_key_the_baseline_and_the_file_are_still_read(words, tmp_path):
+    new = run_evaluate(*words, "model=mean_color", f"out={tmp_path}/t.parquet", "images=2")
+    old = run_evaluate(*words, "model=mean_colour", f"out={tmp_path}/u.parquet", "pictures=2")
+    assert old["pictures"] == old["samples"] == f"{tmp_path}/u.images.zip"
+    assert old["name"] == new["name"] == "mean_color" and old["buckets"] == new["buckets"]
+    Path(old["samples"]).rename(tmp_path / "u.pictures.zip")
+    kept = [pair_images.load(each["parquet"]) for each in (new, old)]
+    assert [s.name for s in kept[0]] == [s.name for s in kept[1]] and len(kept[1]) == 2
+    assert all((s.result == t.result).all() for s, t in zip(*kept))
 
 
 def test_the_parts_of_one_baseline_are_not_reused_for_another(words, tmp_path, monkeypatch):
@@ -201,7 +212,7 @@ def test_the_parts_of_one_baseline_are_not_reused_for_another(words, tmp_path, m
             raise KeyboardInterrupt
 
         patch.setattr(evaluate.results, "merge", breaks)
-        run_evaluate(*words, "model=mean_colour", "batch=5", f"out={tmp_path}/b.parquet")
+        run_evaluate(*words, "model=mean_color", "batch=5", f"out={tmp_path}/b.parquet")
     result = run_evaluate(*words, "model=telea", "batch=5", f"out={tmp_path}/b.parquet")
     assert result["buckets"] == whole["buckets"]
 
@@ -232,7 +243,8 @@ def test_three_processes_write_the_bytes_that_one_writes(words, run, tmp_path):
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        (["checkpoint=nowhere"], "nowhere holds no checkpoint"),
+        (["checkpoint=nowhere"], "checkpoint=nowhere holds no checkpoint"),
+        (["model=no/such"], "model=no/such does not exist: give a run's folder"),
         (["model=none.pt2"], r"none\.pt2: no such file"),
         (["model=telea", "split=test"], "has no split 'test'"),
         (["model=telea", "protocol.size=32"], "masks are 64×64"),

@@ -163,3 +163,20 @@ def test_the_benchmark_of_prediction_is_compared_with_the_printed_time():
     batch_1 = result["rows"][0]["seconds"][0]
     ratio = result["ratios"]["batch 1, of the printed 0.026 s"]
     assert ratio == pytest.approx(batch_1 / 2 / 0.026)
+
+
+@pytest.mark.parametrize(
+    ("logged", "better"),
+    [
+        ("val/psnr", 1),
+        ("best/ssim", 1),
+        ("val/l1", -1),
+        ("eval/msanet/l1 0.1_0.2", -1),
+        ("eval/msanet/psnr 0.1_0.2", 1),
+        ("g/style", -1),
+        ("d/loss", -1),
+        ("perf/images_per_s", 1),
+    ],
+)
+def test_what_is_better_is_known_of_every_logged_name(logged, better):
+    assert metrics.direction(logged) == better

@@ -34,7 +34,7 @@ def png(pixels):
 
 @pytest.fixture(scope="module")
 def address():
-    config = compose("demo", ["model=telea", "against=mean_colour", "port=0"]).config
+    config = compose("demo", ["model=telea", "against=mean_color", "port=0"]).config
     with serving(config, demo.load_inpainters(config)) as place:
         yield place
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from models import Prediction
 from models.inpainter import Inpainter
-from pipeline.config import checks
+from pipeline.config.commands import COMMANDS
 from pipeline.config.compose import compose
 from pipeline.inference import archive, demo, predict, tiling
 from pipeline.inference.images import decode
@@ -48,7 +48,7 @@ def model(exported):
 
 def run(**words):
     config = compose("predict", [f"{k}={v}" for k, v in words.items()]).config
-    checks.check("predict", config)
+    COMMANDS["predict"].check(config)
     return predict.main(config)
 
 
@@ -66,7 +66,7 @@ def pixels(path):
 def test_known_pixels_are_bit_for_bit_and_the_hole_is_filled(tmp_path, kind):
     source = photograph(tmp_path)
     out = tmp_path / f"out.{kind}"
-    result = run(model="mean_colour", image=source, mask="50,60,70,40", out=out, strip="true")
+    result = run(model="mean_color", image=source, mask="50,60,70,40", out=out, strip="true")
     before, after = pixels(source), pixels(out)
     assert result["written"] == [str(out)]
     assert result["holes"] == [pytest.approx(70 * 40 / (211 * 197))]
@@ -227,7 +227,7 @@ def test_no_mask_is_filled_and_no_image_is_its_own_mask(
             )
         else:
             photograph(tmp_path / "in", name)
-    given = {"model": "mean_colour", "image": "in", "mask": mask, "out": "out"}
+    given = {"model": "mean_color", "image": "in", "mask": mask, "out": "out"}
     if isinstance(written, str):
         with pytest.raises(ValueError, match=written):
             run(**given)
@@ -244,7 +244,7 @@ def test_no_mask_is_filled_and_no_image_is_its_own_mask(
     ["10, 10, 20, 20", "[10,10,20,20]", " [10, 10, 20, 20] ", "(10,10,20,20)", "10,10 ,20,20"],
 )
 def test_a_rectangle_may_have_spaces_and_brackets(tmp_path, mask):
-    result = run(model="mean_colour", image=photograph(tmp_path), mask=mask, out=tmp_path / "x.png")
+    result = run(model="mean_color", image=photograph(tmp_path), mask=mask, out=tmp_path / "x.png")
     assert result["holes"] == [pytest.approx(20 * 20 / (211 * 197))]
 
 
@@ -253,7 +253,7 @@ def test_a_rectangle_may_have_spaces_and_brackets(tmp_path, mask):
 )
 def test_another_rectangle_is_rejected_with_the_form(tmp_path, mask):
     with pytest.raises(ValueError, match=r"a rectangle is x,y,w,h in whole pixels"):
-        run(model="mean_colour", image=photograph(tmp_path), mask=mask, out=tmp_path / "x.png")
+        run(model="mean_color", image=photograph(tmp_path), mask=mask, out=tmp_path / "x.png")
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_every_readable_image_is_filled_and_what_is_not_taken_is_said(tmp_path, 
         (folder / name).write_bytes(b"heic")
     for litter in ("._a.png", "._a_mask.png", ".DS_Store", "Thumbs.db"):
         (folder / litter).write_bytes(b"\0\5\x16\7")
-    run(model="mean_colour", image=folder, mask="5,5,9,9", out=out, recursive=recursive)
+    run(model="mean_color", image=folder, mask="5,5,9,9", out=out, recursive=recursive)
     written = {str(path.relative_to(out)) for path in out.rglob("*.*")}
     deep = {"sub/a.png", "sub/deep/h.png"} if recursive else set()
     assert written == {"a.png", *(f"{name[0]}.png" for name in READABLE)} | deep
@@ -353,7 +353,7 @@ def test_masks_of_every_readable_format_are_read(tmp_path, name):
             mask.save(tmp_path / f"cat_mask{name[1:]}")
             (tmp_path / "in").mkdir()
             words["image"] = photograph(tmp_path / "in").parent
-        result = run(model="mean_colour", **words, out=tmp_path / "out")
+        result = run(model="mean_color", **words, out=tmp_path / "out")
         assert result["holes"] == [pytest.approx(64 * 32 / (211 * 197), rel=0.02)]
 
 
@@ -639,12 +639,12 @@ def test_the_case_of_a_masks_name_does_not_matter(tmp_path, name):
     mask = Image.new("L", (211, 197))
     mask.paste(255, (48, 64, 112, 96))
     mask.save(tmp_path / name)
-    result = run(model="mean_colour", image=tmp_path, mask=tmp_path, out=tmp_path / "out")
+    result = run(model="mean_color", image=tmp_path, mask=tmp_path, out=tmp_path / "out")
     assert result["written"] == [str(tmp_path / "out" / "cat.png")]
     assert result["holes"] == [pytest.approx(64 * 32 / (211 * 197))]
 
 
 def test_no_resolution_is_invented(tmp_path):
     Image.open(photograph(tmp_path)).save(tmp_path / "a.tif")
-    run(model="mean_colour", image=tmp_path / "a.tif", mask="5,5,9,9", out=tmp_path / "a.jpg")
+    run(model="mean_color", image=tmp_path / "a.tif", mask="5,5,9,9", out=tmp_path / "a.jpg")
     assert "dpi" not in Image.open(tmp_path / "a.jpg").info

@@ -87,8 +87,8 @@ def test_a_launcher_without_gpus_refuses_fp16_before_it_opens_anything(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     line = ["train", f"data.url={tmp_path}/none", f"run={tmp_path}/run", f"precision={precision}"]
     assert cli.main([*line, *words]) == 2
-    message = "precision=fp16 needs a GPU" if precision == "fp16" else "no manifest.json there"
+    message = "precision=fp16 needs a GPU" if precision == "fp16" else "holds no manifest.json"
     assert message in capsys.readouterr().err
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert cli.main([*line, *words]) == 2
-    assert "no manifest.json there" in capsys.readouterr().err
+    assert "holds no manifest.json" in capsys.readouterr().err

@@ -66,7 +66,7 @@ def test_an_interrupted_step_that_resumes_keeps_its_files_unless_it_changed(
 def test_a_second_quickstart_in_the_same_folder_is_rejected(tmp_path):
     with (
         steps.lock(tmp_path, "out"),
-        pytest.raises(ConfigError, match="in use by another quickstart: wait for it"),
+        pytest.raises(ConfigError, match="out=out is being used by another process: wait"),
     ):
         steps.lock(tmp_path, "out")
 
@@ -91,7 +91,7 @@ def test_the_table_marks_the_best_of_each_row_and_counts_wins():
     text = steps.show(
         {
             **buckets(20.0, 30.0),
-            "baselines": {"mean_colour": buckets(19.0, 29.0), "telea": buckets(21.0, 31.0)},
+            "baselines": {"mean_color": buckets(19.0, 29.0), "telea": buckets(21.0, 31.0)},
             "seconds": {"total": 90.0},
             "reused": ["shard"],
             "model_uri": "models:/inpaint-msanet/1",

@@ -10,6 +10,7 @@ import pytest
 
 from jobs.spec import SubmitError
 from pipeline.common import locks, signals
+from pipeline.common.errors import ConfigError
 from pipeline.submission import staging
 from shards import store
 
@@ -32,7 +33,7 @@ def held_by(place):
 
 def refused(place, pid):
     with (
-        pytest.raises(SubmitError, match=rf"is being submitted by \S+ pid {pid}: wait") as message,
+        pytest.raises(ConfigError, match=rf"is being submitted by \S+ pid {pid}: wait") as message,
         staging.held_for_submission(place),
     ):
         pass

@@ -642,10 +642,10 @@ def taken(sbatch, tmp_path):
     [
         (
             ["evaluate", "checkpoint=runs/none", "data.url=SET", CENTER],
-            "runs/none holds no checkpoint",
+            "checkpoint=runs/none holds no checkpoint",
         ),
-        (["evaluate", "model=telea", "data.url=sets/none", CENTER], "sets/none"),
-        (["evaluate", "model=telea", "data.url=SET", "masks.url=sets/none"], "sets/none"),
+        (["evaluate", "model=telea", "data.url=sets/none", CENTER], "data.url=sets/none holds"),
+        (["evaluate", "model=telea", "data.url=SET", "masks.url=none"], "masks.url=none holds"),
         (["evaluate", "model=telea", "data.url=SET", "masks.url=SET"], "holds images, not masks"),
         (["shard", "source=nosuch", "out=s"], "source=nosuch does not exist"),
     ],

@@ -13,10 +13,10 @@ import pytest
 
 from jobs import local
 from jobs.spec import Cluster, Job
+from pipeline.comparison import runs
 from pipeline.config.schema import RunsConfig
 from pipeline.runs import job_record
 from pipeline.runs.run_json import update_run_json
-from pipeline.tracking import runs
 from pipeline.tracking.client import connect, experiment_id, tracking_uri
 from pipeline.tracking.delivery import HEARTBEAT
 from tests.conftest import TINY

@@ -163,3 +163,15 @@ def test_the_recorded_experiment_counts_whatever_its_name(root, start):
     assert run_of(root, "a").info.experiment_id == first.experiment_id
     assert run_of(root, "a").info.status == "FINISHED"
     assert not Path(root / "a" / "spool" / "rejected.jsonl").exists()
+
+
+def test_an_announcement_reads_the_record_of_each_run_once(root, monkeypatch):
+    read, urls = store.read, []
+    monkeypatch.setattr(store, "read", lambda url: urls.append(url) or read(url))
+    config = compose("train", ["data.url=s"]).config
+    uri = f"sqlite:///{root}/server.db"
+    made = lifecycle.announce([config, config], [str(root / "a"), str(root / "b")], "sweep", uri)
+    assert [each.run for each in made] == [None, str(root / "a"), str(root / "b")]
+    read_records = [url for url in urls if url.endswith("run.json")]
+    # An embedded store looks at the first run once more, before it is created.
+    assert sorted(read_records) == [f"{root}/a/run.json"] * 2 + [f"{root}/b/run.json"]

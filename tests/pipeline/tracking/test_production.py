@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.comparison import runs
 from pipeline.config.schema import PromoteConfig, RollbackConfig, RunsConfig
 from pipeline.registry import promote
 from pipeline.runs.run_json import read_run_json
-from pipeline.tracking import errors, model_versions, runs
+from pipeline.tracking import errors, model_versions
 from pipeline.tracking.client import connect, experiment_id, ping
 from pipeline.tracking.tracker import Tracker
 from tests.support.mlflow_server import Postgres, Process, free_port, postgres_bin

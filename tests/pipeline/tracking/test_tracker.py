@@ -34,7 +34,9 @@ def root(tmp_path_factory):
 def recorded(root):
     """One run with everything a run may hold."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    with pytest.MonkeyPatch.context() as patch, tracker(root, "whole") as run:
+    better = {"val/l1": -1, "val/psnr": 1}
+    whole = tracker(root, "whole", direction=better.__getitem__)
+    with pytest.MonkeyPatch.context() as patch, whole as run:
         patch.setattr("pipeline.tracking.tracker.SAMPLE_EVERY", 0.2)
         config = {"batch": 16, "model": {"name": "msanet", "fe": [64, 64]}, "note": "x" * 7000}
         run.start(config, {"recipe": "quick"}, ("places2", "s3://bucket/places2", DIGEST))

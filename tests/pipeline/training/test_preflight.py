@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.common.errors import ConfigError
-from pipeline.config import checks
+from pipeline.config.commands import COMMANDS
 from pipeline.config.compose import compose
 from pipeline.config.methods import MODELS
 from pipeline.launch.topology import process_count
@@ -35,7 +35,7 @@ def refusal(small_set, tmp_path):
         given = [*start, f"data.url={small_set}", f"run={tmp_path}/run", "processes=1", *words]
         with pytest.raises(ValueError) as caught:
             config = compose("train", given).config
-            checks.check("train", config)
+            COMMANDS["train"].check(config)
             preflight(config, world_size)
         assert not (tmp_path / "run").exists()
         assert "\n" not in str(caught.value)
@@ -142,7 +142,7 @@ def test_a_mask_set_that_validation_cannot_use_is_refused(refusal, small_set, tm
 
 
 def test_missing_weights_are_refused(refusal, tmp_path):
-    assert "holds no checkpoint" in refusal(f"init={tmp_path}/nothing")
+    assert f"init={tmp_path}/nothing holds no checkpoint" in refusal(f"init={tmp_path}/nothing")
     run = finished_run(tmp_path / "first")
     message = refusal(f"init={run}/checkpoints/000000000007")
     assert "has no checkpoint '000000000007': choose from last, best, 1000" in message

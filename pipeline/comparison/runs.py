@@ -14,7 +14,6 @@ from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import errors
 from pipeline.tracking.client import connect, run_link, search, tracking_uri, ui_command
 from pipeline.tracking.close import close, dead, silence
-from pipeline.tracking.delivery import lower_is_better
 from shards import store
 from shards.upkeep import parse_age
 
@@ -55,16 +54,17 @@ def listed(client: Any, uri: str, config: RunsConfig) -> list[dict[str, Any]]:
     order = ["attributes.start_time DESC"]
     text = config.filter or ""
     if config.best:
-        _check_logged(client, list(experiments), config.best)
-        direction = "ASC" if lower_is_better(config.best) else "DESC"
-        order = [f"metrics.`{config.best}` {direction}", *order]
-        text = " and ".join(filter(None, [text, f"metrics.`{config.best}` > -1e300"]))
-    from mlflow.exceptions import MlflowException
+        from pipeline.evaluation.metrics import direction
 
+        _check_logged(client, list(experiments), config.best)
+        sign = "ASC" if direction(config.best) < 0 else "DESC"
+        order = [f"metrics.`{config.best}` {sign}", *order]
+        text = " and ".join(filter(None, [text, f"metrics.`{config.best}` > -1e300"]))
     try:
         runs = client.search_runs(list(experiments), text, max_results=config.limit, order_by=order)
-    except MlflowException as error:
-        if not config.filter or error.error_code != "INVALID_PARAMETER_VALUE":
+    except Exception as error:  # MLflow's: only `tracking` imports its classes
+        code = getattr(error, "error_code", None)
+        if not config.filter or code != "INVALID_PARAMETER_VALUE":
             raise
         raise ValueError(
             f"filter={config.filter} is not a valid MLflow filter "

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import checks
+from pipeline.comparison import runs
+from pipeline.config.commands import COMMANDS
 from pipeline.config.schema import RunsConfig
 from pipeline.runs import checkpoints
 from pipeline.runs.folder import folder_at
 from pipeline.runs.run_json import read_run_json
-from pipeline.tracking import runs
 from pipeline.tracking.client import connect, experiment_id, tracking_uri
 from pipeline.tracking.delivery import HEARTBEAT
 from pipeline.training import checkpointing
@@ -40,7 +40,7 @@ def logged(root, name, status="FINISHED", heartbeat_age=0.0, **metrics):
 
 def do(root, action="list", **options):
     config = RunsConfig(action=action, root=str(root), **options)
-    checks.check("runs", config)
+    COMMANDS["runs"].check(config)
     return runs.main(config)
 
 

@@ -1,0 +1,21 @@
+"""Open what `evaluate` reads, before a job of it is queued; without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipeline.config.groups import from_set
+from pipeline.config.schema import EvaluateConfig
+from pipeline.runs import checkpoints
+from shards.manifest import open_manifest
+from shards.mask_sets import open_masks
+
+
+def check_inputs(config: EvaluateConfig, readable: Callable[[str | None], bool]) -> None:
+    """Raise ValueError unless the sets and the checkpoint that are readable fit the protocol."""
+    if readable(config.data.url):
+        open_manifest(str(config.data.url), "data.url=")
+    if readable(config.masks.url):
+        open_masks(str(config.masks.url), from_set(config.protocol.buckets))
+    if readable(config.checkpoint):
+        checkpoints.find(str(config.checkpoint), key="checkpoint=")
