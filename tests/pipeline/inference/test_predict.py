@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,7 +211,14 @@ def test_each_image_of_a_folder_gets_the_mask_of_its_name(tmp_path):
         (["a.png", "a_mask.png"], "linked", ["a.png"]),
         (["a.jpg", "a_MASK.png", "b.png", "b_mask.webp"], "5,5,9,9", ["a.jpg", "b.png"]),
         (["a.png", "b.png", "b_mask.png"], "in", "has no mask for a.png: add a_mask.png"),
-        (["a.png", "b.png"], "in/b.png", r"in/b\.png is the image itself"),
+        (["a.png", "b.png"], "in/b.png", r"in/b\.png: the mask looks like a photograph"),
+        (["a.png", "b.png", "hole_mask.png"], "in/hole_mask.png", ["a.png", "b.png"]),
+        (["a.png", "a_mask000.png", "b.png", "b_MASK1.png"], "in", ["a.png", "b.png"]),
+        (
+            ["a.png", "a_mask000.png", "a_mask001.png"],
+            "in",
+            "has a_mask000.png and a_mask001.png for one image: keep one",
+        ),
         (["a_mask.png"], "in", "nor a folder of images"),
     ],
 )
@@ -355,6 +363,36 @@ def test_masks_of_every_readable_format_are_read(tmp_path, name):
             words["image"] = photograph(tmp_path / "in").parent
         result = run(model="mean_colour", **words, out=tmp_path / "out")
         assert result["holes"] == [pytest.approx(64 * 32 / (211 * 197), rel=0.02)]
+
+
+@pytest.mark.parametrize(
+    ("mask", "masks", "line"),
+    [
+        ("in/m", ["m/a.png", "m/sub/b.png"], "1 file was skipped (1 mask)"),
+        ("in/sub/m", ["sub/m/a.png", "sub/m/sub/b.png"], "1 file was skipped (1 mask)"),
+        ("in/hole.png", ["hole.png"], "1 file was skipped (1 mask)"),
+        ("in/sub/hole.tif", ["sub/hole.tif"], "1 file was skipped (1 mask)"),
+        ("linked", ["m/a_mask.png", "m/sub/b_mask.png"], "1 file was skipped (1 mask)"),
+        ("out of it", ["../out of it/a.png", "../out of it/sub/b.png"], ""),
+    ],
+)
+def test_masks_among_the_images_of_a_tree_are_not_filled(
+    tmp_path, monkeypatch, capsys, mask, masks, line
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("in/a.png", "in/sub/b.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        photograph(Path(name).parent, Path(name).name)
+    Path("linked").symlink_to("in/m")
+    for name in masks:
+        Path("in", name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.pad(np.full((40, 70), 255, np.uint8), ((60, 97), (50, 91)))).save(
+            Path("in", name)
+        )
+    result = run(model="mean_colour", image="in", mask=mask, out="out", recursive="true")
+    assert result["written"] == ["out/a.png", "out/sub/b.png"]
+    assert result["holes"] == [pytest.approx(70 * 40 / (211 * 197))] * 2
+    assert capsys.readouterr().err == (f"predict: {line}\n" if line else "")
 
 
 def test_a_tree_of_images_and_masks_keeps_its_layout(tmp_path):
