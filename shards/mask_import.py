@@ -96,12 +96,15 @@ def resolve_polarity(source: MaskSource, polarity: str) -> str:
         raise ValueError(f"invalid polarity={polarity}: choose one of {', '.join(POLARITIES)}")
     places = np.unique(np.linspace(0, len(source.files) - 1, LOOK_AT).astype(int))
     white = np.array([float(source.read(at).mean()) for at in places])
-    low, high = np.array([_bounds(source.files[at].path) for at in places]).T
+    bounds = [_bounds(source.files[at].path) for at in places]
+    low, high = np.array([each[:2] for each in bounds]).T
     share = {
         "hole_white": float(((white > low) & (white <= high)).mean()),
         "hole_black": float(((1 - white > low) & (1 - white <= high)).mean()),
     }
-    shares = ", ".join(f"{name} puts {part:.0%} in range" for name, part in share.items())
+    texts = [f"{name} puts {part:.0%} in range" for name, part in share.items()]
+    texts += sorted({text for *_, text in bounds if text})[:12]
+    shares = ", ".join(texts)
     if polarity == "auto":
         for name, other in (("hole_white", "hole_black"), ("hole_black", "hole_white")):
             if share[name] >= FITS and share[other] <= FAILS:
@@ -119,15 +122,19 @@ def resolve_polarity(source: MaskSource, polarity: str) -> str:
     return polarity
 
 
-def _bounds(path: bytes) -> tuple[float, float]:
-    """Return the ratios (low, high] in the name of a mask's folder, else those of all buckets."""
+def _bounds(path: bytes) -> tuple[float, float, str]:
+    """Return the ratios (low, high] in the name of a mask's folder and what to say about them.
+
+    Without a folder of such a name, those of all buckets.
+    """
     for folder in reversed(fsdecode(path).split("/")[:-1]):
         if bounds := _RANGE.fullmatch(folder.strip("()[] ")):
             low, high = float(bounds[1]), float(bounds[2])
             scale = 100 if high > 1 else 1
             if low < high <= 100:  # not 2021-05
-                return low / scale - 0.005, high / scale + 0.005  # folders have rounded names
-    return BUCKETS[0][0], BUCKETS[-1][1]
+                text = f"folder {folder}/ means {low / scale:.0%} to {high / scale:.0%}"
+                return low / scale - 0.005, high / scale + 0.005, text  # names are rounded
+    return BUCKETS[0][0], BUCKETS[-1][1], ""
 
 
 def import_masks(source: MaskSource, polarity: str, size: int) -> Iterator[Mask]:
