@@ -221,11 +221,12 @@ def _masks(config: PredictConfig, names: list[str]) -> Iterator[str]:
     files: dict[str, str] = {}
     for name, form in _files(mask, config.recursive).items():
         stem = MASK.sub("_mask", _stem(name))
-        if form in READ and (not own or stem.endswith("_mask")):
-            if (other := files.setdefault(stem, name)) != name:
-                raise ValueError(
-                    f"mask={store.display(mask)} has {other} and {name} for one image: keep one"
-                )
+        if form not in READ or (own and not stem.endswith("_mask")):
+            continue
+        if (other := files.setdefault(stem, name)) != name:
+            raise ValueError(
+                f"mask={store.display(mask)} has {other} and {name} for one image: keep one"
+            )
     for name in names:
         file = files.get(f"{_stem(name)}_mask") or files.get(_stem(name))
         if file is None:

@@ -18,7 +18,7 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
     archive make the same set. Raises ValueError if names look like splits but are ambiguous.
     """
     root, archive = (source, "") if source.is_dir() else (source.parent, source.name)
-    folders, archives = _survey(source)
+    folders, archives, mixed = _survey(source)
     _refuse_archives(source, folders, archives)
     leading = _leading(folders)
     prefix = "".join(f"{name}/" for name in leading)
@@ -30,6 +30,8 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
     split_of = splits.assign(tops, str(source), whole=True)
     if split_of:
         _refuse_without_train(source, split_of)
+    elif mixed:
+        raise splits.ambiguous(mixed, str(source))
     else:
         _refuse_unsplit(source, leading, folders)
     _report(split_of, tops, images_here, archives)
@@ -45,9 +47,13 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
     yield from hold_out(listed(), root, holdout, published=split_of.values())
 
 
-def _survey(source: Path) -> tuple[Counter[str], set[str]]:
-    """Count the images in each folder, and list the archives at the top of `source`."""
+def _survey(source: Path) -> tuple[Counter[str], set[str], list[str]]:
+    """Count the images in each folder, and list the archives at the top of `source`.
+
+    Third: an image of each split, if the names of most images have one, and not all the same.
+    """
     folders, skipped = Counter[str](), Counter[str]()
+    named, first = Counter[frozenset[str]](), dict[frozenset[str], str]()
     archives = set()
 
     def others() -> Iterator[File]:
@@ -58,10 +64,15 @@ def _survey(source: Path) -> tuple[Counter[str], set[str]]:
                 yield file
 
     for file in images(others(), skipped):
-        folders[_decoded(file.path.rpartition(b"/")[0])] += 1
+        folder, _, name = _decoded(file.path).rpartition("/")
+        folders[folder] += 1
+        named[kinds := splits.kinds(name)] += 1
+        first.setdefault(kinds, name)
     if skipped:
         say(not_taken(skipped))
-    return folders, archives
+    unnamed = named.pop(frozenset(), 0)
+    mixed = [first[kinds] for kinds in named] if len(named) > 1 and named.total() > unnamed else []
+    return folders, archives, mixed
 
 
 def _decoded(path: bytes) -> str:

@@ -151,7 +151,7 @@ def test_tars_whose_split_is_unclear_are_refused_by_name(
         theirs(tmp_path / "in" / name, group(0, 1))
     with pytest.raises(ValueError, match=named) as error:
         index(str(tmp_path / "in"), tmp_path / "out")
-    assert "put their content into folders" in str(error.value)
+    assert "put their images into folders" in str(error.value)
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
