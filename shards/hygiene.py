@@ -137,7 +137,8 @@ def _open(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # we check the pixel limit; bad EXIF does not matter
-            return open_image(data, _OTHERS)
+            # Pillow takes a JPEG without its end marker for a torn one; `jpeg.check` knows better.
+            return open_image(data + jpeg.END * jpeg.is_jpeg(data), _OTHERS)
     except UnidentifiedImageError as error:
         begin = data[:8].hex(" ")
         raise _UnsupportedFormat(
