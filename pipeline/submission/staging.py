@@ -38,9 +38,8 @@ class ExistingJob(NamedTuple):
 
 def existing_job(place: str) -> ExistingJob:
     """Read jobs.json in a folder or at a URL; ask the scheduler for a job ID that it lacks."""
-    url = store.join(place, job_record.NAME)
-    data = _read(url)
-    return ExistingJob(data, job_record.parse(data, url).settled() if data is not None else None)
+    record = job_record.read(place)
+    return ExistingJob(_read(store.join(place, job_record.NAME)), record and record.settled())
 
 
 def _read(url: str) -> bytes | None:
