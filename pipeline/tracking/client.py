@@ -150,7 +150,8 @@ def connect(uri: str, make: bool = True, run: str | None = None) -> Any:
                 "space, or set root= or MLFLOW_TRACKING_URI"
             ) from None
     elif not uri.startswith("http"):
-        database.reach(uri)
+        with explained(uri):
+            database.reach(uri)
     import mlflow
 
     # MLflow's stores look each other up by the process's URI, not by the client's. Setting it also
