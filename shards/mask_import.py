@@ -8,7 +8,6 @@ ratios contradict is rejected.
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -24,8 +23,7 @@ from shards.mask_file import read_hole
 from shards.mask_sets import Mask
 from shards.masks import BUCKETS, bucket
 from shards.metadata import open_image
-from shards.plan import Row
-from shards.sources.files import File, images, list_files, not_taken, read_file
+from shards.sources.files import File, images, list_files, read_file
 from shards.sources.offer import say
 
 POLARITIES = ("auto", "hole_white", "hole_black")
@@ -55,9 +53,7 @@ class MaskSource:
             raise ValueError(f"{self.name(place)}: not a mask image ({error})") from error
 
     def _data(self, place: int) -> bytes:
-        file = self.files[place]
-        row = Row(place, file.path, file.size, -1, self.archive, file.offset)
-        return read_file(self.root, row)
+        return read_file(self.root, self.files[place].entry(self.archive))
 
     def name(self, place: int) -> str:
         return fsdecode(self.files[place].path)
@@ -73,10 +69,7 @@ class MaskSource:
 def open_source(source: str) -> MaskSource:
     """Return the mask images at `source`. Raises ValueError when there are none."""
     place = store.local(source).expanduser()
-    skipped = Counter[str]()
-    files = tuple(sorted(images(list_files(place), skipped)))
-    if skipped:
-        say(not_taken(skipped))
+    files = tuple(sorted(images(list_files(place), say)))
     if not files:
         raise ValueError(
             f"source={source} has no images: give the folder or zip of masks as published "
@@ -105,21 +98,18 @@ def resolve_polarity(source: MaskSource, polarity: str) -> str:
     texts = [f"{name} puts {part:.0%} in range" for name, part in share.items()]
     texts += sorted({text for *_, text in bounds if text})[:12]
     shares = ", ".join(texts)
-    if polarity == "auto":
-        for name, other in (("hole_white", "hole_black"), ("hole_black", "hole_white")):
-            if share[name] >= FITS and share[other] <= FAILS:
-                return name
+    fitting = next((n for n in share if share[n] >= FITS and min(share.values()) <= FAILS), "")
+    if polarity == "auto" and not fitting:
         raise ValueError(
             f"the ratios of {len(places)} masks do not decide whether the hole is white or black "
             f"({shares}): look at a mask and set polarity=hole_white or polarity=hole_black"
         )
-    other = "hole_black" if polarity == "hole_white" else "hole_white"
-    if share[other] >= FITS and share[polarity] <= FAILS:
+    if fitting and polarity not in ("auto", fitting):
         raise ValueError(
             f"polarity={polarity} contradicts the hole ratios of the masks ({shares}): "
-            f"set polarity={other}"
+            f"set polarity={fitting}"
         )
-    return polarity
+    return fitting if polarity == "auto" else polarity
 
 
 def _bounds(path: bytes) -> tuple[float, float, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shards.plan import Entry
 from shards.sources import splits
-from shards.sources.files import File, images, is_archive, list_files, not_taken
+from shards.sources.files import File, images, is_archive, list_files
 from shards.sources.offer import DatasetSource, Offer, say
 from shards.sources.published import hold_out
 
@@ -38,7 +38,7 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
     where = archive or "/".join(leading)
 
     def listed() -> Iterator[Entry]:
-        for file in images(list_files(source), Counter()):  # again, instead of kept in memory
+        for file in images(list_files(source)):  # again, instead of kept in memory
             path = file.path[len(prefix.encode()) :]
             split = split_of.get(_decoded(path.partition(b"/")[0]) + "/") if b"/" in path else None
             if split or not split_of:
@@ -52,9 +52,8 @@ def _survey(source: Path) -> tuple[Counter[str], set[str], list[str]]:
 
     Third: an image of each split, if the names of most images have one, and not all the same.
     """
-    folders, skipped = Counter[str](), Counter[str]()
-    named, first = Counter[frozenset[str]](), dict[frozenset[str], str]()
-    archives = set()
+    folders, archives = Counter[str](), set[str]()
+    named, first = 0, dict[frozenset[str], str]()
 
     def others() -> Iterator[File]:
         for file in list_files(source):
@@ -63,16 +62,14 @@ def _survey(source: Path) -> tuple[Counter[str], set[str], list[str]]:
             else:
                 yield file
 
-    for file in images(others(), skipped):
+    for file in images(others(), say):
         folder, _, name = _decoded(file.path).rpartition("/")
         folders[folder] += 1
-        named[kinds := splits.kinds(name)] += 1
-        first.setdefault(kinds, name)
-    if skipped:
-        say(not_taken(skipped))
-    unnamed = named.pop(frozenset(), 0)
-    mixed = [first[kinds] for kinds in named] if len(named) > 1 and named.total() > unnamed else []
-    return folders, archives, mixed
+        if kinds := splits.kinds(name):
+            named += 1
+            first.setdefault(kinds, name)
+    mixed = len(first) > 1 and 2 * named > folders.total()
+    return folders, archives, list(first.values()) if mixed else []
 
 
 def _decoded(path: bytes) -> str:
