@@ -108,6 +108,7 @@ def counts(manifest: Manifest) -> dict[str, int]:
 PLACES = [f"places-{split}-00000{n}.tar" for split in ("train", "val", "test") for n in (0, 1)]
 
 
+# Row 2
 @pytest.mark.parametrize(
     ("tars", "source", "expected"),
     [
@@ -135,6 +136,7 @@ def test_tars_are_split_by_their_folders_and_names(
     assert counts(index(str(tmp_path / "in" / source), tmp_path / "out")) == expected
 
 
+# Row 2
 @pytest.mark.parametrize(
     ("tars", "named"),
     [

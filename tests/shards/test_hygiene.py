@@ -135,6 +135,7 @@ REJECTED: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
+# Row 3
 @pytest.mark.parametrize("what", REJECTED)
 def test_what_cannot_be_trained_on_is_rejected_with_its_reason(what: str) -> None:
     make, reason = REJECTED[what]

@@ -145,12 +145,14 @@ def by_pairs(mask, folder):
 READERS = [by_predict, by_demo, by_serving, by_import, by_pairs]
 
 
+# Row 23
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", CLEAR)
 def test_a_clear_mask_is_the_same_hole_everywhere(tmp_path, name, reader):
     assert (reader(CLEAR[name], tmp_path) == HOLE).all()
 
 
+# Row 24
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", UNCLEAR)
 def test_an_unclear_mask_is_rejected_everywhere_with_the_reason(tmp_path, name, reader):
@@ -160,6 +162,7 @@ def test_an_unclear_mask_is_rejected_everywhere_with_the_reason(tmp_path, name, 
     assert "\n" not in str(error.value)
 
 
+# Row 24
 @pytest.mark.parametrize(("rows", "share"), [(38, ""), (39, "61%"), (60, "94%"), (SIDE, "100%")])
 def test_a_hole_above_what_networks_fill_is_doubted(tmp_path, capsys, rows, share):
     pixels = np.zeros((SIDE, SIDE), np.uint8)

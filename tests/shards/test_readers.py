@@ -129,6 +129,7 @@ def near(left: np.ndarray, right: np.ndarray, tolerance: float = 4.0) -> bool:
     return bool(np.abs(left.astype(float) - right).mean() < tolerance)
 
 
+# Rows 4 and 5
 @pytest.mark.parametrize("what", IMAGES)
 def test_training_validation_evaluation_and_sharding_see_the_image_that_a_viewer_shows(
     what: str, tmp_path: Path

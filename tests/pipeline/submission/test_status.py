@@ -89,6 +89,7 @@ def linked(source, target):
     Path(target).symlink_to(Path(source).absolute())
 
 
+# Row 46
 @pytest.mark.parametrize(
     ("source", "target", "name"),
     [

@@ -65,6 +65,7 @@ def test_an_address_that_mlflow_cannot_serve_is_refused_with_the_allowed_ones(ur
         client.tracking_uri("runs", uri)
 
 
+# Row 59
 @pytest.mark.parametrize(
     ("uri", "shown"),
     [
@@ -116,6 +117,7 @@ def test_a_password_in_the_address_is_used_but_never_shown(monkeypatch):
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "s3cr@t"
 
 
+# Row 59
 @pytest.mark.parametrize(
     "text",
     [
@@ -342,6 +344,7 @@ def private_certificate(tmp_path):
     return context, certificate
 
 
+# Row 58
 @pytest.mark.parametrize(
     ("tls", "trusted", "message"),
     [

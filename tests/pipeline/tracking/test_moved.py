@@ -61,6 +61,7 @@ def the_run_alone(old, blank):
     return (old / "run").rename(old.parent / "run"), old
 
 
+# Row 55
 @pytest.mark.parametrize(
     "move",
     [
@@ -91,6 +92,7 @@ def with_artifacts(old):
     return old
 
 
+# Row 55
 @pytest.mark.parametrize(
     "move",
     [whole, whole_and_another_store_is_made_at_the_old_place, below_another_store],
@@ -124,6 +126,7 @@ def test_artifacts_of_a_copied_store_are_the_copy_if_there_is_one(with_artifacts
     assert uri.startswith((holder / "mlartifacts").as_uri() + "/")
 
 
+# Row 55
 def test_without_its_store_a_run_keeps_its_events_and_makes_no_other(old, tmp_path, capfd):
     (old / "mlflow.db").rename(tmp_path / "aside.db")
     continued(old / "run", 2)

@@ -86,11 +86,13 @@ def splits_of(place: Path) -> Counter[str]:
     return Counter(entry.split for entry in source("folder").entries(place, 0.0))
 
 
+# Row 2
 @pytest.mark.parametrize("names", SPLIT)
 def test_folders_that_differ_in_the_split_alone_are_read(laid_out, names: str) -> None:
     assert splits_of(laid_out(names)) == Counter(SPLIT[names].split())
 
 
+# Row 2
 @pytest.mark.parametrize("names", REFUSED)
 def test_folders_whose_split_is_unclear_are_refused_by_name(laid_out, names: str) -> None:
     place = laid_out(names)
@@ -100,6 +102,7 @@ def test_folders_whose_split_is_unclear_are_refused_by_name(laid_out, names: str
     assert str(place) in str(error.value) and "\n" not in str(error.value)
 
 
+# Row 2
 @pytest.mark.parametrize("names", PACKED)
 def test_splits_that_are_still_packed_are_refused_by_name(tmp_path: Path, names: str) -> None:
     for name in names.split():
@@ -114,6 +117,7 @@ def test_classes_whose_names_begin_as_a_split_are_classes(laid_out, names: str) 
     assert splits_of(laid_out(names)) == {"train": len(names.split())}
 
 
+# Row 2
 def test_what_is_not_taken_and_what_a_folder_was_read_as_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -191,6 +195,7 @@ WITHOUT_VAL = {
 }
 
 
+# Row 12
 @pytest.mark.parametrize("layout", WITHOUT_VAL)
 def test_whatever_has_no_val_is_held_out_from(tmp_path: Path, layout: str) -> None:
     """Training without val advises `data.holdout=`: it must have an effect in every layout."""
