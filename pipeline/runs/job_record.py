@@ -128,22 +128,22 @@ def point_to(record: SubmittedJob) -> None:
 
 
 def read(folder: str) -> SubmittedJob | None:
-    """Read the record in a folder or at a URL; None if nothing was submitted.
+    """Read the record in a folder or at a URL; None if nothing was submitted from there.
 
-    The record that came along with a copied run is the original's. Raises `SubmitError` for an
-    invalid file, OSError if it cannot be reached.
+    Raises `SubmitError` for an invalid file, OSError if it cannot be reached.
     """
-    url = store.join(folder, NAME)
     try:
-        record = _parse(store.read(url), url)
+        return parse(store.read(store.join(folder, NAME)), folder)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    own = inputs.place(folder) in map(inputs.place, (record.folder, *record.trained))
-    return record if own or not store.exists(store.join(record.folder, NAME)) else None
 
 
-def _parse(data: bytes, url: str) -> SubmittedJob:
-    """The record in the bytes of the file at `url`. Raises `SubmitError`."""
+def parse(data: bytes, folder: str) -> SubmittedJob | None:
+    """Return the record in a folder's file; None if it is the original's and came along in a copy.
+
+    Raises `SubmitError`.
+    """
+    url = store.join(folder, NAME)
     try:
         values = json.loads(data)
         known = {f.name for f in fields(SubmittedJob)}
@@ -153,12 +153,13 @@ def _parse(data: bytes, url: str) -> SubmittedJob:
         record = SubmittedJob(**kept)
         Cluster(**record.cluster)
         str.join("", (record.id, record.verb, record.run, record.folder, record.number))
-        return record
     except (ValueError, TypeError, AttributeError) as error:
         raise SubmitError(
             f"{store.display(url)} is not a valid job record ({one_line(error)}): submit the job "
             f"again, or remove the file"
         ) from None
+    own = inputs.place(folder) in map(inputs.place, (record.folder, *record.trained))
+    return record if own or not store.exists(store.join(record.folder, NAME)) else None
 
 
 def cancelled(run: str) -> bool:
