@@ -7,7 +7,6 @@ the same way, is stored unchanged. Other images are decoded here once and stored
 that readers need not handle EXIF, alpha, palettes, 16 bits, CMYK or color profiles.
 """
 
-import io
 import struct
 import warnings
 from dataclasses import asdict, dataclass
@@ -16,10 +15,10 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from shards import jpeg
-from shards.metadata import open_image, orientation, turn_upright
+from shards.metadata import open_image, orientation, to_srgb, turn_upright
 from shards.pack import PackedSample, Reject
 
 SMALL = ("reject", "upscale")
@@ -137,7 +136,8 @@ def _open(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # we check the pixel limit; bad EXIF does not matter
-            return open_image(data, _OTHERS)
+            # Pillow takes a JPEG without its end marker for a torn one; `jpeg.check` knows better.
+            return open_image(data + jpeg.END * jpeg.is_jpeg(data), _OTHERS)
     except UnidentifiedImageError as error:
         begin = data[:8].hex(" ")
         raise _UnsupportedFormat(
@@ -189,20 +189,10 @@ def _upright(image: Image.Image) -> np.ndarray:
     elif turned.mode not in ("L", "RGB", "CMYK"):
         turned = turned.convert("L" if turned.mode in ("1", "LA") else "RGB")
     if profile and turned.mode in ("RGB", "CMYK"):
-        turned = _to_srgb(turned, profile)
+        turned = to_srgb(turned, profile)
     if turned.mode == "CMYK":
         turned = turned.convert("RGB")
     return np.asarray(turned)
-
-
-def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """Convert `image` to sRGB; a broken profile, or one of another color space, is ignored."""
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        target = ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, source, target, outputMode="RGB") or image
-    except (ImageCms.PyCMSError, OSError):
-        return image
 
 
 def _resize(pixels: np.ndarray, short: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Read a JPEG's header and decode it by libjpeg; a file with missing pixels is an error.
 
 libjpeg warns about odd data and continues. A warning about the coded data means that pixels are
-missing; a warning about the markers, or padding before the end marker, does not affect pixels.
+missing; one about the markers, padding before the end marker, or its absence affects no pixels.
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import simplejpeg
 
+END = b"\xff\xd9"
 _RGB = (0xC0, 0xC1, 0xC2)  # SOF markers: baseline, extended, progressive
 _PADDING = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _JUNK = 64  # most ignored bytes before the end marker; more are a scan that was not decoded
@@ -29,6 +30,8 @@ def decode(data: bytes, colors: str = "RGB", **options: Any) -> np.ndarray:
     try:
         return np.asarray(simplejpeg.decode_jpeg(data, colors, **options))
     except ValueError as error:
+        if str(error).startswith("Premature end of JPEG file") and data[-2:] != END:
+            return decode(data + END, colors, **options)
         if _lacks_pixels(data, str(error)):
             raise
         return np.asarray(simplejpeg.decode_jpeg(data, colors, strict=False, **options))
@@ -56,7 +59,7 @@ def _lacks_pixels(data: bytes, warning: str) -> bool:
     found = _PADDING.search(warning)
     if found is None:
         return True
-    count, scan = int(found[1]), data[: data.rindex(b"\xff\xd9")]
+    count, scan = int(found[1]), data[: data.rindex(END)]
     padding = len(scan) - len(scan.rstrip(scan[-1:]))
     # If the run of equal bytes is longer, the decoder has taken a part of it for pixels.
     return padding - count >= _BUFFER or count > max(padding, _JUNK)

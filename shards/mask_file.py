@@ -1,10 +1,9 @@
 """Read the hole of a mask image, alike in every command and in the served model.
 
 The hole is white, or any color whose largest channel is above half of the range. The range is 1,
-255 or 65535, the smallest that contains all values. In a partly transparent image, the hole is what
-is painted on a transparent layer, or the transparent part of a photograph. If the opaque part has a
-single flat color, either may be meant: the hole is then the part that is small enough to be filled.
-An image that leaves the choice open is an error.
+255 or 65535, the smallest that contains all values. In a partly transparent image, the hole is the
+transparent part of a photograph, or what is painted on a layer that is too large to be the hole. An
+image that leaves the choice open, such as a flat color around a transparent part, is an error.
 
 This file and `metadata.py` are stored with registered models, so they import numpy and Pillow only.
 """
@@ -74,12 +73,13 @@ def _layer(levels: NDArray[np.uint8], opaque: NDArray[np.bool_]) -> NDArray[np.b
     dark, bright = _peaks(levels[opaque])
     if dark + bright < FLAT:
         return ~opaque
-    fitting = [part for part in (opaque, ~opaque) if part.mean() <= LARGEST]
-    if len(fitting) == 1 and min(dark, bright) < SECOND_COLOR:
-        return fitting[0]
+    share = opaque.mean()
+    if share < 1 - LARGEST and min(dark, bright) < SECOND_COLOR:
+        return opaque
     raise ValueError(
-        "the mask is partly transparent, and either part could be the hole: save it without "
-        "transparency, white in the hole and black elsewhere"
+        f"the mask is partly transparent, and either part could be the hole (the opaque one covers "
+        f"{share:.0%}): save it without transparency, white in the hole and black elsewhere, or "
+        "the reverse with mask.invert=true"
     )
 
 

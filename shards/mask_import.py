@@ -8,7 +8,6 @@ ratios contradict is rejected.
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -24,8 +23,7 @@ from shards.mask_file import read_hole
 from shards.mask_sets import Mask
 from shards.masks import BUCKETS, bucket
 from shards.metadata import open_image
-from shards.plan import Row
-from shards.sources.files import File, images, list_files, not_taken, read_file
+from shards.sources.files import File, images, list_files, read_file
 from shards.sources.offer import say
 
 POLARITIES = ("auto", "hole_white", "hole_black")
@@ -55,9 +53,7 @@ class MaskSource:
             raise ValueError(f"{self.name(place)}: not a mask image ({error})") from error
 
     def _data(self, place: int) -> bytes:
-        file = self.files[place]
-        row = Row(place, file.path, file.size, -1, self.archive, file.offset)
-        return read_file(self.root, row)
+        return read_file(self.root, self.files[place].entry(self.archive))
 
     def name(self, place: int) -> str:
         return fsdecode(self.files[place].path)
@@ -73,10 +69,7 @@ class MaskSource:
 def open_source(source: str) -> MaskSource:
     """Return the mask images at `source`. Raises ValueError when there are none."""
     place = store.local(source).expanduser()
-    skipped = Counter[str]()
-    files = tuple(sorted(images(list_files(place), skipped)))
-    if skipped:
-        say(not_taken(skipped))
+    files = tuple(sorted(images(list_files(place), say)))
     if not files:
         raise ValueError(
             f"source={source} has no images: give the folder or zip of masks as published "
@@ -96,38 +89,42 @@ def resolve_polarity(source: MaskSource, polarity: str) -> str:
         raise ValueError(f"invalid polarity={polarity}: choose one of {', '.join(POLARITIES)}")
     places = np.unique(np.linspace(0, len(source.files) - 1, LOOK_AT).astype(int))
     white = np.array([float(source.read(at).mean()) for at in places])
-    low, high = np.array([_bounds(source.files[at].path) for at in places]).T
+    bounds = [_bounds(source.files[at].path) for at in places]
+    low, high = np.array([each[:2] for each in bounds]).T
     share = {
         "hole_white": float(((white > low) & (white <= high)).mean()),
         "hole_black": float(((1 - white > low) & (1 - white <= high)).mean()),
     }
-    shares = ", ".join(f"{name} puts {part:.0%} in range" for name, part in share.items())
-    if polarity == "auto":
-        for name, other in (("hole_white", "hole_black"), ("hole_black", "hole_white")):
-            if share[name] >= FITS and share[other] <= FAILS:
-                return name
+    texts = [f"{name} puts {part:.0%} in range" for name, part in share.items()]
+    texts += sorted({text for *_, text in bounds if text})[:12]
+    shares = ", ".join(texts)
+    fitting = next((n for n in share if share[n] >= FITS and min(share.values()) <= FAILS), "")
+    if polarity == "auto" and not fitting:
         raise ValueError(
             f"the ratios of {len(places)} masks do not decide whether the hole is white or black "
             f"({shares}): look at a mask and set polarity=hole_white or polarity=hole_black"
         )
-    other = "hole_black" if polarity == "hole_white" else "hole_white"
-    if share[other] >= FITS and share[polarity] <= FAILS:
+    if fitting and polarity not in ("auto", fitting):
         raise ValueError(
             f"polarity={polarity} contradicts the hole ratios of the masks ({shares}): "
-            f"set polarity={other}"
+            f"set polarity={fitting}"
         )
-    return polarity
+    return fitting if polarity == "auto" else polarity
 
 
-def _bounds(path: bytes) -> tuple[float, float]:
-    """Return the ratios (low, high] in the name of a mask's folder, else those of all buckets."""
+def _bounds(path: bytes) -> tuple[float, float, str]:
+    """Return the ratios (low, high] in the name of a mask's folder and what to say about them.
+
+    Without a folder of such a name, those of all buckets.
+    """
     for folder in reversed(fsdecode(path).split("/")[:-1]):
         if bounds := _RANGE.fullmatch(folder.strip("()[] ")):
             low, high = float(bounds[1]), float(bounds[2])
             scale = 100 if high > 1 else 1
             if low < high <= 100:  # not 2021-05
-                return low / scale - 0.005, high / scale + 0.005  # folders have rounded names
-    return BUCKETS[0][0], BUCKETS[-1][1]
+                text = f"folder {folder}/ means {low / scale:.0%} to {high / scale:.0%}"
+                return low / scale - 0.005, high / scale + 0.005, text  # names are rounded
+    return BUCKETS[0][0], BUCKETS[-1][1], ""
 
 
 def import_masks(source: MaskSource, polarity: str, size: int) -> Iterator[Mask]:

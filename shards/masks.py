@@ -66,14 +66,8 @@ def irregular(
             if reached > count:
                 _cut(inner, before, path, thickness, count - covered)
             if reached >= count:
-                return _framed(inner, border)
+                return np.pad(inner, border)
             covered = reached
-
-
-def _framed(inner: np.ndarray, border: int) -> np.ndarray:
-    if not border:
-        return inner
-    return cv2.copyMakeBorder(inner, border, border, border, border, cv2.BORDER_CONSTANT, value=0)
 
 
 def _count(

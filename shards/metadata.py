@@ -6,7 +6,7 @@ import re
 import zlib
 from collections.abc import Iterator
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import MAX_TEXT_CHUNK
 
 _TURNS = (0, 3, 1, 5, 4, 6, 2)  # of Image.Transpose, for the orientations 2 to 8
@@ -43,6 +43,16 @@ def turn_upright(image: Image.Image) -> Image.Image:
         turned = image.transpose(Image.Transpose(_TURNS[turn - 2]))
         turned.info.pop("exif", None)
         return turned
+
+
+def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Convert to sRGB; a broken profile, or one of another color space, is ignored."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        target = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, source, target, outputMode="RGB") or image
+    except (ImageCms.PyCMSError, OSError):
+        return image
 
 
 def _valid_chunks(data: memoryview) -> Iterator[memoryview]:

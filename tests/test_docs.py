@@ -141,6 +141,7 @@ def deletes(code):
     return False
 
 
+# Row 1
 def test_every_file_that_deletes_or_overwrites_is_in_the_table():
     text = (ROOT / "docs" / "architecture.md").read_text().partition("## What deletes")[2]
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]

@@ -127,6 +127,8 @@ def our_row(
     provenance = f"{_origin(facts)} on {where}"
     if len(group.members) > 1:
         provenance += f", seeds {', '.join(str(e.facts.get('seed')) for e in group.members)}"
+    elif warning := results.warning(group.members[0].table, facts):
+        provenance += f"; {warning}"
     row = Row(group.label, "ours", cells, provenance, block, _against(group, reference))
     if empty and facts.get("run"):
         row.missing = (

@@ -110,18 +110,14 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
         return {"rank": rank, "pairs": len(pairs)}
 
     table = results.merge(partial_results.collect(parts, len(groups)), len(pairs))
-    equal = sum(psnr >= metrics.PSNR_CAP for psnr in table["psnr"].to_pylist())
-    if config.predictions and equal:
-        console.say(
-            f"warning: {equal} of {len(pairs)} predictions are the original images: predictions= "
-            "takes a folder of filled images, not the one that export= wrote"
-        )
+    if warning := results.warning(table, facts):
+        console.say(warning)
     results.save(url, table, facts)
     samples = pair_images.fill_samples(predict, pairs, config.images)
     samples_url = pair_images.save(url, samples)
     store.remove(parts, recursive=True)
     summary = results.summarize(table, facts["ssim"])
-    result = {**facts, **summary, "parquet": url, "samples": samples_url}
+    result = {**facts, **summary, "parquet": url, "samples": samples_url, "warning": warning}
     result["pictures"] = samples_url  # its former name, kept for one release
     if config.features is not None:
         result["features"] = _draw_features(config, pairs)

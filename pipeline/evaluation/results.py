@@ -122,6 +122,17 @@ def _row(part: pa.Table, convention: str) -> dict[str, Any]:
     return {k: v for k, v in (row | means).items() if v is not None or k == "psnr_ci"}
 
 
+def warning(table: pa.Table, facts: Mapping[str, Any]) -> str:
+    """Return why the scores of predictions are probably meaningless; empty if they are not."""
+    equal = sum(psnr >= metrics.PSNR_CAP for psnr in table["psnr"].to_pylist())
+    if "predictions" not in facts or not equal:
+        return ""
+    return (
+        f"warning: {equal} of {len(table)} predictions are the original images: predictions= "
+        "takes a folder of filled images, not the one that export= wrote"
+    )
+
+
 def table_rows(result: Mapping[str, Any]) -> list[list[str]]:
     """Return the cells of the printed table of one evaluation, the heading first."""
     printed = metrics.printed_metrics()
@@ -147,9 +158,9 @@ def as_text(result: Mapping[str, Any]) -> str:
 
 def default_url(facts: dict[str, Any]) -> str:
     """Return where the table goes without `out=`: the run's folder, or runs/evaluation."""
-    pairs = facts["pairs_digest"][:8]
+    end = f"{facts['pairs_digest'][:8]}-{facts['ssim']}.parquet"
     if "run" in facts:
-        stem = f"{facts['protocol']}-{facts['weights']}-{facts['images_seen']:012d}-{pairs}"
-        return store.join(facts["run"], "evaluation", f"{stem}.parquet")
+        stem = f"{facts['protocol']}-{facts['weights']}-{facts['images_seen']:012d}"
+        return store.join(facts["run"], "evaluation", f"{stem}-{end}")
     name = re.sub(r"[^A-Za-z0-9.-]+", "_", facts["name"]).strip("_")
-    return f"runs/evaluation/{facts['protocol']}-{name}-{pairs}.parquet"
+    return f"runs/evaluation/{facts['protocol']}-{name}-{end}"

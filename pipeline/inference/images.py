@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from shards import store
 from shards.formats import IMAGES, MAX_BYTES, SUFFIXES, suffix
 from shards.mask_file import read_hole
-from shards.metadata import open_image, turn_upright
+from shards.metadata import open_image, to_srgb, turn_upright
 
 MAX_PIXELS = 64_000_000
 READ = {*IMAGES, ".avif"} & Image.registered_extensions().keys()
@@ -112,22 +112,10 @@ def _rgb(image: Image.Image) -> ImageFile:
         if image.mode.startswith("I;16") or values.max(initial=0) > 255:
             values >>= 8
         image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
-    elif image.mode == "CMYK":
-        image = _srgb(image, metadata.pop("icc_profile", None))
+    elif image.mode == "CMYK" and (profile := metadata.pop("icc_profile", None)):
+        image = to_srgb(image, profile)
     pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     return ImageFile(pixels, alpha, gray, metadata)
-
-
-def _srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
-    if icc is None:
-        return image.convert("RGB")
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-        srgb = ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB")
-    except ImageCms.PyCMSError:
-        converted = None
-    return converted or image.convert("RGB")
 
 
 def encode(image: ImageFile, kind: str = "PNG") -> bytes:

@@ -2,8 +2,8 @@
 
 The result has the image's own size and, in a lossless format, bit-identical known pixels. With
 `mask=alpha` the transparent pixels are the mask, and the result is opaque.
-In a folder, files named `*_mask.*` are masks, never images to fill. An image of a format that is
-not written becomes a PNG.
+In a folder, files named `*_mask.*` or `*_mask000.*` (LaMa's form) are masks, never images to fill,
+and so is what mask= gives. An image of a format that is not written becomes a PNG.
 """
 
 import os
@@ -33,6 +33,7 @@ from shards.samples import ImageRecord, payload, samples
 from shards.sources.files import is_litter, kind, not_taken
 
 FOLDER = "sub-folder"
+MASK = re.compile(r"_mask\d*$", re.IGNORECASE)  # the end of a mask's stem
 Source = str | ImageRecord  # a URL, or a record of a sharded set
 
 
@@ -133,8 +134,8 @@ def _tasks(config: PredictConfig) -> list[ImageTask]:
             out = store.join(out, _result_name(store.name(config.image)))
         return [ImageTask(config.image, mask, out)]
     is_set = store.exists(store.join(config.image, MANIFEST))
-    found = {} if is_set else _files(config.image, config.recursive)
-    names = [n for n in found if found[n] in READ and not _stem(n).lower().endswith("_mask")]
+    found = {} if is_set else _files(config.image, config.recursive, place(mask))
+    names = [n for n in found if found[n] in READ and not MASK.search(_stem(n))]
     if not names and not is_set:
         raise ValueError(
             f"image={store.display(config.image)} is neither an image ({', '.join(sorted(READ))}), "
@@ -169,17 +170,24 @@ def _pairs(config: PredictConfig) -> list[ImageTask]:
     ]
 
 
-def _files(folder: str, recursive: bool, above: tuple[Any, ...] = ()) -> dict[str, str]:
-    """Kinds of all files in a folder by relative path; a folder that is not entered ends in /."""
+def _files(
+    folder: str, recursive: bool, mask: Any = None, above: tuple[Any, ...] = ()
+) -> dict[str, str]:
+    """Kinds of all files in a folder by relative path; a folder that is not entered ends in /.
+
+    mask: the `place` of the file or folder whose kind is `mask`.
+    """
     found, above = {}, (*above, place(folder))
     for name in store.names(folder):
         url = store.join(folder, name)
         if is_litter(os.fsencode(name)):
             continue
-        if not _is_folder(url):
+        if place(url) == mask:
+            found[name] = "mask"
+        elif not _is_folder(url):
             found[name] = kind(os.fsencode(name))
         elif recursive and place(url) not in above:  # no link to a folder around it
-            inner = _files(url, recursive, above)
+            inner = _files(url, recursive, mask, above)
             found |= {f"{name}/{path}": form for path, form in inner.items()}
         else:
             found[f"{name}/"] = FOLDER
@@ -203,21 +211,24 @@ def _stem(name: str) -> str:
 def _masks(config: PredictConfig, names: list[str]) -> Iterator[str]:
     """URL of the mask for each image of a folder: one for all, or STEM_mask.*, else STEM.*.
 
-    In the images' own folder only STEM_mask.* is a mask.
+    In the images' own folder only STEM_mask.* is a mask. ValueError if an image has none or two.
     """
     mask = config.mask.file
     if mask == "alpha" or rectangle(mask) or suffix(mask) in READ:
         yield from [mask] * len(names)
         return
-    found = _files(mask, config.recursive)
-    files = {
-        re.sub("_mask$", "_mask", _stem(name), flags=re.I): name
-        for name, form in found.items()
-        if form in READ
-    }
     own = place(mask) == place(config.image)
+    files: dict[str, str] = {}
+    for name, form in _files(mask, config.recursive).items():
+        stem = MASK.sub("_mask", _stem(name))
+        if form not in READ or (own and not stem.endswith("_mask")):
+            continue
+        if (other := files.setdefault(stem, name)) != name:
+            raise ValueError(
+                f"mask={store.display(mask)} has {other} and {name} for one image: keep one"
+            )
     for name in names:
-        file = files.get(f"{_stem(name)}_mask") or (None if own else files.get(_stem(name)))
+        file = files.get(f"{_stem(name)}_mask") or files.get(_stem(name))
         if file is None:
             raise ValueError(
                 f"mask={store.display(mask)} has no mask for {name}: add {_stem(name)}_mask.png"

@@ -18,6 +18,7 @@ from jobs import scheduler
 from jobs.kubectl import GONE
 from jobs.slurm_status import from_notes
 from jobs.spec import Cluster, JobState, Status, SubmitError
+from pipeline.common import inputs
 from pipeline.common.console import say
 from pipeline.common.environment import cache_dir
 from pipeline.common.errors import one_line
@@ -127,19 +128,22 @@ def point_to(record: SubmittedJob) -> None:
 
 
 def read(folder: str) -> SubmittedJob | None:
-    """Read the record in a folder or at a URL; None if nothing was submitted.
+    """Read the record in a folder or at a URL; None if nothing was submitted from there.
 
     Raises `SubmitError` for an invalid file, OSError if it cannot be reached.
     """
-    url = store.join(folder, NAME)
     try:
-        return parse(store.read(url), url)
+        return parse(store.read(store.join(folder, NAME)), folder)
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
-def parse(data: bytes, url: str) -> SubmittedJob:
-    """Read the record in the bytes of the file at `url`. Raises `SubmitError`."""
+def parse(data: bytes, folder: str) -> SubmittedJob | None:
+    """Return the record in a folder's file; None if it is the original's and came along in a copy.
+
+    Raises `SubmitError`.
+    """
+    url = store.join(folder, NAME)
     try:
         values = json.loads(data)
         known = {f.name for f in fields(SubmittedJob)}
@@ -149,12 +153,13 @@ def parse(data: bytes, url: str) -> SubmittedJob:
         record = SubmittedJob(**kept)
         Cluster(**record.cluster)
         str.join("", (record.id, record.verb, record.run, record.folder, record.number))
-        return record
     except (ValueError, TypeError, AttributeError) as error:
         raise SubmitError(
             f"{store.display(url)} is not a valid job record ({one_line(error)}): submit the job "
             f"again, or remove the file"
         ) from None
+    own = inputs.place(folder) in map(inputs.place, (record.folder, *record.trained))
+    return record if own or not store.exists(store.join(record.folder, NAME)) else None
 
 
 def cancelled(run: str) -> bool:
@@ -172,9 +177,14 @@ def find(name: str, root: str) -> SubmittedJob:
     pointer = pointers() / store.name(name)
     if pointer.is_file():
         places.append(pointer.read_text().strip())
-    for place in places:
-        if (record := read(place)) is not None:
+    for url in places:
+        if (record := read(url)) is not None:
             return record.settled()
+        if store.exists(store.join(url, NAME)):
+            raise SubmitError(
+                f"{store.display(url)} is a copy of a run and was not submitted itself: give the "
+                "id or folder of the original's job, or submit the copy"
+            )
     known = sorted({r.id for r in every(root) if isinstance(r, SubmittedJob)})
     listed = f" (known: {', '.join(known[:20])}{', …' * (len(known) > 20)})" if known else ""
     raise SubmitError(f"no record of a job {name!r} under root={root} or on this machine{listed}")

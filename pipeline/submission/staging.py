@@ -37,9 +37,9 @@ class ExistingJob(NamedTuple):
 
 def existing_job(place: str) -> ExistingJob:
     """Read jobs.json in a folder or at a URL; ask the scheduler for a job ID that it lacks."""
-    url = store.join(place, job_record.NAME)
-    data = _read(url)
-    return ExistingJob(data, job_record.parse(data, url).settled() if data is not None else None)
+    data = _read(store.join(place, job_record.NAME))
+    record = job_record.parse(data, place) if data is not None else None
+    return ExistingJob(data, record and record.settled())
 
 
 def _read(url: str) -> bytes | None:

@@ -6,7 +6,6 @@ because it decides about telemetry while it is imported.
 """
 
 import functools
-import logging
 import os
 import shutil
 import sqlite3
@@ -19,9 +18,9 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pipeline.common.console import say
 from pipeline.runs.run_json import Facts, read_run_json
+from pipeline.tracking import database
 from pipeline.tracking.errors import HIDDEN, RunDeleted, ServerError, display_uri, explained
 from shards import store
-from shards.file_lock import locked
 
 NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "ceph", "fuse.sshfs")
 QUIET = {
@@ -135,7 +134,7 @@ def connect(uri: str, make: bool = True, run: str | None = None) -> Any:
     """Return an MlflowClient for `uri`, which comes from `tracking_uri`.
 
     A missing sqlite file is created, or refused without `make` and where `run` has an MLflow run
-    already. Raises ServerError if a local database cannot be used. No request is sent to a server
+    already. Raises ServerError if a database cannot be used. No request is sent to a server
     yet: see `ping`.
     """
     telemetry_off()
@@ -148,12 +147,15 @@ def connect(uri: str, make: bool = True, run: str | None = None) -> Any:
             fix = "set MLFLOW_TRACKING_URI, or run the command in the folder that holds runs/"
             raise ServerError(f"no MLflow data at {uri}: {why} {fix}")
         try:
-            _create_database(path)
+            database.create(path)
         except OSError as error:
             raise ServerError(
                 f"{uri} cannot be created ({error.strerror}): check the folder's permissions and "
                 "space, or set root= or MLFLOW_TRACKING_URI"
             ) from None
+    elif not uri.startswith("http"):
+        with explained(uri):
+            database.reach(uri)
     import mlflow
 
     # MLflow's stores look each other up by the process's URI, not by the client's. Setting it also
@@ -165,7 +167,10 @@ def connect(uri: str, make: bool = True, run: str | None = None) -> Any:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
         if exported is not None:
             os.environ["MLFLOW_TRACKING_URI"] = exported
-        return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+        if path:
+            database.follow_move(path)
+        return client
 
 
 def ping(client: Any, uri: str) -> None:
@@ -201,7 +206,7 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
     if experiment is None:
         path = sqlite_path(uri)
         # The location of artifacts is fixed at creation; a server chooses its own.
-        location = (path.parent / "mlartifacts").as_uri() if path else None
+        location = database.artifacts(path) if path else None
         try:
             return client.create_experiment(name, artifact_location=location)
         except MlflowException as error:
@@ -257,25 +262,6 @@ def ui_command(uri: str) -> str:
             f"MLFLOW_DISABLE_TELEMETRY=true {command} server --backend-store-uri {uri} --port 5000"
         )
     return display_uri(uri)
-
-
-def _create_database(path: Path) -> None:
-    """Create the database under another name, then rename it.
-
-    MLflow's migrations leave a broken database behind if they are killed or raced.
-    """
-    with locked(path.with_name(".mlflow.lock")):
-        if path.exists():
-            return
-        fresh = path.with_name(".mlflow-new.db")
-        fresh.unlink(missing_ok=True)
-        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-        for noisy in ("alembic", "mlflow.store.db.utils"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
-        database = SqlAlchemyStore(f"sqlite:///{fresh}", (path.parent / "mlartifacts").as_uri())
-        database.engine.dispose()
-        os.replace(fresh, path)
 
 
 @functools.cache

@@ -52,6 +52,11 @@ def explain(error: BaseException, uri: str) -> str:
         return str(error)
     if not _is_foreign(error):
         return f"{type(error).__name__}: {line}"
+    if isinstance(error, ImportError):  # a driver, such as MySQLdb
+        return (
+            f"{where} needs a package that is not installed ({line}): install it, or name another "
+            "driver, such as mysql+pymysql:// or postgresql+psycopg://"
+        )
     text = f"{getattr(error, 'error_code', '')} {line}"
     user = os.environ.get("MLFLOW_TRACKING_USERNAME", "no user name")
     if "out-of-date database schema" in text or "Can't locate revision" in text:
@@ -82,7 +87,11 @@ def explain(error: BaseException, uri: str) -> str:
         return f"{where} cannot be written: check the folder's permissions, or set root="
     if "file is not a database" in text or "already exists" in text and "table" in text:
         return f"{where} is damaged: move it away; `sync` sends what the runs still hold"
-    return f"{where}: {line[:300]}"
+    if uri.startswith(("http", "sqlite")):
+        return f"{where}: {line[:300]}"
+    reason = line.partition(" (Background")[0][:300]
+    fix = "start the database, or check MLFLOW_TRACKING_URI and the network"
+    return f"{where} cannot be used ({reason}): {fix}"
 
 
 def _missing(text: str) -> str:
@@ -97,6 +106,8 @@ def _missing(text: str) -> str:
 
 
 def _is_foreign(error: BaseException) -> bool:
-    """Return whether a library raised it, not this project."""
+    """Return whether a library raised it or is missing, not this project."""
+    if isinstance(error, ImportError):
+        return True
     top = type(error).__module__.partition(".")[0]
     return top in ("mlflow", "sqlalchemy", "requests", "urllib3", "alembic", "psycopg", "sqlite3")

@@ -11,7 +11,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -19,7 +19,7 @@ from typing import BinaryIO, NamedTuple
 from shards.formats import IMAGES, MAX_BYTES
 from shards.hygiene import Policy, examine
 from shards.pack import PackedSample, Reject
-from shards.plan import Row
+from shards.plan import Entry, Row
 
 _LITTER = {b"__MACOSX", b"@eaDir", b"#recycle", b"$RECYCLE.BIN", b"lost+found", b"Thumbs.db",
            b"desktop.ini"}  # fmt: skip
@@ -31,6 +31,9 @@ class File(NamedTuple):
     size: int
     offset: int = 0  # of the bytes in a tar, of the local header in a zip
     fault: str = ""  # why it cannot be read: link, sparse, special
+
+    def entry(self, archive: str, split: str = "", label: int = -1) -> Entry:
+        return Entry(split, self.path, self.size, label, archive, self.offset)
 
 
 def kind(path: bytes) -> str:
@@ -45,14 +48,17 @@ def is_litter(path: bytes) -> bool:
     return any(name in _LITTER or (name[:1] == b"." and name.strip(b".")) for name in names)
 
 
-def images(files: Iterable[File], skipped: Counter[str]) -> Iterator[File]:
-    """Yield the images among `files`; counts the others in `skipped` by the reason."""
+def images(files: Iterable[File], say: Callable[[str], None] | None = None) -> Iterator[File]:
+    """Yield the images among `files`, then `say` how many others were skipped, by the reason."""
+    skipped = Counter[str]()
     for file in files:
         reason = file.fault or kind(file.path)
         if reason in IMAGES:
             yield file
         else:
             skipped[reason] += 1
+    if skipped and say:
+        say(not_taken(skipped))
 
 
 def not_taken(skipped: Counter[str]) -> str:
@@ -205,7 +211,7 @@ class TooLarge(OSError, ValueError):
     """A file of more bytes than any image has; it is not read."""
 
 
-def read_file(root: Path, row: Row) -> bytes:
+def read_file(root: Path, row: Row | Entry) -> bytes:
     """Return the bytes of one planned file. Raises ValueError when the source has changed.
 
     Raises TooLarge, before any byte is read, for a file above MAX_BYTES.
@@ -233,7 +239,7 @@ def read_file(root: Path, row: Row) -> bytes:
     return data
 
 
-def _unzip(file: BinaryIO, row: Row) -> bytes:
+def _unzip(file: BinaryIO, row: Row | Entry) -> bytes:
     """Read a zip member at its local header, whose sizes may be zero: inflate until it ends.
 
     Stops one byte after the size in the zip's directory, even if there is more.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shards.plan import Entry
 from shards.sources import splits
-from shards.sources.files import File, images, is_archive, list_files, not_taken
+from shards.sources.files import File, images, is_archive, list_files
 from shards.sources.offer import DatasetSource, Offer, say
 from shards.sources.published import hold_out
 
@@ -18,7 +18,7 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
     archive make the same set. Raises ValueError if names look like splits but are ambiguous.
     """
     root, archive = (source, "") if source.is_dir() else (source.parent, source.name)
-    folders, archives = _survey(source)
+    folders, archives, mixed = _survey(source)
     _refuse_archives(source, folders, archives)
     leading = _leading(folders)
     prefix = "".join(f"{name}/" for name in leading)
@@ -30,13 +30,15 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
     split_of = splits.assign(tops, str(source), whole=True)
     if split_of:
         _refuse_without_train(source, split_of)
+    elif mixed:
+        raise splits.ambiguous(mixed, str(source))
     else:
         _refuse_unsplit(source, leading, folders)
     _report(split_of, tops, images_here, archives)
     where = archive or "/".join(leading)
 
     def listed() -> Iterator[Entry]:
-        for file in images(list_files(source), Counter()):  # again, instead of kept in memory
+        for file in images(list_files(source)):  # again, instead of kept in memory
             path = file.path[len(prefix.encode()) :]
             split = split_of.get(_decoded(path.partition(b"/")[0]) + "/") if b"/" in path else None
             if split or not split_of:
@@ -45,10 +47,13 @@ def entries(source: Path, holdout: float) -> Iterator[Entry]:
     yield from hold_out(listed(), root, holdout, published=split_of.values())
 
 
-def _survey(source: Path) -> tuple[Counter[str], set[str]]:
-    """Count the images in each folder, and list the archives at the top of `source`."""
-    folders, skipped = Counter[str](), Counter[str]()
-    archives = set()
+def _survey(source: Path) -> tuple[Counter[str], set[str], list[str]]:
+    """Count the images in each folder, and list the archives at the top of `source`.
+
+    Third: an image of each split, if the names of most images have one, and not all the same.
+    """
+    folders, archives = Counter[str](), set[str]()
+    named, first = 0, dict[frozenset[str], str]()
 
     def others() -> Iterator[File]:
         for file in list_files(source):
@@ -57,11 +62,14 @@ def _survey(source: Path) -> tuple[Counter[str], set[str]]:
             else:
                 yield file
 
-    for file in images(others(), skipped):
-        folders[_decoded(file.path.rpartition(b"/")[0])] += 1
-    if skipped:
-        say(not_taken(skipped))
-    return folders, archives
+    for file in images(others(), say):
+        folder, _, name = _decoded(file.path).rpartition("/")
+        folders[folder] += 1
+        if kinds := splits.kinds(name):
+            named += 1
+            first.setdefault(kinds, name)
+    mixed = len(first) > 1 and 2 * named > folders.total()
+    return folders, archives, list(first.values()) if mixed else []
 
 
 def _decoded(path: bytes) -> str:

@@ -1,14 +1,13 @@
 """Read a publisher's download in place: a folder of archives, or the unpacked folders."""
 
 import os
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from shards.pack import content_hash
-from shards.plan import Entry, Row
-from shards.sources.files import File, images, list_files, not_taken, read_file
+from shards.plan import Entry
+from shards.sources.files import File, images, list_files, read_file
 from shards.sources.offer import say
 
 
@@ -27,13 +26,11 @@ class Part(NamedTuple):
 
     def images(self) -> Iterator[File]:
         """Yield the images of the part, then print the number of skipped files."""
-        skipped = Counter[str]()
-        yield from images(self.files(), skipped)
-        if skipped:
-            say(f"{self.root / self.archive / self.folder}: {not_taken(skipped)}")
+        place = self.root / self.archive / self.folder
+        yield from images(self.files(), lambda line: say(f"{place}: {line}"))
 
     def entry(self, split: str, file: File, label: int = -1) -> Entry:
-        return Entry(split, file.path, file.size, label, self.archive, file.offset)
+        return file.entry(self.archive, split, label)
 
 
 def find(source: Path, folders: Sequence[str], archives: Sequence[str]) -> Part | None:
@@ -71,8 +68,7 @@ def read_list(source: Path, name: str, inside: Sequence[str] = ()) -> list[str] 
         if (root / archive).is_file():
             for file in list_files(root / archive):
                 if file.path.rsplit(b"/", 1)[-1] == name.encode():
-                    row = Row(0, file.path, file.size, -1, archive, file.offset)
-                    return _lines(read_file(root, row))
+                    return _lines(read_file(root, file.entry(archive)))
     return None
 
 
@@ -127,8 +123,7 @@ def hold_out(
 
 
 def _below(entry: Entry, root: Path, share: float) -> bool:
-    row = Row(0, entry.src, entry.size, -1, entry.archive, entry.offset)
     try:
-        return content_hash(read_file(root, row)) < share * 2**64
+        return content_hash(read_file(root, entry)) < share * 2**64
     except OSError:
         return False  # rejected as unreadable when its shard is written

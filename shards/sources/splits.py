@@ -3,6 +3,7 @@
 train2017/ val2017/, places-val-000000.tar   read: the names differ only in the split
 train/ val_source/ eval_source/              rejected: ambiguous
 train_station/ airfield/ valley/             classes: at most one split, and not as a whole name
+train_0.jpg val_0.jpg in one folder          rejected, if most images have such names
 """
 
 import re
@@ -20,6 +21,7 @@ _WORDS = {
     **dict.fromkeys(("eval", "evaluation", "evaluating"), "eval"),  # can mean val or test
     "trainval": "trainval",
 }
+_PARTS = ("train", "val", "dev", "test")  # one of them is in each of _WORDS
 _NO_CLASS = {"val", "eval", "trainval"}  # "train" and "test" begin the names of classes too
 _BORDER = re.compile(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])")  # trainA and TRAIN_01 contain the word train
 _SHOWN = 12
@@ -30,6 +32,12 @@ def _parse(name: str) -> tuple[frozenset[str], tuple[str, ...]]:
     words = [word.lower() for word in _BORDER.split(ARCHIVE.sub("", name)) if word]
     kinds = frozenset(_WORDS[word] for word in words if word in _WORDS)
     return kinds, tuple(word for word in words if word not in _WORDS)
+
+
+def kinds(name: str) -> frozenset[str]:
+    """Return the splits in a name, quickly if there are none."""
+    lower = name.lower()
+    return _parse(name)[0] if any(part in lower for part in _PARTS) else frozenset()
 
 
 def assign(names: Iterable[str], place: str, whole: bool = False) -> dict[str, str]:
@@ -74,6 +82,6 @@ def ambiguous(names: Iterable[str], place: str) -> ValueError:
         ordered = [*ordered[:_SHOWN], "..."]
     return ValueError(
         f"{place}: ambiguous split names: {', '.join(ordered)}; "
-        "put their content into folders train/, val/ and test/ of the source (all into train/ if "
+        "put their images into folders train/, val/ and test/ of the source (all into train/ if "
         "they are classes), or give one of them as source="
     )

@@ -162,6 +162,7 @@ def test_an_array_runs_its_elements(job):
     assert [Path(made.run, str(i), "state.json").exists() for i in (0, 1)] == [True, True]
 
 
+# Row 41
 @pytest.mark.parametrize("name", ["a b", "it's", 'say "x"', "$HOME", "100%j", "`x`;&|", "é\\*~"])
 def test_the_snapshot_runs_whatever_its_path_and_surroundings(tmp_path, monkeypatch, name):
     code = tmp_path / name / "code"

@@ -56,6 +56,7 @@ def test_a_manifest_is_strictly_valid_for_kubernetes(name, version):
     assert "Job" in validated
 
 
+# Row 63
 def test_every_start_of_a_job_has_another_port_below_those_of_outgoing_connections():
     """A requeued job must not meet the port that a process of before still holds."""
     for name in SCRIPTS:
@@ -108,6 +109,7 @@ def test_a_value_reaches_the_job_as_it_is_whatever_it_holds(tmp_path):
     assert (folder / "logs" / "state-7").read_text() == "SUCCEEDED\n"
 
 
+# Row 61
 @pytest.mark.parametrize(
     ("setup", "failed"),
     [

@@ -123,6 +123,7 @@ USERS = {
 NOBODY = {f"GIT_{who}_{what}": "n" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 
+# Row 42
 @pytest.mark.parametrize("how", USERS)
 def test_nothing_that_a_user_set_decides_what_is_run_or_recorded(
     checkout, tmp_path, monkeypatch, how

@@ -176,6 +176,7 @@ def test_a_field_shares_no_default_with_another():
     assert key([1], "help").default_factory() is not key([1], "help").default_factory()
 
 
+# Row 41
 def test_a_job_runs_no_other_code_than_its_snapshot(tmp_path):
     (tmp_path / "same").symlink_to(ROOT)
     for code, status in ((tmp_path / "at 12:00", 2), (tmp_path / "same", 0)):
@@ -190,6 +191,7 @@ def test_a_job_runs_no_other_code_than_its_snapshot(tmp_path):
         assert (f"from {ROOT} instead of" in done.stderr) == bool(status)
 
 
+# Row 62
 @pytest.mark.parametrize(
     "words", ["--help", "train --help", "runs --help", "masks out=m --dry-run", "bench what=x -h"]
 )
@@ -201,6 +203,7 @@ def test_a_reader_that_leaves_after_one_line_is_not_an_error(words):
         assert (done.returncode, done.stderr) == (0, "")
 
 
+# Row 60
 @pytest.mark.parametrize(
     "words", [("status",), ("runs", "du", "root=."), ("masks", "out=m", "--dry-run")]
 )
@@ -209,6 +212,7 @@ def test_a_rank_left_in_the_environment_does_not_silence_a_command(verb, tmp_pat
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
 
+# Row 60
 @pytest.mark.parametrize(
     ("present", "missing"),
     [

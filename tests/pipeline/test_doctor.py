@@ -80,6 +80,7 @@ def test_two_nodes_of_a_job_exchange_numbers(tmp_path):
         assert json.loads(out)["checks"][-1]["found"] == "2 nodes x 1 processes agree"
 
 
+# Row 57
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
 def test_a_disk_without_locks_is_named_by_doctor_and_by_training(monkeypatch, tmp_path, number):
     def refused(*_):

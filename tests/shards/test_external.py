@@ -108,6 +108,7 @@ def counts(manifest: Manifest) -> dict[str, int]:
 PLACES = [f"places-{split}-00000{n}.tar" for split in ("train", "val", "test") for n in (0, 1)]
 
 
+# Row 2
 @pytest.mark.parametrize(
     ("tars", "source", "expected"),
     [
@@ -135,6 +136,7 @@ def test_tars_are_split_by_their_folders_and_names(
     assert counts(index(str(tmp_path / "in" / source), tmp_path / "out")) == expected
 
 
+# Row 2
 @pytest.mark.parametrize(
     ("tars", "named"),
     [
@@ -151,7 +153,7 @@ def test_tars_whose_split_is_unclear_are_refused_by_name(
         theirs(tmp_path / "in" / name, group(0, 1))
     with pytest.raises(ValueError, match=named) as error:
         index(str(tmp_path / "in"), tmp_path / "out")
-    assert "put their content into folders" in str(error.value)
+    assert "put their images into folders" in str(error.value)
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 

@@ -109,7 +109,10 @@ REJECTED: dict[str, tuple[Callable[[], bytes], str]] = {
     "1x1": (lambda: encoded(PHOTO.resize((1, 1))), "small"),
     "31 pixels of 32": (lambda: encoded(PHOTO.resize((64, 31))), "small"),
     "2000x8": (lambda: encoded(PHOTO.resize((2000, 8))), "aspect"),
-    "a JPEG without its last two bytes": (lambda: jpeg()[:-2], "corrupt"),
+    "a JPEG without its last three bytes": (lambda: jpeg()[:-3], "corrupt"),
+    "a progressive JPEG without them": (lambda: jpeg(progressive=True)[:-3], "corrupt"),
+    "a JPEG to be turned without them": (lambda: jpeg(exif=turned())[:-3], "corrupt"),
+    "a CMYK JPEG without them": (lambda: noise("CMYK")[:-3], "corrupt"),
     "stray bytes between a JPEG's markers": (lambda: jpeg()[:2] + b"ab" + jpeg()[2:], "format"),
     # row 3: pixels are missing, which Pillow passes over
     "4 KB of zeros in a JPEG": (lambda: zeroed(noise(), 0.5), "corrupt"),
@@ -132,6 +135,7 @@ REJECTED: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
+# Row 3
 @pytest.mark.parametrize("what", REJECTED)
 def test_what_cannot_be_trained_on_is_rejected_with_its_reason(what: str) -> None:
     make, reason = REJECTED[what]

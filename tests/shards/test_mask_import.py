@@ -63,6 +63,24 @@ def test_a_folders_name_decides_where_the_six_buckets_do_not(tmp_path, named):
     assert resolve_polarity(open_source(folder(tmp_path, pictures)), "auto") == "hole_white"
 
 
+@pytest.mark.parametrize(
+    ("folders", "named"),
+    [
+        (["05-12"], ["folder 05-12/ means 5% to 12%"]),
+        (["may/05-12", "may/05-13"], ["05-12/ means 5% to 12%", "05-13/ means 5% to 13%"]),
+        (["0.02-0.03/new"], ["folder 0.02-0.03/ means 2% to 3%"]),
+        (["2021-05"], []),
+    ],
+)
+def test_a_folder_that_was_read_as_ratios_is_named_where_they_do_not_fit(tmp_path, folders, named):
+    only = [(0.3, 0.4)] if named else BUCKETS[4:]
+    pictures = {f"{f}/{n}": p for f in folders for n, p in published(5, only=only).items()}
+    with pytest.raises(ValueError, match="do not decide.*set polarity=") as error:
+        resolve_polarity(open_source(folder(tmp_path, pictures)), "auto")
+    assert all(text in str(error.value) for text in named)
+    assert str(error.value).count(" means ") == len(named)
+
+
 def test_import_buckets_by_the_ratio_after_resizing(tmp_path):
     pictures = published(6)
     masks = list(import_masks(open_source(folder(tmp_path, pictures)), "hole_white", 32))

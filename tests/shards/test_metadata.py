@@ -72,6 +72,7 @@ def stored(data: bytes) -> bytes:
     return sample.data
 
 
+# Row 14
 @pytest.mark.parametrize("name", CASES)
 def test_broken_metadata_changes_nothing_for_any_reader(name: str) -> None:
     data, plain = CASES[name]

@@ -182,6 +182,7 @@ else:
 """
 
 
+# Row 17
 @pytest.mark.parametrize(
     ("variable", "handler", "way"),
     [

@@ -102,6 +102,7 @@ def test_a_zip_member_that_inflates_beyond_its_promise_is_refused_before_it_fill
     assert peak < 2_000_000
 
 
+# Row 11
 def test_a_file_larger_than_any_image_is_rejected_unread(tmp_path: Path) -> None:
     with open(tmp_path / "film.jpg", "wb") as file:
         file.truncate(50 << 30)  # sparse
@@ -125,6 +126,7 @@ def as_nobody() -> Iterator[None]:
             os.seteuid(0)
 
 
+# Row 16
 @pytest.mark.parametrize("locked", ["train/secret", "val", "."])
 @pytest.mark.parametrize("mode", [0o000, 0o444])
 def test_a_folder_that_may_not_be_read_is_named(locked: str, mode: int) -> None:
@@ -170,6 +172,7 @@ def bounded_memory() -> Iterator[None]:
         tracemalloc.stop()
 
 
+# Row 11
 @pytest.mark.parametrize("form", ["folder", "tar", "zip"])
 def test_no_reader_of_a_source_loads_a_file_larger_than_any_image(
     tmp_path: Path, small_limit: None, form: str
@@ -189,6 +192,7 @@ def test_no_reader_of_a_source_loads_a_file_larger_than_any_image(
             mask_import.open_source(str(place)).digest()
 
 
+# Row 11
 @pytest.mark.parametrize("ext", ["npy", "jpg", "json", "cls"])
 def test_indexing_tars_loads_images_and_labels_only(
     tmp_path: Path, small_limit: None, ext: str
@@ -537,6 +541,7 @@ def test_musicals_celeba_trains_on_train_and_val_and_never_on_test(tmp_path: Pat
     assert {split[e.src.decode()] for e in held if e.split == "test"} == {2}
 
 
+# Row 15
 def test_a_list_with_commas_and_a_heading_is_read_too(tmp_path: Path) -> None:
     touch(tmp_path, *(name for _, name, _ in FACES))
     text = "image_id,partition\n" + PARTITION.replace(" ", ",")
@@ -589,6 +594,7 @@ def celeba_as(form: str, root: Path) -> Path:
     return root / "CelebA"
 
 
+# Row 15
 @pytest.mark.parametrize(
     "form",
     [

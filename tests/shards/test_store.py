@@ -29,6 +29,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- URLs -----------------------------------------------------------------------------------------
 
 
+# Row 1
 @pytest.mark.parametrize(
     ("given", "shown"),
     [
@@ -249,6 +250,7 @@ def check_literal(place: str, name: str, held: Callable[[], set[str]]) -> None:
     assert all(store.read(store.join(place, other)) == b"file" for other in others)
 
 
+# Row 1
 @pytest.mark.parametrize("as_url", [False, True])
 @names_like_patterns
 def test_on_a_local_disk_a_name_is_never_a_pattern(tmp_path, name: str, as_url: bool) -> None:
@@ -258,6 +260,7 @@ def test_on_a_local_disk_a_name_is_never_a_pattern(tmp_path, name: str, as_url: 
     check_literal(f"file://{tmp_path}" if as_url else str(tmp_path), name, held)
 
 
+# Row 1
 @names_like_patterns
 def test_in_any_fsspec_store_a_name_is_never_a_pattern(name: str) -> None:
     import fsspec
@@ -268,12 +271,14 @@ def test_in_any_fsspec_store_a_name_is_never_a_pattern(name: str) -> None:
     check_literal("memory://p", name, lambda: {k.removeprefix("/p/") for k in memory.store})
 
 
+# Row 1
 @s3
 @names_like_patterns
 def test_on_s3_a_key_is_never_a_pattern(bucket: str, name: str) -> None:
     check_literal(f"{bucket}/p", name, lambda: {key.removeprefix("p/") for key in keys(bucket)})
 
 
+# Row 1
 @s3
 def test_on_another_s3_server_a_key_is_never_a_pattern(
     swift: Server, monkeypatch: pytest.MonkeyPatch
@@ -348,6 +353,7 @@ def test_a_key_that_may_not_be_deleted_is_named(faults: Faults) -> None:
         store.remove(url)
 
 
+# Row 10
 @s3
 def test_a_folder_that_a_console_has_made_is_an_empty_folder_and_can_be_removed(
     bucket: str,
@@ -587,6 +593,7 @@ def test_a_setting_that_cannot_work_ends_at_once(
     assert "\n" not in str(error.value)
 
 
+# Row 58
 @s3
 def test_a_certificate_that_is_not_trusted_is_named_with_the_mend(
     monkeypatch: pytest.MonkeyPatch, bucket: str, tmp_path

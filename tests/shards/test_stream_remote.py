@@ -178,6 +178,7 @@ READERS = {
 }
 
 
+# Row 13
 @pytest.mark.parametrize("reader", READERS)
 def test_a_server_that_ignores_ranges_is_named_as_such(rangeless, tmp_path, monkeypatch, reader):
     monkeypatch.setattr(hashed_stream, "BLOCK", 4096)
@@ -186,5 +187,6 @@ def test_a_server_that_ignores_ranges_is_named_as_such(rangeless, tmp_path, monk
     assert "changed" not in str(error.value) and "damaged" not in str(error.value)
 
 
+# Row 13
 def test_a_server_that_ignores_ranges_can_still_be_verified(rangeless):
     assert all(not checked.faults for checked in upkeep.verify(rangeless[0], every_byte=True))

@@ -89,6 +89,7 @@ def test_a_byte_that_is_always_flipped_is_an_error_that_names_the_sample(faults)
         epochs(url)
 
 
+# Row 13
 def test_a_gateway_that_ignores_ranges_is_named_as_such(faults):
     url = faults.server.bucket()
     image_set(url, COUNT, per_shard=60)

@@ -28,6 +28,7 @@ def home(tmp_path, monkeypatch):
     return home
 
 
+# Row 53
 @pytest.mark.parametrize(
     ("command", "words", "key", "value"),
     [
@@ -56,6 +57,7 @@ def test_a_leading_tilde_is_the_home_folder_in_every_path_but_in_lines_for_a_she
     assert found == expected
 
 
+# Row 53
 def test_a_leading_tilde_is_the_home_folder_in_variables_too(home, monkeypatch):
     for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "LACUNA_CONF"):
         monkeypatch.setenv(name, "~/site")
@@ -82,6 +84,7 @@ def nobody(tmp_path, monkeypatch):
     return tmp_path / f"lacuna-{os.getuid()}"
 
 
+# Row 54
 @pytest.mark.parametrize(
     ("command", "status"), [(("runs", "root=none"), 2), (("fetch", "none"), 2), (("doctor",), 0)]
 )
@@ -92,6 +95,7 @@ def test_an_account_without_a_home_uses_a_private_folder(verb, nobody, tmp_path,
     assert nobody.stat().st_mode & 0o777 == 0o700
 
 
+# Row 54
 def test_libraries_find_home_and_name_of_an_account_without_them(nobody):
     ensure_account()
     assert Path.home() == nobody and cache_dir() == nobody / ".cache" / "lacuna"

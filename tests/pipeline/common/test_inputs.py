@@ -68,6 +68,7 @@ REFUSED = [
 ]
 
 
+# Row 21
 @pytest.mark.parametrize("line", REFUSED)
 def test_an_output_that_is_an_input_is_refused_and_nothing_changes(
     place, monkeypatch, capsys, line

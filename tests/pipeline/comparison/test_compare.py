@@ -210,12 +210,48 @@ def test_a_row_says_whether_weights_a_baseline_or_predictions_were_measured():
     assert provenance["quickstart-0@9600000"].startswith("ours: raw weights after 9600000 images")
 
 
+# Row 30
+@pytest.mark.parametrize(
+    ("psnr", "facts", "warned"),
+    [
+        (
+            200,
+            {"predictions": "pairs", "weights": "unknown"},
+            "280 of 280 predictions are the orig",
+        ),
+        (
+            100,
+            {"predictions": "pairs", "weights": "unknown"},
+            r"\d+ of 280 predictions are the orig",
+        ),
+        (30, {"predictions": "filled", "weights": "unknown"}, ""),
+        (200, {"weights": "none"}, ""),  # an identity is a legitimate model
+    ],
+)
+def test_predictions_that_equal_the_originals_are_warned_of(psnr, facts, warned):
+    made = sheet(evaluation("theirs", psnr, **facts))
+    shown = [row(made, "theirs").provenance, as_text(made), as_markdown(made)]
+    for text in shown:
+        assert re.search(f"warning: {warned}", text) if warned else "warning" not in text
+
+
+# Row 30
+@pytest.mark.parametrize(
+    "facts", [{"run": "runs/r", "images_seen": 1}, {}, {"predictions": "answers/theirs"}]
+)
+def test_results_of_two_conventions_have_two_default_files(facts):
+    made = [evaluation("r", 30, ssim=name, **facts).facts for name in ("a", "uniform7_rgb")]
+    urls = [results.default_url(each) for each in made]
+    assert len(set(urls)) == 2 and urls[1].endswith("-uniform7_rgb.parquet")
+
+
 def test_two_results_of_one_name_are_listed_separately():
     twice = (evaluation("r@1", 30), evaluation("r@1", 31, pairs_digest="b" * 64))
     labels = [g.label for g in compare.group(twice)]
     assert len(set(labels)) == 2 and all(label.startswith("r@1, 280 pairs") for label in labels)
 
 
+# Row 30
 @pytest.mark.parametrize("recipe", [{}, {"recipe": "r" * 64, "images_seen": 1, "seed": 0}])
 def test_results_of_one_run_with_two_conventions_are_both_shown(tmp_path, recipe):
     facts = {"run": "runs/r", **recipe}
@@ -232,6 +268,7 @@ def test_results_of_one_run_with_two_conventions_are_both_shown(tmp_path, recipe
     assert len([row for row in made.rows if row.kind == "ours"]) == 3
 
 
+# Row 30
 @pytest.mark.parametrize(("images", "verdict"), [(1, False), (4, False), (5, True), (40, True)])
 def test_few_images_have_a_difference_and_no_verdict(images, verdict):
     pair = [evaluation("a", 30), evaluation("b", 28, noise=1)]

@@ -60,6 +60,7 @@ def test_runs_are_listed_best_first_in_the_metric_s_own_direction(root):
     assert lines[1].endswith(best[0]["link"]) and "mlflow server --backend" in lines[-1]
 
 
+# Row 51
 def test_runs_of_the_oldest_of_1006_experiments_are_listed_and_closed(root):
     """A search of MLflow returns one page, the newest 1,000 experiments."""
     dead = logged(root, "dead", "RUNNING", heartbeat_age=2 * DAY, val__psnr=20.0)

@@ -272,6 +272,7 @@ SPELLINGS = [  # a key, what is written, what is read
 ]  # fmt: skip
 
 
+# Row 43
 @pytest.mark.parametrize("place", ["group", "defaults", "config", "word"])
 @pytest.mark.parametrize(("key", "written", "read"), SPELLINGS)
 def test_a_text_keeps_its_spelling_wherever_it_is_written(

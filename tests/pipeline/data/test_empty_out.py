@@ -34,6 +34,7 @@ def take(command: str, out: str, photo: Path) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+# Row 10
 @pytest.mark.parametrize("left", LEFT)
 def test_a_local_folder_with_such_files_is_taken_by_every_command(
     tmp_path: Path, photo: Path, left: str
@@ -55,6 +56,7 @@ def test_a_local_folder_with_such_files_is_taken_by_every_command(
         recorded(tmp_path / "run", "run")
 
 
+# Row 10
 @pytest.mark.s3
 @pytest.mark.parametrize("left", ["", ".DS_Store"])
 @pytest.mark.parametrize("slash", ["", "/"])

@@ -27,6 +27,7 @@ def test_all_buckets_are_drawn_and_a_second_run_changes_nothing(tmp_path, capsys
         main(MakeMasksConfig(out=str(tmp_path), size=64, per_bucket=4))
 
 
+# Row 32
 @pytest.mark.parametrize(("fixed", "squares"), [(None, 0), (False, 0), (True, 2)])
 def test_masks_are_imported_and_squares_added_when_asked(tmp_path, fixed, squares):
     source = tmp_path / "testing_mask_dataset"
@@ -59,6 +60,7 @@ def test_a_wrong_polarity_leaves_nothing_behind(tmp_path):
     assert not (tmp_path / "set").exists()
 
 
+# Row 32
 @pytest.mark.parametrize("named", ["0.1-0.2", "mine"])
 @pytest.mark.parametrize(("dtype", "paint"), [("uint8", 1), ("uint8", 255), ("uint16", 1)])
 def test_own_masks_are_trained_and_validated_on_as_they_are(
@@ -117,6 +119,7 @@ def test_masks_outside_all_ratios_make_no_set(tmp_path, ratio, polarity, line):
     assert not (out / "manifest.json").exists()
 
 
+# Row 32
 @pytest.mark.slow
 def test_five_own_masks_are_enough_to_train(tmp_path, verb, train):
     source = tmp_path / "mine"

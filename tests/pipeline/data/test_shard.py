@@ -47,6 +47,7 @@ def test_a_folder_becomes_a_set_and_a_second_run_changes_nothing(
     assert "images/s" not in err
 
 
+# Row 2
 def test_folders_of_lama_are_rejected_and_nothing_is_written(
     capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path
 ) -> None:
@@ -57,6 +58,7 @@ def test_folders_of_lama_are_rejected_and_nothing_is_written(
     assert not (tmp_path / "set").exists()
 
 
+# Row 2
 @pytest.mark.parametrize("inside", [("train2017", "val2017"), ("a", "b"), ("train",)])
 def test_a_folder_and_any_archive_of_it_are_one_set_to_the_digest(
     capsys: pytest.CaptureFixture, photos: Path, tmp_path: Path, inside: tuple[str, ...]
@@ -85,6 +87,7 @@ def test_a_folder_and_any_archive_of_it_are_one_set_to_the_digest(
         assert results[0]["splits"] == {"train": 20, "val": 20}
 
 
+# Row 16
 @pytest.mark.parametrize("form", ["folder", "zip", "wds"])
 @pytest.mark.parametrize(
     ("splits", "shared"),
@@ -339,6 +342,7 @@ def test_an_unusable_source_or_out_is_named_in_the_error(
     assert status == 2 and text in err.splitlines()[-1]
 
 
+# Row 18
 @pytest.mark.parametrize("words", ["shard", "shard --dry-run", "masks", "masks --dry-run",
                                    "submit shard cluster=local",
                                    "submit masks cluster=local"])  # fmt: skip
@@ -353,6 +357,7 @@ def test_a_source_in_a_bucket_is_rejected_before_anything_is_announced_or_queued
     assert list(tmp_path.iterdir()) == []
 
 
+# Row 18
 @pytest.mark.parametrize("layout", SOURCES)
 def test_a_url_is_offered_as_source_where_it_is_read_and_only_there(layout: str) -> None:
     accepts = SOURCES[layout].offer.accepts

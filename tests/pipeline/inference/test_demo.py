@@ -128,6 +128,7 @@ def test_a_request_must_announce_its_size_and_keep_to_the_limit(address):
         assert ask(address, "POST", "/fill/0", b"", **nonsense)[0] == 413
 
 
+# Row 29
 def test_a_client_that_goes_away_leaves_no_trace(address, capfd):
     head = "POST /fill/0 HTTP/1.1\r\nHost: localhost\r\nX-Lacuna: demo\r\nContent-Length: 9999\r\n"
     head += "Content-Type: multipart/form-data; boundary=xx\r\n\r\n"
@@ -178,6 +179,7 @@ def test_it_listens_on_this_machine_only_unless_asked():
     assert compose("demo", ["model=telea"]).config.host == "127.0.0.1"
 
 
+# Row 29
 def test_a_port_in_use_gives_a_one_line_error(address):
     config = compose("demo", ["model=telea", f"port={address[1]}"]).config
     line = rf"cannot listen on 127.0.0.1:{address[1]} \(Address already in use\): choose another"
@@ -246,6 +248,7 @@ TURNED = {
 }
 
 
+# Row 29
 @browser
 @pytest.mark.parametrize("name", TURNED)
 def test_the_place_that_was_painted_is_filled_whatever_the_orientation(address, name):
@@ -268,6 +271,7 @@ def test_the_place_that_was_painted_is_filled_whatever_the_orientation(address, 
         assert (filled[painted > 127] != upright[painted > 127]).any()
 
 
+# Row 29
 @browser
 def test_an_answer_for_an_earlier_image_is_dropped(capfd):
     begun, go_on = threading.Event(), threading.Event()
@@ -325,6 +329,7 @@ def test_of_two_files_the_one_opened_last_is_shown(address):
         assert page.run("document.getElementById('image').width") == 150
 
 
+# Row 29
 @browser
 def test_two_fingers_zoom_the_page_and_one_paints(address):
     host, port = address

@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,6 +204,7 @@ def test_each_image_of_a_folder_gets_the_mask_of_its_name(tmp_path):
         run(model="telea", image=folder, mask=masks, out=tmp_path / "out")
 
 
+# Row 22
 @pytest.mark.parametrize(
     ("files", "mask", "written"),
     [
@@ -210,7 +212,14 @@ def test_each_image_of_a_folder_gets_the_mask_of_its_name(tmp_path):
         (["a.png", "a_mask.png"], "linked", ["a.png"]),
         (["a.jpg", "a_MASK.png", "b.png", "b_mask.webp"], "5,5,9,9", ["a.jpg", "b.png"]),
         (["a.png", "b.png", "b_mask.png"], "in", "has no mask for a.png: add a_mask.png"),
-        (["a.png", "b.png"], "in/b.png", r"in/b\.png is the image itself"),
+        (["a.png", "b.png"], "in/b.png", r"in/b\.png: the mask looks like a photograph"),
+        (["a.png", "b.png", "hole_mask.png"], "in/hole_mask.png", ["a.png", "b.png"]),
+        (["a.png", "a_mask000.png", "b.png", "b_MASK1.png"], "in", ["a.png", "b.png"]),
+        (
+            ["a.png", "a_mask000.png", "a_mask001.png"],
+            "in",
+            "has a_mask000.png and a_mask001.png for one image: keep one",
+        ),
         (["a_mask.png"], "in", "nor a folder of images"),
     ],
 )
@@ -239,6 +248,7 @@ def test_no_mask_is_filled_and_no_image_is_its_own_mask(
     assert result["holes"] == [pytest.approx(box / (211 * 197))] * len(written)
 
 
+# Row 33
 @pytest.mark.parametrize(
     "mask",
     ["10, 10, 20, 20", "[10,10,20,20]", " [10, 10, 20, 20] ", "(10,10,20,20)", "10,10 ,20,20"],
@@ -248,6 +258,7 @@ def test_a_rectangle_may_have_spaces_and_brackets(tmp_path, mask):
     assert result["holes"] == [pytest.approx(20 * 20 / (211 * 197))]
 
 
+# Row 33
 @pytest.mark.parametrize(
     "mask", ["10.5,1,2,3", "1,2,3", "[1,2,3,4,5]", "-1,2,3,4", "1;2;3;4", "1,2,3,", "+1,2,3,4.0"]
 )
@@ -256,6 +267,7 @@ def test_another_rectangle_is_rejected_with_the_form(tmp_path, mask):
         run(model="mean_color", image=photograph(tmp_path), mask=mask, out=tmp_path / "x.png")
 
 
+# Row 25
 @pytest.mark.parametrize(
     ("name", "mode"), [("a.png", "L"), ("a.jpg", "L"), ("a.png", "LA"), ("a.png", "I;16")]
 )
@@ -283,6 +295,7 @@ def test_gray_stays_gray(tmp_path, monkeypatch, name, mode):
     assert (strip == strip[..., :1]).all()
 
 
+# Row 26
 @pytest.mark.parametrize(("name", "size"), [("wide.webp", (17000, 20)), ("tall.webp", (20, 17000))])
 def test_an_image_that_its_format_cannot_hold_does_not_stop_the_others(tmp_path, name, size):
     folder, out = tmp_path / "in", tmp_path / "out"
@@ -294,6 +307,7 @@ def test_an_image_that_its_format_cannot_hold_does_not_stop_the_others(tmp_path,
     assert [path.name for path in out.iterdir()] == ["z.png"]
 
 
+# Row 26
 @pytest.mark.parametrize("name", ["x.jpg", "x.JPEG"])
 def test_transparent_pixels_are_laid_on_white_where_a_format_has_no_alpha(tmp_path, name):
     layer = np.full((64, 64, 4), (10, 200, 30, 255), np.uint8)
@@ -313,6 +327,7 @@ def test_transparent_pixels_are_laid_on_white_where_a_format_has_no_alpha(tmp_pa
 READABLE = ("b.tif", "c.TIFF", "d.bmp", "e.avif", "f.jfif", "g.gif")
 
 
+# Row 27
 @pytest.mark.parametrize("recursive", [False, True])
 def test_every_readable_image_is_filled_and_what_is_not_taken_is_said(tmp_path, capsys, recursive):
     folder, out = tmp_path / "in", tmp_path / "out"
@@ -341,6 +356,7 @@ def test_every_readable_image_is_filled_and_what_is_not_taken_is_said(tmp_path, 
         assert (np.delete(after, range(5, 14), 0) == np.delete(before, range(5, 14), 0)).all()
 
 
+# Row 27
 @pytest.mark.parametrize("name", ["m.tif", "m.bmp", "m.avif", "m.gif"])
 def test_masks_of_every_readable_format_are_read(tmp_path, name):
     mask = Image.new("L", (211, 197))
@@ -355,6 +371,37 @@ def test_masks_of_every_readable_format_are_read(tmp_path, name):
             words["image"] = photograph(tmp_path / "in").parent
         result = run(model="mean_color", **words, out=tmp_path / "out")
         assert result["holes"] == [pytest.approx(64 * 32 / (211 * 197), rel=0.02)]
+
+
+# Row 27
+@pytest.mark.parametrize(
+    ("mask", "masks", "line"),
+    [
+        ("in/m", ["m/a.png", "m/sub/b.png"], "1 file was skipped (1 mask)"),
+        ("in/sub/m", ["sub/m/a.png", "sub/m/sub/b.png"], "1 file was skipped (1 mask)"),
+        ("in/hole.png", ["hole.png"], "1 file was skipped (1 mask)"),
+        ("in/sub/hole.tif", ["sub/hole.tif"], "1 file was skipped (1 mask)"),
+        ("linked", ["m/a_mask.png", "m/sub/b_mask.png"], "1 file was skipped (1 mask)"),
+        ("out of it", ["../out of it/a.png", "../out of it/sub/b.png"], ""),
+    ],
+)
+def test_masks_among_the_images_of_a_tree_are_not_filled(
+    tmp_path, monkeypatch, capsys, mask, masks, line
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("in/a.png", "in/sub/b.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        photograph(Path(name).parent, Path(name).name)
+    Path("linked").symlink_to("in/m")
+    for name in masks:
+        Path("in", name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.pad(np.full((40, 70), 255, np.uint8), ((60, 97), (50, 91)))).save(
+            Path("in", name)
+        )
+    result = run(model="mean_colour", image="in", mask=mask, out="out", recursive="true")
+    assert result["written"] == ["out/a.png", "out/sub/b.png"]
+    assert result["holes"] == [pytest.approx(70 * 40 / (211 * 197))] * 2
+    assert capsys.readouterr().err == (f"predict: {line}\n" if line else "")
 
 
 def test_a_tree_of_images_and_masks_keeps_its_layout(tmp_path):
@@ -375,6 +422,7 @@ def test_a_tree_of_images_and_masks_keeps_its_layout(tmp_path):
         run(**words, out=tmp_path / "in" / "new", recursive="true")
 
 
+# Row 34
 @pytest.mark.parametrize(
     ("files", "strip", "clash"),
     [
@@ -405,6 +453,7 @@ XMP = (
 )
 
 
+# Row 34
 @pytest.mark.parametrize("turned", [1, 6])
 @pytest.mark.parametrize(
     ("source", "out"),
@@ -438,6 +487,7 @@ def test_text_xmp_and_resolution_are_kept_where_the_format_has_them(tmp_path, so
         assert after.text["Title"].lang == "ja"
 
 
+# Row 34
 @pytest.mark.parametrize(
     ("mode", "options"),
     [
@@ -579,6 +629,7 @@ def test_a_sharded_set_and_a_mask_set_are_a_stream_of_pairs(tmp_path):
         run(**{**words, "split": "test"}, mask=masks)
 
 
+# Row 26
 @pytest.mark.parametrize(
     ("words", "line"),
     [

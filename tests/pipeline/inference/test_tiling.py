@@ -77,6 +77,7 @@ def test_crops_that_are_mostly_hole_are_not_used(holes):
     assert max(model.ratios) <= 0.6
 
 
+# Row 31
 def test_a_4k_image_needs_bounded_memory():
     image = constant(2160, 3840)
     mask = np.zeros((2160, 3840), np.uint8)
@@ -108,6 +109,7 @@ def rings(height, width, step):
     return ((row - height // 2) ** 2 + (column - width // 2) ** 2) ** 0.5 % step < 1
 
 
+# Row 31
 @pytest.mark.parametrize(
     "holes",
     [points(2160, 3840, 140), points(1000, 1000, 333)]

@@ -34,6 +34,7 @@ def network():
     made.close()
 
 
+# Row 56
 @pytest.mark.slow
 @pytest.mark.dist
 @networked
@@ -79,6 +80,7 @@ def test_processes_of_one_machine_keep_what_gloo_takes(master):
     assert interface(master) is None
 
 
+# Row 56
 @pytest.mark.slow
 @networked
 @pytest.mark.parametrize(("links", "chosen"), [((), "eth0"), (("a", "b"), None)])

@@ -23,6 +23,7 @@ def company(tmp_path_factory):
     running.kill()
 
 
+# Row 50
 @pytest.mark.slow
 @pytest.mark.dist
 def test_a_run_of_a_laptop_is_registered_at_the_companys_server(
@@ -88,6 +89,7 @@ def older(monkeypatch):
     server.shutdown()
 
 
+# Row 67
 def test_a_server_without_logged_models_is_named_before_anything_is_created(root, older):
     run = finished_run(root / "mine")
     with pytest.raises(ServerError, match="older than MLflow 3.*logged models") as caught:
@@ -102,6 +104,7 @@ def test_whatever_asks_for_logged_models_says_so(older, call):
         getattr(connect(older), call)("1")
 
 
+# Row 63
 @pytest.mark.parametrize(
     ("name", "number"),
     [("models:/many@champion", "7"), ("models:/many/7", "7"), ("models:/many", "12"),

@@ -127,6 +127,7 @@ def test_pairs_of_any_size_and_mask_are_filled_in_one_request(served):
         assert row["sha256"] == registered["sha256"]
 
 
+# Row 28
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (20, 1500), (517, 513)])
 def test_images_of_any_size_within_the_limit_are_filled_in_their_hole(served, size):
     image, mask = pair(*size)
@@ -149,6 +150,7 @@ SEEN = {  # an image, and as what its pixels are seen
 }
 
 
+# Row 28
 @pytest.mark.parametrize("name", SEEN)
 def test_the_profile_the_alpha_and_the_mode_are_kept(served, name):
     image, kind, mode, alpha = SEEN[name]
@@ -180,6 +182,7 @@ FORMS = {
 }
 
 
+# Row 28
 @pytest.mark.parametrize("form", FORMS)
 def test_every_json_form_of_mlflow_gets_the_same_answer(served, form):
     status, text = post(served[2], {form.strip(): FORMS[form]})
@@ -221,6 +224,7 @@ REFUSED = [
 ]
 
 
+# Row 28
 @pytest.mark.parametrize(("body", "words"), REFUSED)
 def test_bad_input_is_answered_400_in_one_line_without_what_was_sent(served, body, words):
     status, text = post(served[2], body)

@@ -63,6 +63,7 @@ def pods(*words):
     return found
 
 
+# Row 64
 @pytest.mark.parametrize("words", [SHARD, MASKS], ids=["shard", "masks"])
 def test_a_site_s_gpus_and_nodes_are_not_asked_for_by_a_verb_that_uses_none(site, words):
     site("slurm")
@@ -88,6 +89,7 @@ def test_gpus_that_are_said_of_the_very_verb_are_asked_for(site):
     assert options["gres"] == "gpu:1" and "gpus-per-node" not in options
 
 
+# Row 64
 def test_each_stage_of_a_chain_is_given_what_it_can_use(site):
     site("slurm")
     shard, train, evaluate, promote = directives(*CHAIN)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.schema import StatusConfig
+from jobs import scheduler
+from jobs.spec import JobState, Status, SubmitError
+from pipeline.config.schema import CancelConfig, StatusConfig
 from pipeline.runs import job_record
-from pipeline.submission import status
+from pipeline.submission import cancel, staging, status
 
 ROOT = Path(__file__).resolve().parents[3]
 GOOD = {"id": "good", "verb": "shard", "run": "runs/good", "folder": "runs/good", "number": "1_2",
@@ -56,6 +59,70 @@ def test_a_record_that_is_none_is_a_line_with_its_file_and_hides_no_other(tmp_pa
     with pytest.raises(ValueError, match="runs/bad/jobs.json is not a valid job record") as refused:
         status.main(StatusConfig(id="bad"))
     assert "\n" not in str(refused.value)
+
+
+@pytest.fixture
+def live(monkeypatch):
+    """The job of runs/a and the two of a sweep, all running; returns the numbers of the stopped."""
+    stopped = []
+    monkeypatch.setattr(
+        scheduler, "status", lambda *_: Status(JobState.CANCELLED if stopped else JobState.RUNNING)
+    )
+    monkeypatch.setattr(scheduler, "cancel", lambda number, *_: stopped.append(number))
+    train = {**GOOD, "verb": "train"}
+    sweep = {"id": "sweep", "run": "runs/sweep", "folder": "runs/sweep", "number": "sweep"}
+    points = ("runs/p0", "runs/p1")
+    records = [{**train, "id": "a", "run": "runs/a", "folder": "runs/a", "number": "a"},
+               {**train, **sweep, "points": points}]  # fmt: skip
+    for record in records:
+        job_record.write(job_record.SubmittedJob(**record))
+        job_record.point_to(job_record.SubmittedJob(**record))
+    return stopped
+
+
+def moved(source, target):
+    Path(target).parent.mkdir(exist_ok=True)
+    Path(source).rename(target)
+
+
+def linked(source, target):
+    Path(target).symlink_to(Path(source).absolute())
+
+
+# Row 46
+@pytest.mark.parametrize(
+    ("source", "target", "name"),
+    [
+        ("runs/a", "runs/b", "runs/b"),
+        ("runs/a", "runs/b", "b"),
+        ("runs/a", "other/a", "other/a"),
+        ("runs/a", "other/a", "{here}/other/a/"),
+        ("runs/p0", "runs/p2", "runs/p2"),
+        ("runs/sweep", "runs/again", "file://{here}/runs/again"),
+    ],
+)
+def test_the_record_in_a_copied_run_is_the_originals(tmp_path, live, source, target, name):
+    shutil.copytree(source, target)
+    name = name.format(here=tmp_path)
+    for act in (lambda: cancel.main(CancelConfig(id=name)), lambda: job_record.find(name, "runs")):
+        with pytest.raises(SubmitError, match="is a copy of a run and was not submitted"):
+            act()
+    assert not live and not job_record.cancelled(source)
+    assert staging.existing_job(target).record is None  # it may be submitted while the first runs
+    assert {job["id"] for job in status.main(StatusConfig())["jobs"]} == {"a", "good", "sweep"}
+    cancel.main(CancelConfig(id=source))
+    assert len(live) == 1 and job_record.cancelled(source) and not job_record.cancelled(target)
+
+
+@pytest.mark.parametrize(
+    ("change", "source", "target"),
+    [(moved, "runs/a", "runs/b"), (moved, "runs/a", "other/a"), (linked, "runs/a", "runs/b"),
+     (linked, "runs/p1", "runs/b")],
+)  # fmt: skip
+def test_the_record_of_a_moved_or_linked_run_is_its_own(live, change, source, target):
+    change(source, target)
+    assert cancel.main(CancelConfig(id=target))["id"] in ("a", "sweep")
+    assert len(live) == 1
 
 
 def test_schedulers_are_asked_about_several_jobs_at_a_time(tmp_path, monkeypatch):

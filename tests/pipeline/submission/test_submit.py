@@ -200,6 +200,7 @@ def test_code_is_a_commit_with_its_path_before_everything_else(monkeypatch):
     assert f"cd {Path.cwd()} ||" in script
 
 
+# Row 41
 @pytest.mark.parametrize("on", [["cluster=slurm", "cluster.gpus_per_node=0"], ["cluster=local"]])
 @pytest.mark.parametrize(
     ("word", "said"),
@@ -581,6 +582,7 @@ REFUSED = [
 ]
 
 
+# Row 45
 @pytest.mark.parametrize("queued", [True, False], ids=["queued", "not queued"])
 @pytest.mark.parametrize("said", [*LOST, *REFUSED])
 def test_only_a_refusal_takes_the_record_of_a_job_back(sbatch, tmp_path, capsys, said, queued):
@@ -773,6 +775,7 @@ BANNERS = {
 }
 
 
+# Row 44
 @pytest.mark.parametrize("printed", BANNERS.values(), ids=BANNERS)
 def test_the_job_id_is_read_whatever_a_wrapper_of_sbatch_prints(sbatch, tmp_path, printed):
     programs, words = tmp_path / "programs", ["masks", "out=m", *SLURM]

@@ -22,6 +22,7 @@ from pipeline.runs.run_json import update_run_json
 from pipeline.tracking import client, errors
 from pipeline.tracking.client import disk_of
 from pipeline.tracking.tracker import Tracker
+from tests.support.mlflow_server import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -64,6 +65,7 @@ def test_an_address_that_mlflow_cannot_serve_is_refused_with_the_allowed_ones(ur
         client.tracking_uri("runs", uri)
 
 
+# Row 59
 @pytest.mark.parametrize(
     ("uri", "shown"),
     [
@@ -115,6 +117,7 @@ def test_a_password_in_the_address_is_used_but_never_shown(monkeypatch):
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "s3cr@t"
 
 
+# Row 59
 @pytest.mark.parametrize(
     "text",
     [
@@ -141,6 +144,30 @@ def test_an_unreachable_server_is_named_in_one_line(monkeypatch):
         client.ping(client.connect("http://127.0.0.1:9"), "http://127.0.0.1:9")
     assert "127.0.0.1:9 does not answer" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "line"),
+    [
+        ("mysql://ann:s3cret@127.0.0.1:{port}/x", r"needs a package .*MySQLdb.*mysql\+"),
+        ("mssql://ann:s3cret@127.0.0.1:{port}/x", r"needs a package .*pyodbc"),
+        ("postgresql+none://ann:s3cret@127.0.0.1:{port}/x", r"cannot be used \(.*postgresql\.none"),
+        (
+            "postgresql://ann:s3cret@127.0.0.1:{port}/x",
+            r"cannot be used \(.*refused.*: start the da",
+        ),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_named_after_one_attempt(uri, line, monkeypatch):
+    if "needs a package" not in line:
+        pytest.importorskip("psycopg", reason="the PostgreSQL driver is not installed")
+    for driver in ("MySQLdb", "pyodbc"):
+        monkeypatch.setitem(sys.modules, driver, None)
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("tried again"))
+    with pytest.raises(errors.ServerError, match=line) as caught:
+        client.connect(uri.format(port=free_port()))
+    assert str(caught.value).startswith(uri.partition(":")[0]) and "127.0.0.1" in str(caught.value)
+    assert "s3cret" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_server_that_is_not_mlflow_is_named():
@@ -317,6 +344,7 @@ def private_certificate(tmp_path):
     return context, certificate
 
 
+# Row 58
 @pytest.mark.parametrize(
     ("tls", "trusted", "message"),
     [

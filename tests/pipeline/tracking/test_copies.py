@@ -63,6 +63,7 @@ def copied_and_the_first_removed(root):
     shutil.rmtree(root / "a")
 
 
+# Row 46
 @pytest.mark.parametrize("change", [copied, copied_elsewhere, copied_by_a_relative_name])
 def test_a_copy_continues_in_a_run_of_its_own_below_the_first(root, capsys, change):
     trained(root, "a", 1, 2)
@@ -112,6 +113,7 @@ def test_a_copy_in_a_bucket_is_noticed_too(root, bucket):  # noqa: F811
     assert lifecycle.original(copy, read_run_json(copy)) is None
 
 
+# Row 46
 def test_a_copy_does_not_end_the_run_that_it_was_copied_from(root):
     """Neither by a failure before its training began, nor by `runs close`."""
     run = tracker(root, "a")
@@ -139,6 +141,7 @@ def announced(run, **options):
     return lifecycle.announce([config], [str(run)], "job")[0].mlflow_run
 
 
+# Row 46
 def test_submit_gives_a_copy_its_own_run(root):
     trained(root, "a", 1)
     first = read_run_json(str(root / "a"))["mlflow_run_id"]
@@ -149,6 +152,7 @@ def test_submit_gives_a_copy_its_own_run(root):
     assert run_of(root, "a").info.status == "FINISHED"
 
 
+# Row 66
 @pytest.mark.parametrize("start", ["train", "submit"])
 def test_the_recorded_experiment_counts_whatever_its_name(root, start):
     """It was renamed in MLflow's page; another of the old name was made and deleted."""

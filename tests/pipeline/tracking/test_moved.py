@@ -1,15 +1,17 @@
 """The embedded store of a run whose folder moved is found, and never made a second time."""
 
 import shutil
+from pathlib import Path
 
 import pytest
+from mlflow.tracking._tracking_service import utils
 
 from pipeline.config.schema import SyncConfig
 from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import sync
 from pipeline.tracking.errors import ServerError
 from pipeline.tracking.tracker import Tracker
-from tests.support.records import Database, tracker
+from tests.support.records import Database, client, tracker
 
 
 def continued(run, number):
@@ -59,6 +61,7 @@ def the_run_alone(old, blank):
     return (old / "run").rename(old.parent / "run"), old
 
 
+# Row 55
 @pytest.mark.parametrize(
     "move",
     [
@@ -80,6 +83,50 @@ def test_a_moved_run_continues_in_the_store_that_holds_it(old, blank_store, move
     assert "deleted" not in capfd.readouterr().err
 
 
+@pytest.fixture
+def with_artifacts(old):
+    """The same, with an artifact."""
+    with tracker(old, "run") as tracking:
+        tracking.start({}, {})
+        tracking.artifact("first.txt", b"1")
+    return old
+
+
+# Row 55
+@pytest.mark.parametrize(
+    "move",
+    [whole, whole_and_another_store_is_made_at_the_old_place, below_another_store],
+)
+def test_artifacts_of_a_moved_store_are_read_and_written_next_to_it(
+    with_artifacts, blank_store, move
+):
+    old = with_artifacts
+    run, holder = move(old, blank_store)
+    utils._artifact_repos_cache.clear()  # of the process before the move
+    with Tracker(run, root=str(holder), experiment="me/recipe", run_name="run") as tracking:
+        tracking.start({}, {})
+        tracking.artifact("second.txt", b"2")
+    assert not list(old.rglob("mlartifacts"))
+    mlflow, run_id = client(holder), read_run_json(str(run))["mlflow_run_id"]
+    for name, text in (("first.txt", "1"), ("second.txt", "2")):
+        assert Path(mlflow.download_artifacts(run_id, name)).read_text() == text
+    assert len(list(holder.glob("mlartifacts/*/artifacts/*.txt"))) == 2
+
+
+@pytest.mark.parametrize("copied", [("mlflow.db", "mlartifacts"), ("mlflow.db",)])
+def test_artifacts_of_a_copied_store_are_the_copy_if_there_is_one(with_artifacts, copied):
+    old, new = with_artifacts, with_artifacts.parent / "100%_copied"
+    new.mkdir()
+    shutil.copy(old / "mlflow.db", new)
+    if "mlartifacts" in copied:
+        shutil.copytree(old / "mlartifacts", new / "mlartifacts")
+    client(new)
+    ((uri,),) = Database(new / "mlflow.db").rows("select artifact_uri from runs")
+    holder = new if "mlartifacts" in copied else old
+    assert uri.startswith((holder / "mlartifacts").as_uri() + "/")
+
+
+# Row 55
 def test_without_its_store_a_run_keeps_its_events_and_makes_no_other(old, tmp_path, capfd):
     (old / "mlflow.db").rename(tmp_path / "aside.db")
     continued(old / "run", 2)

@@ -95,6 +95,7 @@ def test_an_uncommitted_change_is_captured_and_scanned(tmp_path):
     assert "+x = 2" in diff and "# untracked: new.py" in diff and "hunter2" not in diff
 
 
+# Row 47
 def test_an_unknown_state_of_git_is_recorded_as_unknown(tmp_path, capsys):
     """Outside a repository; the same holds for one of another user and without git."""
     assert provenance.git(tmp_path) == (None, None)
@@ -104,6 +105,7 @@ def test_an_unknown_state_of_git_is_recorded_as_unknown(tmp_path, capsys):
     assert capsys.readouterr().err.splitlines()[0].startswith("tracking: commit and uncommitted")
 
 
+# Row 47
 @pytest.mark.parametrize("reason", ["no git", "another owner"])
 def test_a_checkout_that_git_cannot_read_is_unknown(tmp_path, monkeypatch, reason):
     subprocess.run(["git", "init", "-q", tmp_path], check=True)

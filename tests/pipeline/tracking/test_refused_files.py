@@ -23,6 +23,7 @@ def a_bucket_that_is_missing(root):
     return "s3://no-such-bucket-here/runs", "NoSuchBucket"
 
 
+# Row 49
 @pytest.mark.parametrize("place", [below_a_file, not_writable, a_bucket_that_is_missing])
 def test_numbers_and_the_end_arrive_and_files_are_set_aside(  # noqa: F811
     root, bucket, capfd, monkeypatch, place

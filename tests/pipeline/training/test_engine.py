@@ -182,6 +182,7 @@ def test_without_deepspeed_zero_is_refused_before_a_worker_starts(monkeypatch, s
     assert not (tmp_path / "run").exists()
 
 
+# Row 65
 @pytest.mark.parametrize(
     "left",
     [

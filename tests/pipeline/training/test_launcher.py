@@ -116,6 +116,7 @@ def test_a_stop_at_any_moment_of_the_start_loses_nothing_and_is_no_failure(
 NOHUP = "trap '' HUP; "  # as `nohup` does, which also redirects what would go to a terminal
 
 
+# Row 52
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "hang_up", "status"),

@@ -167,6 +167,7 @@ def test_a_resume_does_not_need_the_weights_at_init(small_set, tmp_path):
         preflight(replace(config, run=str(tmp_path / "new")), 1)
 
 
+# Row 64
 def test_a_missing_registered_model_or_one_of_another_network_is_refused(root, refusal, tmp_path):
     given = f"root={root}"
     assert "no registered model 'nope'" in refusal("init=models:/nope", given)

@@ -204,6 +204,7 @@ def test_a_file_of_an_earlier_version_is_still_read(begun):
     assert begun("train", "objective=msanet_vgg")[0] is None
 
 
+# Row 48
 @pytest.mark.parametrize("cluster", [SLURM, ("cluster=local", "cluster.code=image")])
 def test_a_job_on_this_disk_reads_the_submitters_cache(
     begun, cached, tmp_path, monkeypatch, cluster
@@ -219,6 +220,7 @@ def test_a_job_on_this_disk_reads_the_submitters_cache(
     assert f"weights: {tmp_path}/cache/lacuna/weights\n" in config.read_text()
 
 
+# Row 48
 @pytest.mark.s3
 @pytest.mark.parametrize("more", [(), ("smoke=true",), ("seed=0,1",)])
 def test_a_job_brings_the_files_to_pods_with_an_empty_cache(
@@ -253,6 +255,7 @@ def test_a_refused_submission_leaves_no_weights_in_the_bucket(bucket, small_set,
     assert not left
 
 
+# Row 48
 @pytest.mark.parametrize("scheduled", ["slurm", "local"])
 @pytest.mark.parametrize("name", ["XDG_CACHE_HOME", "AWS_REGION", "MLFLOW_TRACKING_URI"])
 def test_a_job_gets_what_it_needs_to_reach_cache_store_and_server(monkeypatch, scheduled, name):

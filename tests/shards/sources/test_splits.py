@@ -22,6 +22,7 @@ SPLIT = {
     "photos/train/1.jpg photos/val/2.jpg": "train val",
     "a/b/train/train_station/1.jpg a/b/val/2.jpg": "train val",
     "train/1.jpg val/2.jpg train_masks/3.jpg": "train val",
+    "train/test_1.jpg train/train_2.jpg val/val_3.jpg": "train train val",
     "train_0/1.jpg train_1/2.jpg val/3.jpg": "train train val",
     "train/1.jpg": "train",
 }
@@ -36,6 +37,9 @@ REFUSED = {
     "data_large/1.jpg val_large/2.jpg": "has val_large/ but no train/",
     "photos/val/1.jpg": "has val/ but no train/",
     "bottle/train/1.jpg bottle/test/2.jpg cable/train/3.jpg": "bottle/test/, bottle/train/",
+    "train_0.jpg val_0.jpg": "train_0.jpg, val_0.jpg",
+    "a/b/train_0.jpg a/b/train_1.png a/b/TEST-1.jpg c/2.jpg": "TEST-1.jpg, train_0.jpg",
+    "1.jpg COCO_train2014_2.jpg COCO_val2014_3.jpg": "COCO_train2014_2.jpg, COCO_val2014_3.jpg",
     "images/train2017/1.jpg images/val2017/2.jpg more/3.jpg": "images/train2017/, images/val2017/",
 }
 PACKED = {
@@ -52,7 +56,9 @@ CLASSES = [
     "test_tube/1.jpg beaker/2.jpg",
     "trainer/1.jpg trains/2.jpg evaluator/3.jpg validity/4.jpg",
     "vehicles/train/1.jpg vehicles/bus/2.jpg animals/cat/3.jpg",
-    "1.jpg train_7.jpg val_8.jpg",
+    "1.jpg 2.jpg train_7.jpg val_8.jpg",
+    "train_station_1.jpg beach_2.jpg valley_3.jpg driving_test_4.jpg",
+    "a/train_1.jpg a/train_2.jpg b/train_3.jpg",
 ]
 
 
@@ -80,11 +86,13 @@ def splits_of(place: Path) -> Counter[str]:
     return Counter(entry.split for entry in source("folder").entries(place, 0.0))
 
 
+# Row 2
 @pytest.mark.parametrize("names", SPLIT)
 def test_folders_that_differ_in_the_split_alone_are_read(laid_out, names: str) -> None:
     assert splits_of(laid_out(names)) == Counter(SPLIT[names].split())
 
 
+# Row 2
 @pytest.mark.parametrize("names", REFUSED)
 def test_folders_whose_split_is_unclear_are_refused_by_name(laid_out, names: str) -> None:
     place = laid_out(names)
@@ -94,6 +102,7 @@ def test_folders_whose_split_is_unclear_are_refused_by_name(laid_out, names: str
     assert str(place) in str(error.value) and "\n" not in str(error.value)
 
 
+# Row 2
 @pytest.mark.parametrize("names", PACKED)
 def test_splits_that_are_still_packed_are_refused_by_name(tmp_path: Path, names: str) -> None:
     for name in names.split():
@@ -108,6 +117,7 @@ def test_classes_whose_names_begin_as_a_split_are_classes(laid_out, names: str) 
     assert splits_of(laid_out(names)) == {"train": len(names.split())}
 
 
+# Row 2
 def test_what_is_not_taken_and_what_a_folder_was_read_as_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -185,6 +195,7 @@ WITHOUT_VAL = {
 }
 
 
+# Row 12
 @pytest.mark.parametrize("layout", WITHOUT_VAL)
 def test_whatever_has_no_val_is_held_out_from(tmp_path: Path, layout: str) -> None:
     """Training without val advises `data.holdout=`: it must have an effect in every layout."""
