@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.comparison import papers
 from pipeline.comparison.collect import Evaluation
 from pipeline.comparison.table import SAME_PAIRS, Cell, Row
-from pipeline.evaluation import metrics, results
+from pipeline.evaluation import intervals, results
 from shards.masks import NAMES as IRREGULAR
 
 MEAN = "mean6"
@@ -104,7 +104,7 @@ def our_row(
 ) -> Row:
     """Return one row of ours: a run with its intervals, or several seeds with their spread."""
     facts = group.facts
-    summaries = [results.summarize(e.table, e.facts["ssim"]) for e in group.members]
+    summaries = [results.summarize(e.table, e.facts) for e in group.members]
     same = reference is not None and facts["pairs_digest"] == reference.facts["pairs_digest"]
     status = SAME_PAIRS if same else "other pairs than the reference row"
     cells, empty = {}, []
@@ -149,7 +149,7 @@ def _origin(facts: Mapping[str, Any]) -> str:
 
 def overall(group: Group) -> NDArray[np.float64]:
     """Return the PSNR of each image (mean of its six irregular holes) or pair, mean over seeds."""
-    values = [results.per_image_or_pair(e.table) for e in group.members]
+    values = [results.per_image(e.table) for e in group.members]
     return np.asarray(np.mean(values, 0), np.float64)
 
 
@@ -158,9 +158,9 @@ def _against(group: Group, reference: Group | None) -> str:
         return ""
     if group.facts["pairs_digest"] != reference.facts["pairs_digest"]:
         return "other pairs"
-    test = metrics.paired_bootstrap(overall(group), overall(reference))
+    test = intervals.paired_bootstrap(overall(group), overall(reference))
     low, high = test["ci"]
-    if len(overall(group)) < metrics.FEWEST:
+    if len(overall(group)) < intervals.FEWEST:
         return f"{test['difference']:+.3f} (too few images)"
     verdict = "worse" if high < 0 else "better" if low > 0 else "undecided"
     return f"{test['difference']:+.3f} [{low:+.3f}, {high:+.3f}] {verdict}"

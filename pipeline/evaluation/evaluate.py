@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pipeline.common.environment import count
 from pipeline.config.groups import RETIRED
 from pipeline.config.resolve import to_yaml
 from pipeline.config.schema import EvaluateConfig
-from pipeline.evaluation import metrics, pair_images, partial_results, results
+from pipeline.evaluation import learned, metrics, pair_images, partial_results, results, sets
 from pipeline.evaluation.pairs import Pairs, pairs_of
 from pipeline.evaluation.scoring import Predict, predictor, score
 from pipeline.inference import sources
@@ -53,6 +54,7 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
     "pairs_digest", "parquet", …}`; with `export=` alone `{"exported", "out", "pairs_digest"}`; None
     where rank 0 runs on another machine.
     """
+    metrics.selected(config.metrics)
     if "RANK" in os.environ:
         return _work(config, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     from pipeline.launch.topology import place, visible_gpus
@@ -97,7 +99,10 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
         if not (config.checkpoint or config.model or config.predictions):
             return {"exported": len(pairs), "out": config.export, "pairs_digest": pairs.digest}
     predict, model_facts = _load_model(config, pairs, device)
-    facts = {**facts, **model_facts, "name": config.name or model_facts["name"]}
+    chosen, metric_facts = chosen_metrics(config.metrics, device)
+    facts = {**facts, **metric_facts, **model_facts, "name": config.name or model_facts["name"]}
+    of_sets = [m for m in chosen if m.of_sets]
+    largest = any(len(pairs) >= m.least for m in of_sets)  # whether any needs features
     url = config.out or results.default_url(facts)
 
     # Parts depend on everything but the name that is printed.
@@ -110,13 +115,27 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
     for number in range(rank, len(groups), world_size):
         part = partial_results.part_url(parts, number)
         if not store.exists(part):
-            table = score(predict, pairs, groups[number], config.batch, device)
+            recorder = sets.Recorder(of_sets[0].loaded(device)) if largest else None
+            table = score(
+                *(predict, pairs, groups[number], config.batch, device),
+                chosen=[m.name for m in chosen],
+                record=recorder,
+            )
+            if recorder is not None:
+                recorder.save(features_url(part))
             results.save(part, table, {})
         show_progress(min(len(pairs), (number + 1) * BATCHES_PER_PART * config.batch))
     if rank:
         return {"rank": rank, "pairs": len(pairs)}
 
     table = results.merge(partial_results.collect(parts, len(groups)), len(pairs))
+    if of_sets:
+        buckets = table["bucket"].to_pylist()
+        with tempfile.TemporaryDirectory() as scratch:
+            urls = [features_url(partial_results.part_url(parts, n)) for n in range(len(groups))]
+            joined = sets.join(urls, buckets, f"{scratch}/features.npy") if largest else None
+            facts["sets"], notes = sets.estimate(joined, buckets, of_sets)
+        facts["notes"] = {**facts["notes"], **notes}
     equal = sum(psnr >= metrics.PSNR_CAP for psnr in table["psnr"].to_pylist())
     if config.predictions and equal:
         console.say(
@@ -127,13 +146,34 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
     samples = pair_images.fill_samples(predict, pairs, config.pictures)
     samples_url = pair_images.save(url, samples)
     store.remove(parts, recursive=True)
-    summary = results.summarize(table, facts["ssim"])
+    summary = results.summarize(table, facts)
     result = {**facts, **summary, "parquet": url, "pictures": samples_url}
     if config.features is not None:
         result["features"] = _draw_features(config, pairs)
     if "run" in facts:
         _record_in_run(config, result)
     return result
+
+
+def chosen_metrics(
+    names: Sequence[str], device: torch.device
+) -> tuple[list[metrics.Metric], dict[str, Any]]:
+    """Return the metrics of `metrics=` whose weights are here, and the facts about all of them."""
+    asked, usable, notes = metrics.selected(names), [], {}
+    hashes: dict[str, str] = {}
+    for metric in asked:
+        try:
+            metric.loaded(device)
+            hashes |= learned.hashes(metric.needs)
+            usable.append(metric)
+        except ValueError as error:
+            notes[metric.name] = f"empty: {error}"
+    facts = {"metrics": [m.name for m in asked], "metric_weights": hashes, "notes": notes}
+    return usable, facts if asked else {}
+
+
+def features_url(part: str) -> str:
+    return part.replace(".parquet", ".npy")
 
 
 def make_cuda_deterministic() -> None:
@@ -170,8 +210,9 @@ def _record_in_run(config: EvaluateConfig, result: dict[str, Any]) -> None:
         return
     prefix, rows = f"eval/{result['protocol']}", dict(result["buckets"])
     values = {f"{prefix}/psnr {name}": row["psnr"] for name, row in rows.items()}
-    overall = result["mean6"] or next(iter(rows.values()))
-    values |= {f"{prefix}/{k}": overall[k] for k in metrics.printed_metrics() if k in overall}
+    overall = result["all"] | (result["mean6"] or next(iter(rows.values())))
+    printed = metrics.printed_metrics(chosen=result.get("metrics", ()))
+    values |= {f"{prefix}/{k}": overall[k] for k in printed if k in overall}
     files = [result["parquet"], result["pictures"], *result.get("features", [])]
     record(result["run"], values, result["images_seen"], files)
 

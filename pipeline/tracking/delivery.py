@@ -26,7 +26,7 @@ from pipeline.tracking.client import experiment_id, recorded_run
 from pipeline.tracking.spool import Event, Unsent, discard
 from shards import store
 
-LOWER_IS_BETTER = ("l1", "l2", "mae", "loss", "lpips", "fid")
+LOWER_IS_BETTER = ("l1", "l2", "mae", "loss", "lpips", "dists", "fid", "kid")
 UID = "lacuna.uid"
 PARENT = "mlflow.parentRunId"
 HEARTBEAT = "lacuna.heartbeat"

@@ -76,5 +76,5 @@ def test_a_table_written_before_a_metric_was_added_is_still_read(tmp_path, monke
 
 
 def test_the_direction_of_a_metric_is_that_of_the_search_for_the_best_run():
-    for metric in (*metrics.METRICS, TOY):
+    for metric in (*metrics.METRICS, *metrics.SET_METRICS, TOY):
         assert lower_is_better(f"val/{metric.key}") == (metric.direction < 0), metric.name
