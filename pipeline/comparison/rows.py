@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from pipeline.comparison import papers
 from pipeline.comparison.collect import Evaluation
 from pipeline.comparison.table import SAME_PAIRS, Cell, Row
-from pipeline.evaluation import intervals, results
+from pipeline.evaluation import intervals, receipts, results, sets
 from shards.masks import NAMES as IRREGULAR
 
 MEAN = "mean6"
+ALL = sets.ALL
 
 
 @dataclass
@@ -105,28 +106,28 @@ def our_row(
     """Return one row of ours: a run with its intervals, or several seeds with their spread."""
     facts = group.facts
     summaries = [results.summarize(e.table, e.facts) for e in group.members]
-    same = reference is not None and facts["pairs_digest"] == reference.facts["pairs_digest"]
-    status = SAME_PAIRS if same else "other pairs than the reference row"
+    proofs = {m: receipts.receipt(facts, m) for m in measured}
     cells, empty = {}, []
     for column in columns:
-        means = [s["mean6"] if column == MEAN else s["buckets"].get(column) for s in summaries]
+        means = [{**s["buckets"], MEAN: s["mean6"], ALL: s["all"]}.get(column) for s in summaries]
         measures = [row for row in means if row]
         if not measures:
             empty.append(column)
         for metric in measured:
             values = [row[metric] for row in measures if metric in row]
+            status = _status(proofs[metric], reference, metric)
             if len(values) > 1:
                 std = float(np.std(values, ddof=1))
                 cells[column, metric] = Cell(float(np.mean(values)), status, std=std, n=len(values))
             elif values:
-                interval = measures[0]["psnr_ci"] if metric == "psnr" else None
-                low, high = interval or (None, None)
+                low, high = measures[0].get(f"{metric}_ci") or (None, None)
                 cells[column, metric] = Cell(values[0], status, low, high, n=measures[0]["n"])
     where = f"{facts['dataset_name']} {facts['split']}, {facts['pairs']} pairs"
     provenance = f"{_origin(facts)} on {where}"
     if len(group.members) > 1:
         provenance += f", seeds {', '.join(str(e.facts.get('seed')) for e in group.members)}"
     row = Row(group.label, "ours", cells, provenance, block, _against(group, reference))
+    row.receipts = {m: proofs[m] for m in dict.fromkeys(m for _, m in cells)}
     if empty and facts.get("run"):
         row.missing = (
             f"{', '.join(empty)}: python -m pipeline evaluate checkpoint={facts['run']} "
@@ -134,6 +135,14 @@ def our_row(
             f"split={facts['split']}"
         )
     return row
+
+
+def _status(proof: Mapping[str, Any], reference: Group | None, metric: str) -> str:
+    """Say whether a number has the receipt of the reference row, or in which part it differs."""
+    if reference is None:
+        return "no reference row"
+    parts = receipts.differences(receipts.receipt(reference.facts, metric), proof)
+    return f"other {', '.join(parts)} than the reference row" if parts else SAME_PAIRS
 
 
 def _origin(facts: Mapping[str, Any]) -> str:

@@ -109,6 +109,7 @@ class EvaluateConfig:
     checkpoint: str | None = reads(None, "a run or one of its checkpoints")
     model: str | None = may_read(None, "registered model, archive, or mean_colour, telea")
     predictions: str | None = reads(None, "folder of KEY.png to score instead of a model")
+    verify: str | None = reads(None, "Parquet of an evaluation to repeat and compare")
     export: str | None = writes(None, "folder to write the pairs into: KEY.png, KEY_mask.png")
     data: groups.EvaluationData = field(default_factory=groups.EvaluationData)
     masks: groups.EvaluationMasks = field(default_factory=groups.EvaluationMasks)

@@ -18,14 +18,24 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+import pipeline
 from pipeline.common import console
 from pipeline.common.environment import count
 from pipeline.config.groups import RETIRED
 from pipeline.config.resolve import to_yaml
 from pipeline.config.schema import EvaluateConfig
-from pipeline.evaluation import learned, metrics, pair_images, partial_results, results, sets
+from pipeline.evaluation import (
+    learned,
+    metrics,
+    pair_images,
+    partial_results,
+    receipts,
+    results,
+    sets,
+)
 from pipeline.evaluation.pairs import Pairs, pairs_of
 from pipeline.evaluation.scoring import Predict, predictor, score
+from pipeline.evaluation.verify import reproducible, verify
 from pipeline.inference import sources
 from pipeline.runs.folder import saved_config
 from pipeline.runs.identity import FIXED_AT_START, MAY_CHANGE
@@ -52,8 +62,10 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
 
     Returns `{"protocol", "weights", "pairs", "buckets", "mean6", "name", "dataset",
     "pairs_digest", "parquet", …}`; with `export=` alone `{"exported", "out", "pairs_digest"}`; None
-    where rank 0 runs on another machine.
+    where rank 0 runs on another machine. With `verify=`: `{"verified", "differences"}`.
     """
+    if config.verify is not None:
+        return verify(config.verify, main)
     metrics.selected(config.metrics)
     if "RANK" in os.environ:
         return _work(config, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
@@ -100,7 +112,13 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
             return {"exported": len(pairs), "out": config.export, "pairs_digest": pairs.digest}
     predict, model_facts = _load_model(config, pairs, device)
     chosen, metric_facts = chosen_metrics(config.metrics, device)
-    facts = {**facts, **metric_facts, **model_facts, "name": config.name or model_facts["name"]}
+    facts = {
+        **facts,
+        "code": pipeline.__version__,
+        **metric_facts,
+        **model_facts,
+        "name": config.name or model_facts["name"],
+    }
     of_sets = [m for m in chosen if m.of_sets]
     largest = any(len(pairs) >= m.least for m in of_sets)  # whether any needs features
     url = config.out or results.default_url(facts)
@@ -142,12 +160,14 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
             f"warning: {equal} of {len(pairs)} predictions are the original images: predictions= "
             "takes a folder of filled images, not the one that export= wrote"
         )
-    results.save(url, table, facts)
+    results.save(url, table, {**facts, "config": reproducible(config)})
     samples = pair_images.fill_samples(predict, pairs, config.pictures)
     samples_url = pair_images.save(url, samples)
     store.remove(parts, recursive=True)
     summary = results.summarize(table, facts)
+    printed = metrics.printed_metrics(facts["ssim"], facts.get("metrics", ()))
     result = {**facts, **summary, "parquet": url, "pictures": samples_url}
+    result["receipts"] = {key: receipts.receipt(facts, key) for key in printed}
     if config.features is not None:
         result["features"] = _draw_features(config, pairs)
     if "run" in facts:
@@ -190,6 +210,9 @@ def make_cuda_deterministic() -> None:
 
 def dry_run(config: EvaluateConfig) -> str:
     """Say what would be scored and written, after checking the inputs."""
+    if config.verify is not None:
+        return f"would repeat the evaluation {config.verify} and compare"
+    metrics.selected(config.metrics)
     pairs, facts = pairs_of(config)
     source = config.predictions or config.model or config.checkpoint
     lines = [f"would write {len(pairs)} pairs into {config.export}"] if config.export else []
@@ -231,6 +254,8 @@ def _draw_features(config: EvaluateConfig, pairs: Pairs) -> list[str]:
 
 def show(result: dict[str, Any]) -> str:
     """Format the result for a terminal."""
+    if "verified" in result:
+        return "\n".join([f"{result['verified']}:", *(result["differences"] or ["equal"])])
     if "buckets" not in result:
         return f"{result['exported']} pairs in {result['out']}"
     title = f"{result['name']} · {result['protocol']} · {result['dataset_name']} · {result['ssim']}"
