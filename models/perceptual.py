@@ -42,33 +42,32 @@ def _alexnet_convolutions(stride: int) -> list[nn.Conv2d]:
     return [nn.Conv2d(3, 64, 11, stride, 2), nn.Conv2d(64, 192, 5, padding=2), *rest]
 
 
-class Blur(nn.Module):
-    """Halve the size after a 3×3 binomial blur; pads two pixels by reflection."""
+class Smooth(nn.Module):
+    """Weighted mean of each 3×3 window, at every second pixel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        taps = torch.tensor([0.25, 0.5, 0.25])
+        taps = torch.tensor([0.25, 0.5, 0.25])  # binomial, which is Hann's window of five, too
         kernel = torch.outer(taps, taps).expand(channels, 1, 3, 3)
         self.register_buffer("kernel", kernel.clone(), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = functional.pad(x, (2, 2, 2, 2), "reflect")
-        return functional.conv2d(x, self.kernel, stride=2, groups=len(self.kernel))  # type: ignore[arg-type]
+    def mean(self, x: Tensor, padding: int) -> Tensor:
+        kernel = self.get_buffer("kernel")
+        return functional.conv2d(x, kernel, None, 2, padding, groups=len(kernel))
 
 
-class L2Pool(nn.Module):
-    """Root of the Hann-weighted mean of squares, at half the size."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        taps = torch.hann_window(5, periodic=False)[1:-1]
-        kernel = torch.outer(taps, taps)
-        kernel = (kernel / kernel.sum()).expand(channels, 1, 3, 3)
-        self.register_buffer("kernel", kernel.clone(), persistent=False)
+class Blur(Smooth):
+    """Of ST-LPIPS; pads two pixels by reflection."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = functional.conv2d(x**2, self.kernel, None, 2, 1, groups=len(self.kernel))  # type: ignore[arg-type]
-        return (x + 1e-12).sqrt()
+        return self.mean(functional.pad(x, (2, 2, 2, 2), "reflect"), 0)
+
+
+class L2Pool(Smooth):
+    """Of DISTS: root of the mean of squares."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.mean(x**2, 1) + 1e-12).sqrt()
 
 
 class _Distance(nn.Module):
@@ -94,7 +93,7 @@ class _Distance(nn.Module):
         for i, layer in enumerate(self.features):
             x = layer(x)
             if i in self.taps:
-                found.append((x[: len(a)].clone(), x[len(a) :].clone()))
+                found.append((x[: len(a)], x[len(a) :]))
         return found
 
 

