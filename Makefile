@@ -50,4 +50,6 @@ $(READY): pyproject.toml constraints.txt
 	@{ echo "$(TORCH)"; grep -v '^torch==' constraints.txt; } > $(VENV)/constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	DS_BUILD_OPS=0 $(PY) -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e ".[deepspeed,dev]"
+	@# References of metrics in tests, without torchvision, whose build does not fit a CPU torch.
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -c $(VENV)/constraints.txt lpips torch-fidelity
 	@touch $(READY)

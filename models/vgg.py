@@ -13,18 +13,21 @@ import torch
 from torch import Tensor, nn
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB in [0, 1]
-WIDTHS = ((64, 64), (128, 128), (256, 256, 256))  # up to pool3
+WIDTHS = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
 SMALLEST = 8
 
 
 class VGG16Features(nn.Module):
-    """N×3×H×W float in [0, 1], H and W at least 8 → the maps after pool1, pool2 and pool3."""
+    """N×3×H×W float in [0, 1], H and W at least 8 → the maps after pool1, pool2 and pool3.
 
-    def __init__(self, normalize: bool = True) -> None:
+    blocks: up to which pool there are layers; perceptual distances take all five.
+    """
+
+    def __init__(self, normalize: bool = True, blocks: int = 3) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
-        for widths in WIDTHS:
+        for widths in WIDTHS[:blocks]:
             for out in widths:
                 layers += [nn.Conv2d(channels, out, 3, padding=1), nn.ReLU(inplace=True)]
                 channels = out

@@ -141,11 +141,12 @@ def cache() -> Check:
 
 
 def weights() -> Check:
-    from pipeline.training.weights import PUBLISHED, cached
+    from pipeline.config.schema import TRAINING_WEIGHTS
+    from pipeline.training.weights import cached
 
-    missing = [name for name in PUBLISHED if not cached(name).exists()]
+    missing = [name for name in TRAINING_WEIGHTS if not cached(name).exists()]
     if not missing:
-        return Check("weights", "ok", f"{', '.join(PUBLISHED)} are cached")
+        return Check("weights", "ok", f"{', '.join(TRAINING_WEIGHTS)} are cached")
     hint = f"python -m pipeline fetch {' '.join(missing)}, on a machine with a network"
     return Check("weights", "note", f"{', '.join(missing)} not cached (MUSICAL needs them)", hint)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.comparison import papers, report
 from pipeline.comparison.collect import Evaluation, collect, digest
-from pipeline.comparison.rows import MEAN, Group, block_rows, fits, our_row, overall
+from pipeline.comparison.rows import ALL, MEAN, Group, block_rows, fits, our_row, overall
 from pipeline.comparison.table import Cell, Row, Table, as_csv, as_markdown, as_text
 from pipeline.config.schema import CompareConfig
 from pipeline.evaluation import metrics
@@ -63,6 +63,7 @@ def group(evaluations: Iterable[Evaluation]) -> list[Group]:
         if evaluation.facts.get("recipe"):
             same = ("recipe", "images_seen", "weights", "protocol", "pairs_digest", "ssim")
             key = tuple(evaluation.facts[name] for name in same)
+            key += tuple(str(evaluation.facts.get(name)) for name in ("metric_weights", "code"))
         by_key.setdefault(key, []).append(evaluation)
     groups = [Group(_label(members), members) for members in by_key.values()]
     uses = Counter(g.label for g in groups)
@@ -120,7 +121,8 @@ def build(
 def _columns(
     printed: Mapping[str, Any] | None, ours: list[Group], mean: bool
 ) -> tuple[list[str], list[str]]:
-    measured = list(metrics.printed_metrics())
+    chosen = {m for g in ours for m in g.facts.get("metrics", ())}
+    measured = list(metrics.printed_metrics(chosen=list(chosen)))
     if printed is not None:
         columns = list(printed["columns"])
         first = printed["blocks"][0]["rows"][0]
@@ -130,6 +132,8 @@ def _columns(
         columns = list(dict.fromkeys(buckets))
     if mean and set(IRREGULAR) <= set(columns):
         columns.append(MEAN)
+    if mean and any(metrics.record(m).of_sets for m in measured):
+        columns.append(ALL)
     return columns, measured
 
 

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from pipeline.comparison import papers
 from pipeline.comparison.collect import Evaluation
 from pipeline.comparison.table import SAME_PAIRS, Cell, Row
-from pipeline.evaluation import metrics, results
+from pipeline.evaluation import intervals, receipts, results, sets
 from shards.masks import NAMES as IRREGULAR
 
 MEAN = "mean6"
+ALL = sets.ALL
 
 
 @dataclass
@@ -104,23 +105,22 @@ def our_row(
 ) -> Row:
     """Return one row of ours: a run with its intervals, or several seeds with their spread."""
     facts = group.facts
-    summaries = [results.summarize(e.table, e.facts["ssim"]) for e in group.members]
-    same = reference is not None and facts["pairs_digest"] == reference.facts["pairs_digest"]
-    status = SAME_PAIRS if same else "other pairs than the reference row"
+    summaries = [results.summarize(e.table, e.facts) for e in group.members]
+    proofs = {m: receipts.receipt(facts, m) for m in measured}
     cells, empty = {}, []
     for column in columns:
-        means = [s["mean6"] if column == MEAN else s["buckets"].get(column) for s in summaries]
+        means = [{**s["buckets"], MEAN: s["mean6"], ALL: s["all"]}.get(column) for s in summaries]
         measures = [row for row in means if row]
         if not measures:
             empty.append(column)
         for metric in measured:
             values = [row[metric] for row in measures if metric in row]
+            status = _status(proofs[metric], reference, metric)
             if len(values) > 1:
                 std = float(np.std(values, ddof=1))
                 cells[column, metric] = Cell(float(np.mean(values)), status, std=std, n=len(values))
             elif values:
-                interval = measures[0]["psnr_ci"] if metric == "psnr" else None
-                low, high = interval or (None, None)
+                low, high = measures[0].get(f"{metric}_ci") or (None, None)
                 cells[column, metric] = Cell(values[0], status, low, high, n=measures[0]["n"])
     source = f" ({facts['archive']})" if facts.get("archive") else ""
     where = f"{facts['dataset_name']} {facts['split']}{source}, {facts['pairs']} pairs"
@@ -130,6 +130,7 @@ def our_row(
     elif warning := results.warning(group.members[0].table, facts):
         provenance += f"; {warning}"
     row = Row(group.label, "ours", cells, provenance, block, _against(group, reference))
+    row.receipts = {m: proofs[m] for m in dict.fromkeys(m for _, m in cells)}
     if empty and facts.get("run"):
         row.missing = (
             f"{', '.join(empty)}: python -m pipeline evaluate checkpoint={facts['run']} "
@@ -137,6 +138,14 @@ def our_row(
             f"split={facts['split']}"
         )
     return row
+
+
+def _status(proof: Mapping[str, Any], reference: Group | None, metric: str) -> str:
+    """Say whether a number has the receipt of the reference row, or in which part it differs."""
+    if reference is None:
+        return "no reference row"
+    parts = receipts.differences(receipts.receipt(reference.facts, metric), proof)
+    return f"other {', '.join(parts)} than the reference row" if parts else SAME_PAIRS
 
 
 def _origin(facts: Mapping[str, Any]) -> str:
@@ -152,7 +161,7 @@ def _origin(facts: Mapping[str, Any]) -> str:
 
 def overall(group: Group) -> NDArray[np.float64]:
     """Return the PSNR of each image (mean of its six irregular holes) or pair, mean over seeds."""
-    values = [results.per_image_or_pair(e.table) for e in group.members]
+    values = [results.per_image(e.table) for e in group.members]
     return np.asarray(np.mean(values, 0), np.float64)
 
 
@@ -161,9 +170,9 @@ def _against(group: Group, reference: Group | None) -> str:
         return ""
     if group.facts["pairs_digest"] != reference.facts["pairs_digest"]:
         return "other pairs"
-    test = metrics.paired_bootstrap(overall(group), overall(reference))
+    test = intervals.paired_bootstrap(overall(group), overall(reference))
     low, high = test["ci"]
-    if len(overall(group)) < metrics.FEWEST:
+    if len(overall(group)) < intervals.FEWEST:
         return f"{test['difference']:+.3f} (too few images)"
     verdict = "worse" if high < 0 else "better" if low > 0 else "undecided"
     return f"{test['difference']:+.3f} [{low:+.3f}, {high:+.3f}] {verdict}"

@@ -4,11 +4,11 @@ import csv
 import io
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pipeline.common import console
-from pipeline.evaluation import metrics
+from pipeline.evaluation import metrics, receipts
 
 SAME_PAIRS = "same pairs"  # the status that needs no footnote
 
@@ -17,7 +17,7 @@ def describe(metric: str) -> tuple[str, int, int]:
     """Return heading, decimals and direction (0: not ranked) of a metric or of `weights`."""
     if metric == "weights":
         return "weights", 0, 0
-    record = metrics.printed_metrics()[metric]
+    record = metrics.record(metric)
     return record.heading, record.digits, record.direction
 
 
@@ -42,6 +42,7 @@ class Row:
     block: str = ""
     against: str = ""  # the paired difference to the reference row
     missing: str = ""  # the command that would fill the row's empty cells
+    receipts: dict[str, dict[str, Any]] = field(default_factory=dict)  # of each metric
 
     def numbers(self) -> list[dict[str, Any]]:
         """Return a record of each cell, as JSON and CSV show it."""
@@ -67,13 +68,38 @@ class Table:
         """Return (label, provenance) of the rows that have one."""
         return list(dict.fromkeys((r.label, r.provenance) for r in self.rows if r.provenance))
 
+    def receipts(self) -> list[tuple[str, str]]:
+        """Return (row and metric, receipt) of every number of ours."""
+        return [
+            (f"{row.label}, {describe(metric)[0]}", receipts.as_text(parts))
+            for row in self.rows
+            for metric, parts in row.receipts.items()
+        ]
+
     def missing(self) -> list[tuple[str, str]]:
         """Return (label, command) of the rows with empty cells that a command would fill."""
         return [(row.label, row.missing) for row in self.rows if row.missing]
 
     def rows_with(self, metric: str) -> list[Row]:
-        """Return the rows that have a number of this metric, or no number at all."""
-        return [r for r in self.rows if not r.cells or any(m == metric for _, m in r.cells)]
+        """Return the rows that have a number of this metric, or no number at all.
+
+        A block holds one receipt: rows with another follow in a block that names what differs.
+        """
+        rows = [r for r in self.rows if not r.cells or any(m == metric for _, m in r.cells)]
+        known: dict[str, list[dict[str, Any]]] = {}
+        for row in sorted(rows, key=lambda r: r.label != self.reference):
+            if metric in row.receipts and row.receipts[metric] not in known.get(row.block, []):
+                known.setdefault(row.block, []).append(row.receipts[metric])
+        shown = []
+        for row in rows:
+            number = known[row.block].index(row.receipts[metric]) if metric in row.receipts else 0
+            if number:
+                parts = receipts.differences(known[row.block][0], row.receipts[metric])
+                text = f"other {', '.join(parts)}" + (f" ({number})" if number > 1 else "")
+                row = replace(row, block=" · ".join(filter(None, [row.block, text])))
+            shown.append(row)
+        blocks = list(dict.fromkeys(row.block for row in shown))
+        return sorted(shown, key=lambda row: blocks.index(row.block))
 
     def is_best(self, row: Row, column: str, metric: str) -> bool:
         """Return whether the row holds the best of our values on the same pairs.

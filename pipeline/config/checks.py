@@ -100,10 +100,13 @@ def _masks(masks: groups.MasksConfig) -> None:
 
 def evaluate(config: schema.EvaluateConfig) -> None:
     """Check that one thing is to be scored, on a given set, and that nothing is overwritten."""
-    names = [n for n in ("checkpoint", "model", "predictions") if getattr(config, n) is not None]
+    kinds = ("checkpoint", "model", "predictions", "verify")
+    names = [name for name in kinds if getattr(config, name) is not None]
     if len(names) > 1 or not names and config.export is None:
         given = f"{' and '.join(f'{n}=' for n in names)} are given" if names else "nothing to score"
-        raise ConfigError(f"{given}: give one of checkpoint=, model=, predictions=")
+        raise ConfigError(f"{given}: give one of checkpoint=, model=, predictions=, verify=")
+    if config.verify is not None:
+        return  # all else is in the file
     if config.data.url is None:
         raise ConfigError("data.url= is missing: the sharded set that holds the images")
     if config.features is not None and config.checkpoint is None:

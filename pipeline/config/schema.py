@@ -60,7 +60,11 @@ class MakeMasksConfig:
 
 
 CACHE, RANDOM = "cache", "random"  # values of `train weights=`
-WEIGHTS = ("vgg16", "densenet121")  # published weights
+TRAINING_WEIGHTS = ("vgg16", "densenet121")  # published weights: of objectives, and of metrics
+WEIGHTS = (
+    *TRAINING_WEIGHTS,
+    *("alexnet", "lpips_vgg", "lpips_alex", "dists", "stlpips", "inception"),
+)
 TABLES = (*map(str, range(1, 7)), *(f"musical/{n}" for n in (1, 2, 3)))
 
 
@@ -105,6 +109,7 @@ class EvaluateConfig:
     checkpoint: str | None = reads(None, "a run or one of its checkpoints")
     model: str | None = may_read(None, "registered model, archive, or mean_color, telea")
     predictions: str | None = reads(None, "folder of KEY.png to score instead of a model")
+    verify: str | None = reads(None, "Parquet of an evaluation to repeat and compare")
     export: str | None = writes(None, "folder to write the pairs into: KEY.png, KEY_mask.png")
     data: groups.EvaluationData = field(default_factory=groups.EvaluationData)
     masks: groups.EvaluationMasks = field(default_factory=groups.EvaluationMasks)
@@ -115,6 +120,7 @@ class EvaluateConfig:
     limit: int | None = key(None, "pairs per bucket; null: all", least=1)
     out: str | None = writes(None, "Parquet of per-image scores; null: in the run's folder")
     processes: str = key("auto", "processes on this machine; auto: one per GPU, else 1")
+    metrics: list[str] = key([], "beyond PSNR, SSIM and L1: lpips_vgg, fid, … (docs/metrics.md)")
     images: int = key(12, "pairs whose images are kept for reports", least=0)
     features: str | None = writes(None, "folder for MSA-Net's feature maps (figures 3, 5, 7, 9)")
     name: str | None = key(None, "name of the result in tables")
@@ -219,7 +225,7 @@ class BenchConfig:
 
 @dataclass
 class FetchConfig:
-    names: list[str] = key([], "weights to download; empty: all", WEIGHTS)
+    names: list[str] = key([], "weights to download; empty: those that training needs", WEIGHTS)
     source: str | None = reads(None, "a file, folder or URL instead of the publisher's")
     sha256: str | None = key(None, "SHA-256 of the file at source=")
 

@@ -10,18 +10,29 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
+import pipeline
 from pipeline.common import console
 from pipeline.common.environment import count
 from pipeline.config.groups import FORMER, RETIRED
 from pipeline.config.schema import EvaluateConfig
-from pipeline.evaluation import metrics, pair_images, partial_results, results
+from pipeline.evaluation import (
+    learned,
+    metrics,
+    pair_images,
+    partial_results,
+    receipts,
+    results,
+    sets,
+)
 from pipeline.evaluation.pairs import Pairs, pairs_of
 from pipeline.evaluation.scoring import Predict, predictor, score
+from pipeline.evaluation.verify import reproducible, verify
 from pipeline.inference import sources
 from pipeline.runs.folder import saved_config
 from pipeline.runs.identity import FIXED_AT_START, LATER, MAY_CHANGE
@@ -48,8 +59,11 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
 
     Returns `{"protocol", "weights", "pairs", "buckets", "mean6", "name", "dataset",
     "pairs_digest", "parquet", …}`; with `export=` alone `{"exported", "out", "pairs_digest"}`; None
-    where rank 0 runs on another machine.
+    where rank 0 runs on another machine. With `verify=`: `{"verified", "differences"}`.
     """
+    if config.verify is not None:
+        return verify(config.verify, main)
+    metrics.selected(config.metrics)
     if "RANK" in os.environ:
         return _work(config, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     from pipeline.launch.topology import place, visible_gpus
@@ -90,7 +104,16 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
         if not (config.checkpoint or config.model or config.predictions):
             return {"exported": len(pairs), "out": config.export, "pairs_digest": pairs.digest}
     predict, model_facts = _load_model(config, pairs, device)
-    facts = {**facts, **model_facts, "name": config.name or model_facts["name"]}
+    chosen, metric_facts = chosen_metrics(config.metrics, device)
+    facts = {
+        **facts,
+        "code": pipeline.__version__,
+        **metric_facts,
+        **model_facts,
+        "name": config.name or model_facts["name"],
+    }
+    of_sets = [m for m in chosen if m.of_sets]
+    largest = any(len(pairs) >= m.least for m in of_sets)  # whether any needs features
     url = config.out or results.default_url(facts)
 
     # Parts depend on everything but the name that is printed.
@@ -103,27 +126,64 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
     for number in range(rank, len(groups), world_size):
         part = partial_results.part_url(parts, number)
         if not store.exists(part):
-            table = score(predict, pairs, groups[number], config.batch, device)
+            recorder = sets.Recorder(of_sets[0].loaded(device)) if largest else None
+            table = score(
+                *(predict, pairs, groups[number], config.batch, device),
+                chosen=[m.name for m in chosen],
+                record=recorder,
+            )
+            if recorder is not None:
+                recorder.save(features_url(part))
             results.save(part, table, {})
         show_progress(min(len(pairs), (number + 1) * BATCHES_PER_PART * config.batch))
     if rank:
         return {"rank": rank, "pairs": len(pairs)}
 
     table = results.merge(partial_results.collect(parts, len(groups)), len(pairs))
+    if of_sets:
+        buckets = table["bucket"].to_pylist()
+        with tempfile.TemporaryDirectory() as scratch:
+            urls = [features_url(partial_results.part_url(parts, n)) for n in range(len(groups))]
+            joined = sets.join(urls, buckets, f"{scratch}/features.npy") if largest else None
+            facts["sets"], notes = sets.estimate(joined, buckets, of_sets)
+        facts["notes"] = {**facts["notes"], **notes}
     if warning := results.warning(table, facts):
         console.say(warning)
-    results.save(url, table, facts)
+    results.save(url, table, {**facts, "config": reproducible(config)})
     samples = pair_images.fill_samples(predict, pairs, config.images)
     samples_url = pair_images.save(url, samples)
     store.remove(parts, recursive=True)
-    summary = results.summarize(table, facts["ssim"])
+    summary = results.summarize(table, facts)
+    printed = metrics.printed_metrics(facts["ssim"], facts.get("metrics", ()))
     result = {**facts, **summary, "parquet": url, "samples": samples_url, "warning": warning}
     result["pictures"] = samples_url  # its former name, kept for one release
+    result["receipts"] = {key: receipts.receipt(facts, key) for key in printed}
     if config.features is not None:
         result["features"] = _draw_features(config, pairs)
     if "run" in facts:
         _record_in_run(config, result)
     return result
+
+
+def chosen_metrics(
+    names: Sequence[str], device: torch.device
+) -> tuple[list[metrics.Metric], dict[str, Any]]:
+    """Return the metrics of `metrics=` whose weights are here, and the facts about all of them."""
+    asked, usable, notes = metrics.selected(names), [], {}
+    hashes: dict[str, str] = {}
+    for metric in asked:
+        try:
+            metric.loaded(device)
+            hashes |= learned.hashes(metric.needs)
+            usable.append(metric)
+        except ValueError as error:
+            notes[metric.name] = f"empty: {error}"
+    facts = {"metrics": [m.name for m in asked], "metric_weights": hashes, "notes": notes}
+    return usable, facts if asked else {}
+
+
+def features_url(part: str) -> str:
+    return part.replace(".parquet", ".npy")
 
 
 def make_cuda_deterministic() -> None:
@@ -140,6 +200,9 @@ def make_cuda_deterministic() -> None:
 
 def dry_run(config: EvaluateConfig) -> str:
     """Say what would be scored and written, after checking the inputs."""
+    if config.verify is not None:
+        return f"would repeat the evaluation {config.verify} and compare"
+    metrics.selected(config.metrics)
     pairs, facts = pairs_of(config)
     source = config.predictions or config.model or config.checkpoint
     lines = [f"would write {len(pairs)} pairs into {config.export}"] if config.export else []
@@ -160,8 +223,9 @@ def _record_in_run(config: EvaluateConfig, result: dict[str, Any]) -> None:
         return
     prefix, rows = f"eval/{result['protocol']}", dict(result["buckets"])
     values = {f"{prefix}/psnr {name}": row["psnr"] for name, row in rows.items()}
-    overall = result["mean6"] or next(iter(rows.values()))
-    values |= {f"{prefix}/{k}": overall[k] for k in metrics.printed_metrics() if k in overall}
+    overall = result["all"] | (result["mean6"] or next(iter(rows.values())))
+    printed = metrics.printed_metrics(chosen=result.get("metrics", ()))
+    values |= {f"{prefix}/{k}": overall[k] for k in printed if k in overall}
     files = [result["parquet"], result["samples"], *result.get("features", [])]
     record(result["run"], values, result["images_seen"], files)
 
@@ -180,6 +244,8 @@ def _draw_features(config: EvaluateConfig, pairs: Pairs) -> list[str]:
 
 def show(result: dict[str, Any]) -> str:
     """Format the result for a terminal."""
+    if "verified" in result:
+        return "\n".join([f"{result['verified']}:", *(result["differences"] or ["equal"])])
     if "buckets" not in result:
         return f"{result['exported']} pairs in {result['out']}"
     title = f"{result['name']} · {result['protocol']} · {result['dataset_name']} · {result['ssim']}"

@@ -1,7 +1,8 @@
-"""PSNR, SSIM and mean L1 of composites, per image, and bootstrap intervals of their means.
+"""Metrics of composites: one record each, and the functions of PSNR and L1.
 
-Images are uint8 N×H×W×3 RGB: the composite as it would be saved. Each metric is computed per image
-and averaged over images afterwards (not PSNR of a mean error). Published SSIM values follow
+Images are uint8 N×H×W×3 RGB: the composite as it would be saved. A metric of single images is
+computed per image and averaged afterwards (not PSNR of a mean error); one of two sets compares the
+composites with the originals. Published SSIM values follow
 different conventions. The four that occur are named here; each equals scikit-image's
 `structural_similarity` with the options given:
 
@@ -13,21 +14,23 @@ different conventions. The four that occur are named here; each equals scikit-im
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from models import perceptual
+from models.inception import Inception
 from pipeline.config.groups import SSIM_WINDOWS
+from pipeline.evaluation import learned, sets
+from pipeline.evaluation.sets import SetFunction
 
 PSNR_CAP = 100.0  # dB, for identical images
-FEWEST = 5  # images, for an interval or a verdict
 _WEIGHTS = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
 _TAPS = (_WEIGHTS / _WEIGHTS.sum()).astype(np.float32)  # σ = 1.5, cut at 5 (3.5 σ)
 LUMA = (0.2125, 0.7154, 0.0721)  # skimage.color.rgb2gray
@@ -144,22 +147,34 @@ def _mean_torch(x: Tensor, convention: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of one image: how to compute it and how to print it."""
+    """A metric of one image or of two sets: what it is, how to compute it and how to print it."""
 
     name: str  # column of per-image tables
     title: str
     unit: str
     digits: int  # printed decimals
     direction: int  # 1: higher is better; -1: lower is better
-    function: Callable[[Tensor, Tensor, Tensor], Tensor]  # result, image, mask → float64 N
+    function: Callable[[Tensor, Tensor, Tensor], Tensor] | None  # result, image, mask → float64 N
     window: int = 1  # smallest side of an image that it can be computed on
     convention: str = ""  # of several conventions of one metric, the protocol chooses one
     printed: bool = True  # in the tables of results and comparisons
+    range: tuple[float, float] = (0, math.inf)
+    how: str = ""  # its convention, in words
+    network: Callable[[], nn.Module] | None = None
+    needs: tuple[str, ...] = ()  # weights of the network, as `fetch` names them
+    of_sets: SetFunction | None = None  # in place of `function`, for a metric of two sets
+    least: int = 1  # images that it needs
+    unbiased: int = 1  # below so many its estimate is biased
 
     @property
     def key(self) -> str:
         """Name in results, where the protocol's convention is just `ssim`."""
         return self.name.removesuffix(f"_{self.convention}")
+
+    def loaded(self, device: torch.device) -> nn.Module:
+        """Return the network with its weights; ValueError, with what fetches them, without."""
+        assert self.network is not None
+        return learned.loaded(self.network, self.needs, device)
 
     @property
     def heading(self) -> str:
@@ -170,21 +185,83 @@ def _ssim_in(convention: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return lambda result, image, mask: ssim(result, image, convention)
 
 
-# To add a metric, write its function and add a row here.
+def _learned(
+    name: str, title: str, how: str, network: Callable[[], nn.Module], *needs: str
+) -> Metric:
+    function = learned.distance(network, needs)
+    window = perceptual.SMALLEST
+    return Metric(name, title, "", 4, -1, function, window, how=how, network=network, needs=needs)
+
+
+def _psnr(result: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+    return psnr(result, image)
+
+
+def _l1(result: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+    return l1(result, image)
+
+
+RGB = "RGB, range 255"
+IN_PERCENT = (0.0, 100.0)
+# To add a metric, write its function and add a row here. Those without `needs` cost next to nothing
+# and are always computed; `metrics=` asks for the others.
 METRICS: tuple[Metric, ...] = (
-    Metric("psnr", "PSNR", "dB", 3, 1, lambda result, image, mask: psnr(result, image)),
+    Metric("psnr", "PSNR", "dB", 3, 1, _psnr, range=(0, PSNR_CAP), how=f"{RGB}, mean over images"),
     *(
-        Metric(f"ssim_{name}", "SSIM", "", 4, 1, _ssim_in(name), window, name)
-        for name, window in SSIM_WINDOWS.items()
+        Metric(f"ssim_{x}", "SSIM", "", 4, 1, _ssim_in(x), window, x, range=(-1, 1), how=x)
+        for x, window in SSIM_WINDOWS.items()
     ),
-    Metric("l1", "L1", "%", 3, -1, lambda result, image, mask: l1(result, image)),
-    Metric("l1_hole", "L1 of the hole", "%", 3, -1, l1_hole, printed=False),
+    Metric("l1", "L1", "%", 3, -1, _l1, range=IN_PERCENT, how=f"{RGB}, whole image"),
+    Metric("l1_hole", "L1 of the hole", "%", 3, -1, l1_hole, 1, "", False, IN_PERCENT, RGB),
+    _learned("lpips_vgg", "LPIPS (VGG)", "0.1", perceptual.lpips_vgg, "vgg16", "lpips_vgg"),
+    _learned("lpips_alex", "LPIPS (Alex)", "0.1", perceptual.lpips_alex, "alexnet", "lpips_alex"),
+    _learned("dists", "DISTS", "at the evaluated size", perceptual.DISTS, "vgg16", "dists"),
+    _learned("stlpips", "ST-LPIPS", "AlexNet, ST0.0", perceptual.stlpips, "stlpips"),
+)
+_of_sets = functools.partial(
+    Metric,
+    function=None,
+    how="2048 features of Inception 2015-12-05, resized as TensorFlow 1 does",
+    network=Inception,
+    needs=("inception",),
+)
+SET_METRICS: tuple[Metric, ...] = (
+    _of_sets("fid", "FID", "", 3, -1, of_sets=sets.fid, least=2048, unbiased=10_000),
+    _of_sets("kid", "KID", "", 5, -1, of_sets=sets.kid, least=1000, range=(-math.inf, math.inf)),
+    # So few images a linear SVM separates whatever they show.
+    _of_sets("p_ids", "P-IDS", "%", 2, 1, of_sets=sets.ids, least=2048, range=IN_PERCENT),
+    _of_sets("u_ids", "U-IDS", "%", 2, 1, of_sets=sets.ids, least=2048, range=IN_PERCENT),
 )
 
 
-def printed_metrics(convention: str = "gauss11_rgb") -> dict[str, Metric]:
-    """Return the metrics that tables print, by their key in results; SSIM in one convention."""
-    return {m.key: m for m in METRICS if m.printed and m.convention in ("", convention)}
+def printed_metrics(
+    convention: str = "gauss11_rgb", chosen: Sequence[str] = ()
+) -> dict[str, Metric]:
+    """Return the metrics that tables print, by their key in results.
+
+    SSIM in the given convention, and of those that need weights the `chosen`.
+    """
+    return {
+        m.key: m
+        for m in (*METRICS, *SET_METRICS)
+        if m.printed and m.convention in ("", convention) and (not m.needs or m.name in chosen)
+    }
+
+
+def record(key: str) -> Metric:
+    """Return the metric that results call `key`."""
+    return next(m for m in (*METRICS, *SET_METRICS) if m.key == key)
+
+
+def selected(names: Sequence[str]) -> list[Metric]:
+    """Return the metrics of `metrics=` that are computed on request only.
+
+    Raises ValueError for an unknown name.
+    """
+    every = {m.key: m for m in (*METRICS, *SET_METRICS) if m.printed}
+    if unknown := [name for name in names if name not in every]:
+        raise ValueError(f"unknown metrics={unknown[0]}: choose from {', '.join(every)}")
+    return [m for m in every.values() if m.needs and m.key in names]
 
 
 def direction(logged: str) -> int:
@@ -193,7 +270,7 @@ def direction(logged: str) -> int:
     logged: such as `val/psnr`, `eval/msanet/l1 0.1_0.2` or a loss, `g/style`.
     """
     kind, _, name = logged.rpartition("/")
-    known = {metric.key: metric.direction for metric in METRICS}
+    known = {metric.key: metric.direction for metric in (*METRICS, *SET_METRICS)}
     return known.get(name.partition(" ")[0], -1 if kind in ("g", "d") else 1)
 
 
@@ -202,56 +279,17 @@ def measure(
     image: Tensor,
     mask: Tensor,
     conventions: Sequence[str] = tuple(SSIM_WINDOWS),
+    chosen: Sequence[str] = (),
 ) -> dict[str, Tensor]:
     """Compute the metrics of composites: name as in `METRICS` → float64 N on the images' device.
 
-    result, image: uint8 N×H×W×3; mask: N×H×W (1 = hole); conventions: of SSIM. A metric whose
-    window is larger than the image is NaN.
+    result, image: uint8 N×H×W×3; mask: N×H×W (1 = hole); conventions: of SSIM; chosen: of those
+    that need weights. A metric whose window is larger than the image is NaN.
     """
     side = min(image.shape[1:3])
     nothing = torch.full((len(image),), torch.nan, dtype=torch.float64, device=image.device)
     return {
         m.name: m.function(result, image, mask) if side >= m.window else nothing
         for m in METRICS
-        if m.convention in ("", *conventions)
+        if m.function and m.convention in ("", *conventions) and (not m.needs or m.name in chosen)
     }
-
-
-def resampled_means(values: NDArray[Any], resamples: int = 2000, seed: int = 0) -> NDArray[Any]:
-    """Return the means of `resamples` bootstrap samples (drawn with replacement) of `values`."""
-    values = np.asarray(values, np.float64)
-    rng = np.random.default_rng(seed)
-    rows = max(1, 1_000_000 // len(values))  # indices held at once: 8 MB
-    parts = []
-    for start in range(0, resamples, rows):
-        shape = (min(rows, resamples - start), len(values))
-        parts.append(values[rng.integers(0, len(values), shape)].mean(1))
-    return np.concatenate(parts)
-
-
-def interval(means: NDArray[Any]) -> list[float]:
-    """Return the 95 % percentile interval [lo, hi] of resampled means."""
-    return [float(x) for x in np.percentile(means, [2.5, 97.5])]
-
-
-def bootstrap(values: NDArray[Any]) -> list[float] | None:
-    """Return the 95 % bootstrap interval [lo, hi] of the mean of per-image values.
-
-    None for fewer than FEWEST: resampling so few gives an interval that is far too narrow.
-    """
-    return interval(resampled_means(values)) if len(values) >= FEWEST else None
-
-
-def paired_bootstrap(ours: NDArray[Any], theirs: NDArray[Any]) -> dict[str, Any]:
-    """Compare two lists of values of the same pairs, in the same order.
-
-    Returns `{"difference", "ci": [lo, hi], "p"}`: the mean difference ours − theirs, its 95 %
-    interval, and the two-sided bootstrap p-value.
-    """
-    if np.shape(ours) != np.shape(theirs):
-        raise ValueError(f"cannot pair {len(ours)} with {len(theirs)} values: score the same pairs")
-    difference = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
-    means = resampled_means(difference)
-    below, above = float((means <= 0).mean()), float((means >= 0).mean())
-    p = min(1.0, 2 * min(below, above))
-    return {"difference": float(difference.mean()), "ci": interval(means), "p": p}

@@ -8,6 +8,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.common import console
-from pipeline.evaluation import metrics
+from pipeline.evaluation import intervals, metrics, sets
 from shards import store
 from shards.masks import NAMES as IRREGULAR
 
@@ -33,7 +34,7 @@ PAIR_COLUMNS = {
 
 
 def schema() -> pa.Schema:
-    """Return the columns of a table: the pair, then every metric (null: image too small for it)."""
+    """Return the columns of a table: the pair, then every metric of an image (null: not computed)."""
     return pa.schema(PAIR_COLUMNS | {m.name: pa.float64() for m in metrics.METRICS})
 
 
@@ -80,46 +81,51 @@ def of_weights(run: str, *hashes: str) -> list[tuple[pa.Table, dict[str, Any]]]:
     return [(table, facts) for table, facts in loaded if facts.get("sha256") in hashes]
 
 
-def summarize(table: pa.Table, convention: str = "gauss11_rgb") -> dict[str, Any]:
-    """Return `{"buckets": {name: row}, "mean6": row or None}` of a table of scores.
+def summarize(table: pa.Table, facts: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Return `{"buckets": {name: row}, "mean6": row or None, "all": row}` of a table of scores.
 
-    A row is `{"n", "psnr", "ssim", "l1", "psnr_ci": [lo, hi], "l1_hole", "ssim_…"}`; `psnr_ci` is
-    None for fewer than five images; `ssim` is the one of `convention`. `mean6` is the
-    unweighted mean over the six irregular buckets, as in MSA-Net's tables 2 to 5; its interval
-    resamples images, each with its six masks.
+    A row is `{"n", "psnr", "ssim", "l1", "psnr_ci": [lo, hi], "ssim_ci", …, "l1_hole", "ssim_…"}`;
+    `ssim` is the one of the protocol's convention. Intervals resample photographs, each with all
+    its pairs, and are None for fewer than five. `mean6` is the unweighted mean over the six
+    irregular buckets, as in MSA-Net's tables 2 to 5. Metrics of two sets come from the facts; they
+    have no mean over buckets, but a value of all pairs.
     """
+    convention, of_sets = facts.get("ssim", "gauss11_rgb"), facts.get("sets", {})
     names = list(dict.fromkeys(table["bucket"].to_pylist()))
     parts = {name: table.filter(pc.equal(table["bucket"], name)) for name in names}
-    buckets = {name: _row(part, convention) for name, part in parts.items()}
-    if not set(IRREGULAR) <= set(names):
-        return {"buckets": buckets, "mean6": None}
-    six = [buckets[name] for name in IRREGULAR]
-    numbers = [name for name, value in six[0].items() if isinstance(value, float)]
-    psnr = per_image(table, "psnr")
-    mean6: dict[str, Any] = {name: float(np.mean([row[name] for row in six])) for name in numbers}
-    mean6 |= {"n": len(psnr), "psnr_ci": metrics.bootstrap(psnr)}
-    return {"buckets": buckets, "mean6": mean6}
+    rows = {name: _row(part, convention) for name, part in parts.items()}
+    mean6 = None
+    if set(IRREGULAR) <= set(names):
+        six = [rows[name] for name in IRREGULAR]
+        numbers = [name for name, value in six[0].items() if isinstance(value, float)]
+        irregular = table.filter(pc.is_in(table["bucket"], pa.array(IRREGULAR)))
+        mean6 = _row(irregular, convention) | {"n": len(per_image(table))}
+        mean6 |= {name: float(np.mean([row[name] for row in six])) for name in numbers}
+    rows = {name: row | of_sets.get(name, {}) for name, row in rows.items()}
+    every = _row(table, convention) | of_sets.get(sets.ALL, of_sets.get(names[0], {}))
+    return {"buckets": rows, "mean6": mean6, "all": every}
 
 
-def per_image(table: pa.Table, metric: str) -> NDArray[np.float64]:
-    """Return each image's mean of `metric` over the six irregular buckets, in key order."""
-    irregular = table.filter(pc.is_in(table["bucket"], pa.array(IRREGULAR)))
-    means = irregular.group_by("key").aggregate([(metric, "mean")]).sort_by("key")
-    return np.asarray(means[f"{metric}_mean"].to_numpy(), np.float64)
+def per_image(table: pa.Table, metric: str = "psnr") -> NDArray[np.float64]:
+    """Return each photograph's mean of `metric` over its pairs, in key order.
 
-
-def per_image_or_pair(table: pa.Table, metric: str = "psnr") -> NDArray[np.float64]:
-    """Return `per_image` where the table has all six irregular buckets, else each pair's value."""
+    Where the table has all six irregular buckets, over those alone. Photographs that are too small
+    for the metric are left out.
+    """
     if set(IRREGULAR) <= set(table["bucket"].to_pylist()):
-        return per_image(table, metric)
-    return np.asarray(table[metric].to_numpy(), np.float64)
+        table = table.filter(pc.is_in(table["bucket"], pa.array(IRREGULAR)))
+    means = table.group_by("key").aggregate([(metric, "mean")]).sort_by("key")
+    return np.asarray(means[f"{metric}_mean"].drop_null().to_numpy(), np.float64)
 
 
 def _row(part: pa.Table, convention: str) -> dict[str, Any]:
     means = {m.name: pc.mean(part[m.name]).as_py() for m in metrics.METRICS}
-    row = {key: means[m.name] for key, m in metrics.printed_metrics(convention).items()}
-    row = {"n": part.num_rows, **row, "psnr_ci": metrics.bootstrap(part["psnr"].to_numpy())}
-    return {k: v for k, v in (row | means).items() if v is not None or k == "psnr_ci"}
+    row: dict[str, Any] = {"n": part.num_rows}
+    for key, metric in metrics.printed_metrics(convention, list(means)).items():
+        if means.get(metric.name) is not None:
+            row[key] = means[metric.name]
+            row[f"{key}_ci"] = intervals.bootstrap(per_image(part, metric.name))
+    return row | {name: mean for name, mean in means.items() if mean is not None}
 
 
 def warning(table: pa.Table, facts: Mapping[str, Any]) -> str:
@@ -135,11 +141,13 @@ def warning(table: pa.Table, facts: Mapping[str, Any]) -> str:
 
 def table_rows(result: Mapping[str, Any]) -> list[list[str]]:
     """Return the cells of the printed table of one evaluation, the heading first."""
-    printed = metrics.printed_metrics()
+    printed = metrics.printed_metrics(chosen=result.get("metrics", ()))
     rows = [["hole ratio", "n"]]
     for key, metric in printed.items():
         rows[0] += [metric.heading, "95 %"] if key == "psnr" else [metric.heading]
     means = {"mean of six": result["mean6"]} if result.get("mean6") else {}
+    if any(metrics.record(key).of_sets for key in printed):
+        means["all pairs"] = result["all"]
     for name, row in {**result["buckets"], **means}.items():
         cells = [name, str(row["n"])]
         for key, metric in printed.items():
@@ -152,8 +160,9 @@ def table_rows(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def as_text(result: Mapping[str, Any]) -> str:
-    """Return the printed table of one evaluation."""
-    return "\n".join(console.table(table_rows(result), "<>"))
+    """Return the printed table of one evaluation, and a line on each column that needs one."""
+    notes = [f"{metrics.record(k).title}: {note}" for k, note in result.get("notes", {}).items()]
+    return "\n".join([*console.table(table_rows(result), "<>"), *notes])
 
 
 def default_url(facts: dict[str, Any]) -> str:

@@ -66,16 +66,21 @@ def score(
     size: int,
     device: torch.device | str,
     conventions: Sequence[str] = tuple(metrics.SSIM_WINDOWS),
+    chosen: Sequence[str] = (),
+    record: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
 ) -> pa.Table:
     """Score the batches of `size` pairs that begin at `starts`: a row per pair (`results.schema`).
 
-    SSIM columns outside `conventions` are null.
+    SSIM columns outside `conventions` are null, and those of metrics that need weights outside
+    `chosen`. record: is given each batch's composites and originals, uint8 N×H×W×3.
     """
     tables = [results.schema().empty_table()]
     for start, batch in read_batches(pairs, starts, size):
         result = composite(predict, batch, device)
         images, masks = batch.images.to(device), batch.masks.to(device)
-        values = metrics.measure(result, images, masks, conventions)
+        values = metrics.measure(result, images, masks, conventions, chosen)
+        if record is not None:
+            record(result, images)
         tables.append(_rows(start, batch, masks, values))
     return pa.concat_tables(tables)
 

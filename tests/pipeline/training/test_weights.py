@@ -43,7 +43,7 @@ def save(path, state):
 
 def published_vgg(path, seed=1):
     torch.manual_seed(seed)
-    state = VGG16Features().state_dict()
+    state = VGG16Features(blocks=5).state_dict()
     return state, save(path, {**state, "classifier.6.bias": torch.zeros(1000)})
 
 
@@ -73,7 +73,7 @@ def test_a_folder_is_searched_for_the_publishers_file_name(tmp_path):
     assert load("vgg16", vgg) == digest
     assert all(torch.equal(v, state[k]) for k, v in vgg.state_dict().items())
     # only what is used was kept, not the whole classifier
-    assert weights.cached("vgg16").stat().st_size < 4 * 1_735_488 + 4096
+    assert weights.cached("vgg16").stat().st_size < 4 * 14_714_688 + 8192
 
 
 def test_a_bucket_is_read_through_fsspec(tmp_path):
@@ -172,8 +172,16 @@ def test_a_file_cut_anywhere_or_with_any_byte_changed_is_one_line_or_still_tenso
     ],
 )
 def test_weights_that_are_not_finite_floats_are_refused(tmp_path, spoil, message):
-    state = {k: spoil(v) for k, v in VGG16Features().state_dict().items()}
+    state = {k: spoil(v) for k, v in VGG16Features(blocks=5).state_dict().items()}
     digest = save(tmp_path / "v.pth", state)
     with pytest.raises(ValueError, match=message):
         weights.fetch("vgg16", str(tmp_path / "v.pth"), digest)
     assert not weights.cached("vgg16").exists()
+
+
+@pytest.mark.parametrize("name", ["lpips_vgg", "dists", "stlpips"])
+def test_weights_of_a_package_that_is_not_installed_are_refused_with_its_name(name, monkeypatch):
+    monkeypatch.setattr(weights, "find_spec", lambda package: None)
+    package = {"lpips_vgg": "lpips", "dists": "DISTS-pytorch", "stlpips": "stlpips-pytorch"}[name]
+    with pytest.raises(ValueError, match=f"run `pip install --no-deps {package}` and fetch"):
+        weights.fetch(name)

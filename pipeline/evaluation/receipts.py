@@ -1,0 +1,37 @@
+"""Receipts: what a number was measured on and with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.evaluation import metrics
+
+
+def receipt(facts: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return the receipt of the metric that results call `key`, from the facts of a results file.
+
+    code: the version of this package; None in files of versions without receipts.
+    """
+    metric = metrics.record(key)
+    short, weights = facts.get("resize_short"), facts.get("metric_weights", {})
+    return {
+        "pairs": facts["pairs_digest"],
+        "masks": facts.get("masks"),
+        "weights": {name: weights.get(name) for name in metric.needs},
+        "n": facts["pairs"],
+        "size": facts["size"],
+        "resize": f"short side to {short}" if short else "as stored",
+        "region": "composite",
+        "convention": facts["ssim"] if key == "ssim" else metric.how,
+        "code": facts.get("code"),
+    }
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Name the parts in which two receipts differ."""
+    return [part for part in one if one[part] != other[part]]
+
+
+def as_text(parts: Mapping[str, Any]) -> str:
+    """Return a receipt on one line."""
+    weights = ", ".join(f"{name} {sha}" for name, sha in parts["weights"].items()) or "none"
+    return "; ".join(f"{part} {v}" for part, v in {**parts, "weights": weights}.items())

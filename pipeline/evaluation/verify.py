@@ -1,0 +1,79 @@
+"""`evaluate verify=FILE`: evaluate again what a results file says, and compare the scores."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config import groups
+from pipeline.config.compose import compose
+from pipeline.config.resolve import to_yaml
+from pipeline.config.schema import EvaluateConfig
+from pipeline.evaluation import metrics, results
+from pipeline.evaluation.receipts import differences, receipt
+from shards import store
+
+TOLERANCE = 1e-5  # relative; another CPU or batch rounds otherwise
+
+
+def reproducible(config: EvaluateConfig) -> str:
+    """Return the part of the configuration that the scores depend on, without credentials."""
+    kept = ("checkpoint", "model", "predictions", "data", "masks", "protocol", "split", "weights")
+    same = EvaluateConfig(**{k: getattr(config, k) for k in (*kept, "batch", "limit", "metrics")})
+    text = to_yaml(replace(same, images=0, tracking=groups.RecordConfig(enabled=False)))
+    for url in (config.data.url, config.masks.url):
+        text = text.replace(url, store.display(url)) if url else text
+    return text
+
+
+def verify(
+    url: str, evaluate: Callable[[EvaluateConfig], dict[str, Any] | None]
+) -> dict[str, Any] | None:
+    """Evaluate again what the results file at `url` says; return `{"verified", "differences"}`.
+
+    Raises ValueError for a file of a version without receipts; None as `evaluate` does.
+    """
+    table, facts = results.load(url)
+    if "config" not in facts:
+        raise ValueError(
+            f"{store.display(url)} was written by a version without receipts: evaluate again"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, "config.yaml")
+        path.write_text(facts["config"])
+        words = [f"config={path}", f"out={scratch}/again.parquet"]
+        if evaluate(compose("evaluate", words).config) is None:
+            return None
+        again, new = results.load(f"{scratch}/again.parquet")
+    found = []
+    for key in metrics.printed_metrics(facts["ssim"], facts.get("metrics", ())):
+        parts = differences(receipt(facts, key), receipt(new, key))
+        found += [f"{key}: another {part}" for part in parts]
+    if table["name"] == again["name"]:
+        found += _other_scores(table, again)
+    for name, row in facts.get("sets", {}).items():
+        for key, value in row.items():
+            other = new.get("sets", {}).get(name, {}).get(key, np.nan)
+            if not np.isclose(value, other, TOLERANCE, TOLERANCE):
+                found.append(f"{key} of {name}: {value:.6g} in the file, now {other:.6g}")
+    return {"verified": url, "differences": found}
+
+
+def _other_scores(table: pa.Table, again: pa.Table) -> list[str]:
+    found = []
+    for metric in metrics.METRICS:
+        old, new = (np.asarray(t[metric.name].to_numpy(), float) for t in (table, again))
+        same = np.isclose(old, new, TOLERANCE, TOLERANCE, equal_nan=True)
+        if not same.all():
+            first = int(same.argmin())
+            found.append(
+                f"{metric.name}: {(~same).sum()} of {len(same)} pairs, first "
+                f"{table['name'][first]}: {old[first]:.6g} in the file, now {new[first]:.6g}"
+            )
+    return found

@@ -1,0 +1,159 @@
+"""Every number has a receipt: which numbers share a column, and does it come out again."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.comparison import compare, report
+from pipeline.comparison.table import as_text
+from pipeline.config import checks
+from pipeline.config.compose import compose
+from pipeline.evaluation import evaluate, results
+from tests.support.pairs import BUCKETS, SIZE, crops, image_set, mask_set
+from tests.support.scores import IMAGES, evaluation, table
+
+WEIGHTS = {"vgg16": "aa" * 32, "lpips_vgg": "bb" * 32}
+LPIPS = {"metrics": ["lpips_vgg"], "metric_weights": WEIGHTS}
+
+
+@pytest.mark.parametrize(
+    ("facts", "metric", "part"),
+    [
+        ({"pairs_digest": "c" * 64}, "psnr", "pairs"),
+        ({"masks": "c" * 64}, "psnr", "masks"),
+        ({"pairs": 7}, "l1", "n"),
+        ({"size": 512}, "psnr", "size"),
+        ({"resize_short": None}, "psnr", "resize"),
+        ({"ssim": "uniform7_rgb"}, "ssim", "convention"),
+        ({"code": "0.0.9"}, "psnr", "code"),
+        ({"metric_weights": {**WEIGHTS, "vgg16": "cc" * 32}}, "lpips_vgg", "weights"),
+    ],
+)
+def test_numbers_share_a_column_only_if_their_receipts_agree(facts, metric, part):
+    ours = [evaluation("good", 30, **LPIPS), evaluation("other", 31, **{**LPIPS, **facts})]
+    ours.append(evaluation("again", 29, 1, **LPIPS))
+    made = compare.build(compare.group(ours), None, None, "good")
+    cells = {row.label: row.cells["(0.1,0.2]", metric] for row in made.rows if row.kind == "ours"}
+    assert cells["again"].status == "same pairs"
+    assert f"other {part}" in cells["other"].status
+    blocks = {row.label: row.block for row in made.rows_with(metric) if row.kind == "ours"}
+    assert blocks["good"] == blocks["again"] == "Places2"
+    assert blocks["other"] == f"Places2 · other {part}"
+    assert f"[Places2 · other {part}]" in as_text(made)
+    assert not any(
+        made.is_best(row, "(0.1,0.2]", metric) for row in made.rows if row.label == "other"
+    )
+
+
+def test_another_metrics_weights_leave_psnr_in_one_column():
+    other = {**LPIPS, "metric_weights": {**WEIGHTS, "vgg16": "cc" * 32}}
+    ours = [evaluation("good", 30, **LPIPS), evaluation("other", 31, **other)]
+    made = compare.build(compare.group(ours), None, None, "good")
+    assert len({row.block for row in made.rows_with("psnr") if row.kind == "ours"}) == 1
+
+
+def test_the_report_shows_the_receipt_of_every_number():
+    ours = [evaluation("good", 30, masks="d" * 64, code="0.1.0", **LPIPS)]
+    page = report.render(compare.build(compare.group(ours), None, None, None), [])
+    for text in ("a" * 64, "d" * 64, "aa" * 32, "bb" * 32, "short side to 256", "composite"):
+        assert text in page
+    for metric in ("PSNR dB", "SSIM", "L1 %", "LPIPS (VGG)"):
+        assert f"<dt>good, {metric}</dt>" in page
+
+
+def run_evaluate(*words):
+    config = compose("evaluate", list(words)).config
+    checks.check("evaluate", config)
+    return evaluate.main(config)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A results file of 14 pairs, and what `evaluate` returned."""
+    out = tmp_path_factory.mktemp("evaluated")
+    words = [f"data.url={image_set(out / 'i', crops(2))}", f"masks.url={mask_set(out / 'm')}"]
+    words += [f"protocol.size={SIZE}", "model=mean_colour", "pictures=0", "protocol.name=mine"]
+    return run_evaluate(*words, f"out={out}/t.parquet")
+
+
+def test_an_evaluation_is_repeated_from_its_file_alone(evaluated):
+    assert run_evaluate(f"verify={evaluated['parquet']}")["differences"] == []
+    assert evaluated["receipts"]["ssim"]["convention"] == "gauss11_rgb"
+    assert (
+        evaluated["receipts"]["psnr"].items()
+        >= {
+            "pairs": evaluated["pairs_digest"],
+            "masks": evaluated["masks"],
+            "n": 14,
+            "size": SIZE,
+            "region": "composite",
+        }.items()
+    )
+
+
+def test_verification_says_where_a_file_differs(evaluated, tmp_path):
+    scores, facts = results.load(evaluated["parquet"])
+    psnr = scores["psnr"].to_pylist()
+    psnr[3] += 0.01
+    column = scores.schema.get_field_index("psnr")
+    results.save(f"{tmp_path}/t.parquet", scores.set_column(column, "psnr", pa.array(psnr)), facts)
+    found = run_evaluate(f"verify={tmp_path}/t.parquet")
+    old, new = psnr[3], evaluated_psnr(evaluated)[3]
+    assert found["differences"] == [
+        f"psnr: 1 of 14 pairs, first 000000000-b3: {old:.6g} in the file, now {new:.6g}"
+    ]
+    assert "psnr: 1 of 14 pairs" in evaluate.show(found)
+
+    results.save(f"{tmp_path}/t.parquet", scores, {**facts, "code": "0.0.9", "pairs_digest": "0"})
+    found = run_evaluate(f"verify={tmp_path}/t.parquet")["differences"]
+    assert {"psnr: another pairs", "psnr: another code", "l1: another code"} <= set(found)
+
+
+def evaluated_psnr(result):
+    return results.load(result["parquet"])[0]["psnr"].to_pylist()
+
+
+def test_a_file_of_a_version_without_receipts_is_refused_in_one_line(tmp_path):
+    old = evaluation("old", 30)
+    results.save(f"{tmp_path}/old.parquet", old.table, old.facts)
+    with pytest.raises(ValueError, match=r"old\.parquet was written by a version without receipts"):
+        run_evaluate(f"verify={tmp_path}/old.parquet")
+
+
+def test_a_results_file_holds_no_credentials(evaluated):
+    config = compose("evaluate", ["config=" + _config(evaluated)]).config
+    assert config.protocol.name == "mine"
+    url = "https://user:secret@host/set"
+    assert "secret" not in evaluate.reproducible(with_url(config, url))
+
+
+def _config(result):
+    path = result["parquet"] + ".yaml"
+    with open(path, "w") as file:
+        file.write(results.load(result["parquet"])[1]["config"])
+    return path
+
+
+def with_url(config, url):
+    config.data.url = url
+    return config
+
+
+def test_intervals_are_over_photographs_not_pairs():
+    """Seven pairs of a photograph have one difficulty: taken as independent they are too narrow."""
+    scores = table(30)
+    row = results.summarize(scores)["all"]
+    psnr = np.array(scores["psnr"].to_pylist()).reshape(IMAGES, len(BUCKETS))
+    spread = psnr[:, :6].mean(1).std(ddof=1) / np.sqrt(IMAGES)
+    low, high = row["psnr_ci"]
+    assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.15)
+    pairwise = 2 * 1.96 * psnr.std(ddof=1) / np.sqrt(psnr.size)
+    assert high - low > 1.4 * pairwise
+
+
+@pytest.mark.parametrize(("photographs", "some"), [(4, False), (5, True)])
+def test_fewer_than_five_photographs_have_no_interval_however_many_pairs(photographs, some):
+    summary = results.summarize(table(30).slice(0, photographs * len(BUCKETS)))
+    for row in (summary["all"], summary["mean6"], *summary["buckets"].values()):
+        for key in ("psnr_ci", "ssim_ci", "l1_ci", "lpips_vgg_ci"):
+            assert (row[key] is not None) == some
