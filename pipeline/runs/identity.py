@@ -44,6 +44,8 @@ LATER = {
     "model.reduce": True,
     "model.renormalize": "all",
 }
+# Keys of the network that no weight depends on: `init=` can start a run with another value.
+WEIGHTLESS = ("model.renormalize", "model.temperature", "model.propagation", "model.taps")
 AUTO = ("threads", "precision")
 
 
@@ -88,10 +90,11 @@ def check_same(config: TrainConfig, run: RunFolder) -> None:
             )
     elif run.images_saved and (change := changed_key(config, run.config)):
         name, old, value = change
+        reusable = not name.startswith("model.") or name in WEIGHTLESS
         raise ConfigError(
             f"cannot resume {store.display(run.url)} with {name}={value}: it was started with "
             f"{name}={old}; give {name}={old}, or "
-            f"{_new_run(run.url, reusable=not name.startswith('model.'))}"
+            f"{_new_run(run.url, reusable)}"
         )
 
 
