@@ -34,7 +34,7 @@ PAIR_COLUMNS = {
 
 
 def schema() -> pa.Schema:
-    """Return the columns of a table: the pair, then every metric of an image (null: not computed)."""
+    """Return the columns of a table: the pair, then every metric of an image (null: none)."""
     return pa.schema(PAIR_COLUMNS | {m.name: pa.float64() for m in metrics.METRICS})
 
 

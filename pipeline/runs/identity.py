@@ -44,6 +44,8 @@ LATER: dict[str, Any] = {
     "lr_scale": 1.0, "objective.span": 1.0, "model.reduce": True, "model.renormalize": "all",
     "rates": {}, "every": {}, "frozen": [], "without": [], "warmup": 0, "decay": "constant",
 }  # fmt: skip
+# Keys of the network that no weight depends on: `init=` can start a run with another value.
+WEIGHTLESS = ("model.renormalize", "model.temperature", "model.propagation", "model.taps")
 AUTO = ("threads", "precision")
 # Keys of the first two methods, which were those of any run before methods had their own.
 FIRST_METHODS = {
@@ -98,10 +100,11 @@ def check_same(config: TrainConfig, run: RunFolder) -> None:
             )
     elif run.images_saved and (change := changed_key(config, run.config)):
         name, old, value = change
+        reusable = not name.startswith("model.") or name in WEIGHTLESS
         raise ConfigError(
             f"cannot resume {store.display(run.url)} with {name}={value}: it was started with "
             f"{name}={old}; give {name}={old}, or "
-            f"{_new_run(run.url, reusable=not name.startswith('model.'))}"
+            f"{_new_run(run.url, reusable)}"
         )
 
 

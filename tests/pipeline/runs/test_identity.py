@@ -2,15 +2,17 @@
 
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.compose import compose
 from pipeline.config.resolve import to_yaml
+from pipeline.runs.checkpoints import build_generator
 from pipeline.runs.folder import RunFolder, folder_at, held
 from pipeline.runs.identity import check_same, folder_of, hashed_values, resolve_auto, write_config
 from shards import store
@@ -83,6 +85,37 @@ def test_a_run_from_before_a_key_keeps_its_arithmetic_and_its_name(tmp_path, key
         match=f"{key}=[^;]*: it was started with {key}={old}".replace("True", "true|True"),
     ):
         check_same(today, folder_of(today))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fits"),
+    [
+        ("model.renormalize", "copyable", True),
+        ("model.temperature", 3.0, True),
+        ("model.propagation", 2, True),
+        ("objective.span", 2.0, True),
+        ("model.ngf", 8, False),
+        ("model.order", "released", False),
+        ("model.attention", "single", False),
+    ],
+)
+def test_a_changed_key_points_to_init_exactly_if_the_weights_fit(tmp_path, key, value, fits):
+    """The oracle is the networks' own tensors."""
+    words = ["model=musical", "model.ngf=4", "model.renormalize=all", f"run={tmp_path}"]
+    before, after = (compose("train", [*words, *more]).config for more in ([], [f"{key}={value}"]))
+    shapes = []
+    for config in (before, after):
+        with torch.device("meta"):
+            state = build_generator(asdict(config.model)).state_dict()
+        shapes.append({name: tensor.shape for name, tensor in state.items()})
+    assert (shapes[0] == shapes[1]) == fits
+    write_config(before, folder_of(before))
+    saved = tmp_path / "checkpoints" / "000000000016"
+    saved.mkdir(parents=True)
+    (saved / "state.json").write_text("{}")
+    with pytest.raises(ConfigError) as refused:
+        check_same(after, folder_of(after))
+    assert (f"run=NEW (init={tmp_path} starts from" in str(refused.value)) == fits
 
 
 def test_auto_keeps_its_value_of_the_first_start(tmp_path):
