@@ -178,7 +178,9 @@ class GlobalLocal(nn.Module):
         """local: of a smaller size for crops; with the head "masked", of the same size."""
         super().__init__()
         self.whole, self.local = whole, local
-        self.size, self.multiple, self.smallest = whole.size, whole.multiple, whole.smallest
+        self.size = whole.size
+        self.multiple = max(whole.multiple, local.multiple * whole.size // local.size)
+        self.smallest = self.multiple
         self.join = nn.Sequential(nn.ReLU(), nn.Linear(whole.out + local.out, 1)) if joint else None
         if self.join is not None:
             initialize(self.join, "relu")

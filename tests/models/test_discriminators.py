@@ -157,6 +157,16 @@ def test_a_masked_half_averages_its_map_over_the_cells_that_hold_a_hole():
     torch.testing.assert_close(logits, expected)
 
 
+def test_a_pairs_sizes_are_those_that_fit_both_halves():
+    assert [(d.multiple, d.smallest) for d in (pair(24, "linear"), pair(48, "masked"))] == [
+        (4, 4),  # 48 / 4 and its half, 24 / 2
+        (4, 4),
+    ]
+    whole = StackDiscriminator(96, (64, 128, 256, 256), width=0.1)
+    local = StackDiscriminator(48, (64, 128, 256, 512), width=0.1)
+    assert GlobalLocal(whole, local).multiple == 32
+
+
 def test_joined_halves_give_one_answer_that_depends_on_both():
     discriminator = pair(24, "linear", joint=True)
     mask = torch.zeros(2, 1, 48, 48)
