@@ -49,7 +49,13 @@ def merge(command: str, layers: list[tuple[str, Any, str]]) -> Resolved:
     allowed = known_keys(spec.schema)
     # mask=X is mask.file=X.
     full = {k.removesuffix(".file"): k for k in allowed if k.endswith(".file")}
-    given = {full.get(name, name): (value, origin) for name, value, origin in layers}
+    given: dict[str, tuple[Any, str]] = {}
+    for name, value, origin in layers:
+        if name.startswith("cluster.commands."):  # one entry, the others stay
+            path = name.split(".")[2:]
+            name, before = "cluster.commands", given.get("cluster.commands", ({}, ""))[0]
+            value = _with_entry(before, path, value)
+        given[full.get(name, name)] = (value, origin)
     if "model.name" in given:
         model, origin = given["model.name"]
         if model not in MODELS:
@@ -72,6 +78,14 @@ def merge(command: str, layers: list[tuple[str, Any, str]]) -> Resolved:
     origins = {name: origin for name, (_, origin) in given.items()}
     _check(resolved, origins)
     return Resolved(resolved, origins)
+
+
+def _with_entry(mapping: Any, path: Sequence[str], value: Any) -> Any:
+    """Return the mapping with one entry replaced; `path` holds the names that lead to it."""
+    if not path:
+        return value
+    before = mapping if isinstance(mapping, dict) else {}
+    return {**before, path[0]: _with_entry(before.get(path[0]), path[1:], value)}
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from pipeline.common.environment import CHECKOUT
 from pipeline.common.errors import ConfigError
 from pipeline.config.resolve import entries
 from pipeline.submission import environment
-from pipeline.submission.plan import MULTI_NODE, Part
+from pipeline.submission.fitting import MULTI_NODE
+from pipeline.submission.plan import Part
 from pipeline.tracking.errors import display_uri
 from shards import store
 

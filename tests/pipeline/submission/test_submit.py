@@ -529,7 +529,9 @@ def test_a_chain_is_only_asked_about_whichever_of_its_verbs_says_so(sbatch, tmp_
     words = ["shard", "source=p", "out=sets/a", *SLURM, "then", "train", *TRAIN[1:2], "check=true"]
     (tmp_path / "programs" / "srun").write_text("#!/bin/bash\necho 3.11 2.13\n")
     (tmp_path / "programs" / "srun").chmod(0o755)
-    assert len(submit.main(words)["check"]) == 4
+    assert (
+        len(submit.main(words)["check"]) == 6
+    )  # of each stage: the queue, its memory, the interpreter
     assert not (tmp_path / "runs").exists()
 
 
