@@ -17,6 +17,7 @@ from pipeline.common.console import say
 from pipeline.common.environment import CHECKOUT
 from pipeline.common.errors import ConfigError
 from pipeline.config.resolve import entries
+from pipeline.runs.checkpoints import split_address
 from pipeline.submission import environment
 from pipeline.submission.fitting import MULTI_NODE
 from pipeline.submission.plan import Part
@@ -36,7 +37,8 @@ def places(verb: str, configs: Sequence[Any], runs: Sequence[str]) -> Places:
         for place in given if kind else ():
             named_only = kind == "read or name" and "/" not in place
             if not named_only and not place.startswith("models:"):
-                named[name, place] = kind == "written"
+                # Of a checkpoint its run: `RUN/checkpoints/best` is no folder.
+                named[name, split_address(place)[0]] = kind == "written"
     if verb == "train":
         named |= {("run", run): True for run in runs}
     return named

@@ -22,8 +22,7 @@ from pipeline.common import signals
 from pipeline.common.console import say
 from pipeline.common.errors import one_line
 from pipeline.runs import checkpoints, job_record
-from pipeline.runs.folder import folder_at
-from pipeline.runs.identity import check_same
+from pipeline.runs.identity import check_same, folder_of
 from pipeline.runs.job_record import SubmittedJob
 from pipeline.submission import staging
 from pipeline.submission.job import job_of, take_snapshot
@@ -56,8 +55,10 @@ def main(args: Sequence[str], dry_run: bool = False) -> Any:
                     f"{record.id} is {status.line()} as {record.cluster['scheduler']} job "
                     f"{record.number}: `logs {record.id}` to watch, `cancel {record.id}` to stop it"
                 )
+        made: set[str] = set()
         for part in parts:
-            _preflight(part, first=part is parts[0])
+            _preflight(part, made)
+            made |= set(part.runs)
         scheduler.judge(rendered)  # before anything is written
         records = _submitted(parts, rendered, snapshots, existing)
     return {"jobs": [_result(record) for record in records]}
@@ -145,25 +146,25 @@ def show(result: Any) -> str:
 # --- what is refused before the job exists --------------------------------------------------------
 
 
-def _preflight(part: Part, first: bool) -> None:
-    """Refuse what would fail on every node; outputs of earlier stages do not exist yet."""
+def _preflight(part: Part, made: set[str]) -> None:
+    """Refuse what would fail on every node; `made`: outputs of earlier stages, not there yet."""
     for point, run in zip(part.points, part.runs):
         # With its folder set, the configuration is not hashed again.
         config = replace(point.config, run=run) if part.trains else point.config
-        if first:
-            try:
-                _check_inputs(part, config)
-            except OSError as error:
-                say(f"not verified from here: {one_line(error)}")
-        elif part.verb == "train":
-            pretrained.check(config)
-            check_same(config, folder_at(run))
+        try:
+            _check_inputs(part, config, made)
+        except OSError as error:
+            say(f"not verified from here: {one_line(error)}")
 
 
-def _check_inputs(part: Part, config: Any) -> None:
+def _check_inputs(part: Part, config: Any, made: set[str]) -> None:
     """Check what the command itself would check first, as far as possible without torch."""
     cluster = part.cluster
     if part.verb == "train":
+        if {config.data.url, config.masks.url, config.init} & made:
+            pretrained.check(config)
+            check_same(config, folder_of(config))
+            return
         from pipeline.training.preflight import preflight
 
         preflight(config, world_size(config))
@@ -174,15 +175,24 @@ def _check_inputs(part: Part, config: Any) -> None:
 
     def readable(url: str | None) -> bool:
         """Claims need not be mounted here: of the inputs of pods only buckets are checked."""
-        return url is not None and (cluster.scheduler != "kubernetes" or not store.is_local(url))
+        if url is None or checkpoints.split_address(url)[0] in made:
+            return False
+        return cluster.scheduler != "kubernetes" or not store.is_local(url)
 
     if part.verb == "evaluate":
         if readable(config.data.url):
-            open_manifest(config.data.url)
+            splits = open_manifest(config.data.url).splits
+            if not splits.get(config.split):
+                raise SubmitError(
+                    f"split={config.split} is not a split of {store.display(config.data.url)} "
+                    f"(it has {', '.join(sorted(splits))})"
+                )
         if readable(config.masks.url):
             open_masks(config.masks.url, from_set(config.protocol.buckets))
         if readable(config.checkpoint):
             checkpoints.find(config.checkpoint)
+    elif part.verb == "register" and readable(config.run):
+        checkpoints.find(config.run, config.checkpoint)
     elif part.verb == "shard" and config.action == "write" and readable(config.source):
         url = config.source
         if store.is_local(url) and not store.exists(url):

@@ -27,7 +27,7 @@ SHARD = ["shard", "data=wds", "source=s3://b/p.tar", "out=s3://b/set", "root=s3:
 MASKS = ["masks", "out=s3://b/masks", "root=s3://b/runs"]
 CHAIN = [*SHARD, "cluster=ours", "then", "train", "experiment=quickstart", "batch=64",
          "tracking.enabled=false", "then", "evaluate", "masks.url=s3://b/masks",
-         "then", "promote", "a"]  # fmt: skip
+         "then", "register", "then", "promote"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -166,11 +166,10 @@ def test_nor_on_kubernetes(site, words):
 
 def test_each_stage_of_a_chain_is_given_what_it_can_use(site):
     site("slurm")
-    shard, train, evaluate, promote = directives(*CHAIN)
-    assert [s["nodes"] for s in (shard, train, evaluate, promote)] == ["1", "4", "1", "1"]
+    found = directives(*CHAIN)
+    assert [options["nodes"] for options in found] == ["1", "4", "1", "1", "1"]
     for option in ("gres", "partition", "constraint", "exclusive"):
-        asked = [option in stage for stage in (shard, train, evaluate, promote)]
-        assert asked == [False, True, True, False]
+        assert [option in options for options in found] == [False, True, True, False, False]
 
 
 def test_what_a_training_says_holds_for_the_stages_after_it_as_far_as_they_can_use_it(site):
@@ -178,18 +177,18 @@ def test_what_a_training_says_holds_for_the_stages_after_it_as_far_as_they_can_u
     place = CHAIN.index("tracking.enabled=false")
     words = [*CHAIN[:place], "cluster.nodes=2", "cluster.time=60", *CHAIN[place:]]
     found = directives(*words)
-    assert [options["nodes"] for options in found] == ["1", "2", "1", "1"]
-    assert ["time" in options for options in found] == [False, True, True, True]
+    assert [options["nodes"] for options in found] == ["1", "2", "1", "1", "1"]
+    assert ["time" in options for options in found] == [False, True, True, True, True]
 
 
 def test_each_stage_of_a_chain_in_pods_is_given_what_it_can_use(site):
     site("kubernetes")
     found = pods(*CHAIN)
     assert {name: count for name, (count, _) in found.items()} == {
-        "shard": 1, "train": 4, "evaluate": 1, "promote": 1
+        "shard": 1, "train": 4, "evaluate": 1, "register": 1, "promote": 1
     }  # fmt: skip
     gpus = {name: requests.get("nvidia.com/gpu", "0") for name, (_, requests) in found.items()}
-    assert gpus == {"shard": "0", "train": "8", "evaluate": "8", "promote": "0"}
+    assert gpus == {"shard": "0", "train": "8", "evaluate": "8", "register": "0", "promote": "0"}
 
 
 def test_several_machines_said_of_a_verb_that_takes_one_are_refused_in_one_line(site):
