@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import copy
 import re
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.config import checks
+from pipeline.config.schema import RANDOM, TrainConfig
 from pipeline.training import method
 from pipeline.training.engine import Engine
 from pipeline.training.method import Method
+from pipeline.training.network import TrainableNetwork
 
 # Dense FLOP/s in bf16 and fp16 with fp32 accumulation, from the vendor's data sheets; no sparsity.
 PEAKS = {
@@ -66,3 +72,37 @@ def flop_per_image(networks: Method, engine: Engine, side: int) -> int:
     with torch.random.fork_rng(own), FlopCounterMode(display=False) as counter:
         method.backward(copied, engine, image, mask, 1.0)
     return int(counter.get_total_flops())
+
+
+class _Counted:
+    """What counting needs of an engine: one CPU, without process group and optimizers."""
+
+    device, world_size, precision = torch.device("cpu"), 1, "fp32"
+
+    def prepare(self, name: str, module: Any, *_: Any, **__: Any) -> TrainableNetwork:
+        return TrainableNetwork(name, module, module, None)  # type: ignore[arg-type]
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def backward(self, loss: torch.Tensor, player: TrainableNetwork) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+def estimate(config: TrainConfig) -> float:
+    """Return the FLOP of a training step on one image of the recipe, counted on this CPU.
+
+    Convolutions grow with the area and attention between all places with its square, so that two
+    small images tell the cost of a large one.
+    """
+    engine: Any = _Counted()
+    networks = method.build(replace(config, weights=RANDOM), engine)
+    multiple, least = checks.sides(config.model)
+    step = max(32, multiple)  # 32: the discriminator's
+    small = -(-max(96, least) // step) * step
+    side, sides = config.data.crop, (small, small + step)
+    if side <= max(sides):
+        return flop_per_image(networks, engine, side)
+    first, second = (flop_per_image(networks, engine, s) / s**2 for s in sides)
+    slope = (second - first) / (sides[1] ** 2 - sides[0] ** 2)
+    return (first + slope * (side**2 - sides[0] ** 2)) * side**2
