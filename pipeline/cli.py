@@ -27,6 +27,7 @@ from pipeline.common.environment import CHECKOUT, commit, ensure_account
 from pipeline.common.errors import ConfigError, one_line
 from pipeline.config.checks import check
 from pipeline.config.commands import COMMANDS, Command, positional
+from pipeline.config.following import following
 from pipeline.config.groups import MODELS
 from pipeline.config.resolve import entries, near
 from pipeline.launch.output import record_error, with_job_log
@@ -123,7 +124,10 @@ def _run(known: argparse.Namespace, args: list[str], spec: Command) -> int:
     result = module.main(resolved.config)
     if spec.workers and "RANK" in os.environ:
         return 0  # the launcher prints the result, once for all workers
-    return _print(result, known.json, module)
+    status = _print(result, known.json, module)
+    if not known.json and (line := following(known.command, resolved.config, result or {})):
+        _write(line)
+    return status
 
 
 def _print(result: Any, as_json: bool, module: Any) -> int:

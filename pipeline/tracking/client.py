@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pipeline.common.console import say
 from pipeline.runs.run_json import read_run_json
+from pipeline.tracking import errors
 from pipeline.tracking.errors import HIDDEN, RunDeleted, ServerError, display_uri, explained
 from shards import store
 from shards.file_lock import locked
@@ -142,7 +143,8 @@ def connect(uri: str, make: bool = True, run: str | None = None) -> Any:
         if (recorded or not make) and not path.exists():
             lost = f"it held MLflow run {recorded}: move mlflow.db back, or above the run; or"
             why = lost if recorded else "nothing was trained or registered from here;"
-            raise ServerError(f"no MLflow data at {uri}: {why} set MLFLOW_TRACKING_URI or root=")
+            fix = f"set MLFLOW_TRACKING_URI or root={errors.databases_below(path)}"
+            raise ServerError(f"no MLflow data at {uri}: {why} {fix}")
         try:
             _create_database(path)
         except OSError as error:
