@@ -5,16 +5,29 @@ TORCH_INDEX ?=
 BASE ?= main
 TORCH ?= $(shell grep -m1 '^torch==' constraints.txt)
 PY := $(VENV)/bin/python
-# The mark is made last: an interrupted install is taken up by the next run.
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+# Marks are made last: an interrupted install is taken up by the next run. QUICK is what `quickstart`
+# needs; READY adds DeepSpeed and what tests need.
+QUICK := $(VENV)/.quickstart
 READY := $(VENV)/.installed
+# Linux without a GPU takes torch's CPU build from its own index: the public one would bring gigabytes
+# of CUDA. An index that pip is configured with, or TORCH_INDEX=, is used as it is.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+INDEX = index="$(TORCH_INDEX)"; \
+  if [ -z "$$index" ] && [ "$$(uname -s)" = Linux ] && [ ! -e /dev/kfd ] \
+    && ! nvidia-smi -L >/dev/null 2>&1 \
+    && ! $(PY) -m pip config list | grep -Eq 'index-url|find-links|no-index'; then \
+    index=$(CPU_INDEX); \
+    echo "make: no GPU here, so torch's CPU build; for GPU nodes: make install TORCH_INDEX=URL"; \
+  fi
 
 .PHONY: install quickstart test test-slow soak lint same-losses clean
 
 install:
-	@rm -f $(READY)
+	@rm -f $(QUICK) $(READY)
 	@$(MAKE) --no-print-directory $(READY)
 
-quickstart: $(READY)
+quickstart: $(QUICK)
 	$(PY) -m pipeline quickstart
 
 test: $(READY)
@@ -42,14 +55,21 @@ clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './runs/*' -type d -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml constraints.txt
+$(QUICK): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
 	  { echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1); give one of 3.11 to 3.13: make install PYTHON=python3.12"; exit 1; }
 	@$(PY) -m pip --version >/dev/null 2>&1 && [ "$$($(PY) -V)" = "$$($(PYTHON) -V)" ] || \
-	  $(PYTHON) -m venv --clear $(VENV)
+	  { echo "make: creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
 	@{ echo "$(TORCH)"; grep -v '^torch==' constraints.txt; } > $(VENV)/constraints.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
-	DS_BUILD_OPS=0 $(PY) -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e ".[deepspeed,dev]"
+	@$(INDEX); echo "make: installing $(TORCH) from $${index:-the index of pip}"; \
+	  $(PIP) $${index:+--index-url "$$index"} "$(TORCH)"
+	@echo "make: installing what the commands need"
+	@$(PIP) -c $(VENV)/constraints.txt -e .
+	@touch $(QUICK)
+
+$(READY): $(QUICK)
+	@echo "make: adding DeepSpeed and what tests need"
+	@DS_BUILD_OPS=0 $(PIP) -c $(VENV)/constraints.txt -e ".[deepspeed,dev]"
 	@# References of metrics in tests, without torchvision, whose build does not fit a CPU torch.
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -c $(VENV)/constraints.txt lpips torch-fidelity
+	@$(PIP) --no-deps -c $(VENV)/constraints.txt lpips torch-fidelity
 	@touch $(READY)

@@ -126,7 +126,6 @@ def _directives(job: Job, cluster: Cluster, logs: str) -> list[str]:
     gpus = cluster.gpus_per_node and not {"gres", "gpus", "gpus-per-node"} & set(cluster.sbatch)
     options: dict[str, Any] = {
         "job-name": cluster.name or job.id,
-        "comment": job.run,
         "nodes": cluster.nodes,
         "ntasks-per-node": 1,
         "gpus-per-node": cluster.gpus_per_node if gpus else None,
@@ -263,7 +262,22 @@ def judge(script: str) -> str:
 
 def ask(job: Job, cluster: Cluster, script: str) -> list[str]:
     """Test the job with sbatch, and the interpreter on one node with srun."""
-    return [judge(script), _ask_node(job, cluster)]
+    return [judge(script), *_default_memory(script), _ask_node(job, cluster)]
+
+
+def _default_memory(script: str) -> list[str]:
+    """Return a line on the memory that SLURM gives to a job that asks for none."""
+    options = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", script, re.M))
+    if any(name.startswith("mem") for name in options):
+        return []
+    queue = shlex.split(options.get("partition", "")) or [""]
+    sources = [f"partition {queue[0]}".split(), ["config"]]
+    texts = [call(["scontrol", "--oneliner", "show", *words]).stdout for words in sources]
+    if not queue[0]:  # of all partitions, the one that jobs without one get
+        texts[0] = "".join(line for line in texts[0].splitlines() if " Default=YES " in line)
+    found = re.findall(r"\bDefMemPer(Node|CPU|GPU)\s*=\s*(\d+)", "\n".join(texts))
+    what = f"{found[0][1]} MB per {found[0][0]}" if found else "all memory of the node"
+    return [f"memory: cluster.memory_gb is not set, so the site's default applies: {what}"]
 
 
 def _ask_node(job: Job, cluster: Cluster) -> str:

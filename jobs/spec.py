@@ -65,6 +65,9 @@ class Cluster:
         None, "shared folder for script, logs and code; null: the run's, runs/ for a bucket", (),
         ("local", "slurm"))  # fmt: skip
     image: str | None = key(None, "container image, by digest", (), BOTH)
+    commands: dict[str, Any] = key(
+        {}, "other settings of single commands: {shard: {partition: cpu}}", (), BOTH
+    )
     port: int = key(29500, "rendezvous port on node 0", (), KUBERNETES, 1024, 65535)
 
     partition: str | None = key(None, "partition (queue)", (), SLURM)

@@ -28,6 +28,7 @@ from pipeline.common.console import say
 from pipeline.common.environment import CHECKOUT, commit, ensure_account
 from pipeline.common.errors import ConfigError, one_line
 from pipeline.config.commands import COMMANDS, Command, positional
+from pipeline.config.following import following
 from pipeline.config.methods import CHOICES
 from pipeline.config.resolve import entries, near, plain
 from pipeline.launch.output import record_error, with_job_log
@@ -124,7 +125,10 @@ def _run(known: argparse.Namespace, args: list[str], spec: Command) -> int:
     result = module.main(resolved.config)
     if spec.workers and "RANK" in os.environ:
         return 0  # the launcher prints the result, once for all workers
-    return _print(result, known.json, module)
+    status = _print(result, known.json, module)
+    if not known.json and (line := following(known.command, resolved.config, result or {})):
+        _write(line)
+    return status
 
 
 def _print(result: Any, as_json: bool, module: Any) -> int:

@@ -83,14 +83,19 @@ def block_rows(
 
 
 def _command(experiment: str, printed: Mapping[str, Any], name: str) -> str:
-    """Return the command that trains and evaluates the recipe of a printed row."""
-    masks = "masks.url=MASKS " if printed["masks"] != "none" else ""
+    """Return the commands from the download to the evaluation of a printed row's recipe."""
     dataset = papers.dataset(name)
-    return (
-        f"python -m pipeline train experiment={experiment} data.url=SET run=RUN && "
-        f"python -m pipeline evaluate checkpoint=RUN data={dataset['data']} data.url=SET {masks}"
-        f"protocol={printed['protocol']} split={dataset['split']}"
+    lines = [f"shard data={dataset['data']} source=DOWNLOAD out=SET"]
+    masks = ""
+    if printed["masks"] != "none":
+        lines.append("masks source=test_mask.zip out=MASKS fixed=true")
+        masks = "masks.url=MASKS "
+    lines.append(f"train experiment={experiment} data.url=SET run=RUN")
+    lines.append(
+        f"evaluate checkpoint=RUN/checkpoints/best data={dataset['data']} data.url=SET {masks}"
+        f"protocol={printed['protocol']} split={dataset['split']} limit={dataset['images']}"
     )
+    return " && ".join(f"python -m pipeline {line}" for line in lines)
 
 
 def _decimals(printed: Mapping[str, Any], metric: str) -> int:

@@ -116,6 +116,7 @@ COMMANDS: dict[str, Command] = {
         schema.RegisterConfig,
         "register a run's generator as a model",
         checks.register,
+        inputs="pipeline.registry.inputs",
     ),
     "promote": Command(
         "pipeline.registry.promote",

@@ -102,13 +102,18 @@ for _kind in ("bool", "float", "int", "timestamp"):
 def _spelled(value: Any, spelling: Any, name: str) -> Any:
     """Replace numbers and booleans by their spelling in the keys that expect a string."""
     if isinstance(value, dict):
-        names = [name if name in STRING_KEYS else f"{name}.{key}".lstrip(".") for key in value]
+        names = [name if name in STRING_KEYS else _plain_key(f"{name}.{key}") for key in value]
         return dict(zip(value, map(_spelled, value.values(), spelling.values(), names)))
     if isinstance(value, list):
         return [_spelled(item, written, name) for item, written in zip(value, spelling)]
     kept = isinstance(value, bool) and STRING_KEYS.get(name)
     wrong = name in STRING_KEYS and isinstance(value, (int, float)) and not kept
     return spelling if wrong and isinstance(spelling, str) else value
+
+
+def _plain_key(name: str) -> str:
+    """Return the key that is meant: `cluster.commands.NAME.time` is read like `cluster.time`."""
+    return re.sub(r"^cluster\.commands\.[^.]+\.", "cluster.", name.lstrip("."))
 
 
 def options(group: str) -> list[str]:
@@ -152,7 +157,7 @@ def _parsed(arg: str, text: str) -> Any:
         raise ConfigError(f"{arg!r} has several values: give one (only `submit` runs sweeps)")
     value = override.value()
     with suppress(yaml.YAMLError):  # a list in Hydra's grammar but not in YAML
-        value = _spelled(value, yaml.load(text, _Spelling), arg.partition("=")[0])
+        value = _spelled(value, yaml.load(text, _Spelling), _plain_key(arg.partition("=")[0]))
     return value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, dataclass, fields, is_dataclass
 from difflib import get_close_matches
@@ -53,7 +53,13 @@ def merge(
     allowed = known_keys(schema)
     # mask=X is mask.file=X.
     full = {k.removesuffix(".file"): k for k in allowed if k.endswith(".file")}
-    given = {full.get(name, name): (value, origin) for name, value, origin in layers}
+    given: dict[str, tuple[Any, str]] = {}
+    for name, value, origin in layers:
+        if name.startswith("cluster.commands."):  # one entry, the others stay
+            path = name.split(".")[2:]
+            name, before = "cluster.commands", given.get("cluster.commands", ({}, ""))[0]
+            value = _with_entry(before, path, value)
+        given[full.get(name, name)] = (value, origin)
     if "objective.method" in allowed and "objective.method" not in given:
         given["objective.method"] = method_of({k: v for k, (v, _) in given.items()}), ""
     for chooser, kinds in CHOICES.items():
@@ -98,6 +104,14 @@ def _choose(
         if name in given and given[name][0] == others[name]:
             del given[name]
     return [k for k in allowed if k not in others or k in own]
+
+
+def _with_entry(mapping: Any, path: Sequence[str], value: Any) -> Any:
+    """Return the mapping with one entry replaced; `path` holds the names that lead to it."""
+    if not path:
+        return value
+    before = mapping if isinstance(mapping, dict) else {}
+    return {**before, path[0]: _with_entry(before.get(path[0]), path[1:], value)}
 
 
 @contextmanager

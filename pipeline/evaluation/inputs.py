@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pipeline.common.errors import ConfigError
 from pipeline.config.groups import from_set
 from pipeline.config.schema import EvaluateConfig
 from pipeline.runs import checkpoints
+from shards import store
 from shards.manifest import open_manifest
 from shards.mask_sets import open_masks
 
@@ -14,7 +16,12 @@ from shards.mask_sets import open_masks
 def check_inputs(config: EvaluateConfig, readable: Callable[[str | None], bool]) -> None:
     """Raise ValueError unless the sets and the checkpoint that are readable fit the protocol."""
     if readable(config.data.url):
-        open_manifest(str(config.data.url), "data.url=")
+        splits = open_manifest(str(config.data.url), "data.url=").splits
+        if not splits.get(config.split):
+            raise ConfigError(
+                f"split={config.split} is not a split of {store.display(str(config.data.url))} "
+                f"(it has {', '.join(sorted(splits))})"
+            )
     if readable(config.masks.url):
         open_masks(str(config.masks.url), from_set(config.protocol.buckets))
     if readable(config.checkpoint):

@@ -4,6 +4,7 @@ A version is a LoggedModel: `pyfunc.py` (models from code) around `inpainter.pt2
 archive made on the CPU in fp32. Lacuna itself loads the archive, never code from a registry.
 """
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,7 @@ def _facts(
     facts = {
         "name": name,
         "network": network,
+        "model": json.dumps(info["model"], sort_keys=True),
         "run": run_name(info["run"]),
         "run_id": recorded.get("mlflow_run_id"),
         "images_seen": info["images_seen"],

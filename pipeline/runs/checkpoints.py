@@ -139,9 +139,12 @@ def remove(url: str) -> None:
 
 
 def split_address(url: str) -> tuple[str, str | None]:
-    """Split a checkpoint's URL into its run's URL and its name; the name of a run's URL is None."""
+    """Split a checkpoint's URL into its run's URL and its name; the name of a run's URL is None.
+
+    `RUN/checkpoints/best` and `…/last` name what `find` selects.
+    """
     run_url, _, name = url.rstrip("/").rpartition("/")
-    if NAME.fullmatch(name) and run_url.endswith("/checkpoints"):
+    if (NAME.fullmatch(name) or name in ("best", "last")) and run_url.endswith("/checkpoints"):
         return run_url.removesuffix("/checkpoints"), name
     return url, None
 

@@ -18,7 +18,9 @@ from pipeline.common.environment import CHECKOUT
 from pipeline.common.errors import ConfigError
 from pipeline.common.secrets import refuse_secret
 from pipeline.config.resolve import entries
-from pipeline.submission.plan import MULTI_NODE, Part
+from pipeline.runs.checkpoints import split_address
+from pipeline.submission.fitting import MULTI_NODE
+from pipeline.submission.plan import Part
 from pipeline.tracking.errors import display_uri
 from shards import store
 
@@ -43,7 +45,8 @@ def places(verb: str, configs: Sequence[Any], runs: Sequence[str]) -> Places:
         for place in given if kind else ():
             named_only = kind == "read or name" and "/" not in place
             if not named_only and not place.startswith("models:"):
-                named[name, place] = kind == "written"
+                # Of a checkpoint its run: `RUN/checkpoints/best` is no folder.
+                named[name, split_address(place)[0]] = kind == "written"
     if verb == "train":
         named |= {("run", run): True for run in runs}
     return named
@@ -112,6 +115,20 @@ def refuse_unreachable_tracking(verb: str, config: Any, cluster: Cluster) -> Non
         )
 
 
+def warn_of_shared_sqlite(part: Part) -> None:
+    """Say how to do without a SQLite file that many nodes would lock on a shared disk."""
+    if part.cluster.scheduler != "slurm" or not part.trains:
+        return
+    tracking = part.points[0].config.tracking
+    uri = part.cluster.env.get("MLFLOW_TRACKING_URI") or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if tracking.enabled and tracking.drain and (not uri or uri.startswith("sqlite:")):
+        say(
+            "tracking goes to a SQLite file, whose locks are unreliable on a shared disk: set "
+            f"tracking.drain=false and run `python -m pipeline sync {part.settings.root}` here, or "
+            "set MLFLOW_TRACKING_URI to a server"
+        )
+
+
 def job_of(part: Part, snapshots: Callable[[bool], Snapshot]) -> tuple[Job, Cluster]:
     """Return the job of a part; writes nothing. `snapshots`: by cluster.allow_dirty."""
     cluster, taken, code, sha256 = part.cluster, None, None, ""
@@ -128,6 +145,7 @@ def job_of(part: Part, snapshots: Callable[[bool], Snapshot]) -> tuple[Job, Clus
         refuse_unreachable_tracking(part.verb, part.points[0].config, cluster)
     elif cluster.container != "none" and cluster.code == "image":
         refuse_relative(needs)
+    warn_of_shared_sqlite(part)
     # --- the code
     if cluster.image and cluster.code == "snapshot" and is_tag(cluster.image):
         say(f"cluster.image={cluster.image} is a tag, which can change: give NAME@sha256:DIGEST "

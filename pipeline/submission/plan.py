@@ -24,16 +24,12 @@ from pipeline.config.compose import compose
 from pipeline.config.resolve import Resolved
 from pipeline.config.schema import SubmitConfig
 from pipeline.launch.topology import check_precision, submitted_processes, visible_gpus
+from pipeline.runs.checkpoints import split_address
 from pipeline.runs.identity import FIXED_AT_START, MAY_CHANGE, folder_of
+from pipeline.submission.chain import Chain
+from pipeline.submission.fitting import NOT_A_JOB, fitted
 from pipeline.training import pretrained
 from shards import store
-
-# Keys of later stages in a chain and the output of earlier ones that they default to.
-INHERITED = {"train": {"data.url": "set"}, "evaluate": {"data.url": "set", "checkpoint": "run"},
-             "register": {"run": "run"}, "promote": {"run": "run"}}  # fmt: skip
-NOT_A_JOB = ("submit", "status", "logs", "cancel")
-MULTI_NODE = ("train", "doctor")  # commands that can use several nodes
-USE_GPUS = (*MULTI_NODE, "evaluate", "predict", "demo", "bench", "quickstart")
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,8 @@ class Part:
             return (self.folder,)
         config = self.points[0].config
         given = (getattr(config, name, None) for name in ("out", "run", "checkpoint", "url"))
-        return (next((value for value in given if isinstance(value, str)), None) or self.folder,)
+        place = next((value for value in given if isinstance(value, str)), None)
+        return (split_address(place)[0] if place else self.folder,)
 
     @cached_property
     def id(self) -> str:
@@ -101,7 +98,7 @@ def parse(args: Sequence[str]) -> list[Part]:
     and a command inherits the outputs of earlier ones."""
     parts: list[Part] = []
     carried: list[str] = []
-    known: dict[str, str] = {}
+    chain = Chain()
     for is_then, group in itertools.groupby(args, lambda w: w == "then"):
         if is_then:
             continue
@@ -115,23 +112,24 @@ def parse(args: Sequence[str]) -> list[Part]:
         only_here = ("cluster.tasks=", "cluster.throttle=", "cluster.name=")
         carried += [w for w in own if not w.startswith(only_here)]
         _refuse_foreign(settings)
-        fitted = replace(settings.config, cluster=_fitting(verb, settings.config.cluster, own))
         # --- the configurations
         others = positional(COMMANDS[verb], [w for w in rest if w not in own])
-        others = inherited(verb, others, known)
+        others = chain.inherited(verb, others)
         if verb == "train":
             others += [w for w in carried if w.startswith("root=")][-1:]
         points = [compose(verb, point) for point in _points(verb, others)]
+        cluster = fitted(verb, settings, points[0].config, own)
         for point in points:
-            COMMANDS[verb].check(_element(verb, point.config, fitted.cluster.tasks))
+            COMMANDS[verb].check(_element(verb, point.config, cluster.tasks))
         if verb == "train":
-            points = [_placed(point, fitted.cluster) for point in points]
+            points = [_placed(point, cluster) for point in points]
             if len(points) > 1 and any(point.config.smoke for point in points):
                 raise ConfigError("smoke=true with a sweep: give one value per key")
-        parts.append(Part(verb, _with_secrets(fitted), tuple(points)))
+        fitting = _with_secrets(replace(settings.config, cluster=cluster))
+        parts.append(Part(verb, fitting, tuple(points)))
         _refuse_same(parts[-1])
         _refuse_ignored(parts[-1])
-        note_outputs(verb, points[0].config, parts[-1].runs, known)
+        chain.add(verb, points[0].config, others, parts[-1].runs)
     if not parts:
         raise ConfigError("no command given: submit COMMAND [key=value ...] cluster=slurm")
     return parts
@@ -159,26 +157,6 @@ def _refuse_same(part: Part) -> None:
                 f"{store.display(run)}: leave run= out and give each value once; these keys do "
                 f"not distinguish runs: {', '.join((*MAY_CHANGE, *FIXED_AT_START))}"
             )
-
-
-def _fitting(verb: str, cluster: Cluster, args: Sequence[str]) -> Cluster:
-    """Reduce the nodes and GPUs of a site or an earlier stage to what the command can use.
-
-    Keys given with this command are kept: a partition may accept only jobs with a GPU.
-    """
-    own = {arg.partition("=")[0] for arg in args}
-    if verb not in MULTI_NODE and "cluster.nodes" not in own:
-        cluster = replace(cluster, nodes=1)
-    if verb not in USE_GPUS and "cluster.gpus_per_node" not in own:
-        cluster = replace(cluster, gpus_per_node=0)
-    if verb not in USE_GPUS and "cluster.sbatch" not in own:
-        kept = {k: v for k, v in cluster.sbatch.items() if not _asks_gpus(k, str(v))}
-        cluster = replace(cluster, sbatch=kept)
-    return cluster
-
-
-def _asks_gpus(option: str, value: str) -> bool:
-    return "gpu" in option or bool(re.match("gres|tres", option)) and "gpu" in value
 
 
 def _points(verb: str, args: list[str]) -> list[list[str]]:
@@ -238,24 +216,3 @@ def _with_secrets(settings: SubmitConfig) -> SubmitConfig:
         say(f"{', '.join(sorted(here))} will not be set in the job: write NAME=value lines to "
              f"{path} and run chmod 600 on it")  # fmt: skip
     return settings
-
-
-def inherited(verb: str, args: list[str], known: dict[str, str]) -> list[str]:
-    """Return the arguments of a command, with keys that default to outputs of earlier ones."""
-    given = {arg.partition("=")[0] for arg in args}
-    if verb == "evaluate" and given & {"model", "predictions", "export"}:
-        given.add("checkpoint")
-    wanted = {k: v for k, v in INHERITED.get(verb, {}).items() if v in known and k not in given}
-    for name, what in wanted.items():
-        if not known[what]:
-            raise ConfigError(f"{verb} follows a sweep of several runs: choose one with {name}=")
-    return [*args, *(f"{name}={known[what]}" for name, what in wanted.items())]
-
-
-def note_outputs(verb: str, config: Any, runs: Sequence[str], known: dict[str, str]) -> None:
-    """Add a command's outputs to `known`; after a sweep the run is ambiguous and left empty."""
-    if verb == "shard":
-        known["set"] = str(config.out)
-    elif verb == "train":
-        known["run"] = runs[0] if len(runs) == 1 else ""
-        known["set"] = str(config.data.url)

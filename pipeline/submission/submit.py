@@ -24,6 +24,7 @@ from pipeline.common.console import say
 from pipeline.common.errors import one_line
 from pipeline.config.commands import COMMANDS
 from pipeline.runs import job_record
+from pipeline.runs.checkpoints import split_address
 from pipeline.runs.job_record import SubmittedJob
 from pipeline.submission import staging
 from pipeline.submission.job import job_of, take_snapshot
@@ -55,8 +56,10 @@ def main(args: Sequence[str], dry_run: bool = False) -> Any:
                     f"{record.id} is {status.line()} as {record.cluster['scheduler']} job "
                     f"{record.number}: `logs {record.id}` to watch, `cancel {record.id}` to stop it"
                 )
+        made: set[str] = set()
         for part in parts:
-            _preflight(part, first=part is parts[0])
+            _preflight(part, made)
+            made |= set(part.runs)
         scheduler.judge(rendered)  # before anything is written
         records = _submitted(parts, rendered, snapshots, existing)
     return {"jobs": [_result(record) for record in records]}
@@ -144,13 +147,15 @@ def show(result: Any) -> str:
 # --- what is refused before the job exists --------------------------------------------------------
 
 
-def _preflight(part: Part, first: bool) -> None:
-    """Refuse what would fail on every node; outputs of earlier stages do not exist yet."""
+def _preflight(part: Part, made: set[str]) -> None:
+    """Refuse what would fail on every node; `made`: outputs of earlier stages, not there yet."""
 
     def readable(url: str | None) -> bool:
         """Return whether the URL is there already; claims of pods may not be mounted here."""
-        claim = url and part.cluster.scheduler == "kubernetes" and store.is_local(url)
-        return first and url is not None and (not claim or store.exists(url))
+        if url is None or split_address(url)[0] in made:
+            return False
+        claim = part.cluster.scheduler == "kubernetes" and store.is_local(url)
+        return not claim or store.exists(url)
 
     if (inputs := COMMANDS[part.verb].inputs) is None:
         return

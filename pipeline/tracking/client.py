@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pipeline.common.console import say
 from pipeline.runs.run_json import Facts, read_run_json
-from pipeline.tracking import database
+from pipeline.tracking import database, errors
 from pipeline.tracking.errors import HIDDEN, RunDeleted, ServerError, display_uri, explained
 from shards import store
 
@@ -145,6 +145,7 @@ def connect(uri: str, make: bool = True, run: str | None = None) -> Any:
             lost = f"it held MLflow run {recorded}: move mlflow.db back, or above the run; or"
             why = lost if recorded else "nothing was trained or registered from here;"
             fix = "set MLFLOW_TRACKING_URI, or run the command in the folder that holds runs/"
+            fix += errors.databases_below(path)
             raise ServerError(f"no MLflow data at {uri}: {why} {fix}")
         try:
             database.create(path)

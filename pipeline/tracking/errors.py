@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 HIDDEN = "***"
@@ -111,3 +112,10 @@ def _is_foreign(error: BaseException) -> bool:
         return True
     top = type(error).__module__.partition(".")[0]
     return top in ("mlflow", "sqlalchemy", "requests", "urllib3", "alembic", "psycopg", "sqlite3")
+
+
+def databases_below(path: Path | None) -> str:
+    """Name the databases one folder below a sqlite file, such as quickstart's, or nothing."""
+    below = sorted(path.parent.glob("*/mlflow.db")) if path else []
+    found = ", ".join(f"MLFLOW_TRACKING_URI=sqlite:///{each}" for each in below[:3])
+    return found and f" (one folder down: {found})"

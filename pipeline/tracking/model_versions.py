@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.config.values import registered
 from pipeline.tracking import errors
-from pipeline.tracking.client import connect, search
+from pipeline.tracking.client import connect, search, sqlite_path
 
 
 def find_version(client: Any, uri: str) -> Any:
@@ -30,7 +30,10 @@ def find_version(client: Any, uri: str) -> Any:
     newest = client.search_model_versions(f"name = '{name}'", max_results=20, order_by=order)
     if not newest:
         known = ", ".join(m.name for m in client.search_registered_models(max_results=20))
-        raise ValueError(f"no registered model {name!r} at {where}; there are: {known or 'none'}")
+        below = errors.databases_below(sqlite_path(client.tracking_uri))
+        raise ValueError(
+            f"no registered model {name!r} at {where}; there are: {known or 'none'}{below}"
+        )
     if alias:
         known = ", ".join(client.get_registered_model(name).aliases)
         known = known or "none: promote a version first"

@@ -99,6 +99,7 @@ class Engine:
             )
         self.stage = STAGES.get(self.config.strategy, 0)
         self.clip = config.clip
+        self.norms: dict[str, Tensor] = {}  # of the last step's gradients, before clipping
         if self.stage and not dist.is_initialized():  # one process
             os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -185,6 +186,8 @@ class Engine:
                 player.scaler.unscale_(player.optimizer)
             grads = [p.grad for p in player.module.parameters() if p.grad is not None]
             norms.append(nn.utils.get_total_norm(grads))
+        names = (p.name.partition(".")[2] or p.name[0] for p in players)
+        self.norms = {f"{name}/grad_norm": norm for name, norm in zip(names, norms)}
         finite = bool(torch.isfinite(torch.stack(norms)).all())
         for player, norm in zip(players, norms, strict=True):
             if finite:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config.phases import Turn, shares
-from pipeline.config.schema import TrainConfig
+from pipeline.config.schema import RANDOM, TrainConfig
 from pipeline.training import method
 from pipeline.training.engine import Engine
 from pipeline.training.method import Batch, Method
+from pipeline.training.network import TrainableNetwork
 
 # Dense FLOP/s in bf16 and fp16 with fp32 accumulation, from the vendor's data sheets; no sparsity.
 PEAKS = {
@@ -83,3 +88,42 @@ def flop_of(networks: Method, engine: Engine, turn: Turn, side: int) -> int:
     with torch.random.fork_rng(own), FlopCounterMode(display=False) as counter:
         method.backward(copied, engine, Batch(image, mask, (0,)), 1.0)
     return int(counter.get_total_flops())
+
+
+class _Counted:
+    """What counting needs of an engine: one CPU, without process group and optimizers."""
+
+    device, world_size, precision = torch.device("cpu"), 1, "fp32"
+
+    def prepare(self, name: str, module: Any, *_: Any, **__: Any) -> TrainableNetwork:
+        return TrainableNetwork(name, module, module, torch.optim.SGD(module.parameters()))
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def backward(self, loss: torch.Tensor, player: TrainableNetwork) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+def estimate(config: TrainConfig) -> float:
+    """Return the FLOP of a training step on one image of the recipe, counted on this CPU.
+
+    Convolutions grow with the area and attention between all places with its square, so that two
+    small images tell the cost of a large one.
+    """
+    engine: Any = _Counted()
+    networks = method.build(replace(config, weights=RANDOM), engine)
+    rules = [config.model.sides(), config.objective.discriminator_sides() or (1, 1)]
+    step = math.lcm(*(multiple for multiple, _ in rules))
+    small = -(-max(least for _, least in rules) // step) * step
+    side, sides = config.data.crop, (small, small + step)
+    if side <= max(sides):
+        return flop_per_image(networks, engine, config)
+
+    def density(side: int) -> float:
+        at = replace(config, data=replace(config.data, crop=side))
+        return flop_per_image(networks, engine, at) / side**2
+
+    first, second = map(density, sides)
+    slope = (second - first) / (sides[1] ** 2 - sides[0] ** 2)
+    return (first + slope * (side**2 - sides[0] ** 2)) * side**2

@@ -117,8 +117,13 @@ def dry_run(config: TrainConfig) -> str:
     seen = run.images_saved
     if seen >= config.max_images:
         return f"would do nothing: {store.display(run.url)} has seen {seen} images already"
+    from pipeline.training.forecast import forecast  # imports torch
+
+    world_size = here.nodes * here.processes
     start = f"resume at {seen} of" if seen else "start"
-    return (
+    lines = [
         f"would {start} {config.max_images} images in {store.display(run.url)}, "
-        f"{here.nodes * here.processes} processes"
-    )
+        f"{world_size} processes",
+        *forecast(config, world_size, config.max_images - seen),
+    ]
+    return "\n".join(lines)

@@ -149,12 +149,14 @@ def _train(
         logged = log.add(losses, state.images_seen, turn.lr, state.skipped, flush=saving)
         meter.step(config.batch, time.perf_counter() - began, waited, logged, turn.cycle)
         if logged:
-            tracker.metrics({**logged, "g/lr": turn.lr, **meter.values()}, state.images_seen)
+            norms = {name: norm.item() for name, norm in engine.norms.items()}
+            found = {**logged, "g/lr": turn.lr, **norms, **meter.values()}
+            tracker.metrics(found, state.images_seen)
         if skipped_in_a_row >= config.max_skipped:
             raise FloatingPointError(
                 f"non-finite gradients in {skipped_in_a_row} consecutive steps, the last at "
-                f"{state.images_seen} images: lower the learning rate or set clip=; the last "
-                f"checkpoint is from before these steps"
+                f"{state.images_seen} images: lower the learning rate (lr_scale=) or set "
+                f"clip=; max_skipped= allows more; the last checkpoint is from before these steps"
             )
 
         # Validate, before saving: the checkpoint stores the metrics by which the best is selected.

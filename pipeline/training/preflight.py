@@ -5,13 +5,17 @@ Nothing here imports torch, which keeps the launcher light.
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.util import find_spec
+from typing import Any
 
 from pipeline.common.errors import ConfigError
 from pipeline.config import checks
 from pipeline.config.groups import DataConfig, MasksConfig
+from pipeline.config.methods import MODELS
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import submitted_processes
 from pipeline.runs import checkpoints
@@ -56,8 +60,9 @@ def preflight(
 
 
 def check_inputs(config: TrainConfig, readable: Callable[[str | None], bool]) -> None:
-    """Check a run before it is submitted; an earlier job may have to write its data set first."""
-    if readable(config.data.url):
+    """Check a run before it is submitted; an earlier job may have to write what it reads."""
+    urls = [url for url in (config.data.url, config.masks.url, config.init) if url]
+    if all(readable(url) for url in urls if not url.startswith("models:")):
         preflight(config, submitted_processes(config))
     else:
         pretrained.check(config)
@@ -166,17 +171,21 @@ def check_init(config: TrainConfig, init: str) -> None:
         options = _registered(init, config)
     else:
         options = checkpoints.find(init, key="init=").state.get("model", {})
-    for key, value in model.items():
-        before = options.get(key, value)
-        if before != value and key not in NOT_IN_TENSORS:
-            raise ConfigError(
-                f"init={shown} holds weights of model.{key}={before}, which do not fit "
-                f"model.{key}={value}: give model.{key}={before}"
-            )
+    name = options.get("name", model["name"])
+    usual = model if name == model["name"] else {**asdict(MODELS[name]()), "name": model["name"]}
+    wrong = [k for k, v in options.items() if usual.get(k, v) != v and k not in NOT_IN_TENSORS]
+    if wrong:
+        given = {f"model.{k}" if k != "name" else "model": options[k] for k in wrong}
+        texts = (f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in given.items())
+        key = wrong[0]
+        raise ConfigError(
+            f"init={shown} holds weights of model.{key}={options[key]}, which do not fit "
+            f"model.{key}={usual[key]}: give {' '.join(map(shlex.quote, texts))}"
+        )
 
 
-def _registered(init: str, config: TrainConfig) -> dict[str, str]:
-    """Return a registered version's model options: the network's name."""
+def _registered(init: str, config: TrainConfig) -> dict[str, Any]:
+    """Return a registered version's model options; of an older version only the name."""
     from pipeline.tracking import errors
     from pipeline.tracking.client import connect, tracking_uri
     from pipeline.tracking.model_versions import find_version
@@ -189,4 +198,6 @@ def _registered(init: str, config: TrainConfig) -> dict[str, str]:
     except errors.ServerError as error:  # a login node need not reach the server
         raise ConnectionError(f"init={init}: {error}") from None
     network = version.tags.get("lacuna.network")
-    return {"name": network} if network else {}
+    named = {"name": network} if network else {}
+    options: dict[str, Any] = json.loads(version.tags.get("lacuna.model", "{}"))
+    return {**named, **options}

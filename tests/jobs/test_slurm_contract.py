@@ -297,6 +297,20 @@ def test_asking_leaves_nothing_in_the_queue_and_looks_for_the_interpreter_on_a_n
     assert "asked" not in slurm.run("squeue", "-h")
 
 
+def test_asking_names_the_memory_that_a_job_gets_without_a_key(slurm, job):
+    made, cluster = job("default", "steps=1"), replace(SMALL, memory_gb=None)
+    line = "memory: cluster.memory_gb is not set, so the site's default applies: "
+    assert f"{line}all memory of the node" in ask(made, cluster)
+    slurm.run("scontrol", "update", "partitionname=spot", "defmempercpu=77")
+    slurm.run("scontrol", "update", "partitionname=main", "defmempernode=99")
+    try:
+        assert f"{line}99 MB per Node" in ask(made, cluster)  # `main` is the default partition
+        assert f"{line}77 MB per CPU" in ask(made, replace(cluster, partition="spot"))
+    finally:
+        for name in ("spot", "main"):
+            slurm.run("scontrol", "update", f"partitionname={name}", "defmempernode=0")
+
+
 def test_a_waiting_job_says_why(slurm, job):
     made = job("big", "steps=1")
     number = submit(made, replace(SMALL, sbatch={"begin": "now+1hour"}))

@@ -67,14 +67,18 @@ def test_the_command_for_an_empty_cell_follows_the_papers_protocol(name):
     for line in sheet(table=name).rows:
         if not line.missing:
             continue
-        train, evaluate = line.missing.split(" && ")
+        *prepare, train, evaluate = line.missing.split(" && ")
+        sharded, *masks = [compose(c.split()[3], c.split()[4:]).config for c in prepare]
         trained = compose("train", train.split()[4:]).config
         config = compose("evaluate", evaluate.split()[4:]).config
-        assert config.checkpoint == trained.run
+        assert config.checkpoint == f"{trained.run}/checkpoints/best"
+        assert sharded.out == trained.data.url == config.data.url
+        assert sharded.data.name == trained.data.name
+        assert [m.out for m in masks] == ([config.masks.url] if config.masks.url else [])
         assert config.data.resize_short == trained.data.resize_short
         ours = {"dataset_name": trained.data.name, "masks_name": "imported"}
         ours |= {"protocol": config.protocol.name, "ssim": config.protocol.ssim}
-        ours |= {"size": config.protocol.size, "split": config.split}
+        ours |= {"size": config.protocol.size, "split": config.split, "images": config.limit}
         ours |= {"resize_short": config.data.resize_short}
         printed = papers.table(name)
         block = next(
@@ -88,7 +92,7 @@ def test_the_command_for_an_empty_cell_follows_the_papers_protocol(name):
 
 def test_canyon_scenes_are_tested_on_val_since_nobody_has_the_labels_of_test():
     command = row(sheet(table="musical/2"), "musical/places").missing
-    assert "data=places365_canyon" in command and command.endswith("split=val")
+    assert "data=places365_canyon" in command and command.endswith("split=val limit=100")
 
 
 def test_the_same_network_under_its_name_of_another_table_counts():

@@ -145,3 +145,16 @@ def test_what_is_missing_is_answered_with_what_there_is(root, name, words):
     client.set_registered_model_alias("many", "champion", "1")
     with pytest.raises(ValueError, match=words):
         model_versions.find_version(client, name)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_missing_model_names_the_databases_one_folder_down(tmp_path, monkeypatch, exists):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    there = tmp_path / "runs" / "quickstart" / "mlflow.db"
+    connect(f"sqlite:///{there}")  # makes it
+    uri = tracking_uri(str(tmp_path / "runs"))
+    if exists:
+        connect(uri)
+    with pytest.raises(ValueError, match="no (registered model|MLflow data)") as missing:
+        model_versions.find_version(connect(uri, make=False), "models:/photos")
+    assert f"one folder down: MLFLOW_TRACKING_URI=sqlite:///{there})" in str(missing.value)

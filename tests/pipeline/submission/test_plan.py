@@ -14,13 +14,20 @@ gpus_per_node: 8
 code: image
 {more}
 """
-SLURM = "sbatch: {gres: 'gpu:a100:8', gpu-bind: closest, constraint: gpu80gb}"
-KUBERNETES = "image: r/x@sha256:0\nkind: jobset\nvolumes: {c: /claim}"
+SLURM = (
+    "partition: gpu\ncpus_per_node: 64\nmemory_gb: 512\n"
+    "sbatch: {gres: 'gpu:a100:8', gpu-bind: closest, constraint: gpu80gb, exclusive: null}\n"
+    "commands: {masks: {partition: small, time: 1:30:00}}"
+)
+KUBERNETES = (
+    "image: r/x@sha256:0\nkind: jobset\nvolumes: {c: /claim}\ncpus_per_node: 64\n"
+    "memory_gb: 512\nshm_gb: 64\nnode_selector: {gpu: h100}"
+)
 SHARD = ["shard", "data=wds", "source=s3://b/p.tar", "out=s3://b/set", "root=s3://b/runs"]
 MASKS = ["masks", "out=s3://b/masks", "root=s3://b/runs"]
 CHAIN = [*SHARD, "cluster=ours", "then", "train", "experiment=quickstart", "batch=64",
          "tracking.enabled=false", "then", "evaluate", "masks.url=s3://b/masks",
-         "then", "promote", "a"]  # fmt: skip
+         "then", "register", "then", "promote"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -63,38 +70,108 @@ def pods(*words):
     return found
 
 
+OURS = ["cluster=ours"]
+ONE = {"nodes": "1", "cpus-per-task": "1", "mem": "8G"}
+GPU = {"partition", "gpus-per-node", "gres", "gpu-bind", "constraint", "exclusive"}
+REGISTER = ["register", "run=s3://b/run", "root=s3://b/runs"]
+FITTED = {
+    "one core": ([*REGISTER, *OURS], ONE, GPU),
+    "as its workers": (
+        [*SHARD[:1], "source=s", "out=s3://b/set", "workers=16", *OURS],
+        {"nodes": "1", "cpus-per-task": "16", "mem": "128G"},
+        GPU,
+    ),
+    "settings of the site for a command": (
+        [*MASKS, *OURS],
+        {**ONE, "partition": "small", "time": "1:30:00"},
+        GPU - {"partition"},
+    ),
+    "settings for another command": ([*REGISTER, *OURS], ONE, {"time", "partition"}),
+    "the same on the command line": (
+        [*REGISTER, *OURS, "cluster.commands.register.time=90:00",
+         "cluster.commands.register.qos=q"],
+        {**ONE, "time": "90:00", "qos": "q"},
+        GPU,
+    ),
+    "one more setting of a command": (
+        [*MASKS, *OURS, "cluster.commands.masks.memory_gb=9"],
+        {"mem": "9G", "partition": "small"},
+        GPU - {"partition"},
+    ),
+    "keys of the command win": (
+        [*MASKS, *OURS, "cluster.partition=mine", "cluster.cpus_per_node=4"],
+        {"partition": "mine", "cpus-per-task": "4", "time": "1:30:00"},
+        GPU - {"partition"},
+    ),
+    "a GPU that the partition demands": (
+        [*SHARD, *OURS, "cluster.gpus_per_node=1"],
+        {"gpus-per-node": "1", "partition": "gpu", "constraint": "gpu80gb", "cpus-per-task": "1"},
+        {"gres", "exclusive"},
+    ),
+    "its own gres": (
+        [*SHARD, *OURS, "cluster.sbatch={gres: 'gpu:1'}"],
+        {"gres": "gpu:1"},
+        {"gpus-per-node", "partition"},
+    ),
+    "a site without GPUs keeps its partition": (
+        [*REGISTER, *OURS, "cluster.gpus_per_node=0", "cluster.sbatch={constraint: ib}"],
+        {**ONE, "partition": "gpu", "constraint": "ib"},
+        {"gres"},
+    ),
+    "one GPU of eight": (
+        ["predict", "model=telea", "image=s3://b/set", "mask=1,1,9,9", "out=s3://b/o", *OURS],
+        {"nodes": "1", "gpus-per-node": "1", "cpus-per-task": "8", "mem": "64G",
+         "partition": "gpu", "constraint": "gpu80gb"},
+        {"gres", "exclusive"},
+    ),
+}  # fmt: skip
+
+
 # Row 64
-@pytest.mark.parametrize("words", [SHARD, MASKS], ids=["shard", "masks"])
-def test_a_site_s_gpus_and_nodes_are_not_asked_for_by_a_verb_that_uses_none(site, words):
+@pytest.mark.parametrize("case", FITTED)
+def test_a_command_asks_slurm_for_what_it_uses(site, case):
     site("slurm")
-    (options,) = directives(*words, "cluster=ours")
-    assert options["nodes"] == "1" and options["constraint"] == "gpu80gb"
-    assert not {"gpus-per-node", "gres", "gpu-bind"} & set(options)
+    words, asked, absent = FITTED[case]
+    (options,) = directives(*words)
+    assert {name: options.get(name) for name in asked} == asked
+    assert not absent & set(options)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("cluster.commands.shrad.time=1", "cluster.commands.shrad: did you mean shard?"),
+        ("cluster.commands.status.time=1", r"cluster.commands.status: .*allowed: .*shard"),
+        ("cluster.commands.shard.tiem=1", r"cluster.commands.shard: unknown key cluster.tiem; did"),
+        ("cluster.commands.shard=cpu", r"cluster.commands.shard: expected \{key: value\}"),
+        ("cluster.commands.promote.nodes=0", "cluster.nodes=0 is too small"),
+    ],
+)
+def test_wrong_settings_of_a_command_are_refused(site, words, message):
+    site("slurm")
+    with pytest.raises(ValueError, match=message):
+        directives(*MASKS, *OURS, words)
 
 
 @pytest.mark.parametrize("words", [SHARD, MASKS], ids=["shard", "masks"])
 def test_nor_on_kubernetes(site, words):
     site("kubernetes")
     ((count, requests),) = pods(*words, "cluster=ours").values()
-    assert count == 1 and "nvidia.com/gpu" not in requests
-
-
-def test_gpus_that_are_said_of_the_very_verb_are_asked_for(site):
-    """A partition may take none but jobs with a GPU."""
-    site("slurm")
-    (options,) = directives(*SHARD, "cluster=ours", "cluster.gpus_per_node=1")
-    assert options["gpus-per-node"] == "1" and "gres" not in options
-    gres = "cluster.sbatch={gres: 'gpu:1'}"
-    (options,) = directives(*SHARD, "cluster=ours", gres)
-    assert options["gres"] == "gpu:1" and "gpus-per-node" not in options
+    assert count == 1 and requests == {"cpu": "1", "memory": "8Gi"}
+    made = yaml.safe_load_all(submit.main([*words, "cluster=ours"], dry_run=True))
+    (pod,) = (job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+              for job in made if job["kind"] == "JobSet")  # fmt: skip
+    assert "nodeSelector" not in pod
+    assert pod["volumes"][1]["emptyDir"]["sizeLimit"] == "1Gi"
 
 
 # Row 64
 def test_each_stage_of_a_chain_is_given_what_it_can_use(site):
     site("slurm")
-    shard, train, evaluate, promote = directives(*CHAIN)
-    assert [s["nodes"] for s in (shard, train, evaluate, promote)] == ["1", "4", "1", "1"]
-    assert ["gres" in s for s in (shard, train, evaluate, promote)] == [False, True, True, False]
+    found = directives(*CHAIN)
+    assert [options["nodes"] for options in found] == ["1", "4", "1", "1", "1"]
+    for option in ("gres", "partition", "constraint", "exclusive"):
+        assert [option in options for options in found] == [False, True, True, False, False]
 
 
 def test_what_a_training_says_holds_for_the_stages_after_it_as_far_as_they_can_use_it(site):
@@ -102,18 +179,18 @@ def test_what_a_training_says_holds_for_the_stages_after_it_as_far_as_they_can_u
     place = CHAIN.index("tracking.enabled=false")
     words = [*CHAIN[:place], "cluster.nodes=2", "cluster.time=60", *CHAIN[place:]]
     found = directives(*words)
-    assert [options["nodes"] for options in found] == ["1", "2", "1", "1"]
-    assert ["time" in options for options in found] == [False, True, True, True]
+    assert [options["nodes"] for options in found] == ["1", "2", "1", "1", "1"]
+    assert ["time" in options for options in found] == [False, True, True, True, True]
 
 
 def test_each_stage_of_a_chain_in_pods_is_given_what_it_can_use(site):
     site("kubernetes")
     found = pods(*CHAIN)
     assert {name: count for name, (count, _) in found.items()} == {
-        "shard": 1, "train": 4, "evaluate": 1, "promote": 1
+        "shard": 1, "train": 4, "evaluate": 1, "register": 1, "promote": 1
     }  # fmt: skip
     gpus = {name: requests.get("nvidia.com/gpu", "0") for name, (_, requests) in found.items()}
-    assert gpus == {"shard": "0", "train": "8", "evaluate": "8", "promote": "0"}
+    assert gpus == {"shard": "0", "train": "8", "evaluate": "8", "register": "0", "promote": "0"}
 
 
 def test_several_machines_said_of_a_verb_that_takes_one_are_refused_in_one_line(site):

@@ -148,20 +148,115 @@ def test_an_array_of_shard_has_a_task_an_element():
 
 
 def test_a_chain_passes_on_what_earlier_verbs_make():
-    words = ["shard", "source=p", "out=sets/a", "cluster.tasks=2", *SLURM, "then", "train",
-             "experiment=quickstart", "cluster.nodes=2", "then", "evaluate", "masks.url=m",
-             "cluster.nodes=1", "then", "promote", "inpaint-msanet"]  # fmt: skip
-    shard, train, evaluate, promote = plan.parse(words)
-    assert train.points[0].config.data.url == "sets/a"
-    assert evaluate.points[0].config.data.url == "sets/a"
-    assert evaluate.points[0].config.checkpoint == train.runs[0]
-    assert promote.points[0].config.run == train.runs[0]
-    assert promote.points[0].config.model == "inpaint-msanet"
-    assert [p.cluster.nodes for p in (shard, train, evaluate, promote)] == [1, 2, 1, 1]
-    assert [p.cluster.tasks for p in (shard, train, evaluate, promote)] == [2, None, None, None]
+    words = ["shard", "source=p", "out=sets/a", "cluster.tasks=2", *SLURM, "then", "masks",
+             "out=m", "then", "train", "experiment=quickstart", "data.resize_short=300",
+             "cluster.nodes=2", "then", "evaluate", "limit=9", "then", "evaluate", "model=telea",
+             "then", "register", "then", "promote"]  # fmt: skip
+    parts = plan.parse(words)
+    _, _, train, evaluate, baseline, register, promote = [p.points[0].config for p in parts]
+    run = parts[2].runs[0]
+    assert train.data.url == "sets/a"
+    assert evaluate.checkpoint == f"{run}/checkpoints/best" and baseline.checkpoint is None
+    for config in (evaluate, baseline):
+        assert (config.data.url, config.data.resize_short) == ("sets/a", 300)
+        assert (config.masks.url, config.protocol.name, config.limit) == ("m", "msanet", 9)
+    assert register.run == promote.run == run and promote.model == "inpaint-msanet"
+    assert [p.cluster.nodes for p in parts] == [1, 1, 2, 1, 1, 1, 1]
+    assert [p.cluster.tasks for p in parts] == [2, None, None, None, None, None, None]
     script = dry(*words)
-    assert script.count("#!/bin/bash") == 4
-    assert [f"afterok:{p.id}\n" in script for p in (shard, train, evaluate)] == [True] * 3
+    assert script.count("#!/bin/bash") == 7
+    assert [f"afterok:{p.id}\n" in script for p in parts[:6]] == [True] * 6
+
+
+MUSICAL = ["train", "experiment=musical/paris", "data.url=sets/paris", "run=runs/m", *SLURM]
+
+
+def test_a_chain_carries_the_protocol_of_the_recipe_unless_another_is_given():
+    _, ours, *_ = plan.parse([*MUSICAL, "then", "evaluate", "split=test"])
+    assert ours.points[0].config.protocol.buckets == ["center"]
+    assert ours.points[0].config.data.resize_short == 350
+    _, other, again = plan.parse([*MUSICAL, "then", "evaluate", "masks.url=m", "protocol=msanet",
+                                  "data=celeba", "then", "evaluate", "model=telea"])  # fmt: skip
+    for part in (other, again):
+        config = part.points[0].config
+        assert (config.protocol.name, config.data.resize_short) == ("msanet", 256)
+
+
+TRAINED = [*TRAIN, *SLURM, "run=runs/a"]
+EVALUATE = ["then", "evaluate", "masks.url=m"]
+CHAINED = {
+    "not registered": (
+        [*TRAINED, *EVALUATE, "then", "promote", "a"],
+        "put `then register` before it",
+    ),
+    "another name": (
+        [*TRAINED, *EVALUATE, "then", "register", "then", "promote", "a"],
+        "this chain registers inpaint-msanet",
+    ),
+    "no name and nothing registered": ([*TRAINED, "then", "promote"], "model= is missing"),
+    "not evaluated": (
+        [*TRAINED, "then", "register", "then", "promote"],
+        "put `then evaluate` before it",
+    ),
+    "another checkpoint evaluated": (
+        [*TRAINED, *EVALUATE, "then", "register", "checkpoint=last", "then", "promote"],
+        "give evaluate checkpoint=runs/a/checkpoints/last weights=auto",
+    ),
+    "a run's newest evaluated": (
+        [*TRAINED, *EVALUATE, "checkpoint=runs/a", "then", "register", "then", "promote"],
+        "give evaluate checkpoint=runs/a/checkpoints/best",
+    ),
+    "other weights registered": (
+        [*TRAINED, *EVALUATE, "then", "register", "weights=raw", "then", "promote"],
+        "weights=raw",
+    ),
+    "only a baseline evaluated": (
+        [*TRAINED, *EVALUATE, "model=telea", "then", "register", "then", "promote"],
+        "put `then evaluate` before it",
+    ),
+    "no masks": ([*TRAINED, "then", "evaluate"], "masks.url= is missing"),
+    "masks of another size": (
+        ["masks", "out=m", "size=128", *SLURM, "then", *TRAIN, "then", "evaluate"],
+        "evaluate needs protocol.size=256",
+    ),
+    "masks without squares": (
+        ["masks", "out=m", "source=s", *SLURM, "then", *TRAIN, "then", "evaluate"],
+        "give it fixed=true",
+    ),
+    "masks to train on of another size": (
+        ["masks", "out=m", "size=128", *SLURM, "then", *TRAIN, "masks=external"],
+        "train needs validate.size=256",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHAINED)
+def test_what_a_later_stage_would_refuse_is_refused_at_once(case):
+    words, message = CHAINED[case]
+    assert message in refusal(*words)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (["evaluate", CENTER, "split=dev"], "split=dev is not a split of"),
+        (["evaluate", "data.url=gone", CENTER], "gone"),
+        (["evaluate", "masks.url=gone"], "gone"),
+        (["evaluate", "masks.url={set}"], "not masks: give the output of"),
+        (["evaluate", "checkpoint=gone", CENTER], "gone holds no checkpoint"),
+        (["register", "run=gone"], "gone holds no checkpoint"),
+        (["shard", "source=gone", "out=o"], "source=gone does not exist"),
+        (["train", *TRAIN[1:2], "batch=16", *SIDES, "seed=5", "init=gone"], "gone"),
+    ],
+)
+def test_what_a_later_stage_reads_is_looked_for_if_no_stage_makes_it(
+    taken, tmp_path, small_set, stage, message
+):
+    words = [*TRAIN, f"data.url={small_set}", *SIDES, *SLURM, "tracking.enabled=false", "then"]
+    with pytest.raises(ValueError, match=message):
+        submit.main([*words, *(word.format(set=small_set) for word in stage)])
+    assert not (tmp_path / "given").exists()
+    assert not (tmp_path / "runs").exists() or list((tmp_path / "runs").iterdir()) == []
 
 
 def test_a_chain_on_kubernetes_is_one_jobset_and_refused_without(monkeypatch):
@@ -530,7 +625,8 @@ def test_a_chain_is_only_asked_about_whichever_of_its_verbs_says_so(sbatch, tmp_
     words = ["shard", "source=p", "out=sets/a", *SLURM, "then", "train", *TRAIN[1:2], "check=true"]
     (tmp_path / "programs" / "srun").write_text("#!/bin/bash\necho 3.11 2.13\n")
     (tmp_path / "programs" / "srun").chmod(0o755)
-    assert len(submit.main(words)["check"]) == 4
+    answers = submit.main(words)["check"]
+    assert len(answers) == 6  # of each stage: the queue, its memory, the interpreter
     assert not (tmp_path / "runs").exists()
 
 
@@ -549,7 +645,7 @@ def test_what_slurm_refuses_of_the_question_alone_is_no_refusal_of_the_job(
     (tmp_path / "programs" / "srun").chmod(0o755)
     words = ["masks", "out=m", *SLURM, "check=true"]
     if message:
-        assert submit.main(words)["check"][1].startswith(message)
+        assert submit.main(words)["check"][2].startswith(message)
     else:
         with pytest.raises(ValueError, match="a node cannot run .*: srun: error: n1"):
             submit.main(words)

@@ -157,6 +157,7 @@ def test_the_newest_the_best_and_pinned_checkpoints_are_kept(run):
             pin(run.url, 3)
     assert seen(run) == [2, 3, 4, 5]
     assert find(run.url, "best").images_seen == 2
+    assert find(f"{run.url}/checkpoints/best").images_seen == 2
     assert find(run.url, "last").images_seen == 5
 
 
@@ -195,6 +196,7 @@ def test_a_checkpoint_is_also_found_by_its_own_url(run):
     save(run, 7)
     save(run, 9)
     assert find(f"{run.url}/checkpoints/000000000007").images_seen == 7
+    assert find(f"{run.url}/checkpoints/last", "7").images_seen == 9
     with pytest.raises(ValueError, match=r"no checkpoint '8': choose from last, best, 7, 9"):
         find(run.url, "8")
     with pytest.raises(ValueError, match="holds no checkpoint"):

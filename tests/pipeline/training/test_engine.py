@@ -13,6 +13,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.config.compose import compose
 from pipeline.config.schema import TrainConfig
 from pipeline.runs.checkpoints import latest
+from pipeline.training import method
 from pipeline.training.engine import Engine
 from pipeline.training.preflight import preflight
 from tests.support.strategies import engine_of, trained
@@ -211,3 +212,17 @@ def test_variables_of_other_launchers_have_no_effect(left, monkeypatch):
         assert engine.device.type == "cpu" and torch.get_num_threads() == 1
         module = nn.Linear(2, 2)
         assert type(accelerator.prepare_model(module)) is DistributedDataParallel
+
+
+def test_the_norm_of_each_network_s_gradients_is_that_before_clipping(monkeypatch):
+    config = compose("train", ["experiment=quickstart", "threads=1", "clip=0.5"]).config
+    with engine_of(config, monkeypatch) as engine:
+        networks = method.build(config, engine)
+        networks.set_rates(config.objective.phases[0])
+        parameters = list(networks.generator.module.parameters())
+        for parameter in parameters:
+            parameter.grad = torch.full_like(parameter, 2.0)
+        assert engine.step(networks.players, 0.0)
+        count = sum(parameter.numel() for parameter in parameters)
+        assert set(engine.norms) == {"g/grad_norm"}
+        assert engine.norms["g/grad_norm"].item() == pytest.approx(2 * count**0.5, rel=1e-5)

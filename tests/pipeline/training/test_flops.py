@@ -7,8 +7,13 @@ from torch import nn
 from models import Prediction
 from pipeline.config.compose import compose
 from pipeline.training import flops, method, sync_batchnorm
+from pipeline.training.forecast import forecast
 from pipeline.training.network import TrainableNetwork
 from pipeline.training.progress import Meter
+from shards import decode
+from shards.manifest import open_manifest
+from shards.masks import MaskPolicy
+from shards.stream import Stream
 from tests.support.strategies import engine_of
 
 
@@ -103,3 +108,52 @@ def test_mfu_is_the_rate_times_the_ideal_seconds_per_image():
     unknown.step(10, 0.02, 0.0, {})
     found = unknown.values()
     assert found["perf/step_ms_min"] == 20 and "perf/mfu" not in found
+
+
+@pytest.mark.parametrize(
+    ("experiment", "words"),
+    [
+        ("quickstart", ["data.crop=256"]),
+        ("quickstart", ["data.crop=192", "model.fe=[8,8,8,8]", "model.iru=[8,8,8,8,8]"]),
+        pytest.param("musical/paris", ["data.crop=192"], marks=pytest.mark.slow),
+    ],
+)
+def test_the_cost_of_a_large_image_is_told_by_small_ones(experiment, words, monkeypatch):
+    config = config_of(experiment, *words, "weights=random")
+    with engine_of(config, monkeypatch) as engine:
+        exact = flops.flop_per_image(method.build(config, engine), engine, config.data.crop)
+    assert flops.estimate(config) == pytest.approx(exact, rel=0.01)
+
+
+def test_a_forecast_multiplies_out(small_set, monkeypatch):
+    monkeypatch.setattr(flops, "estimate", lambda config: 172e9)
+    words = [f"data.url={small_set}", "batch=16"]
+    lines = forecast(config_of("quickstart", *words), 8, 9_600_000)
+    count = open_manifest(str(small_set)).splits["train"].samples
+    assert lines[0].startswith("9,600,000 images = 600,000 steps of batch=16 = ")
+    assert lines[0].endswith(f"{9_600_000 / count:.1f} epochs of {count:,} images")
+    assert lines[1] == "172 GFLOP per image at 96x96, 1.7e+18 FLOP in all"
+    # 1.6512e18 FLOP / (0.3 x 312e12 FLOP/s x 8) / 3600 s = 0.61 h on A100; 989e12: 0.19 h
+    assert "hours on 8 devices at an assumed 30% of the bf16 peak" in lines[2]
+    assert "A100: 0.6; H100 SXM, H200: 0.2;" in lines[2]
+
+
+def test_a_forecast_counts_the_requests_of_an_epoch(small_set, monkeypatch):
+    """Against the blocks that a reader of the whole set asks for, one request each."""
+    asked = set()
+    manifest = open_manifest(str(small_set))
+    count = manifest.splits["train"].samples
+    stream = Stream(manifest, "train", batch=1, seed=0, crop=decode.Crop(64), threads=0,
+                    masks=MaskPolicy("center"))  # fmt: skip
+    expect = stream._maker.reader.expect
+
+    def counted(window, uses):
+        asked.update((piece.shard, piece.row) for piece in window.pieces)
+        return expect(window, uses)
+
+    monkeypatch.setattr(stream._maker.reader, "expect", counted)
+    for _ in range(count):
+        next(stream)
+    monkeypatch.setattr(flops, "estimate", lambda config: 1e9)
+    lines = forecast(config_of("quickstart", f"data.url={small_set}"), 1, 100)
+    assert lines[3].endswith(f" in {len(asked):,} GETs")

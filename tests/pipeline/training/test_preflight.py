@@ -1,5 +1,6 @@
 """What would end every worker is refused by the launcher, in one line, before one starts."""
 
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -44,8 +45,8 @@ def refusal(small_set, tmp_path):
     return refusal
 
 
-def accepted(small_set, run, *words):
-    given = [*WORDS, f"data.url={small_set}", f"run={run}", "processes=1", *words]
+def accepted(small_set, run, *words, start=WORDS):
+    given = [*start, f"data.url={small_set}", f"run={run}", "processes=1", *words]
     return preflight(compose("train", given).config, 1)
 
 
@@ -176,6 +177,35 @@ def test_a_missing_registered_model_or_one_of_another_network_is_refused(root, r
     assert "inpaint-msanet has no version 7" in refusal("init=models:/inpaint-msanet/7", given)
     message = refusal("init=models:/inpaint-msanet", given, start=MUSICAL)
     assert "model.name=msanet, which do not fit model.name=musical" in message
+
+
+ARCHITECTURES = {
+    "a width": ({"name": "msanet", "width": 0.2}, "model.width=0.2"),
+    "lists": (
+        {"name": "msanet", "width": 0.25, "fe": [32, 64], "msau": [[64, 24], [128, 48]]},
+        "'model.fe=[32, 64]' 'model.msau=[[64, 24], [128, 48]]'",
+    ),
+    "another network": ({"name": "msanet", "width": 0.2}, "model=msanet model.width=0.2"),
+    "switches": (
+        {"name": "msanet", "width": 0.25, "mask_update": False, "channel": "se"},
+        "model.mask_update=false model.channel=se",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ARCHITECTURES)
+def test_the_architecture_of_a_registered_model_is_answered_by_a_line_that_fits(
+    root, refusal, tmp_path, small_set, case
+):
+    options, line = ARCHITECTURES[case]
+    start = MUSICAL if case == "another network" else WORDS
+    uri, model = client.tracking_uri(str(root)), f"init=models:/{case.replace(' ', '-')}"
+    run = finished_run(tmp_path / "first", uri=uri, model=options)
+    registered(run, uri, case.replace(" ", "-"))
+    message = refusal(model, f"root={root}", start=start)
+    words = shlex.split(message.partition(": give ")[2])
+    assert sorted(words) == sorted(shlex.split(line))
+    accepted(small_set, tmp_path / "run", model, f"root={root}", *words, start=start)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,0 +1,39 @@
+"""What a training run will cost, for `train --dry-run`: arithmetic, hours, and what it reads."""
+
+from __future__ import annotations
+
+from pipeline.config.schema import TrainConfig
+from pipeline.training import flops
+from shards.manifest import open_manifest
+from shards.order import LANES, amplification
+from shards.stream import order_of
+
+FRACTION = 0.3  # of the peak; an assumption, which `smoke=true` replaces by a measurement
+DEVICES = ("A100", "H100 SXM, H200", "L40S", "RTX 4090")
+
+
+def forecast(config: TrainConfig, world_size: int, left: int) -> list[str]:
+    """Return lines about the remaining `left` images on `world_size` processes."""
+    manifest = open_manifest(str(config.data.url))
+    split = manifest.splits[config.data.train]
+    each = flops.estimate(config)
+    lines = [
+        f"{left:,} images = {-(-left // config.batch):,} steps of batch={config.batch} = "
+        f"{left / split.samples:.1f} epochs of {split.samples:,} images",
+        f"{each / 1e9:,.0f} GFLOP per image at {config.data.crop}x{config.data.crop}, "
+        f"{each * left:.2g} FLOP in all",
+    ]
+    hours = []
+    for name in DEVICES:
+        rate = flops.peak(name, "bf16")
+        assert rate is not None
+        hours.append(f"{name}: {each * left / rate / FRACTION / world_size / 3600:,.1f}")
+    lines.append(
+        f"hours on {world_size} device{'s' * (world_size > 1)} at an assumed {FRACTION:.0%} of "
+        f"the bf16 peak (smoke=true measures yours): {'; '.join(hours)}"
+    )
+    times = amplification(LANES, world_size)
+    size = times * sum(shard.bytes for shard in split.shards) / 1e9
+    blocks = times * int(order_of(manifest, config.data.train, config.seed).blocks.sum())
+    lines.append(f"each epoch reads {size:,.2f} GB; from a bucket in {blocks:,} GETs")
+    return lines
