@@ -179,7 +179,7 @@ def test_a_wrong_configuration_is_refused_in_one_line(capsys, command, text, mes
 @pytest.mark.parametrize(("command", "text", "message"), ROWS)
 def test_and_it_is_not_queued_either(tmp_path, command, text, message):
     """As the later part of a chain, of which nothing is run or opened before."""
-    words = ["masks", "out=m", *SUBMIT, "then", command, *words_of(command, text)]
+    words = ["fetch", "vgg16", *SUBMIT, "then", command, *words_of(command, text)]
     with pytest.raises(ValueError) as error:
         submit.main(words, dry_run=True)
     assert message in str(error.value) and "\n" not in str(error.value)
