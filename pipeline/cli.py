@@ -245,11 +245,13 @@ def _keys(kind: type) -> Iterator[str]:
     listed = {name for name, _, _ in everything}
     for entry in everything:
         yield _key(*entry)
-        section, _, _ = entry[0].partition(".")
+        label, (section, _, _) = entry[0].removesuffix(".name"), entry[0].partition(".")
+        takers: dict[str, list[str]] = {}  # a key that several have in the same way is listed once
         for name, option in CHOICES.get(entry[0], {}).items():
-            own = [each for each in entries(option(), f"{section}.") if each[0] not in listed]
-            label = entry[0].removesuffix(".name")
-            yield from (f"{_key(*each)} ({label}={name})" for each in own)
+            for each in entries(option(), f"{section}."):
+                if each[0] not in listed:
+                    takers.setdefault(_key(*each), []).append(name)
+        yield from (f"{line} ({label}={', '.join(names)})" for line, names in takers.items())
 
 
 def _key(name: str, default: Any, field: Field[Any]) -> str:

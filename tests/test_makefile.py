@@ -98,7 +98,10 @@ def test_quickstart_installs_only_what_it_needs_and_test_adds_the_rest(made):
     assert "installing torch==" in said and "installing what the commands need" in said
     assert installs(made("quickstart")[0]) == []  # its mark is there
     calls, said = made("test")
-    assert installs(calls) == ["-c .venv/constraints.txt -e .[deepspeed,dev]"]
+    assert installs(calls) == [
+        "-c .venv/constraints.txt -e .[deepspeed,dev]",
+        "--no-deps -c .venv/constraints.txt lpips torch-fidelity",
+    ]
     assert "-m pytest" in calls[-1] and "adding DeepSpeed" in said
     assert installs(made("test")[0]) == []
-    assert len(installs(made("install")[0])) == 3  # anew
+    assert len(installs(made("install")[0])) == 4  # anew

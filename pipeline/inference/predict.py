@@ -101,7 +101,7 @@ def plan(config: PredictConfig) -> list[ImageTask]:
     """
     if (feather := config.mask.feather) > (grow := config.mask.grow):
         say(f"predict: mask.feather={feather} has the effect of mask.grow={grow}, the larger width")
-    tasks = _tasks(config)
+    tasks, left_out = _tasks(config)
     read = [config.image, *(task.image for task in tasks if isinstance(task.image, str))]
     masks = [config.mask.file, *(task.mask for task in tasks if isinstance(task.mask, str))]
     origins: dict[str, str] = {}
@@ -123,16 +123,19 @@ def plan(config: PredictConfig) -> list[ImageTask]:
                 f"mask={store.display(mask)} is the image itself: give an image that is white in "
                 "the hole, or mask=alpha"
             )
+    if left_out:
+        say(f"predict: {left_out}")
     return tasks
 
 
-def _tasks(config: PredictConfig) -> list[ImageTask]:
-    mask = config.mask.file
+def _tasks(config: PredictConfig) -> tuple[list[ImageTask], str]:
+    """Return what is to be filled, and a line on the files that are not."""
+    mask, left_out = config.mask.file, ""
     if suffix(config.image) in READ:
         out = config.out
         if suffix(out) not in SUFFIXES:
             out = store.join(out, _result_name(store.name(config.image)))
-        return [ImageTask(config.image, mask, out)]
+        return [ImageTask(config.image, mask, out)], left_out
     is_set = store.exists(store.join(config.image, MANIFEST))
     found = {} if is_set else _files(config.image, config.recursive, place(mask))
     names = [n for n in found if found[n] in READ and not MASK.search(_stem(n))]
@@ -144,17 +147,18 @@ def _tasks(config: PredictConfig) -> list[ImageTask]:
     if others := Counter(form for form in found.values() if form not in READ):
         if folders := others.pop(FOLDER, 0):
             others[f"{FOLDER}{'s' * (folders > 1)} (recursive=true)"] = folders
-        say(f"predict: {not_taken(others)}")
+        left_out = not_taken(others)
     if suffix(config.out) in SUFFIXES:
         raise ValueError(
             f"out={config.out} is a single image, but image= has several: set a folder"
         )
     if is_set:
-        return _pairs(config)
-    return [
+        return _pairs(config), left_out
+    tasks = [
         ImageTask(store.join(config.image, name), m, store.join(config.out, _result_name(name)))
         for name, m in zip(names, _masks(config, names))
     ]
+    return tasks, left_out
 
 
 def _pairs(config: PredictConfig) -> list[ImageTask]:

@@ -88,7 +88,7 @@ def test_an_external_shard_is_where_its_url_says() -> None:
 
 def test_without_a_manifest_there_is_no_set(tmp_path: Path) -> None:
     for url in (str(tmp_path), str(tmp_path / "nowhere"), f"file://{tmp_path}"):
-        with pytest.raises(ValueError, match="so not a finished sharded set"):
+        with pytest.raises(ValueError, match="so it is not a finished sharded set"):
             open_manifest(url)
 
 

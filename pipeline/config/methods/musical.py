@@ -43,7 +43,7 @@ class MusicalObjective(ObjectiveConfig):
     span: float = key(1.0, "range that l1, l1_hole and tv are quoted for; 2: [-1, 1]", least=0.01)
     adv: float = key(0.0, "weight of the adversarial loss; 0 builds no discriminator", least=0.0)
     features: str = key("vgg16", "perceptual and style features", ("vgg16",))
-    loss_on: str = key("raw", "image that L1 compares", ("raw", "composite"))
+    loss_on: str = key("raw", "image that the pixel losses compare", ("raw", "composite"))
     feature_images: str = key("raw", "images given to VGG16", ("raw", "raw+composite"))
     vgg_normalize: bool = key(True, "ImageNet normalization before VGG16")
     gan: str = key("vanilla", "adversarial loss", ("vanilla", "lsgan"))

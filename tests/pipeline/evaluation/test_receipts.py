@@ -63,7 +63,7 @@ def test_the_report_shows_the_receipt_of_every_number():
 
 def run_evaluate(*words):
     config = compose("evaluate", list(words)).config
-    checks.check("evaluate", config)
+    checks.evaluate(config)
     return evaluate.main(config)
 
 

@@ -67,7 +67,7 @@ def test_a_gpu_without_bf16_is_told_of_fp16(monkeypatch):
     """`auto` came to fp32 there; who asks for bf16 is refused."""
     engine = SimpleNamespace(precision="fp32", device=torch.device("cuda"), world_size=1)
     run = RunFolder("runs/a", Path("runs/a"))
-    networks = SimpleNamespace(generator=SimpleNamespace(size=1), players=[])
+    networks = SimpleNamespace(fillers=[SimpleNamespace(size=1)], players=[])
     message = "this GPU has no bf16: precision=fp16"
     assert message in headline(TrainConfig(), run, engine, 0, networks)
     assert message not in headline(TrainConfig(precision="fp32"), run, engine, 0, networks)

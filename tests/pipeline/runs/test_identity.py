@@ -102,6 +102,7 @@ def test_a_run_from_before_a_key_keeps_its_arithmetic_and_its_name(tmp_path, key
 def test_a_changed_key_points_to_init_exactly_if_the_weights_fit(tmp_path, key, value, fits):
     """The oracle is the networks' own tensors."""
     words = ["model=musical", "model.ngf=4", "model.renormalize=all", f"run={tmp_path}"]
+    words += ["objective=musical_paper", "objective.span=1"]
     before, after = (compose("train", [*words, *more]).config for more in ([], [f"{key}={value}"]))
     shapes = []
     for config in (before, after):

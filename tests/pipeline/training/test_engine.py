@@ -218,8 +218,7 @@ def test_the_norm_of_each_network_s_gradients_is_that_before_clipping(monkeypatc
     config = compose("train", ["experiment=quickstart", "threads=1", "clip=0.5"]).config
     with engine_of(config, monkeypatch) as engine:
         networks = method.build(config, engine)
-        networks.set_rates(config.objective.phases[0])
-        parameters = list(networks.generator.module.parameters())
+        parameters = list(networks.players[0].module.parameters())
         for parameter in parameters:
             parameter.grad = torch.full_like(parameter, 2.0)
         assert engine.step(networks.players, 0.0)

@@ -17,6 +17,7 @@ from models.densenet import DenseNetDiscriminator
 from models.vgg import VGG16Features
 from pipeline import cli
 from pipeline.config.compose import compose
+from pipeline.launch import workers
 from pipeline.training import launcher, pretrained, weights
 from shards import store
 
@@ -66,7 +67,7 @@ def elsewhere(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(launcher, "supervise", started)
+    monkeypatch.setattr(workers, "supervise", started)
     monkeypatch.setattr(scheduler, "submit", started)
     monkeypatch.setattr(scheduler, "judge", lambda _: None)
     monkeypatch.setattr(scheduler, "located", lambda cluster: cluster)
