@@ -45,8 +45,11 @@ def dataset(name: str) -> dict[str, Any]:
 @lru_cache
 def short_side(data: str) -> int | None:
     """Return the `resize_short` of a group under `conf/data/`; None: images are not resized."""
-    group: dict[str, int | None] = yaml.safe_load((CONF / "data" / f"{data}.yaml").read_bytes())
-    return group["resize_short"]
+    group: dict[str, Any] = yaml.safe_load((CONF / "data" / f"{data}.yaml").read_bytes())
+    known: int | None = (
+        group["resize_short"] if "resize_short" in group else short_side(group["defaults"][0])
+    )
+    return known
 
 
 def provenance(paper: str, row: Mapping[str, Any]) -> str:

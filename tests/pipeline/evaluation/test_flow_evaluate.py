@@ -78,7 +78,7 @@ def test_the_result_has_the_shape_that_commands_rely_on(words, tmp_path):
 
 def test_the_scores_of_a_run_are_written_to_its_folder_and_its_checkpoint_is_pinned(words, run):
     result = run_evaluate(f"checkpoint={run}", *words, "tracking.enabled=false", "limit=2")
-    stem = f"msanet-raw-000000001200-{result['pairs_digest'][:8]}"
+    stem = f"msanet-raw-000000001200-{result['pairs_digest'][:8]}-gauss11_rgb"
     names = sorted(p.name for p in Path(run, "evaluation").iterdir())
     assert names == [f"{stem}.images.zip", f"{stem}.parquet"]
     assert result["weights"] == "raw" and result["images_seen"] == 1200
