@@ -32,6 +32,8 @@ REFUSED = {
         ("masks.low=0.5 masks.high=0.5", "masks.low=0.5 is not below masks.high=0.5"),
         ("masks.kind=external", "masks.kind=external needs masks.url="),
         ("masks.url=m", "masks.url=m needs masks.kind=external"),
+        ("masks.kind=square masks.sides=[96,257]", "sides of at most data.crop=256"),
+        ("masks.kind=square masks.sides=[96,64]", "expected increasing sides"),
         ("masks.high=0.9 masks.border=0.5", "does not fit inside the border constraint"),
         ("data.crop=100", "data.crop=100 does not fit model=msanet: give a multiple of 8"),
         ("validate.size=32", "validate.size=32 does not fit model=msanet: give a multiple of 8"),
