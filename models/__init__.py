@@ -4,6 +4,7 @@ from torch import nn
 
 from .deepfill import DeepFill
 from .edgeconnect import EdgeConnect
+from .glc import GLC
 from .layers import Prediction
 from .msanet import MSANet
 from .musical import Musical
@@ -15,6 +16,7 @@ GENERATORS: dict[str, type[nn.Module]] = {
     "pconv": PConv,
     "edgeconnect": EdgeConnect,
     "deepfill": DeepFill,
+    "glc": GLC,
 }
 
 __all__ = ["GENERATORS", "Prediction"]

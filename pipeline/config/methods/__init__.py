@@ -4,11 +4,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config.groups import ModelConfig, ObjectiveConfig
+from pipeline.config.methods.glc import GlcModel, GlcObjective
 from pipeline.config.methods.msanet import MsanetModel, MsanetObjective
 from pipeline.config.methods.musical import MusicalModel, MusicalObjective
 
-MODELS: dict[str, type[ModelConfig]] = {"msanet": MsanetModel, "musical": MusicalModel}
-METHODS: dict[str, type[ObjectiveConfig]] = {"msanet": MsanetObjective, "musical": MusicalObjective}
+MODELS: dict[str, type[ModelConfig]] = {
+    "msanet": MsanetModel,
+    "musical": MusicalModel,
+    "glc": GlcModel,
+}
+METHODS: dict[str, type[ObjectiveConfig]] = {
+    "msanet": MsanetObjective,
+    "musical": MusicalObjective,
+    "glc": GlcObjective,
+}
 # Keys that choose the schema of their section.
 CHOICES: dict[str, Mapping[str, type]] = {"model.name": MODELS, "objective.method": METHODS}
 
