@@ -6,9 +6,18 @@ from typing import Any
 from pipeline.config.groups import ModelConfig, ObjectiveConfig
 from pipeline.config.methods.msanet import MsanetModel, MsanetObjective
 from pipeline.config.methods.musical import MusicalModel, MusicalObjective
+from pipeline.config.methods.pconv import PconvModel, PconvObjective
 
-MODELS: dict[str, type[ModelConfig]] = {"msanet": MsanetModel, "musical": MusicalModel}
-METHODS: dict[str, type[ObjectiveConfig]] = {"msanet": MsanetObjective, "musical": MusicalObjective}
+MODELS: dict[str, type[ModelConfig]] = {
+    "msanet": MsanetModel,
+    "musical": MusicalModel,
+    "pconv": PconvModel,
+}
+METHODS: dict[str, type[ObjectiveConfig]] = {
+    "msanet": MsanetObjective,
+    "musical": MusicalObjective,
+    "pconv": PconvObjective,
+}
 # Keys that choose the schema of their section.
 CHOICES: dict[str, Mapping[str, type]] = {"model.name": MODELS, "objective.method": METHODS}
 

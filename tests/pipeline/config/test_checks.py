@@ -227,6 +227,8 @@ def test_a_set_that_one_process_indexes_is_not_divided_into_tasks():
         "model=msanet",
         "model=msanet_const",
         "model=musical",
+        "model=pconv",
+        "model=pconv model.levels=5",
         "model=msanet model.fe=[8] model.msau=[[8,4]] model.iru=[8] model.taps=1",
         "model=msanet model.fe=[8,8,8,8] model.msau=[[8,4]] model.iru=[8,8,8,8]",
     ],
