@@ -113,7 +113,8 @@ def estimate(config: TrainConfig) -> float:
     """
     engine: Any = _Counted()
     rules = [config.model.sides(), config.objective.discriminator_sides() or (1, 1)]
-    step = math.lcm(*(multiple for multiple, _ in rules))
+    # Twice the rule, as maps of odd sides do not grow evenly.
+    step = 2 * math.lcm(*(multiple for multiple, _ in rules))
     small = -(-max(least for _, least in rules) // step) * step
     side, sides = config.data.crop, (small, small + step)
 
