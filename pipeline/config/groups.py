@@ -75,6 +75,7 @@ class ObjectiveConfig:
     """A method: what each of its networks learns, by weights of losses and a schedule."""
 
     networks: ClassVar[tuple[str, ...]] = ("generator",)
+    generators: ClassVar[tuple[str, ...]] = ()  # the models that fit its losses; empty: any
 
     method: str = key("msanet", "the method, a file of pipeline/training/methods")
     optimizer: str = key("adam", "optimizer", OPTIMIZERS)

@@ -121,7 +121,7 @@ def test_mfu_is_the_rate_times_the_ideal_seconds_per_image():
 def test_the_cost_of_a_large_image_is_told_by_small_ones(experiment, words, monkeypatch):
     config = config_of(experiment, *words, "weights=random")
     with engine_of(config, monkeypatch) as engine:
-        exact = flops.flop_per_image(method.build(config, engine), engine, config.data.crop)
+        exact = flops.flop_per_image(method.build(config, engine), engine, config)
     assert flops.estimate(config) == pytest.approx(exact, rel=0.01)
 
 

@@ -1,0 +1,73 @@
+"""The loss of each method against a transcription of its paper or its authors' code."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.config.compose import compose
+from pipeline.training import method
+from pipeline.training.method import Batch
+from tests.support.strategies import engine_of
+
+EXACT = {"rtol": 1e-6, "atol": 1e-7}
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """Builds a method of small networks, in evaluation mode, and draws a batch for it."""
+    opened = []
+
+    def build(words, side=64):
+        shared = ["weights=random", "threads=1", "precision=fp32", f"data.crop={side}"]
+        config = compose("train", [*words.split(), *shared]).config
+        opened.append(engine_of(config, monkeypatch))
+        networks = method.build(config, opened[-1].__enter__())
+        for player in networks.players:
+            player.module.eval()
+        torch.manual_seed(1)
+        image, mask = torch.rand(2, 3, side, side), torch.zeros(2, 1, side, side)
+        mask[0, :, 12:40, 9:33], mask[1, :, 20:36, 30:50] = 1, 1
+        return networks, Batch(image, mask, (6, 7), 3)
+
+    yield build
+    for engine in opened:
+        engine.__exit__(None, None, None)
+
+
+def l1(a, b):
+    return (a - b).abs().mean()
+
+
+def gram(x):
+    n, c, h, w = x.shape
+    return torch.einsum("nchw,ndhw->ncd", x, x) / (c * h * w)
+
+
+def test_pconvs_loss(built):
+    """Its paper's; VGG16 normalized as ImageNet; pixel losses in [-1, 1]."""
+    networks, (image, mask, *_) = built(
+        "model=pconv model.levels=5 model.width=0.1 objective=pconv"
+    )
+    loss = next(networks.losses(Batch(image, mask)))
+
+    output = networks.generator(image * (1 - mask), mask).image
+    composite = output * mask + image * (1 - mask)
+
+    def pools(x):
+        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
+        x, found = (x - mean) / std, []
+        for layer in networks.features.features:
+            x = layer(x)
+            found += [x] * isinstance(layer, torch.nn.MaxPool2d)
+        return found
+
+    y, out, comp = (2 * x - 1 for x in (image, output, composite))
+    expected = l1(out * (1 - mask), y * (1 - mask)) + 6 * l1(out * mask, y * mask)
+    for a, b, c in zip(pools(output), pools(composite), pools(image), strict=True):
+        expected = expected + 0.05 * (l1(a, c) + l1(b, c))
+        expected = expected + 120 * (l1(gram(a), gram(c)) + l1(gram(b), gram(c)))
+    near = (F.conv2d(mask, torch.ones(1, 1, 3, 3), padding=1) > 0).float()  # grown by a pixel
+    right = ((comp[..., 1:] - comp[..., :-1]).abs() * near[..., 1:] * near[..., :-1]).mean()
+    down = (comp[..., 1:, :] - comp[..., :-1, :]).abs() * near[..., 1:, :] * near[..., :-1, :]
+    expected = expected + 0.1 * (right + down.mean())
+    torch.testing.assert_close(loss.total(), expected, **EXACT)
