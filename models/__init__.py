@@ -9,6 +9,7 @@ from .layers import Prediction
 from .msanet import MSANet
 from .musical import Musical
 from .pconv import PConv
+from .shiftnet import ShiftNet
 
 GENERATORS: dict[str, type[nn.Module]] = {
     "msanet": MSANet,
@@ -17,6 +18,7 @@ GENERATORS: dict[str, type[nn.Module]] = {
     "edgeconnect": EdgeConnect,
     "deepfill": DeepFill,
     "glc": GLC,
+    "shiftnet": ShiftNet,
 }
 
 __all__ = ["GENERATORS", "Prediction"]

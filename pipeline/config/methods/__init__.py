@@ -8,18 +8,21 @@ from pipeline.config.methods.glc import GlcModel, GlcObjective
 from pipeline.config.methods.msanet import MsanetModel, MsanetObjective
 from pipeline.config.methods.musical import MusicalModel, MusicalObjective
 from pipeline.config.methods.pconv import PconvModel, PconvObjective
+from pipeline.config.methods.shiftnet import ShiftnetModel, ShiftnetObjective
 
 MODELS: dict[str, type[ModelConfig]] = {
     "msanet": MsanetModel,
     "musical": MusicalModel,
     "glc": GlcModel,
     "pconv": PconvModel,
+    "shiftnet": ShiftnetModel,
 }
 METHODS: dict[str, type[ObjectiveConfig]] = {
     "msanet": MsanetObjective,
     "musical": MusicalObjective,
     "glc": GlcObjective,
     "pconv": PconvObjective,
+    "shiftnet": ShiftnetObjective,
 }
 # Keys that choose the schema of their section.
 CHOICES: dict[str, Mapping[str, type]] = {"model.name": MODELS, "objective.method": METHODS}

@@ -57,6 +57,13 @@ CASES = {
         [G, D, G | D, G | D],
         1,
     ),
+    "shiftnet": Case(
+        "model=shiftnet model.width=0.1 model.levels=4 objective=shiftnet objective.d_width=0.1 "
+        "objective.phases=[{until:4,lr:1e-3},{lr:1e-4}]",
+        64,
+        [G | D] * 4,
+        2,
+    ),
 }
 
 

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from models.discriminators import GlobalLocal, StackDiscriminator
-from pipeline.training.method import Batch
+from models.discriminators import GlobalLocal, PatchDiscriminator, StackDiscriminator
+from pipeline.config.compose import compose
+from pipeline.training import flops
+from pipeline.training.method import Batch, build
 from tests.support.objectives import Given, method_of, objective
 
 
@@ -53,3 +56,69 @@ def test_glc_is_its_weighted_l2_and_the_game_of_a_pair_of_discriminators(words):
     close(terms["g/l2"], (square / per).mean())
     close(g, (square / per).mean() + 0.0004 * -log_sigmoid(fake).mean())
     close(d, -(log_sigmoid(real).mean() + log_sigmoid(-fake).mean()) / 2)
+
+
+def bce(logits, real):
+    """The binary cross-entropy of the authors' code, with the logits' sigmoid."""
+    return F.binary_cross_entropy(logits.sigmoid(), torch.full_like(logits, float(real)))
+
+
+class Guided(Given):
+    """A generator of the given output and decoder's features."""
+
+    def __init__(self, raw, decoder, target):
+        super().__init__(raw, [decoder])
+        self.decoder, self.target = decoder, target
+
+    def forward(self, erased, mask):
+        return super().forward(erased, mask)._replace(features={"decoder": self.decoder})
+
+    def targets(self, image, mask):
+        return {"decoder": self.target}
+
+
+def test_shift_nets_loss_is_a_hundredth_of_its_authors_code():
+    """On images in [-1, 1]: 100 L1, features in the hole, 0.2 BCE; the judge's terms halved."""
+    image, raw, mask = drawn()
+    decoder, target = torch.rand(2, 6, 4, 4, requires_grad=True), torch.rand(2, 6, 4, 4)
+    judge = PatchDiscriminator(norm="batch", width=0.1, signed=True)
+    given = objective("objective=shiftnet")
+    (g, d), _ = losses(given, image, mask, Guided(raw, decoder, target), judge)
+
+    hole = mask.reshape(2, 1, 4, 8, 4, 8).amax((3, 5))  # cells of 8×8 pixels with a hole pixel
+    assert 0 < hole.mean() < 1
+    guidance = F.mse_loss(decoder * hole, target * hole)
+    real, fake = judge(image)[0], judge(raw)[0]
+    authors = 100 * F.l1_loss(2 * raw - 1, 2 * image - 1) + guidance + 0.2 * bce(fake, 1)
+    close(g, authors / 100)
+    close(d, (bce(real, 1) + bce(fake, 0)) / 2)
+    assert torch.autograd.grad(g, decoder)[0].abs().sum() > 0
+
+
+RULES = {
+    "glc": "model=glc model.width=0.1 model.dilations=[1] objective=glc",
+    "glc masked": "model=glc model.width=0.1 model.dilations=[1] objective=glc "
+    "objective.local=masked",
+    "shiftnet": "model=shiftnet model.width=0.1 model.levels=4 objective=shiftnet",
+}
+
+
+def judge_of(words, side):
+    """The method's discriminator, built for images of that side."""
+    words = [*words.split(), "weights=random", "objective.d_width=0.1", f"data.crop={side}"]
+    config = compose("train", words).config
+    method = build(config, flops._Counted())
+    shown = side // 2 if getattr(method.generator, "center", False) else side
+    images, masks = torch.rand(2, 3, shown, shown), torch.ones(2, 1, shown, shown)
+    inputs = (images, masks) if config.objective.method in ("glc", "gmcnn") else (images,)
+    return method.players[1].module(*inputs)[0]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_discriminator_takes_the_smallest_side_of_its_rule_and_no_side_between(name):
+    given = objective(*RULES[name].split())
+    multiple, smallest = given.discriminator_sides()
+    assert judge_of(RULES[name], smallest).isfinite().all()
+    for side in (smallest + multiple // 2, smallest - multiple or smallest // 2):
+        with pytest.raises((ValueError, RuntimeError)):
+            judge_of(RULES[name], side)
