@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from .context_encoder import ContextEncoder
 from .deepfill import DeepFill
 from .edgeconnect import EdgeConnect
 from .glc import GLC
@@ -19,6 +20,7 @@ GENERATORS: dict[str, type[nn.Module]] = {
     "deepfill": DeepFill,
     "glc": GLC,
     "shiftnet": ShiftNet,
+    "context_encoder": ContextEncoder,
 }
 
 __all__ = ["GENERATORS", "Prediction"]

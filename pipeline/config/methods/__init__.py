@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config.groups import ModelConfig, ObjectiveConfig
+from pipeline.config.methods.context_encoder import (
+    ContextEncoderModel,
+    ContextEncoderObjective,
+)
 from pipeline.config.methods.glc import GlcModel, GlcObjective
 from pipeline.config.methods.msanet import MsanetModel, MsanetObjective
 from pipeline.config.methods.musical import MusicalModel, MusicalObjective
@@ -16,6 +20,7 @@ MODELS: dict[str, type[ModelConfig]] = {
     "glc": GlcModel,
     "pconv": PconvModel,
     "shiftnet": ShiftnetModel,
+    "context_encoder": ContextEncoderModel,
 }
 METHODS: dict[str, type[ObjectiveConfig]] = {
     "msanet": MsanetObjective,
@@ -23,6 +28,7 @@ METHODS: dict[str, type[ObjectiveConfig]] = {
     "glc": GlcObjective,
     "pconv": PconvObjective,
     "shiftnet": ShiftnetObjective,
+    "context_encoder": ContextEncoderObjective,
 }
 # Keys that choose the schema of their section.
 CHOICES: dict[str, Mapping[str, type]] = {"model.name": MODELS, "objective.method": METHODS}

@@ -235,6 +235,8 @@ def test_a_set_that_one_process_indexes_is_not_divided_into_tasks():
         "model=glc model.dilations=[1,3]",
         "model=shiftnet",
         "model=shiftnet model.levels=5",
+        "model=context_encoder",
+        "model=context_encoder model.levels=5 model.output=center",
         "model=msanet model.fe=[8] model.msau=[[8,4]] model.iru=[8] model.taps=1",
         "model=msanet model.fe=[8,8,8,8] model.msau=[[8,4]] model.iru=[8,8,8,8]",
     ],

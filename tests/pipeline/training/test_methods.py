@@ -64,6 +64,13 @@ CASES = {
         [G | D] * 4,
         2,
     ),
+    "context_encoder": Case(
+        "model=context_encoder model.width=0.1 model.levels=4 objective=context_encoder "
+        "objective.d_levels=4 objective.d_width=0.1 objective.phases=[{until:4},{lr:1e-4}]",
+        64,
+        [G | D] * 4,
+        2,
+    ),
 }
 
 

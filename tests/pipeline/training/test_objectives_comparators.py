@@ -95,11 +95,38 @@ def test_shift_nets_loss_is_a_hundredth_of_its_authors_code():
     assert torch.autograd.grad(g, decoder)[0].abs().sum() > 0
 
 
+@pytest.mark.parametrize("center", [False, True])
+def test_context_encoders_loss_is_its_authors_code(center):
+    """On images in [-1, 1]: known pixels count ten times, in the band around a middle hole too."""
+    image, raw, mask = drawn(128 if center else 64)
+    if center:
+        mask = torch.zeros(2, 1, 128, 128)
+        mask[..., 36:92, 36:92] = 1
+    judge = StackDiscriminator(64, (8, 8, 8, 8), kernel=4, norm="batch", bias=False, head="conv")
+    generator = Given(raw)
+    generator.center = center
+    (g, d), _ = losses(objective("objective=context_encoder"), image, mask, generator, judge)
+
+    weights = torch.where(mask > 0, 1.0, 10.0)
+    if center:
+        weights = torch.full((2, 1, 64, 64), 10.0)
+        weights[..., 4:60, 4:60] = 1
+        raw, image = raw[..., 32:96, 32:96], image[..., 32:96, 32:96]
+    l2 = (weights * ((2 * raw - 1) - (2 * image - 1)) ** 2).mean()
+    real, fake = judge(image)[0], judge(raw)[0]
+    close(g, 0.999 * l2 + 0.001 * bce(fake, 1))
+    close(d, bce(real, 1) + bce(fake, 0))
+
+
 RULES = {
     "glc": "model=glc model.width=0.1 model.dilations=[1] objective=glc",
     "glc masked": "model=glc model.width=0.1 model.dilations=[1] objective=glc "
     "objective.local=masked",
     "shiftnet": "model=shiftnet model.width=0.1 model.levels=4 objective=shiftnet",
+    "context_encoder": "model=context_encoder model.width=0.1 model.levels=4 "
+    "objective=context_encoder objective.d_levels=5",
+    "context_encoder center": "model=context_encoder model.width=0.1 model.levels=4 "
+    "model.output=center objective=context_encoder objective.d_levels=5",
 }
 
 
