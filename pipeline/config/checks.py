@@ -34,6 +34,11 @@ def nothing(config: Any) -> None:
 def train(config: schema.TrainConfig) -> None:
     """Check the network, learning rates, processes, precision, data and masks of a training run."""
     objective = config.objective
+    if objective.generators and config.model.name not in objective.generators:
+        raise ConfigError(
+            f"model={config.model.name} does not fit objective.method={objective.method}: give "
+            f"model={' or '.join(objective.generators)}"
+        )
     check_phases(objective.phases, objective.players, objective.weights())
     if len(config.objective.betas) != 2:
         raise ConfigError(

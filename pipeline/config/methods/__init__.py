@@ -9,6 +9,7 @@ from pipeline.config.methods.context_encoder import (
     ContextEncoderObjective,
 )
 from pipeline.config.methods.glc import GlcModel, GlcObjective
+from pipeline.config.methods.edgeconnect import EdgeconnectModel, EdgeconnectObjective
 from pipeline.config.methods.msanet import MsanetModel, MsanetObjective
 from pipeline.config.methods.musical import MusicalModel, MusicalObjective
 from pipeline.config.methods.pconv import PconvModel, PconvObjective
@@ -21,6 +22,7 @@ MODELS: dict[str, type[ModelConfig]] = {
     "pconv": PconvModel,
     "shiftnet": ShiftnetModel,
     "context_encoder": ContextEncoderModel,
+    "edgeconnect": EdgeconnectModel,
 }
 METHODS: dict[str, type[ObjectiveConfig]] = {
     "msanet": MsanetObjective,
@@ -29,6 +31,7 @@ METHODS: dict[str, type[ObjectiveConfig]] = {
     "pconv": PconvObjective,
     "shiftnet": ShiftnetObjective,
     "context_encoder": ContextEncoderObjective,
+    "edgeconnect": EdgeconnectObjective,
 }
 # Keys that choose the schema of their section.
 CHOICES: dict[str, Mapping[str, type]] = {"model.name": MODELS, "objective.method": METHODS}

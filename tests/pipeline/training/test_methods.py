@@ -41,6 +41,19 @@ CASES = {
         [G] * 4,
         2,
     ),
+    "edgeconnect": Case(
+        "model=edgeconnect model.width=0.1 objective=edgeconnect objective.phases=["
+        "{until:2,rates:{generator.edges:1e-3,discriminator.edges:1e-4}},"
+        "{until:4,rates:{generator.image:1e-3,discriminator.image:1e-4},without:[predicted]},"
+        "{rates:{generator.image:1e-3,discriminator.image:1e-4}}]",
+        64,
+        [
+            {"generator.edges", "discriminator.edges"},
+            {"generator.image", "discriminator.image"},
+            {"generator.image", "discriminator.image"},
+        ],
+        1,
+    ),
     "pconv": Case(
         "model=pconv model.width=0.1 model.levels=5 objective=pconv "
         "objective.phases=[{until:4,lr:1e-3},{lr:1e-3,frozen:[generator.encoder]}]",

@@ -218,6 +218,7 @@ def test_only_options_that_change_no_tensor_may_differ_from_those_of_weights():
         return {key: tensor.shape for key, tensor in network.state_dict().items()}
 
     others = {"taps": [1, 2], "temperature": [1.0], "propagation": [0, 2]}
+    others["merge_edges"] = [False]
     tried = set()
     for name, section in MODELS.items():
         for f in fields(section):
