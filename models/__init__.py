@@ -6,6 +6,7 @@ from .context_encoder import ContextEncoder
 from .deepfill import DeepFill
 from .edgeconnect import EdgeConnect
 from .glc import GLC
+from .gmcnn import GMCNN
 from .layers import Prediction
 from .msanet import MSANet
 from .musical import Musical
@@ -19,6 +20,7 @@ GENERATORS: dict[str, type[nn.Module]] = {
     "edgeconnect": EdgeConnect,
     "deepfill": DeepFill,
     "glc": GLC,
+    "gmcnn": GMCNN,
     "shiftnet": ShiftNet,
     "context_encoder": ContextEncoder,
 }

@@ -8,8 +8,9 @@ from pipeline.config.methods.context_encoder import (
     ContextEncoderModel,
     ContextEncoderObjective,
 )
-from pipeline.config.methods.glc import GlcModel, GlcObjective
 from pipeline.config.methods.edgeconnect import EdgeconnectModel, EdgeconnectObjective
+from pipeline.config.methods.glc import GlcModel, GlcObjective
+from pipeline.config.methods.gmcnn import GmcnnModel, GmcnnObjective
 from pipeline.config.methods.msanet import MsanetModel, MsanetObjective
 from pipeline.config.methods.musical import MusicalModel, MusicalObjective
 from pipeline.config.methods.pconv import PconvModel, PconvObjective
@@ -19,6 +20,7 @@ MODELS: dict[str, type[ModelConfig]] = {
     "msanet": MsanetModel,
     "musical": MusicalModel,
     "glc": GlcModel,
+    "gmcnn": GmcnnModel,
     "pconv": PconvModel,
     "shiftnet": ShiftnetModel,
     "context_encoder": ContextEncoderModel,
@@ -28,6 +30,7 @@ METHODS: dict[str, type[ObjectiveConfig]] = {
     "msanet": MsanetObjective,
     "musical": MusicalObjective,
     "glc": GlcObjective,
+    "gmcnn": GmcnnObjective,
     "pconv": PconvObjective,
     "shiftnet": ShiftnetObjective,
     "context_encoder": ContextEncoderObjective,

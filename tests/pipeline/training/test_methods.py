@@ -70,6 +70,14 @@ CASES = {
         [G, D, G | D, G | D],
         1,
     ),
+    "gmcnn": Case(
+        "model=gmcnn model.width=0.1 model.dilations=[1] objective=gmcnn objective.d_width=0.1 "
+        "objective.phases=[{until:4,rates:{generator:1e-3},without:[id_mrf,adv]},"
+        "{rates:{generator:1e-4,discriminator:1e-4},every:{generator:2}}]",
+        64,
+        [G, G, D, G | D, D, G | D],
+        3,
+    ),
     "shiftnet": Case(
         "model=shiftnet model.width=0.1 model.levels=4 objective=shiftnet objective.d_width=0.1 "
         "objective.phases=[{until:4,lr:1e-3},{lr:1e-4}]",

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from models.discriminators import GlobalLocal, PatchDiscriminator, StackDiscriminator
+from models.id_mrf import confidence
+from models.vgg import VGG19Features
 from pipeline.config.compose import compose
 from pipeline.training import flops
 from pipeline.training.method import Batch, build
@@ -118,34 +120,86 @@ def test_context_encoders_loss_is_its_authors_code(center):
     close(d, bce(real, 1) + bce(fake, 0))
 
 
+def similar(ours, theirs):
+    """The contextual loss of the authors' code, one image."""
+    center = theirs.mean((1, 2), keepdim=True)
+    v, s = (F.normalize((x - center).flatten(1), dim=0) for x in (ours, theirs))
+    distance = (1 - v.T @ s) / 2
+    relative = ((1 - distance / (distance.amin(1, keepdim=True) + 1e-5)) / 0.5).exp()
+    return -(relative / relative.sum(1, keepdim=True)).amax(0).mean().log()
+
+
+def test_gmcnns_loss_is_its_authors_code():
+    """For a square hole: their local window is the hole's. Images are in [-1, 1] but for VGG19."""
+    image, raw, mask = drawn(64)
+    mask = torch.zeros(2, 1, 64, 64)
+    mask[0, :, 8:40, 20:52] = mask[1, :, 32:, :32] = 1
+    windows = [(0, slice(8, 40), slice(20, 52)), (1, slice(32, 64), slice(0, 32))]
+    options = {"act": "elu", "spectral": True, "width": 0.1}
+    judge = GlobalLocal(
+        StackDiscriminator(64, (64, 128), **options), StackDiscriminator(32, (64, 128), **options)
+    ).eval()
+    vgg = VGG19Features()
+    (g, d), terms = losses(objective("objective=gmcnn"), image, mask, Given(raw), judge, vgg)
+
+    completed, weights = filled(raw, image, mask), confidence(mask)
+    reconstruction = auto = mrf = 0
+    for x, y, m, w in zip(2 * raw - 1, 2 * image - 1, mask, weights):
+        reconstruction = reconstruction + ((x - y).abs() * w).mean() / m.mean() / 2
+        auto = auto + ((x - y).abs() * (1 - m)).mean() / (1 - m).mean() / 2
+    for i, rows, columns in windows:
+        maps = []
+        for x in (completed, image):
+            mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[
+                ..., None, None
+            ]
+            x = (x[i : i + 1, :, rows, columns] - mean) / std
+            activations = []
+            for layer in vgg.features:
+                x = layer(x)
+                if isinstance(layer, torch.nn.ReLU):
+                    activations.append(x[0].clone())
+            maps.append((activations[5], activations[9]))  # conv3_2, conv4_2
+        (ours3, ours4), (theirs3, theirs4) = maps
+        mrf = mrf + (similar(ours3, theirs3) + 2 * similar(ours4, theirs4)) / 2
+    (fake, _), (real, _) = judge(completed, mask), judge(image, mask)
+    close(terms["g/id_mrf"], mrf)
+    close(g, 1.4 * reconstruction + 1.2 * auto + 0.05 * mrf - 0.001 * fake.mean(0).sum())
+    close(d, ((1 - real).relu().mean(0) + (1 + fake).relu().mean(0)).sum())
+
+
+# Words, and sides that the rule of the discriminator excludes.
 RULES = {
-    "glc": "model=glc model.width=0.1 model.dilations=[1] objective=glc",
-    "glc masked": "model=glc model.width=0.1 model.dilations=[1] objective=glc "
-    "objective.local=masked",
-    "shiftnet": "model=shiftnet model.width=0.1 model.levels=4 objective=shiftnet",
-    "context_encoder": "model=context_encoder model.width=0.1 model.levels=4 "
-    "objective=context_encoder objective.d_levels=5",
-    "context_encoder center": "model=context_encoder model.width=0.1 model.levels=4 "
-    "model.output=center objective=context_encoder objective.d_levels=5",
+    "glc": ("model.dilations=[1]", [32, 96]),
+    "glc masked": ("model.dilations=[1] objective.local=masked", [32, 96]),
+    "shiftnet": ("model.levels=4", [16, 28]),
+    "gmcnn": ("model.dilations=[1] objective.id_mrf=0", [48, 80]),
+    "gmcnn masked": ("model.dilations=[1] objective.id_mrf=0 objective.local=masked", [40, 72]),
+    "context_encoder": ("model.levels=4 objective.d_levels=5", [64, 192]),
+    "context_encoder center": (
+        "model.levels=4 objective.d_levels=5 model.output=center",
+        [64, 192],
+    ),
 }
 
 
-def judge_of(words, side):
-    """The method's discriminator, built for images of that side."""
-    words = [*words.split(), "weights=random", "objective.d_width=0.1", f"data.crop={side}"]
-    config = compose("train", words).config
-    method = build(config, flops._Counted())
-    shown = side // 2 if getattr(method.generator, "center", False) else side
-    images, masks = torch.rand(2, 3, shown, shown), torch.ones(2, 1, shown, shown)
-    inputs = (images, masks) if config.objective.method in ("glc", "gmcnn") else (images,)
-    return method.players[1].module(*inputs)[0]
-
-
 @pytest.mark.parametrize("name", RULES)
-def test_a_discriminator_takes_the_smallest_side_of_its_rule_and_no_side_between(name):
-    given = objective(*RULES[name].split())
-    multiple, smallest = given.discriminator_sides()
-    assert judge_of(RULES[name], smallest).isfinite().all()
-    for side in (smallest + multiple // 2, smallest - multiple or smallest // 2):
-        with pytest.raises((ValueError, RuntimeError)):
-            judge_of(RULES[name], side)
+def test_a_discriminator_takes_the_smallest_side_of_its_rule_and_none_that_it_excludes(name):
+    words, excluded = RULES[name]
+    method = name.partition(" ")[0]
+
+    def judged(side):
+        given = [f"model={method}", f"objective={method}", *words.split(), f"data.crop={side}"]
+        small = ("model.width=0.1", "objective.d_width=0.1", "weights=random")
+        networks = build(compose("train", [*given, *small]).config, flops._Counted())
+        shown = side // 2 if "center" in words else side
+        inputs = [torch.rand(2, 3, shown, shown), torch.ones(2, 1, shown, shown)]
+        return networks.players[1].module(*inputs[: 1 + (method in ("glc", "gmcnn"))])[0]
+
+    given = [word for word in words.split() if word.startswith("objective.")]
+    multiple, smallest = objective(f"objective={method}", *given).discriminator_sides()
+    assert judged(smallest).isfinite().all()
+    for side in excluded:
+        assert side % multiple or side < smallest
+        with pytest.raises(ValueError):
+            judged(side)
