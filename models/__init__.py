@@ -2,12 +2,16 @@
 
 from torch import nn
 
+from .context_encoder import ContextEncoder
 from .deepfill import DeepFill
 from .edgeconnect import EdgeConnect
+from .glc import GLC
+from .gmcnn import GMCNN
 from .layers import Prediction
 from .msanet import MSANet
 from .musical import Musical
 from .pconv import PConv
+from .shiftnet import ShiftNet
 
 GENERATORS: dict[str, type[nn.Module]] = {
     "msanet": MSANet,
@@ -15,6 +19,10 @@ GENERATORS: dict[str, type[nn.Module]] = {
     "pconv": PConv,
     "edgeconnect": EdgeConnect,
     "deepfill": DeepFill,
+    "glc": GLC,
+    "gmcnn": GMCNN,
+    "shiftnet": ShiftNet,
+    "context_encoder": ContextEncoder,
 }
 
 __all__ = ["GENERATORS", "Prediction"]

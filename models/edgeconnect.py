@@ -125,12 +125,15 @@ class EdgeConnect(nn.Module):
         mask, features = mask.to(erased.dtype), {}
         if edges is None:
             logits, known = self.edges(erased, mask)
-            edges = torch.sigmoid(logits)
-            if self.merge_edges:
-                edges = torch.where(mask.bool(), edges, known)
+            edges = self.completed(logits, known, mask)
             features["edge_logits"] = logits
         features["edges"] = edges
         return Prediction(self.image(erased, mask, edges), features)
+
+    def completed(self, logits: Tensor, known: Tensor, mask: Tensor) -> Tensor:
+        """The edges that G2 sees, from what G1 returned: N×1×H×W."""
+        edges = torch.sigmoid(logits)
+        return torch.where(mask.bool(), edges, known) if self.merge_edges else edges
 
     def targets(self, image: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """`edges`, N×1×H×W: what G1 learns and what G2 first learns with."""

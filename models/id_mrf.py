@@ -1,7 +1,8 @@
-"""GMCNN's losses (Wang et al., NeurIPS 2018): ID-MRF and confidence-driven reconstruction.
+"""GMCNN's losses (Wang et al., NeurIPS 2018): ID-MRF, and the confidence of its reconstruction.
 
 Pure functions, computed in float32; each image by itself, then the mean over the batch. The
-authors' weights of the pixel losses are for images in [−1, 1].
+reconstruction is `losses.l1(…, confidence(mask), per=mask)`; the release adds the known region's
+mean. The authors' weights of both are for images in [−1, 1].
 
 Where the paper and the authors' code differ, `form` and `sigma` say which. Further decisions
 - ID-MRF: roles of generated and target patches as in the paper and in PyTorch (the release in
@@ -81,19 +82,9 @@ def confidence(mask: Tensor, size: int = 65, rounds: int = 7, sigma: float = mat
     g = (-(offsets**2) / (2 * sigma**2)).exp()
     g = g / g.sum()
     filled = 1 - m
-    for _ in range(rounds):
-        x = F.pad(filled, (size // 2,) * 4, mode="reflect")
-        x = F.conv2d(F.conv2d(x, g.view(1, 1, -1, 1)), g.view(1, 1, 1, -1))
-        filled = torch.where(mask > 0, x, 1)
+    with without_autocast(m):
+        for _ in range(rounds):
+            x = F.pad(filled, (size // 2,) * 4, mode="reflect")
+            x = F.conv2d(F.conv2d(x, g.view(1, 1, -1, 1)), g.view(1, 1, 1, -1))
+            filled = torch.where(mask > 0, x, 1)
     return filled * m
-
-
-def weighted_l1(prediction: Tensor, image: Tensor, weights: Tensor, region: Tensor) -> Tensor:
-    """Mean over images of Σ |Δ|·weights / Σ region, both N×1×H×W, Δ's channels averaged.
-
-    weights `confidence(mask)` in the region `mask` is the paper's reconstruction loss; the release
-    adds the known region, weighted by itself.
-    """
-    difference = (prediction.float() - image.float()).abs().mean(1, keepdim=True)
-    area = region.float().sum((1, 2, 3)).clamp(min=1)
-    return ((difference * weights).sum((1, 2, 3)) / area).mean()

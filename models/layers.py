@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrizations import _SpectralNorm, spectral_norm
 
 
 class Prediction(NamedTuple):
@@ -151,19 +151,24 @@ def normalize_spectra(*modules: nn.Module) -> None:
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Within the context, batch norms use batch statistics and keep their running ones.
 
-    For a second forward in a step (MSA-Net's features of the original image). Holds for every
-    `_BatchNorm` subclass that, as torch's own do, reads `training` and `track_running_stats` in
-    its forward.
+    Spectral norms keep their vectors. For a network that rests, or a second forward in a step
+    (MSA-Net's features of the original image). Holds for every `_BatchNorm` subclass that, as
+    torch's own do, reads `training` and `track_running_stats` in its forward.
     """
     norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
     before = [(layer.training, layer.track_running_stats) for layer in norms]
+    spectra = [s for s in module.modules() if isinstance(s, _SpectralNorm) and s.training]
     try:
         for layer in norms:
             layer.training, layer.track_running_stats = True, False
+        for spectrum in spectra:
+            spectrum.training = False
         yield
     finally:
         for layer, (training, tracked) in zip(norms, before):
             layer.training, layer.track_running_stats = training, tracked
+        for spectrum in spectra:
+            spectrum.training = True
 
 
 def without_autocast(reference: Tensor) -> torch.autocast:

@@ -11,8 +11,6 @@ The authors published the layer but no network. What the paper does not say
 The code (NVIDIA/partialconv) and we count padding as holes, so that the border is scaled up too.
 """
 
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,7 +71,6 @@ class PConv(nn.Module):
         """levels: how often the size is halved. width: multiplies every width."""
         super().__init__()
         self.multiple, self.smallest = 2**levels, 2 * 2**levels
-        self.frozen_norms = False
         widths = [3] + [scaled(WIDTHS[min(i, 3)], width) for i in range(levels)]
         self.encoder = nn.ModuleList(
             Block(widths[i], widths[i + 1], KERNELS[min(i, 3)], 2, "batch" if i else "none", 0.0)
@@ -85,14 +82,6 @@ class PConv(nn.Module):
         )
         self.out = PartialConv(widths[1] + 3, 3, 3, padding=1)
         initialize_for_relu(self)
-
-    def train(self, mode: bool = True) -> Self:
-        """Keep the encoder's norms in evaluation mode with `frozen_norms` (the second phase)."""
-        super().train(mode)
-        if self.frozen_norms:
-            for block in self.encoder:
-                block.norm.eval()  # type: ignore[union-attr]
-        return self
 
     def forward(self, erased: Tensor, mask: Tensor) -> Prediction:
         check_pair(erased, mask, self.multiple, self.smallest)

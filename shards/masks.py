@@ -133,22 +133,31 @@ def _cut(mask: np.ndarray, before: np.ndarray, path: np.ndarray, thick: int, kee
     mask[box] = new
 
 
-def center(height: int, width: int) -> np.ndarray:
-    """Return the central square of half of each side (128×128 of 256×256)."""
-    return _box(height, width, (height - height // 2) // 2, (width - width // 2) // 2)
+def center(height: int, width: int, side: int | None = None) -> np.ndarray:
+    """Return the central square of that side, or half of each side (128×128 of 256×256)."""
+    rows, columns = (side, side) if side else (height // 2, width // 2)
+    return _box(height, width, (height - rows) // 2, (width - columns) // 2, rows, columns)
 
 
-def square(height: int, width: int, seed_words: Sequence[int]) -> np.ndarray:
-    """Return a square of half of each side at a uniformly random place inside the image."""
+def square(
+    height: int, width: int, seed_words: Sequence[int], sides: Sequence[int] = ()
+) -> np.ndarray:
+    """Return a rectangle at a uniformly random place inside the image.
+
+    sides: the shortest and the longest, both drawn uniformly; none: half of each side.
+    """
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence(list(seed_words))))
-    top = random.integers(0, height - height // 2, endpoint=True)
-    left = random.integers(0, width - width // 2, endpoint=True)
-    return _box(height, width, int(top), int(left))
+    rows, columns = height // 2, width // 2
+    if sides:
+        rows, columns = random.integers(sides[0], sides[1], 2, endpoint=True).tolist()
+    top = random.integers(0, height - rows, endpoint=True)
+    left = random.integers(0, width - columns, endpoint=True)
+    return _box(height, width, int(top), int(left), rows, columns)
 
 
-def _box(height: int, width: int, top: int, left: int) -> np.ndarray:
+def _box(height: int, width: int, top: int, left: int, rows: int, columns: int) -> np.ndarray:
     mask = np.zeros((height, width), np.uint8)
-    mask[top : top + height // 2, left : left + width // 2] = 1
+    mask[top : top + rows, left : left + columns] = 1
     return mask
 
 
@@ -158,7 +167,8 @@ class MaskPolicy:
 
     `irregular`: ratio uniform over (low, high]; a share `border` has the border constraint.
     `external`: a mask of the mask set at `url` with a ratio in (low, high]. `center`, `square`: a
-    quarter of the pixels. `none`: no hole.
+    quarter of the pixels, or a rectangle of `sides`, pixels: one, or the shortest and the longest.
+    `none`: no hole.
     """
 
     kind: Literal["irregular", "center", "square", "external", "none"] = "irregular"
@@ -166,6 +176,7 @@ class MaskPolicy:
     high: float = 0.6
     border: float = 0.5
     url: str | None = None
+    sides: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in ("irregular", "center", "square", "external", "none"):
@@ -186,6 +197,12 @@ class MaskPolicy:
             raise ValueError(
                 f"masks.high={self.high} does not fit inside the border constraint (at most "
                 f"{(1 - 2 * BORDER) ** 2:.2f}): lower it, or set masks.border=0"
+            )
+        usual = {"center": 1, "square": 2}.get(self.kind, 0)
+        if self.sides and (len(self.sides) != usual or min(self.sides) < 1):
+            raise ValueError(
+                f"masks.sides={list(self.sides)} does not fit masks.kind={self.kind}: expected one "
+                "side for center, the shortest and the longest for square, [] for others"
             )
         if self.kind == "external" and self.url is None:
             raise ValueError(
@@ -214,6 +231,6 @@ def draw(
         border = border_width(height, width) if constrained else 0
         return irregular(height, width, policy.low, policy.high, border, words)
     if policy.kind == "square":
-        return square(height, width, words)
+        return square(height, width, words, policy.sides)
     assert policy.kind == "center", "masks of kind external and none are not drawn"
-    return center(height, width)
+    return center(height, width, *policy.sides)

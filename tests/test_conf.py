@@ -49,7 +49,9 @@ def test_a_recipe_says_its_table_the_papers_hardware_and_what_more_gpus_need(pat
     assert "ardware" in head and "On more GPUs: docs/scale.md gives batch" in head
 
 
-@pytest.mark.parametrize(("family", "batch"), [("msanet", 16), ("musical", 5), ("finetune", 16)])
+@pytest.mark.parametrize(
+    ("family", "batch"), [("msanet", 16), ("musical", 5), ("finetune", 16), ("compare", 16)]
+)
 def test_the_rule_for_more_gpus_starts_from_the_batch_of_the_recipes(family, batch):
     """Their global batch; on 8, 64 and 256 GPUs learning rates grow with its square root."""
     recipes = [p for p in RECIPES if family in p.parts]

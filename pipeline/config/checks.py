@@ -7,6 +7,7 @@ One function per command, in its row of `commands.COMMANDS`: called before the c
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from os.path import isdir
 from typing import Any
 
@@ -33,6 +34,11 @@ def nothing(config: Any) -> None:
 def train(config: schema.TrainConfig) -> None:
     """Check the network, learning rates, processes, precision, data and masks of a training run."""
     objective = config.objective
+    if objective.generators and config.model.name not in objective.generators:
+        raise ConfigError(
+            f"model={config.model.name} does not fit objective.method={objective.method}: give "
+            f"model={' or '.join(objective.generators)}"
+        )
     check_phases(objective.phases, objective.players, objective.weights())
     if len(config.objective.betas) != 2:
         raise ConfigError(
@@ -58,7 +64,7 @@ def train(config: schema.TrainConfig) -> None:
         )
     _sides(config)
     checked_model(config.init)
-    _masks(config.masks)
+    _masks(config.masks, config.data.crop)
 
 
 def _sides(config: schema.TrainConfig) -> None:
@@ -88,14 +94,18 @@ def _resized(key: str, side: int, data: groups.ResizedData) -> None:
         )
 
 
-def _masks(masks: groups.MasksConfig) -> None:
+def _masks(masks: groups.MasksConfig, crop: int) -> None:
     if masks.kind == "none":
         raise ConfigError(
             "masks.kind=none leaves no hole to train on: give irregular, center, square or external"
         )
     from shards.masks import MaskPolicy  # imports OpenCV
 
-    MaskPolicy(masks.kind, masks.low, masks.high, masks.border, masks.url)  # type: ignore[arg-type]
+    MaskPolicy(**asdict(masks))
+    if sorted(masks.sides) != masks.sides or max(masks.sides, default=0) > crop:
+        raise ConfigError(
+            f"masks.sides={masks.sides}: expected increasing sides of at most data.crop={crop}"
+        )
 
 
 def evaluate(config: schema.EvaluateConfig) -> None:

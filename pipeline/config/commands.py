@@ -53,7 +53,7 @@ COMMANDS: dict[str, Command] = {
     "fetch": Command(
         "pipeline.training.weights",
         schema.FetchConfig,
-        "download pretrained weights and verify them: vgg16, densenet121, those of metrics",
+        "download pretrained weights and verify them: vgg16, vgg19, densenet121, those of metrics",
         checks.fetch,
         positional="names",
     ),

@@ -75,6 +75,7 @@ class ObjectiveConfig:
     """A method: what each of its networks learns, by weights of losses and a schedule."""
 
     networks: ClassVar[tuple[str, ...]] = ("generator",)
+    generators: ClassVar[tuple[str, ...]] = ()  # the models that fit its losses; empty: any
 
     method: str = key("msanet", "the method, a file of pipeline/training/methods")
     optimizer: str = key("adam", "optimizer", OPTIMIZERS)
@@ -158,6 +159,9 @@ class MasksConfig(EvaluationMasks):
     low: float = key(0.01, "smallest hole ratio of training masks", least=0.0, most=1.0)
     high: float = key(0.6, "largest hole ratio of training masks", least=0.0, most=1.0)
     border: float = key(0.5, "share of masks whose holes keep off the border", least=0.0, most=1.0)
+    sides: list[int] = key(
+        [], "side of center, shortest and longest of square, pixels; []: half the image's", least=1
+    )
 
 
 @dataclass

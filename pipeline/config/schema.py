@@ -60,7 +60,11 @@ class MakeMasksConfig:
 
 
 CACHE, RANDOM = "cache", "random"  # values of `train weights=`
-TRAINING_WEIGHTS = ("vgg16", "densenet121")  # published weights: of objectives, and of metrics
+TRAINING_WEIGHTS = (
+    "vgg16",
+    "vgg19",
+    "densenet121",
+)  # published weights: of objectives, and of metrics
 WEIGHTS = (
     *TRAINING_WEIGHTS,
     *("alexnet", "lpips_vgg", "lpips_alex", "dists", "stlpips", "inception"),

@@ -186,7 +186,7 @@ class Engine:
                 player.scaler.unscale_(player.optimizer)
             grads = [p.grad for p in player.module.parameters() if p.grad is not None]
             norms.append(nn.utils.get_total_norm(grads))
-        names = (p.name.partition(".")[2] or p.name[0] for p in players)
+        names = (p.name[0] + p.name.removeprefix(p.file[0]) for p in players)  # g, g.edges, …
         self.norms = {f"{name}/grad_norm": norm for name, norm in zip(names, norms)}
         finite = bool(torch.isfinite(torch.stack(norms)).all())
         for player, norm in zip(players, norms, strict=True):

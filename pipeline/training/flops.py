@@ -112,17 +112,18 @@ def estimate(config: TrainConfig) -> float:
     small images tell the cost of a large one.
     """
     engine: Any = _Counted()
-    networks = method.build(replace(config, weights=RANDOM), engine)
     rules = [config.model.sides(), config.objective.discriminator_sides() or (1, 1)]
-    step = math.lcm(*(multiple for multiple, _ in rules))
+    # Twice the rule, as maps of odd sides do not grow evenly.
+    step = 2 * math.lcm(*(multiple for multiple, _ in rules))
     small = -(-max(least for _, least in rules) // step) * step
     side, sides = config.data.crop, (small, small + step)
-    if side <= max(sides):
-        return flop_per_image(networks, engine, config)
 
     def density(side: int) -> float:
-        at = replace(config, data=replace(config.data, crop=side))
-        return flop_per_image(networks, engine, at) / side**2
+        at = replace(config, weights=RANDOM, data=replace(config.data, crop=side))
+        return flop_per_image(method.build(at, engine), engine, at) / side**2
+
+    if side <= max(sides):
+        return density(side) * side**2
 
     first, second = map(density, sides)
     slope = (second - first) / (sides[1] ** 2 - sides[0] ** 2)

@@ -105,7 +105,7 @@ class Method:
     def build_generator(self, *parts: str) -> None:
         """Build the configured generator, to be trained whole or in `parts`, its submodules."""
         average = self.config.ema > 0
-        self.generator = build_generator(asdict(self.config.model))
+        self.generator: Any = build_generator(asdict(self.config.model))
         for part in parts:
             self.player(f"generator.{part}", self.generator.get_submodule(part), average)
         if not parts:
@@ -128,14 +128,19 @@ class Method:
             data = self.engine.from_main(lambda: pretrained.read(given, name))
             self.pretrained[name] = weights.load(data, network, pretrained.place(given, name))
 
+    def fix(self, name: str, network: nn.Module) -> Any:
+        """Load a network that does not learn, and that no checkpoint holds."""
+        self.load(name, network)
+        self.fixed.append(name)
+        return network.to(self.engine.device)
+
     def vgg16(self) -> VGG16Features | None:
         """Build VGG16 up to its third pooling, if the objective compares its features."""
         if "vgg16" not in self.objective.published():
             return None
         network = VGG16Features(normalize=self.objective.vgg_normalize)
-        self.load("vgg16", network)
-        self.fixed.append("vgg16")
-        return network.to(self.engine.device)
+        features: VGG16Features = self.fix("vgg16", network)
+        return features
 
     # --- for the loop
 

@@ -28,7 +28,7 @@ from shards.mask_sets import open_masks
 from shards.masks import MaskPolicy
 
 # Options of a model that change what it computes but none of its tensors' shapes.
-NOT_IN_TENSORS = ("gate", "taps", "temperature", "propagation")
+NOT_IN_TENSORS = ("gate", "taps", "temperature", "propagation", "merge_edges")
 
 
 def preflight(

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from models.densenet import DenseNetDiscriminator, torchvision_names
 from models.inception import Inception
 from models.perceptual import DISTS, lpips_alex, lpips_vgg, stlpips
-from models.vgg import VGG16Features
+from models.vgg import VGG16Features, VGG19Features
 from pipeline.common import weights_cache
 from pipeline.config.schema import CACHE, TRAINING_WEIGHTS, FetchConfig
 from pipeline.training import pretrained
@@ -59,6 +59,7 @@ PUBLISHED = {
     "vgg16": Published(
         f"{TORCHVISION}/vgg16-397923af.pth", "397923af", partial(VGG16Features, blocks=5)
     ),
+    "vgg19": Published(f"{TORCHVISION}/vgg19-dcbb9e9d.pth", "dcbb9e9d", VGG19Features),
     "densenet121": Published(
         f"{TORCHVISION}/densenet121-a639ec97.pth", "a639ec97", DenseNetDiscriminator
     ),

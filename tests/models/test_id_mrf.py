@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.signal import fftconvolve
 
-from models.id_mrf import confidence, id_mrf, weighted_l1
+from models import losses
+from models.id_mrf import confidence, id_mrf
 
 
 def naive(ours, theirs, form):
@@ -88,6 +89,14 @@ def test_the_confidence_of_a_hole_in_the_middle_is_that_of_the_released_kernel()
     assert not found[:64].any()
 
 
+def test_the_confidence_is_the_same_in_half_precision():
+    mask = torch.zeros(1, 1, 40, 40)
+    mask[..., 10:30, 5:30] = 1
+    with torch.autocast("cpu", torch.bfloat16):
+        found = confidence(mask)
+    assert torch.equal(found, confidence(mask))
+
+
 def test_the_reconstruction_loss_is_the_released_one_for_each_image():
     torch.manual_seed(0)
     prediction, image = torch.rand(2, 3, 40, 48), torch.rand(2, 3, 40, 48)
@@ -99,8 +108,8 @@ def test_the_reconstruction_loss_is_the_released_one_for_each_image():
         completed = p * m + x * (1 - m)
         expected.append(np.abs(completed * w - x * w).mean() / m.mean())
         known.append(np.abs(p * (1 - m) - x * (1 - m)).mean() / (1 - m).mean())
-    found = weighted_l1(prediction, image, weights, mask).item()
+    found = losses.l1(prediction, image, weights, mask).item()
     assert found == pytest.approx(np.mean(expected), abs=1e-6)
-    found = weighted_l1(prediction, image, 1 - mask, 1 - mask).item()
+    found = losses.l1(prediction, image, 1 - mask, 1 - mask).item()
     assert found == pytest.approx(np.mean(known), abs=1e-6)
-    assert weighted_l1(prediction, image, 0 * mask, 0 * mask) == 0
+    assert losses.l1(prediction, image, 0 * mask, 0 * mask) == 0

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.vgg import VGG16Features
+from models.vgg import PLAIN, VGG16Features, VGG19Features
 
 # torchvision's vgg16.features up to pool3: index → (in, out)
 CONVOLUTIONS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128)}
@@ -47,3 +47,20 @@ def test_it_is_frozen_but_lets_gradients_through_to_the_image():
 def test_a_image_too_small_for_three_poolings_is_refused():
     with pytest.raises(ValueError, match="at least 8×8"):
         VGG16Features()(torch.rand(1, 3, 7, 16))
+
+
+def test_vgg19_has_its_published_size_to_relu5_2_and_runs_no_further_than_it_must():
+    vgg = VGG19Features(PLAIN)
+    assert sum(p.numel() for p in vgg.parameters()) == 15_304_768
+    # torchvision's vgg19.features: four convolutions in the third block.
+    shapes = {k: tuple(v.shape) for k, v in vgg.state_dict().items() if k.endswith("weight")}
+    assert shapes["features.16.weight"] == (256, 256, 3, 3)
+    assert shapes["features.19.weight"] == (512, 256, 3, 3)
+    assert shapes["features.30.weight"] == (512, 512, 3, 3)
+    image = torch.rand(1, 3, 16, 16)
+    maps = vgg(image, ("relu1_1", "relu3_4", "relu5_2"))
+    assert [tuple(x.shape[1:]) for x in maps.values()] == [(64, 16, 16), (256, 4, 4), (512, 1, 1)]
+    torch.testing.assert_close(maps["relu3_4"], vgg.features[:18](image))
+    assert vgg(image[..., :4, :4], ("relu3_1",))["relu3_1"].shape[2:] == (1, 1)
+    with pytest.raises(ValueError, match="at least 16×16 for relu5_1"):
+        vgg(image[..., :8], ("relu5_1",))

@@ -122,6 +122,27 @@ def test_squares_are_a_quarter_wholly_inside_and_anywhere():
     assert min(tops) == 0 and max(tops) == 32
 
 
+def test_a_center_and_rectangles_have_the_sides_that_are_asked_for():
+    hole = draw(MaskPolicy("center", sides=[56]), 128, 128, 1, 0, 0)
+    assert hole[36:92, 36:92].all() and hole.sum() == 56 * 56
+    policy, seen = MaskPolicy("square", sides=[20, 25]), set()
+    for key in range(300):
+        hole = draw(policy, 64, 64, 1, 0, key)
+        rows, columns = np.flatnonzero(hole.any(1)), np.flatnonzero(hole.any(0))
+        assert hole.sum() == len(rows) * len(columns)
+        assert np.ptp(rows) == len(rows) - 1 and np.ptp(columns) == len(columns) - 1
+        seen.add((len(rows), len(columns)))
+    assert seen == {(a, b) for a in range(20, 26) for b in range(20, 26)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "sides"), [("irregular", [9]), ("center", [8, 9]), ("square", [9]), ("center", [0])]
+)
+def test_sides_that_a_kind_of_hole_does_not_have_are_refused(kind, sides):
+    with pytest.raises(ValueError, match="does not fit masks.kind"):
+        MaskPolicy(kind, sides=sides)
+
+
 def test_what_cannot_be_drawn_is_refused_in_a_line():
     with pytest.raises(ValueError, match="hole ratio"):
         irregular(4, 4, 0.01, 0.02, 0, (1,))

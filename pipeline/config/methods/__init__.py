@@ -4,11 +4,38 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config.groups import ModelConfig, ObjectiveConfig
+from pipeline.config.methods.context_encoder import (
+    ContextEncoderModel,
+    ContextEncoderObjective,
+)
+from pipeline.config.methods.edgeconnect import EdgeconnectModel, EdgeconnectObjective
+from pipeline.config.methods.glc import GlcModel, GlcObjective
+from pipeline.config.methods.gmcnn import GmcnnModel, GmcnnObjective
 from pipeline.config.methods.msanet import MsanetModel, MsanetObjective
 from pipeline.config.methods.musical import MusicalModel, MusicalObjective
+from pipeline.config.methods.pconv import PconvModel, PconvObjective
+from pipeline.config.methods.shiftnet import ShiftnetModel, ShiftnetObjective
 
-MODELS: dict[str, type[ModelConfig]] = {"msanet": MsanetModel, "musical": MusicalModel}
-METHODS: dict[str, type[ObjectiveConfig]] = {"msanet": MsanetObjective, "musical": MusicalObjective}
+MODELS: dict[str, type[ModelConfig]] = {
+    "msanet": MsanetModel,
+    "musical": MusicalModel,
+    "glc": GlcModel,
+    "gmcnn": GmcnnModel,
+    "pconv": PconvModel,
+    "shiftnet": ShiftnetModel,
+    "context_encoder": ContextEncoderModel,
+    "edgeconnect": EdgeconnectModel,
+}
+METHODS: dict[str, type[ObjectiveConfig]] = {
+    "msanet": MsanetObjective,
+    "musical": MusicalObjective,
+    "glc": GlcObjective,
+    "gmcnn": GmcnnObjective,
+    "pconv": PconvObjective,
+    "shiftnet": ShiftnetObjective,
+    "context_encoder": ContextEncoderObjective,
+    "edgeconnect": EdgeconnectObjective,
+}
 # Keys that choose the schema of their section.
 CHOICES: dict[str, Mapping[str, type]] = {"model.name": MODELS, "objective.method": METHODS}
 

@@ -32,10 +32,25 @@ REFUSED = {
         ("masks.low=0.5 masks.high=0.5", "masks.low=0.5 is not below masks.high=0.5"),
         ("masks.kind=external", "masks.kind=external needs masks.url="),
         ("masks.url=m", "masks.url=m needs masks.kind=external"),
+        ("masks.kind=square masks.sides=[96,257]", "sides of at most data.crop=256"),
+        ("masks.kind=square masks.sides=[96,64]", "expected increasing sides"),
         ("masks.high=0.9 masks.border=0.5", "does not fit inside the border constraint"),
         ("data.crop=100", "data.crop=100 does not fit model=msanet: give a multiple of 8"),
         ("validate.size=32", "validate.size=32 does not fit model=msanet: give a multiple of 8"),
         ("model=musical data.crop=104", "fit model=musical: give a multiple of 16, at least 48"),
+        (
+            "objective=edgeconnect",
+            "model=msanet does not fit objective.method=edgeconnect: give mo",
+        ),
+        (
+            "model=edgeconnect objective=edgeconnect data.crop=20",
+            "discriminator of objective.method=edgeconnect: give a multiple of 8, at least 24",
+        ),
+        (
+            "model=edgeconnect objective=edgeconnect "
+            "objective.phases=[{rates:{generator.image:1e-4}}]",
+            "objective.phases give discriminator.edges no learning rate",
+        ),
         ("objective=musical_paper data.crop=80", "does not fit the discriminator of objective."),
         (
             "model=musical objective=musical_paper data.crop=208",
@@ -105,11 +120,11 @@ REFUSED = {
     ],
     "fetch": [
         (
-            "vgg19",
-            "invalid value names=vgg19; did you mean vgg16? (allowed: vgg16, densenet121, alexnet, "
-            "lpips_vgg, lpips_alex, dists, stlpips, inception)",
+            "vgg6",
+            "invalid value names=vgg6; did you mean vgg16? (allowed: vgg16, vgg19, densenet121, "
+            "alexnet, lpips_vgg, lpips_alex, dists, stlpips, inception)",
         ),
-        ("sha256=0123abcd", "sha256= is for one file: give one name of vgg16, densenet121"),
+        ("sha256=0123abcd", "sha256= is for one file: give one name of vgg16, vgg19, densenet121"),
         ("vgg16 sha256=xyz", "invalid sha256=xyz: give its first 8 to 64 hexadecimal digits"),
     ],
     "quickstart": [("out=s3://b/out", "invalid out='s3://b/out': expected a folder")],
@@ -227,6 +242,17 @@ def test_a_set_that_one_process_indexes_is_not_divided_into_tasks():
         "model=msanet",
         "model=msanet_const",
         "model=musical",
+        "model=pconv",
+        "model=pconv model.levels=5",
+        "model=glc",
+        "model=glc model.dilations=[1,3]",
+        "model=gmcnn",
+        "model=gmcnn model.dilations=[3,1]",
+        "model=shiftnet",
+        "model=shiftnet model.levels=5",
+        "model=context_encoder",
+        "model=context_encoder model.levels=5 model.output=center",
+        "model=edgeconnect",
         "model=msanet model.fe=[8] model.msau=[[8,4]] model.iru=[8] model.taps=1",
         "model=msanet model.fe=[8,8,8,8] model.msau=[[8,4]] model.iru=[8,8,8,8]",
     ],

@@ -215,13 +215,15 @@ def test_variables_of_other_launchers_have_no_effect(left, monkeypatch):
 
 
 def test_the_norm_of_each_network_s_gradients_is_that_before_clipping(monkeypatch):
-    config = compose("train", ["experiment=quickstart", "threads=1", "clip=0.5"]).config
+    words = ["model=edgeconnect", "model.width=0.1", "objective=edgeconnect", "weights=random"]
+    config = compose("train", [*words, "threads=1", "clip=0.5"]).config
     with engine_of(config, monkeypatch) as engine:
         networks = method.build(config, engine)
-        parameters = list(networks.players[0].module.parameters())
-        for parameter in parameters:
-            parameter.grad = torch.full_like(parameter, 2.0)
+        for number, player in enumerate(networks.players):
+            for parameter in player.module.parameters():
+                parameter.grad = torch.full_like(parameter, number + 1.0)
         assert engine.step(networks.players, 0.0)
-        count = sum(parameter.numel() for parameter in parameters)
-        assert set(engine.norms) == {"g/grad_norm"}
-        assert engine.norms["g/grad_norm"].item() == pytest.approx(2 * count**0.5, rel=1e-5)
+        names = ("g.edges", "g.image", "d.edges", "d.image")
+        assert list(engine.norms) == [f"{name}/grad_norm" for name in names]
+        for number, (player, norm) in enumerate(zip(networks.players, engine.norms.values())):
+            assert norm.item() == pytest.approx((number + 1) * player.size**0.5, rel=1e-5)

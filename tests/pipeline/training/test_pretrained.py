@@ -124,9 +124,17 @@ def upload(folder, url):
         store.upload(store.join(url, str(path.relative_to(folder))), path)
 
 
-@pytest.mark.parametrize("words", OBJECTIVES)
-def test_the_weights_that_an_objective_needs(words):
-    assert compose("train", list(words)).config.objective.published() == OBJECTIVES[words]
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        *OBJECTIVES.items(),
+        (("objective=pconv",), ["vgg16"]),
+        (("objective=edgeconnect",), ["vgg19"]),
+        (("objective=edgeconnect", "objective.style=0", "objective.perceptual=0"), []),
+    ],
+)
+def test_the_weights_that_an_objective_needs(words, names):
+    assert compose("train", list(words)).config.objective.published() == names
 
 
 def test_missing_weights_are_refused_without_torch():
