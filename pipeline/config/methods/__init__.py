@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config.groups import ModelConfig, ObjectiveConfig
+from pipeline.config.methods.deepfill import DeepfillModel, DeepfillObjective
 from pipeline.config.methods.edgeconnect import EdgeconnectModel, EdgeconnectObjective
 from pipeline.config.methods.msanet import MsanetModel, MsanetObjective
 from pipeline.config.methods.musical import MusicalModel, MusicalObjective
@@ -14,12 +15,14 @@ MODELS: dict[str, type[ModelConfig]] = {
     "musical": MusicalModel,
     "pconv": PconvModel,
     "edgeconnect": EdgeconnectModel,
+    "deepfill": DeepfillModel,
 }
 METHODS: dict[str, type[ObjectiveConfig]] = {
     "msanet": MsanetObjective,
     "musical": MusicalObjective,
     "pconv": PconvObjective,
     "edgeconnect": EdgeconnectObjective,
+    "deepfill": DeepfillObjective,
 }
 # Keys that choose the schema of their section.
 CHOICES: dict[str, Mapping[str, type]] = {"model.name": MODELS, "objective.method": METHODS}
