@@ -41,6 +41,13 @@ CASES = {
         [G] * 4,
         2,
     ),
+    "deepfill": Case(
+        "model=deepfill model.width=0.1 objective=deepfill objective.phases=["
+        "{until:4,lr:1e-3,every:{generator:2}},{lr:1e-3,every:{generator:3}}]",
+        96,
+        [D, G | D, D, D, G | D],
+        2,
+    ),
     "edgeconnect": Case(
         "model=edgeconnect model.width=0.1 objective=edgeconnect objective.phases=["
         "{until:2,rates:{generator.edges:1e-3,discriminator.edges:1e-4}},"
