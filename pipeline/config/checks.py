@@ -47,7 +47,15 @@ def train(config: schema.TrainConfig) -> None:
     count("processes", config.processes)
     count("threads", config.threads)
     strategy = config.parallel.strategy
-    if strategy.startswith("zero") and config.precision == "fp16":
+    sharded = strategy.startswith("zero")
+    if objective.penalized() and (sharded or config.parallel.compile):
+        given = f"parallel={strategy}" if sharded else "parallel.compile=true"
+        raise ConfigError(
+            f"{given} cannot differentiate the gradient penalty of objective.method="
+            f"{objective.method}: give parallel=ddp and parallel.compile=false, or "
+            f"objective.penalty=0"
+        )
+    if sharded and config.precision == "fp16":
         raise ConfigError(
             f"precision=fp16 is for parallel=ddp and single; parallel={strategy} takes bf16 or fp32"
         )

@@ -95,6 +95,10 @@ class ObjectiveConfig:
         """Return what divides the sides of images that fit the discriminator, and their least."""
         return None
 
+    def penalized(self) -> bool:
+        """Return whether a loss holds gradients, which are differentiated once more."""
+        return False
+
     def weights(self) -> dict[str, float]:
         """Return the weights of the losses by name."""
         named = (f.name for f in fields(self) if f.metadata.get("help", "").startswith("weight "))

@@ -1,6 +1,6 @@
 """One rank of small runs under one strategy after another: `python strategies.py OUT`.
 
-OUT/plan.json: {case: {"method": "msanet" or "musical", "strategy": ..., "steps": N, and optionally
+OUT/plan.json: {case: {"method": one of `SIDES`, "strategy": ..., "steps": N, and optionally
 "start": the case to resume from, "accumulate", "clip", "precision", "norm",
 "nudge": change of the initial weights, "poison": step at which rank 1's gradient of the last
 network is NaN, "sync_batchnorm", "wire": whether to record the exchanges}}. Rank 0 writes a
@@ -23,8 +23,11 @@ from accelerate.state import AcceleratorState
 
 from models.densenet import DenseNetDiscriminator
 from pipeline.config.groups import Phase
+from pipeline.config.methods.deepfill import DeepfillModel, DeepfillObjective
+from pipeline.config.methods.edgeconnect import EdgeconnectModel, EdgeconnectObjective
 from pipeline.config.methods.msanet import MsanetModel, MsanetObjective
 from pipeline.config.methods.musical import MusicalModel, MusicalObjective
+from pipeline.config.methods.pconv import PconvModel, PconvObjective
 from pipeline.config.phases import turn_at
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import free_port
@@ -36,7 +39,33 @@ from pipeline.training.loop import step
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 4  # over all ranks
-SIDES = {"msanet": 40, "musical": 96}
+SIDES = {"msanet": 40, "musical": 96, "pconv": 64, "edgeconnect": 64, "deepfill": 96}
+EDGES, IMAGE = (
+    {f"generator.{part}": 1e-3, f"discriminator.{part}": 1e-3} for part in ("edges", "image")
+)
+# Networks, losses and schedule of those that have phases.
+PHASED = {
+    "pconv": (
+        PconvModel(levels=5, width=0.1),
+        PconvObjective(
+            phases=[Phase(until=3 * BATCH, lr=1e-3), Phase(lr=1e-3, frozen=["generator.encoder"])]
+        ),
+    ),
+    "edgeconnect": (
+        EdgeconnectModel(width=0.1),
+        EdgeconnectObjective(
+            phases=[
+                Phase(until=2 * BATCH, rates=EDGES),
+                Phase(until=4 * BATCH, rates=IMAGE, without=["predicted"]),
+                Phase(rates=IMAGE),
+            ]
+        ),
+    ),
+    "deepfill": (
+        DeepfillModel(width=0.1),
+        DeepfillObjective(phases=[Phase(lr=1e-3, every={"generator": 2})]),
+    ),
+}
 
 
 def trained(out, plan, processes=2):
@@ -86,6 +115,9 @@ def networks_of(plan, config, engine):
     if plan["method"] == "musical":
         config.model = MusicalModel(ngf=4)
         config.objective = MusicalObjective(l1=1.0, adv=0.1, phases=phases)
+    if plan["method"] in PHASED:
+        config.model, config.objective = PHASED[plan["method"]]
+        config.data.crop = SIDES[plan["method"]]
     small = partial(DenseNetDiscriminator, growth=4, blocks=(1, 1, 1, 1))
     with mock.patch("pipeline.training.methods.musical.DenseNetDiscriminator", small):
         networks = method.build(config, engine)
@@ -125,8 +157,8 @@ def run(out, case, plan):
         victim = list(networks.players[-1].module.parameters())[-1]
         victim.register_hook(lambda g: g * float("nan") if number == plan["poison"] else g)
     engine.start(networks.players)
-    side, share = SIDES[plan["method"]], BATCH // engine.world_size
-    mine = slice(engine.rank * share, (engine.rank + 1) * share)
+    side = SIDES[plan["method"]]
+    mine = slice(engine.rank, None, engine.world_size)  # as `rank_positions`
     steps = []
     for number in range(first, plan["steps"]):
         drawn = torch.Generator().manual_seed(number)

@@ -8,6 +8,7 @@ from pipeline.config.methods.context_encoder import (
     ContextEncoderModel,
     ContextEncoderObjective,
 )
+from pipeline.config.methods.deepfill import DeepfillModel, DeepfillObjective
 from pipeline.config.methods.edgeconnect import EdgeconnectModel, EdgeconnectObjective
 from pipeline.config.methods.glc import GlcModel, GlcObjective
 from pipeline.config.methods.gmcnn import GmcnnModel, GmcnnObjective
@@ -25,6 +26,7 @@ MODELS: dict[str, type[ModelConfig]] = {
     "shiftnet": ShiftnetModel,
     "context_encoder": ContextEncoderModel,
     "edgeconnect": EdgeconnectModel,
+    "deepfill": DeepfillModel,
 }
 METHODS: dict[str, type[ObjectiveConfig]] = {
     "msanet": MsanetObjective,
@@ -35,6 +37,7 @@ METHODS: dict[str, type[ObjectiveConfig]] = {
     "shiftnet": ShiftnetObjective,
     "context_encoder": ContextEncoderObjective,
     "edgeconnect": EdgeconnectObjective,
+    "deepfill": DeepfillObjective,
 }
 # Keys that choose the schema of their section.
 CHOICES: dict[str, Mapping[str, type]] = {"model.name": MODELS, "objective.method": METHODS}

@@ -51,6 +51,18 @@ REFUSED = {
             "objective.phases=[{rates:{generator.image:1e-4}}]",
             "objective.phases give discriminator.edges no learning rate",
         ),
+        (
+            "model=deepfill objective=deepfill parallel=zero2",
+            "parallel=zero2 cannot differentiate the gradient penalty of objective.method=deepf",
+        ),
+        (
+            "model=deepfill objective=deepfill parallel.compile=true",
+            "parallel.compile=true cannot differentiate the gradient penalty",
+        ),
+        (
+            "model=deepfill objective=deepfill data.crop=144",
+            "discriminator of objective.method=deepfill: give a multiple of 32, at least 32",
+        ),
         ("objective=musical_paper data.crop=80", "does not fit the discriminator of objective."),
         (
             "model=musical objective=musical_paper data.crop=208",
@@ -143,6 +155,8 @@ ACCEPTED = {
         "masks.kind=square",
         "init=models:/a/latest",
         "data.crop=104",
+        "model=deepfill objective=deepfill objective.local=masked data.crop=144",
+        "model=deepfill objective=deepfill objective.penalty=0 parallel=zero1 precision=bf16",
         "data.crop=300 data.resize_short=256 data.crop_mode=resized data.crop=304",
     ],
     "evaluate": [
@@ -254,6 +268,7 @@ def test_a_set_that_one_process_indexes_is_not_divided_into_tasks():
         "model=context_encoder",
         "model=context_encoder model.levels=5 model.output=center",
         "model=edgeconnect",
+        "model=deepfill",
         "model=msanet model.fe=[8] model.msau=[[8,4]] model.iru=[8] model.taps=1",
         "model=msanet model.fe=[8,8,8,8] model.msau=[[8,4]] model.iru=[8,8,8,8]",
     ],

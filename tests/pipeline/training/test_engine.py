@@ -32,7 +32,7 @@ def drift(out, a, b):
     found = {}
     for name in a.state["files"]:
         ours, theirs = a.read(name), b.read(name)
-        assert ours.keys() == theirs.keys() and len(ours) > 50
+        assert ours.keys() == theirs.keys() and len(ours) > 8
         squares = ((ours[k] - theirs[k]).double().square().sum() for k in ours)
         found[name] = float(sum(squares)) ** 0.5
     return found
@@ -78,9 +78,12 @@ def test_bf16_is_the_same_under_every_strategy(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.dist
-def test_two_ranks_train_both_networks_as_one_does(tmp_path):
-    """After 20 steps: at most three times the drift that a change of 1e-7 in the weights causes."""
-    same = {"method": "musical", "strategy": "ddp", "steps": 20}
+@pytest.mark.parametrize(
+    ("method", "steps"), [("musical", 20), ("pconv", 6), ("edgeconnect", 6), ("deepfill", 6)]
+)
+def test_two_ranks_train_all_networks_as_one_does(method, steps, tmp_path):
+    """At most three times the drift that a change of 1e-7 in the weights causes."""
+    same = {"method": method, "strategy": "ddp", "steps": steps}
     trained(tmp_path, {"one": same, "nudged": {**same, "nudge": 1e-7}}, processes=1)
     trained(tmp_path, {"two": same})
     allowed = drift(tmp_path, "one", "nudged")

@@ -129,3 +129,54 @@ def test_edgeconnects_image_network_first_learns_on_true_edges(built):
     share = batch.mask.mean((1, 2, 3))
     expected = ((output - batch.image).abs().mean((1, 2, 3)) / share).mean()
     torch.testing.assert_close(loss.total(), expected, **EXACT)
+
+
+@pytest.mark.parametrize("local", ["crop", "masked"])
+def test_deepfills_losses(built, local):
+    """Its authors' graph: images in [-1, 1], L1 on the hole's pixels, both critics' penalties."""
+    words = f"model=deepfill model.width=0.1 objective=deepfill objective.local={local}"
+    networks, batch = built(words, 96)
+    image, mask = batch.image, batch.mask
+    generator, critics = (player.module for player in networks.players)
+    losses = [loss.total() for loss in networks.losses(batch)]
+
+    real = 2 * image - 1
+    refined, maps = generator(image * (1 - mask), mask)
+    expected = 0
+    for factor, x in ((1.0, 2 * refined - 1), (1.2, 2 * maps["coarse"] - 1)):
+        for i in range(2):
+            away = 0  # pixels from the nearest known one
+            for row, column in mask[i, 0].nonzero().tolist():
+                known = (mask[i, 0] == 0).nonzero() - torch.tensor([row, column])
+                off = known.abs().max(1).values.min()
+                away += 0.9 ** (off - 1) * (x - real)[i, :, row, column].abs().mean()
+            inside = away / mask[i].sum()
+            outside = ((x - real)[i].abs().mean(0) * (1 - mask[i, 0])).sum() / (1 - mask[i]).sum()
+            expected = expected + factor * 1.2 * (inside + outside) / 2
+
+    fake = image * (1 - mask) + refined * mask
+
+    def judged(x):
+        near, hole = critics.near(x, mask)
+        return critics.whole(x)[0][:, 0], critics.local(near, hole)[0][:, 0]
+
+    expected = expected - 0.001 * sum(judged(fake)).mean()
+    torch.testing.assert_close(losses[0], expected, **EXACT)
+
+    wgan = sum(b.mean() - a.mean() for a, b in zip(judged(image), judged(fake), strict=True))
+    for index, name in enumerate(("whole", "local")):
+        at = batch.uniform(name)
+        x = (2 * fake - 1 + at * (real - 2 * fake + 1)).detach().requires_grad_()
+        (slope,) = torch.autograd.grad(judged((x + 1) / 2)[index].sum(), x, create_graph=True)
+        wgan = wgan + 10 * (((slope * mask).square().sum((1, 2, 3)).sqrt() - 1) ** 2).mean()
+    torch.testing.assert_close(losses[1], wgan, **EXACT)
+
+
+def test_a_resting_generator_fills_and_the_critics_alone_learn(built):
+    networks, batch = built("model=deepfill model.width=0.1 objective=deepfill", 96)
+    networks.players[0].learns = False
+    (loss,) = networks.losses(batch)
+    loss.total().backward()
+    assert loss.player.name == "discriminator" and set(loss.values) == {"d/loss", "d/penalty"}
+    assert all(p.grad is None for p in networks.generator.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in loss.player.module.parameters() if p.dim() > 1)
