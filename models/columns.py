@@ -35,4 +35,4 @@ def column(
 
 def smallest_image(kernel: int, dilations: Sequence[int]) -> int:
     """Side of the image whose map, a quarter of it, reaches beyond the widest convolution."""
-    return 4 * (max(1, *dilations) * (kernel // 2) + 1)
+    return 4 * (max([1, *dilations]) * (kernel // 2) + 1)

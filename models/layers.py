@@ -6,7 +6,7 @@ weights only, and without a norm its gradients vanish (see `msanet.py`).
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -171,6 +171,11 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
             spectrum.training = True
 
 
-def without_autocast(reference: Tensor) -> torch.autocast:
-    """A context without autocast on the device of `reference`."""
-    return torch.autocast(reference.device.type, enabled=False)
+def without_autocast(reference: Tensor) -> AbstractContextManager[None]:
+    """A context without autocast on the device of `reference`.
+
+    An exported graph, which is drawn without autocast, has none: it holds ATen operators alone.
+    """
+    if torch.compiler.is_exporting():
+        return nullcontext()
+    return torch.autocast(reference.device.type, enabled=False)  # type: ignore[return-value]

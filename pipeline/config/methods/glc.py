@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pipeline.config.columns import LOCAL, column_sides
 from pipeline.config.groups import OPTIMIZERS, ModelConfig, ObjectiveConfig, key
 
 DISCRIMINATOR = (64, 64)  # six halvings of the image, five of a crop of half its side
-LOCAL = ("crop", "masked")
-
-
-def column_sides(kernel: int, dilations: Sequence[int]) -> tuple[int, int]:
-    """Return the rule of `models.columns`: the map reaches beyond the widest convolution."""
-    return 4, 4 * (max(1, *dilations) * (kernel // 2) + 1)
 
 
 @dataclass

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pipeline.config.columns import LOCAL, column_sides
 from pipeline.config.groups import ModelConfig, ObjectiveConfig, key
-from pipeline.config.methods.glc import LOCAL, column_sides
 
 # Four halvings of the image and of a crop of half its side; the confidence's kernel reaches 32
 # pixels.

@@ -260,6 +260,7 @@ def test_a_set_that_one_process_indexes_is_not_divided_into_tasks():
         "model=pconv model.levels=5",
         "model=glc",
         "model=glc model.dilations=[1,3]",
+        "model=glc model.dilations=[]",
         "model=gmcnn",
         "model=gmcnn model.dilations=[3,1]",
         "model=shiftnet",

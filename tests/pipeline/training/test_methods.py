@@ -1,5 +1,6 @@
 """Every method trains, phase by phase: who learns, who rests, and how it resumes."""
 
+import json
 from typing import NamedTuple
 
 import pytest
@@ -193,3 +194,24 @@ def test_a_run_resumed_at_a_phase_s_boundary_equals_the_uninterrupted_one_bit_fo
 
 def test_every_method_is_among_the_cases():
     assert set(METHODS) - {"musical"} == set(CASES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("pconv", ("model.levels=5", "data.crop=64", "validate.size=64")),
+        ("edgeconnect", ("data.crop=64", "validate.size=64")),
+        ("deepfill", ("data.crop=96", "validate.size=96")),
+    ],
+)
+def test_its_recipe_is_trained_resumed_and_exported_through_all_phases(
+    name, words, verb, small_set, tmp_path
+):
+    recipe = (f"experiment=compare/{name}", "masks.border=0.25", "data.resize_short=96")
+    small = ("model.width=0.1", "batch=2", "validate.pairs=2", "weights=random", "processes=1")
+    here = (f"data.url={small_set}", f"run={tmp_path / 'run'}", "threads=1")
+    done = verb("train", *recipe, *small, *words, *here, "smoke=true", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["smoke"] == "passed" and report["projected_hours"] > 1
