@@ -137,7 +137,8 @@ class Run:
 def opened(request, monkeypatch):
     """The case, and what builds runs of it."""
     case = CASES[request.param]
-    shared = f"weights=random threads=1 precision=fp32 batch={BATCH} ema=0.9"
+    precision = "bf16" if "bf16" in request.node.name else "fp32"
+    shared = f"weights=random threads=1 precision={precision} batch={BATCH} ema=0.9"
     config = compose("train", [*case.words.split(), *shared.split(), f"data.crop={case.side}"])
     with engine_of(config.config, monkeypatch) as engine:
         yield case, lambda: Run(case, engine, config.config)
@@ -190,6 +191,16 @@ def test_a_run_resumed_at_a_phase_s_boundary_equals_the_uninterrupted_one_bit_fo
     for name, tensors in theirs.items():
         assert ours[name].keys() == tensors.keys()
         assert all(torch.equal(ours[name][key], tensor) for key, tensor in tensors.items()), name
+
+
+def test_steps_in_bf16_are_finite_and_weights_stay_in_fp32(opened):
+    case, build = opened
+    run = build()
+    assert run.engine.precision == "bf16"
+    for number in (0, case.boundary):
+        assert all(torch.tensor(list(run.step(number).values())).isfinite())
+    tensors = [t for t in run.state().values() if t.is_floating_point()]
+    assert all(t.dtype == torch.float32 and t.isfinite().all() for t in tensors)
 
 
 def test_every_method_is_among_the_cases():
