@@ -23,11 +23,15 @@ from accelerate.state import AcceleratorState
 
 from models.densenet import DenseNetDiscriminator
 from pipeline.config.groups import Phase
+from pipeline.config.methods.context_encoder import ContextEncoderModel, ContextEncoderObjective
 from pipeline.config.methods.deepfill import DeepfillModel, DeepfillObjective
 from pipeline.config.methods.edgeconnect import EdgeconnectModel, EdgeconnectObjective
+from pipeline.config.methods.glc import GlcModel, GlcObjective
+from pipeline.config.methods.gmcnn import GmcnnModel, GmcnnObjective
 from pipeline.config.methods.msanet import MsanetModel, MsanetObjective
 from pipeline.config.methods.musical import MusicalModel, MusicalObjective
 from pipeline.config.methods.pconv import PconvModel, PconvObjective
+from pipeline.config.methods.shiftnet import ShiftnetModel, ShiftnetObjective
 from pipeline.config.phases import turn_at
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import free_port
@@ -40,9 +44,13 @@ from pipeline.training.loop import step
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 4  # over all ranks
 SIDES = {"msanet": 40, "musical": 96, "pconv": 64, "edgeconnect": 64, "deepfill": 96}
+# GLC: of 64 pixels its discriminator leaves one, and a norm over a batch of single pixels amplifies
+# what rounding does.
+SIDES |= {"glc": 128, "gmcnn": 64, "shiftnet": 64, "context_encoder": 64}
 EDGES, IMAGE = (
     {f"generator.{part}": 1e-3, f"discriminator.{part}": 1e-3} for part in ("edges", "image")
 )
+GENERATOR, DISCRIMINATOR = {"generator": 1e-3}, {"discriminator": 1e-3}
 # Networks, losses and schedule of those that have phases.
 PHASED = {
     "pconv": (
@@ -64,6 +72,36 @@ PHASED = {
     "deepfill": (
         DeepfillModel(width=0.1),
         DeepfillObjective(phases=[Phase(lr=1e-3, every={"generator": 2})]),
+    ),
+    "glc": (
+        GlcModel(width=0.1, dilations=[2]),
+        GlcObjective(
+            d_width=0.1,
+            local="masked",
+            phases=[
+                Phase(until=2 * BATCH, rates=GENERATOR, without=["adv"]),
+                Phase(until=4 * BATCH, rates=DISCRIMINATOR),
+                Phase(rates={**GENERATOR, **DISCRIMINATOR}),
+            ],
+        ),
+    ),
+    "gmcnn": (
+        GmcnnModel(width=0.1, dilations=[1]),
+        GmcnnObjective(
+            d_width=0.1,
+            phases=[
+                Phase(until=2 * BATCH, rates=GENERATOR, without=["id_mrf", "adv"]),
+                Phase(rates={**GENERATOR, **DISCRIMINATOR}, every={"generator": 2}),
+            ],
+        ),
+    ),
+    "shiftnet": (
+        ShiftnetModel(width=0.1, levels=4),
+        ShiftnetObjective(d_width=0.1, phases=[Phase(lr=1e-3)]),
+    ),
+    "context_encoder": (
+        ContextEncoderModel(width=0.1, levels=4),
+        ContextEncoderObjective(d_levels=4, d_width=0.1, phases=[Phase(lr=1e-3)]),
     ),
 }
 

@@ -16,7 +16,7 @@ from pipeline.runs.checkpoints import latest
 from pipeline.training import method
 from pipeline.training.engine import Engine
 from pipeline.training.preflight import preflight
-from tests.support.strategies import engine_of, trained
+from tests.support.strategies import PHASED, engine_of, trained
 
 needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None,
@@ -78,9 +78,7 @@ def test_bf16_is_the_same_under_every_strategy(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.dist
-@pytest.mark.parametrize(
-    ("method", "steps"), [("musical", 20), ("pconv", 6), ("edgeconnect", 6), ("deepfill", 6)]
-)
+@pytest.mark.parametrize(("method", "steps"), [("musical", 20), *((n, 6) for n in PHASED)])
 def test_two_ranks_train_all_networks_as_one_does(method, steps, tmp_path):
     """At most three times the drift that a change of 1e-7 in the weights causes."""
     same = {"method": method, "strategy": "ddp", "steps": steps}

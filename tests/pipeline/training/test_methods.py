@@ -19,6 +19,7 @@ from tests.support.strategies import engine_of
 
 BATCH = 2
 G, D = {"generator"}, {"discriminator"}
+JUDGED = ("objective.d_width=0.1",)
 
 
 class Case(NamedTuple):
@@ -214,6 +215,13 @@ def test_every_method_is_among_the_cases():
         ("pconv", ("model.levels=5", "data.crop=64", "validate.size=64")),
         ("edgeconnect", ("data.crop=64", "validate.size=64")),
         ("deepfill", ("data.crop=96", "validate.size=96")),
+        ("glc", ("model.dilations=[2]", *JUDGED, "data.crop=64", "validate.size=64")),
+        ("gmcnn", ("model.dilations=[1]", *JUDGED, "data.crop=64", "validate.size=64")),
+        ("shiftnet", ("model.levels=5", *JUDGED, "data.crop=64", "validate.size=64")),
+        (
+            "context_encoder",
+            ("model.levels=4", "objective.d_levels=4", *JUDGED, "data.crop=64", "validate.size=64"),
+        ),
     ],
 )
 def test_its_recipe_is_trained_resumed_and_exported_through_all_phases(
