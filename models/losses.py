@@ -145,7 +145,9 @@ def gradient_penalty(
     """
     with without_autocast(real):
         points = torch.lerp(fake.float(), real.float(), noise).detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(critic(points).sum(), points, create_graph=True)
+        # A view: what counts FLOP hooks the inputs of modules, and cannot hook a leaf here.
+        judged = critic(points.view_as(points))
+        (gradient,) = torch.autograd.grad(judged.sum(), points, create_graph=True)
         gradient = gradient / span if where is None else gradient / span * where
         slope = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
         return (slope - 1).square().mean()

@@ -115,6 +115,7 @@ def test_mfu_is_the_rate_times_the_ideal_seconds_per_image():
     [
         ("quickstart", ["data.crop=256"]),
         ("quickstart", ["data.crop=192", "model.fe=[8,8,8,8]", "model.iru=[8,8,8,8,8]"]),
+        pytest.param("compare/deepfill", ["model.width=0.1"], marks=pytest.mark.slow),
         pytest.param("musical/paris", ["data.crop=192"], marks=pytest.mark.slow),
     ],
 )

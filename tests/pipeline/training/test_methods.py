@@ -6,12 +6,13 @@ from typing import NamedTuple
 import pytest
 import torch
 from safetensors.torch import load, save
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config.compose import compose
 from pipeline.config.methods import METHODS
 from pipeline.config.phases import turn_at
 from pipeline.runs.checkpoints import Checkpoint
-from pipeline.training import method
+from pipeline.training import flops, method
 from pipeline.training.checkpointing import checkpoint_files
 from pipeline.training.loop import step
 from pipeline.training.resume import restore
@@ -202,6 +203,21 @@ def test_steps_in_bf16_are_finite_and_weights_stay_in_fp32(opened):
         assert all(torch.tensor(list(run.step(number).values())).isfinite())
     tensors = [t for t in run.state().values() if t.is_floating_point()]
     assert all(t.dtype == torch.float32 and t.isfinite().all() for t in tensors)
+
+
+def test_the_flop_of_every_turn_can_be_counted(opened):
+    """Backward costs twice the forward, but for the first layer; what rests costs less."""
+    case, build = opened
+    run = build()
+    objective, generator = run.config.objective, run.networks.generator
+    image, mask = torch.zeros(1, 3, case.side, case.side), torch.zeros(1, 1, case.side, case.side)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        generator.eval()(image, mask)
+    forward = counter.get_total_flops()
+    for number, learning in enumerate(case.learning):
+        turn = turn_at(objective.phases, number * BATCH, BATCH, objective.players)
+        found = flops.flop_of(run.networks, run.engine, turn, case.side)
+        assert found > (2.5 if "generator" in learning else 1) * forward
 
 
 def test_every_method_is_among_the_cases():
