@@ -62,10 +62,10 @@ def celeba(folder):
     folder.mkdir(parents=True)
     lines = []
     with zipfile.ZipFile(folder / "img_align_celeba.zip", "w") as archive:
-        for i in range(8):
+        for i in range(300):  # of train and val 1 % is held out
             picture(folder / "face.jpg", i, 178, 218)
             archive.write(folder / "face.jpg", f"img_align_celeba/{i:06d}.jpg")
-            lines.append(f"{i:06d}.jpg {0 if i < 4 else 1 if i < 6 else 2}")
+            lines.append(f"{i:06d}.jpg {0 if i < 250 else 1 if i < 296 else 2}")
     (folder / "face.jpg").unlink()
     (folder / "list_eval_partition.txt").write_text("\n".join(lines) + "\n")
 
