@@ -35,11 +35,11 @@ def pair(n, height, width, dtype):
     return (image * 255).to(dtype).permute(0, 2, 3, 1).contiguous(), mask[:, 0].to(dtype)
 
 
-# The form for bytes wraps the network, so two networks are enough for it.
+# The form for bytes wraps the network, so those of the two papers are enough for it.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, torch.float32) for name in SMALL] + [(n, torch.uint8) for n in ("msanet", "musical")],
+    [(name, torch.float32) for name in SMALL] + [(n, torch.uint8) for n in list(SMALL)[:3]],
 )
 def test_the_exported_program_equals_eager_at_any_batch_and_size(name, dtype):
     inpainter = build(name)

@@ -79,16 +79,13 @@ def test_eight_photographs_are_learned_6_db_better_than_their_mean_color(words, 
     wide, loss = recipe(*words)
     generator = GENERATORS[words[0].split("/")[0]](**wide | small)
     optimiser = torch.optim.Adam(generator.parameters(), 1e-3)
-    for step in range(steps):  # at most: most of them learn it sooner
+    for _ in range(steps):
         optimiser.zero_grad()
         loss(generator, image, mask).backward()
         optimiser.step()
-        if step % 20 == 19:
-            with torch.no_grad():
-                filled = composite(generator(erase(image, mask), mask).image, image, mask)
-            if hole_psnr(filled, image, mask) >= yardstick + 6:
-                return
-    raise AssertionError(f"not learned in {steps} steps")
+    with torch.no_grad():
+        filled = composite(generator(erase(image, mask), mask).image, image, mask)
+    assert hole_psnr(filled, image, mask) >= yardstick + 6
 
 
 @pytest.mark.parametrize(
