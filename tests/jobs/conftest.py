@@ -15,6 +15,7 @@ from tests.conftest import TINY, run_verb
 from tests.support import kube as stand_in
 from tests.support import slurm_cluster
 from tests.support.checkout import committed_copy
+from tests.support.folders import let_others_reach
 
 CONTRACT = Path(__file__).resolve().parents[1] / "support" / "contract.py"
 TESTS_OF_CLUSTERS = {"slurm": slurm_cluster.missing}
@@ -38,9 +39,7 @@ def slurm(tmp_path_factory):
 @pytest.fixture(scope="module")
 def contract_code(tmp_path_factory):
     """A folder whose `python -m pipeline train` honours the launch contract and is quick."""
-    folder = tmp_path_factory.mktemp("code")
-    folder.chmod(0o755)
-    folder.parent.chmod(0o755)
+    folder = let_others_reach(tmp_path_factory.mktemp("code"))
     (folder / "pipeline").mkdir()
     (folder / "pipeline" / "__init__.py").touch()
     shutil.copy(CONTRACT, folder / "pipeline" / "__main__.py")
@@ -124,9 +123,9 @@ def kubernetes_here():
 @pytest.fixture(scope="module")
 def pods(tmp_path_factory, kubernetes_here, cli, small_set, photograph_folder):
     """A Kubernetes cluster whose claims are folders of this machine at their own paths."""
-    cli.cwd.chmod(0o777)
-    cli.code.chmod(0o755)  # else its packages are not found, and others' are
-    photograph_folder.chmod(0o755)
+    let_others_reach(cli.cwd, 0o777)
+    let_others_reach(cli.code)  # else its packages are not found, and others' are
+    let_others_reach(photograph_folder)
     claims = {"work": cli.cwd, "set": Path(small_set), "photos": photograph_folder}
     root = tmp_path_factory.mktemp("kube")
     with (

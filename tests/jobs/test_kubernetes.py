@@ -12,6 +12,7 @@ import pytest
 from jobs import kubectl, kubernetes
 from jobs.spec import Cluster, Job, JobState, SubmitError
 from tests.support import kube as stand_in
+from tests.support.folders import let_others_reach
 
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,9 +25,7 @@ SECRET = {"AWS_SECRET_ACCESS_KEY": "planted-secret-value"}
 
 @pytest.fixture(scope="module")
 def claim(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("claim")
-    folder.chmod(0o777)
-    return folder
+    return let_others_reach(tmp_path_factory.mktemp("claim"), 0o777)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.support.folders import let_others_reach
+
 
 def free_port() -> int:
     with socket.socket() as listener:
@@ -183,9 +185,7 @@ class Postgres:
             nobody = pwd.getpwnam("nobody")
             self.owner = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
             os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-            for parent in folder.parents:
-                if parent.stat().st_uid == 0 and not parent.stat().st_mode & 0o001:
-                    parent.chmod(parent.stat().st_mode | 0o001)
+            let_others_reach(folder, 0o700)
 
     def start(self, database: str = "mlflow") -> str:
         """Starts it; the SQLAlchemy URI of a fresh database."""

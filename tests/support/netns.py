@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.launch.workers import die_with_parent
+from tests.support.folders import PASS
 
 ROOT = """\
 S={folder}; R=$S/r; mkdir $S && mount -t tmpfs pod $S && mkdir $S/u $S/w $R || exit 1
@@ -145,7 +146,7 @@ def contained(
     """
     needed = (sys.executable, f"{sys.base_prefix}/bin", f"{workdir}/any", *binds)
     above = {p for place in needed for p in Path(place).parents if p.exists()}
-    closed = sorted(str(p) for p in above if not p.stat().st_mode & 1)
+    closed = sorted(str(p) for p in above if p.stat().st_mode & PASS != PASS)
     mounts = [
         f"{'mkdir -p' if here.is_dir() else 'touch'} $R{there} && mount --bind {here} $R{there}"
         for there, here in binds.items()
