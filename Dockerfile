@@ -24,6 +24,8 @@ COPY jobs jobs
 COPY pipeline pipeline
 RUN pip install --no-cache-dir -c constraints.txt -e ".[deepspeed]"
 
-# Runs as any user: nothing is written outside the run's folder and the cache.
+# Runs as any user: nothing is written outside the run's folder and the cache. The number is for
+# Kubernetes, which cannot tell whether a name is root's.
 ENV XDG_CACHE_HOME=/tmp/cache HOME=/tmp
+USER 10001
 ENTRYPOINT ["python", "-m", "pipeline"]

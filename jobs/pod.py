@@ -1,6 +1,7 @@
 """Build the pod template of a job, with the launch contract in its environment.
 
-The pod runs as any user ID and can write only to /scratch. `cluster.patch` is merged last.
+The pod satisfies the `restricted` Pod Security Standard: it runs as any user ID but root's and can
+write only to /scratch and the claims. `cluster.patch` is merged last.
 """
 
 from __future__ import annotations
@@ -41,10 +42,15 @@ def template(job: Job, cluster: Cluster, master: str, subdomain: str | None) -> 
         "terminationGracePeriodSeconds": cluster.lead_seconds,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": {
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
         "containers": [_container(job, cluster, master)],
         "volumes": [
-            {"name": "scratch", "emptyDir": {}},
+            # A pod over its own limit has failed; one that fills its node would be evicted, which
+            # the failure rules take for a disruption and replace without end.
+            {"name": "scratch", "emptyDir": {"sizeLimit": f"{cluster.scratch_gb}Gi"}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{cluster.shm_gb}Gi"}},
             *(
                 {"name": f"claim-{i}", "persistentVolumeClaim": {"claimName": claim}}
@@ -111,6 +117,7 @@ def _container(job: Job, cluster: Cluster, master: str) -> Object:
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
     }
@@ -150,7 +157,10 @@ def _resources(cluster: Cluster) -> Object:
     if cluster.gpus_per_node:
         requests[cluster.gpu_resource] = str(cluster.gpus_per_node)
     limits = {k: v for k, v in requests.items() if k != "cpu"}
-    return {"requests": requests, "limits": limits} if requests else {}
+    # Without a request the whole limit would be reserved on the node.
+    requests["ephemeral-storage"] = "1Gi"
+    limits["ephemeral-storage"] = f"{cluster.scratch_gb}Gi"
+    return {"requests": requests, "limits": limits}
 
 
 def patched(value: Any, patch: Any) -> Any:

@@ -99,6 +99,7 @@ class Cluster:
     )
     gpu_resource: str = key("nvidia.com/gpu", "name of the accelerator resource", (), KUBERNETES)
     shm_gb: int = key(8, "shared memory, GiB; part of memory_gb", (), KUBERNETES, 1)
+    scratch_gb: int = key(20, "limit of /scratch, logs included, GiB", (), KUBERNETES, 1)
     ttl_hours: int = key(72, "hours until a finished Job is removed", (), KUBERNETES, 0)
     patch: dict[str, Any] = key({}, "patch for the pod template, merged last", (), KUBERNETES)
 

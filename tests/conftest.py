@@ -1,5 +1,6 @@
 """Fixtures for all tests: commands, and small real sets, each made once per test run."""
 
+import gc
 import io
 import os
 import signal
@@ -32,6 +33,12 @@ SOAK = Soak()
 @pytest.fixture(scope="session")
 def soak():
     return SOAK
+
+
+def pytest_collection_finish():
+    """Let no garbage collection walk the collected tests and imported libraries again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_logreport(report):

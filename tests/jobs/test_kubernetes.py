@@ -255,12 +255,16 @@ def test_nothing_stays_of_a_job_whose_service_is_refused_at_last(kube):
 
 
 def test_asking_names_a_secret_and_a_claim_that_are_missing(kube):
+    kube.store.permitted.add(("get", "secrets"))  # not in the shipped Role
     for change in ({"secrets": ["forgotten"]}, {"volumes": {"lost": "/runs"}}):
         cluster = Cluster(**{**SMALL.__dict__, **change})
         made = Job(id="asked", verb="train", arguments=(), run="/runs/r", folder="/runs/r")
         with pytest.raises(SubmitError, match="does not exist in this namespace"):
             kubectl.ask(kubernetes.manifest(made, cluster), [cluster])
     assert not kube.store.objects.get(("Job", "asked"))
+    kube.store.permitted.remove(("get", "secrets"))
+    asked = kubectl.ask(kubernetes.manifest(made, SMALL), [replace(SMALL, secrets=["forgotten"])])
+    assert "secret forgotten not verified" in " ".join(asked)
 
 
 def test_without_kubectl_the_mend_is_told(kube, monkeypatch):

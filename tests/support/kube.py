@@ -95,7 +95,8 @@ class Kube:
                   if (c := volumes[m["name"]].get("persistentVolumeClaim"))}  # fmt: skip
         binds = {"/etc/hosts": self.root / "hosts", "/dev/termination-log": message, **claims}
         folder, log = (self.root / kind / name for kind in ("roots", "logs"))
-        script = contained(folder, host, self.workdir, spec["command"], binds)
+        sealed = spec["securityContext"]["readOnlyRootFilesystem"]
+        script = contained(folder, host, self.workdir, spec["command"], binds, read_only=sealed)
         pod["status"] |= {"podIP": self.network.add(machine), "phase": "Running"}
         pod["spec"]["nodeName"] = host
         command = [*self.network.enter(machine), "sh", "-c", script]

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
+import yaml
 from werkzeug.serving import BaseWSGIServer, make_server
 from werkzeug.wrappers import Request, Response
 
 Object = dict[str, Any]
 VERSION = "1.34"
+ROLE = Path(__file__).resolve().parents[2] / "jobs" / "deploy" / "submit.yaml"
 KINDS = {
     "pods": ("", "v1", "Pod"),
     "services": ("", "v1", "Service"),
@@ -45,6 +47,9 @@ class Store:
         self.root, self.lock, self.quota = root, threading.RLock(), ""  # quota: a kind used up
         self.objects: dict[tuple[str, str], Object] = {}
         self.kinds = {p: named for p, named in KINDS.items() if jobsets or p != "jobsets"}
+        rules = next(yaml.safe_load_all(ROLE.read_text()))["rules"]
+        self.permitted = {(verb, plural) for rule in rules for plural in rule["resources"]
+                          for verb in rule["verbs"]}  # fmt: skip
 
     def create(self, kind: str, made: Object, owner: Object | None = None) -> Object:
         """The object; the one of that kind and name where there is one already."""
@@ -74,6 +79,9 @@ class Store:
 
     def _respond(self, request: Request) -> Response:
         words = request.path.strip("/").split("/")
+        if (asked := _asked(request.method, words)) and asked not in self.permitted:
+            content, code = _failed(403, "Forbidden", f"{asked[1]} is forbidden: {asked[0]}")
+            return Response(json.dumps(content), code, content_type="application/json")
         if words[-1] == "log":
             return Response(self._log(words[-2], "follow" in request.args))
         with self.lock:
@@ -257,6 +265,15 @@ def delete(gone: Object) -> None:
 
 def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _asked(method: str, words: list[str]) -> tuple[str, str] | None:
+    """The verb and resource that a Role must permit; None of what every user may ask."""
+    if "namespaces" not in words:
+        return None
+    _, plural, *name = words[words.index("namespaces") + 1 :]
+    verb = {"POST": "create", "DELETE": "delete"}.get(method, "get" if name else "list")
+    return verb, "/".join([plural, *name[1:]])
 
 
 def _failed(code: int, reason: str, message: str) -> tuple[Object, int]:

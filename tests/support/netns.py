@@ -26,9 +26,11 @@ S={folder}; R=$S/r; mkdir $S && mount -t tmpfs pod $S && mkdir $S/u $S/w $R || e
 mount -t overlay pod -o lowerdir=/,upperdir=$S/u,workdir=$S/w $R || exit 1
 for d in {closed}; do chmod a+x "$R$d"; done
 mount -t proc proc $R/proc && mount -t tmpfs dev $R/dev && mkdir -m 1777 $R/dev/shm $R/scratch
+mount -t tmpfs -o mode=1777 scratch $R/scratch
 for n in null zero full random urandom; do touch $R/dev/$n; mount --bind /dev/$n $R/dev/$n; done
 printf 'nameserver 127.0.0.1\\noptions timeout:1 attempts:1\\n' > $R/etc/resolv.conf
 {binds}
+{sealed}
 hostname {name}
 exec chroot --userspec={user}:0 $R env --chdir={workdir} {command}
 """
@@ -138,6 +140,7 @@ def contained(
     command: Sequence[str],
     binds: Mapping[str, Path],
     user: int = 12345,
+    read_only: bool = False,
 ) -> str:
     """Shell lines, to be run after `enter`, that become `command` as an unknown user.
 
@@ -159,4 +162,5 @@ def contained(
         binds="\n".join(mounts),
         closed=" ".join(closed),
         user=user,
+        sealed="mount -o remount,ro $R" if read_only else "",
     )
