@@ -37,8 +37,9 @@ def key(
     return field(default=default, metadata=metadata)
 
 
-# Keys that hold the path or URL of what is read, of what is written, and of what is read or a name.
-reads, writes, may_read = (partial(key, path=kind) for kind in ("read", "written", "read or name"))
+# Keys that hold a path or URL: of what is read (or its name), and of a folder or file to write.
+reads, may_read = partial(key, path="read"), partial(key, path="read or name")
+writes, writes_file = partial(key, path="written"), partial(key, path="written file")
 
 
 # --- groups: model, objective -------------------------------------------------------------------

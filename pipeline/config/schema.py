@@ -12,7 +12,15 @@ from omegaconf import MISSING
 
 from jobs.spec import Cluster
 from pipeline.config import groups
-from pipeline.config.groups import ModelConfig, ObjectiveConfig, key, may_read, reads, writes
+from pipeline.config.groups import (
+    ModelConfig,
+    ObjectiveConfig,
+    key,
+    may_read,
+    reads,
+    writes,
+    writes_file,
+)
 
 MAX_SEED = 2**63 - 1  # torch takes no more than 64 bits
 
@@ -122,7 +130,7 @@ class EvaluateConfig:
     weights: str = key("auto", "auto: ema if the run has it", ("auto", "raw", "ema"))
     batch: int = key(8, "pairs per batch", least=1)
     limit: int | None = key(None, "pairs per bucket; null: all", least=1)
-    out: str | None = writes(None, "Parquet of per-image scores; null: in the run's folder")
+    out: str | None = writes_file(None, "Parquet of per-image scores; null: in the run's folder")
     processes: str = key("auto", "processes on this machine; auto: one per GPU, else 1")
     metrics: list[str] = key([], "beyond PSNR, SSIM and L1: lpips_vgg, fid, … (docs/metrics.md)")
     images: int = key(12, "pairs whose images are kept for reports", least=0)
@@ -172,7 +180,7 @@ class PredictConfig:
     )
     image: str = reads(MISSING, "image, folder of images, or sharded set")
     mask: groups.MaskConfig = field(default_factory=groups.MaskConfig)
-    out: str = writes(MISSING, "image (.png, .jpg, .webp) or folder to write")
+    out: str = writes_file(MISSING, "image (.png, .jpg, .webp) or folder to write")
     recursive: bool = key(False, "also fill sub-folders of image=; out= keeps their layout")
     split: str = key("test", "split of a sharded set")
     strip: bool = key(False, "write original, mask and result side by side")
