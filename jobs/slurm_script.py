@@ -1,21 +1,13 @@
-"""Render a job as an sbatch script, submit, check and cancel it.
-
-Rendering is a pure function. For the state of a job see `slurm_status`.
-"""
+"""Render a job as an sbatch script: a pure function."""
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shlex
 import sys
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from jobs.program import call, last_line
-from jobs.slurm_refusals import reason, refused
-from jobs.spec import Cluster, Job, SubmissionUnconfirmed, SubmitError, check, one_line, refuse_tag
+from jobs.spec import Cluster, Job, SubmitError, check, one_line, refuse_tag
 from jobs.text import rendered
 
 # Options of sbatch that `submit` sets.
@@ -71,8 +63,8 @@ def render(job: Job, cluster: Cluster) -> str:
         code=job.code if cluster.code == "snapshot" else None,
         elements=job.elements,
         retries=cluster.retries,
-        srun=_srun(job, cluster),
-        prefix=_container(job, cluster),
+        srun=srun(job, cluster),
+        prefix=container(job, cluster),
         program=interpreter(cluster),
         command=job.command(interpreter(cluster)),
     )
@@ -177,7 +169,8 @@ def _directives(job: Job, cluster: Cluster, logs: str) -> list[str]:
     return lines
 
 
-def _srun(job: Job, cluster: Cluster) -> list[str]:
+def srun(job: Job, cluster: Cluster) -> list[str]:
+    """Return the options of srun, which starts one launcher per node."""
     # --kill-on-bad-exit=0, --wait: the others can save after the first launcher has exited.
     options = [f"--nodes={cluster.nodes}", "--ntasks-per-node=1", "--export=ALL", "--label",
              "--kill-on-bad-exit=0", f"--wait={cluster.lead_seconds}"]  # fmt: skip
@@ -192,7 +185,8 @@ def _srun(job: Job, cluster: Cluster) -> list[str]:
     return options
 
 
-def _container(job: Job, cluster: Cluster) -> list[str]:
+def container(job: Job, cluster: Cluster) -> list[str]:
+    """Return the command that runs another one in the container; empty for pyxis and none."""
     if cluster.container != "apptainer":
         return []
     command = ["apptainer", "exec", *(["--nv"] if cluster.gpus_per_node else [])]
@@ -217,97 +211,3 @@ def _mounts(job: Job, cluster: Cluster) -> list[str]:
                 f"{path} contains a colon or comma and cannot be mounted: rename the folder"
             )
     return [one_line("cluster.mounts", m) for m in (*(f"{p}:{p}" for p in outer), *cluster.mounts)]
-
-
-def submit(job: Job, cluster: Cluster, script: str) -> str:
-    """Submit the script, keep a copy in the job's folder, and return SLURM's job ID."""
-    folder = Path(job.folder)
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
-    (folder / "job.sbatch").write_text(script)
-    for place in job.writes if cluster.container != "none" else ():
-        Path(place).mkdir(parents=True, exist_ok=True)  # only an existing folder can be mounted
-    answer = call(["sbatch", "--parsable"], stdin=script, detached=True)
-    if answer.returncode > 0 and refused(answer.stderr):
-        raise SubmitError(f"sbatch refused the job: {reason(answer.stderr)}")
-    # A site's wrapper of sbatch may print other lines, and `Submitted batch job` in spite of
-    # --parsable. The ID comes last; a line of another form is not an ID.
-    ids = re.findall(r"^(?:Submitted batch job )?(\d+)(?:;\S+)?\s*$", answer.stdout, re.M)
-    if answer.returncode or not ids:
-        problem = reason(answer.stderr) or f"exit {answer.returncode} and no job ID"
-        raise SubmissionUnconfirmed(f"sbatch: {problem}")
-    keep_notes(job, ids[-1])
-    return str(ids[-1])
-
-
-def keep_notes(job: Job, number: str) -> None:
-    """Write the first state file of each element, so that no queued element is forgotten."""
-    folder = Path(job.folder)
-    for name in [f"{number}_{i}" for i in range(len(job.elements))] or [number]:
-        with (
-            contextlib.suppress(OSError),  # the job is queued: an error here must not hide that
-            open(folder / "logs" / f"state-{name}", "x") as f,
-        ):
-            f.write("QUEUED\n")  # until the script replaces it
-
-
-def judge(script: str) -> str:
-    """Return sbatch's answer to a test. Raises `SubmitError` if it would refuse the job."""
-    # The previous stage of a chain has no ID yet.
-    alone = re.sub(r"^#SBATCH --(dependency|kill-on-invalid-dep)=.*\n", "", script, flags=re.M)
-    answer = call(["sbatch", "--test-only"], stdin=alone)
-    if answer.returncode:
-        raise SubmitError(f"sbatch refused the job: {reason(answer.stderr)}")
-    return last_line(answer.stderr).removeprefix("sbatch: ")
-
-
-def ask(job: Job, cluster: Cluster, script: str) -> list[str]:
-    """Test the job with sbatch, and the interpreter on one node with srun."""
-    return [judge(script), *_default_memory(script), _ask_node(job, cluster)]
-
-
-def _default_memory(script: str) -> list[str]:
-    """Return a line on the memory that SLURM gives to a job that asks for none."""
-    options = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", script, re.M))
-    if any(name.startswith("mem") for name in options):
-        return []
-    queue = shlex.split(options.get("partition", "")) or [""]
-    sources = [f"partition {queue[0]}".split(), ["config"]]
-    texts = [call(["scontrol", "--oneliner", "show", *words]).stdout for words in sources]
-    if not queue[0]:  # of all partitions, the one that jobs without one get
-        texts[0] = "".join(line for line in texts[0].splitlines() if " Default=YES " in line)
-    found = re.findall(r"\bDefMemPer(Node|CPU|GPU)\s*=\s*(\d+)", "\n".join(texts))
-    what = f"{found[0][1]} MB per {found[0][0]}" if found else "all memory of the node"
-    return [f"memory: cluster.memory_gb is not set, so the site's default applies: {what}"]
-
-
-def _ask_node(job: Job, cluster: Cluster) -> str:
-    probe = "import sys, torch, mlflow; print(sys.version.split()[0], torch.__version__)"
-    command = [interpreter(cluster), "-c", probe]
-    where = ["--nodes=1", "--ntasks=1", "--time=5", "--immediate=30", "--quiet", "--export=NONE"]
-    for name in ("partition", "account", "qos"):
-        if getattr(cluster, name):
-            where.append(f"--{name}={getattr(cluster, name)}")
-    for name in {"constraint", "reservation"} & set(cluster.sbatch):
-        where.append(f"--{name}={cluster.sbatch[name]}")
-    container = [w for w in _srun(job, cluster) if w.startswith("--container-image")]
-    test = shlex.join([*_container(job, replace(cluster, gpus_per_node=0)), *command])
-    lines = "\n".join([*cluster.setup, test])
-    answer = call(["srun", *where, *container, "/bin/bash", "-c", lines], timeout=300)
-    if answer.returncode == 0:
-        return f"a node has Python and torch {last_line(answer.stdout)} at {command[0]}"
-    if "mmediate" in answer.stderr or "busy" in answer.stderr:
-        return "interpreter not verified: no node was free within 30 s"
-    # SLURM may refuse this one-core test and still accept the job, which `judge` has tested.
-    if "allocate resources" in answer.stderr:
-        return f"interpreter not verified, SLURM allocated no node: {last_line(answer.stderr)}"
-    raise SubmitError(
-        f"a node cannot run {command[0]}: {last_line(answer.stderr)}; set cluster.python, "
-        "cluster.setup or cluster.container to an environment with this project's packages"
-    )
-
-
-def cancel(number: str) -> None:
-    """Cancel the job: tasks get SIGTERM at once, save, and are killed after KillWait."""
-    answer = call(["scancel", number])
-    if answer.returncode:
-        raise SubmitError(f"scancel: {last_line(answer.stderr)}")
