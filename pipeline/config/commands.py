@@ -60,7 +60,7 @@ COMMANDS: dict[str, Command] = {
     "fetch": Command(
         "pipeline.training.weights",
         schema.FetchConfig,
-        "download pretrained weights and verify them: vgg16, vgg19, densenet121, those of metrics",
+        "download and verify pretrained weights: vgg16, vgg19, densenet121, and those of metrics",
         checks.fetch,
         positional="names",
     ),
@@ -77,7 +77,7 @@ COMMANDS: dict[str, Command] = {
     "masks": Command(
         "pipeline.data.masks",
         schema.MakeMasksConfig,
-        "draw a set of masks in six hole-ratio buckets and of squares, or import your own",
+        "draw masks in six hole-ratio buckets, and squares; or import your own",
         checks.masks,
     ),
     "train": Command(

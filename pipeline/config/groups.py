@@ -165,7 +165,9 @@ class MasksConfig(EvaluationMasks):
     high: float = key(0.6, "largest hole ratio of training masks", least=0.0, most=1.0)
     border: float = key(0.5, "share of masks whose holes keep off the border", least=0.0, most=1.0)
     sides: list[int] = key(
-        [], "side of center, shortest and longest of square, pixels; []: half the image's", least=1
+        [],
+        "side of center holes, or shortest and longest side of square ones; []: half the image's",
+        least=1,
     )
 
 
@@ -201,14 +203,15 @@ class HoleConfig:
     invert: bool = key(False, "fill the black part of the mask")
     grow: int = key(0, "width by which the hole grows, pixels", least=0)
     feather: int = key(
-        0, "outer part of that width, where the fill blends into the image, pixels", least=0
+        0, "outer part of grow, in which the fill blends into the image, pixels", least=0
     )
 
 
 @dataclass
 class MaskConfig(HoleConfig):
     file: str = may_read(
-        MISSING, "image (white: hole), folder, mask set, rectangle x,y,w,h, or alpha; short: mask="
+        MISSING,
+        "image (white: hole), folder, mask set, rectangle x,y,w,h, or alpha (also as mask=)",
     )
 
 

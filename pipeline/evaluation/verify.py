@@ -35,14 +35,16 @@ def reproducible(config: EvaluateConfig) -> str:
 def verify(
     url: str, evaluate: Callable[[EvaluateConfig], dict[str, Any] | None]
 ) -> dict[str, Any] | None:
-    """Evaluate again what the results file at `url` says; return `{"verified", "differences"}`.
+    """Repeat the evaluation that the results file at `url` records.
 
-    Raises ValueError for a file of a version without receipts; None as `evaluate` does.
+    Returns `{"verified", "differences"}`; None as `evaluate` does.
+    Raises ValueError for a file without a configuration.
     """
     table, facts = results.load(url)
     if "config" not in facts:
         raise ValueError(
-            f"{store.display(url)} was written by a version without receipts: evaluate again"
+            f"{store.display(url)} was written by an older version, which recorded no "
+            "configuration: evaluate again"
         )
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "config.yaml")
