@@ -73,8 +73,8 @@ def _default_memory(script: str) -> list[str]:
     texts = [call(["scontrol", "--oneliner", "show", *words]).stdout for words in sources]
     if not queue[0]:  # of all partitions, the one that jobs without one get
         texts[0] = "".join(line for line in texts[0].splitlines() if " Default=YES " in line)
-    found = re.findall(r"\bDefMemPer(Node|CPU|GPU)\s*=\s*(\d+)", "\n".join(texts))
-    what = f"{found[0][1]} MB per {found[0][0]}" if found else "all memory of the node"
+    limits = re.findall(r"\bDefMemPer(Node|CPU|GPU)\s*=\s*(\d+)", "\n".join(texts))
+    what = f"{limits[0][1]} MB per {limits[0][0]}" if limits else "all memory of the node"
     return [f"memory: cluster.memory_gb is not set, so the site's default applies: {what}"]
 
 

@@ -75,6 +75,6 @@ def _of_command(verb: str, cluster: Cluster) -> dict[str, Any]:
             hint = "expected {key: value}" if name in AS_JOBS else near(name, AS_JOBS).lstrip("; ")
             raise ConfigError(f"cluster.commands.{name}: {hint}")
         layers = [(f"cluster.{k}", v, f"cluster.commands.{name}") for k, v in keys.items()]
-        found = merge("submit", layers, {"submit": SubmitConfig}).config.cluster
-        checked[name] = {key: getattr(found, key) for key in keys}
+        own = merge("submit", layers, {"submit": SubmitConfig}).config.cluster
+        checked[name] = {key: getattr(own, key) for key in keys}
     return checked.get(verb, {})

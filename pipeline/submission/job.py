@@ -53,13 +53,13 @@ def places(verb: str, configs: Sequence[Any], runs: Sequence[str]) -> Places:
 
 def folders(named: Places, *kinds: str) -> tuple[str, ...]:
     """Return the absolute folders on disk of the places of these kinds."""
-    found = []
+    paths = []
     for (_, value), kind in named.items():
         if kind in kinds and store.is_local(value):
             path = os.path.abspath(store.local(value))
             file = kind == "written file" and Path(path).suffix
-            found.append(os.path.dirname(path) if file else path)
-    return tuple(dict.fromkeys(found))
+            paths.append(os.path.dirname(path) if file else path)
+    return tuple(dict.fromkeys(paths))
 
 
 def refuse_relative(places: Places) -> None:
