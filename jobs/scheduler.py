@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from jobs import kubectl, kubernetes, local, lookup, slurm, slurm_status
+from jobs import kubectl, kubernetes, local, lookup, slurm, slurm_script, slurm_status
 from jobs.pod import Object
 from jobs.spec import Cluster, Job, Status, SubmissionUnconfirmed, SubmitError
 
@@ -52,12 +52,12 @@ def render(stages: Sequence[Stage]) -> Rendered:
         one = len(stages) == 1
         made = kubernetes.manifest(*stages[0]) if one else kubernetes.chain(jobs, clusters)
         return Rendered(tuple(stages), objects=tuple(made))
-    backend = local if kinds == {"local"} else slurm
+    renderer = local if kinds == {"local"} else slurm_script
     scripts = []
     for index, (job, cluster) in enumerate(stages):
         if index:
-            job = replace(job, after=(backend.placeholder(stages[index - 1].job),))
-        scripts.append(backend.render(job, cluster))
+            job = replace(job, after=(renderer.placeholder(stages[index - 1].job),))
+        scripts.append(renderer.render(job, cluster))
     return Rendered(tuple(stages), scripts=tuple(scripts))
 
 
@@ -89,12 +89,12 @@ def submit(rendered: Rendered, before: Sequence[Sequence[str]] = ()) -> list[str
     if rendered.objects:
         kubectl.submit(rendered.objects, stages[-1].cluster)
         return _object_ids(rendered)
-    backend = local if rendered.scheduler == "local" else slurm
+    renderer = local if rendered.scheduler == "local" else slurm_script
     numbers: list[str] = []
     for index, (stage, script) in enumerate(zip(stages, rendered.scripts)):
         try:
             if index:
-                script = backend.with_dependency(script, stages[index - 1].job, numbers[-1])
+                script = renderer.with_dependency(script, stages[index - 1].job, numbers[-1])
             known = before[index] if before else ()
             numbers.append(_submit_script(stage, script, known))
         except BaseException:

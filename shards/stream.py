@@ -178,8 +178,9 @@ def examples(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (key, uint8 H×W×3 RGB) once, in stored order: every world_size-th from `rank` on.
 
-    `crop` crops each image, with random choices fixed by its key; None: whole images. `limit` is of
-    the split, before it is shared by ranks; `threads` decode. Raises ValueError, SampleError.
+    `crop` crops each image, with random choices fixed by its key; None: whole images. `limit`
+    counts samples of the whole split, over all ranks; `threads` decode.
+    Raises ValueError, SampleError.
     """
     reader = open_reader(manifest, split)
 
@@ -215,7 +216,7 @@ def examples(
 def _in_order(
     reader: Reader, rank: int, world_size: int, limit: int | None
 ) -> Iterator[tuple[OpenWindow, int]]:
-    """This rank's samples in stored order, announced to the reader block by block."""
+    """Yield this rank's samples in stored order, announced to the reader block by block."""
     place = 0
     for shard, entry in enumerate(reader.indexes.shards):
         step = max(1, BLOCK_BYTES * entry.samples // max(1, entry.bytes))

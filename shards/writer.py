@@ -21,24 +21,8 @@ from shards import manifest as manifests
 from shards import store
 from shards.manifest import Manifest, Shard, Split
 from shards.pack import Packed, PackedSample, Reject, index_meta, pack
-from shards.plan import Entry, Plan, Row, generated_plan, make_plan, publish, rows_of
+from shards.plan import Plan, Row, generated_plan, publish, rows_of
 from shards.pool import map_unordered
-
-__all__ = [
-    "Entry",
-    "Finished",
-    "Plan",
-    "Progress",
-    "Reject",
-    "Row",
-    "PackedSample",
-    "TooManyRejects",
-    "finalize",
-    "make_plan",
-    "missing",
-    "write",
-    "write_set",
-]
 
 Load = Callable[[Row], PackedSample | Reject]
 REJECTS = pa.schema(

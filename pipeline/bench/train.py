@@ -92,7 +92,7 @@ def _workers(scratch: str, work: dict[str, Any], processes: int, rows: list[str]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
     command = [sys.executable, "-m", "pipeline.bench.train", given]
     if supervise(command, [{**threads, **worker} for worker in place.workers]).status:
-        raise RuntimeError(f"bench train: a process of {processes} failed, see above")
+        raise RuntimeError(f"bench train: one of {processes} processes failed, see its error above")
     return dict(json.loads(out.read_text()))
 
 

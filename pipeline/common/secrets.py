@@ -64,7 +64,8 @@ def _refuse_literal(name: str, text: str) -> None:
         shown = f"{named[0].lstrip('-')}=…" if named else "what looks like a key or token"
         raise ConfigError(
             f"{name} holds a secret as plain text ({shown}): write NAME=value into the file of "
-            "cluster.secrets_file (Kubernetes: a Secret named in cluster.secrets) and say $NAME"
+            "cluster.secrets_file (Kubernetes: a Secret named in cluster.secrets) "
+            "and refer to it as $NAME"
         )
 
 

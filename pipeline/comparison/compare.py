@@ -154,7 +154,7 @@ def _reference(ours: list[Group], against: str | None) -> Group | None:
             if against in (candidate.label, candidate.facts["name"]):
                 return candidate
         labels = ", ".join(g.label for g in ours) or "none"
-        raise ValueError(f"unknown against={against}: choose from our rows ({labels})")
+        raise ValueError(f"unknown against={against}: choose one of your rows ({labels})")
     if not ours:
         return None
     digests = [g.facts["pairs_digest"] for g in ours]

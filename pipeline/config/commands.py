@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.config import checks, schema
 
@@ -22,6 +22,9 @@ class Command:
     actions: possible first arguments, as in `shard verify`.
     groups: names of groups with their default option.
     workers: it may run in several processes, each started with RANK in its environment.
+    job: what a job of it can use: several `nodes`, all GPUs of one `node`, one `gpu`, or `cpu`
+        cores only; None: it is not run as a job.
+    server: it needs an MLflow server.
     raw: `main(args, dry_run)` takes the unparsed arguments.
     """
 
@@ -33,6 +36,8 @@ class Command:
     actions: tuple[str, ...] = ()
     groups: dict[str, str | None] = field(default_factory=dict)
     workers: bool = False
+    job: Literal["nodes", "node", "gpu", "cpu"] | None = "cpu"
+    server: bool = False
     raw: bool = False
     inputs: str | None = None
 
@@ -43,17 +48,19 @@ COMMANDS: dict[str, Command] = {
         schema.QuickstartConfig,
         "run every step once on photographs from scikit-image, in minutes",
         checks.quickstart,
+        job="gpu",
     ),
     "doctor": Command(
         "pipeline.doctor",
         schema.DoctorConfig,
         "check this machine and suggest a fix for each problem",
         workers=True,
+        job="nodes",
     ),
     "fetch": Command(
         "pipeline.training.weights",
         schema.FetchConfig,
-        "download pretrained weights and verify them: vgg16, vgg19, densenet121, those of metrics",
+        "download and verify pretrained weights: vgg16, vgg19, densenet121, and those of metrics",
         checks.fetch,
         positional="names",
     ),
@@ -70,7 +77,7 @@ COMMANDS: dict[str, Command] = {
     "masks": Command(
         "pipeline.data.masks",
         schema.MakeMasksConfig,
-        "draw a set of masks in six hole-ratio buckets and of squares, or import your own",
+        "draw masks in six hole-ratio buckets, and squares; or import your own",
         checks.masks,
     ),
     "train": Command(
@@ -89,6 +96,8 @@ COMMANDS: dict[str, Command] = {
         },
         workers=True,
         inputs="pipeline.training.preflight",
+        job="nodes",
+        server=True,
     ),
     "evaluate": Command(
         "pipeline.evaluation.evaluate",
@@ -98,6 +107,7 @@ COMMANDS: dict[str, Command] = {
         groups={"data": "folder", "masks": "irregular", "protocol": "msanet"},
         workers=True,
         inputs="pipeline.evaluation.inputs",
+        job="node",
     ),
     "compare": Command(
         "pipeline.comparison.compare",
@@ -117,6 +127,7 @@ COMMANDS: dict[str, Command] = {
         "register a run's generator as a model",
         checks.register,
         inputs="pipeline.registry.inputs",
+        server=True,
     ),
     "promote": Command(
         "pipeline.registry.promote",
@@ -124,6 +135,7 @@ COMMANDS: dict[str, Command] = {
         "make a registered model champion if it passes the quality gate",
         checks.promote,
         positional="model",
+        server=True,
     ),
     "rollback": Command(
         "pipeline.registry.promote",
@@ -131,18 +143,21 @@ COMMANDS: dict[str, Command] = {
         "restore the previous champion",
         checks.rollback,
         positional="model",
+        server=True,
     ),
     "predict": Command(
         "pipeline.inference.predict",
         schema.PredictConfig,
         "inpaint an image or a folder, of any size",
         checks.predict,
+        job="gpu",
     ),
     "demo": Command(
         "pipeline.inference.demo",
         schema.DemoConfig,
         "serve a page to paint over an object and see it removed",
         checks.demo,
+        job="gpu",
     ),
     "sync": Command(
         "pipeline.tracking.sync",
@@ -156,29 +171,39 @@ COMMANDS: dict[str, Command] = {
         "run commands as jobs: submit COMMAND [key=value ...] [then COMMAND ...]",
         groups={"cluster": "local"},
         raw=True,
+        job=None,
     ),
     "status": Command(
         "pipeline.submission.status",
         schema.StatusConfig,
         "show the state of submitted jobs and the reason",
         positional="id",
+        job=None,
     ),
     "logs": Command(
-        "pipeline.submission.logs", schema.LogsConfig, "show a job's log", positional="id"
+        "pipeline.submission.logs",
+        schema.LogsConfig,
+        "show a job's log",
+        positional="id",
+        job=None,
     ),
     "cancel": Command(
         "pipeline.submission.cancel",
         schema.CancelConfig,
         "cancel a job; it saves a checkpoint first",
         positional="id",
+        job=None,
     ),
     "bench": Command(
         "pipeline.bench",
         schema.BenchConfig,
         "run benchmarks, reported as ratios",
         positional="what",
+        job="gpu",
     ),
 }
+
+AS_JOBS = [name for name, command in COMMANDS.items() if command.job]  # commands for `submit`
 
 
 def positional(spec: Command, args: list[str]) -> list[str]:

@@ -37,8 +37,9 @@ def key(
     return field(default=default, metadata=metadata)
 
 
-# Keys that hold the path or URL of what is read, of what is written, and of what is read or a name.
-reads, writes, may_read = (partial(key, path=kind) for kind in ("read", "written", "read or name"))
+# Keys that hold a path or URL: of what is read (or its name), and of a folder or file to write.
+reads, may_read = partial(key, path="read"), partial(key, path="read or name")
+writes, writes_file = partial(key, path="written"), partial(key, path="written file")
 
 
 # --- groups: model, objective -------------------------------------------------------------------
@@ -164,7 +165,9 @@ class MasksConfig(EvaluationMasks):
     high: float = key(0.6, "largest hole ratio of training masks", least=0.0, most=1.0)
     border: float = key(0.5, "share of masks whose holes keep off the border", least=0.0, most=1.0)
     sides: list[int] = key(
-        [], "side of center, shortest and longest of square, pixels; []: half the image's", least=1
+        [],
+        "side of center holes, or shortest and longest side of square ones; []: half the image's",
+        least=1,
     )
 
 
@@ -200,14 +203,15 @@ class HoleConfig:
     invert: bool = key(False, "fill the black part of the mask")
     grow: int = key(0, "width by which the hole grows, pixels", least=0)
     feather: int = key(
-        0, "outer part of that width, where the fill blends into the image, pixels", least=0
+        0, "outer part of grow, in which the fill blends into the image, pixels", least=0
     )
 
 
 @dataclass
 class MaskConfig(HoleConfig):
     file: str = may_read(
-        MISSING, "image (white: hole), folder, mask set, rectangle x,y,w,h, or alpha; short: mask="
+        MISSING,
+        "image (white: hole), folder, mask set, rectangle x,y,w,h, or alpha (also as mask=)",
     )
 
 

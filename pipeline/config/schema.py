@@ -12,7 +12,7 @@ from omegaconf import MISSING
 
 from jobs.spec import Cluster
 from pipeline.config import groups
-from pipeline.config.groups import ModelConfig, ObjectiveConfig, key, may_read, reads, writes
+from pipeline.config.groups import key, may_read, reads, writes, writes_file
 
 MAX_SEED = 2**63 - 1  # torch takes no more than 64 bits
 
@@ -96,10 +96,10 @@ class TrainConfig:
     clip: float | None = key(None, "max gradient norm; null: no clipping", least=1e-09)
     ema: float = key(0.0, "decay of averaged weights per step; 0: none", least=0.0, below=1.0)
     max_skipped: int = key(10, "consecutive non-finite steps before the run stops", least=1)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: groups.ModelConfig = field(default_factory=groups.ModelConfig)
     data: groups.DataConfig = field(default_factory=groups.DataConfig)
     masks: groups.MasksConfig = field(default_factory=groups.MasksConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: groups.ObjectiveConfig = field(default_factory=groups.ObjectiveConfig)
     parallel: groups.ParallelConfig = field(default_factory=groups.ParallelConfig)
     cluster: Cluster = field(default_factory=Cluster)
     checkpoint: groups.CheckpointConfig = field(default_factory=groups.CheckpointConfig)
@@ -122,9 +122,11 @@ class EvaluateConfig:
     weights: str = key("auto", "auto: ema if the run has it", ("auto", "raw", "ema"))
     batch: int = key(8, "pairs per batch", least=1)
     limit: int | None = key(None, "pairs per bucket; null: all", least=1)
-    out: str | None = writes(None, "Parquet of per-image scores; null: in the run's folder")
+    out: str | None = writes_file(None, "Parquet of per-image scores; null: in the run's folder")
     processes: str = key("auto", "processes on this machine; auto: one per GPU, else 1")
-    metrics: list[str] = key([], "beyond PSNR, SSIM and L1: lpips_vgg, fid, … (docs/metrics.md)")
+    metrics: list[str] = key(
+        [], "metrics besides PSNR, SSIM and L1: lpips_vgg, … (docs/metrics.md)"
+    )
     images: int = key(12, "pairs whose images are kept for reports", least=0)
     features: str | None = writes(None, "folder for MSA-Net's feature maps (figures 3, 5, 7, 9)")
     name: str | None = key(None, "name of the result in tables")
@@ -172,7 +174,7 @@ class PredictConfig:
     )
     image: str = reads(MISSING, "image, folder of images, or sharded set")
     mask: groups.MaskConfig = field(default_factory=groups.MaskConfig)
-    out: str = writes(MISSING, "image (.png, .jpg, .webp) or folder to write")
+    out: str = writes_file(MISSING, "image (.png, .jpg, .webp) or folder to write")
     recursive: bool = key(False, "also fill sub-folders of image=; out= keeps their layout")
     split: str = key("test", "split of a sharded set")
     strip: bool = key(False, "write original, mask and result side by side")

@@ -35,14 +35,16 @@ def reproducible(config: EvaluateConfig) -> str:
 def verify(
     url: str, evaluate: Callable[[EvaluateConfig], dict[str, Any] | None]
 ) -> dict[str, Any] | None:
-    """Evaluate again what the results file at `url` says; return `{"verified", "differences"}`.
+    """Repeat the evaluation that the results file at `url` records.
 
-    Raises ValueError for a file of a version without receipts; None as `evaluate` does.
+    Returns `{"verified", "differences"}`; None as `evaluate` does.
+    Raises ValueError for a file without a configuration.
     """
     table, facts = results.load(url)
     if "config" not in facts:
         raise ValueError(
-            f"{store.display(url)} was written by a version without receipts: evaluate again"
+            f"{store.display(url)} was written by an older version, which recorded no "
+            "configuration: evaluate again"
         )
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "config.yaml")
@@ -51,29 +53,29 @@ def verify(
         if evaluate(compose("evaluate", words).config) is None:
             return None
         again, new = results.load(f"{scratch}/again.parquet")
-    found = []
+    changes = []
     for key in metrics.printed_metrics(facts["ssim"], facts.get("metrics", ())):
         parts = differences(receipt(facts, key), receipt(new, key))
-        found += [f"{key}: another {part}" for part in parts]
+        changes += [f"{key}: another {part}" for part in parts]
     if table["name"] == again["name"]:
-        found += _other_scores(table, again)
+        changes += _other_scores(table, again)
     for name, row in facts.get("sets", {}).items():
         for key, value in row.items():
             other = new.get("sets", {}).get(name, {}).get(key, np.nan)
             if not np.isclose(value, other, TOLERANCE, TOLERANCE):
-                found.append(f"{key} of {name}: {value:.6g} in the file, now {other:.6g}")
-    return {"verified": url, "differences": found}
+                changes.append(f"{key} of {name}: {value:.6g} in the file, now {other:.6g}")
+    return {"verified": url, "differences": changes}
 
 
 def _other_scores(table: pa.Table, again: pa.Table) -> list[str]:
-    found = []
+    changes = []
     for metric in metrics.METRICS:
         old, new = (np.asarray(t[metric.name].to_numpy(), float) for t in (table, again))
         same = np.isclose(old, new, TOLERANCE, TOLERANCE, equal_nan=True)
         if not same.all():
             first = int(same.argmin())
-            found.append(
+            changes.append(
                 f"{metric.name}: {(~same).sum()} of {len(same)} pairs, first "
                 f"{table['name'][first]}: {old[first]:.6g} in the file, now {new[first]:.6g}"
             )
-    return found
+    return changes

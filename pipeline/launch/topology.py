@@ -176,7 +176,7 @@ def interface(master: str) -> str | None:
     if len(outside) <= 1:  # none: only IPv6
         return next(iter(outside), None)
     raise ConfigError(
-        f"which network interface leads to the other nodes is not known by MASTER_ADDR={master}: "
+        f"MASTER_ADDR={master} does not tell which network interface leads to the other nodes: "
         f"set GLOO_SOCKET_IFNAME to one of {', '.join(sorted(outside))}"
     )
 

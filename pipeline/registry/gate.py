@@ -61,17 +61,17 @@ def decide(
             continue
         theirs = _values(champion, bucket, columns)
         for name, tolerance in (("psnr", rules.tolerance), ("ssim", rules.ssim_tolerance)):
-            found = intervals.paired_bootstrap(ours[name], theirs[name])
-            row[f"{name}_difference"], row[f"{name}_ci"] = found["difference"], found["ci"]
-            if found["ci"][0] < -tolerance:
-                reasons.append(f"{bucket}: {_worse(name, found, tolerance)}")
+            gain = intervals.paired_bootstrap(ours[name], theirs[name])
+            row[f"{name}_difference"], row[f"{name}_ci"] = gain["difference"], gain["ci"]
+            if gain["ci"][0] < -tolerance:
+                reasons.append(f"{bucket}: {_worse(name, gain, tolerance)}")
     if champion is not None:
-        found = intervals.paired_bootstrap(
+        gain = intervals.paired_bootstrap(
             results.per_image(challenger), results.per_image(champion)
         )
-        figures["mean"] = {"psnr_difference": found["difference"], "psnr_ci": found["ci"]}
-        if found["ci"][0] < -rules.bound:
-            reasons.append(f"mean over buckets: {_worse('psnr', found, rules.bound)}")
+        figures["mean"] = {"psnr_difference": gain["difference"], "psnr_ci": gain["ci"]}
+        if gain["ci"][0] < -rules.bound:
+            reasons.append(f"mean over buckets: {_worse('psnr', gain, rules.bound)}")
     return reasons, figures
 
 
@@ -92,10 +92,10 @@ def _values(
     return {name: part[column].to_numpy() for name, column in columns.items()}
 
 
-def _worse(name: str, found: Mapping[str, Any], tolerance: float) -> str:
-    low, high = found["ci"]
+def _worse(name: str, gain: Mapping[str, Any], tolerance: float) -> str:
+    low, high = gain["ci"]
     verdict = "is worse" if high < 0 else "is not shown to be as good"
     return (
-        f"{name} {verdict}: {found['difference']:+.4f} [{low:+.4f}, {high:+.4f}] against a "
+        f"{name} {verdict}: {gain['difference']:+.4f} [{low:+.4f}, {high:+.4f}] against a "
         f"tolerance of {tolerance:g}"
     )

@@ -90,8 +90,8 @@ def _evaluate(model: str, uri: str, pairs: dict[str, Any]) -> pa.Table:
 
     if not pairs.get("data_url"):
         raise ValueError(
-            f"no scores of {model} on the pinned pairs {pairs['pairs_digest'][:12]}, whose data "
-            "set is not recorded: evaluate its checkpoint on them, or pin other pairs: repin=true"
+            f"no scores of {model} on the reference pairs {pairs['pairs_digest'][:12]}, whose data "
+            "set is not recorded: evaluate its checkpoint on them, or choose new ones: repin=true"
         )
     os.environ.setdefault("MLFLOW_TRACKING_URI", uri)
     with tempfile.TemporaryDirectory() as scratch:
@@ -114,8 +114,8 @@ def _evaluate(model: str, uri: str, pairs: dict[str, Any]) -> pa.Table:
         result = evaluate(config)
         if result["pairs_digest"] != pairs["pairs_digest"]:
             raise ValueError(
-                f"the pairs at {store.display(pairs['data_url'])} changed "
-                f"({result['pairs_digest'][:12]}, pinned {pairs['pairs_digest'][:12]}): "
-                "restore the data, or pin the new pairs with repin=true"
+                f"the reference pairs at {store.display(pairs['data_url'])} changed from "
+                f"{pairs['pairs_digest'][:12]} to {result['pairs_digest'][:12]}: restore the data, "
+                "or choose new pairs with repin=true"
             )
         return results.load(out)[0]

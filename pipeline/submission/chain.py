@@ -45,7 +45,7 @@ class Chain:
         keys = dict(INHERITED.get(verb, {}))
         if verb == "train" and "masks=external" in args:
             keys["masks.url"] = "masks"
-        found = []
+        defaults = []
         for name, what in keys.items():
             if what not in self.facts or name in given | covered:
                 continue
@@ -53,8 +53,8 @@ class Chain:
                 raise ConfigError(
                     f"{verb} follows a sweep of several runs: choose one with {name}="
                 )
-            found.append(f"{name}={self.facts[what]}")
-        return [*args, *found]
+            defaults.append(f"{name}={self.facts[what]}")
+        return [*args, *defaults]
 
     def add(self, verb: str, config: Any, args: Sequence[str], runs: Sequence[str]) -> None:
         """Check a command against the earlier ones, and note what later ones take from it.

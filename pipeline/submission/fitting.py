@@ -9,14 +9,10 @@ from typing import Any
 
 from jobs.spec import Cluster
 from pipeline.common.errors import ConfigError
-from pipeline.config.commands import COMMANDS
+from pipeline.config.commands import AS_JOBS, COMMANDS
 from pipeline.config.resolve import Resolved, merge, near
 from pipeline.config.schema import SubmitConfig
 
-NOT_A_JOB = ("submit", "status", "logs", "cancel")
-MULTI_NODE = ("train", "doctor")  # commands that can use several nodes
-ONE_GPU = ("predict", "demo", "bench", "quickstart")
-USE_GPUS = (*MULTI_NODE, *ONE_GPU, "evaluate")
 # Options of sbatch that ask for much of a node (gres, exclusive, mem, …), and those that choose a
 # node with GPUs (constraint, prefer, reservation); sbatch accepts any beginning of a name.
 LARGE = r"gpu|mem|cpus|cores|excl|(gres|tres).*=.*gpu"
@@ -33,10 +29,11 @@ def fitted(verb: str, settings: Resolved, config: Any, args: Sequence[str]) -> C
     given = {arg.partition("=")[0].split(".")[1] for arg in args if arg.startswith("cluster.")}
     wanted = _of_command(verb, cluster)
     own = {*given, *wanted}
-    fit: dict[str, Any] = {} if verb in MULTI_NODE else {"nodes": 1}
+    uses = COMMANDS[verb].job
+    fit: dict[str, Any] = {} if uses == "nodes" else {"nodes": 1}
     gpus, options = cluster.gpus_per_node, cluster.sbatch
     on_gpus = gpus > 0 or any(re.match(r"gpu|.*=.*gpu", f"{k}={v}") for k, v in options.items())
-    if verb in ONE_GPU and gpus > 1:
+    if uses == "gpu" and gpus > 1:
         cores = -(-(cluster.cpus_per_node or 0) // gpus)
         fit |= {
             "gpus_per_node": 1,
@@ -44,7 +41,7 @@ def fitted(verb: str, settings: Resolved, config: Any, args: Sequence[str]) -> C
             "sbatch": _without(LARGE, options),
         }
         fit |= _memory(cluster, 1 / gpus)
-    elif verb not in USE_GPUS:
+    elif uses == "cpu":
         cores = config.workers if verb == "shard" else 1
         fit |= {"gpus_per_node": 0, "processes_per_node": None, "cpus_per_node": cores}
         fit |= _memory(cluster, cores / (cluster.cpus_per_node or cores))
@@ -72,13 +69,12 @@ def _without(pattern: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_command(verb: str, cluster: Cluster) -> dict[str, Any]:
     """Return the site's own settings of a command; check those of all commands."""
-    allowed = [name for name in COMMANDS if name not in NOT_A_JOB]
     checked: dict[str, dict[str, Any]] = {}
     for name, keys in cluster.commands.items():
-        if name not in allowed or not isinstance(keys, dict):
-            hint = "expected {key: value}" if name in allowed else near(name, allowed).lstrip("; ")
+        if name not in AS_JOBS or not isinstance(keys, dict):
+            hint = "expected {key: value}" if name in AS_JOBS else near(name, AS_JOBS).lstrip("; ")
             raise ConfigError(f"cluster.commands.{name}: {hint}")
         layers = [(f"cluster.{k}", v, f"cluster.commands.{name}") for k, v in keys.items()]
-        found = merge("submit", layers, {"submit": SubmitConfig}).config.cluster
-        checked[name] = {key: getattr(found, key) for key in keys}
+        own = merge("submit", layers, {"submit": SubmitConfig}).config.cluster
+        checked[name] = {key: getattr(own, key) for key in keys}
     return checked.get(verb, {})

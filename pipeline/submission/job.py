@@ -17,14 +17,13 @@ from pipeline.common.console import say
 from pipeline.common.environment import CHECKOUT
 from pipeline.common.errors import ConfigError
 from pipeline.common.secrets import refuse_secret
+from pipeline.config.commands import COMMANDS
 from pipeline.config.resolve import entries
 from pipeline.runs.checkpoints import split_address
-from pipeline.submission.fitting import MULTI_NODE
 from pipeline.submission.plan import Part
 from pipeline.tracking.errors import display_uri
 from shards import store
 
-NEED_MLFLOW = ("train", "register", "promote", "rollback")  # commands that need an MLflow server
 # How the submitter reaches storage, without secrets.
 FORWARDED = ("AWS_CA_BUNDLE", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
              "AWS_PROFILE", "AWS_REGION", "FSSPEC_S3_ANON", "FSSPEC_S3_ENDPOINT_URL",
@@ -33,34 +32,34 @@ FORWARDED = ("AWS_CA_BUNDLE", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_END
 NOT_IN_CONTAINERS = ("XDG_CACHE_HOME",)
 # Files of this machine.
 NOT_IN_PODS = (*NOT_IN_CONTAINERS, "AWS_CA_BUNDLE", "AWS_PROFILE")
-Places = dict[tuple[str, str], bool]  # key and value that name a place: whether it is written
+Places = dict[tuple[str, str], str]  # key and value that name a place: the kind of the key
 
 
 def places(verb: str, configs: Sequence[Any], runs: Sequence[str]) -> Places:
     """Return the places of all points of a job; `runs` are its results or its inputs."""
     named: Places = {}
     for name, value, f in (entry for config in configs for entry in entries(config)):
-        kind = f.metadata.get("path")
+        kind: str = f.metadata.get("path") or ""
         given = value if isinstance(value, list) else [value] if value else []
         for place in given if kind else ():
             named_only = kind == "read or name" and "/" not in place
             if not named_only and not place.startswith("models:"):
                 # Of a checkpoint its run: `RUN/checkpoints/best` is no folder.
-                named[name, split_address(place)[0]] = kind == "written"
+                named[name, split_address(place)[0]] = kind
     if verb == "train":
-        named |= {("run", run): True for run in runs}
+        named |= {("run", run): "written" for run in runs}
     return named
 
 
-def folders(verb: str, named: Places, written: bool) -> tuple[str, ...]:
-    """Return the absolute folders on disk that a job reads or writes."""
-    found = []
-    for (_, value), is_written in named.items():
-        if is_written == written and store.is_local(value):
+def folders(named: Places, *kinds: str) -> tuple[str, ...]:
+    """Return the absolute folders on disk of the places of these kinds."""
+    paths = []
+    for (_, value), kind in named.items():
+        if kind in kinds and store.is_local(value):
             path = os.path.abspath(store.local(value))
-            file = written and verb in ("evaluate", "predict") and Path(path).suffix
-            found.append(os.path.dirname(path) if file else path)
-    return tuple(dict.fromkeys(found))
+            file = kind == "written file" and Path(path).suffix
+            paths.append(os.path.dirname(path) if file else path)
+    return tuple(dict.fromkeys(paths))
 
 
 def refuse_relative(places: Places) -> None:
@@ -101,7 +100,7 @@ def _claim(place: str, cluster: Cluster) -> str | None:
 
 def refuse_unreachable_tracking(verb: str, config: Any, cluster: Cluster) -> None:
     """Refuse a tracking server that only this machine can reach."""
-    wanted = verb in NEED_MLFLOW and not getattr(config, "smoke", False)
+    wanted = COMMANDS[verb].server and not getattr(config, "smoke", False)
     if not wanted or verb == "train" and not config.tracking.enabled:
         return
     uri = cluster.env.get("MLFLOW_TRACKING_URI") or os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -157,10 +156,11 @@ def job_of(part: Part, snapshots: Callable[[bool], Snapshot]) -> tuple[Job, Clus
             sha256 = hashlib.sha256(snapshot.archive(taken)).hexdigest()
         else:
             snapshot.importable(code, _place_of(part))
-    if cluster.nodes > 1 and part.verb not in MULTI_NODE:
+    if cluster.nodes > 1 and COMMANDS[part.verb].job != "nodes":
+        several = ", ".join(name for name, command in COMMANDS.items() if command.job == "nodes")
         raise ConfigError(
             f"cluster.nodes={cluster.nodes}: {part.verb} runs on one node; leave cluster.nodes= "
-            f"out, or give it after one of {', '.join(MULTI_NODE)}"
+            f"out, or give it after one of {several}"
         )
     # --- the job, and which configuration each of its elements reads
     run, arguments, elements = part.runs[0], [f"run={part.runs[0]}"], []
@@ -171,7 +171,8 @@ def job_of(part: Part, snapshots: Callable[[bool], Snapshot]) -> tuple[Job, Clus
     if tasks := cluster.tasks:
         elements = [(f"task={i}/{tasks}",) for i in range(tasks)]
     env = {**forwarded(cluster), **origin(cluster, taken, folder, code)}
-    reads, writes = (folders(part.verb, needs, written) for written in (False, True))
+    reads = folders(needs, "read", "read or name")
+    writes = folders(needs, "written", "written file")
     job = Job(
         id=part.id, verb=part.verb, arguments=tuple(arguments), elements=tuple(elements), run=run,
         folder=folder, cwd=os.getcwd(), code=code, code_sha256=sha256, env=env,

@@ -19,15 +19,15 @@ from pipeline.common.console import say
 from pipeline.common.environment import config_dir
 from pipeline.common.errors import ConfigError
 from pipeline.config import checks
-from pipeline.config.commands import COMMANDS, positional
+from pipeline.config.commands import AS_JOBS, COMMANDS, positional
 from pipeline.config.compose import compose
-from pipeline.config.resolve import Resolved
+from pipeline.config.resolve import Resolved, near
 from pipeline.config.schema import SubmitConfig
 from pipeline.launch.topology import check_precision, submitted_processes, visible_gpus
 from pipeline.runs.checkpoints import split_address
 from pipeline.runs.identity import FIXED_AT_START, MAY_CHANGE, folder_of
 from pipeline.submission.chain import Chain
-from pipeline.submission.fitting import NOT_A_JOB, fitted
+from pipeline.submission.fitting import fitted
 from pipeline.training import pretrained
 from shards import store
 
@@ -103,9 +103,8 @@ def parse(args: Sequence[str]) -> list[Part]:
         if is_then:
             continue
         verb, *rest = group
-        if verb not in COMMANDS or verb in NOT_A_JOB:
-            allowed = ", ".join(v for v in COMMANDS if v not in NOT_A_JOB)
-            raise ConfigError(f"submit {verb}: not a command for a job (allowed: {allowed})")
+        if verb not in AS_JOBS:
+            raise ConfigError(f"{verb}: not a command for a job{near(verb, AS_JOBS)}")
         # --- the cluster
         own = [w for w in rest if re.match(r"(cluster[.=]|root=|check=)", w)]
         settings = compose("submit", [*carried, *own])

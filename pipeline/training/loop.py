@@ -112,7 +112,7 @@ def _train(
     phases, players = config.objective.phases, config.objective.players
     stopping, save_due, skipped_in_a_row = False, False, 0
     while state.images_seen < config.max_images and not stopping:
-        # Fetch a batch. The watchdog reports the rank and the activity of whoever hangs.
+        # Fetch a batch. The watchdog reports the rank and activity of a process that hangs.
         began = time.perf_counter()
         number = state.images_seen // config.batch + 1
         watch.mark(number, "waiting for data")
@@ -120,7 +120,7 @@ def _train(
         waited = time.perf_counter() - began
 
         # Gradients and one optimizer step of all networks that learn; if any gradient is not
-        # finite, none steps. With fp16 that is normal while the scale falls, and does not count.
+        # finite, no network takes it. With fp16 that is normal while the scale falls: not counted.
         watch.mark(number, "computing")
         turn = turn_at(
             phases, state.images_seen, config.batch, players, config.max_images, config.lr_scale
@@ -150,8 +150,8 @@ def _train(
         meter.step(config.batch, time.perf_counter() - began, waited, logged, turn.cycle)
         if logged:
             norms = {name: norm.item() for name, norm in engine.norms.items()}
-            found = {**logged, "g/lr": turn.lr, **norms, **meter.values()}
-            tracker.metrics(found, state.images_seen)
+            values = {**logged, "g/lr": turn.lr, **norms, **meter.values()}
+            tracker.metrics(values, state.images_seen)
         if skipped_in_a_row >= config.max_skipped:
             raise FloatingPointError(
                 f"non-finite gradients in {skipped_in_a_row} consecutive steps, the last at "

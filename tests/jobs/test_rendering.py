@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from jobs import kubernetes, scheduler, slurm
+from jobs import kubernetes, scheduler, slurm_script
 from jobs.scheduler import Stage
 from jobs.spec import Cluster, SubmitError
 from tests.jobs.cases import CASES, IMAGE, KUBERNETES, REMOTE, SHARD, SLURM, SMALL, TRAIN
@@ -87,7 +87,9 @@ def test_a_value_reaches_the_job_as_it_is_whatever_it_holds(tmp_path):
         cwd=str(tmp_path),
         env={"SITE": HOSTILE},
     )
-    script = slurm.render(replace(job, code=None), Cluster(scheduler="slurm", python="/bin/echo"))
+    script = slurm_script.render(
+        replace(job, code=None), Cluster(scheduler="slurm", python="/bin/echo")
+    )
     (folder / "logs").mkdir(parents=True)
     programs = tmp_path / "programs"
     programs.mkdir()
@@ -136,7 +138,7 @@ def test_a_failing_line_of_setup_ends_the_job_as_a_configuration_error(tmp_path,
         (tmp_path / program).chmod(0o755)
     (tmp_path / "logs").mkdir()
     job = replace(TRAIN, run=str(tmp_path), folder=str(tmp_path), cwd=str(tmp_path), env={})
-    script = slurm.render(job, replace(SLURM, setup=setup, secrets_file=None))
+    script = slurm_script.render(job, replace(SLURM, setup=setup, secrets_file=None))
     (tmp_path / "job").write_text(script)
     slurm_sets = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "PATH": f"{tmp_path}:/bin"}
     done = subprocess.run(
@@ -152,13 +154,13 @@ def test_a_failing_line_of_setup_ends_the_job_as_a_configuration_error(tmp_path,
 
 
 def directives(job, cluster):
-    lines = slurm.render(job, cluster).splitlines()
+    lines = slurm_script.render(job, cluster).splitlines()
     return [line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH ")]
 
 
 @pytest.mark.parametrize("nodes", [1, 8, 64])
 def test_more_nodes_change_only_the_number_of_nodes(nodes):
-    small, large = (slurm.render(TRAIN, replace(SLURM, nodes=n)) for n in (2, nodes))
+    small, large = (slurm_script.render(TRAIN, replace(SLURM, nodes=n)) for n in (2, nodes))
     assert large == small.replace("--nodes=2", f"--nodes={nodes}").replace(
         "PET_NNODES=2", f"PET_NNODES={nodes}"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import scheduler, slurm_status
+from jobs import scheduler, slurm_script, slurm_status
 from jobs import slurm as backend
 from jobs.scheduler import Stage
 from jobs.spec import Cluster, Job, JobState, SubmitError
@@ -61,11 +61,11 @@ def limited(slurm, tmp_path_factory):
 
 
 def submit(made, cluster):
-    return backend.submit(made, cluster, backend.render(made, cluster))
+    return backend.submit(made, cluster, slurm_script.render(made, cluster))
 
 
 def ask(made, cluster):
-    return backend.ask(made, cluster, backend.render(made, cluster))
+    return backend.ask(made, cluster, slurm_script.render(made, cluster))
 
 
 def ended(number, made, seconds=90):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs import slurm as backend
-from jobs import slurm_status
+from jobs import slurm_script, slurm_status
 from jobs.spec import Cluster, Job, JobState
 from pipeline.runs import job_record
 from pipeline.tracking.delivery import HEARTBEAT
@@ -54,7 +54,7 @@ def ends(begun):
 
 
 def submit(made, cluster):
-    return backend.submit(made, cluster, backend.render(made, cluster))
+    return backend.submit(made, cluster, slurm_script.render(made, cluster))
 
 
 def live(slurm, folder):

@@ -189,7 +189,7 @@ def test_rows_on_the_same_pairs_are_compared_with_the_best_pair_by_pair():
     assert "other pairs" in row(made, "elsewhere").cells["(0.1,0.2]", "psnr"].status
     assert not made.is_best(row(made, "elsewhere"), "(0.1,0.2]", "psnr")
     assert made.is_best(row(made, "good"), "(0.1,0.2]", "psnr")
-    with pytest.raises(ValueError, match=r"unknown against=best: choose from our rows \(good\)"):
+    with pytest.raises(ValueError, match=r"unknown against=best: choose one of your rows \(good\)"):
         sheet(evaluation("good", 30), against="best")
 
 

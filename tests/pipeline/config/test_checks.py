@@ -9,12 +9,11 @@ from pipeline import cli
 from pipeline.common.errors import ConfigError
 from pipeline.comparison import papers
 from pipeline.config import checks, schema
-from pipeline.config.commands import COMMANDS
+from pipeline.config.commands import AS_JOBS, COMMANDS
 from pipeline.config.compose import compose
 from pipeline.config.methods import musical
 from pipeline.config.resolve import entries
 from pipeline.submission import submit
-from pipeline.submission.plan import NOT_A_JOB
 from pipeline.training.weights import PUBLISHED
 
 REFUSED = {
@@ -298,27 +297,28 @@ def test_a_batch_that_processes_cannot_share_equally_is_refused(batch, world, ac
 
 # --- keys that hold a path ------------------------------------------------------------------------
 
-PATHS = {  # + for what is written
+PATHS = {  # + for what is written, ++ if it may be a file
     "quickstart": "+out",
     "doctor": "+url",
     "fetch": "source",
     "shard": "source +out url",
     "masks": "+out source",
     "train": "run init weights data.url masks.url",
-    "evaluate": "checkpoint model predictions verify +export data.url masks.url +out +features",
+    "evaluate": "checkpoint model predictions verify +export data.url masks.url ++out +features",
     "compare": "runs +out",
     "register": "run",
     "promote": "run pairs",
-    "predict": "model image mask.file +out",
+    "predict": "model image mask.file ++out",
     "demo": "model against",
     "sync": "dir",
 }
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in NOT_A_JOB])
+@pytest.mark.parametrize("command", AS_JOBS)
 def test_each_key_that_holds_a_path_is_marked_as_one(command):
+    signs = {"read": "", "read or name": "", "written": "+", "written file": "++"}
     marked = [
-        "+" * (f.metadata["path"] == "written") + name
+        signs[f.metadata["path"]] + name
         for name, _, f in entries(COMMANDS[command].schema())
         if f.metadata.get("path")
     ]

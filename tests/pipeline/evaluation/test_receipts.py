@@ -116,7 +116,7 @@ def evaluated_psnr(result):
 def test_a_file_of_a_version_without_receipts_is_refused_in_one_line(tmp_path):
     old = evaluation("old", 30)
     results.save(f"{tmp_path}/old.parquet", old.table, old.facts)
-    with pytest.raises(ValueError, match=r"old\.parquet was written by a version without receipts"):
+    with pytest.raises(ValueError, match=r"old\.parquet was written by an older version"):
         run_evaluate(f"verify={tmp_path}/old.parquet")
 
 

@@ -105,7 +105,7 @@ def test_scores_of_other_weights_or_other_pairs_do_not_count(root):
     do(run)
 
     other = candidate(root, "second", 25.0, 2, pairs="e" * 64)
-    with pytest.raises(ValueError, match="no scores of .* on the pinned pairs dddddddddddd"):
+    with pytest.raises(ValueError, match="no scores of .* on the reference pairs dddddddddddd"):
         do(other)
 
 
