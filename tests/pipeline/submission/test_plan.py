@@ -66,7 +66,9 @@ def pods(*words):
     for part in made[-1]["spec"]["replicatedJobs"]:
         job = part["template"]["spec"]
         container = job["template"]["spec"]["containers"][0]
-        found[part["name"]] = (job["completions"], container["resources"].get("requests", {}))
+        requests = dict(container["resources"]["requests"])
+        assert requests.pop("ephemeral-storage") == "1Gi"  # of every pod
+        found[part["name"]] = (job["completions"], requests)
     return found
 
 
