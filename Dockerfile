@@ -22,7 +22,7 @@ COPY models models
 COPY shards shards
 COPY jobs jobs
 COPY pipeline pipeline
-RUN pip install --no-cache-dir -c constraints.txt -e ".[deepspeed]"
+RUN pip install --no-cache-dir -c constraints.txt -e ".[deepspeed,server]"
 
 # Runs as any user: nothing is written outside the run's folder and the cache. The number is for
 # Kubernetes, which cannot tell whether a name is root's.

@@ -18,7 +18,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from shards import jpeg
-from shards.metadata import open_image, orientation, to_srgb, turn_upright
+from shards.metadata import open_image, orientation, to_8_bits, to_srgb, turn_upright
 from shards.pack import PackedSample, Reject
 
 SMALL = ("reject", "upscale")
@@ -177,10 +177,10 @@ def _upright(image: Image.Image) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         turned = turn_upright(image)
-    if turned.mode in ("I", "I;16", "I;16B", "I;16L"):
-        return (np.asarray(turned).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
-    if turned.mode == "F":
-        raise _UnsupportedFormat("floating-point pixels are not supported: their range is unknown")
+    try:
+        turned = to_8_bits(turned)
+    except ValueError as error:
+        raise _UnsupportedFormat(str(error)) from error
     if turned.has_transparency_data:
         layer = turned.convert("RGBA")
         turned = Image.new("RGBA", layer.size, "white")

@@ -13,6 +13,8 @@ import simplejpeg
 
 END = b"\xff\xd9"
 _RGB = (0xC0, 0xC1, 0xC2)  # SOF markers: baseline, extended, progressive
+# Warnings about a scan's header (jerror.h of libjpeg-turbo); others are about the coded data.
+_HARMLESS = ("Inconsistent progression sequence", "Invalid SOS parameters")
 _PADDING = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _JUNK = 64  # most ignored bytes before the end marker; more are a scan that was not decoded
 _BUFFER = 8  # bytes that the decoder has buffered and does not count
@@ -53,9 +55,12 @@ def check(data: bytes, header: "Header") -> bool:
 
 
 def _lacks_pixels(data: bytes, warning: str) -> bool:
-    """Return whether libjpeg's warning or error means that pixels are missing."""
-    if not warning.startswith(("Corrupt JPEG data", "Premature end")):
-        return False  # about the markers, or an error that the second attempt raises again
+    """Return whether libjpeg's warning or error means that pixels are missing.
+
+    Without `strict`, simplejpeg returns what it has after an error too, so only harmless ones pass.
+    """
+    if warning.startswith(_HARMLESS):
+        return False
     found = _PADDING.search(warning)
     if found is None:
         return True

@@ -1,4 +1,4 @@
-"""Open images with Pillow despite broken metadata, which does not affect the pixels."""
+"""Open any image with Pillow: turned upright, in 8 bits, despite broken metadata."""
 
 import contextlib
 import io
@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Iterator
 
+import numpy as np
 from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import MAX_TEXT_CHUNK
 
@@ -53,6 +54,23 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
         return ImageCms.profileToProfile(image, source, target, outputMode="RGB") or image
     except (ImageCms.PyCMSError, OSError):
         return image
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """Convert a gray image of 16- or 32-bit integers; others are returned unchanged.
+
+    The range is 255 or 65535, the smallest that holds all values. ValueError for floating point.
+    """
+    if image.mode == "F":
+        raise ValueError(
+            "floating-point pixels, whose range is unknown: save it with 8 or 16 bits per channel"
+        )
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.int64)
+    if image.mode != "I" or values.max(initial=0) > 255:
+        values >>= 8
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
 
 def _valid_chunks(data: memoryview) -> Iterator[memoryview]:

@@ -117,7 +117,11 @@ def test_the_changelog_begins_with_what_is_unreleased_or_the_version():
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 
 
-DELETING = {"unlink", "rmdir", "truncate", "rm_file", "delete_run", "rename"}  # of any object
+DELETING = {  # of any object
+    "unlink", "rmdir", "truncate", "rm_file", "delete_run", "delete_tag", "rename",
+    "write_text", "write_bytes",
+}  # fmt: skip
+CALLS = {"remove": set(), "kubectl": {"delete"}, "open": {"w", "wb"}}  # with these arguments
 DELETING_OF = {
     ("store", "remove"),
     ("checkpoints", "remove"),
@@ -136,8 +140,10 @@ def deletes(code):
             owner = getattr(node.value, "id", None)
             if node.attr in DELETING or (owner, node.attr) in DELETING_OF:
                 return True
-        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "remove":
-            return True
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            words = {getattr(word, "value", None) for word in node.args}
+            if node.func.id in CALLS and (not CALLS[node.func.id] or CALLS[node.func.id] & words):
+                return True
     return False
 
 
@@ -152,6 +158,8 @@ def test_every_file_that_deletes_or_overwrites_is_in_the_table():
         for path in (ROOT / package).rglob("*.py")
         if "bench" not in path.parts and deletes(path.read_text())
     }
+    scripts = (ROOT / "jobs").rglob("start")
+    found |= {str(path.relative_to(ROOT)) for path in scripts if "\nrm " in path.read_text()}
     assert found == listed
 
 
@@ -162,6 +170,10 @@ def test_every_file_that_deletes_or_overwrites_is_in_the_table():
         ("(folder / name).unlink()", True),
         ("os.replace(a, b)", True),
         ("remove(store.join(base, name))", True),
+        ("path.write_text(text)", True),
+        ("open(path, 'w')", True),
+        ("kubectl(cluster, 'delete', name)", True),
+        ("open(path, 'ab')", False),
         ("text.replace(a, b)", False),
         ("names.remove(name)", False),
     ],

@@ -1,6 +1,6 @@
 """Read any user's image as RGB pixels, and write it with its alpha and metadata.
 
-Conversions on reading: EXIF orientation is applied; 16-bit images keep their upper 8 bits; gray and
+Conversions on reading: EXIF orientation is applied; images of more bits are read in 8; gray and
 palette images become RGB, and gray ones are written as gray; CMYK becomes sRGB by its profile, if
 it has one. Other profiles are not applied but embedded again on writing, so that known pixels stay
 bit-identical. Alpha is kept apart from the pixels. Only the first frame of an animation is read.
@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from shards import store
 from shards.formats import IMAGES, MAX_BYTES, SUFFIXES, suffix
 from shards.mask_file import read_hole
-from shards.metadata import open_image, to_srgb, turn_upright
+from shards.metadata import open_image, to_8_bits, to_srgb, turn_upright
 
 MAX_PIXELS = 64_000_000
 READ = {*IMAGES, ".avif"} & Image.registered_extensions().keys()
@@ -64,7 +64,11 @@ def read(url: str) -> ImageFile:
 
 def decode(data: bytes, name: str = "image") -> ImageFile:
     """Decode an image file's bytes; errors refer to it as `name`."""
-    return _rgb(_opened(data, name))
+    image = _opened(data, name)
+    try:
+        return _rgb(image)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def decode_mask(data: bytes, name: str) -> NDArray[np.bool_]:
@@ -102,16 +106,12 @@ def _rgb(image: Image.Image) -> ImageFile:
     metadata = {name: image.info[name] for name in METADATA if image.info.get(name) is not None}
     if not all(1 < dots < 65536 for dots in metadata.get("dpi", ())):
         del metadata["dpi"]
-    gray = image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F"))
+    gray = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
     alpha = None
+    image = to_8_bits(image)
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         alpha = np.asarray(image.getchannel("A"))
-    elif image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image).astype(np.int64)
-        if image.mode.startswith("I;16") or values.max(initial=0) > 255:
-            values >>= 8
-        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
     elif image.mode == "CMYK" and (profile := metadata.pop("icc_profile", None)):
         image = to_srgb(image, profile)
     pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))

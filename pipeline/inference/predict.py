@@ -60,7 +60,10 @@ def main(config: PredictConfig) -> dict[str, Any]:
             image = images.decode(_bytes(task.image), _name(task.image))
             hole = read_mask(task.mask, image, _name(task.image), config.mask.invert)
             tiles = {"tile": config.tile, "overlap": config.overlap}
-            filled, mask = fill_hole(inpainter, image, hole, config.mask, **tiles)
+            try:
+                filled, mask = fill_hole(inpainter, image, hole, config.mask, **tiles)
+            except ValueError as error:
+                raise ValueError(f"{_name(task.image)}: {error}") from error
             if not mask.any():
                 say(f"predict: mask of {_name(task.image)} is empty; image copied unchanged")
             alpha = None if task.mask == "alpha" else image.alpha

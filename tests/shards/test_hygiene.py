@@ -50,6 +50,12 @@ def zeroed(data: bytes, place: float, count: int = 4096) -> bytes:
     return data[:start] + bytes(count) + data[start + count :]
 
 
+def struck(data: bytes, what: bytes) -> bytes:
+    """`data` with other bytes in its middle."""
+    start = len(data) // 2
+    return data[:start] + what + data[start + len(what) :]
+
+
 def with_size(data: bytes, height: int, width: int) -> bytes:
     """A JPEG whose frame header promises other sides than its scan holds."""
     at = data.index(b"\xff\xc0") + 5
@@ -128,6 +134,14 @@ REJECTED: dict[str, tuple[Callable[[], bytes], str]] = {
     "zeros in a JPEG to be turned": (lambda: zeroed(noise(exif=turned()), 0.5), "corrupt"),
     "zeros in a CMYK JPEG": (lambda: zeroed(noise("CMYK"), 0.5), "corrupt"),
     "a JPEG with 4 KB less": (lambda: noise()[:9000] + noise()[13096:], "corrupt"),
+    "a run of 0xFF in a JPEG's scan": (lambda: struck(noise(), b"\xff" * 300), "corrupt"),
+    "an unknown marker in a scan": (lambda: struck(noise(), b"\xff\x5f"), "corrupt"),
+    "a second image in a scan": (lambda: struck(noise(), b"\xff\xd8"), "corrupt"),
+    "a broken table in a scan": (lambda: struck(noise(), b"\xff\xc4\0\7\0\xff\xff"), "corrupt"),
+    "a broken table in a progressive JPEG": (
+        lambda: struck(noise(progressive=True), b"\xff\xdb\0\3\5"),
+        "corrupt",
+    ),
     "half a JPEG": (lambda: jpeg()[: len(jpeg()) // 2], "corrupt"),
     "half a PNG": (lambda: encoded(PHOTO, "PNG")[:5000], "corrupt"),
     "half a WebP": (lambda: encoded(PHOTO, "WEBP")[:800], "corrupt"),
@@ -286,9 +300,17 @@ def test_a_broken_profile_is_ignored() -> None:
     assert near(stored(jpeg(icc_profile=b"no profile at all" * 20)), PHOTO, 3)
 
 
-def test_a_jpeg_that_strict_readers_refuse_but_whose_pixels_are_whole_is_stored_anew() -> None:
-    odd = jpeg()[:-2] + b"\x55\x12\x99" * 6 + b"\xff\xd9"
-    with pytest.raises(ValueError, match="extraneous"):
+@pytest.mark.parametrize(
+    ("odd", "warning"),
+    [
+        (jpeg()[:-2] + b"\x55\x12\x99" * 6 + b"\xff\xd9", "extraneous"),
+        (jpeg().replace(b"\3\x11\0\x3f\0", b"\3\x11\0\0\0", 1), "Invalid SOS parameters"),
+    ],
+)
+def test_a_jpeg_that_strict_readers_refuse_but_whose_pixels_are_whole_is_stored_anew(
+    odd: bytes, warning: str
+) -> None:
+    with pytest.raises(ValueError, match=warning):
         simplejpeg.decode_jpeg(odd)
     assert near(stored(odd), PHOTO, 3)
 

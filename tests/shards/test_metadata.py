@@ -111,3 +111,32 @@ def test_a_png_that_is_cut_short_is_still_rejected(left: int) -> None:
     assert isinstance(examine("x.png", data, Policy()), Reject)
     with pytest.raises(ValueError, match="x.png cannot be read as an image"):
         images.decode(data, "x.png")
+
+
+RAMP = PIXELS[..., 0].astype(np.uint16)
+DEPTHS = {  # gray values, and as what they are read in 8 bits; None: rejected
+    "16 bits": ("PNG", RAMP * 256 + 77, RAMP),
+    "16 bits, TIFF": ("TIFF", RAMP * 256 + 77, RAMP),
+    "16 bits, a dark image": ("PNG", RAMP, RAMP * 0),
+    "32 bits, range 255": ("TIFF", RAMP.astype(np.int32), RAMP),
+    "32 bits, range 65535": ("TIFF", RAMP.astype(np.int32) * 256, RAMP),
+    "floating point, range 1": ("TIFF", RAMP.astype(np.float32) / 255, None),
+    "floating point, range 255": ("TIFF", RAMP.astype(np.float32), None),
+}
+
+
+@pytest.mark.parametrize("name", DEPTHS)
+def test_sharding_and_predict_read_images_of_more_than_8_bits_alike(name: str) -> None:
+    form, values, expected = DEPTHS[name]
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, form)
+    data = file.getvalue()
+    if expected is None:
+        with pytest.raises(ValueError, match="x.tif: floating-point pixels.* save it with 8 or 16"):
+            images.decode(data, "x.tif")
+        verdict = examine("x.tif", data, Policy())
+        assert isinstance(verdict, Reject) and "floating-point" in verdict.detail
+    else:
+        assert np.array_equal(upright(data)[..., 0], expected)
+        read = images.decode(data)
+        assert read.gray and np.array_equal(read.pixels[..., 0], expected)

@@ -17,7 +17,8 @@ from PIL import Image, ImageChops
 
 def main() -> str | None:
     """Return the problem; None when ready."""
-    folder = Path(os.environ.get("MODEL_FOLDER", "/tmp/model"), "artifacts", "golden")
+    parent = os.environ.get("MODEL_FOLDER", "/tmp")
+    folder = Path(parent, "lacuna-served-model", "artifacts", "golden")
     row = [base64.b64encode((folder / f"{n}.png").read_bytes()).decode() for n in ("image", "mask")]
     body = json.dumps({"dataframe_split": {"columns": ["image", "mask"], "data": [row]}})
     request = urllib.request.Request(

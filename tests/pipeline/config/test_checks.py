@@ -75,6 +75,9 @@ REFUSED = {
         ("init=models:/a/b/c", "invalid models:/a/b/c: expected models:/NAME@champion"),
     ],
     "evaluate": [
+        ("model=telea masks.url=m out=d/photo.png", "out=d/photo.png: results are a table; name a"),
+        ("model=telea masks.url=m out=s3://b/folder", "out=s3://b/folder: results are a table"),
+        ("model=telea masks.url=m out=a.csv", "a file that ends in .parquet"),
         ("model=telea data.url=null", "data.url= is missing: the sharded set that holds"),
         ("", "nothing to score: give one of checkpoint="),
         ("model=telea checkpoint=c", "checkpoint= and model= are given"),
@@ -162,6 +165,7 @@ ACCEPTED = {
         "export=e masks.url=m",
         "export=e model=telea masks.url=m",
         "checkpoint=c features=f masks.url=m",
+        "model=telea masks.url=m out=s3://b/a.parquet",
         "model=models:/a@champion protocol.buckets=[center]",
     ],
     "shard": [

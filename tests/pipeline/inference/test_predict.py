@@ -634,7 +634,7 @@ def test_a_sharded_set_and_a_mask_set_are_a_stream_of_pairs(tmp_path):
     ("words", "line"),
     [
         ({"mask": "200,0,20,20"}, r"does not fit into .*cat\.png, which is 211×197"),
-        ({"mask": "0,0,211,197"}, "covers all of .*leave known pixels"),
+        ({"mask": "0,0,211,197"}, r"cat\.png: the mask covers all of .*leave known pixels"),
         ({"mask": "small.png"}, r"small\.png is 50×40, .*cat\.png is 211×197: use a mask"),
         ({"mask": "none.png"}, r"none\.png: no such image file"),
         ({"mask": "twos.png"}, r"twos\.png: the mask has no hole: its brightest pixel is 2"),

@@ -252,7 +252,9 @@ def test_the_readiness_check_fills_the_golden_pair_and_detects_another_model(ser
 )
 def test_only_the_pinned_version_and_bytes_are_served(served, tmp_path, change, words):
     _, env, _ = served
-    env = {**os.environ, **env, "MODEL_FOLDER": str(tmp_path / "model"), **change}
+    (tmp_path / "precious.txt").write_text("of the user")
+    env = {**os.environ, **env, "MODEL_FOLDER": str(tmp_path), **change}
     done = subprocess.run([str(SERVE / "start")], env=env, capture_output=True, text=True)
+    assert (tmp_path / "precious.txt").read_text() == "of the user"
     assert done.returncode == 2
     assert words in done.stderr
