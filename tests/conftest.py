@@ -24,8 +24,11 @@ CONFIG = tempfile.TemporaryDirectory(prefix="lacuna-tests-")
 os.environ["XDG_CONFIG_HOME"] = CONFIG.name
 for name in ("LACUNA_CONF", "RANK", "WORLD_SIZE"):
     os.environ.pop(name, None)
-# Tests share the cores: threads that wait for one another must not spin.
+# Tests share the cores: threads that wait for one another must not spin, and where several tests
+# run at once each takes one.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SOAK = Soak()
 
