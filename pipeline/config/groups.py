@@ -16,6 +16,7 @@ DRAWN = ("center", "square", "irregular")  # buckets that need no mask set
 KINDS = ("irregular", "center", "square", "external", "none")
 OPTIMIZERS = ("adam", "adamw", "adadelta")
 RATES = ("constant", "linear", "cosine")
+GATE = ["psnr", "ssim"]  # metrics that `promote` compares unless the protocol names others
 SSIM_WINDOWS = {"gauss11_rgb": 11, "uniform7_rgb": 7, "uniform7_gray": 7, "uniform51_gray": 51}
 
 
@@ -188,6 +189,7 @@ class ProtocolConfig:
     buckets: list[str] = key([], "hole-ratio buckets, as the mask set names them")
     ssim: str = key("gauss11_rgb", "SSIM convention", tuple(SSIM_WINDOWS))
     size: int = key(256, "side of the evaluated crop, pixels", least=8)
+    gate: list[str] = key(GATE, "metrics that `promote` compares; `evaluate` computes them too")
 
 
 # --- plain sections -----------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
     """
     if config.verify is not None:
         return verify(config.verify, main)
-    metrics.selected(config.metrics)
+    _check_metrics(config)
     if "RANK" in os.environ:
         return _work(config, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     from pipeline.launch.topology import place, visible_gpus
@@ -104,7 +104,7 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
         if not (config.checkpoint or config.model or config.predictions):
             return {"exported": len(pairs), "out": config.export, "pairs_digest": pairs.digest}
     predict, model_facts = _load_model(config, pairs, device)
-    chosen, metric_facts = chosen_metrics(config.metrics, device)
+    chosen, metric_facts = chosen_metrics([*config.metrics, *config.protocol.gate], device)
     facts = {
         **facts,
         "code": pipeline.__version__,
@@ -165,10 +165,15 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
     return result
 
 
+def _check_metrics(config: EvaluateConfig) -> None:
+    metrics.selected(config.metrics)
+    metrics.selected(config.protocol.gate, "protocol.gate")
+
+
 def chosen_metrics(
     names: Sequence[str], device: torch.device
 ) -> tuple[list[metrics.Metric], dict[str, Any]]:
-    """Return the metrics of `metrics=` whose weights are here, and the facts about all of them."""
+    """Return the metrics `names` whose weights are here, and the facts about all of them."""
     asked, usable, notes = metrics.selected(names), [], {}
     hashes: dict[str, str] = {}
     for metric in asked:
@@ -202,7 +207,7 @@ def dry_run(config: EvaluateConfig) -> str:
     """Say what would be scored and written, after checking the inputs."""
     if config.verify is not None:
         return f"would repeat the evaluation {config.verify} and compare"
-    metrics.selected(config.metrics)
+    _check_metrics(config)
     pairs, facts = pairs_of(config)
     source = config.predictions or config.model or config.checkpoint
     lines = [f"would write {len(pairs)} pairs into {config.export}"] if config.export else []

@@ -164,6 +164,7 @@ def pairs_of(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
         "protocol": protocol.name,
         "ssim": protocol.ssim,
         "size": protocol.size,
+        "gate": list(protocol.gate),
         "pairs": len(pairs),
         "images": len(pairs) // len(protocol.buckets),
         "pairs_digest": pairs.digest,
