@@ -16,6 +16,7 @@ DRAWN = ("center", "square", "irregular")  # buckets that need no mask set
 KINDS = ("irregular", "center", "square", "external", "none")
 OPTIMIZERS = ("adam", "adamw", "adadelta")
 RATES = ("constant", "linear", "cosine")
+LAYOUTS = ("pairs", "lama", "mat")  # of exported pairs: the repositories that read such names
 GATE = ["psnr", "ssim"]  # metrics that `promote` compares unless the protocol names others
 SSIM_WINDOWS = {"gauss11_rgb": 11, "uniform7_rgb": 7, "uniform7_gray": 7, "uniform51_gray": 51}
 

@@ -100,7 +100,7 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
     pairs, facts = pairs_of(config)
     if config.export is not None:
         if rank == 0:
-            pair_images.export(pairs, config.export)
+            pair_images.export(pairs, config.export, config.layout)
         if not (config.checkpoint or config.model or config.predictions):
             return {"exported": len(pairs), "out": config.export, "pairs_digest": pairs.digest}
     predict, model_facts = _load_model(config, pairs, device)
