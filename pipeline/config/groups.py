@@ -17,6 +17,7 @@ KINDS = ("irregular", "center", "square", "external", "none")
 OPTIMIZERS = ("adam", "adamw", "adadelta")
 RATES = ("constant", "linear", "cosine")
 LAYOUTS = ("pairs", "lama", "mat")  # of exported pairs: the repositories that read such names
+MAX_SEED = 2**63 - 1  # torch takes no more than 64 bits
 GATE = ["psnr", "ssim"]  # metrics that `promote` compares unless the protocol names others
 SSIM_WINDOWS = {"gauss11_rgb": 11, "uniform7_rgb": 7, "uniform7_gray": 7, "uniform51_gray": 51}
 
@@ -191,6 +192,11 @@ class ProtocolConfig:
     ssim: str = key("gauss11_rgb", "SSIM convention", tuple(SSIM_WINDOWS))
     size: int = key(256, "side of the evaluated crop, pixels", least=8)
     gate: list[str] = key(GATE, "metrics that `promote` compares; `evaluate` computes them too")
+    images: str | None = key(None, "sha256 of the images' sorted names; null: any images")
+    stored: int | None = key(None, "smallest short side of a stored image, pixels", least=8)
+    drawn: str | None = key(None, "kind of its drawn masks (`masks kind=`); null: any masks")
+    seed: int = key(0, "seed of its drawn masks", least=0, most=MAX_SEED)
+    version: int = key(1, "version of its drawn masks", least=1)
 
 
 # --- plain sections -----------------------------------------------------------------------------

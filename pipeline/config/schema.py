@@ -12,9 +12,15 @@ from omegaconf import MISSING
 
 from jobs.spec import Cluster
 from pipeline.config import groups
-from pipeline.config.groups import ModelConfig, ObjectiveConfig, key, may_read, reads, writes
-
-MAX_SEED = 2**63 - 1  # torch takes no more than 64 bits
+from pipeline.config.groups import (
+    MAX_SEED,
+    ModelConfig,
+    ObjectiveConfig,
+    key,
+    may_read,
+    reads,
+    writes,
+)
 
 
 @dataclass
@@ -49,6 +55,7 @@ class ShardConfig:
 class MakeMasksConfig:
     out: str = writes(MISSING, "folder or s3:// URL of the mask set")
     size: int = key(256, "side, pixels", least=8)
+    kind: str = key("irregular", "holes: by ratio, or a paper's", ("irregular", "lama", "mat"))
     per_bucket: int = key(2000, "masks in each bucket", least=1)
     seed: int = key(0, "seed of the mask generator", least=0, most=MAX_SEED)
     border: float = key(0.5, "share of masks whose holes keep off the border", least=0.0, most=1.0)
