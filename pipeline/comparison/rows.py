@@ -160,7 +160,8 @@ def _origin(facts: Mapping[str, Any]) -> str:
     if facts["weights"] == "none":
         return "ours: a baseline without training"
     if "images_seen" in facts:
-        return f"ours: {facts['weights']} weights after {facts['images_seen']} images"
+        chosen = f", {facts['selected']}" if "selected" in facts else ""
+        return f"ours: {facts['weights']} weights after {facts['images_seen']} images{chosen}"
     return f"ours: {facts['weights']} weights"
 
 

@@ -5,6 +5,7 @@ The schema is closed: `pipeline.config.resolve` rejects a key that is neither he
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, ClassVar
@@ -233,10 +234,17 @@ class LogConfig:
 
 @dataclass
 class ValidateConfig:
-    every_images: int = key(20_000, "images between validations; 0: only at the end", least=0)
-    pairs: int = key(64, "fixed image-mask pairs", least=1)
+    every_images: int = key(
+        20_000, "images between validations, at most 50 a run; 0: only at the end", least=0
+    )
+    pairs: int = key(500, "fixed image-mask pairs; fewer if the split has fewer", least=1)
     size: int = key(256, "side of the validated crop, pixels", least=8)
     samples: int = key(6, "images logged at each validation", least=0)
+
+    def interval(self, max_images: int) -> int:
+        """Return the images between validations: the multiple of `every_images` that gives at most
+        50 a run, because the best of hundreds is chosen by their noise. 0: only at the end."""
+        return self.every_images * math.ceil(max_images / (50 * max(1, self.every_images)))
 
 
 @dataclass

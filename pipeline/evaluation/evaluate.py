@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 import pipeline
 from pipeline.common import console
 from pipeline.common.environment import count
+from pipeline.config import groups
 from pipeline.config.groups import FORMER, RETIRED
 from pipeline.config.schema import EvaluateConfig
 from pipeline.evaluation import (
@@ -34,6 +35,7 @@ from pipeline.evaluation.pairs import Pairs, pairs_of
 from pipeline.evaluation.scoring import Predict, predictor, score
 from pipeline.evaluation.verify import reproducible, verify
 from pipeline.inference import sources
+from pipeline.runs.checkpoints import find, split_address
 from pipeline.runs.folder import saved_config
 from pipeline.runs.identity import FIXED_AT_START, LATER, MAY_CHANGE
 from pipeline.tracking.delivery import flatten
@@ -265,7 +267,24 @@ def _load_model(
         return pair_images.read_predictions(config.predictions, pairs)
     source = sources.load(config.model, config.checkpoint, config.weights, device)
     facts = {**source.facts, "name": source.name}
-    return predictor(source.fill, device), facts | training_recipe(facts)
+    facts |= training_recipe(facts)
+    if config.checkpoint is not None:
+        facts |= _selection(config.checkpoint, facts["run"])
+    return predictor(source.fill, device), facts
+
+
+def _selection(checkpoint: str, run: str) -> dict[str, str]:
+    """Say how the checkpoint was chosen among those of its run."""
+    which = split_address(checkpoint)[1] or "last"
+    saved = saved_config(run)
+    if which != "best" or saved is None:
+        return {"selected": "the last" if which == "last" else "given by name"}
+    validate = groups.ValidateConfig(saved.validate.every_images, saved.validate.pairs)
+    interval = validate.interval(saved.max_images)
+    last = find(run).images_seen
+    at_end = last >= saved.max_images and (not interval or last % interval > 0)
+    count = (last // interval if interval else 0) + at_end
+    return {"selected": f"best PSNR of {count} validations of up to {validate.pairs} pairs"}
 
 
 def training_recipe(facts: dict[str, Any]) -> dict[str, Any]:
