@@ -1,7 +1,7 @@
 """`python -m pipeline COMMAND [key=value ...]`: read arguments, run the command, print its result.
 
-Exit status: 0 done, 1 failed, 2 the user's input (78 inside a job, so that it is not retried),
-75 stopped on request with everything saved.
+Exit status: 0 done, 1 failed or a verification found differences, 2 the user's input (78 inside a
+job, so that it is not retried), 75 stopped on request with everything saved.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _print(result: Any, as_json: bool, module: Any) -> int:
         _write(module.show(result))
     else:
         _write("\n".join(f"{name}: {value}" for name, value in result.items()))
-    return 0
+    return 1 if isinstance(result, dict) and result.get("differences") else 0
 
 
 def _write(text: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from shards import store
+from shards import field_masks, store
 from shards.fetch import open_reader
 from shards.manifest import Manifest, open_manifest, read_index
 from shards.masks import (
@@ -89,6 +89,14 @@ def write_mask_set(
         "rasteriser": cv2.__version__,
     }
     return write_masks(out, "irregular", draw_masks(size, per_bucket, seed, border, fixed), options)
+
+
+def write_field_set(out: str, kind: str, size: int, per_bucket: int, seed: int) -> Finished:
+    """Draw the masks of another method's protocol and publish them, as `write_mask_set` does."""
+    options = {"size": size, "per_bucket": per_bucket, "rasteriser": cv2.__version__}
+    drawn = field_masks.masks(kind, size, per_bucket, seed)
+    masks = (Mask(f"{bucket}/{i:06d}", hole, bucket) for bucket, i, hole in drawn)
+    return write_masks(out, field_masks.set_name(kind, size, seed), masks, options)
 
 
 def write_masks(out: str, name: str, masks: Iterator[Mask], options: dict[str, Any]) -> Finished:

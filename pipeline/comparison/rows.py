@@ -156,11 +156,12 @@ def _status(proof: Mapping[str, Any], reference: Group | None, metric: str) -> s
 def _origin(facts: Mapping[str, Any]) -> str:
     """Describe what was measured: a run's or a model's weights, a baseline, or predictions."""
     if "predictions" in facts:
-        return f"measured here: the predictions in {facts['predictions']}"
+        return f"measured here, weights and code not verified: images in {facts['predictions']}"
     if facts["weights"] == "none":
         return "ours: a baseline without training"
     if "images_seen" in facts:
-        return f"ours: {facts['weights']} weights after {facts['images_seen']} images"
+        chosen = f", {facts['selected']}" if "selected" in facts else ""
+        return f"ours: {facts['weights']} weights after {facts['images_seen']} images{chosen}"
     return f"ours: {facts['weights']} weights"
 
 

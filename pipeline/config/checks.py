@@ -179,7 +179,15 @@ def shard(config: schema.ShardConfig) -> None:
 
 
 def masks(config: schema.MakeMasksConfig) -> None:
-    """Check that masks to import are on a disk and are not overwritten."""
+    """Check that masks are drawn or imported; those to import are on a disk, not overwritten."""
+    if config.kind != "irregular":
+        from shards.field_masks import KINDS  # imports OpenCV
+
+        sizes = [size for kind, size in KINDS if kind == config.kind]
+        if config.size not in sizes:
+            raise ConfigError(f"kind={config.kind} has no masks of size={config.size}: {sizes}")
+        if config.source is not None:
+            raise ConfigError("kind= is of drawn masks, source= imports them: give one of both")
     _local_source(config)
     protect({"source": [config.source]}, {"out": [config.out]}, below=True)
 

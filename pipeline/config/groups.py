@@ -5,6 +5,7 @@ The schema is closed: `pipeline.config.resolve` rejects a key that is neither he
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, ClassVar
@@ -16,6 +17,9 @@ DRAWN = ("center", "square", "irregular")  # buckets that need no mask set
 KINDS = ("irregular", "center", "square", "external", "none")
 OPTIMIZERS = ("adam", "adamw", "adadelta")
 RATES = ("constant", "linear", "cosine")
+LAYOUTS = ("pairs", "lama", "mat")  # of exported pairs: the repositories that read such names
+MAX_SEED = 2**63 - 1  # torch takes no more than 64 bits
+GATE = ["psnr", "ssim"]  # metrics that `promote` compares unless the protocol names others
 SSIM_WINDOWS = {"gauss11_rgb": 11, "uniform7_rgb": 7, "uniform7_gray": 7, "uniform51_gray": 51}
 
 
@@ -191,6 +195,12 @@ class ProtocolConfig:
     buckets: list[str] = key([], "hole-ratio buckets, as the mask set names them")
     ssim: str = key("gauss11_rgb", "SSIM convention", tuple(SSIM_WINDOWS))
     size: int = key(256, "side of the evaluated crop, pixels", least=8)
+    gate: list[str] = key(GATE, "metrics that `promote` compares; `evaluate` computes them too")
+    images: str | None = key(None, "sha256 of the images' sorted names; null: any images")
+    stored: int | None = key(None, "smallest short side of a stored image, pixels", least=8)
+    drawn: str | None = key(None, "kind of its drawn masks (`masks kind=`); null: any masks")
+    seed: int = key(0, "seed of its drawn masks", least=0, most=MAX_SEED)
+    version: int = key(1, "version of its drawn masks", least=1)
 
 
 # --- plain sections -----------------------------------------------------------------------------
@@ -228,10 +238,17 @@ class LogConfig:
 
 @dataclass
 class ValidateConfig:
-    every_images: int = key(20_000, "images between validations; 0: only at the end", least=0)
-    pairs: int = key(64, "fixed image-mask pairs", least=1)
+    every_images: int = key(
+        20_000, "images between validations, at most 50 a run; 0: only at the end", least=0
+    )
+    pairs: int = key(500, "fixed image-mask pairs; fewer if the split has fewer", least=1)
     size: int = key(256, "side of the validated crop, pixels", least=8)
     samples: int = key(6, "images logged at each validation", least=0)
+
+    def interval(self, max_images: int) -> int:
+        """Return the images between validations: the multiple of `every_images` that gives at most
+        50 a run, because the best of hundreds is chosen by their noise. 0: only at the end."""
+        return self.every_images * math.ceil(max_images / (50 * max(1, self.every_images)))
 
 
 @dataclass

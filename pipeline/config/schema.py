@@ -12,9 +12,14 @@ from omegaconf import MISSING
 
 from jobs.spec import Cluster
 from pipeline.config import groups
-from pipeline.config.groups import key, may_read, reads, writes, writes_file
-
-MAX_SEED = 2**63 - 1  # torch takes no more than 64 bits
+from pipeline.config.groups import (
+    MAX_SEED,
+    key,
+    may_read,
+    reads,
+    writes,
+    writes_file,
+)
 
 
 @dataclass
@@ -49,6 +54,7 @@ class ShardConfig:
 class MakeMasksConfig:
     out: str = writes(MISSING, "folder or s3:// URL of the mask set")
     size: int = key(256, "side, pixels", least=8)
+    kind: str = key("irregular", "holes: by ratio, or a paper's", ("irregular", "lama", "mat"))
     per_bucket: int = key(2000, "masks in each bucket", least=1)
     seed: int = key(0, "seed of the mask generator", least=0, most=MAX_SEED)
     border: float = key(0.5, "share of masks whose holes keep off the border", least=0.0, most=1.0)
@@ -114,7 +120,8 @@ class EvaluateConfig:
     model: str | None = may_read(None, "registered model, archive, or mean_color, telea")
     predictions: str | None = reads(None, "folder of KEY.png to score instead of a model")
     verify: str | None = reads(None, "Parquet of an evaluation to repeat and compare")
-    export: str | None = writes(None, "folder to write the pairs into: KEY.png, KEY_mask.png")
+    export: str | None = writes(None, "folder to write the pairs into, as layout= names them")
+    layout: str = key("pairs", "whose names export= writes", groups.LAYOUTS)
     data: groups.EvaluationData = field(default_factory=groups.EvaluationData)
     masks: groups.EvaluationMasks = field(default_factory=groups.EvaluationMasks)
     protocol: groups.ProtocolConfig = field(default_factory=groups.ProtocolConfig)

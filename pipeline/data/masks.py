@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.common.console import say, table
 from pipeline.config.schema import MakeMasksConfig
-from shards import manifest, mask_import, mask_sets, store
+from shards import field_masks, manifest, mask_import, mask_sets, store
 from shards.masks import FIXED, NAMES
 
 
@@ -19,6 +19,10 @@ def main(config: MakeMasksConfig) -> dict[str, Any]:
     result: dict[str, Any] = {"out": store.display(config.out), "size": config.size}
     if config.source is None:
         say(f"drawing {config.per_bucket} masks of {config.size}x{config.size} per bucket")
+    if config.kind != "irregular":
+        shape = (config.kind, config.size, config.per_bucket, config.seed)
+        done = mask_sets.write_field_set(config.out, *shape)
+    elif config.source is None:
         done = mask_sets.write_mask_set(
             config.out,
             config.size,
@@ -47,11 +51,12 @@ def main(config: MakeMasksConfig) -> dict[str, Any]:
     counts = Counter(mask_sets.MaskSet(done.manifest).buckets)
     result["digest"] = done.manifest.digest
     result["masks"] = counts.total()
-    result["buckets"] = {name: counts[name] for name in (*NAMES, FIXED) if counts[name]}
+    names = (*NAMES, FIXED, *field_masks.KINDS.get((config.kind, config.size), ()))
+    result["buckets"] = {name: counts[name] for name in names if counts[name]}
     if config.source is not None:
         outside = len(source.files) - counts.total() + counts[FIXED]
         result |= {"polarity": polarity, "outside": outside}
-    say(f"{result['out']}: {result['masks']} masks, digest {result['digest'][:12]}")
+    say(f"{result['out']}: {result['masks']} masks, digest {result['digest']}")
     rows = list(result["buckets"].items())
     if result.get("outside"):
         rows.append(("left out", f"{result['outside']} with ratios outside (0.01, 0.6]"))
@@ -68,5 +73,7 @@ def dry_run(config: MakeMasksConfig) -> str:
         source = mask_import.open_source(config.source)
         polarity = mask_import.resolve_polarity(source, config.polarity)
         return f"would import {len(source.files)} masks, {polarity} by their ratios, into {out}"
-    count = config.per_bucket * (len(NAMES) + (config.fixed is not False))
+    irregular = len(NAMES) + (config.fixed is not False)
+    buckets = len(field_masks.KINDS.get((config.kind, config.size), ())) or irregular
+    count = config.per_bucket * buckets
     return f"would draw {count} masks of {config.size}x{config.size} into {out}"

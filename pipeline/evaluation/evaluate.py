@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 import pipeline
 from pipeline.common import console
 from pipeline.common.environment import count
+from pipeline.config import groups
 from pipeline.config.groups import FORMER, RETIRED
 from pipeline.config.schema import EvaluateConfig
 from pipeline.evaluation import (
@@ -34,6 +35,7 @@ from pipeline.evaluation.pairs import Pairs, pairs_of
 from pipeline.evaluation.scoring import Predict, predictor, score
 from pipeline.evaluation.verify import reproducible, verify
 from pipeline.inference import sources
+from pipeline.runs.checkpoints import find, split_address
 from pipeline.runs.folder import saved_config
 from pipeline.runs.identity import FIXED_AT_START, LATER, MAY_CHANGE
 from pipeline.tracking.delivery import flatten
@@ -63,7 +65,7 @@ def main(config: EvaluateConfig) -> dict[str, Any] | None:
     """
     if config.verify is not None:
         return verify(config.verify, main)
-    metrics.selected(config.metrics)
+    _check_metrics(config)
     if "RANK" in os.environ:
         return _work(config, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     from pipeline.launch.topology import place, visible_gpus
@@ -100,11 +102,11 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
     pairs, facts = pairs_of(config)
     if config.export is not None:
         if rank == 0:
-            pair_images.export(pairs, config.export)
+            pair_images.export(pairs, config.export, config.layout)
         if not (config.checkpoint or config.model or config.predictions):
             return {"exported": len(pairs), "out": config.export, "pairs_digest": pairs.digest}
     predict, model_facts = _load_model(config, pairs, device)
-    chosen, metric_facts = chosen_metrics(config.metrics, device)
+    chosen, metric_facts = chosen_metrics([*config.metrics, *config.protocol.gate], device)
     facts = {
         **facts,
         "code": pipeline.__version__,
@@ -165,10 +167,15 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
     return result
 
 
+def _check_metrics(config: EvaluateConfig) -> None:
+    metrics.selected(config.metrics)
+    metrics.selected(config.protocol.gate, "protocol.gate")
+
+
 def chosen_metrics(
     names: Sequence[str], device: torch.device
 ) -> tuple[list[metrics.Metric], dict[str, Any]]:
-    """Return the metrics of `metrics=` whose weights are here, and the facts about all of them."""
+    """Return the metrics `names` whose weights are here, and the facts about all of them."""
     asked, usable, notes = metrics.selected(names), [], {}
     hashes: dict[str, str] = {}
     for metric in asked:
@@ -202,7 +209,7 @@ def dry_run(config: EvaluateConfig) -> str:
     """Say what would be scored and written, after checking the inputs."""
     if config.verify is not None:
         return f"would repeat the evaluation {config.verify} and compare"
-    metrics.selected(config.metrics)
+    _check_metrics(config)
     pairs, facts = pairs_of(config)
     source = config.predictions or config.model or config.checkpoint
     lines = [f"would write {len(pairs)} pairs into {config.export}"] if config.export else []
@@ -260,7 +267,24 @@ def _load_model(
         return pair_images.read_predictions(config.predictions, pairs)
     source = sources.load(config.model, config.checkpoint, config.weights, device)
     facts = {**source.facts, "name": source.name}
-    return predictor(source.fill, device), facts | training_recipe(facts)
+    facts |= training_recipe(facts)
+    if config.checkpoint is not None:
+        facts |= _selection(config.checkpoint, facts["run"])
+    return predictor(source.fill, device), facts
+
+
+def _selection(checkpoint: str, run: str) -> dict[str, str]:
+    """Say how the checkpoint was chosen among those of its run."""
+    which = split_address(checkpoint)[1] or "last"
+    saved = saved_config(run)
+    if which != "best" or saved is None:
+        return {"selected": "the last" if which == "last" else "given by name"}
+    validate = groups.ValidateConfig(saved.validate.every_images, saved.validate.pairs)
+    interval = validate.interval(saved.max_images)
+    last = find(run).images_seen
+    at_end = last >= saved.max_images and (not interval or last % interval > 0)
+    count = (last // interval if interval else 0) + at_end
+    return {"selected": f"best PSNR of {count} validations of up to {validate.pairs} pairs"}
 
 
 def training_recipe(facts: dict[str, Any]) -> dict[str, Any]:

@@ -165,6 +165,7 @@ class Metric:
     of_sets: SetFunction | None = None  # in place of `function`, for a metric of two sets
     least: int = 1  # images that it needs
     unbiased: int = 1  # below so many its estimate is biased
+    tolerance: float = 0  # largest loss against the champion that a promotion may bring
 
     @property
     def key(self) -> str:
@@ -190,7 +191,13 @@ def _learned(
 ) -> Metric:
     function = learned.distance(network, needs)
     window = perceptual.SMALLEST
-    return Metric(name, title, "", 4, -1, function, window, how=how, network=network, needs=needs)
+    return Metric(
+        *(name, title, "", 4, -1, function, window),
+        how=how,
+        network=network,
+        needs=needs,
+        tolerance=0.002,
+    )
 
 
 def _psnr(result: Tensor, image: Tensor, mask: Tensor) -> Tensor:
@@ -208,10 +215,17 @@ IN_PERCENT = (0.0, 100.0)
 METRICS: tuple[Metric, ...] = (
     Metric("psnr", "PSNR", "dB", 3, 1, _psnr, range=(0, PSNR_CAP), how=f"{RGB}, mean over images"),
     *(
-        Metric(f"ssim_{x}", "SSIM", "", 4, 1, _ssim_in(x), window, x, range=(-1, 1), how=x)
+        Metric(
+            *(f"ssim_{x}", "SSIM", "", 4, 1, _ssim_in(x), window, x),
+            range=(-1, 1),
+            how=x,
+            tolerance=0.002,
+        )
         for x, window in SSIM_WINDOWS.items()
     ),
-    Metric("l1", "L1", "%", 3, -1, _l1, range=IN_PERCENT, how=f"{RGB}, whole image"),
+    Metric(
+        "l1", "L1", "%", 3, -1, _l1, range=IN_PERCENT, how=f"{RGB}, whole image", tolerance=0.02
+    ),
     Metric("l1_hole", "L1 of the hole", "%", 3, -1, l1_hole, 1, "", False, IN_PERCENT, RGB),
     _learned("lpips_vgg", "LPIPS (VGG)", "0.1", perceptual.lpips_vgg, "vgg16", "lpips_vgg"),
     _learned("lpips_alex", "LPIPS (Alex)", "0.1", perceptual.lpips_alex, "alexnet", "lpips_alex"),
@@ -225,12 +239,32 @@ _of_sets = functools.partial(
     network=Inception,
     needs=("inception",),
 )
+_ids = functools.partial(
+    _of_sets,
+    unit="%",
+    digits=2,
+    direction=1,
+    of_sets=sets.ids,
+    least=2048,
+    range=IN_PERCENT,
+    tolerance=0.5,
+)
 SET_METRICS: tuple[Metric, ...] = (
-    _of_sets("fid", "FID", "", 3, -1, of_sets=sets.fid, least=2048, unbiased=10_000),
-    _of_sets("kid", "KID", "", 5, -1, of_sets=sets.kid, least=1000, range=(-math.inf, math.inf)),
+    _of_sets("fid", "FID", "", 3, -1, of_sets=sets.fid, least=2048, unbiased=10_000, tolerance=0.2),
+    _of_sets(
+        "kid",
+        "KID",
+        "",
+        5,
+        -1,
+        of_sets=sets.kid,
+        least=1000,
+        range=(-math.inf, math.inf),
+        tolerance=2e-4,
+    ),
     # So few images a linear SVM separates whatever they show.
-    _of_sets("p_ids", "P-IDS", "%", 2, 1, of_sets=sets.ids, least=2048, range=IN_PERCENT),
-    _of_sets("u_ids", "U-IDS", "%", 2, 1, of_sets=sets.ids, least=2048, range=IN_PERCENT),
+    _ids("p_ids", "P-IDS"),
+    _ids("u_ids", "U-IDS"),
 )
 
 
@@ -253,14 +287,14 @@ def record(key: str) -> Metric:
     return next(m for m in (*METRICS, *SET_METRICS) if m.key == key)
 
 
-def selected(names: Sequence[str]) -> list[Metric]:
-    """Return the metrics of `metrics=` that are computed on request only.
+def selected(names: Sequence[str], key: str = "metrics") -> list[Metric]:
+    """Return the metrics of the list `key` that are computed on request only.
 
     Raises ValueError for an unknown name.
     """
     every = {m.key: m for m in (*METRICS, *SET_METRICS) if m.printed}
     if unknown := [name for name in names if name not in every]:
-        raise ValueError(f"unknown metrics={unknown[0]}: choose from {', '.join(every)}")
+        raise ValueError(f"unknown {key}={unknown[0]}: choose from {', '.join(every)}")
     return [m for m in every.values() if m.needs and m.key in names]
 
 

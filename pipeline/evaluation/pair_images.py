@@ -4,9 +4,9 @@ Every evaluation keeps a few of its pairs next to its table, in `<table>.images.
 (original), KEY_mask.png (white: hole), KEY_result.png (composite). Image i of the set has the hole
 of bucket i, i + 1, …, so that a dozen images show every bucket.
 
-`export` writes KEY.png and KEY_mask.png of every pair. A model of any framework fills them and
-writes its KEY.png into another folder; `read_predictions` reads those, so that the model can be
-scored on our pairs.
+`export` writes the image and the mask of every pair under the names that a model's program reads.
+The program writes its results into another folder; `read_predictions` reads those, so that the
+model can be scored on our pairs.
 """
 
 import hashlib
@@ -28,6 +28,14 @@ from shards import store
 
 Bytes = NDArray[np.uint8]
 GRAY = np.uint8(128)
+# Names of an exported image and its mask. LaMa's predict.py names a result as the mask, the others
+# as the image.
+NAMES = {
+    "pairs": ("{}.png", "{}_mask.png"),
+    "lama": ("{}.png", "{}_mask001.png"),
+    "mat": ("images/{}.png", "masks/{}.png"),
+}
+RESULTS = ("{}.png", "{}_mask001.png")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # so that the same images give the same file
 
 
@@ -103,15 +111,19 @@ def load(table: str) -> list[EvaluatedPair]:
     return samples
 
 
-def export(pairs: Pairs, out: str) -> None:
-    """Write every pair into the folder or URL `out`; existing files are overwritten."""
+def export(pairs: Pairs, out: str, layout: str = "pairs") -> None:
+    """Write every pair into the folder or URL `out`; existing files are overwritten.
+
+    Holes are white, in MAT's masks black.
+    """
     show_progress = console.progress("export", len(pairs))
     for i in range(len(pairs)):
         batch = pairs.load(i, i + 1)
         name = batch.pairs[0].name
         mask = images.mask_image(batch.masks[0].numpy())
-        images.write(store.join(out, f"{name}.png"), ImageFile(batch.images[0].numpy()))
-        images.write(store.join(out, f"{name}_mask.png"), ImageFile(mask))
+        panels = (batch.images[0].numpy(), 255 - mask if layout == "mat" else mask)
+        for form, pixels in zip(NAMES[layout], panels):
+            images.write(store.join(out, form.format(name)), ImageFile(pixels))
         show_progress(i + 1)
 
 
@@ -122,26 +134,30 @@ def read_predictions(folder: str, pairs: Pairs) -> tuple[Predict, dict[str, Any]
     one is missing, or has another size than its pair.
     """
     existing = set(store.names(folder))
-    missing = [pair.name for pair in pairs.pairs if f"{pair.name}.png" not in existing]
-    if missing:
+    urls = {
+        pair.name: store.join(folder, file)
+        for pair in pairs.pairs
+        for form in reversed(RESULTS)
+        if (file := form.format(pair.name)) in existing
+    }
+    if missing := [pair.name for pair in pairs.pairs if pair.name not in urls]:
         raise ValueError(
             f"predictions={store.display(folder)} lacks {len(missing)} of {len(pairs)} images, "
             f"first {missing[0]}.png: `evaluate export=DIR` with the same keys writes the pairs"
         )
     sha = hashlib.sha256()
     for pair in pairs.pairs:
-        sha.update(store.read(store.join(folder, f"{pair.name}.png")))
+        sha.update(store.read(urls[pair.name]))
 
     def predict(batch: PairBatch) -> torch.Tensor:
-        return torch.stack([_read(folder, pair.name, pairs.size) for pair in batch.pairs])
+        return torch.stack([_read(urls[pair.name], pairs.size) for pair in batch.pairs])
 
     name = store.name(folder)
     facts = {"name": name, "weights": "unknown", "sha256": sha.hexdigest()}
     return predict, facts | {"predictions": store.display(folder)}
 
 
-def _read(folder: str, name: str, size: int) -> torch.Tensor:
-    url = store.join(folder, f"{name}.png")
+def _read(url: str, size: int) -> torch.Tensor:
     pixels = images.read(url).pixels
     if pixels.shape[:2] != (size, size):
         height, width = pixels.shape[:2]

@@ -22,6 +22,7 @@ from PIL import Image
 from pipeline.common import console
 from pipeline.config.groups import DRAWN, from_set
 from pipeline.config.schema import EvaluateConfig, TrainConfig
+from pipeline.evaluation import protocols
 from shards import store
 from shards.decode import Crop, Scratch, decode_crop
 from shards.manifest import Manifest, open_manifest
@@ -156,6 +157,9 @@ def pairs_of(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
     protocol = config.protocol
     images = open_manifest(str(config.data.url), "data.url=")
     masks = open_masks(config.masks.url, from_set(protocol.buckets)) if config.masks.url else None
+    protocols.check_images(images, config.split, protocol)
+    if masks:
+        protocols.check_masks(masks, protocol)
     select = (protocol.buckets, protocol.size, config.data.resize_short, config.limit)
     pairs = make_pairs(images, config.split, masks, *select)
     if pairs.reused:
@@ -164,6 +168,8 @@ def pairs_of(config: EvaluateConfig) -> tuple[Pairs, dict[str, Any]]:
         "protocol": protocol.name,
         "ssim": protocol.ssim,
         "size": protocol.size,
+        "gate": list(protocol.gate),
+        "protocol_version": protocol.version,
         "pairs": len(pairs),
         "images": len(pairs) // len(protocol.buckets),
         "pairs_digest": pairs.digest,

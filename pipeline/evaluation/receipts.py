@@ -5,6 +5,8 @@ from typing import Any
 
 from pipeline.evaluation import metrics
 
+MODEL = "model"  # the part that may differ in a column of numbers
+
 
 def receipt(facts: Mapping[str, Any], key: str) -> dict[str, Any]:
     """Return the receipt of the metric that results call `key`, from the facts of a results file.
@@ -23,12 +25,19 @@ def receipt(facts: Mapping[str, Any], key: str) -> dict[str, Any]:
         "region": "composite",
         "convention": facts["ssim"] if key == "ssim" else metric.how,
         "code": facts.get("code"),
+        MODEL: _model(facts),
     }
 
 
+def _model(facts: Mapping[str, Any]) -> str:
+    if "predictions" in facts:
+        return f"images with sha256 {facts.get('sha256')}; weights and code were not verified"
+    return f"weights with sha256 {facts['sha256']}" if "sha256" in facts else "no weights"
+
+
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Name the parts in which two receipts differ."""
-    return [part for part in one if one[part] != other[part]]
+    """Name the parts in which the receipts of two models' numbers differ."""
+    return [part for part in one if part != MODEL and one[part] != other[part]]
 
 
 def as_text(parts: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from pipeline.config.compose import compose
 from pipeline.config.resolve import to_yaml
 from pipeline.config.schema import EvaluateConfig
 from pipeline.evaluation import metrics, results
-from pipeline.evaluation.receipts import differences, receipt
+from pipeline.evaluation.receipts import receipt
 from shards import store
 
 TOLERANCE = 1e-5  # relative; another CPU or batch rounds otherwise
@@ -55,7 +55,8 @@ def verify(
         again, new = results.load(f"{scratch}/again.parquet")
     changes = []
     for key in metrics.printed_metrics(facts["ssim"], facts.get("metrics", ())):
-        parts = differences(receipt(facts, key), receipt(new, key))
+        old_parts, new_parts = receipt(facts, key), receipt(new, key)
+        parts = [part for part in old_parts if old_parts[part] != new_parts[part]]
         changes += [f"{key}: another {part}" for part in parts]
     if table["name"] == again["name"]:
         changes += _other_scores(table, again)

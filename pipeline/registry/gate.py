@@ -1,8 +1,10 @@
-"""Decide whether a model may replace the champion: a pure function of two per-image score tables.
+"""Decide whether a model may replace the champion: a pure function of two evaluations.
 
-Both tables hold the same images with the same holes: differences are taken pair by pair, and their
-mean has a bootstrap interval. "Not worse" must be shown: the lower end of the interval must lie
-above minus the tolerance, so too few pairs fail the gate.
+Both hold the same images with the same holes. The pairs' protocol names the metrics that are asked.
+Of a metric of single images, differences are taken pair by pair, and their mean has a bootstrap
+interval. "Not worse" must be shown: the interval must end within the tolerance, so too few pairs
+fail the gate. A metric of two sets has no interval: its value of all pairs must be within the
+tolerance of the champion's.
 """
 
 from collections.abc import Mapping
@@ -14,87 +16,124 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.evaluation import intervals, metrics, results
+from pipeline.evaluation import intervals, metrics, results, sets
+from pipeline.evaluation.metrics import Metric
+
+Scored = tuple[pa.Table, dict[str, Any]]  # scores per image, and the facts of their file
 
 
 @dataclass(frozen=True)
 class Rules:
-    """dB of PSNR and units of SSIM; `bound` for the mean over buckets, `tolerance` in each one."""
+    """dB of PSNR and units of SSIM; `bound` for the mean over buckets, `tolerance` in each one.
+
+    The tolerances of the other metrics are in their records.
+    """
 
     tolerance: float = 0.10
     bound: float = 0.02
-    ssim_tolerance: float = 0.002
     floor_psnr: float = 12.0
     floor_ssim: float = 0.30
 
 
 def decide(
-    challenger: pa.Table,
-    champion: pa.Table | None,
-    buckets: list[str],
-    ssim: str,
-    rules: Rules,
+    challenger: Scored, champion: Scored | None, pairs: Mapping[str, Any], rules: Rules
 ) -> tuple[list[str], dict[str, Any]]:
     """Return the reasons against the challenger (none: it passes) and the figures behind them.
 
-    Without a champion only the floors apply. ssim: the convention of the protocol.
+    Without a champion only the floors apply. pairs: the pinned ones, with their buckets, the SSIM
+    convention and the metrics (`gate`) of their protocol.
     """
-    printed = metrics.printed_metrics(ssim)
-    columns = {key: printed[key].name for key in ("psnr", "ssim")}
-    reasons = _unusable(challenger, buckets, list(columns.values()), "the challenger")
+    printed = metrics.printed_metrics(pairs["ssim"], pairs["gate"])
+    asked = {key: printed[key] for key in pairs["gate"]}
+    reasons = _unusable(challenger, pairs["buckets"], asked, "the challenger")
     if champion is not None:
-        reasons += _unusable(champion, buckets, list(columns.values()), "the champion")
-        if not reasons and challenger["name"].to_pylist() != champion["name"].to_pylist():
+        reasons += _unusable(champion, pairs["buckets"], asked, "the champion")
+        if not reasons and challenger[0]["name"].to_pylist() != champion[0]["name"].to_pylist():
             reasons.append("the champion was scored on other pairs: promote with repin=true")
+        reasons += [
+            f"{key} of the champion used other weights: promote with repin=true fresh=true"
+            for key, metric in asked.items()
+            if _weights(challenger, metric) != _weights(champion, metric)
+        ]
     if reasons:
         return reasons, {}
+    floors = {"psnr": rules.floor_psnr, "ssim": rules.floor_ssim}
+    tolerances = {key: metric.tolerance for key, metric in asked.items()}
+    tolerances["psnr"] = rules.tolerance
+    per_image = {key: metric for key, metric in asked.items() if not metric.of_sets}
     figures: dict[str, Any] = {}
-    for bucket in buckets:
-        ours = _values(challenger, bucket, columns)
-        row = {name: float(values.mean()) for name, values in ours.items()}
-        for name, floor in (("psnr", rules.floor_psnr), ("ssim", rules.floor_ssim)):
-            if row[name] < floor:
-                value = f"{row[name]:.{printed[name].digits}f}"
-                reasons.append(f"{bucket}: {name} {value} is below the floor of {floor:g}")
-        figures[bucket] = row
-        if champion is None:
-            continue
-        theirs = _values(champion, bucket, columns)
-        for name, tolerance in (("psnr", rules.tolerance), ("ssim", rules.ssim_tolerance)):
-            gain = intervals.paired_bootstrap(ours[name], theirs[name])
-            row[f"{name}_difference"], row[f"{name}_ci"] = gain["difference"], gain["ci"]
-            if gain["ci"][0] < -tolerance:
-                reasons.append(f"{bucket}: {_worse(name, gain, tolerance)}")
-    if champion is not None:
+    for bucket in pairs["buckets"]:
+        row = figures[bucket] = {}
+        for key, metric in per_image.items():
+            ours = _values(challenger, bucket, metric)
+            row[key] = float(ours.mean())
+            if row[key] < floors.get(key, -np.inf):
+                value = f"{row[key]:.{metric.digits}f}"
+                reasons.append(f"{bucket}: {key} {value} is below the floor of {floors[key]:g}")
+            if champion is None:
+                continue
+            gain = intervals.paired_bootstrap(ours, _values(champion, bucket, metric))
+            row[f"{key}_difference"], row[f"{key}_ci"] = gain["difference"], gain["ci"]
+            if worse := _worse(key, metric.direction, gain, tolerances[key]):
+                reasons.append(f"{bucket}: {worse}")
+    if len(per_image) < len(asked):
+        every = figures["all pairs"] = {}
+        for key in asked.keys() - per_image.keys():
+            every[key] = _of_sets(challenger, key)
+            if champion is None:
+                continue
+            difference = every[f"{key}_difference"] = every[key] - _of_sets(champion, key)
+            gain = {"difference": difference, "ci": [difference, difference]}
+            if worse := _worse(key, asked[key].direction, gain, tolerances[key]):
+                reasons.append(f"all pairs: {worse}")
+    if champion is not None and "psnr" in asked:
         gain = intervals.paired_bootstrap(
-            results.per_image(challenger), results.per_image(champion)
+            results.per_image(challenger[0]), results.per_image(champion[0])
         )
         figures["mean"] = {"psnr_difference": gain["difference"], "psnr_ci": gain["ci"]}
-        if gain["ci"][0] < -rules.bound:
-            reasons.append(f"mean over buckets: {_worse('psnr', gain, rules.bound)}")
+        if worse := _worse("psnr", 1, gain, rules.bound):
+            reasons.append(f"mean over buckets: {worse}")
     return reasons, figures
 
 
-def _unusable(table: pa.Table, buckets: list[str], columns: list[str], who: str) -> list[str]:
+def _unusable(
+    scored: Scored, buckets: list[str], asked: Mapping[str, Metric], who: str
+) -> list[str]:
+    table, facts = scored
     missing = sorted(set(buckets) - set(table["bucket"].to_pylist()))
     reasons = [f"{who} has no scores of {bucket}" for bucket in missing]
-    for column in columns:
-        values = table[column].to_numpy(zero_copy_only=False).astype(float)
+    for key, metric in asked.items():
+        if metric.of_sets:
+            if not np.isfinite(_of_sets(scored, key)):
+                reasons.append(f"{who} has no {key}: {facts.get('notes', {}).get(key, 'missing')}")
+            continue
+        values = table[metric.name].to_numpy(zero_copy_only=False).astype(float)
         if bad := int((~np.isfinite(values)).sum()):
-            reasons.append(f"{who} has {bad} pairs with a missing or non-finite {column}")
+            reasons.append(f"{who} has {bad} pairs with a missing or non-finite {metric.name}")
     return reasons
 
 
-def _values(
-    table: pa.Table, bucket: str, columns: Mapping[str, str]
-) -> dict[str, NDArray[np.float64]]:
-    part = table.filter(pc.equal(table["bucket"], bucket))
-    return {name: part[column].to_numpy() for name, column in columns.items()}
+def _values(scored: Scored, bucket: str, metric: Metric) -> NDArray[np.float64]:
+    part = scored[0].filter(pc.equal(scored[0]["bucket"], bucket))
+    return part[metric.name].to_numpy()
 
 
-def _worse(name: str, gain: Mapping[str, Any], tolerance: float) -> str:
+def _weights(scored: Scored, metric: Metric) -> list[str | None]:
+    return [scored[1].get("metric_weights", {}).get(name) for name in metric.needs]
+
+
+def _of_sets(scored: Scored, key: str) -> float:
+    of_sets = scored[1].get("sets") or {sets.ALL: {}}
+    return of_sets.get(sets.ALL, next(iter(of_sets.values()))).get(key, np.nan)
+
+
+def _worse(name: str, direction: int, gain: Mapping[str, Any], tolerance: float) -> str:
+    """Say that a loss is larger than the tolerance, or may be; empty if it is not."""
     low, high = gain["ci"]
-    verdict = "is worse" if high < 0 else "is not shown to be as good"
+    worst, best = (low, high) if direction > 0 else (-high, -low)
+    if worst >= -tolerance:
+        return ""
+    verdict = "is worse" if best < 0 else "is not shown to be as good"
     return (
         f"{name} {verdict}: {gain['difference']:+.4f} [{low:+.4f}, {high:+.4f}] against a "
         f"tolerance of {tolerance:g}"

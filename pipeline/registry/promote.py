@@ -11,8 +11,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from pipeline.common.console import say, table
 from pipeline.common.environment import user
 from pipeline.config.schema import PromoteConfig, RollbackConfig
@@ -23,6 +21,9 @@ from pipeline.registry.history import ALIAS
 from pipeline.tracking import errors, model_versions
 from pipeline.tracking.client import connect, experiment_id, tracking_uri, uri_for
 from shards import store
+
+MEASURED = ("metrics", "metric_weights", "notes", "sets", "code")  # kept with the pairs' facts
+DECIDED = ("gate.figures", "gate.pairs_digest", "gate.metrics")
 
 
 class Rejected(ValueError):
@@ -82,7 +83,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
         ours = reference_pairs.scores(uri, candidate, pairs, config.fresh)
         theirs = before and reference_pairs.champion_scores(uri, before, pairs, config.repin)
         rules = gate.Rules(config.tolerance, config.bound, floor_psnr=config.floor)
-        reasons, figures = gate.decide(ours, theirs, pairs["buckets"], pairs["ssim"], rules)
+        reasons, figures = gate.decide(ours, theirs, pairs, rules)
         if reasons:
             _record_rejection(client, candidate, reasons)
             raise Rejected(
@@ -97,6 +98,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
             "gate.from": f"models:/{candidate.name}/{candidate.version}",
             "gate.figures": json.dumps(figures, sort_keys=True),
             "gate.pairs_digest": pairs["pairs_digest"],
+            "gate.metrics": json.dumps(pairs["gate"]),
         }
         # The history is appended to last: the first promotion against this champion wins.
         promoted = register.create_version(client, name, history.sealed(record), card)
@@ -124,7 +126,7 @@ def rollback(config: RollbackConfig) -> dict[str, Any]:
             target = history.target(name, past, version)
         record = {
             **prefixed(own_tags(target)),
-            **{key: target.tags[key] for key in ("gate.figures", "gate.pairs_digest")},
+            **{key: target.tags[key] for key in DECIDED if key in target.tags},
             **_gate_tags("rollback", past.champion),
             "gate.content": history.content(target),
         }
@@ -165,7 +167,7 @@ def _candidate(client: Any, config: PromoteConfig) -> Any:
 
 
 def _copy(
-    client: Any, uri: str, candidate: Any, name: str, scores: pa.Table, pairs: dict[str, Any]
+    client: Any, uri: str, candidate: Any, name: str, scored: gate.Scored, pairs: dict[str, Any]
 ) -> tuple[dict[str, str], str]:
     """Copy the version's files, scores and card into the production model's experiment.
 
@@ -181,10 +183,12 @@ def _copy(
                 f"the files of {candidate.name}/{candidate.version} changed after registration: "
                 "register the run again under another name="
             )
-        text = package.text(tags, {**pairs, **results.summarize(scores, pairs)})
+        scores, measured = scored
+        kept = pairs | {key: measured[key] for key in MEASURED if key in measured}
+        text = package.text(tags, {**kept, **results.summarize(scores, kept)})
         (folder / "gate").mkdir()
         (folder / "gate" / "README.md").write_text(text)
-        results.save(str(folder / "gate" / "evaluation.parquet"), scores, pairs)
+        results.save(str(folder / "gate" / "evaluation.parquet"), scores, kept)
         tree = package.tree_digest(folder)
         logged = client.create_logged_model(experiment, name=name, model_type="inpainting")
         client.log_model_artifacts(logged.model_id, str(folder))
@@ -253,7 +257,8 @@ def _result(name: str, version: Any, what: str) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> str:
     if "what" not in result:
         return f"{result['name']}: {result['versions']} promotions, history and files are intact"
-    printed = {key: metrics.printed_metrics()[key] for key in ("psnr", "ssim")}
+    keys = sorted({key for row in result["figures"].values() for key in row})
+    printed = {m.key: m for m in metrics.printed_metrics(chosen=keys).values() if m.key in keys}
     rows = []
     for bucket, row in result["figures"].items():
         cells = [f"  {bucket}"]

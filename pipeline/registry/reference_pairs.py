@@ -7,27 +7,35 @@ and digest. Only `repin=true` changes them.
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import torch
 
-from pipeline.config.groups import EvaluationData, EvaluationMasks, ProtocolConfig, RecordConfig
+from pipeline.config.groups import (
+    GATE,
+    EvaluationData,
+    EvaluationMasks,
+    ProtocolConfig,
+    RecordConfig,
+)
 from pipeline.config.schema import EvaluateConfig
-from pipeline.evaluation import results
+from pipeline.evaluation import metrics, results
 from pipeline.inference.sources import own_tags
+from pipeline.registry.gate import Scored
 from pipeline.tracking import model_versions
 from shards import store
 
 TAG = "gate.pinned"
-FACTS = ("protocol", "ssim", "size", "split", "pairs", "pairs_digest", "dataset", "masks")
+FACTS = ("protocol", "ssim", "gate", "size", "split", "pairs", "pairs_digest", "dataset", "masks")
 SOURCES = ("data_url", "masks_url", "limit", "resize_short")
 
 
 def read(client: Any, name: str) -> dict[str, Any] | None:
     """Return the pairs pinned for a registered model; None before its first promotion."""
     text = client.get_registered_model(name).tags.get(TAG)
-    return json.loads(text) if text else None
+    return {"gate": GATE, **json.loads(text)} if text else None  # older versions pinned no gate
 
 
 def write(client: Any, name: str, pairs: dict[str, Any]) -> None:
@@ -51,43 +59,53 @@ def from_evaluation(tags: dict[str, str], url: str | None) -> dict[str, Any]:
     for key in ("data_url", "masks_url"):
         if pairs[key] and store.is_local(pairs[key]):
             pairs[key] = os.path.abspath(store.local(pairs[key]))
+    pairs["gate"] = pairs["gate"] or GATE  # files of older versions have none
     return {**pairs, "buckets": list(dict.fromkeys(table["bucket"].to_pylist()))}
 
 
-def scores(uri: str, candidate: Any, pairs: dict[str, Any], fresh: bool) -> pa.Table:
-    """Return a registered version's per-image scores on the pinned pairs.
+def scores(uri: str, candidate: Any, pairs: dict[str, Any], fresh: bool) -> Scored:
+    """Return a registered version's evaluation on the pinned pairs, by the metrics of their gate.
 
-    Taken from its run's evaluations if one is of these weights and pairs; otherwise, and with
-    `fresh`, its archive is evaluated here.
+    Taken from its run's evaluations if one is of these weights, pairs and metrics; otherwise, and
+    with `fresh`, its archive is evaluated here.
     """
-    tags = own_tags(candidate)
-    if not fresh and (evaluations := _evaluations(tags, pairs["pairs_digest"])):
-        return evaluations[0][0]
+    for scored in [] if fresh else _evaluations(own_tags(candidate), pairs["pairs_digest"]):
+        if _has_metrics(scored[1], pairs):
+            return scored
     return _evaluate(f"models:/{candidate.name}/{candidate.version}", uri, pairs)
 
 
-def champion_scores(uri: str, champion: Any, pairs: dict[str, Any], fresh: bool) -> pa.Table:
+def champion_scores(uri: str, champion: Any, pairs: dict[str, Any], fresh: bool) -> Scored:
     """Return the champion's scores, stored with its files; evaluate it here on other pairs."""
     if not fresh:
         with tempfile.TemporaryDirectory() as scratch:
             model_versions.download(uri, own_tags(champion)["model_id"], "gate", Path(scratch))
             table, facts = results.load(str(Path(scratch, "gate", "evaluation.parquet")))
-        if facts["pairs_digest"] == pairs["pairs_digest"]:
-            return table
+        if facts["pairs_digest"] == pairs["pairs_digest"] and _has_metrics(facts, pairs):
+            return table, facts
     return _evaluate(f"models:/{champion.name}/{champion.version}", uri, pairs)
 
 
-def _evaluations(
-    tags: dict[str, str], pairs_digest: str | None
-) -> list[tuple[pa.Table, dict[str, Any]]]:
+def _has_metrics(facts: Mapping[str, Any], pairs: Mapping[str, Any]) -> bool:
+    """Return whether the evaluation computed what the gate asks."""
+    computed = {*facts.get("metrics", ())} - {
+        name for name, note in facts.get("notes", {}).items() if note.startswith("empty: ")
+    }
+    return computed.issuperset(m.name for m in metrics.selected(pairs["gate"]))
+
+
+def _evaluations(tags: dict[str, str], pairs_digest: str | None) -> list[Scored]:
     """Return the evaluations in the version's run that were made with exactly its weights."""
     evaluations = results.of_weights(tags["run"], tags["weights_sha256"], tags["sha256"])
     return [each for each in evaluations if pairs_digest in (None, each[1]["pairs_digest"])]
 
 
-def _evaluate(model: str, uri: str, pairs: dict[str, Any]) -> pa.Table:
-    from pipeline.evaluation.evaluate import evaluate
+def _evaluate(model: str, uri: str, pairs: dict[str, Any]) -> Scored:
+    from pipeline.evaluation.evaluate import chosen_metrics, evaluate
 
+    _, metric_facts = chosen_metrics(pairs["gate"], torch.device("cpu"))
+    for name, note in metric_facts.get("notes", {}).items():
+        raise ValueError(f"the protocol's gate asks for {name}, which {model} lacks: {note}")
     if not pairs.get("data_url"):
         raise ValueError(
             f"no scores of {model} on the reference pairs {pairs['pairs_digest'][:12]}, whose data "
@@ -105,6 +123,7 @@ def _evaluate(model: str, uri: str, pairs: dict[str, Any]) -> pa.Table:
                 buckets=pairs["buckets"],
                 ssim=pairs["ssim"],
                 size=pairs["size"],
+                gate=pairs["gate"],
             ),
             split=pairs["split"],
             limit=pairs["limit"],
@@ -118,4 +137,4 @@ def _evaluate(model: str, uri: str, pairs: dict[str, Any]) -> pa.Table:
                 f"{pairs['pairs_digest'][:12]} to {result['pairs_digest'][:12]}: restore the data, "
                 "or choose new pairs with repin=true"
             )
-        return results.load(out)[0]
+        return results.load(out)

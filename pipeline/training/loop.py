@@ -160,7 +160,7 @@ def _train(
             )
 
         # Validate, before saving: the checkpoint stores the metrics by which the best is selected.
-        if not stopping and (done or due(config.validate.every_images)):
+        if not stopping and (done or due(config.validate.interval(config.max_images))):
             began = time.perf_counter()
             watch.mark(number, "validating")
             engine.average_buffers(networks.players)

@@ -206,12 +206,16 @@ def test_a_row_says_whether_weights_a_baseline_or_predictions_were_measured():
     made = sheet(theirs, evaluation("telea", 29, weights="none"), run("quickstart", 0, 28))
     provenance = {r.label: r.provenance for r in made.rows if r.kind == "ours"}
     assert provenance["theirs"].startswith(
-        "measured here: the predictions in answers/theirs on places365"
+        "measured here, weights and code not verified: images in answers/theirs on places365"
     )
     assert provenance["telea"].startswith(
         "ours: a baseline without training on places365_standard test"
     )
     assert provenance["quickstart-0@9600000"].startswith("ours: raw weights after 9600000 images")
+    best = run("quickstart", 0, 28)
+    best.facts["selected"] = "best PSNR of 50 validations"
+    chosen = next(row.provenance for row in sheet(best).rows if row.kind == "ours")
+    assert "after 9600000 images, best PSNR of 50 validations on places365" in chosen
 
 
 # Row 30

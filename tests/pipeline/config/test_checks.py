@@ -11,6 +11,7 @@ from pipeline.comparison import papers
 from pipeline.config import checks, schema
 from pipeline.config.commands import AS_JOBS, COMMANDS
 from pipeline.config.compose import compose
+from pipeline.config.groups import ValidateConfig
 from pipeline.config.methods import musical
 from pipeline.config.resolve import entries
 from pipeline.submission import submit
@@ -327,3 +328,20 @@ def test_each_key_that_holds_a_path_is_marked_as_one(command):
         if f.metadata.get("path")
     ]
     assert " ".join(marked) == PATHS.get(command, "")
+
+
+@pytest.mark.parametrize(
+    ("every", "longest", "interval"),
+    [
+        (20_000, 9_600_000, 200_000),
+        (20_000, 1_000_000, 20_000),
+        (20_000, 1_000_001, 40_000),
+        (500, 300, 500),
+        (0, 10**7, 0),
+    ],
+)
+def test_a_run_validates_at_most_fifty_times_at_multiples_of_the_given_interval(
+    every, longest, interval
+):
+    assert ValidateConfig(every_images=every).interval(longest) == interval
+    assert interval == 0 or -(-longest // interval) <= 50

@@ -14,6 +14,7 @@ from models import GENERATORS
 from pipeline.config.commands import COMMANDS
 from pipeline.config.compose import compose
 from pipeline.config.methods.msanet import MsanetModel
+from pipeline.config.resolve import to_yaml
 from pipeline.evaluation import evaluate, pair_images, partial_results, results
 from pipeline.inference import predict
 from pipeline.inference.sources import telea
@@ -83,6 +84,22 @@ def test_the_scores_of_a_run_are_written_to_its_folder_and_its_checkpoint_is_pin
     assert names == [f"{stem}.images.zip", f"{stem}.parquet"]
     assert result["weights"] == "raw" and result["images_seen"] == 1200
     assert read_run_json(run)["pinned"] == [1200]
+
+
+@pytest.mark.parametrize(
+    ("name", "longest", "selected"),
+    [
+        ("", 1200, "the last"),
+        ("/checkpoints/best", 4000, "best PSNR of 2 validations of up to 70 pairs"),
+        ("/checkpoints/best", 1200, "best PSNR of 3 validations of up to 70 pairs"),
+        ("/checkpoints/000000001200", 1200, "given by name"),
+    ],
+)
+def test_how_a_checkpoint_was_chosen_is_recorded(name, longest, selected, run):
+    train = ["experiment=quickstart", "data.url=x", f"max_images={longest}", "validate.pairs=70"]
+    config = compose("train", [*train, "validate.every_images=500"]).config
+    Path(run, "config.yaml").write_text(to_yaml(config))
+    assert evaluate._selection(run + name, run) == {"selected": selected}
 
 
 def test_predictions_for_exported_pairs_score_like_our_own_fill(words, tmp_path):

@@ -1,9 +1,12 @@
 """Every number has a receipt: which numbers share a column, and does it come out again."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline import cli
 from pipeline.comparison import compare, report
 from pipeline.comparison.table import as_text
 from pipeline.config import checks
@@ -91,7 +94,7 @@ def test_an_evaluation_is_repeated_from_its_file_alone(evaluated):
     )
 
 
-def test_verification_says_where_a_file_differs(evaluated, tmp_path):
+def test_verification_says_where_a_file_differs(evaluated, tmp_path, capsys):
     scores, facts = results.load(evaluated["parquet"])
     psnr = scores["psnr"].to_pylist()
     psnr[3] += 0.01
@@ -103,6 +106,9 @@ def test_verification_says_where_a_file_differs(evaluated, tmp_path):
         f"psnr: 1 of 14 pairs, first 000000000-b3: {old:.6g} in the file, now {new:.6g}"
     ]
     assert "psnr: 1 of 14 pairs" in evaluate.show(found)
+    for url, status in ((f"{tmp_path}/t.parquet", 1), (evaluated["parquet"], 0)):
+        assert cli.main(["evaluate", f"verify={url}", "--json"]) == status
+        assert bool(json.loads(capsys.readouterr().out)["differences"]) == bool(status)
 
     results.save(f"{tmp_path}/t.parquet", scores, {**facts, "code": "0.0.9", "pairs_digest": "0"})
     found = run_evaluate(f"verify={tmp_path}/t.parquet")["differences"]

@@ -37,8 +37,10 @@ def table(psnr=24.0, ssim=0.85, spread=3.0, noise=0.0, seed=0, images=IMAGES, **
     return pa.table(columns, schema=results.schema())
 
 
-def decide(challenger, champion, **rules):
-    return gate.decide(challenger, champion, BUCKETS, "gauss11_rgb", gate.Rules(**rules))
+def decide(challenger, champion, asked=("psnr", "ssim"), facts=({}, {}), **rules):
+    pairs = {"buckets": BUCKETS, "ssim": "gauss11_rgb", "gate": asked}
+    theirs = champion and (champion, facts[1])
+    return gate.decide((challenger, facts[0]), theirs, pairs, gate.Rules(**rules))
 
 
 def test_the_first_champion_needs_only_the_floors():
@@ -90,6 +92,52 @@ def test_a_drop_of_ssim_alone_is_rejected():
     reasons, _ = decide(table(24.0, ssim=0.84), table(24.0, ssim=0.85))
     assert len(reasons) == len(BUCKETS)
     assert all("ssim is worse" in reason for reason in reasons)
+
+
+def test_only_the_metrics_that_the_protocol_names_are_asked():
+    worse_ssim = decide(table(24.0, ssim=0.4), table(24.0), asked=["psnr"])
+    assert (worse_ssim[0], set(worse_ssim[1]["fixed"])) == (
+        [],
+        {"psnr", "psnr_difference", "psnr_ci"},
+    )
+    # `ssim` fills every other column, LPIPS among them: there more is worse.
+    reasons, figures = decide(table(20.0, ssim=0.9), table(24.0, ssim=0.8), asked=["lpips_vgg"])
+    assert len(reasons) == len(BUCKETS) and "mean" not in figures
+    assert all(
+        "lpips_vgg is worse: +0.1000 [+0.1000, +0.1000] against a tolerance of 0.002" in reason
+        for reason in reasons
+    )
+    assert decide(table(20.0, ssim=0.7), table(24.0, ssim=0.8), asked=["lpips_vgg"])[0] == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "ours", "theirs", "refused"),
+    [
+        ("fid", 5.3, 5.0, True),
+        ("fid", 5.1, 5.0, False),
+        ("fid", 4.0, 5.0, False),
+        ("p_ids", 10.0, 11.0, True),
+        ("p_ids", 12.0, 11.0, False),
+        ("u_ids", 10.8, 11.0, False),
+    ],
+)
+def test_a_metric_of_sets_is_asked_over_all_pairs(metric, ours, theirs, refused):
+    facts = [{"sets": {"all": {metric: value}}} for value in (ours, theirs)]
+    reasons, figures = decide(table(), table(), asked=[metric], facts=facts)
+    assert [f"all pairs: {metric} is worse" in reason for reason in reasons] == [True] * refused
+    assert figures["all pairs"][metric] == ours
+    assert figures["all pairs"][f"{metric}_difference"] == pytest.approx(ours - theirs)
+
+
+def test_a_metric_that_is_missing_or_of_other_weights_refuses_with_the_reason():
+    few = {"notes": {"fid": "needs 2,048 pairs, empty for all"}}
+    reasons, _ = decide(table(), None, asked=["psnr", "fid"], facts=(few, {}))
+    assert reasons == ["the challenger has no fid: needs 2,048 pairs, empty for all"]
+    facts = [{"metric_weights": {"vgg16": "a", "lpips_vgg": x}} for x in "bc"]
+    reasons, _ = decide(table(), table(), asked=["psnr", "lpips_vgg"], facts=facts)
+    assert [reason.partition(":")[0] for reason in reasons] == [
+        "lpips_vgg of the champion used other weights"
+    ]
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])

@@ -66,6 +66,27 @@ def test_a_promoted_version_records_user_time_source_baseline_and_scores(root):
     assert "| (0.1,0.2] |" in version.description, "the card shows the scores"
 
 
+def test_the_metrics_that_the_protocol_asks_are_recorded_and_never_left_out(root, monkeypatch):
+    monkeypatch.setenv("LACUNA_CACHE", str(root / "cache"))
+    weights = {"vgg16": "a", "lpips_vgg": "b"}
+    asked = {"gate": ["psnr", "lpips_vgg"], "data_url": "set"}
+    first = candidate(root, "first", 20.0, 1, **asked)
+    with pytest.raises(ValueError, match="lpips_vgg, which .*run `python -m pipeline fetch vgg16"):
+        do(first)
+    scored(first, 20.0, **asked, metrics=["lpips_vgg"], metric_weights=weights)
+    do(first)
+    tags = champion(root).tags
+    assert json.loads(tags["gate.metrics"]) == ["psnr", "lpips_vgg"]
+    assert json.loads(tags["gate.figures"])["(0.1,0.2]"]["lpips_vgg"] == pytest.approx(0.8)
+
+    # The champion's metrics are asked, whatever protocol the challenger was evaluated by.
+    second = candidate(root, "second", 21.0, 2, data_url="set")
+    with pytest.raises(ValueError, match="gate asks for lpips_vgg"):
+        do(second)
+    scored(second, 21.0, **asked, metrics=["lpips_vgg"], metric_weights=weights)
+    assert do(second)["figures"]["(0.1,0.2]"]["lpips_vgg_difference"] == 0
+
+
 def test_a_worse_model_is_rejected_and_the_reasons_are_recorded(root):
     do(candidate(root, "first", 21.0, 1))
     run = candidate(root, "second", 20.0, 2)
