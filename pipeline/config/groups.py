@@ -128,6 +128,11 @@ class EvaluationData(ResizedData):
 
 
 @dataclass
+class MethodsConfig:
+    path: str | None = key(None, "folder of methods outside the checkout (docs/adding-a-method.md)")
+
+
+@dataclass
 class DataConfig(EvaluationData, CroppedData):
     """The keys of `data` that training reads."""
 

@@ -89,7 +89,7 @@ def _submitted(
             for name in ("job.sbatch", "job.sh"):
                 staging.keep(undo, store.join(part.folder, name))
             staging.write_configs(part, staging.announce_runs(part, undo))
-            staging.write_weights(part, undo)
+            staging.write_carried(part, undo)
             if stage.job.code:
                 staging.write_code(stage, snapshots(part.cluster.allow_dirty), undo)
             staging.forget_pods(stage, undo)
