@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.common.console import say
 from pipeline.common.errors import ConfigError
-from pipeline.config.methods import MODELS
 from pipeline.runs.run_json import change_run_json
 from shards import store
 
@@ -200,12 +199,14 @@ def build_generator(model: Mapping[str, Any]) -> nn.Module:
 
     options = {k: v for k, v in model.items() if k != "name"}
     name = model["name"]
-    if name not in GENERATORS:
-        if name not in MODELS:
-            raise ConfigError(
-                f"model={name} is not here: give methods.path= the folder that has it"
-            )
-        GENERATORS[name] = import_module(f"models.{name}").GENERATOR
+    if name not in GENERATORS:  # of a folder outside the checkout
+        try:
+            GENERATORS[name] = import_module(f"models.{name}").GENERATOR
+        except ModuleNotFoundError as error:
+            if error.name != f"models.{name}":
+                raise
+            hint = "give methods.path= the folder that has it"
+            raise ConfigError(f"model={name} is not here: {hint}") from None
     return GENERATORS[name](**options)
 
 
