@@ -239,6 +239,16 @@ class FetchConfig:
     sha256: str | None = key(None, "SHA-256 of the file at source=")
 
 
+IMPORTED = ("edgeconnect", "gmcnn", "mmagic/pconv")
+
+
+@dataclass
+class ImportConfig:
+    method: str = key(MISSING, "whose network", IMPORTED)
+    file: str = reads(MISSING, "the published file; of EdgeConnect the folder of both generators")
+    out: str = writes(MISSING, "folder or URL of the run to write")
+
+
 @dataclass
 class SubmitConfig:
     cluster: Cluster = field(default_factory=Cluster)

@@ -44,7 +44,7 @@ FIXED_AT_START = ("threads", "loader_threads", "log.")
 # Keys of later versions, at the value that computes what versions without them did.
 LATER: dict[str, Any] = {
     "lr_scale": 1.0, "objective.span": 1.0, "model.reduce": True, "model.renormalize": "all",
-    "masks.sides": [],
+    "masks.sides": [], "model.stem_bias": False,
     "rates": {}, "every": {}, "frozen": [], "without": [], "warmup": 0, "decay": "constant",
 }  # fmt: skip
 # Keys of the network that no weight depends on: `init=` can start a run with another value.
