@@ -46,11 +46,18 @@ class Block(nn.Module):
     """Partial convolution, norm, activation."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int, norm: str, leak: float
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int,
+        norm: str,
+        leak: float,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.conv = PartialConv(
-            in_channels, out_channels, kernel, stride, (kernel - 1) // 2, bias=False
+            in_channels, out_channels, kernel, stride, (kernel - 1) // 2, bias=bias
         )
         self.norm = make_norm(norm, out_channels)
         self.activate = nn.LeakyReLU(leak)
@@ -67,13 +74,24 @@ class PConv(nn.Module):
     whose image is not clipped. H and W must be multiples of `multiple`, at least `smallest`.
     """
 
-    def __init__(self, *, levels: int = 7, width: float = 1.0) -> None:
-        """levels: how often the size is halved. width: multiplies every width."""
+    def __init__(self, *, levels: int = 7, width: float = 1.0, stem_bias: bool = False) -> None:
+        """
+        levels: how often the size is halved. width: multiplies every width.
+        stem_bias: the first layer, which has no norm, has a bias, as MMagic's.
+        """
         super().__init__()
         self.multiple, self.smallest = 2**levels, 2 * 2**levels
         widths = [3] + [scaled(WIDTHS[min(i, 3)], width) for i in range(levels)]
         self.encoder = nn.ModuleList(
-            Block(widths[i], widths[i + 1], KERNELS[min(i, 3)], 2, "batch" if i else "none", 0.0)
+            Block(
+                widths[i],
+                widths[i + 1],
+                KERNELS[min(i, 3)],
+                2,
+                "batch" if i else "none",
+                0.0,
+                stem_bias and not i,
+            )
             for i in range(levels)
         )
         self.decoder = nn.ModuleList(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from typing import Any
 
 from safetensors import SafetensorError, deserialize
 
@@ -16,11 +17,15 @@ def folder() -> str:
     return os.path.abspath(cache_dir() / "weights")
 
 
+def header(data: bytes) -> dict[str, Any]:
+    """Return a safetensors file's header: of each tensor its shape and more."""
+    found: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return found
+
+
 def facts(data: bytes) -> dict[str, str]:
     """Return the metadata of a safetensors file."""
-    size = int.from_bytes(data[:8], "little")
-    metadata: dict[str, str] | None = json.loads(data[8 : 8 + size]).get("__metadata__")
-    return metadata or {}
+    return dict(header(data).get("__metadata__") or {})
 
 
 def digest(data: bytes) -> str:

@@ -166,9 +166,9 @@ def _reference(ours: list[Group], against: str | None) -> Group | None:
 def _notes(printed: Mapping[str, Any] | None, groups: list[Group]) -> list[str]:
     notes = []
     if printed is not None:
-        notes.append(printed["source"]["citation"])
-        if printed.get("note"):
-            notes.append(printed["note"])
+        source = printed["source"]
+        notes.append(source["citation"])
+        notes += [note for note in (source.get("note"), printed.get("note")) if note]
     digests = {g.facts["pairs_digest"][:8] for g in groups}
     notes.append(f"our pairs: {', '.join(sorted(digests)) or 'none yet'}")
     return notes

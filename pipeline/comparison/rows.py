@@ -37,8 +37,14 @@ def fits(group: Group, block: Mapping[str, Any]) -> bool:
 
 def _is_of(group: Group, row: Mapping[str, Any]) -> bool:
     """Return whether the group was trained by the recipe of a printed row, or one equal to it."""
-    names = [row.get("experiment"), *row.get("same_as", [])]
+    names = [_recipe(row), *row.get("same_as", [])]
     return group.facts.get("experiment") is not None and group.facts["experiment"] in names
+
+
+def _recipe(row: Mapping[str, Any]) -> str | None:
+    """Return the recipe of a printed row: what reproduces it, or trains its method our way."""
+    name: str | None = row.get("experiment", row.get("retrained"))
+    return name
 
 
 def block_rows(
@@ -72,13 +78,13 @@ def block_rows(
             if MEAN in columns and len(six) == len(IRREGULAR) and None not in six:
                 cells[MEAN, metric] = Cell(sum(six) / len(six), f"mean of printed values; {status}")
         rows.append(Row(row["method"], "paper", cells, papers.provenance(paper, row), title))
-        if row.get("experiment"):
+        if recipe := _recipe(row):
             mine = [g for g in ours if _is_of(g, row)]
             ours = [g for g in ours if g not in mine]
             rows += [our_row(g, title, columns, measured, reference) for g in mine]
             if complete and not mine:
-                command = _command(row["experiment"], printed, block["dataset"])
-                rows.append(Row(row["experiment"], "missing", {}, block=title, missing=command))
+                command = _command(recipe, printed, block["dataset"])
+                rows.append(Row(recipe, "missing", {}, block=title, missing=command))
     return rows + [our_row(g, title, columns, measured, reference) for g in ours]
 
 

@@ -39,6 +39,12 @@ def train(config: schema.TrainConfig) -> None:
             f"model={config.model.name} does not fit objective.method={objective.method}: give "
             f"model={' or '.join(objective.generators)}"
         )
+    if objective.compares_features() and not config.model.features:
+        raise ConfigError(
+            f"objective.features=internal compares features of the generator, and model="
+            f"{config.model.name} has none: give objective.features=vgg16, or "
+            f"objective.perceptual=0 objective.style=0"
+        )
     check_phases(objective.phases, objective.players, objective.weights())
     if len(config.objective.betas) != 2:
         raise ConfigError(
@@ -72,7 +78,7 @@ def train(config: schema.TrainConfig) -> None:
         )
     _sides(config)
     checked_model(config.init)
-    _masks(config.masks, config.data.crop)
+    _masks(config.masks, config.data.crop, config.validate.size)
 
 
 def _sides(config: schema.TrainConfig) -> None:
@@ -102,7 +108,7 @@ def _resized(key: str, side: int, data: groups.ResizedData) -> None:
         )
 
 
-def _masks(masks: groups.MasksConfig, crop: int) -> None:
+def _masks(masks: groups.MasksConfig, crop: int, validated: int) -> None:
     if masks.kind == "none":
         raise ConfigError(
             "masks.kind=none leaves no hole to train on: give irregular, center, square or external"
@@ -110,9 +116,10 @@ def _masks(masks: groups.MasksConfig, crop: int) -> None:
     from shards.masks import MaskPolicy  # imports OpenCV
 
     MaskPolicy(**asdict(masks))
-    if sorted(masks.sides) != masks.sides or max(masks.sides, default=0) > crop:
+    if sorted(masks.sides) != masks.sides or max(masks.sides, default=0) > min(crop, validated):
         raise ConfigError(
-            f"masks.sides={masks.sides}: expected increasing sides of at most data.crop={crop}"
+            f"masks.sides={masks.sides}: expected increasing sides of at most data.crop={crop} and "
+            f"validate.size={validated}"
         )
 
 
@@ -204,6 +211,8 @@ def _local_source(config: schema.ShardConfig | schema.MakeMasksConfig) -> None:
 def workers(config: schema.TrainConfig, world_size: int, processes: str = "") -> None:
     """Check the processes against the strategy and the batch, of which each gets equal shares.
 
+    A batch norm needs two values.
+
     processes: how the message names them, where they are not simply `world_size`.
     """
     if config.parallel.strategy == "single" and world_size > 1:
@@ -217,6 +226,14 @@ def workers(config: schema.TrainConfig, world_size: int, processes: str = "") ->
             f"batch={config.batch} is not divisible by {processes or world_size} processes x "
             f"accumulate={config.accumulate}: choose a multiple of {total}"
         )
+    averaged = config.batch // (config.accumulate if config.parallel.sync_batchnorm else total)
+    for network in (config.model, config.objective):
+        if averaged * network.normalized(config.data.crop) < 2:
+            raise ConfigError(
+                f"batch={config.batch} data.crop={config.data.crop}: a batch norm of "
+                f"{type(network).__name__} would average a single value; give "
+                f"parallel.sync_batchnorm=true, a larger batch=, or a larger data.crop="
+            )
 
 
 def quickstart(config: schema.QuickstartConfig) -> None:

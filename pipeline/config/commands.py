@@ -64,6 +64,12 @@ COMMANDS: dict[str, Command] = {
         checks.fetch,
         positional="names",
     ),
+    "import": Command(
+        "pipeline.training.imports",
+        schema.ImportConfig,
+        "read a network that others published into a run: EdgeConnect, GMCNN, MMagic's PConv",
+        positional="method",
+    ),
     "shard": Command(
         "pipeline.data.shard",
         schema.ShardConfig,

@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.common.environment import CHECKOUT, config_dir
 from pipeline.common.errors import ConfigError, one_line
+from pipeline.config import outside
 from pipeline.config.commands import COMMANDS, Command
 from pipeline.config.groups import RENAMED, RETIRED
 from pipeline.config.resolve import Resolved, entries, interpolated, known_keys, merge, near
@@ -51,8 +52,10 @@ def search_folders() -> list[tuple[str, Path]]:
             f"LACUNA_CONF={site} is not a folder: set it to your site's configuration folder, or "
             "unset it"
         )
-    folders = {"conf": CONF, "site": Path(site) if site else None, "user": config_dir()}
-    return [(name, path) for name, path in folders.items() if path and path.is_dir()]
+    methods = [("methods", folder / "conf") for folder in outside.folders]
+    named = [("conf", CONF), *methods, ("site", Path(site) if site else None)]
+    named.append(("user", config_dir()))
+    return [(name, path) for name, path in named if path and path.is_dir()]
 
 
 def compose(command: str, args: Sequence[str]) -> Resolved:
@@ -60,6 +63,9 @@ def compose(command: str, args: Sequence[str]) -> Resolved:
     spec = COMMANDS[command]
     saved, args = saved_start(command, spec.groups, args)
     choices, values = _split(spec, args)
+    outside_path = OmegaConf.select(OmegaConf.create(saved[0] if saved else {}), "methods.path")
+    if outside_path := dict(values).get("methods.path", outside_path):
+        outside.use(store.expanded(outside_path))
     if saved and choices:
         raise ConfigError("config= is already resolved: change single keys, not groups")
     layers = _leaves_of(command, *saved) if saved else list(_composed(command, choices))

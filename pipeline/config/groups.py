@@ -53,11 +53,20 @@ writes, writes_file = partial(key, path="written"), partial(key, path="written f
 class ModelConfig:
     """A generator: its name, and as further keys the options of its class in `models`."""
 
+    features: ClassVar[bool] = False  # whether losses may compare what its layers make of an image
+
     name: str = key("msanet", "the generator")
 
     def sides(self) -> tuple[int, int]:
         """Return what divides the sides of images that fit the network, and their least."""
         raise NotImplementedError
+
+    def normalized(self, side: int) -> int:
+        """Return the fewest cells of an image of this side that a batch norm averages.
+
+        2 stands for any number that is enough.
+        """
+        return 2
 
 
 @dataclass
@@ -96,6 +105,14 @@ class ObjectiveConfig:
         """List the networks that start from published weights."""
         return []
 
+    def compares_features(self) -> bool:
+        """Return whether a loss compares the generator's own features."""
+        return False
+
+    def normalized(self, side: int) -> int:
+        """Return what `ModelConfig.normalized` does, of the discriminator."""
+        return 2
+
     def discriminator_sides(self) -> tuple[int, int] | None:
         """Return what divides the sides of images that fit the discriminator, and their least."""
         return None
@@ -130,6 +147,11 @@ class EvaluationData(ResizedData):
     """The keys of `data` that `evaluate` reads; the protocol determines the crop."""
 
     url: str | None = reads(None, "the sharded set: a folder or s3:// URL")
+
+
+@dataclass
+class MethodsConfig:
+    path: str | None = key(None, "folder of methods outside the checkout (docs/adding-a-method.md)")
 
 
 @dataclass

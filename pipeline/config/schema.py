@@ -106,6 +106,7 @@ class TrainConfig:
     data: groups.DataConfig = field(default_factory=groups.DataConfig)
     masks: groups.MasksConfig = field(default_factory=groups.MasksConfig)
     objective: groups.ObjectiveConfig = field(default_factory=groups.ObjectiveConfig)
+    methods: groups.MethodsConfig = field(default_factory=groups.MethodsConfig)
     parallel: groups.ParallelConfig = field(default_factory=groups.ParallelConfig)
     cluster: Cluster = field(default_factory=Cluster)
     checkpoint: groups.CheckpointConfig = field(default_factory=groups.CheckpointConfig)
@@ -138,6 +139,7 @@ class EvaluateConfig:
     features: str | None = writes(None, "folder for MSA-Net's feature maps (figures 3, 5, 7, 9)")
     name: str | None = key(None, "name of the result in tables")
     tracking: groups.RecordConfig = field(default_factory=groups.RecordConfig)
+    methods: groups.MethodsConfig = field(default_factory=groups.MethodsConfig)
 
 
 @dataclass
@@ -146,6 +148,7 @@ class RegisterConfig:
     checkpoint: str = key("best", "best, last, or images_seen of one")
     name: str | None = key(None, "registered model; null: inpaint-<model>")
     weights: str = key("auto", "auto: ema where the run has it", ("auto", "raw", "ema"))
+    methods: groups.MethodsConfig = field(default_factory=groups.MethodsConfig)
 
 
 @dataclass
@@ -187,6 +190,7 @@ class PredictConfig:
     strip: bool = key(False, "write original, mask and result side by side")
     tile: int = key(512, "side of the tiles of larger images, pixels", least=64)
     overlap: int = key(64, "overlap of tiles, pixels", least=1)
+    methods: groups.MethodsConfig = field(default_factory=groups.MethodsConfig)
 
 
 @dataclass
@@ -207,6 +211,7 @@ class DemoConfig:
     mask: groups.HoleConfig = field(default_factory=groups.HoleConfig)
     host: str = key("127.0.0.1", "address to listen on; 0.0.0.0: reachable from other machines")
     port: int = key(7860, "port; 0: a free one", least=0, most=65535)
+    methods: groups.MethodsConfig = field(default_factory=groups.MethodsConfig)
 
 
 @dataclass
@@ -241,6 +246,16 @@ class FetchConfig:
     names: list[str] = key([], "weights to download; empty: those that training needs", WEIGHTS)
     source: str | None = reads(None, "a file, folder or URL instead of the publisher's")
     sha256: str | None = key(None, "SHA-256 of the file at source=")
+
+
+IMPORTED = ("edgeconnect", "gmcnn", "mmagic/pconv")
+
+
+@dataclass
+class ImportConfig:
+    method: str = key(MISSING, "whose network", IMPORTED)
+    file: str = reads(MISSING, "the published file; of EdgeConnect the folder of both generators")
+    out: str = writes(MISSING, "folder or URL of the run to write")
 
 
 @dataclass

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -56,6 +57,7 @@ class Pairs:
     resize_short: int | None
     digest: str
     reused: bool  # some masks are used for several images
+    sides: Sequence[int] = ()  # of drawn rectangles, as `MaskPolicy` has them
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -75,7 +77,7 @@ class Pairs:
 
     def _mask(self, pair: Pair) -> NDArray[np.uint8]:
         if pair.bucket in DRAWN:
-            return _draw(pair, self.size)
+            return _draw(pair, self.size, self.sides)
         with Image.open(io.BytesIO(payload(pair.mask))) as file:
             mask = read_hole(file).astype(np.uint8)
         if mask.shape != (self.size, self.size):
@@ -86,12 +88,12 @@ class Pairs:
         return mask
 
 
-def _draw(pair: Pair, size: int) -> NDArray[np.uint8]:
+def _draw(pair: Pair, size: int, sides: Sequence[int]) -> NDArray[np.uint8]:
     seed = (SEED, pair.image.key)
     if pair.bucket == "center":
-        return center(size, size)
+        return center(size, size, *sides)
     if pair.bucket == "square":
-        return square(size, size, seed)
+        return square(size, size, seed, sides)
     low, high = BUCKETS[pair.image.key % len(BUCKETS)]
     return irregular(size, size, low, high, 0, seed)
 
@@ -109,7 +111,8 @@ def make_pairs(
     """Pair a split's images (the first `limit` in key order) with masks of every bucket.
 
     masks: a set with masks of these buckets; None if all are drawn.
-    policy: of training; the set's masks that it takes make up every bucket.
+    policy: of training; the set's masks that it takes make up every bucket, drawn rectangles have
+        its sides.
 
     Raises ValueError for a split without images.
     """
@@ -129,8 +132,9 @@ def make_pairs(
             held = by_bucket.get(bucket, no_mask)
             pairs.append(Pair(f"{image.key:09d}-b{number}", image, held[i % len(held)], bucket))
     reused = any(len(held) < len(records) for held in by_bucket.values())
-    digest = _digest(pairs, size, resize_short)
-    return Pairs(tuple(pairs), size, resize_short, digest, reused)
+    sides = tuple(policy.sides) if policy else ()
+    digest = _digest(pairs, size, resize_short, sides)
+    return Pairs(tuple(pairs), size, resize_short, digest, reused, sides)
 
 
 def _masks_by_bucket(masks: Manifest | None, buckets: list[str]) -> dict[str, list[ImageRecord]]:
@@ -145,8 +149,9 @@ def _masks_by_bucket(masks: Manifest | None, buckets: list[str]) -> dict[str, li
     return by_bucket
 
 
-def _digest(pairs: list[Pair], size: int, resize_short: int | None) -> str:
-    sha = hashlib.sha256(f"{size} {resize_short}\n".encode())
+def _digest(pairs: list[Pair], size: int, resize_short: int | None, sides: Sequence[int]) -> str:
+    drawn = "".join(f" {side}" for side in sides)
+    sha = hashlib.sha256(f"{size} {resize_short}{drawn}\n".encode())
     for pair in pairs:
         sha.update(f"{pair.bucket} {pair.image.content:016x} {pair.mask.content:016x}\n".encode())
     return sha.hexdigest()

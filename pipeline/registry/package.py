@@ -133,6 +133,7 @@ def text(facts: Mapping[str, str], evaluation: Mapping[str, Any] | None = None) 
         "|---|---|",
     ]
     for key, label in (
+        ("license", "license of the weights"),
         ("dataset", "training data (sha256 of its manifest)"),
         ("run", "run"),
         ("run_id", "MLflow run"),

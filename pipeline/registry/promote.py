@@ -70,6 +70,11 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
         candidate = _candidate(client, config)
         name = config.into or candidate.name
         tags = own_tags(candidate)
+        if "-NC" in tags.get("license", ""):
+            raise ValueError(
+                f"{candidate.name}/{candidate.version} has weights under {tags['license']}, which "
+                f"forbids commercial use: they are not promoted; train the method's own recipe"
+            )
         network = tags["network"]
         created_for = network if name == candidate.name else "any"
         register.ensure_model(client, name, network, created_for, key="into")

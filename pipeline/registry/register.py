@@ -146,6 +146,7 @@ def _facts(
         "weights": info["weights"],
         "weights_sha256": digest,
         "dataset": info.get("dataset"),
+        "license": info.get("imported", {}).get("license"),
         "tracked": recorded.get("tracked"),
         "commit": recorded.get("commit"),
         "registered_by": user(),

@@ -11,9 +11,11 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common.console import say
+from pipeline.common.errors import ConfigError
 from pipeline.runs.run_json import change_run_json
 from shards import store
 
@@ -196,7 +198,16 @@ def build_generator(model: Mapping[str, Any]) -> nn.Module:
     from models import GENERATORS
 
     options = {k: v for k, v in model.items() if k != "name"}
-    return GENERATORS[model["name"]](**options)
+    name = model["name"]
+    if name not in GENERATORS:  # of a folder outside the checkout
+        try:
+            GENERATORS[name] = import_module(f"models.{name}").GENERATOR
+        except ModuleNotFoundError as error:
+            if error.name != f"models.{name}":
+                raise
+            hint = "give methods.path= the folder that has it"
+            raise ConfigError(f"model={name} is not here: {hint}") from None
+    return GENERATORS[name](**options)
 
 
 def load_generator(

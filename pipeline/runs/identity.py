@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from pipeline.common.errors import ConfigError
+from pipeline.config import outside
 from pipeline.config.groups import FORMER
 from pipeline.config.methods import METHODS, method_of
 from pipeline.config.resolve import leaves, to_yaml
@@ -27,6 +28,7 @@ MAY_CHANGE = (
     "root",
     "smoke",
     "weights",
+    "methods.",
     "max_images",
     "processes",
     "accumulate",
@@ -42,7 +44,7 @@ FIXED_AT_START = ("threads", "loader_threads", "log.")
 # Keys of later versions, at the value that computes what versions without them did.
 LATER: dict[str, Any] = {
     "lr_scale": 1.0, "objective.span": 1.0, "model.reduce": True, "model.renormalize": "all",
-    "masks.sides": [],
+    "masks.sides": [], "model.stem_bias": False,
     "rates": {}, "every": {}, "frozen": [], "without": [], "warmup": 0, "decay": "constant",
 }  # fmt: skip
 # Keys of the network that no weight depends on: `init=` can start a run with another value.
@@ -116,6 +118,17 @@ def other_dataset(run_url: str, before: str, now: Manifest) -> str:
         f"{now.digest[:12]}): it was trained on a set with digest {before[:12]}; give that set by "
         f"data.url=, or {_new_run(run_url)}"
     )
+
+
+def check_methods(config: TrainConfig, run: RunFolder) -> None:
+    """Refuse to resume with other files in `methods.path=` than the run was started with."""
+    now = outside.digest(config.methods.path) if config.methods.path else None
+    if run.images_saved and run.facts.get("methods") != now:
+        raise ConfigError(
+            f"cannot resume {store.display(run.url)}: the files of methods.path="
+            f"{config.methods.path} are not those that it was started with; give those, or "
+            f"{_new_run(run.url)}"
+        )
 
 
 def _new_run(run_url: str, reusable: bool = True) -> str:

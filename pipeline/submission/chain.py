@@ -16,8 +16,9 @@ INHERITED = {
     "evaluate": {
         "data.url": "set", "data.resize_short": "resize", "masks.url": "masks",
         "protocol": "protocol", "split": "split", "limit": "limit", "checkpoint": "best",
+        "methods.path": "methods",
     },
-    "register": {"run": "run"},
+    "register": {"run": "run", "methods.path": "methods"},
     "promote": {"run": "run", "model": "model"},
 }  # fmt: skip
 COVERED = {"data": "data.resize_short", "model": "checkpoint", "predictions": "checkpoint",
@@ -77,6 +78,9 @@ class Chain:
             self.facts |= {"run": run, "best": run and store.join(run, "checkpoints", "best")}
             self.facts["protocol"] = "musical" if config.masks.kind == "center" else "msanet"
             self.facts.pop("model", None)
+            self.facts.pop("methods", None)
+            if config.methods.path:
+                self.facts["methods"] = config.methods.path
             self.network, self.evaluated, self.registered = config.model.name, None, None
         elif verb == "evaluate":
             self.facts |= {"split": config.split, "limit": str(config.limit or "null")}

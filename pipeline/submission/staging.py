@@ -17,6 +17,7 @@ from jobs.scheduler import Stage
 from jobs.snapshot import Snapshot
 from pipeline.common.console import say
 from pipeline.common.locks import hold, leased, sign
+from pipeline.config import outside
 from pipeline.config.schema import CACHE
 from pipeline.runs import job_record
 from pipeline.runs.folder import SUBMITTING, folder_at
@@ -108,7 +109,7 @@ def _unlock(path: Path) -> None:
 
 def write_configs(part: Part, mlflow_runs: dict[str, str]) -> None:
     """Write each run's config.yaml and MLflow run ID; for other jobs one config.yaml."""
-    points = [replace(p, config=_with_weights(part, p.config)) for p in part.points]
+    points = [replace(p, config=_carried(part, p.config)) for p in part.points]
     if not part.trains:
         text = points[0].yaml()
         store.write(store.join(part.folder, "config.yaml"), text.encode())
@@ -122,15 +123,35 @@ def write_configs(part: Part, mlflow_runs: dict[str, str]) -> None:
             update_run_json(run, mlflow_run_id=mlflow_runs[run])
 
 
-def _with_weights(part: Part, config: Any) -> Any:
-    """Replace this machine's cache of weights by the job's folder: a pod's cache is empty."""
-    if part.verb != "train" or not pretrained.from_cache(config):
-        return config
-    return replace(config, weights=store.join(part.folder, "weights"))
+def _carried(part: Part, config: Any) -> Any:
+    """Replace what `write_carried` copies by the copy: a pod sees nothing of this machine."""
+    if part.verb == "train" and pretrained.from_cache(config):
+        config = replace(config, weights=store.join(part.folder, "weights"))
+    if _methods(config):
+        config = replace(config, methods=replace(config.methods, path=_archive(part)))
+    return config
 
 
-def write_weights(part: Part, undo: ExitStack) -> None:
-    """Copy pretrained weights from the cache to the job's folder."""
+def _methods(config: Any) -> str | None:
+    """Return the folder of methods that a command of any kind is given."""
+    methods = getattr(config, "methods", None)
+    return methods and methods.path
+
+
+def _archive(part: Part) -> str:
+    folder = os.path.abspath(part.folder) if store.is_local(part.folder) else part.folder
+    return store.join(folder, "methods.zip")
+
+
+def write_carried(part: Part, undo: ExitStack) -> None:
+    """Copy pretrained weights of the cache, and methods outside the checkout, to the job's folder.
+
+    The methods are those of the first point: a sweep has one folder of them.
+    """
+    if path := _methods(part.points[0].config):
+        packed = outside.archive(path)
+        keep(undo, _archive(part))
+        store.write(_archive(part), packed)
     configs = [point.config for point in part.points if part.verb == "train"]
     folder = store.join(part.folder, "weights")
     for name in sorted({n for config in configs for n in pretrained.from_cache(config)}):

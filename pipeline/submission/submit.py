@@ -42,7 +42,7 @@ def main(args: Sequence[str], dry_run: bool = False) -> Any:
         stages = [Stage(job, scheduler.located(cluster)) for job, cluster in stages]
     rendered = scheduler.render(stages)
     if dry_run:
-        return rendered.text
+        return "\n".join([rendered.text, *(line for part in parts for line in _cost(part))])
     if any(part.settings.check for part in parts):
         return {"check": scheduler.ask(rendered)}
     with ExitStack() as locks:
@@ -63,6 +63,16 @@ def main(args: Sequence[str], dry_run: bool = False) -> Any:
         scheduler.judge(rendered)  # before anything is written
         records = _submitted(parts, rendered, snapshots, existing)
     return {"jobs": [_result(record) for record in records]}
+
+
+def _cost(part: Part) -> list[str]:
+    """Return the GPU-hours of a sweep over recipes, as comments of the script or manifest."""
+    configs = [point.config for point in part.points]
+    if part.verb != "train" or len({config.experiment for config in configs}) < 2:
+        return []
+    from pipeline.training.forecast import gpu_hours  # imports torch
+
+    return [f"# {line}" for line in gpu_hours(configs)]
 
 
 def _submitted(
@@ -89,7 +99,7 @@ def _submitted(
             for name in ("job.sbatch", "job.sh"):
                 staging.keep(undo, store.join(part.folder, name))
             staging.write_configs(part, staging.announce_runs(part, undo))
-            staging.write_weights(part, undo)
+            staging.write_carried(part, undo)
             if stage.job.code:
                 staging.write_code(stage, snapshots(part.cluster.allow_dirty), undo)
             staging.forget_pods(stage, undo)

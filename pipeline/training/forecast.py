@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pipeline.config.schema import TrainConfig
 from pipeline.training import flops
 from shards.manifest import open_manifest
@@ -23,17 +25,39 @@ def forecast(config: TrainConfig, world_size: int, left: int) -> list[str]:
         f"{each / 1e9:,.0f} GFLOP per image at {config.data.crop}x{config.data.crop}, "
         f"{each * left:.2g} FLOP in all",
     ]
-    hours = []
-    for name in DEVICES:
-        rate = flops.peak(name, "bf16")
-        assert rate is not None
-        hours.append(f"{name}: {each * left / rate / FRACTION / world_size / 3600:,.1f}")
     lines.append(
         f"hours on {world_size} device{'s' * (world_size > 1)} at an assumed {FRACTION:.0%} of "
-        f"the bf16 peak (smoke=true measures yours): {'; '.join(hours)}"
+        f"the bf16 peak (smoke=true measures yours): {_hours(each * left / world_size)}"
     )
     times = amplification(LANES, world_size)
     size = times * sum(shard.bytes for shard in split.shards) / 1e9
     blocks = times * int(order_of(manifest, config.data.train, config.seed).blocks.sum())
     lines.append(f"each epoch reads {size:,.2f} GB; from a bucket in {blocks:,} GETs")
     return lines
+
+
+def gpu_hours(configs: Iterable[TrainConfig]) -> list[str]:
+    """Return lines with the GPU-hours of each recipe of a sweep, all its runs, and their sum."""
+    costs: dict[str, float] = {}
+    totals: dict[str, float] = {}
+    for config in configs:
+        same = str((config.model, config.objective, config.data.crop))  # as of other seeds
+        if same not in costs:
+            costs[same] = flops.estimate(config)
+        name = config.experiment or "train"
+        totals[name] = totals.get(name, 0.0) + costs[same] * config.max_images
+    totals["in sum"] = sum(totals.values())
+    return [
+        f"GPU-hours at an assumed {FRACTION:.0%} of the bf16 peak (smoke=true measures yours)",
+        *(f"{name}: {_hours(total)}" for name, total in totals.items()),
+    ]
+
+
+def _hours(flop: float) -> str:
+    """Return how long each device would take."""
+    hours = []
+    for name in DEVICES:
+        rate = flops.peak(name, "bf16")
+        assert rate is not None
+        hours.append(f"{name}: {flop / rate / FRACTION / 3600:,.1f}")
+    return "; ".join(hours)

@@ -20,7 +20,7 @@ from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import submitted_processes
 from pipeline.runs import checkpoints
 from pipeline.runs.folder import RunFolder, held
-from pipeline.runs.identity import check_same, folder_of, other_dataset
+from pipeline.runs.identity import check_methods, check_same, folder_of, other_dataset
 from pipeline.training import pretrained
 from shards import store
 from shards.manifest import Manifest, open_manifest, read_index
@@ -48,6 +48,7 @@ def preflight(
         pretrained.check(config)
     run = folder_of(config)
     check_same(config, run)
+    check_methods(config, run)
     trained_on = run.facts.get("dataset", manifest.digest)
     if trained_on != manifest.digest:
         raise ConfigError(other_dataset(run.url, trained_on, manifest))

@@ -9,9 +9,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline.common.errors import ConfigError
-from pipeline.common.weights_cache import damage, folder
+from pipeline.common.weights_cache import damage, folder, header
 from pipeline.config.schema import CACHE, RANDOM, TrainConfig
 from shards import objects, store
+
+# A tensor that tells a network from its siblings, by its shape; None: there is none of the name.
+# The first blocks of VGG19 would fit VGG16.
+TELLTALE = {
+    "vgg16": ("features.16.weight", None),
+    "vgg19": ("features.16.weight", [256, 256, 3, 3]),
+    "densenet121": ("features.norm5.weight", [1024]),
+}
 
 
 def place(weights: str, name: str) -> str:
@@ -60,4 +68,7 @@ def read(weights: str, name: str) -> bytes:
         ) from None
     if damaged := damage(data):
         raise ConfigError(f"{shown} is damaged ({damaged}): {fix}")
+    tensor, shape = TELLTALE[name]
+    if (found := header(data).get(tensor, {}).get("shape")) != shape:
+        raise ConfigError(f"{shown} is not of {name} ({tensor}: {found}, not {shape}): {fix}")
     return data

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.common.console import say
 from pipeline.common.environment import commit, user
+from pipeline.config import outside
 from pipeline.config.schema import TrainConfig
 from pipeline.evaluation import metrics
 from pipeline.runs.checkpoints import Checkpoint
@@ -53,6 +54,8 @@ def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: 
     )
     dataset = (config.data.name, store.display(manifest.url), manifest.digest)
     tags = {"recipe": recipe, "weights": "ema" if config.ema else "raw"}
+    if config.methods.path:
+        tags["methods.sha256"] = outside.digest(config.methods.path)
     tracker.start(asdict(config), tags, dataset)
     tracker.artifact("config.yaml", (run.local / "config.yaml").read_bytes())
     return tracker
@@ -63,6 +66,7 @@ def _write_facts(config: TrainConfig, run: RunFolder, manifest: Manifest) -> Non
     cpu = str(hardware()["cpu"])
     facts: dict[str, Any] = {"id": run.name, "url": place_of(run.url), "cpu": cpu}
     facts |= {"dataset": manifest.digest, "commit": commit()}
+    facts["methods"] = outside.digest(config.methods.path) if config.methods.path else None
     facts |= {"archive": archive(manifest, config.data.train)}
     facts |= {"launcher": {"host": socket.gethostname(), "pid": os.getppid()}}
     if run.config is not None and not run.images_saved and changed_key(config, run.config):

@@ -108,7 +108,7 @@ def fetch(name: str, source: str | None = None, sha256: str | None = None) -> di
             f"{shown} has sha256 {actual[:16]}…, expected {wanted}…: damaged, or another file; "
             "fetch it again, or give sha256= if it is your own"
         )
-    state = _unpickled(data, shown)
+    state = unpickled(data, shown)
     state = {
         re.sub(r"^net\.slice\d\.", "features.", key): v for key, v in state.items()
     }  # ST-LPIPS
@@ -149,7 +149,8 @@ def load(data: bytes, network: nn.Module, shown: str) -> str:
     return weights_cache.facts(data).get("sha256", "")
 
 
-def _unpickled(data: bytes, shown: str) -> dict[str, Tensor]:
+def unpickled(data: bytes, shown: str, key: str | None = None) -> dict[str, Tensor]:
+    """Read a state dict, or the one under `key`."""
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle may raise anything
@@ -158,11 +159,13 @@ def _unpickled(data: bytes, shown: str) -> dict[str, Tensor]:
             f"{shown} cannot be read as weights ({reason[:120]}): it is truncated or not a file "
             "of torch.save; fetch it again"
         ) from error
+    if key is not None and isinstance(state, dict):
+        state = state.get(key)
     if not isinstance(state, dict) or not all(
         isinstance(k, str) and isinstance(v, Tensor) and v.layout == torch.strided and not v.is_meta
         for k, v in state.items()
     ):
-        raise ValueError(f"{shown} does not hold a state dict: give torchvision's file")
+        raise ValueError(f"{shown} does not hold a state dict: give the publisher's file")
     return state
 
 

@@ -21,6 +21,9 @@ class ContextEncoderModel(ModelConfig):
     def sides(self) -> tuple[int, int]:
         return 2**self.levels, 4 * 2**self.levels
 
+    def normalized(self, side: int) -> int:
+        return int(side // 2**self.levels - 3) ** 2
+
 
 @dataclass
 class ContextEncoderObjective(ObjectiveConfig):

@@ -39,3 +39,6 @@ class GlcObjective(ObjectiveConfig):
 
     def discriminator_sides(self) -> tuple[int, int]:
         return DISCRIMINATOR
+
+    def normalized(self, side: int) -> int:
+        return (side // DISCRIMINATOR[0]) ** 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.groups import ModelConfig, ObjectiveConfig, key
@@ -14,6 +15,8 @@ SPATIAL = ("fusing", "none", "cbam", "sca")
 
 @dataclass
 class MsanetModel(ModelConfig):
+    features: ClassVar[bool] = True
+
     name: str = "msanet"
     fe: list[int] = key([64, 64], "extraction widths; all but the first downsample", least=1)
     msau: list[list[int]] = key(
@@ -59,3 +62,6 @@ class MsanetObjective(ObjectiveConfig):
     def published(self) -> list[str]:
         compares = self.perceptual or self.style
         return ["vgg16"] if compares and self.features == "vgg16" else []
+
+    def compares_features(self) -> bool:
+        return bool(self.perceptual or self.style) and self.features == "internal"

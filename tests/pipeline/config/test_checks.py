@@ -1,14 +1,17 @@
 """What each command's configuration is refused for, before it runs and before it is queued."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from models import GENERATORS
 from models.densenet import DenseNetDiscriminator
+from models.discriminators import StackDiscriminator
 from pipeline import cli
 from pipeline.common.errors import ConfigError
 from pipeline.comparison import papers
-from pipeline.config import checks, schema
+from pipeline.config import checks, methods, schema
 from pipeline.config.commands import AS_JOBS, COMMANDS
 from pipeline.config.compose import compose
 from pipeline.config.groups import ValidateConfig
@@ -23,6 +26,9 @@ REFUSED = {
         ("objective.phases=[]", "objective.phases is empty"),
         ("objective.phases=[{until: null}, {until: 5}]", "ends must increase"),
         ("objective.betas=[0.9]", "expected two numbers"),
+        ("model=glc", "objective.features=internal compares features of the generator, and mod"),
+        ("model=pconv objective.perceptual=0", "model=pconv has none: give objective.features=v"),
+        ("model=musical objective.style=0", "model=musical has none"),
         ("processes=all", "invalid processes=all: expected a positive integer or auto"),
         ("processes=0", "invalid processes=0"),
         ("threads=-1", "invalid threads=-1"),
@@ -33,11 +39,15 @@ REFUSED = {
         ("masks.kind=external", "masks.kind=external needs masks.url="),
         ("masks.url=m", "masks.url=m needs masks.kind=external"),
         ("masks.kind=square masks.sides=[96,257]", "sides of at most data.crop=256"),
+        ("masks.kind=square masks.sides=[9,65] validate.size=64", "and validate.size=64"),
         ("masks.kind=square masks.sides=[96,64]", "expected increasing sides"),
         ("masks.high=0.9 masks.border=0.5", "does not fit inside the border constraint"),
         ("data.crop=100", "data.crop=100 does not fit model=msanet: give a multiple of 8"),
         ("validate.size=32", "validate.size=32 does not fit model=msanet: give a multiple of 8"),
-        ("model=musical data.crop=104", "fit model=musical: give a multiple of 16, at least 48"),
+        (
+            "model=musical objective.features=vgg16 data.crop=104",
+            "fit model=musical: give a multiple of 16, at least 48",
+        ),
         (
             "objective=edgeconnect",
             "model=msanet does not fit objective.method=edgeconnect: give mo",
@@ -70,7 +80,10 @@ REFUSED = {
         ),
         ("data.resize_short=80", "data.crop=256 is larger than data.resize_short=80"),
         ("data.resize_short=80 data.crop=64", "validate.size=256 is larger than data.resize_short"),
-        ("model=musical model.attention=direct", "give model.order=released, or model.attention="),
+        (
+            "model=musical objective=musical_paper model.attention=direct",
+            "give model.order=released, or model.attention=",
+        ),
         ("model.iru=[64]", "model.iru=[64] does not fit model.fe=[64, 64]"),
         ("model.taps=5", "taps at most 4"),
         ("init=models:/a/b/c", "invalid models:/a/b/c: expected models:/NAME@champion"),
@@ -158,6 +171,8 @@ ACCEPTED = {
         "masks.kind=square",
         "init=models:/a/latest",
         "data.crop=104",
+        "model=glc objective.features=vgg16",
+        "model=glc objective.perceptual=0 objective.style=0",
         "model=deepfill objective=deepfill objective.local=masked data.crop=144",
         "model=deepfill objective=deepfill objective.penalty=0 parallel=zero1 precision=bf16",
         "data.crop=300 data.resize_short=256 data.crop_mode=resized data.crop=304",
@@ -298,6 +313,50 @@ def test_a_batch_that_processes_cannot_share_equally_is_refused(batch, world, ac
         checks.workers(config, world)
     config.batch = world * accumulate * 2
     checks.workers(config, world)
+
+
+CE, GLC = "model=context_encoder objective=context_encoder", "model=glc objective=glc"
+SMALL = "model.levels=4 objective.d_levels=4 data.crop=64 validate.size=64"
+
+
+@pytest.mark.parametrize(
+    ("words", "world", "refused"),
+    [
+        (f"{CE} {SMALL} batch=2", 2, False),
+        (f"{CE} {SMALL} batch=2 parallel.sync_batchnorm=false", 2, True),
+        (f"{CE} {SMALL} batch=2 parallel.sync_batchnorm=false", 1, False),
+        (f"{CE} {SMALL} batch=2 accumulate=2", 1, True),
+        (f"{CE} {SMALL} batch=1", 1, True),
+        (f"{CE} {SMALL} batch=1 data.crop=80", 1, False),
+        (f"{GLC} data.crop=64 batch=2 parallel.sync_batchnorm=false", 2, True),
+        (f"{GLC} data.crop=128 batch=2 parallel.sync_batchnorm=false", 2, False),
+        ("model=msanet batch=2 parallel.sync_batchnorm=false", 2, False),
+    ],
+)
+def test_a_batch_norm_over_a_single_value_is_refused(words, world, refused):
+    config = compose("train", words.split()).config
+    message = r"would average a single value; give parallel\.sync"
+    with pytest.raises(ConfigError, match=message) if refused else nullcontext():
+        checks.workers(config, world)
+
+
+@pytest.mark.parametrize("side", [64, 80, 128])
+def test_torch_refuses_the_batch_norms_that_we_do(side):
+    """One image: torch's own batch norm raises where there is a single cell."""
+    model = methods.ContextEncoderModel(levels=4, width=0.1)
+    options = {name: value for name, value in vars(model).items() if name != "name"}
+    networks = [(model, lambda x, m: GENERATORS["context_encoder"](**options)(x, m))]
+    if side % 64 == 0:  # GLC's global half
+        judge = StackDiscriminator(side, [8] * 6, norm="batch", act="relu")
+        networks.append((methods.GlcObjective(), lambda x, m: judge(x)))
+    for config, network in networks:
+        try:
+            network(torch.rand(1, 3, side, side), torch.ones(1, 1, side, side))
+        except ValueError as error:
+            assert "more than 1 value per channel" in str(error)
+            assert config.normalized(side) == 1
+        else:
+            assert config.normalized(side) > 1
 
 
 # --- keys that hold a path ------------------------------------------------------------------------

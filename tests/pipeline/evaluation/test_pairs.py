@@ -36,6 +36,34 @@ def test_squares_are_validated_on_squares_the_same_whatever_the_seed(masks_of):
     assert (masks_of("masks=square", "seed=5") == masks).all()
 
 
+@pytest.mark.parametrize(
+    ("words", "low", "high"),
+    [
+        (("masks=square", "masks.sides=[10,21]"), 10, 21),
+        (("masks=square", "masks.sides=[24,24]"), 24, 24),
+        (("masks=center", "masks.sides=[14]"), 14, 14),
+        (("masks=square",), 32, 32),
+        (("masks=center",), 32, 32),
+    ],
+)
+def test_rectangles_have_the_sides_that_are_trained_on(masks_of, words, low, high):
+    masks = masks_of(*words)
+    found = [np.count_nonzero(mask.any(axis)) for mask in masks for axis in (0, 1)]
+    assert low <= min(found) <= max(found) <= high
+    assert low == high or len(set(found)) > 2
+    if words[0] == "masks=center":
+        assert (masks == np.flip(masks, (1, 2))).all()  # in the middle
+
+
+def test_other_sides_are_other_pairs(small_set):
+    digests = set()
+    for sides in ("[]", "[10,21]", "[10,22]"):
+        words = [*WORDS, f"data.url={small_set}", "masks=square", f"masks.sides={sides}"]
+        config = compose("train", words).config
+        digests.add(validation_pairs(config, open_manifest(small_set)).digest)
+    assert len(digests) == 3
+
+
 def test_irregular_holes_come_from_every_bucket_and_center_masks_lie_in_the_middle(masks_of):
     ratios = sorted(mask.mean() for mask in masks_of("masks=irregular"))
     bounds = (0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)

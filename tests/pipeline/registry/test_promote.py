@@ -17,9 +17,10 @@ from tests.support.promotion import (
     champion,
     client,
     do,
+    uri,
     verify,
 )
-from tests.support.trained import finished_run, scored
+from tests.support.trained import finished_run, registered, scored
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -49,6 +50,26 @@ def test_a_first_champion_then_a_better_one_then_a_rollback(root):
     assert verify() == {"name": NAME, "versions": 3, "faults": []}
     with pytest.raises(ValueError, match="no earlier champion than 5"):
         promote.main(RollbackConfig(model=NAME))
+
+
+@pytest.mark.parametrize(
+    ("license", "refused"), [("CC-BY-NC-4.0", True), ("Apache-2.0", False), ("CC-BY-4.0", False)]
+)
+def test_weights_whose_license_forbids_commercial_use_are_not_promoted(root, license, refused):
+    run = finished_run(root / "theirs", uri=uri(root))
+    (path,) = Path(run).glob("checkpoints/*/state.json")
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({**state, "imported": {"license": license}}))
+    registered(run, uri(root))
+    scored(run, 20.0)
+    version = model_versions.find_version(client(root), f"models:/{NAME}/1")
+    assert version.tags["lacuna.license"] == license
+    if not refused:
+        assert do(run)["version"] == 2
+        return
+    with pytest.raises(ValueError, match=f"under {license}, which forbids commercial use"):
+        do(run)
+    assert len(model_versions.versions(client(root), NAME)) == 1
 
 
 def test_a_promoted_version_records_user_time_source_baseline_and_scores(root):

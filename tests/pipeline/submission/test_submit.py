@@ -62,6 +62,20 @@ def test_a_dry_run_prints_the_script_that_sbatch_takes_and_touches_nothing(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_of_a_sweep_over_methods_prints_their_gpu_hours(monkeypatch):
+    """GFLOP per image by hand; an A100 has 312 TFLOP/s in bf16, an L40S 362, by the data sheets."""
+    gflop = {"pconv": 100, "glc": 50}
+    cost = lambda config: 1e9 * gflop[config.objective.method]  # noqa: E731
+    monkeypatch.setattr("pipeline.training.flops.estimate", cost)
+    words = ("train", "data.url=s", "experiment=compare/pconv,compare/glc", "weights=random")
+    text = dry(*words, "seed=0,1,2", "max_images=936000", *SLURM)
+    assert text.startswith("#!/bin/bash\n#SBATCH") and "#SBATCH --array=0-5" in text
+    hours = {name: float(a100) for name, a100 in re.findall(r"# ([^:\n]+): A100: ([\d.]+);", text)}
+    # 3 seeds x 936,000 images x 1e11 FLOP / (0.3 x 312e12 FLOP/s) = 3,000 s
+    assert hours == {"compare/pconv": 0.8, "compare/glc": 0.4, "in sum": 1.2}
+    assert "GPU-hours" not in dry(*words[:2], *words[3:], "experiment=compare/glc", *SLURM)
+
+
 def test_a_dry_run_needs_neither_torch_nor_mlflow():
     program = (
         "import sys; from pipeline.cli import main; code = main(sys.argv[1:]); "

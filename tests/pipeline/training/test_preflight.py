@@ -24,7 +24,14 @@ from shards.writer import write_set
 from tests.support.sets import samples
 from tests.support.trained import finished_run, registered
 
-MUSICAL = ("experiment=finetune/folder", "model=musical", "data.crop=64", "validate.size=64")
+MUSICAL = (
+    "experiment=finetune/folder",
+    "model=musical",
+    "objective.perceptual=0",
+    "objective.style=0",
+    "data.crop=64",
+    "validate.size=64",
+)
 WORDS = ("experiment=quickstart", "data.crop=64", "validate.size=64")
 
 

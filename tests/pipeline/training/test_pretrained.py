@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from jobs import scheduler
 from models.densenet import DenseNetDiscriminator
-from models.vgg import VGG16Features
+from models.vgg import VGG16Features, VGG19Features
 from pipeline import cli
 from pipeline.config.compose import compose
 from pipeline.launch import workers
@@ -196,6 +196,21 @@ def test_a_damaged_file_is_refused_before_anything_starts(begun, cached, way, sp
     assert status == 2, output
     last = output.splitlines()[-1]
     assert f"{path} is damaged" in last and "fetch vgg16" in last
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "theirs"),
+    [
+        (("objective=msanet_vgg",), "vgg16", partial(VGG19Features)),
+        ((PAPER,), "densenet121", partial(VGG16Features, blocks=5)),
+        (("model=gmcnn", "model.dilations=[2]", "objective=gmcnn"), "vgg19", NETWORKS["vgg16"]),
+    ],
+)
+def test_the_weights_of_a_sibling_are_refused(begun, cached, words, name, theirs):
+    cached("vgg16")
+    save_file(theirs().state_dict(), weights.cached(name))
+    status, output = begun("train", *words)
+    assert status == 2 and f"{name}.safetensors is not of {name}" in output.splitlines()[-1], output
 
 
 def test_a_folder_or_url_replaces_the_cache(begun, cached, tmp_path):
