@@ -113,8 +113,8 @@ def title(config: TrainConfig, url: str) -> str:
         section = chooser.partition(".")[0] + "."  # the other keys of the section follow from it
         changed = {k: v for k, v in changed.items() if k == chooser or not k.startswith(section)}
     words = [f"{k}={v if len(v) <= 24 else v[:23] + '…'}" for k, v in changed.items()]
-    more = [f"+{len(words) - 4}"] if len(words) > 4 else []
-    return " ".join([name, *words[:4], *more])
+    more = [f"+{len(words) - 3}"] if len(words) > 3 else []
+    return " ".join([name, *words[:3], *more])
 
 
 def check_same(config: TrainConfig, run: RunFolder) -> None:

@@ -50,9 +50,9 @@ def test_a_run_is_named_by_what_it_computes_and_nothing_else():
         (["experiment=msanet/table6/places2", "model=deepfill"], " model.name=deepfill"),
         (["experiment=msanet/table6/places2", "data=paris"], " data.name=paris"),
         (["seed=3", "batch=2", "clip=1", "ema=0.9", "model.width=0.5"],
-         " seed=3 batch=2 clip=1.0 ema=0.9 +1"),
+         " seed=3 batch=2 clip=1.0 +2"),
         (["objective.phases=[{until: 800, lr: 6e-4}, {lr: 2e-4}]"],
-         " objective.phases=[{'until': 800, 'lr': 0…"),
+         " objective.phases=[{until: 800, lr: 0.000…"),
     ],
 )  # fmt: skip
 def test_a_run_s_title_says_what_differs_from_its_recipe(words, said):
