@@ -5,7 +5,7 @@ TORCH_INDEX ?=
 BASE ?= main
 TORCH ?= $(shell grep -m1 '^torch==' constraints.txt)
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 # Marks are made last: an interrupted install is taken up by the next run. QUICK is what `quickstart`
 # needs; READY adds DeepSpeed and what tests need.
 QUICK := $(VENV)/.quickstart
@@ -16,7 +16,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 INDEX = index="$(TORCH_INDEX)"; \
   if [ -z "$$index" ] && [ "$$(uname -s)" = Linux ] && [ ! -e /dev/kfd ] \
     && ! nvidia-smi -L >/dev/null 2>&1 \
-    && ! $(PY) -m pip config list | grep -Eq 'index-url|find-links|no-index'; then \
+    && [ -z "$$($(PY) -m pip config list | grep -E 'index-url|find-links|no-index')" ]; then \
     index=$(CPU_INDEX); \
     echo "make: no GPU here, so torch's CPU build; for GPU nodes: make install TORCH_INDEX=URL"; \
   fi

@@ -52,7 +52,7 @@ def made(tmp_path):
 
 
 def installs(calls):
-    prefix = "-m pip install --quiet --disable-pip-version-check "
+    prefix = "-m pip install --quiet --disable-pip-version-check --no-compile "
     return [line.removeprefix(prefix) for line in calls if line.startswith(prefix)]
 
 

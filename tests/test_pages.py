@@ -1,18 +1,26 @@
-"""The command blocks of pages in order, on toy downloads, or rendered for a cluster."""
+"""Every command of every page is run on toy downloads, rendered for a cluster, or composed.
+
+Slow: the commands of `RUN`, in order. Fast: each `submit` line is rendered and every other command
+line composed and checked. What is neither is in `ELSEWHERE`, with the reason.
+"""
 
 import io
 import re
 import shlex
+import subprocess
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from PIL import Image
 
-from pipeline.cli import main
+from pipeline.cli import SHORT, _options, main
 from pipeline.comparison import papers
 from pipeline.comparison.compare import build
+from pipeline.config.commands import COMMANDS, positional
+from pipeline.config.compose import compose
 from pipeline.training import flops
 from tests.support.trained import finished_run
 
@@ -23,12 +31,107 @@ COUNTS = {"train": 60, "val": 3, "test": 2}
 RATIOS = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55)
 
 
+PAGES = subprocess.run(
+    ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
+).stdout.split()
+# Pages whose commands run: all of README.md in test_readme.py, the others here.
+RUN = ("README.md", "docs/table6.md", "docs/musical-tables.md")
+COMPOSED = {
+    "docs/figures.md": "benchmarks, which tests/pipeline/bench runs smaller",
+    "docs/metrics.md": "published weights; test_field_metrics.py runs it on weights of tests",
+    "jobs/kubernetes.md": "a job on a cluster",
+    "jobs/slurm.md": "a site's SLURM; tests/jobs runs a private one",
+}
+ELSEWHERE = {
+    ".": "a shell's",
+    "export": "a shell's",
+    "docker": "needs docker and a registry; tests of the Dockerfile are in .ci/run",
+    "kubectl": "needs a cluster",
+    "scontrol": "needs a job",
+    ".venv/bin/pre-commit": "needs pre-commit, which is not installed for tests",
+    ".venv/bin/python -m pip": "needs a network",
+    ".venv/bin/python -m pytest": "is how this test was started",
+    "python jobs/deploy/server/accounts.py": "tests/pipeline/tracking/test_production.py runs it",
+}
+
+
+def blocks(page):
+    """Yield (language, text) of each block of code; an indented one has no language."""
+    for token in MarkdownIt().parse((ROOT / page).read_text()):
+        if token.type in ("fence", "code_block"):
+            yield token.info, token.content
+
+
+def command_lines(page):
+    """The commands of a page's ```sh blocks: without comments, continued lines joined."""
+    text = "\n".join(content for language, content in blocks(page) if language == "sh")
+    for line in text.replace("\\\n", " ").splitlines():
+        found = shlex.join(shlex.split(line, comments=True))
+        for command in found.split(" '&&' "):
+            if command:
+                yield re.sub(r"^(\w+=\S* )+(?=\S)", "", command)  # variables in front
+
+
 def commands(page):
-    """The command lines of a page's ```sh blocks."""
-    blocks = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.M | re.S)
-    lines = [line for block in blocks for line in block.splitlines()]
-    assert all(line.startswith("python -m pipeline ") for line in lines)
-    return lines
+    """The page's lines of `python -m pipeline`."""
+    return [line for line in command_lines(page) if line.startswith("python -m pipeline ")]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_says_its_language(page):
+    assert {language for language, _ in blocks(page)} <= {"sh", "python", "yaml", "text"}
+    assert not [line for line in command_lines(page) if "…" in line]
+
+
+def test_every_page_with_commands_is_run_or_says_why_not():
+    assert {page for page in PAGES if commands(page)} == {*RUN, *COMPOSED}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if list(command_lines(page))])
+def test_every_command_is_composed_or_listed(page, sites, capsys):
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    for line in command_lines(page):
+        words = shlex.split(line)
+        if line.startswith("python -m pipeline "):
+            composed(words[3:], capsys)
+        elif words[0] == "make":
+            assert words[1] in targets, line
+        else:
+            assert any(line.startswith(f"{name} ") for name in ELSEWHERE), line
+
+
+def composed(words, capsys):
+    """Render a `submit` line; compose and check any other command line."""
+    command, args = words[0], words[1:]
+    flags = [arg for arg in args if arg.startswith("-")]
+    assert set(flags) <= set(_options(command)), words
+    if command == "submit":
+        status = main([command, *(arg for arg in args if arg not in flags), "--dry-run"])
+        said = capsys.readouterr()
+        assert status == 0, f"{words}\n{said.err}"
+        found = said.out.count("#!/bin/bash") or said.out.count("dependsOn") + 1
+        assert found == words.count("then") + 1
+        return
+    args = [SHORT.get((command, arg), arg) for arg in args if arg not in ("--dry-run", "--json")]
+    spec = COMMANDS[command]
+    spec.check(compose(command, positional(spec, args)).config)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train experiment=msanet/table6/places data.url=sets/a",
+        "train experiment=quickstart data.ulr=sets/a",
+        "train experiment=quickstart batch=0",
+        "submit train experiment=musical/paris data.url=s cluster=SITE cluster.nodes=4",
+        "submit shard out=sets/a cluster=SITE",
+        "logs ID -g",
+        "bench nothing",
+    ],
+)
+def test_a_line_that_has_rotted_is_found(line, sites, capsys):
+    with pytest.raises((AssertionError, ValueError)):
+        composed(line.split(), capsys)
 
 
 def picture(path, number, width, height):
@@ -83,7 +186,8 @@ def masks(path):
 
 
 @pytest.fixture
-def toy(tmp_path, monkeypatch):
+def sites(tmp_path, monkeypatch):
+    """An empty folder with the clusters SITE and PODS, in the environment of a new user."""
     monkeypatch.chdir(tmp_path)
     for name in ("MLFLOW_TRACKING_URI", "AWS_PROFILE", "AWS_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
@@ -93,17 +197,22 @@ def toy(tmp_path, monkeypatch):
         path.write_text(text)
     monkeypatch.setenv("LACUNA_CONF", str(tmp_path / "site"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return tmp_path
+
+
+@pytest.fixture
+def toy(sites, monkeypatch):
     monkeypatch.setattr(flops, "estimate", lambda config: 172e9)
-    downloads = tmp_path / "downloads"
+    downloads = sites / "downloads"
     places(downloads / "places2")
     paris(downloads / "paris")
     celeba(downloads / "celeba")
     masks(downloads / "test_mask.zip")
-    return tmp_path
+    return sites
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["table6.md", "musical-tables.md"])
+@pytest.mark.parametrize("page", RUN[1:])
 def test_a_page_s_commands_run_in_order(toy, page, capsys):
     for line in commands(page):
         words = shlex.split(line)[3:]
@@ -119,10 +228,6 @@ def test_a_page_s_commands_run_in_order(toy, page, capsys):
         status = main(words)
         said = capsys.readouterr()
         assert status == 0 or words[0] == "doctor", f"{line}\n{said.err[-2000:]}"
-        if words[0] == "submit":
-            stages = words.count("then") + 1
-            found = said.out.count("#!/bin/bash") or said.out.count("dependsOn") + 1
-            assert found == stages
         if words[0] == "compare":
             assert "ours" in said.out or "run@" in said.out
 
@@ -152,7 +257,7 @@ def test_the_command_of_an_empty_row_is_the_page_s():
     (command,) = (r.missing for r in table.rows if r.label == "msanet/table6/places2")
     names = {"downloads/places2": "DOWNLOAD", "sets/places2": "SET", "sets/masks": "MASKS",
              "runs/table6": "RUN", "downloads/test_mask.zip": "test_mask.zip"}  # fmt: skip
-    page = commands("table6.md")
+    page = commands("docs/table6.md")
     for part in command.split(" && "):
         wanted = {w for w in shlex.split(part) if not w.startswith("protocol=")}
         for old, new in names.items():

@@ -6,28 +6,39 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-RUN = "running the same command again resumes"
-# Their name: our key, our value ({v}: theirs), what else to know.
+AGAIN = "running the same command again resumes"
+SEEN = "GPUs are used if visible; CUDA_VISIBLE_DEVICES= before the command hides them"
+# Their name: our keys, of which the first that the command has is used; our value ({v}: theirs);
+# what else to know.
 HABITS = {
     "lr": (
-        "objective.phases",
+        ("objective.phases",),
         "[{{until: null, lr: {v}}}]",
         "or lr_scale=, a factor of the recipe's",
     ),
-    "batch_size": ("batch", "{v}", "over all processes"),
-    "epochs": ("max_images", "{images}", "epochs times the images of the split, `shard info URL`"),
-    "steps": ("max_images", "{images}", "steps times batch"),
-    "gpus": ("processes", "{v}", "on this machine; `submit` takes cluster.gpus_per_node="),
-    "num_workers": ("loader_threads", "{v}", "of each process"),
-    "device": ("processes", "{v}", "GPUs are used if visible; CUDA_VISIBLE_DEVICES= hides them"),
-    "resume": ("run", "{v}", RUN),
-    "output_dir": ("run", "{v}", RUN),
-    "dataset": ("data.url", "{v}", "a set that `shard` wrote"),
-    "image_size": ("data.crop", "{v}", "pixels"),
-    "mixed_precision": ("precision", "{v}", ""),
-    "pretrained": ("init", "{v}", "a run, a checkpoint or models:/NAME@champion"),
+    "batch_size": (("batch",), "{v}", "over all processes"),
+    "epochs": (
+        ("max_images",),
+        "{images}",
+        "epochs times the images of the split, `shard info URL`",
+    ),
+    "steps": (("max_images",), "{images}", "steps times batch"),
+    "gpus": (("processes",), "{v}", "with `submit`: cluster.gpus_per_node={v}"),
+    "device": (("processes",), "auto", SEEN),
+    "num_workers": (("loader_threads", "workers"), "{v}", "of each process"),
+    "resume": (("run",), "{v}", AGAIN),
+    "output_dir": (("run", "out"), "{v}", ""),
+    "run": (("checkpoint", "model"), "{v}", ""),
+    "checkpoint": (("init",), "{v}", f"a new run from its weights; {AGAIN}"),
+    "dataset": (("data.url",), "{v}", "a set that `shard` wrote"),
+    "image_size": (("data.crop",), "{v}", "pixels"),
+    "mixed_precision": (("precision",), "{v}", ""),
+    "pretrained": (("init",), "{v}", "a run, a checkpoint or models:/NAME@champion"),
+    "input": (("image",), "{v}", "a file or a folder"),
 }
 SPELLINGS = {
+    "epoch": "epochs", "num_steps": "steps", "train_steps": "steps", "total_steps": "steps",
+    "iters": "steps", "max_iter": "steps", "num_processes": "gpus", "nproc_per_node": "gpus",
     "learning_rate": "lr", "num_epochs": "epochs", "max_epochs": "epochs", "max_steps": "steps",
     "iterations": "steps", "num_gpus": "gpus", "devices": "gpus", "workers": "num_workers",
     "save_dir": "output_dir", "out": "output_dir", "data_dir": "dataset", "img_size": "image_size",
@@ -38,13 +49,15 @@ SPELLINGS = {
 def instead(name: str, value: Any, given: Mapping[str, Any], allowed: Sequence[str]) -> str:
     """Return `: write KEY=VALUE (why)` for a key that other trainers have, or an empty text."""
     name = SPELLINGS.get(name, name)
-    key, text, why = HABITS.get(name, ("", "", ""))
-    if key not in allowed:
-        return ""
+    keys, text, why = HABITS.get(name, ((), "", ""))
+    key = next((key for key in keys if key in allowed), None)
+    if key is None:
+        return f": {SEEN}" if name == "device" and "model" in allowed else ""
     images = "IMAGES"
     if name == "steps" and isinstance(value, int):
         images = str(value * given.get("batch", 16))
-    if name == "device":
-        value = "auto"
+    if isinstance(value, bool) or value in ("no", "auto", "all", "latest"):
+        off = key == "precision" and value in (False, "no")
+        value = "fp32" if off else "RUN" if key == "run" else "auto"
     ours = shlex.quote(f"{key}={text.format(v=value, images=images)}")
-    return f": write {ours}{f' ({why})' if why else ''}"
+    return f": write {ours}{f' ({why.format(v=value)})' if why else ''}"

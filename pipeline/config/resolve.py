@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, get_args, get_origin, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -219,9 +222,25 @@ def near(name: str, allowed: Collection[str]) -> str:
 
 def plain(value: Any) -> str:
     """Return a value as it is written in YAML and on the command line."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_inner, value))}]"
+    if is_dataclass(value) and not isinstance(value, type):  # what differs from its defaults
+        default = vars(type(value)())
+        value = {name: each for name, each in vars(value).items() if each != default[name]}
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {_inner(each)}' for name, each in value.items())}}}"
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _inner(value: Any) -> str:
+    """Return a value in a list or mapping; a text is quoted unless it is a plain word."""
+    if not isinstance(value, str):
+        return plain(value)
+    if re.fullmatch(r"[A-Za-z_][\w./-]*", value) and yaml.safe_load(value) == value:
+        return value
+    return json.dumps(value) if "'" in value else f"'{value}'"
 
 
 def entries(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Field[Any]]]:

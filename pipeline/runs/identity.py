@@ -14,7 +14,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.config import outside
 from pipeline.config.groups import FORMER
 from pipeline.config.methods import METHODS, method_of
-from pipeline.config.resolve import leaves, to_yaml
+from pipeline.config.resolve import leaves, plain, to_yaml
 from pipeline.config.schema import TrainConfig
 from pipeline.runs.folder import RunFolder, folder_at
 from shards import store
@@ -81,10 +81,42 @@ def folder_of(config: TrainConfig) -> RunFolder:
     """Open the configured run; without `run=` its recipe and the hash of its values name it."""
     if config.run is not None:
         return folder_at(config.run)
+    return folder_at(store.join(config.root, _default_name(config)))
+
+
+def _default_name(config: TrainConfig) -> str:
     text = json.dumps(hashed_values(config), sort_keys=True)
     recipe = (config.experiment or "train").replace("/", "-")
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return folder_at(store.join(config.root, f"{recipe}-{digest}"))
+    return f"{recipe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def title(config: TrainConfig, url: str) -> str:
+    """Return a run's name in MLflow: its folder's, with what differs from the recipe.
+
+    A folder that the user named says enough.
+    """
+    from pipeline.config.compose import compose  # hydra, for this alone
+
+    name = store.name(url)
+    if name != _default_name(config):
+        return name
+    recipe = [f"experiment={config.experiment}"] if config.experiment else []
+    try:
+        start = compose("train", [*recipe, f"data.url={config.data.url}"]).config
+    except ConfigError:  # of another checkout or site
+        return name
+    before = immutable_values(start)
+    changed = {
+        k: plain(v)
+        for k, v in immutable_values(config).items()
+        if not k.startswith(FIXED_AT_START) and before.get(k, ...) != v
+    }
+    for chooser in changed.keys() & {"model.name", "objective.method", "data.name"}:
+        section = chooser.partition(".")[0] + "."  # the other keys of the section follow from it
+        changed = {k: v for k, v in changed.items() if k == chooser or not k.startswith(section)}
+    words = [f"{k}={v if len(v) <= 24 else v[:23] + '…'}" for k, v in changed.items()]
+    more = [f"+{len(words) - 3}"] if len(words) > 3 else []
+    return " ".join([name, *words[:3], *more])
 
 
 def check_same(config: TrainConfig, run: RunFolder) -> None:

@@ -48,6 +48,8 @@ def announce(
 
     Raises ServerError if the server does not answer or a run was deleted there.
     """
+    from pipeline.runs.identity import title  # only `submit` needs it
+
     no_retries()
     known = {run: _forked(run) for run in runs}
     recorded = [facts["mlflow_run_id"] for facts in known.values() if "mlflow_run_id" in facts]
@@ -62,7 +64,9 @@ def announce(
             experiment = experiment_id(client, uri, given_name)
         parents = [_parent(client, experiment, name)] if len(runs) > 1 else []
         parent = parents[0].mlflow_run if parents else None
-        return [*parents, *(_one(client, experiment, *one, parent) for one in known.items())]
+        titles = {run: title(config, run) for config, run in zip(configs, runs)}
+        ones = (_one(client, experiment, run, titles[run], known[run], parent) for run in known)
+        return [*parents, *ones]
 
 
 def withdraw(config: TrainConfig, announced: Sequence[Announced], given: str | None = None) -> None:
@@ -90,25 +94,27 @@ def _uri(config: TrainConfig, run: str, given: str | None, known: Facts | None =
     return uri_for(run, config.root if config.run is None else None, given, known)
 
 
-def _one(client: Any, experiment: str, run: str, known: Facts, parent: str | None) -> Announced:
+def _one(
+    client: Any, experiment: str, run: str, name: str, known: Facts, parent: str | None
+) -> Announced:
     before = None
     if recorded := known.get("mlflow_run_id"):
         before = recorded_run(client, recorded).info.status
         client.set_tag(recorded, "job.state", "queued")
     else:
-        recorded = _created(client, experiment, run, parent or known.get("mlflow_parent"))
+        recorded = _created(client, experiment, run, name, parent or known.get("mlflow_parent"))
     client.update_run(recorded, status="SCHEDULED")
     return Announced(run, str(recorded), before)
 
 
-def _created(client: Any, experiment: str, run: str, parent: str | None) -> str:
+def _created(client: Any, experiment: str, run: str, name: str, parent: str | None) -> str:
     place = f"{socket.gethostname()} {place_of(run)}"
     uid = hashlib.sha256(place.encode()).hexdigest()[:32]
     same = f"tags.`{ANNOUNCED}` = '{uid}' and tags.`job.state` = 'queued'"
     # An existing one was created by a submission that failed later, or never got the answer.
     if existing := client.search_runs([experiment], same, max_results=1):
         return str(existing[0].info.run_id)
-    tags = {"mlflow.runName": store.name(run), "job.state": "queued"}
+    tags = {"mlflow.runName": name, "job.state": "queued"}
     tags |= {ANNOUNCED: uid, **({PARENT: parent} if parent else {})}
     return str(client.create_run(experiment, tags=tags).info.run_id)
 

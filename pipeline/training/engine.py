@@ -186,8 +186,7 @@ class Engine:
                 player.scaler.unscale_(player.optimizer)
             grads = [p.grad for p in player.module.parameters() if p.grad is not None]
             norms.append(nn.utils.get_total_norm(grads))
-        names = (p.name[0] + p.name.removeprefix(p.file[0]) for p in players)  # g, g.edges, …
-        self.norms = {f"{name}/grad_norm": norm for name, norm in zip(names, norms)}
+        self._keep_norms(players, norms)
         finite = bool(torch.isfinite(torch.stack(norms)).all())
         for player, norm in zip(players, norms, strict=True):
             if finite:
@@ -203,6 +202,10 @@ class Engine:
             player.optimizer.zero_grad(set_to_none=True)
         return finite
 
+    def _keep_norms(self, players: Sequence[TrainableNetwork], norms: Sequence[Tensor]) -> None:
+        names = (p.name[0] + p.name.removeprefix(p.file[0]) for p in players)  # g, g.edges, …
+        self.norms = {f"{name}/grad_norm": norm for name, norm in zip(names, norms)}
+
     def lowers_scale(self, players: Sequence[TrainableNetwork]) -> bool:
         """Return whether a skipped step only lowers fp16's loss scale: each is still above 1."""
         return all(t.scaler is not None and t.scaler.get_scale() >= 1 for t in players)
@@ -213,6 +216,7 @@ class Engine:
         for player, share in zip(players, shares, strict=True):
             share.step(finite)
             player.average(decay) if finite else player.restore_buffers()
+        self._keep_norms(players, [share.total_norm() for share in shares])
         return finite
 
     def means(self, values: dict[str, Tensor]) -> dict[str, float]:

@@ -178,6 +178,10 @@ class Sharded:
         for gradient in poisoned:
             gradient.zero_()  # stage 3 keeps the buffer and never writes its padding
 
+    def total_norm(self) -> Tensor:
+        """Return the last step's gradient norm over all ranks, before clipping; inf if skipped."""
+        return torch.as_tensor(self.engine.get_global_grad_norm())
+
     def weights(self) -> dict[str, Tensor]:
         """Return full weights and buffers by name, as `state_dict` without ZeRO."""
         from deepspeed.utils import safe_get_full_fp32_param

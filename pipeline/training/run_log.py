@@ -22,7 +22,7 @@ from pipeline.config.schema import TrainConfig
 from pipeline.evaluation import metrics
 from pipeline.runs.checkpoints import Checkpoint
 from pipeline.runs.folder import RunFolder
-from pipeline.runs.identity import changed_key, write_config
+from pipeline.runs.identity import changed_key, title, write_config
 from pipeline.runs.run_json import change_run_json, place_of
 from pipeline.tracking.lifecycle import fork
 from pipeline.tracking.provenance import hardware
@@ -37,6 +37,7 @@ from shards.samples import archive
 
 def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: Manifest) -> Any:
     """Write config.yaml and run.json and start the tracker on rank 0; null trackers elsewhere."""
+    name = title(config, run.url)
     config = replace(config, threads=str(torch.get_num_threads()), precision=engine.precision)
     if engine.is_main:
         _write_facts(config, run, manifest)
@@ -47,7 +48,7 @@ def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: 
         run.url,
         root=config.root if config.run is None else None,
         experiment=config.tracking.experiment or f"{user()}/{recipe}",
-        run_name=run.name,
+        run_name=name,
         required=config.tracking.required,
         drain=config.tracking.drain,
         direction=metrics.direction,

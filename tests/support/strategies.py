@@ -208,7 +208,9 @@ def run(out, case, plan):
         losses = step(networks, engine, images[mine], masks[mine], config, number * BATCH)
         stepped = engine.step(networks.learning, config.ema)
         sent = wire() if "wire" in plan else []
-        steps.append({**engine.means(losses), "stepped": stepped, "wire": sent})
+        norms = {name: norm.item() for name, norm in engine.norms.items()}
+        seen = {"stepped": stepped, "norms": norms, "wire": sent}
+        steps.append({**engine.means(losses), **seen})
     files = checkpointing.checkpoint_files(networks.players)
     if engine.is_main:
         saver = checkpointing.Saver(folder_at(str(out / case)), 1)

@@ -37,6 +37,21 @@ def test_every_value_says_where_it_is_from():
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["experiment=quickstart", "cluster=slurm", "cluster.sbatch={constraint: 'a100&nvme'}"],
+        ["experiment=compare/edgeconnect", "cluster.env={A: 'b c', B: '1'}", "cluster=kubernetes"],
+        ["experiment=authors/glc", "lr_scale=1.3", "masks.sides=[40, 50]"],
+    ],
+)
+def test_the_lines_of_a_resolved_configuration_can_be_pasted_back(words):
+    resolved = compose("train", words)
+    lines = [line.partition("  # ")[0].rstrip() for line in resolved.described().splitlines()]
+    again = compose("train", [line.replace(": ", "=", 1) for line in lines])
+    assert again.config == resolved.config
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["bacth=3"], ["unknown key bacth", "did you mean batch?"]),

@@ -10,6 +10,8 @@ from pipeline.config.compose import compose
 from pipeline.config.groups import Phase
 from pipeline.runs.identity import folder_of
 
+NEEDED = {"predict": ["model=telea", "image=a.png", "mask=b.png", "out=c.png"]}
+
 
 @pytest.mark.parametrize(
     ("command", "word", "key", "value"),
@@ -21,24 +23,33 @@ from pipeline.runs.identity import folder_of
         ("train", "steps=10", "max_images", 160),
         ("train", "iterations=5", "max_images", 80),
         ("train", "gpus=2", "processes", "2"),
+        ("train", "gpus=all", "processes", "auto"),
         ("train", "num_workers=3", "loader_threads", 3),
+        ("shard", "num_workers=3", "workers", 3),
         ("train", "device=cuda", "processes", "auto"),
         ("evaluate", "device=cpu", "processes", "auto"),
         ("train", "resume=runs/a", "run", "runs/a"),
+        ("train", "resume=true", "run", "RUN"),
         ("train", "output_dir=out/my run", "run", "out/my run"),
+        ("predict", "output_dir=out", "out", "out"),
+        ("predict", "run=runs/a", "model", "runs/a"),
+        ("evaluate", "run=runs/a", "checkpoint", "runs/a"),
+        ("train", "checkpoint=runs/a", "init", "runs/a"),
         ("train", "dataset=sets/paris", "data.url", "sets/paris"),
         ("train", "image_size=128", "data.crop", 128),
         ("train", "amp=bf16", "precision", "bf16"),
+        ("train", "amp=true", "precision", "auto"),
+        ("train", "mixed_precision=no", "precision", "fp32"),
         ("train", "pretrained=models:/m@champion", "init", "models:/m@champion"),
     ],
 )
 def test_the_answer_can_be_pasted(command, word, key, value):
     with pytest.raises(ConfigError) as refused:
-        compose(command, [word])
+        compose(command, [*NEEDED.get(command, []), word])
     name = word.partition("=")[0]
     said = re.fullmatch(rf"unknown key {name}: write (.+?)(?: \([^()]*\))?", str(refused.value))
     [pasted] = shlex.split(said[1])
-    found = compose(command, [pasted]).config
+    found = compose(command, [*NEEDED.get(command, []), pasted]).config
     for part in key.split("."):
         found = getattr(found, part)
     assert found == value
@@ -47,6 +58,18 @@ def test_the_answer_can_be_pasted(command, word, key, value):
 def test_epochs_become_images():
     with pytest.raises(ConfigError, match=r"write max_images=IMAGES \(epochs times the images"):
         compose("train", ["epochs=3"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["predict", "device=cuda"], ": GPUs are used if visible; CUDA_VISIBLE_DEVICES= before"),
+        (["train", "gpus=2"], "with `submit`: cluster.gpus_per_node=2"),
+    ],
+)
+def test_an_answer_says_what_a_key_of_ours_cannot(words, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        compose(words[0], words[1:])
 
 
 @pytest.mark.parametrize(("command", "word"), [("predict", "lr=1"), ("masks", "gpus=2")])

@@ -76,7 +76,7 @@ def test_phases_out_of_order_are_refused(ends):
         ("[{rates: {generator: 1}}]", "give discriminator no learning rate"),
         ("[{every: {edges: 2}}]", "objective.phases.0.every names edges: expected generator, disc"),
         ("[{without: [advs]}]", "objective.phases.0.without names advs: expected l1, l1_hole"),
-        ("[{every: {generator: 0}}]", "objective.phases.0.every={'generator': 0} is too small"),
+        ("[{every: {generator: 0}}]", "objective.phases.0.every={generator: 0} is too small"),
         ("[{decay: sine}]", "invalid value objective.phases.0.decay=sine"),
     ],
 )

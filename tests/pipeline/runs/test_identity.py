@@ -14,7 +14,14 @@ from pipeline.config.compose import compose
 from pipeline.config.resolve import to_yaml
 from pipeline.runs.checkpoints import build_generator
 from pipeline.runs.folder import RunFolder, folder_at, held
-from pipeline.runs.identity import check_same, folder_of, hashed_values, resolve_auto, write_config
+from pipeline.runs.identity import (
+    check_same,
+    folder_of,
+    hashed_values,
+    resolve_auto,
+    title,
+    write_config,
+)
 from shards import store
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -31,6 +38,31 @@ def test_a_run_is_named_by_what_it_computes_and_nothing_else():
         assert folder_of(configured(same)).url == base
     for other in ("seed=1", "batch=32", "model.width=0.5", "objective.style=1", "data.crop=64"):
         assert folder_of(configured(other)).url != base
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], ""),
+        (["max_images=3", "parallel=zero1", "threads=3"], ""),
+        (["seed=1"], " seed=1"),
+        (["batch=8", "lr_scale=2"], " batch=8 lr_scale=2.0"),
+        (["experiment=msanet/table6/places2", "model=deepfill"], " model.name=deepfill"),
+        (["experiment=msanet/table6/places2", "data=paris"], " data.name=paris"),
+        (["seed=3", "batch=2", "clip=1", "ema=0.9", "model.width=0.5"],
+         " seed=3 batch=2 clip=1.0 +2"),
+        (["objective.phases=[{until: 800, lr: 6e-4}, {lr: 2e-4}]"],
+         " objective.phases=[{until: 800, lr: 0.000…"),
+    ],
+)  # fmt: skip
+def test_a_run_s_title_says_what_differs_from_its_recipe(words, said):
+    config = configured("data.url=sets/a", *words)
+    name = folder_of(config).name
+    assert title(config, f"runs/{name}") == f"{name}{said}"
+    assert title(replace(config, run=f"runs/{name}"), f"runs/{name}") == f"{name}{said}"  # a job's
+    assert title(config, "s3://bucket/mine") == "mine"  # a name of the user's says enough
+    unknown = replace(config, experiment="elsewhere/recipe")
+    assert title(unknown, folder_of(unknown).url) == folder_of(unknown).name
 
 
 def test_a_changed_run_is_refused_by_name(tmp_path):

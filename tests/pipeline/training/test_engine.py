@@ -1,6 +1,7 @@
 """Every strategy trains alike, on two real processes over gloo; ZeRO by DeepSpeed itself."""
 
 import json
+import math
 import sys
 from importlib.util import find_spec
 
@@ -138,9 +139,14 @@ def test_a_nan_gradient_on_one_rank_skips_the_step_of_every_optimizer_on_all(tmp
         same = {"method": "musical", "strategy": name, "poison": 1}
         plan |= {f"{name}-{n}": {**same, "steps": n} for n in (1, 2, 3)}
     trained(tmp_path, plan)
+    norms = {}
     for name in ("ddp", *ZERO):
         results = json.loads((tmp_path / f"{name}-3.json").read_text())
         assert [step["stepped"] for step in results] == [True, False, True], name
+        norms[name] = [step["norms"] for step in results]
+        assert norms[name][0] == pytest.approx(norms["ddp"][0], rel=1e-4), name
+        assert norms[name][2] == pytest.approx(norms["ddp"][2], rel=1e-2), name
+        assert not math.isfinite(norms[name][1]["d/grad_norm"]), name
         still = drift(tmp_path, f"{name}-1", f"{name}-2")
         moved = drift(tmp_path, f"{name}-1", f"{name}-3")
         for file in ("generator_optimizer", "discriminator_optimizer"):
@@ -160,7 +166,7 @@ def test_a_step_exchanges_each_networks_gradients_once_and_nothing_else(tmp_path
     found = latest(str(tmp_path / "case"))
     weights = [found.read(f"{name}_optimizer") for name in ("generator", "discriminator")]
     bytes_of = [sum(4 * t.numel() for k, t in w.items() if k.endswith("/exp_avg")) for w in weights]
-    losses = 4 * len(set(results[2]) - {"stepped", "wire"})
+    losses = 4 * len(set(results[2]) - {"stepped", "norms", "wire"})
     expected = [losses, *bytes_of]  # the means of the step before are logged after its record
     assert sent == [["gloo:all_reduce", count] for count in expected]
 
