@@ -1,11 +1,15 @@
 """`bench metrics`: our PSNR and SSIM vs. scikit-image's, on the same composites.
 
+It also measures what LPIPS costs over its network, and `evaluate` over its model and metrics.
+
 One thread each, CPU seconds, rows in turn; scikit-image as its documentation recommends
 (`channel_axis`, `data_range`, Wang et al.'s window). Both give the same numbers to 1e-6, checked
 here on the images that are timed.
 """
 
+import tempfile
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +17,17 @@ import torch
 from numpy.typing import NDArray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from models import GENERATORS, perceptual
+from models.inpainter import Inpainter
+from pipeline.bench import images as written
 from pipeline.bench.images import SIDE, crops
-from pipeline.bench.timing import alternate, compare, report
-from pipeline.evaluation import metrics
+from pipeline.bench.timing import alternate, compare, faster, report, target
+from pipeline.config.groups import EvaluationData, ProtocolConfig, RecordConfig
+from pipeline.config.schema import EvaluateConfig
+from pipeline.evaluation import evaluate, metrics, scoring
+from pipeline.evaluation.pairs import pairs_of
+from pipeline.runs.folder import folder_at
+from pipeline.training.checkpointing import Saver
 from shards.masks import irregular
 
 BATCH = 8
@@ -23,10 +35,13 @@ WANTED = 5.0  # times scikit-image's images per second
 AGREES = 1e-6
 CONVENTION = "gauss11_rgb"  # the protocol's
 Images = NDArray[np.uint8]
+METRIC, WHOLE = 1.15, 1.2  # times the cost of the networks' forwards, and of network and metrics
+MODEL = {"name": "msanet", "width": 0.25}
+Measured = tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]  # rows, targets
 
 
-def run(images: int = 32, repetitions: int = 5) -> dict[str, Any]:
-    """Measure the protocol's PSNR and SSIM."""
+def run(images: int = 32, repetitions: int = 5, pairs: int = 200) -> dict[str, Any]:
+    """Measure the protocol's PSNR and SSIM, LPIPS, and `evaluate` of `pairs` pairs."""
     torch.set_num_threads(1)
     result, image = composites(images)
     mine = metrics.ssim(torch.from_numpy(result[:4]), torch.from_numpy(image[:4]), CONVENTION)
@@ -54,7 +69,69 @@ def run(images: int = 32, repetitions: int = 5) -> dict[str, Any]:
         rows, {"images per CPU second, ours / scikit-image": ("ours", "scikit-image", WANTED)}
     )
     ratios["largest difference of a number"] = worst
+    few = torch.from_numpy(result[:2]), torch.from_numpy(image[:2])
+    for more, met in (learned(*few, 3), whole(pairs, 2)):
+        rows += more
+        targets |= met
+        ratios |= {name: found["value"] for name, found in met.items()}
     return report("metrics", {"images": images, "side": SIDE, "threads": 1}, rows, ratios, targets)
+
+
+def learned(result: torch.Tensor, image: torch.Tensor, repetitions: int) -> Measured:
+    """Measure LPIPS over VGG16 and the forwards of its VGG16 alone, both of uint8 N×H×W×3."""
+    lpips = perceptual.lpips_vgg()
+
+    def floats() -> list[torch.Tensor]:
+        return [x.permute(0, 3, 1, 2).float() / 255 for x in (result, image)]
+
+    @torch.no_grad()
+    def metric() -> int:
+        lpips(*floats())
+        return len(result)
+
+    @torch.no_grad()
+    def network() -> int:
+        lpips.features(torch.cat(floats()))
+        return len(result)
+
+    rows = alternate({"LPIPS (VGG)": metric, "its network": network}, repetitions)
+    cost = faster(rows, "its network", "LPIPS (VGG)")
+    return rows, {"LPIPS (VGG) / its network": target(cost, METRIC, at_least=False)}
+
+
+def whole(count: int, repetitions: int) -> Measured:
+    """Measure `evaluate` of `count` pairs, and network and metrics alone on decoded pairs."""
+    with tempfile.TemporaryDirectory() as scratch:
+        url = written.write(Path(scratch, "set"), count, count).url
+        options = {key: value for key, value in MODEL.items() if key != "name"}
+        generator = GENERATORS[str(MODEL["name"])](**options).eval()
+        saver = Saver(folder_at(f"{scratch}/run"), keep=1)
+        saver.save(1, {"generator": dict(generator.state_dict())}, {"model": MODEL})
+        saver.close()
+        config = EvaluateConfig(
+            checkpoint=f"{scratch}/run",
+            data=EvaluationData(url=url),
+            protocol=ProtocolConfig(buckets=["center"]),
+            split="train",
+            tracking=RecordConfig(enabled=False),
+        )
+        pairs, _ = pairs_of(config)
+        starts = range(0, count, config.batch)
+        batches = [pairs.load(start, start + config.batch) for start in starts]
+        predict = scoring.predictor(Inpainter(generator).eval(), "cpu")
+
+        def ours() -> int:
+            return int(evaluate.evaluate(config)["pairs"])
+
+        def alone() -> int:
+            for batch in batches:
+                result = scoring.composite(predict, batch, "cpu")
+                metrics.measure(result, batch.images, batch.masks)
+            return count
+
+        rows = alternate({"evaluate": ours, "network and metrics": alone}, repetitions)
+    cost = faster(rows, "network and metrics", "evaluate")
+    return rows, {"evaluate / network and metrics": target(cost, WHOLE, at_least=False)}
 
 
 def composites(count: int) -> tuple[Images, Images]:
