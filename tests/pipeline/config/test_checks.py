@@ -361,6 +361,7 @@ PATHS = {  # + for what is written
     "quickstart": "+out",
     "doctor": "+url",
     "fetch": "source",
+    "import": "file +out",
     "shard": "source +out url",
     "masks": "+out source",
     "train": "run init weights data.url masks.url",
