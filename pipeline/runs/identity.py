@@ -28,7 +28,6 @@ MAY_CHANGE = (
     "root",
     "smoke",
     "weights",
-    "methods.",
     "max_images",
     "processes",
     "accumulate",
@@ -37,6 +36,7 @@ MAY_CHANGE = (
     "checkpoint.",
     "cluster.",
     "tracking.",
+    "methods.",
 )
 UNLISTED = ("run", "root", "smoke")  # may change, but not worth suggesting to a user
 # Not part of the hash that names a run, but its bits depend on them: fixed once it has started.

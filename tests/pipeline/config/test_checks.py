@@ -365,6 +365,7 @@ PATHS = {  # + for what is written, ++ if it may be a file
     "quickstart": "+out",
     "doctor": "+url",
     "fetch": "source",
+    "import": "file +out",
     "shard": "source +out url",
     "masks": "+out source",
     "train": "run init weights data.url masks.url",
