@@ -313,6 +313,7 @@ def test_a_renamed_key_is_read_by_its_former_name_and_names_the_same_run(tmp_pat
     from pipeline.runs.identity import changed_key, folder_of
 
     words = ["data.url=/set", "objective=musical_released", "objective.span=1"]
+    words += ["validate.pairs=64"]  # the former default
     now = compose("train", words)
     assert now.config.objective.vgg_normalize is False
     assert (
