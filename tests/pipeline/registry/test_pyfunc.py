@@ -127,6 +127,20 @@ def test_pairs_of_any_size_and_mask_are_filled_in_one_request(served):
         assert row["sha256"] == registered["sha256"]
 
 
+def test_the_request_of_the_page_writes_the_filled_image(served, tmp_path, monkeypatch):
+    image, mask = pair(61, 47, 1)
+    Image.fromarray(image).save(tmp_path / "photo.jpg")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    page = (SERVE / "README.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("http://localhost:8080", served[2]), {})
+    given = np.array(Image.open("photo.jpg"))
+    filled = np.array(Image.open("filled.png"))
+    assert (filled[mask == 0] == given[mask == 0]).all()
+    assert (filled[mask > 0] != given[mask > 0]).any()
+
+
 # Row 28
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (20, 1500), (517, 513)])
 def test_images_of_any_size_within_the_limit_are_filled_in_their_hole(served, size):
