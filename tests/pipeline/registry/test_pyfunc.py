@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -61,6 +62,7 @@ def served(tmp_path_factory, clean_python):
         "LACUNA_MODEL_VERSION": str(registered["version"]),
         "LACUNA_SHA256": registered["sha256"],
         "LACUNA_MAX_PIXELS": str(640 * 480),
+        "LACUNA_MAX_MB": "3",
         "HOST": "127.0.0.1",
         "PORT": str(port),
     }
@@ -91,9 +93,12 @@ def png(pixels):
 
 def post(url, body):
     """Status and text of the answer to a JSON body."""
-    request = urllib.request.Request(
-        f"{url}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
+    return send(url, json.dumps(body).encode())
+
+
+def send(url, body, kind="application/json", **headers):
+    headers = {"Content-Type": kind, **headers}
+    request = urllib.request.Request(f"{url}/invocations", body, headers)
     try:
         with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, answer.read().decode()
@@ -127,16 +132,23 @@ def test_pairs_of_any_size_and_mask_are_filled_in_one_request(served):
         assert row["sha256"] == registered["sha256"]
 
 
-def test_the_request_of_the_page_writes_the_filled_image(served, tmp_path, monkeypatch):
+PAGE = (SERVE / "README.md").read_text()
+REQUESTS = {
+    "form": ["bash", "-c", re.search(r"^curl .*$", PAGE, re.M)[0]],
+    "json": [sys.executable, "-c", PAGE.partition("```python\n")[2].partition("```")[0]],
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_the_requests_of_the_page_write_the_filled_image(served, tmp_path, name):
     image, mask = pair(61, 47, 1)
     Image.fromarray(image).save(tmp_path / "photo.jpg")
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    page = (SERVE / "README.md").read_text()
-    code = page.partition("```python\n")[2].partition("```")[0]
-    monkeypatch.chdir(tmp_path)
-    exec(code.replace("http://localhost:8080", served[2]), {})
-    given = np.array(Image.open("photo.jpg"))
-    filled = np.array(Image.open("filled.png"))
+    *program, text = REQUESTS[name]
+    text = text.replace("http://localhost:8080", served[2])
+    subprocess.run([*program, text], cwd=tmp_path, check=True)
+    given = np.array(Image.open(tmp_path / "photo.jpg"))
+    filled = np.array(Image.open(tmp_path / "filled.png"))
     assert (filled[mask == 0] == given[mask == 0]).all()
     assert (filled[mask > 0] != given[mask > 0]).any()
 
@@ -245,6 +257,37 @@ def test_bad_input_is_answered_400_in_one_line_without_what_was_sent(served, bod
     line = json.loads(text)["message"]
     assert status == 400 and words in line
     assert "\n" not in line and IMAGE[:60] not in text and MASK[:60] not in text
+
+
+def form(*parts):
+    lines = [f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="f"\r\n\r\n'.encode()
+             + data + b"\r\n" for name, data in parts]  # fmt: skip
+    return b"".join(lines) + b"--b--\r\n"
+
+
+PHOTO = base64.b64decode(IMAGE)
+JSON, FORM = "application/json", "multipart/form-data; boundary=b"
+BODIES = [
+    (400, "is not JSON", json.dumps({"instances": [ROW]}).encode()[:-9], JSON),
+    (400, "is not JSON", b"\xff\xfe" + PHOTO, JSON),
+    (400, "is not JSON", b"[" * 100_000, JSON),
+    (415, "is text/csv: send application/json, or a form", b"image,mask\n1,2", "text/csv"),
+    (415, "Content-Type is missing", PHOTO, ""),
+    (413, "at most 3145728 are accepted", b" " * (3 * 2**20 + 1), JSON),
+    (400, "no file `mask` in the form: send curl", form(("image", PHOTO)), FORM),
+    (400, "not a PNG, JPEG or WebP", form(("image", b"GIF89a"), ("mask", PHOTO)), FORM),
+    (400, "looks like a photograph", form(("image", PHOTO), ("mask", PHOTO)), FORM),
+    (400, "the form cannot be read", form(("image", PHOTO))[:-9], FORM),
+]  # fmt: skip
+
+
+# Row 28
+@pytest.mark.parametrize(("status", "words", "body", "kind"), BODIES)
+def test_a_body_that_cannot_be_read_is_answered_in_one_line(served, status, words, body, kind):
+    found, text = send(served[2], body, kind)
+    line = json.loads(text)["message"]
+    assert found == status and words in line
+    assert "\n" not in line and len(line) < 300
 
 
 def test_the_readiness_check_fills_the_golden_pair_and_detects_another_model(served):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs import kubernetes, scheduler, slurm, snapshot
+from jobs import kubernetes, scheduler, slurm_script, snapshot
 from jobs.spec import JobState, Status
 from pipeline.common.errors import ConfigError
 from pipeline.config.compose import compose
@@ -931,7 +931,7 @@ def test_a_submission_computes_each_of_its_parts_once(
     monkeypatch.setattr(snapshot, "unpack", lambda data, folder: folder.mkdir(parents=True))
     counts = {
         "snapshots": counted(snapshot, "take"),
-        "renderings": counted(slurm, "rendered"),
+        "renderings": counted(slurm_script, "render"),
         "hashes": counted(identity, "hashed_values"),
     }
     reads = counted(store, "read")
