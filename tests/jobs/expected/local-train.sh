@@ -29,7 +29,7 @@ attempt() {
   $bound "$@" &
   child=$!
   [ -z "$stopped" ] || kill -TERM "$child"  # the signal came before the child existed
-  code=1
+  wait "$child"; code=$?
   while kill -0 "$child" 2> /dev/null; do wait "$child"; code=$?; done
   if [ "$code" -gt 128 ]; then
     wait "$child"; last=$?
