@@ -24,7 +24,7 @@ from pipeline.bench.images import SIDE, crops
 from pipeline.bench.timing import alternate, compare, faster, report, target
 from pipeline.config.groups import EvaluationData, ProtocolConfig, RecordConfig
 from pipeline.config.schema import EvaluateConfig
-from pipeline.evaluation import evaluate, metrics, scoring
+from pipeline.evaluation import evaluate, metrics, pixels, scoring
 from pipeline.evaluation.pairs import pairs_of
 from pipeline.runs.folder import folder_at
 from pipeline.training.checkpointing import Saver
@@ -44,7 +44,7 @@ def run(images: int = 32, repetitions: int = 5, pairs: int = 200) -> dict[str, A
     """Measure the protocol's PSNR and SSIM, LPIPS, and `evaluate` of `pairs` pairs."""
     torch.set_num_threads(1)
     result, image = composites(images)
-    mine = metrics.ssim(torch.from_numpy(result[:4]), torch.from_numpy(image[:4]), CONVENTION)
+    mine = pixels.ssim(torch.from_numpy(result[:4]), torch.from_numpy(image[:4]), CONVENTION)
     theirs = [ssim(a, b) for a, b in zip(result[:4], image[:4])]
     worst = float(np.abs(mine.numpy() - theirs).max())
     if worst > AGREES:
@@ -54,8 +54,8 @@ def run(images: int = 32, repetitions: int = 5, pairs: int = 200) -> dict[str, A
         for pair in zip(
             torch.from_numpy(result).split(BATCH), torch.from_numpy(image).split(BATCH)
         ):
-            metrics.psnr(*pair)
-            metrics.ssim(*pair, CONVENTION)
+            pixels.psnr(*pair)
+            pixels.ssim(*pair, CONVENTION)
         return images
 
     def scikit_image() -> int:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.common import console
-from pipeline.evaluation import intervals, metrics, sets
+from pipeline.evaluation import intervals, metrics, pixels, sets
 from shards import store
 from shards.masks import NAMES as IRREGULAR
 
@@ -130,7 +130,7 @@ def _row(part: pa.Table, convention: str) -> dict[str, Any]:
 
 def warning(table: pa.Table, facts: Mapping[str, Any]) -> str:
     """Return why the scores of predictions are probably meaningless; empty if they are not."""
-    equal = sum(psnr >= metrics.PSNR_CAP for psnr in table["psnr"].to_pylist())
+    equal = sum(psnr >= pixels.PSNR_CAP for psnr in table["psnr"].to_pylist())
     if "predictions" not in facts or not equal:
         return ""
     return (

@@ -15,7 +15,7 @@ from pipeline.config.commands import COMMANDS
 from pipeline.config.compose import compose
 from pipeline.config.methods.msanet import MsanetModel
 from pipeline.config.resolve import to_yaml
-from pipeline.evaluation import evaluate, pair_images, partial_results, results
+from pipeline.evaluation import evaluate, origin, pair_images, partial_results, results
 from pipeline.inference import predict
 from pipeline.inference.sources import telea
 from pipeline.runs.folder import folder_at
@@ -99,7 +99,7 @@ def test_how_a_checkpoint_was_chosen_is_recorded(name, longest, selected, run):
     train = ["experiment=quickstart", "data.url=x", f"max_images={longest}", "validate.pairs=70"]
     config = compose("train", [*train, "validate.every_images=500"]).config
     Path(run, "config.yaml").write_text(to_yaml(config))
-    assert evaluate._selection(run + name, run) == {"selected": selected}
+    assert origin.selection(run + name, run) == {"selected": selected}
 
 
 def test_predictions_for_exported_pairs_score_like_our_own_fill(words, tmp_path):
