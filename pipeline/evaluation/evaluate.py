@@ -133,7 +133,7 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
         facts["notes"] = {**facts["notes"], **notes}
     if warning := results.warning(table, facts):
         console.say(warning)
-    results.save(url, table, {**facts, "config": reproducible(config)})
+    results.save(url, table, {**facts, "config": reproducible(config, facts)})
     samples = pair_images.fill_samples(predict, pairs, config.images)
     samples_url = pair_images.save(url, samples)
     store.remove(parts, recursive=True)
@@ -212,7 +212,7 @@ def _record_in_run(config: EvaluateConfig, result: dict[str, Any]) -> None:
         return
     prefix, rows = f"eval/{result['protocol']}", dict(result["buckets"])
     values = {f"{prefix}/psnr {name}": row["psnr"] for name, row in rows.items()}
-    overall = result["all"] | (result["mean6"] or next(iter(rows.values())))
+    overall = result["all"] | (result["mean6"] or {})
     printed = metrics.printed_metrics(chosen=result.get("metrics", ()))
     values |= {f"{prefix}/{k}": overall[k] for k in printed if k in overall}
     files = [result["parquet"], result["samples"], *result.get("features", [])]

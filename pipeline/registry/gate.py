@@ -50,6 +50,8 @@ def decide(
         reasons += _unusable(champion, pairs["buckets"], asked, "the champion")
         if not reasons and challenger[0]["name"].to_pylist() != champion[0]["name"].to_pylist():
             reasons.append("the champion was scored on other pairs: promote with repin=true")
+        if (n := pc.count_distinct(challenger[0]["key"]).as_py()) < intervals.FEWEST:
+            reasons.append(f"an interval needs {intervals.FEWEST} images, the pairs have {n}")
         reasons += [
             f"{key} of the champion used other weights: promote with repin=true fresh=true"
             for key, metric in asked.items()
@@ -78,7 +80,7 @@ def decide(
                 reasons.append(f"{bucket}: {worse}")
     if len(per_image) < len(asked):
         every = figures["all pairs"] = {}
-        for key in asked.keys() - per_image.keys():
+        for key in (key for key, metric in asked.items() if metric.of_sets):
             every[key] = _of_sets(challenger, key)
             if champion is None:
                 continue

@@ -35,16 +35,20 @@ def words(tmp_path_factory):
     return [f"data.url={urls[0]}", f"masks.url={urls[1]}", f"protocol.size={SIZE}"]
 
 
-@pytest.fixture
-def run(tmp_path):
-    """A run with one checkpoint of a small, untrained MSA-Net."""
-    torch.manual_seed(0)
+def save(run, images_seen):
+    torch.manual_seed(images_seen)
     model = asdict(MsanetModel(width=1 / 16))
     options = {k: v for k, v in model.items() if k != "name"}
     weights = GENERATORS["msanet"](**options).state_dict()
-    saver = Saver(folder_at(str(tmp_path / "run")), keep=1)
-    saver.save(1200, {"generator": dict(weights)}, {"model": model})
+    saver = Saver(folder_at(str(run)), keep=2)
+    saver.save(images_seen, {"generator": dict(weights)}, {"model": model})
     saver.close()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with one checkpoint of a small, untrained MSA-Net."""
+    save(tmp_path / "run", 1200)
     return str(tmp_path / "run")
 
 
@@ -84,6 +88,9 @@ def test_the_scores_of_a_run_are_written_to_its_folder_and_its_checkpoint_is_pin
     assert names == [f"{stem}.images.zip", f"{stem}.parquet"]
     assert result["weights"] == "raw" and result["images_seen"] == 1200
     assert read_run_json(run)["pinned"] == [1200]
+
+    save(run, 2400)  # the run's last checkpoint is now another one
+    assert run_evaluate(f"verify={result['parquet']}")["differences"] == []
 
 
 @pytest.mark.parametrize(
