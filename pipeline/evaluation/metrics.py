@@ -59,64 +59,44 @@ class Metric:
         return f"{self.title} {self.unit}".rstrip()
 
 
-def _of_whole(function: Callable[[Tensor, Tensor], Tensor]) -> Function:
+def _whole(function: Callable[[Tensor, Tensor], Tensor]) -> Function:
     return lambda result, image, mask: function(result, image)
+
+
+def _ssim(convention: str, window: int) -> Metric:
+    function = _whole(functools.partial(pixels.ssim, convention=convention))
+    metric = functools.partial(Metric, range=(-1, 1), how=convention, tolerance=0.002)
+    return metric(f"ssim_{convention}", "SSIM", "", 4, 1, function, window, convention)
 
 
 def _learned(
     name: str, title: str, how: str, network: Callable[[], nn.Module], *needs: str
 ) -> Metric:
-    function = learned.distance(network, needs)
-    window = perceptual.SMALLEST
-    return Metric(
-        *(name, title, "", 4, -1, function, window),
-        how=how,
-        network=network,
-        needs=needs,
-        tolerance=0.002,
-    )
+    metric = functools.partial(Metric, how=how, network=network, needs=needs, tolerance=0.002)
+    return metric(name, title, "", 4, -1, learned.distance(network, needs), perceptual.SMALLEST)
 
 
-RGB = "RGB, range 255"
-IN_PERCENT = (0.0, 100.0)
+IN_DB, IN_PERCENT, ANY = (0, pixels.PSNR_CAP), (0, 100), (-math.inf, math.inf)
+RGB = "RGB, range 255, whole image, mean over images"
 # To add a metric, write its function and add a row here. Those without `needs` cost next to nothing
 # and are always computed; `metrics=` asks for the others.
 METRICS: tuple[Metric, ...] = (
+    Metric("psnr", "PSNR", "dB", 3, 1, _whole(pixels.psnr), range=IN_DB, how=RGB),
+    *(_ssim(convention, window) for convention, window in SSIM_WINDOWS.items()),
+    Metric("l1", "L1", "%", 3, -1, _whole(pixels.l1), range=IN_PERCENT, how=RGB, tolerance=0.02),
     Metric(
-        *("psnr", "PSNR", "dB", 3, 1, _of_whole(pixels.psnr)),
-        range=(0, pixels.PSNR_CAP),
-        how=f"{RGB}, mean over images",
-    ),
-    *(
-        Metric(
-            *(
-                f"ssim_{x}",
-                "SSIM",
-                "",
-                4,
-                1,
-                _of_whole(functools.partial(pixels.ssim, convention=x)),
-                window,
-                x,
-            ),
-            range=(-1, 1),
-            how=x,
-            tolerance=0.002,
-        )
-        for x, window in SSIM_WINDOWS.items()
-    ),
-    Metric(
-        "l1",
-        "L1",
+        "l1_hole",
+        "L1 of the hole",
         "%",
         3,
         -1,
-        _of_whole(pixels.l1),
-        range=IN_PERCENT,
-        how=f"{RGB}, whole image",
-        tolerance=0.02,
+        pixels.l1_hole,
+        1,
+        "",
+        False,
+        IN_PERCENT,
+        "RGB, hole",
     ),
-    Metric("l1_hole", "L1 of the hole", "%", 3, -1, pixels.l1_hole, 1, "", False, IN_PERCENT, RGB),
     _learned("lpips_vgg", "LPIPS (VGG)", "0.1", perceptual.lpips_vgg, "vgg16", "lpips_vgg"),
     _learned("lpips_alex", "LPIPS (Alex)", "0.1", perceptual.lpips_alex, "alexnet", "lpips_alex"),
     _learned("dists", "DISTS", "at the evaluated size", perceptual.DISTS, "vgg16", "dists"),
@@ -128,33 +108,14 @@ _of_sets = functools.partial(
     how="2048 features of Inception 2015-12-05, resized as TensorFlow 1 does",
     network=Inception,
     needs=("inception",),
+    least=2048,  # fewer pairs than features a linear SVM separates, whatever they show
 )
-_ids = functools.partial(
-    _of_sets,
-    unit="%",
-    digits=2,
-    direction=1,
-    of_sets=sets.ids,
-    least=2048,
-    range=IN_PERCENT,
-    tolerance=0.5,
-)
+_ids = functools.partial(_of_sets, unit="%", digits=2, direction=1, of_sets=sets.ids)
 SET_METRICS: tuple[Metric, ...] = (
-    _of_sets("fid", "FID", "", 3, -1, of_sets=sets.fid, least=2048, unbiased=10_000, tolerance=0.2),
-    _of_sets(
-        "kid",
-        "KID",
-        "",
-        5,
-        -1,
-        of_sets=sets.kid,
-        least=1000,
-        range=(-math.inf, math.inf),
-        tolerance=2e-4,
-    ),
-    # So few images a linear SVM separates whatever they show.
-    _ids("p_ids", "P-IDS"),
-    _ids("u_ids", "U-IDS"),
+    _of_sets("fid", "FID", "", 3, -1, of_sets=sets.fid, unbiased=10_000, tolerance=0.2),
+    _of_sets("kid", "KID", "", 5, -1, of_sets=sets.kid, least=1000, range=ANY, tolerance=2e-4),
+    _ids("p_ids", "P-IDS", range=IN_PERCENT, tolerance=0.5),
+    _ids("u_ids", "U-IDS", range=IN_PERCENT, tolerance=0.5),
 )
 
 
