@@ -117,7 +117,8 @@ def our_row(
     """Return one row of ours: a run with its intervals, or several seeds with their spread."""
     facts = group.facts
     summaries = [results.summarize(e.table, e.facts) for e in group.members]
-    proofs = {m: receipts.receipt(facts, m) for m in measured}
+    models = "; ".join(dict.fromkeys(receipts.model(e.facts) for e in group.members))
+    proofs = {m: receipts.receipt(facts, m) | {receipts.MODEL: models} for m in measured}
     cells, empty = {}, []
     for column in columns:
         means = [{**s["buckets"], MEAN: s["mean6"], ALL: s["all"]}.get(column) for s in summaries]
@@ -140,6 +141,7 @@ def our_row(
         provenance += f", seeds {', '.join(str(e.facts.get('seed')) for e in group.members)}"
     elif warning := results.warning(group.members[0].table, facts):
         provenance += f"; {warning}"
+    provenance = "; ".join([provenance, *results.notes(facts)])
     row = Row(group.label, "ours", cells, provenance, block, _against(group, reference))
     row.receipts = {m: proofs[m] for m in dict.fromkeys(m for _, m in cells)}
     if empty and facts.get("run"):
@@ -155,7 +157,10 @@ def _status(proof: Mapping[str, Any], reference: Group | None, metric: str) -> s
     """Say whether a number has the receipt of the reference row, or in which part it differs."""
     if reference is None:
         return "no reference row"
-    parts = receipts.differences(receipts.receipt(reference.facts, metric), proof)
+    theirs = receipts.receipt(reference.facts, metric)
+    if None in theirs["weights"].values():
+        return "not measured of the reference row"
+    parts = receipts.differences(theirs, proof)
     return f"other {', '.join(parts)} than the reference row" if parts else SAME_PAIRS
 
 
@@ -180,8 +185,9 @@ def overall(group: Group) -> NDArray[np.float64]:
 def _against(group: Group, reference: Group | None) -> str:
     if reference is None or group is reference:
         return ""
-    if group.facts["pairs_digest"] != reference.facts["pairs_digest"]:
-        return "other pairs"
+    both = (receipts.receipt(g.facts, "psnr") for g in (reference, group))
+    if parts := receipts.differences(*both):
+        return f"other {', '.join(parts)}"
     test = intervals.paired_bootstrap(overall(group), overall(reference))
     low, high = test["ci"]
     if len(overall(group)) < intervals.FEWEST:

@@ -29,7 +29,7 @@ from pipeline.common.environment import CHECKOUT, config_dir
 from pipeline.common.errors import ConfigError, one_line
 from pipeline.config import outside
 from pipeline.config.commands import COMMANDS, Command
-from pipeline.config.groups import RENAMED, RETIRED
+from pipeline.config.former import RENAMED, RETIRED
 from pipeline.config.resolve import Resolved, entries, interpolated, known_keys, merge, near
 from shards import store
 

@@ -13,11 +13,9 @@ from typing import Any, ClassVar
 from omegaconf import MISSING
 
 DRAWN = ("center", "square", "irregular")  # buckets that need no mask set
-
 KINDS = ("irregular", "center", "square", "external", "none")
 OPTIMIZERS = ("adam", "adamw", "adadelta")
 RATES = ("constant", "linear", "cosine")
-LAYOUTS = ("pairs", "lama", "mat")  # of exported pairs: the repositories that read such names
 MAX_SEED = 2**63 - 1  # torch takes no more than 64 bits
 GATE = ["psnr", "ssim"]  # metrics that `promote` compares unless the protocol names others
 SSIM_WINDOWS = {"gauss11_rgb": 11, "uniform7_rgb": 7, "uniform7_gray": 7, "uniform51_gray": 51}
@@ -34,8 +32,7 @@ def key(
 ) -> Any:
     """Return a field with its help text, choices or range (of a list: of each element) and,
     if it holds a path or URL, the kind of it."""
-    metadata = {"help": help, "choices": choices, "least": least, "most": most, "below": below}
-    metadata["path"] = path
+    metadata = dict(help=help, choices=choices, least=least, most=most, below=below, path=path)
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -301,12 +298,3 @@ class TrackingConfig(ReportConfig):
 def from_set(buckets: list[str]) -> list[str]:
     """Return the buckets of masks that are read from a set; the others are drawn."""
     return [bucket for bucket in buckets if bucket not in DRAWN]
-
-
-# Keys in the config.yaml of older runs that training never read.
-SHARDING = ("layout", "holdout", "shard_mb", "min_side", "store_short", "quality")
-RETIRED = ("objective.name", *(f"data.{name}" for name in SHARDING))
-# Former names of keys, which files of older runs and commands may still use; a hash of keys takes
-# the former name, so that it is the one of older runs.
-RENAMED = {"objective.vgg_normalise": "objective.vgg_normalize", "pictures": "images"}
-FORMER = {new: old for old, new in RENAMED.items()}

@@ -122,7 +122,7 @@ class EvaluateConfig:
     predictions: str | None = reads(None, "folder of KEY.png to score instead of a model")
     verify: str | None = reads(None, "Parquet of an evaluation to repeat and compare")
     export: str | None = writes(None, "folder to write the pairs into, as layout= names them")
-    layout: str = key("pairs", "whose names export= writes", groups.LAYOUTS)
+    layout: str = key("pairs", "whose names export= writes", ("pairs", "lama", "mat"))
     data: groups.EvaluationData = field(default_factory=groups.EvaluationData)
     masks: groups.EvaluationMasks = field(default_factory=groups.EvaluationMasks)
     protocol: groups.ProtocolConfig = field(default_factory=groups.ProtocolConfig)

@@ -6,7 +6,6 @@ pair is scored once, always in the same batch, so that any world size gives the 
 the command again continues an interrupted evaluation from the existing parts.
 """
 
-import hashlib
 import json
 import os
 import tempfile
@@ -14,17 +13,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 import pipeline
 from pipeline.common import console
 from pipeline.common.environment import count
-from pipeline.config import groups
-from pipeline.config.groups import FORMER, RETIRED
 from pipeline.config.schema import EvaluateConfig
 from pipeline.evaluation import (
     learned,
     metrics,
+    origin,
     pair_images,
     partial_results,
     receipts,
@@ -35,23 +32,8 @@ from pipeline.evaluation.pairs import Pairs, pairs_of
 from pipeline.evaluation.scoring import Predict, predictor, score
 from pipeline.evaluation.verify import reproducible, verify
 from pipeline.inference import sources
-from pipeline.runs.checkpoints import find, split_address
-from pipeline.runs.folder import saved_config
-from pipeline.runs.identity import FIXED_AT_START, LATER, MAY_CHANGE
-from pipeline.tracking.delivery import flatten
 from shards import store
 
-# Keys that do not change what a run learns, or are recorded elsewhere (the data set by its digest).
-NOT_IN_RECIPE = (
-    *MAY_CHANGE,
-    *FIXED_AT_START,
-    *RETIRED,
-    "seed",
-    "experiment",
-    "validate.",
-    "data.url",
-    "init",
-)
 BATCHES_PER_PART = 16
 RESULT_VARIABLE = "LACUNA_RESULT"  # names the file in which rank 0 returns its result
 
@@ -151,7 +133,7 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
         facts["notes"] = {**facts["notes"], **notes}
     if warning := results.warning(table, facts):
         console.say(warning)
-    results.save(url, table, {**facts, "config": reproducible(config)})
+    results.save(url, table, {**facts, "config": reproducible(config, facts)})
     samples = pair_images.fill_samples(predict, pairs, config.images)
     samples_url = pair_images.save(url, samples)
     store.remove(parts, recursive=True)
@@ -230,7 +212,7 @@ def _record_in_run(config: EvaluateConfig, result: dict[str, Any]) -> None:
         return
     prefix, rows = f"eval/{result['protocol']}", dict(result["buckets"])
     values = {f"{prefix}/psnr {name}": row["psnr"] for name, row in rows.items()}
-    overall = result["all"] | (result["mean6"] or next(iter(rows.values())))
+    overall = result["all"] | (result["mean6"] or {})
     printed = metrics.printed_metrics(chosen=result.get("metrics", ()))
     values |= {f"{prefix}/{k}": overall[k] for k in printed if k in overall}
     files = [result["parquet"], result["samples"], *result.get("features", [])]
@@ -267,39 +249,7 @@ def _load_model(
         return pair_images.read_predictions(config.predictions, pairs)
     source = sources.load(config.model, config.checkpoint, config.weights, device)
     facts = {**source.facts, "name": source.name}
-    facts |= training_recipe(facts)
+    facts |= origin.training_recipe(facts)
     if config.checkpoint is not None:
-        facts |= _selection(config.checkpoint, facts["run"])
+        facts |= origin.selection(config.checkpoint, facts["run"])
     return predictor(source.fill, device), facts
-
-
-def _selection(checkpoint: str, run: str) -> dict[str, str]:
-    """Say how the checkpoint was chosen among those of its run."""
-    which = split_address(checkpoint)[1] or "last"
-    saved = saved_config(run)
-    if which != "best" or saved is None:
-        return {"selected": "the last" if which == "last" else "given by name"}
-    validate = groups.ValidateConfig(saved.validate.every_images, saved.validate.pairs)
-    interval = validate.interval(saved.max_images)
-    last = find(run).images_seen
-    at_end = last >= saved.max_images and (not interval or last % interval > 0)
-    count = (last // interval if interval else 0) + at_end
-    return {"selected": f"best PSNR of {count} validations of up to {validate.pairs} pairs"}
-
-
-def training_recipe(facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the run's experiment and seed, and a hash of all other keys that affect training.
-
-    Runs with the same hash differ only in their seed. Empty for a model that is not of a run.
-    """
-    saved = saved_config(facts["run"]) if "run" in facts else None
-    if saved is None:
-        return {}
-    keys = flatten(OmegaConf.to_container(saved))  # type: ignore[arg-type]
-    rest = {
-        FORMER.get(name, name): value
-        for name, value in keys.items()
-        if not name.startswith(NOT_IN_RECIPE) and LATER.get(name, ...) != value
-    }
-    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-    return {"experiment": saved.get("experiment"), "seed": saved.get("seed"), "recipe": digest}

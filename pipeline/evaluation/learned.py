@@ -24,7 +24,7 @@ def loaded(
     module = network()
     state: dict[str, Tensor] = {}
     for name in needs:
-        state |= parse(_read(name))
+        state |= parse(_read(name, needs))
     keys = {k for k in module.state_dict() if not k.endswith("num_batches_tracked")}
     if lacking := sorted(keys - state.keys()):
         raise ValueError(f"the cached weights lack {lacking[0]}: {_command(needs)}")
@@ -36,18 +36,18 @@ def hashes(needs: tuple[str, ...]) -> dict[str, str]:
     """Return the sha256 of each published file."""
     from pipeline.common import weights_cache
 
-    return {name: weights_cache.facts(_read(name)).get("sha256", "") for name in needs}
+    return {name: weights_cache.facts(_read(name, needs)).get("sha256", "") for name in needs}
 
 
-def _read(name: str) -> bytes:
+def _read(name: str, needs: tuple[str, ...]) -> bytes:
     from pipeline.common import weights_cache
 
     url = store.join(weights_cache.folder(), f"{name}.safetensors")
     if not store.exists(url):
-        raise ValueError(f"the weights {name} are not in the cache: {_command((name,))}")
+        raise ValueError(f"the weights {name} are not in the cache: {_command(needs)}")
     data = store.read(url)
     if damaged := weights_cache.damage(data):
-        raise ValueError(f"{url} is damaged ({damaged}): {_command((name,))}")
+        raise ValueError(f"{url} is damaged ({damaged}): {_command(needs)}")
     return data
 
 

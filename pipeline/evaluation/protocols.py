@@ -29,7 +29,8 @@ def check_images(images: Manifest, split: str, protocol: ProtocolConfig) -> None
         raise ConfigError(
             f"{where}: {len(small)} of {len(names)} images are smaller than the {protocol.stored} "
             f"pixels that protocol={protocol.name} needs, first {min(small)}: shard the original "
-            "images with data.store_short=null and without those (data.min_side); none is upscaled"
+            "images with data.store_short=null; leave out those that are published smaller by "
+            f"data.min_side={protocol.stored}, with protocol.images=null; none is upscaled"
         )
     digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
     if protocol.images not in (None, digest):

@@ -25,11 +25,12 @@ def receipt(facts: Mapping[str, Any], key: str) -> dict[str, Any]:
         "region": "composite",
         "convention": facts["ssim"] if key == "ssim" else metric.how,
         "code": facts.get("code"),
-        MODEL: _model(facts),
+        MODEL: model(facts),
     }
 
 
-def _model(facts: Mapping[str, Any]) -> str:
+def model(facts: Mapping[str, Any]) -> str:
+    """Return the part that says what was scored."""
     if "predictions" in facts:
         return f"images with sha256 {facts.get('sha256')}; weights and code were not verified"
     return f"weights with sha256 {facts['sha256']}" if "sha256" in facts else "no weights"

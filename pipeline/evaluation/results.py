@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.common import console
-from pipeline.evaluation import intervals, metrics, sets
+from pipeline.evaluation import intervals, metrics, pixels, sets
 from shards import store
 from shards.masks import NAMES as IRREGULAR
 
@@ -106,15 +106,19 @@ def summarize(table: pa.Table, facts: Mapping[str, Any] = MappingProxyType({})) 
     return {"buckets": rows, "mean6": mean6, "all": every}
 
 
-def per_image(table: pa.Table, metric: str = "psnr") -> NDArray[np.float64]:
-    """Return each photograph's mean of `metric` over its pairs, in key order.
+def per_image(table: pa.Table) -> NDArray[np.float64]:
+    """Return each photograph's mean PSNR over its pairs, in key order.
 
-    Where the table has all six irregular buckets, over those alone. Photographs that are too small
-    for the metric are left out.
+    Where the table has all six irregular buckets, over those alone.
     """
     if set(IRREGULAR) <= set(table["bucket"].to_pylist()):
         table = table.filter(pc.is_in(table["bucket"], pa.array(IRREGULAR)))
-    means = table.group_by("key").aggregate([(metric, "mean")]).sort_by("key")
+    return _photographs(table, "psnr")
+
+
+def _photographs(part: pa.Table, metric: str) -> NDArray[np.float64]:
+    """Return each photograph's mean over all its pairs; without those too small for the metric."""
+    means = part.group_by("key").aggregate([(metric, "mean")]).sort_by("key")
     return np.asarray(means[f"{metric}_mean"].drop_null().to_numpy(), np.float64)
 
 
@@ -124,13 +128,13 @@ def _row(part: pa.Table, convention: str) -> dict[str, Any]:
     for key, metric in metrics.printed_metrics(convention, list(means)).items():
         if means.get(metric.name) is not None:
             row[key] = means[metric.name]
-            row[f"{key}_ci"] = intervals.bootstrap(per_image(part, metric.name))
+            row[f"{key}_ci"] = intervals.bootstrap(_photographs(part, metric.name))
     return row | {name: mean for name, mean in means.items() if mean is not None}
 
 
 def warning(table: pa.Table, facts: Mapping[str, Any]) -> str:
     """Return why the scores of predictions are probably meaningless; empty if they are not."""
-    equal = sum(psnr >= metrics.PSNR_CAP for psnr in table["psnr"].to_pylist())
+    equal = sum(psnr >= pixels.PSNR_CAP for psnr in table["psnr"].to_pylist())
     if "predictions" not in facts or not equal:
         return ""
     return (
@@ -161,8 +165,13 @@ def table_rows(result: Mapping[str, Any]) -> list[list[str]]:
 
 def as_text(result: Mapping[str, Any]) -> str:
     """Return the printed table of one evaluation, and a line on each column that needs one."""
-    notes = [f"{metrics.record(k).title}: {note}" for k, note in result.get("notes", {}).items()]
-    return "\n".join([*console.table(table_rows(result), "<>"), *notes])
+    return "\n".join([*console.table(table_rows(result), "<>"), *notes(result)])
+
+
+def notes(facts: Mapping[str, Any]) -> list[str]:
+    """Say of each metric that needs it why its numbers are missing or biased."""
+    found, known = facts.get("notes", {}), (*metrics.METRICS, *metrics.SET_METRICS)
+    return [f"{m.title}: {found[m.name]}" for m in known if m.name in found]
 
 
 def default_url(facts: dict[str, Any]) -> str:

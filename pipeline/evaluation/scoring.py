@@ -11,7 +11,8 @@ import pyarrow as pa
 import torch
 
 from models import masking
-from pipeline.evaluation import metrics, results
+from pipeline.config.groups import SSIM_WINDOWS
+from pipeline.evaluation import metrics, pixels, results
 from pipeline.evaluation.pairs import PairBatch, Pairs
 
 Inpaint = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -48,7 +49,7 @@ def predictor(inpaint: Inpaint, device: torch.device | str) -> Predict:
     def predict(batch: PairBatch) -> torch.Tensor:
         mask = batch.masks.to(device).unsqueeze(1).float()
         image = batch.images.to(device).permute(0, 3, 1, 2).float() / 255
-        return metrics.to_bytes(inpaint(masking.erase(image, mask), mask))
+        return pixels.to_bytes(inpaint(masking.erase(image, mask), mask))
 
     return predict
 
@@ -56,7 +57,7 @@ def predictor(inpaint: Inpaint, device: torch.device | str) -> Predict:
 def composite(predict: Predict, batch: PairBatch, device: torch.device | str) -> torch.Tensor:
     """Fill the holes of a batch; uint8 N×H×W×3 on `device`."""
     images, masks = batch.images.to(device), batch.masks.to(device)
-    return metrics.composite_bytes(predict(batch).to(device), images, masks)
+    return pixels.composite_bytes(predict(batch).to(device), images, masks)
 
 
 def score(
@@ -65,7 +66,7 @@ def score(
     starts: Sequence[int],
     size: int,
     device: torch.device | str,
-    conventions: Sequence[str] = tuple(metrics.SSIM_WINDOWS),
+    conventions: Sequence[str] = tuple(SSIM_WINDOWS),
     chosen: Sequence[str] = (),
     record: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
 ) -> pa.Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,15 @@ from shards import store
 TOLERANCE = 1e-5  # relative; another CPU or batch rounds otherwise
 
 
-def reproducible(config: EvaluateConfig) -> str:
-    """Return the part of the configuration that the scores depend on, without credentials."""
+def reproducible(config: EvaluateConfig, facts: Mapping[str, Any]) -> str:
+    """Return the part of the configuration that the scores depend on, without credentials.
+
+    facts: name what was scored where the configuration says last, best or champion.
+    """
     kept = ("checkpoint", "model", "predictions", "data", "masks", "protocol", "split", "weights")
     same = EvaluateConfig(**{k: getattr(config, k) for k in (*kept, "batch", "limit", "metrics")})
+    if scored := facts.get("url", facts.get("model_uri")):
+        setattr(same, "checkpoint" if config.checkpoint else "model", scored)
     text = to_yaml(replace(same, images=0, tracking=groups.RecordConfig(enabled=False)))
     for url in (config.data.url, config.masks.url):
         text = text.replace(url, store.display(url)) if url else text
@@ -58,6 +63,9 @@ def verify(
         old_parts, new_parts = receipt(facts, key), receipt(new, key)
         parts = [part for part in old_parts if old_parts[part] != new_parts[part]]
         changes += [f"{key}: another {part}" for part in parts]
+        note = new.get("notes", {}).get(key)
+        if note not in (None, facts.get("notes", {}).get(key)):
+            changes.append(f"{key}: {note}")
     if table["name"] == again["name"]:
         changes += _other_scores(table, again)
     for name, row in facts.get("sets", {}).items():

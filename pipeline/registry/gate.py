@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.evaluation import intervals, metrics, results, sets
 from pipeline.evaluation.metrics import Metric
 
+ALL = "all pairs"
 Scored = tuple[pa.Table, dict[str, Any]]  # scores per image, and the facts of their file
 
 
@@ -50,6 +51,8 @@ def decide(
         reasons += _unusable(champion, pairs["buckets"], asked, "the champion")
         if not reasons and challenger[0]["name"].to_pylist() != champion[0]["name"].to_pylist():
             reasons.append("the champion was scored on other pairs: promote with repin=true")
+        if (n := pc.count_distinct(challenger[0]["key"]).as_py()) < intervals.FEWEST:
+            reasons.append(f"an interval needs {intervals.FEWEST} images, the pairs have {n}")
         reasons += [
             f"{key} of the champion used other weights: promote with repin=true fresh=true"
             for key, metric in asked.items()
@@ -60,32 +63,24 @@ def decide(
     floors = {"psnr": rules.floor_psnr, "ssim": rules.floor_ssim}
     tolerances = {key: metric.tolerance for key, metric in asked.items()}
     tolerances["psnr"] = rules.tolerance
-    per_image = {key: metric for key, metric in asked.items() if not metric.of_sets}
+    places = [(b, k) for b in pairs["buckets"] for k, m in asked.items() if not m.of_sets]
+    places += [(ALL, key) for key, metric in asked.items() if metric.of_sets]
     figures: dict[str, Any] = {}
-    for bucket in pairs["buckets"]:
-        row = figures[bucket] = {}
-        for key, metric in per_image.items():
-            ours = _values(challenger, bucket, metric)
-            row[key] = float(ours.mean())
-            if row[key] < floors.get(key, -np.inf):
-                value = f"{row[key]:.{metric.digits}f}"
-                reasons.append(f"{bucket}: {key} {value} is below the floor of {floors[key]:g}")
-            if champion is None:
-                continue
-            gain = intervals.paired_bootstrap(ours, _values(champion, bucket, metric))
-            row[f"{key}_difference"], row[f"{key}_ci"] = gain["difference"], gain["ci"]
-            if worse := _worse(key, metric.direction, gain, tolerances[key]):
-                reasons.append(f"{bucket}: {worse}")
-    if len(per_image) < len(asked):
-        every = figures["all pairs"] = {}
-        for key in asked.keys() - per_image.keys():
-            every[key] = _of_sets(challenger, key)
-            if champion is None:
-                continue
-            difference = every[f"{key}_difference"] = every[key] - _of_sets(champion, key)
-            gain = {"difference": difference, "ci": [difference, difference]}
-            if worse := _worse(key, asked[key].direction, gain, tolerances[key]):
-                reasons.append(f"all pairs: {worse}")
+    for place, key in places:
+        metric, row = asked[key], figures.setdefault(place, {})
+        ours = _values(challenger, place, metric)
+        row[key] = float(ours.mean())
+        if row[key] < floors.get(key, -np.inf):
+            value = f"{row[key]:.{metric.digits}f}"
+            reasons.append(f"{place}: {key} {value} is below the floor of {floors[key]:g}")
+        if champion is None:
+            continue
+        gain = intervals.paired_bootstrap(ours, _values(champion, place, metric))
+        row[f"{key}_difference"] = gain["difference"]
+        if not metric.of_sets:
+            row[f"{key}_ci"] = gain["ci"]
+        if worse := _worse(key, metric.direction, gain, tolerances[key]):
+            reasons.append(f"{place}: {worse}")
     if champion is not None and "psnr" in asked:
         gain = intervals.paired_bootstrap(
             results.per_image(challenger[0]), results.per_image(champion[0])
@@ -113,8 +108,11 @@ def _unusable(
     return reasons
 
 
-def _values(scored: Scored, bucket: str, metric: Metric) -> NDArray[np.float64]:
-    part = scored[0].filter(pc.equal(scored[0]["bucket"], bucket))
+def _values(scored: Scored, place: str, metric: Metric) -> NDArray[np.float64]:
+    """Return the values of a bucket's pairs, or the one value of a metric of two sets."""
+    if metric.of_sets:
+        return np.array([_of_sets(scored, metric.key)])
+    part = scored[0].filter(pc.equal(scored[0]["bucket"], place))
     return part[metric.name].to_numpy()
 
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from pipeline.common.errors import ConfigError
 from pipeline.config import outside
-from pipeline.config.groups import FORMER
+from pipeline.config.former import FORMER
 from pipeline.config.methods import METHODS, method_of
 from pipeline.config.resolve import leaves, plain, to_yaml
 from pipeline.config.schema import TrainConfig

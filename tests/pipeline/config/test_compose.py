@@ -244,7 +244,7 @@ def test_an_old_run_whose_config_holds_retired_keys_is_read_and_is_the_same_run(
     """As written before `data` was divided between the commands, and lacking a later key."""
     from omegaconf import OmegaConf
 
-    from pipeline.config.groups import RETIRED
+    from pipeline.config.former import RETIRED
     from pipeline.runs.identity import changed_key
 
     now = compose("train", ["experiment=quickstart", f"run={tmp_path}"])

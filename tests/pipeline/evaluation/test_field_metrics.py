@@ -286,7 +286,7 @@ def test_without_weights_or_pairs_a_column_is_empty_and_says_what_fills_it(tmp_p
     result = run_evaluate(*words)
     text = results.as_text(result).splitlines()
     assert "DISTS" in text[0] and text[1].split()[-2:] == ["-", "-"]
-    fix = "run `python -m pipeline fetch vgg16` and evaluate again"
+    fix = "run `python -m pipeline fetch vgg16 dists` and evaluate again"
     assert f"DISTS: empty: the weights vgg16 are not in the cache: {fix}" in text
     assert result["metric_weights"] == {} and "dists" not in result["all"]
 

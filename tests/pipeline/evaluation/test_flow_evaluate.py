@@ -15,7 +15,7 @@ from pipeline.config.commands import COMMANDS
 from pipeline.config.compose import compose
 from pipeline.config.methods.msanet import MsanetModel
 from pipeline.config.resolve import to_yaml
-from pipeline.evaluation import evaluate, pair_images, partial_results, results
+from pipeline.evaluation import evaluate, origin, pair_images, partial_results, results
 from pipeline.inference import predict
 from pipeline.inference.sources import telea
 from pipeline.runs.folder import folder_at
@@ -35,16 +35,20 @@ def words(tmp_path_factory):
     return [f"data.url={urls[0]}", f"masks.url={urls[1]}", f"protocol.size={SIZE}"]
 
 
-@pytest.fixture
-def run(tmp_path):
-    """A run with one checkpoint of a small, untrained MSA-Net."""
-    torch.manual_seed(0)
+def save(run, images_seen):
+    torch.manual_seed(images_seen)
     model = asdict(MsanetModel(width=1 / 16))
     options = {k: v for k, v in model.items() if k != "name"}
     weights = GENERATORS["msanet"](**options).state_dict()
-    saver = Saver(folder_at(str(tmp_path / "run")), keep=1)
-    saver.save(1200, {"generator": dict(weights)}, {"model": model})
+    saver = Saver(folder_at(str(run)), keep=2)
+    saver.save(images_seen, {"generator": dict(weights)}, {"model": model})
     saver.close()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with one checkpoint of a small, untrained MSA-Net."""
+    save(tmp_path / "run", 1200)
     return str(tmp_path / "run")
 
 
@@ -85,6 +89,9 @@ def test_the_scores_of_a_run_are_written_to_its_folder_and_its_checkpoint_is_pin
     assert result["weights"] == "raw" and result["images_seen"] == 1200
     assert read_run_json(run)["pinned"] == [1200]
 
+    save(run, 2400)  # the run's last checkpoint is now another one
+    assert run_evaluate(f"verify={result['parquet']}")["differences"] == []
+
 
 @pytest.mark.parametrize(
     ("name", "longest", "selected"),
@@ -99,7 +106,7 @@ def test_how_a_checkpoint_was_chosen_is_recorded(name, longest, selected, run):
     train = ["experiment=quickstart", "data.url=x", f"max_images={longest}", "validate.pairs=70"]
     config = compose("train", [*train, "validate.every_images=500"]).config
     Path(run, "config.yaml").write_text(to_yaml(config))
-    assert evaluate._selection(run + name, run) == {"selected": selected}
+    assert origin.selection(run + name, run) == {"selected": selected}
 
 
 def test_predictions_for_exported_pairs_score_like_our_own_fill(words, tmp_path):

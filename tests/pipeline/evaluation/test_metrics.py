@@ -7,7 +7,8 @@ from skimage import data
 from skimage.color import rgb2gray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from pipeline.evaluation import intervals, metrics
+from pipeline.config.groups import SSIM_WINDOWS
+from pipeline.evaluation import intervals, metrics, pixels
 
 WANG = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
@@ -42,42 +43,42 @@ def image_pairs():
     return np.clip(result, 0, 255).astype(np.uint8), image
 
 
-@pytest.mark.parametrize("convention", metrics.SSIM_WINDOWS)
+@pytest.mark.parametrize("convention", SSIM_WINDOWS)
 def test_ssim_equals_scikit_image_in_each_convention(convention):
     result, image = image_pairs()
-    ours = metrics.ssim(torch.from_numpy(result), torch.from_numpy(image), convention)
+    ours = pixels.ssim(torch.from_numpy(result), torch.from_numpy(image), convention)
     theirs = [skimage_ssim(a, b, convention) for a, b in zip(result, image)]
     np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("convention", metrics.SSIM_WINDOWS)
+@pytest.mark.parametrize("convention", SSIM_WINDOWS)
 def test_the_sums_that_run_on_an_accelerator_equal_opencv_s(convention):
     channels = 1 if convention.endswith("gray") else 3
     x = torch.rand(2, 60, 70, channels, generator=torch.Generator().manual_seed(0)) * 255
-    border = metrics.SSIM_WINDOWS[convention] // 2
-    on_cpu = metrics._mean(x, convention)[:, border:-border, border:-border]
-    summed = metrics._mean_torch(x, convention)
+    border = SSIM_WINDOWS[convention] // 2
+    on_cpu = pixels._mean(x, convention)[:, border:-border, border:-border]
+    summed = pixels._mean_torch(x, convention)
     assert summed.shape == (2, 60 - 2 * border, 70 - 2 * border, channels)
     torch.testing.assert_close(on_cpu.double(), summed.double(), atol=2e-4, rtol=0)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("convention", metrics.SSIM_WINDOWS)
+@pytest.mark.parametrize("convention", SSIM_WINDOWS)
 def test_on_an_accelerator_ssim_equals_scikit_image_too(convention):
     result, image = image_pairs()
-    ours = metrics.ssim(torch.from_numpy(result).cuda(), torch.from_numpy(image).cuda(), convention)
+    ours = pixels.ssim(torch.from_numpy(result).cuda(), torch.from_numpy(image).cuda(), convention)
     theirs = [skimage_ssim(a, b, convention) for a, b in zip(result, image)]
     np.testing.assert_allclose(ours.cpu().numpy(), theirs, atol=1e-6, rtol=0)
 
 
 def test_psnr_equals_scikit_image_and_is_capped_for_identical_images():
     result, image = image_pairs()
-    ours = metrics.psnr(torch.from_numpy(result), torch.from_numpy(image))
+    ours = pixels.psnr(torch.from_numpy(result), torch.from_numpy(image))
     theirs = [peak_signal_noise_ratio(b, a, data_range=255) for a, b in zip(result, image)]
     np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-7)
     same = torch.from_numpy(image)
-    assert metrics.psnr(same, same).tolist() == [100.0] * len(same)
+    assert pixels.psnr(same, same).tolist() == [100.0] * len(same)
 
 
 def test_mean_l1_is_percent_of_the_range_over_the_image_and_over_the_hole():
@@ -86,8 +87,8 @@ def test_mean_l1_is_percent_of_the_range_over_the_image_and_over_the_hole():
     mask = torch.zeros(2, 4, 5, dtype=torch.uint8)
     mask[0, :2] = 1  # half of the image
     result[0, :2] = 51  # a fifth of the range
-    assert metrics.l1(result, image).tolist() == pytest.approx([10.0, 0.0])
-    hole = metrics.l1_hole(result, image, mask)
+    assert pixels.l1(result, image).tolist() == pytest.approx([10.0, 0.0])
+    hole = pixels.l1_hole(result, image, mask)
     assert hole[0].item() == pytest.approx(20.0)
     assert torch.isnan(hole[1])
 
@@ -96,8 +97,8 @@ def test_the_composite_keeps_known_bytes_and_takes_the_prediction_in_the_hole():
     image = torch.randint(0, 256, (1, 6, 6, 3), dtype=torch.uint8)
     mask = torch.zeros(1, 6, 6)
     mask[:, 2:4, 1:5] = 1
-    prediction = metrics.to_bytes(torch.full((1, 3, 6, 6), 1.5))
-    result = metrics.composite_bytes(prediction, image, mask)
+    prediction = pixels.to_bytes(torch.full((1, 3, 6, 6), 1.5))
+    result = pixels.composite_bytes(prediction, image, mask)
     assert (result[:, 2:4, 1:5] == 255).all()
     known = mask == 0
     assert torch.equal(result[known], image[known])
@@ -106,7 +107,7 @@ def test_the_composite_keeps_known_bytes_and_takes_the_prediction_in_the_hole():
 def test_bytes_survive_the_way_through_float():
     levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)
     there = levels.permute(0, 3, 1, 2).float() / 255
-    assert torch.equal(metrics.to_bytes(there), levels)
+    assert torch.equal(pixels.to_bytes(there), levels)
 
 
 def test_an_image_smaller_than_the_window_is_blank_in_a_table():
@@ -145,10 +146,13 @@ def test_without_a_difference_one_comparison_in_twenty_looks_significant():
 def test_the_benchmark_times_what_agrees_with_scikit_image():
     from pipeline.bench import metrics as bench
 
-    result = bench.run(images=2, repetitions=1)
+    result = bench.run(images=2, repetitions=1, pairs=2)
     assert result["ratios"]["largest difference of a number"] < 1e-6
-    assert {row["name"]: row["items"] for row in result["rows"]} == {"ours": 2, "scikit-image": 2}
-    assert [goal["target"] for goal in result["targets"].values()] == [5.0]
+    assert {row["name"]: row["items"] for row in result["rows"]} == {
+        **dict.fromkeys(("ours", "scikit-image", "evaluate", "network and metrics"), 2),
+        **dict.fromkeys(("LPIPS (VGG)", "its network"), 2),
+    }
+    assert [goal["target"] for goal in result["targets"].values()] == [5.0, 1.15, 1.2]
 
 
 def test_the_benchmark_of_prediction_is_compared_with_the_printed_time():

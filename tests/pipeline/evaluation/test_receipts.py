@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from pipeline import cli
@@ -45,6 +46,41 @@ def test_numbers_share_a_column_only_if_their_receipts_agree(facts, metric, part
     assert f"[Places2 · other {part}]" in as_text(made)
     assert not any(
         made.is_best(row, "(0.1,0.2]", metric) for row in made.rows if row.label == "other"
+    )
+
+
+def rows_of(*evaluations):
+    made = compare.build(compare.group(evaluations), None, None, evaluations[0].facts["name"])
+    return {row.label: row for row in made.rows if row.kind == "ours"}
+
+
+def test_a_difference_to_the_reference_row_needs_equal_receipts():
+    rows = rows_of(evaluation("good", 30), evaluation("same", 31), evaluation("new", 31, code="2"))
+    assert rows["same"].against.endswith("better")
+    assert rows["new"].against == "other code"
+
+
+def test_numbers_that_the_reference_row_lacks_are_said_to_have_no_other_weights():
+    rows = rows_of(evaluation("good", 30), evaluation("one", 31, **LPIPS))
+    cell = rows["one"].cells["(0.1,0.2]", "lpips_vgg"]
+    assert cell.status == "not measured of the reference row"
+
+
+def test_a_row_of_several_seeds_has_a_receipt_of_all_their_weights():
+    seeds = [
+        evaluation(f"s{i}", 30, recipe="r", images_seen=9, seed=i, sha256=f"{i}f" * 32)
+        for i in range(2)
+    ]
+    compared = compare.build(compare.group(seeds), None, None, None)
+    (row,) = (row for row in compared.rows if row.kind == "ours")
+    assert all(f"{i}f" * 32 in row.receipts["psnr"]["model"] for i in range(2))
+
+
+def test_a_comparison_says_which_numbers_are_biased_or_missing():
+    notes = {"fid": "biased below 10,000 pairs: all", "lpips_vgg": "empty: run `fetch`"}
+    rows = rows_of(evaluation("good", 30, notes=notes, **LPIPS))
+    assert rows["good"].provenance.endswith(
+        "; LPIPS (VGG): empty: run `fetch`; FID: biased below 10,000 pairs: all"
     )
 
 
@@ -115,6 +151,21 @@ def test_verification_says_where_a_file_differs(evaluated, tmp_path, capsys):
     assert {"psnr: another pairs", "psnr: another code", "l1: another code"} <= set(found)
 
 
+def test_verification_says_which_weights_are_missing_here(evaluated, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    scores, facts = results.load(evaluated["parquet"])
+    config = facts["config"].replace("metrics: []", "metrics: [dists]")
+    facts |= {
+        "config": config,
+        "metrics": ["dists"],
+        "metric_weights": {"vgg16": "a", "dists": "b"},
+    }
+    results.save(f"{tmp_path}/t.parquet", scores, facts)
+    found = run_evaluate(f"verify={tmp_path}/t.parquet")["differences"]
+    said = "dists: empty: the weights vgg16 are not in the cache: run `python -m pipeline fetch"
+    assert found[0] == "dists: another weights" and found[1].startswith(said)
+
+
 def evaluated_psnr(result):
     return results.load(result["parquet"])[0]["psnr"].to_pylist()
 
@@ -130,7 +181,7 @@ def test_a_results_file_holds_no_credentials(evaluated):
     config = compose("evaluate", ["config=" + _config(evaluated)]).config
     assert config.protocol.name == "mine"
     url = "https://user:secret@host/set"
-    assert "secret" not in evaluate.reproducible(with_url(config, url))
+    assert "secret" not in evaluate.reproducible(with_url(config, url), {})
 
 
 def _config(result):
@@ -145,16 +196,19 @@ def with_url(config, url):
     return config
 
 
-def test_intervals_are_over_photographs_not_pairs():
+@pytest.mark.parametrize(("row", "buckets"), [("all", 7), ("mean6", 6)])
+def test_intervals_are_over_photographs_not_pairs(row, buckets):
     """Seven pairs of a photograph have one difficulty: taken as independent they are too narrow."""
     scores = table(30)
-    row = results.summarize(scores)["all"]
-    psnr = np.array(scores["psnr"].to_pylist()).reshape(IMAGES, len(BUCKETS))
-    spread = psnr[:, :6].mean(1).std(ddof=1) / np.sqrt(IMAGES)
-    low, high = row["psnr_ci"]
+    found = results.summarize(scores)[row]
+    psnr = np.array(scores["psnr"].to_pylist()).reshape(IMAGES, len(BUCKETS))[:, :buckets]
+    spread = psnr.mean(1).std(ddof=1) / np.sqrt(IMAGES)
+    low, high = found["psnr_ci"]
+    assert found["psnr"] == pytest.approx(psnr.mean())
+    assert (low + high) / 2 == pytest.approx(psnr.mean(), abs=0.2 * spread)
     assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.15)
     pairwise = 2 * 1.96 * psnr.std(ddof=1) / np.sqrt(psnr.size)
-    assert high - low > 1.4 * pairwise
+    assert high - low > 1.3 * pairwise
 
 
 @pytest.mark.parametrize(("photographs", "some"), [(4, False), (5, True)])
@@ -163,3 +217,18 @@ def test_fewer_than_five_photographs_have_no_interval_however_many_pairs(photogr
     for row in (summary["all"], summary["mean6"], *summary["buckets"].values()):
         for key in ("psnr_ci", "ssim_ci", "l1_ci", "lpips_vgg_ci"):
             assert (row[key] is not None) == some
+
+
+@pytest.mark.parametrize(("last", "headline"), [(1, 1), (2, 2), (7, 6)])
+def test_mlflow_gets_one_number_of_all_buckets_or_of_the_six(last, headline, monkeypatch):
+    logged = {}
+    monkeypatch.setattr("pipeline.runs.checkpoints.pin", lambda *facts: None)
+    monkeypatch.setattr(
+        "pipeline.tracking.lifecycle.record", lambda run, values, *rest: logged.update(values)
+    )
+    scores = table(30)
+    scores = scores.filter(pc.is_in(scores["bucket"], pa.array(BUCKETS[:last])))
+    facts = {"run": "r", "protocol": "p", "images_seen": 1, "parquet": "", "samples": ""}
+    evaluate._record_in_run(compose("evaluate", []).config, facts | results.summarize(scores))
+    psnr = np.array(scores["psnr"].to_pylist()).reshape(IMAGES, last)
+    assert logged["eval/p/psnr"] == pytest.approx(psnr[:, :headline].mean())

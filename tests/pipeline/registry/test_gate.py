@@ -154,6 +154,14 @@ def test_a_missing_or_non_finite_score_is_rejected(value):
     ]
 
 
+@pytest.mark.parametrize(("images", "reasons"), [(1, 1), (4, 1), (5, 0)])
+def test_fewer_images_than_an_interval_needs_decide_nothing(images, reasons):
+    few = table(images=images)
+    found, _ = decide(few, few)
+    assert found == [f"an interval needs 5 images, the pairs have {images}"] * reasons
+    assert decide(few, None)[0] == [], "the floors of a first champion need no interval"
+
+
 def test_a_bucket_without_scores_is_rejected():
     reasons, _ = decide(table().slice(0, 6), None)
     assert reasons == ["the challenger has no scores of fixed"]
