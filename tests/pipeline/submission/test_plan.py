@@ -155,6 +155,36 @@ def test_wrong_settings_of_a_command_are_refused(site, words, message):
         directives(*MASKS, *OURS, words)
 
 
+TRAIN = ["train", "experiment=quickstart", "data.url=s3://b/set", "run=s3://b/run"]
+
+
+@pytest.mark.parametrize("scheduler", ["slurm", "kubernetes"])
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("gpus=2", "cluster.gpus_per_node=2"),
+        ("num_gpus=4", "cluster.gpus_per_node=4"),
+        ("devices=auto", "cluster.gpus_per_node=8"),
+        ("device=cuda", "cluster.gpus_per_node=8"),
+        ("device=cpu", "cluster.gpus_per_node=0"),
+    ],
+)
+def test_a_habit_is_answered_with_the_key_of_a_cluster_that_can_be_pasted(
+    site, scheduler, word, key
+):
+    site(scheduler)
+    words = [*TRAIN, *OURS, "root=s3://b/runs", "batch=64", "tracking.enabled=false"]
+    name = word.partition("=")[0]
+    with pytest.raises(ValueError, match=rf"^unknown key {name}: write {key} \("):
+        submit.main([*words, word], dry_run=True)
+    submit.main([*words, key], dry_run=True)
+
+
+def test_on_this_machine_a_habit_is_answered_with_its_processes(site):
+    with pytest.raises(ValueError, match="unknown key gpus: write processes=2"):
+        submit.main([*TRAIN, "gpus=2"], dry_run=True)
+
+
 @pytest.mark.parametrize("words", [SHARD, MASKS], ids=["shard", "masks"])
 def test_nor_on_kubernetes(site, words):
     site("kubernetes")
