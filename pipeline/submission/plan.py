@@ -108,7 +108,10 @@ def parse(args: Sequence[str]) -> list[Part]:
             raise ConfigError(f"{verb}: not a command for a job{near(verb, AS_JOBS)}")
         # --- the cluster
         own = [w for w in rest if re.match(r"(cluster[.=]|root=|check=)", w)]
-        settings = compose("submit", [*carried, *own])
+        words = [*carried, *own]
+        settings = compose("submit", words)
+        node = [w for w in words if not w.startswith("cluster.gpus_per_node=")]
+        whole = compose("submit", node).config.cluster
         only_here = ("cluster.tasks=", "cluster.throttle=", "cluster.name=")
         carried += [w for w in own if not w.startswith(only_here)]
         _refuse_foreign(settings)
@@ -119,7 +122,7 @@ def parse(args: Sequence[str]) -> list[Part]:
             others += [w for w in carried if w.startswith("root=")][-1:]
         _refuse_habits(others, settings.config.cluster)
         points = [compose(verb, point) for point in _points(verb, others)]
-        cluster = fitted(verb, settings, points[0].config, own)
+        cluster = fitted(verb, settings, whole, points[0].config, own)
         for point in points:
             COMMANDS[verb].check(_element(verb, point.config, cluster.tasks))
         if verb == "train":
