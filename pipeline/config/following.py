@@ -22,10 +22,12 @@ def following(command: str, config: Any, result: Mapping[str, Any]) -> str:
     elif command == "train" and not config.smoke:
         best = f"{result.get('run')}/checkpoints/best"
         words = ["evaluate", f"checkpoint={best}", f"data.url={config.data.url}"]
+        if config.data.resize_short:
+            words.append(f"data.resize_short={config.data.resize_short}")
         words.append("protocol=musical" if config.masks.kind == "center" else "masks.url=MASKS")
     elif command == "evaluate" and "run" in result:
         words = ["register", f"run={result['run']}", f"checkpoint={result['images_seen']}"]
-    elif command == "register":
+    elif command == "register" and "next" not in result:  # else it printed what comes first
         words = ["promote", f"{result['name']}/{result['version']}"]
     elif command == "promote" and "model_uri" in result:
         words = ["predict", f"model={result['model_uri']}", "image=IMAGE", "mask=MASK", "out=OUT"]

@@ -17,13 +17,9 @@ HABITS = {
         "or lr_scale=, a factor of the recipe's",
     ),
     "batch_size": (("batch",), "{v}", "over all processes"),
-    "epochs": (
-        ("max_images",),
-        "{images}",
-        "epochs times the images of the split, `shard info URL`",
-    ),
+    "epochs": (("max_images",), "{images}", ""),
     "steps": (("max_images",), "{images}", "steps times batch"),
-    "gpus": (("processes",), "{v}", "with `submit`: cluster.gpus_per_node={v}"),
+    "gpus": (("processes",), "{v}", "`submit` to a cluster: cluster.gpus_per_node={v}"),
     "device": (("processes",), "auto", SEEN),
     "num_workers": (("loader_threads", "workers"), "{v}", "of each process"),
     "resume": (("run",), "{v}", AGAIN),
@@ -56,8 +52,29 @@ def instead(name: str, value: Any, given: Mapping[str, Any], allowed: Sequence[s
     images = "IMAGES"
     if name == "steps" and isinstance(value, int):
         images = str(value * given.get("batch", 16))
+    if name == "epochs":
+        images, why = _epochs(value, given)
     if isinstance(value, bool) or value in ("no", "auto", "all", "latest"):
         off = key == "precision" and value in (False, "no")
         value = "fp32" if off else "RUN" if key == "run" else "auto"
     ours = shlex.quote(f"{key}={text.format(v=value, images=images)}")
     return f": write {ours}{f' ({why.format(v=value)})' if why else ''}"
+
+
+def instead_on_cluster(name: str, value: Any, gpus_per_node: int) -> str:
+    """Return `: write cluster.KEY=VALUE` for a key that means GPUs of a job, or an empty text."""
+    if SPELLINGS.get(name, name) not in ("gpus", "device"):
+        return ""
+    number = value if str(value).isdigit() else 0 if value == "cpu" else gpus_per_node
+    return f": write cluster.gpus_per_node={number} (of each of cluster.nodes=)"
+
+
+def _epochs(epochs: Any, given: Mapping[str, Any]) -> tuple[str, str]:
+    """Return how many images the epochs have in `data.url=`, if it can be read, and of what."""
+    from shards.manifest import open_manifest  # pyarrow, which no other command line loads
+
+    try:
+        split = open_manifest(str(given["data.url"])).splits[given.get("data.train", "train")]
+        return str(int(epochs * split.samples)), f"{epochs} x {split.samples} images of the split"
+    except (KeyError, OSError, TypeError, ValueError):
+        return "IMAGES", "epochs times the images of the split; with data.url= they are counted"

@@ -75,10 +75,14 @@ def load(url: str) -> tuple[pa.Table, dict[str, Any]]:
 
 def of_weights(run: str, *hashes: str) -> list[tuple[pa.Table, dict[str, Any]]]:
     """Return the evaluations in the folder of a run whose weights or archive have such a sha256."""
+    return [(table, facts) for table, facts in of_run(run) if facts.get("sha256") in hashes]
+
+
+def of_run(run: str) -> list[tuple[pa.Table, dict[str, Any]]]:
+    """Return all evaluations in the folder of a run."""
     folder = store.join(run, "evaluation")
     names = [name for name in store.names(folder) if name.endswith(".parquet")]
-    loaded = [load(store.join(folder, name)) for name in names]
-    return [(table, facts) for table, facts in loaded if facts.get("sha256") in hashes]
+    return [load(store.join(folder, name)) for name in names]
 
 
 def summarize(table: pa.Table, facts: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def _archive(model: str, device: torch.device | str) -> LoadedInpainter:
                 f"model={model} does not exist: give a run's folder, a checkpoint, an archive "
                 f"(.pt2), a registered model, {' or '.join(BASELINES)}"
             )
-        model = f"models:/{model}@champion"
+        model = f"models:/{model}" if "@" in model else f"models:/{model}@champion"
     archive, facts = load_archive(model, str(device))
     name = f"{facts['name']}/{facts['version']}" if "version" in facts else Path(model).stem
     recorded = ("model_uri", "sha256", "weights", "weights_sha256", "run_id")

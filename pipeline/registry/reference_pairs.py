@@ -6,12 +6,14 @@ and digest. Only `repin=true` changes them.
 
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from pipeline.config.groups import (
     GATE,
@@ -24,6 +26,7 @@ from pipeline.config.schema import EvaluateConfig
 from pipeline.evaluation import metrics, results
 from pipeline.inference.sources import own_tags
 from pipeline.registry.gate import Scored
+from pipeline.runs.folder import saved_config
 from pipeline.tracking import model_versions
 from shards import store
 
@@ -50,9 +53,8 @@ def from_evaluation(tags: dict[str, str], url: str | None) -> dict[str, Any]:
         evaluations = _evaluations(tags, None)
         if not evaluations:
             raise ValueError(
-                f"no evaluation of {tags['name']} from {tags.get('run', 'its run')}: run "
-                f"python -m pipeline evaluate checkpoint={tags.get('run', 'RUN')} data.url=… "
-                "masks.url=…, or set pairs= to a Parquet file"
+                f"no evaluation of {tags['name']} from {tags['run']}: run "
+                f"{evaluation_line(tags)}, or set pairs= to a Parquet file"
             )
         table, facts = max(evaluations, key=lambda each: each[0].num_rows)
     pairs: dict[str, Any] = {key: facts.get(key) for key in (*FACTS, *SOURCES)}
@@ -61,6 +63,43 @@ def from_evaluation(tags: dict[str, str], url: str | None) -> dict[str, Any]:
             pairs[key] = os.path.abspath(store.local(pairs[key]))
     pairs["gate"] = pairs["gate"] or GATE  # files of older versions have none
     return {**pairs, "buckets": list(dict.fromkeys(table["bucket"].to_pylist()))}
+
+
+def missing_evaluation(client: Any, name: str, tags: dict[str, str]) -> str:
+    """Return the command that must run before a version is promoted; empty if none must."""
+    return "" if read(client, name) or _evaluations(tags, None) else evaluation_line(tags)
+
+
+def evaluation_line(tags: dict[str, str]) -> str:
+    """Return the command that scores a version: as its run was evaluated before, else trained."""
+    run = tags["run"]
+    name = tags["images_seen"].zfill(12)
+    words = [f"checkpoint={store.join(run, 'checkpoints', name)}"]
+    words += ["weights=raw"] if tags["weights"] == "raw" else []
+    saved: Any = saved_config(run) or OmegaConf.create()
+    found: dict[str, Any]
+    draw = ""
+    if methods := OmegaConf.select(saved, "methods.path"):
+        words.append(f"methods.path={methods}")
+    if evaluations := results.of_run(run):
+        _, facts = max(evaluations, key=lambda each: each[0].num_rows)
+        found = {key.replace("_", ".", 1): facts.get(key) for key in ("data_url", "masks_url")}
+        found |= {key: facts.get(key) for key in ("protocol", "split", "limit")}
+        found |= {"data.resize_short": facts.get("resize_short"), "protocol.size": facts["size"]}
+    else:
+        found = {
+            key: OmegaConf.select(saved, key)
+            for key in ("data.url", "data.resize_short", "masks.url")
+        }
+        side = found["protocol.size"] = OmegaConf.select(saved, "validate.size")
+        if OmegaConf.select(saved, "masks.kind") == "center":
+            found["protocol"] = "musical"
+        elif not found["masks.url"]:
+            out = found["masks.url"] = store.join(run, "masks")
+            size = f"size={side} " if side else ""
+            draw = f"python -m pipeline masks {size}{shlex.quote(f'out={out}')} && "
+    words += [f"{key}={value}" for key, value in found.items() if value is not None]
+    return f"{draw}python -m pipeline evaluate {shlex.join(words)}"
 
 
 def scores(uri: str, candidate: Any, pairs: dict[str, Any], fresh: bool) -> Scored:

@@ -14,7 +14,7 @@ from pipeline.common.environment import user
 from pipeline.config.schema import RegisterConfig
 from pipeline.evaluation import results
 from pipeline.inference.sources import own_tags, prefixed
-from pipeline.registry import package
+from pipeline.registry import package, reference_pairs
 from pipeline.registry.package import tree_digest
 from pipeline.runs.run_json import place_of, read_run_json
 from pipeline.tracking import errors
@@ -35,7 +35,8 @@ def dry_run(config: RegisterConfig) -> str:
 def main(config: RegisterConfig) -> dict[str, Any]:
     """Export a checkpoint's generator and register it, unless the same weights are registered.
 
-    Returns model_uri, name, version, sha256 (of the archive), model_id, images_seen, link.
+    Returns model_uri, name, version, sha256 (of the archive), model_id, images_seen, link, and as
+    `next` the evaluation that a promotion needs first.
     Raises ValueError for a missing checkpoint, an invalid name, or a model of another network.
     """
     from pipeline.runs.checkpoints import load_generator, pin
@@ -55,8 +56,9 @@ def main(config: RegisterConfig) -> dict[str, Any]:
                 facts = _facts(info, recorded, name, network, digest)
                 package.write(generator, facts, _measured(info["run"], digest), Path(folder))
                 version = _publish(client, uri, recorded, facts, Path(folder))
+        tags = own_tags(version)
+        todo = reference_pairs.missing_evaluation(client, name, tags)
     pin(info["run"], info["images_seen"])
-    tags = own_tags(version)
     return {
         "model_uri": f"models:/{name}/{version.version}",
         "name": name,
@@ -65,6 +67,7 @@ def main(config: RegisterConfig) -> dict[str, Any]:
         "model_id": tags["model_id"],
         "images_seen": info["images_seen"],
         "link": model_link(uri, name, version.version),
+        **({"next": todo} if todo else {}),
     }
 
 

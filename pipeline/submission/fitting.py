@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,12 +21,15 @@ CHOOSING = r"cons|pref|rese"
 LEAST_GB = 8  # memory of a command that loads torch, MLflow and one batch, if the site sets any
 
 
-def fitted(verb: str, settings: Resolved, config: Any, args: Sequence[str]) -> Cluster:
+def fitted(
+    verb: str, settings: Resolved, whole: Cluster, config: Any, args: Sequence[str]
+) -> Cluster:
     """Reduce a site's resources, or those of an earlier stage, to what the command uses.
 
-    The settings of `cluster.commands` and keys given with the command itself replace these.
+    whole: the cluster without `cluster.gpus_per_node=` of the command line. The settings of
+    `cluster.commands` and keys given with the command itself replace these.
     """
-    cluster: Cluster = settings.config.cluster
+    cluster = _of_fewer_gpus(settings, whole)
     given = {arg.partition("=")[0].split(".")[1] for arg in args if arg.startswith("cluster.")}
     wanted = _of_command(verb, cluster)
     own = {*given, *wanted}
@@ -52,6 +56,19 @@ def fitted(verb: str, settings: Resolved, config: Any, args: Sequence[str]) -> C
     shares = {key: value for key, value in fit.items() if key not in own}
     mine = {key: value for key, value in wanted.items() if key not in given}
     return replace(cluster, **{**shares, **mine})
+
+
+def _of_fewer_gpus(settings: Resolved, whole: Cluster) -> Cluster:
+    """Where the command line asks for fewer GPUs of a node, take their share of the rest."""
+    cluster: Cluster = settings.config.cluster
+    if not 0 < cluster.gpus_per_node < whole.gpus_per_node:
+        return cluster
+    share = cluster.gpus_per_node / whole.gpus_per_node
+    fit: dict[str, Any] = {"sbatch": _without(LARGE, cluster.sbatch), **_memory(cluster, share)}
+    if cluster.cpus_per_node:
+        fit["cpus_per_node"] = math.ceil(cluster.cpus_per_node * share)
+    chosen = {k for k in fit if settings.origins.get(f"cluster.{k}") == "command line"}
+    return replace(cluster, **{k: v for k, v in fit.items() if k not in chosen})
 
 
 def _memory(cluster: Cluster, share: float) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.config import checks
 from pipeline.config.commands import AS_JOBS, COMMANDS, positional
 from pipeline.config.compose import compose
+from pipeline.config.habits import instead_on_cluster
 from pipeline.config.resolve import Resolved, near
 from pipeline.config.schema import SubmitConfig
 from pipeline.launch.topology import check_precision, submitted_processes, visible_gpus
@@ -107,7 +108,10 @@ def parse(args: Sequence[str]) -> list[Part]:
             raise ConfigError(f"{verb}: not a command for a job{near(verb, AS_JOBS)}")
         # --- the cluster
         own = [w for w in rest if re.match(r"(cluster[.=]|root=|check=)", w)]
-        settings = compose("submit", [*carried, *own])
+        words = [*carried, *own]
+        settings = compose("submit", words)
+        node = [w for w in words if not w.startswith("cluster.gpus_per_node=")]
+        whole = compose("submit", node).config.cluster
         only_here = ("cluster.tasks=", "cluster.throttle=", "cluster.name=")
         carried += [w for w in own if not w.startswith(only_here)]
         _refuse_foreign(settings)
@@ -116,8 +120,9 @@ def parse(args: Sequence[str]) -> list[Part]:
         others = chain.inherited(verb, others)
         if verb == "train":
             others += [w for w in carried if w.startswith("root=")][-1:]
+        _refuse_habits(others, settings.config.cluster)
         points = [compose(verb, point) for point in _points(verb, others)]
-        cluster = fitted(verb, settings, points[0].config, own)
+        cluster = fitted(verb, settings, whole, points[0].config, own)
         for point in points:
             COMMANDS[verb].check(_element(verb, point.config, cluster.tasks))
         if verb == "train":
@@ -144,6 +149,15 @@ def _element(verb: str, config: Any, tasks: int | None) -> Any:
     if tasks and config.task is not None:
         raise ConfigError(f"task={config.task} is set for each element by cluster.tasks={tasks}")
     return replace(config, task=f"0/{tasks}") if tasks else config
+
+
+def _refuse_habits(args: Sequence[str], cluster: Cluster) -> None:
+    """Refuse other trainers' keys for GPUs: a job's are the cluster's."""
+    for name, _, value in (arg.partition("=") for arg in args):
+        if cluster.scheduler != "local" and (
+            hint := instead_on_cluster(name, value, cluster.gpus_per_node)
+        ):
+            raise ConfigError(f"unknown key {name}{hint}")
 
 
 def _refuse_same(part: Part) -> None:

@@ -22,12 +22,13 @@ CASES = {
     "train musical": (
         ["data.url=s", "experiment=musical/paris"],
         {"run": "r"},
-        "evaluate checkpoint=r/checkpoints/best data.url=s protocol=musical",
+        "evaluate checkpoint=r/checkpoints/best data.url=s data.resize_short=350 protocol=musical",
     ),
     "train smoke": (["data.url=s", "smoke=true"], {}, ""),
     "evaluate": (["checkpoint=r"], {"run": "r", "images_seen": 64}, "register run=r checkpoint=64"),
     "evaluate baseline": (["model=telea"], {"name": "telea"}, ""),
     "register": (["run=r"], {"name": "inpaint-a", "version": 3}, "promote inpaint-a/3"),
+    "register before evaluate": (["run=r"], {"name": "a", "version": 3, "next": "evaluate"}, ""),
     "promote": (
         ["model=a"],
         {"model_uri": "models:/a@champion"},

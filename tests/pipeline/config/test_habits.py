@@ -9,6 +9,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.config.compose import compose
 from pipeline.config.groups import Phase
 from pipeline.runs.identity import folder_of
+from tests.support.sets import image_set
 
 NEEDED = {"predict": ["model=telea", "image=a.png", "mask=b.png", "out=c.png"]}
 
@@ -55,8 +56,23 @@ def test_the_answer_can_be_pasted(command, word, key, value):
     assert found == value
 
 
-def test_epochs_become_images():
-    with pytest.raises(ConfigError, match=r"write max_images=IMAGES \(epochs times the images"):
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["epochs=3"], "max_images=15 (3 x 5 images of the split)"),
+        (["num_epochs=0.5"], "max_images=2 (0.5 x 5 images of the split)"),
+        (["epochs=3", "data.train=no"], "max_images=IMAGES (epochs times the images of the split;"),
+        (["epochs=all"], "max_images=IMAGES (epochs times the images of the split;"),
+    ],
+)
+def test_epochs_become_images(tmp_path, words, said):
+    image_set(tmp_path / "set", 5)
+    with pytest.raises(ConfigError, match=re.escape(f"write {said}")):
+        compose("train", [f"data.url={tmp_path}/set", *words])
+
+
+def test_epochs_of_no_set_say_how_they_are_counted():
+    with pytest.raises(ConfigError, match="with data.url= they are counted"):
         compose("train", ["epochs=3"])
 
 
@@ -64,7 +80,7 @@ def test_epochs_become_images():
     ("words", "said"),
     [
         (["predict", "device=cuda"], ": GPUs are used if visible; CUDA_VISIBLE_DEVICES= before"),
-        (["train", "gpus=2"], "with `submit`: cluster.gpus_per_node=2"),
+        (["train", "gpus=2"], "`submit` to a cluster: cluster.gpus_per_node=2"),
     ],
 )
 def test_an_answer_says_what_a_key_of_ours_cannot(words, said):

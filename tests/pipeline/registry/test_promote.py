@@ -1,14 +1,21 @@
 """Promotion through a real registry: the gate decides, and the history records it."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from pipeline.config.commands import COMMANDS
+from pipeline.config.compose import compose
 from pipeline.config.schema import RollbackConfig
-from pipeline.registry import promote
+from pipeline.inference.sources import own_tags
+from pipeline.registry import promote, reference_pairs
+from pipeline.runs.checkpoints import find
 from pipeline.runs.run_json import read_run_json
 from pipeline.tracking import model_versions
 from tests.support.promotion import (
@@ -149,6 +156,69 @@ def test_scores_of_other_weights_or_other_pairs_do_not_count(root):
     other = candidate(root, "second", 25.0, 2, pairs="e" * 64)
     with pytest.raises(ValueError, match="no scores of .* on the reference pairs dddddddddddd"):
         do(other)
+
+
+TRAINED = {"data": {"url": "sets/a", "resize_short": 350}, "masks": {"kind": "irregular"},
+           "validate": {"size": 96}}  # fmt: skip
+SCORED = {"data_url": "sets/b", "masks_url": "sets/m", "limit": 7, "resize_short": 96, "size": 64}
+LINES = {
+    "as trained, with masks to draw": (
+        TRAINED,
+        None,
+        {"data.url": "sets/a", "data.resize_short": "350", "masks.url": "{run}/masks",
+         "protocol.size": "96"},
+    ),
+    "a center hole": (
+        {"data": {"url": "s"}, "masks": {"kind": "center"}},
+        None,
+        {"data.url": "s", "protocol": "musical"},
+    ),
+    "masks of the training": (
+        {"data": {"url": "s"}, "masks": {"kind": "external", "url": "m"}},
+        None,
+        {"data.url": "s", "masks.url": "m"},
+    ),
+    "as another checkpoint was scored": (
+        TRAINED,
+        SCORED,
+        {"data.url": "sets/b", "masks.url": "sets/m", "protocol": "msanet", "split": "test",
+         "limit": "7", "data.resize_short": "96", "protocol.size": "64"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LINES)
+def test_what_was_never_scored_is_answered_with_a_line_that_can_be_pasted(root, case):
+    config, before, expected = LINES[case]
+    run = candidate(root, "first run", None, 1)
+    Path(run, "config.yaml").write_text(yaml.safe_dump(config))
+    if before:
+        scored(run, 30.0, sha256="0" * 64, **before)
+    with pytest.raises(ValueError) as refused:
+        do(run)
+    line = re.fullmatch(r"no evaluation of .*?: run (.*), or set pairs= .*", str(refused.value))[1]
+    *drawn, evaluated = [shlex.split(part) for part in line.split(" && ")]
+    assert evaluated[:4] == ["python", "-m", "pipeline", "evaluate"]
+    COMMANDS["evaluate"].check(compose("evaluate", evaluated[4:]).config)
+    given = dict(word.split("=", 1) for word in evaluated[4:])
+    assert find(given.pop("checkpoint")).images_seen == 1000
+    assert given.pop("weights") == "raw"
+    assert given == {key: value.format(run=run) for key, value in expected.items()}
+    draws = "masks.url" in given and given["masks.url"].startswith(run)
+    assert drawn == [["python", "-m", "pipeline", "masks", "size=96", f"out={run}/masks"]] * draws
+
+
+def test_a_model_with_pinned_pairs_needs_no_evaluation_before_a_promotion(root):
+    first = candidate(root, "first", None, 1)
+    tags = own_tags(model_versions.find_version(client(root), f"models:/{NAME}/1"))
+    assert "evaluate" in reference_pairs.missing_evaluation(client(root), NAME, tags)
+    scored(first, 20.0)
+    assert reference_pairs.missing_evaluation(client(root), NAME, tags) == ""
+    do(first)
+    candidate(root, "second", None, 2)
+    other = own_tags(model_versions.find_version(client(root), f"models:/{NAME}/3"))
+    assert other["run"].endswith("second")
+    assert reference_pairs.missing_evaluation(client(root), NAME, other) == ""
 
 
 def test_the_pinned_pairs_do_not_change_with_later_promotions(root):

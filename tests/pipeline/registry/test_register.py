@@ -125,6 +125,19 @@ def test_the_same_weights_are_registered_once(store):
     assert len(model_versions.versions(client(store), "inpaint-msanet")) == 1
 
 
+def test_a_run_that_was_never_scored_names_its_evaluation_as_what_is_next(store):
+    _, run, registered = store
+    folder = Path(run, "evaluation")
+    folder.rename(Path(run, "aside"))
+    try:
+        again = register.main(RegisterConfig(run=run))
+    finally:
+        Path(run, "aside").rename(folder)
+    assert "next" not in registered
+    assert f"evaluate checkpoint={run}/checkpoints/000000001000" in again.pop("next")
+    assert again == registered
+
+
 def test_requirements_are_pinned_to_what_ran(files):
     lines = (files / "requirements.txt").read_text().split()
     expected = {"mlflow", "torch", "numpy", "Pillow", "opencv-python-headless"}
@@ -233,6 +246,15 @@ def test_a_model_that_is_not_there_is_answered_with_what_is(store, uri, words):
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
         sources.load_archive(uri, root=str(store[0]))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["inpaint-msanet", "inpaint-msanet@champion"])
+def test_a_name_without_models_is_read_as_its_champion(store, monkeypatch, name):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(str(store[0])))
+    with pytest.raises(ValueError, match="inpaint-msanet has no alias 'champion' at sqlite"):
+        sources.load(name)
+    with pytest.raises(ValueError, match="inpaint-msanet has no alias 'other' at sqlite"):
+        sources.load("inpaint-msanet@other")
 
 
 def test_a_registered_model_of_another_network_is_refused(store):

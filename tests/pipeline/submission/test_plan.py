@@ -75,6 +75,8 @@ def pods(*words):
 OURS = ["cluster=ours"]
 ONE = {"nodes": "1", "cpus-per-task": "1", "mem": "8G"}
 GPU = {"partition", "gpus-per-node", "gres", "gpu-bind", "constraint", "exclusive"}
+TRAIN = ["train", "experiment=quickstart", "data.url=s3://b/set", "run=s3://b/run",
+         "root=s3://b/runs"]  # fmt: skip
 REGISTER = ["register", "run=s3://b/run", "root=s3://b/runs"]
 FITTED = {
     "one core": ([*REGISTER, *OURS], ONE, GPU),
@@ -120,6 +122,18 @@ FITTED = {
         {**ONE, "partition": "gpu", "constraint": "ib"},
         {"gres"},
     ),
+    "training on one GPU of eight": (
+        [*TRAIN, "cluster=ours", "cluster.nodes=1", "cluster.gpus_per_node=1"],
+        {"nodes": "1", "gpus-per-node": "1", "cpus-per-task": "8", "mem": "64G",
+         "partition": "gpu", "constraint": "gpu80gb"},
+        {"gres", "exclusive"},
+    ),
+    "with CPUs and memory of its own": (
+        [*TRAIN, "cluster=ours", "cluster.nodes=1", "cluster.gpus_per_node=4",
+         "cluster.cpus_per_node=20", "cluster.memory_gb=100"],
+        {"gpus-per-node": "4", "cpus-per-task": "20", "mem": "100G"},
+        {"gres", "exclusive"},
+    ),
     "one GPU of eight": (
         ["predict", "model=telea", "image=s3://b/set", "mask=1,1,9,9", "out=s3://b/o", *OURS],
         {"nodes": "1", "gpus-per-node": "1", "cpus-per-task": "8", "mem": "64G",
@@ -153,6 +167,33 @@ def test_wrong_settings_of_a_command_are_refused(site, words, message):
     site("slurm")
     with pytest.raises(ValueError, match=message):
         directives(*MASKS, *OURS, words)
+
+
+@pytest.mark.parametrize("scheduler", ["slurm", "kubernetes"])
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("gpus=2", "cluster.gpus_per_node=2"),
+        ("num_gpus=4", "cluster.gpus_per_node=4"),
+        ("devices=auto", "cluster.gpus_per_node=8"),
+        ("device=cuda", "cluster.gpus_per_node=8"),
+        ("device=cpu", "cluster.gpus_per_node=0"),
+    ],
+)
+def test_a_habit_is_answered_with_the_key_of_a_cluster_that_can_be_pasted(
+    site, scheduler, word, key
+):
+    site(scheduler)
+    words = [*TRAIN, *OURS, "batch=64", "tracking.enabled=false"]
+    name = word.partition("=")[0]
+    with pytest.raises(ValueError, match=rf"^unknown key {name}: write {key} \("):
+        submit.main([*words, word], dry_run=True)
+    submit.main([*words, key], dry_run=True)
+
+
+def test_on_this_machine_a_habit_is_answered_with_its_processes(site):
+    with pytest.raises(ValueError, match="unknown key gpus: write processes=2"):
+        submit.main([*TRAIN, "gpus=2"], dry_run=True)
 
 
 @pytest.mark.parametrize("words", [SHARD, MASKS], ids=["shard", "masks"])
@@ -193,6 +234,24 @@ def test_each_stage_of_a_chain_in_pods_is_given_what_it_can_use(site):
     }  # fmt: skip
     gpus = {name: requests.get("nvidia.com/gpu", "0") for name, (_, requests) in found.items()}
     assert gpus == {"shard": "0", "train": "8", "evaluate": "8", "register": "0", "promote": "0"}
+
+
+@pytest.mark.parametrize("scheduler", ["slurm", "kubernetes"])
+def test_fewer_gpus_of_a_node_take_their_share_of_it_through_a_chain(site, scheduler):
+    site(scheduler)
+    place = CHAIN.index("tracking.enabled=false")
+    fewer = ["cluster.nodes=1", "cluster.gpus_per_node=2"]
+    words = [*CHAIN[:place], *fewer, *CHAIN[place:]]
+    if scheduler == "slurm":
+        found = [(o["cpus-per-task"], o["mem"], o.get("gpus-per-node")) for o in directives(*words)]
+        expected = [("16", "128G", "2")] * 2
+        other = ("1", "8G", None)
+    else:
+        made = pods(*words).values()
+        found = [(r["cpu"], r["memory"], r.get("nvidia.com/gpu")) for _, r in made]
+        expected = [("16", "128Gi", "2")] * 2
+        other = ("1", "8Gi", None)
+    assert found == [other, *expected, other, other]
 
 
 def test_several_machines_said_of_a_verb_that_takes_one_are_refused_in_one_line(site):
