@@ -88,7 +88,8 @@ def evaluate(config: EvaluateConfig, rank: int = 0, world_size: int = 1) -> dict
         if not (config.checkpoint or config.model or config.predictions):
             return {"exported": len(pairs), "out": config.export, "pairs_digest": pairs.digest}
     predict, model_facts = _load_model(config, pairs, device)
-    chosen, metric_facts = chosen_metrics([*config.metrics, *config.protocol.gate], device)
+    names = [*config.metrics, *config.protocol.gate]
+    chosen, metric_facts = chosen_metrics(names, pairs.size, device)
     facts = {
         **facts,
         "code": pipeline.__version__,
@@ -155,13 +156,18 @@ def _check_metrics(config: EvaluateConfig) -> None:
 
 
 def chosen_metrics(
-    names: Sequence[str], device: torch.device
+    names: Sequence[str], size: int, device: torch.device
 ) -> tuple[list[metrics.Metric], dict[str, Any]]:
-    """Return the metrics `names` whose weights are here, and the facts about all of them."""
+    """Return the metrics `names` whose weights are here, and the facts about all of them.
+
+    size: side of the images.
+    """
     asked, usable, notes = metrics.selected(names), [], {}
     hashes: dict[str, str] = {}
     for metric in asked:
         try:
+            if size < metric.window:
+                raise ValueError(f"needs images of at least {metric.window} pixels")
             metric.loaded(device)
             hashes |= learned.hashes(metric.needs)
             usable.append(metric)

@@ -142,7 +142,7 @@ def _evaluations(tags: dict[str, str], pairs_digest: str | None) -> list[Scored]
 def _evaluate(model: str, uri: str, pairs: dict[str, Any]) -> Scored:
     from pipeline.evaluation.evaluate import chosen_metrics, evaluate
 
-    _, metric_facts = chosen_metrics(pairs["gate"], torch.device("cpu"))
+    _, metric_facts = chosen_metrics(pairs["gate"], pairs["size"], torch.device("cpu"))
     for name, note in metric_facts.get("notes", {}).items():
         raise ValueError(f"the protocol's gate asks for {name}, which {model} lacks: {note}")
     if not pairs.get("data_url"):

@@ -290,6 +290,9 @@ def test_without_weights_or_pairs_a_column_is_empty_and_says_what_fills_it(tmp_p
     assert f"DISTS: empty: the weights vgg16 are not in the cache: {fix}" in text
     assert result["metric_weights"] == {} and "dists" not in result["all"]
 
+    small = run_evaluate(*words, "protocol.size=24", "masks.url=null", "protocol.buckets=[center]")
+    assert small["notes"]["dists"] == "empty: needs images of at least 32 pixels"
+
     state = VGG16Features().state_dict()  # as earlier versions kept it: up to the third pool
     fetched = weights.cached("vgg16")
     fetched.parent.mkdir(parents=True)
