@@ -273,16 +273,32 @@ def test_the_flop_of_a_page_are_those_that_a_dry_run_prints(recipe, gflop):
     assert round(flops.estimate(compose("train", words).config) / 1e9) == gflop
 
 
-def test_the_command_of_an_empty_row_is_the_page_s():
+@pytest.mark.parametrize(
+    ("page", "table", "label", "dataset"),
+    [
+        ("table6", "6", "msanet/table6/places2", "places2"),
+        ("musical-tables", "musical/1", "musical/paris", "paris"),
+        ("musical-tables", "musical/2", "musical/places", "canyon"),
+        ("musical-tables", "musical/3", "musical/celeba", "celeba"),
+    ],
+)
+def test_the_command_of_an_empty_row_is_the_page_s(page, table, label, dataset):
     """`compare table=6` prints the page's commands, with placeholders for its folders."""
-    table = build([], "6", None, None)
-    (command,) = (r.missing for r in table.rows if r.label == "msanet/table6/places2")
-    names = {"downloads/places2": "DOWNLOAD", "sets/places2": "SET", "sets/masks": "MASKS",
-             "runs/table6": "RUN", "downloads/test_mask.zip": "test_mask.zip"}  # fmt: skip
-    page = commands("docs/table6.md")
+    (command,) = (r.missing for r in build([], table, None, None).rows if r.label == label)
+    names = {rf"downloads/({dataset}|places2)": "DOWNLOAD", f"sets/{dataset}": "SET",
+             "sets/masks": "MASKS", rf"runs/({dataset}|table6)": "RUN",
+             r"downloads/test_mask\.zip": "test_mask.zip"}  # fmt: skip
+    lines = commands(f"docs/{page}.md")
+    for old, new in names.items():
+        lines = [re.sub(rf"{old}(?![\w-])", new, line) for line in lines]
     for part in command.split(" && "):
-        wanted = {w for w in shlex.split(part) if not w.startswith("protocol=")}
-        for old, new in names.items():
-            page = [re.sub(rf"{old}(?![\w-])", new, line) for line in page]
-        assert any(wanted <= set(shlex.split(line)) for line in page), part
+        wanted = {word for word in shlex.split(part) if word != "protocol=msanet"}  # the default
+        assert any(wanted <= set(shlex.split(line)) for line in lines), part
+
+
+def test_a_row_whose_objective_compares_published_features_fetches_them():
+    missing = {row.label: row.missing for row in build([], "6", None, None).rows if row.missing}
+    for recipe, fetched in (("pconv", "vgg16"), ("edgeconnect", "vgg19"), ("gmcnn", "vgg19")):
+        assert f" && python -m pipeline fetch {fetched} && " in missing[f"compare/{recipe}"]
+    assert "fetch" not in missing["compare/deepfill"] + missing["msanet/table6/celeba"]
     assert set(papers.load()["tables"]) >= {"6", "musical/1", "musical/2", "musical/3"}

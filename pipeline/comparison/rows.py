@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pipeline.comparison import papers
 from pipeline.comparison.collect import Evaluation
 from pipeline.comparison.table import SAME_PAIRS, Cell, Row
+from pipeline.config.compose import compose
 from pipeline.evaluation import intervals, receipts, results, sets
 from shards.masks import NAMES as IRREGULAR
 
@@ -96,6 +97,8 @@ def _command(experiment: str, printed: Mapping[str, Any], name: str) -> str:
     if printed["masks"] != "none":
         lines.append("masks source=test_mask.zip out=MASKS fixed=true")
         masks = "masks.url=MASKS "
+    if weights := compose("train", [f"experiment={experiment}"]).config.objective.published():
+        lines.append(f"fetch {' '.join(weights)}")
     lines.append(f"train experiment={experiment} data.url=SET run=RUN")
     lines.append(
         f"evaluate checkpoint=RUN/checkpoints/best data={dataset['data']} data.url=SET {masks}"

@@ -88,9 +88,12 @@ def test_the_command_for_an_empty_cell_follows_the_papers_protocol(name):
         if not line.missing:
             continue
         *prepare, train, evaluate = line.missing.split(" && ")
-        sharded, *masks = [compose(c.split()[3], c.split()[4:]).config for c in prepare]
+        fetched = [c.split()[4:] for c in prepare if " fetch " in c]
+        prepare = [c.split()[3:] for c in prepare if " fetch " not in c]
+        sharded, *masks = [compose(command, words).config for command, *words in prepare]
         trained = compose("train", train.split()[4:]).config
         config = compose("evaluate", evaluate.split()[4:]).config
+        assert sum(fetched, []) == trained.objective.published()
         assert config.checkpoint == f"{trained.run}/checkpoints/best"
         assert sharded.out == trained.data.url == config.data.url
         assert sharded.data.name == trained.data.name
