@@ -46,10 +46,8 @@ def train(config: schema.TrainConfig) -> None:
             f"objective.perceptual=0 objective.style=0"
         )
     check_phases(objective.phases, objective.players, objective.weights())
-    if len(config.objective.betas) != 2:
-        raise ConfigError(
-            f"objective.betas={config.objective.betas}: expected two numbers, b1 and b2"
-        )
+    if len(objective.betas) != 2:
+        raise ConfigError(f"objective.betas={objective.betas}: expected two numbers, b1 and b2")
     count("processes", config.processes)
     count("threads", config.threads)
     strategy = config.parallel.strategy
@@ -153,9 +151,7 @@ def evaluate(config: schema.EvaluateConfig) -> None:
     inputs |= {"data.url": [config.data.url], "masks.url": [config.masks.url]}
     protect(inputs, {name: [getattr(config, name)] for name in ("export", "features", "out")})
     if config.out is not None and not config.out.endswith(".parquet"):
-        raise ConfigError(
-            f"out={config.out}: results are a table; name a file that ends in .parquet"
-        )
+        raise ConfigError(f"out={config.out}: results are a table; give a name with .parquet")
 
 
 def shard(config: schema.ShardConfig) -> None:

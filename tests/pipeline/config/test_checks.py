@@ -89,7 +89,7 @@ REFUSED = {
         ("init=models:/a/b/c", "invalid models:/a/b/c: expected models:/NAME@champion"),
     ],
     "evaluate": [
-        ("model=telea masks.url=m out=d/photo.png", "out=d/photo.png: results are a table; name a"),
+        ("model=telea masks.url=m out=d/photo.png", "out=d/photo.png: results are a table; give a"),
         ("model=telea masks.url=m out=s3://b/folder", "out=s3://b/folder: results are a table"),
         ("model=telea masks.url=m out=a.csv", "a file that ends in .parquet"),
         ("model=telea data.url=null", "data.url= is missing: the sharded set that holds"),
