@@ -150,8 +150,8 @@ def evaluate(config: schema.EvaluateConfig) -> None:
     inputs = {name: [getattr(config, name)] for name in ("checkpoint", "model", "predictions")}
     inputs |= {"data.url": [config.data.url], "masks.url": [config.masks.url]}
     protect(inputs, {name: [getattr(config, name)] for name in ("export", "features", "out")})
-    if config.out is not None and not config.out.endswith(".parquet"):
-        raise ConfigError(f"out={config.out}: results are a table; give a name with .parquet")
+    if (out := config.out) is not None and not out.endswith(".parquet"):
+        raise ConfigError(f"out={out}: results are a table; give a file that ends in .parquet")
 
 
 def shard(config: schema.ShardConfig) -> None:
