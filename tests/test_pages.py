@@ -50,6 +50,7 @@ ELSEWHERE = {
     "python generate_image.py": "MAT's",
     ".": "a shell's",
     "export": "a shell's",
+    "curl": "needs a served model; test_pyfunc.py sends it",
     "docker": "needs docker and a registry; tests of the Dockerfile are in .ci/run",
     "kubectl": "needs a cluster",
     "scontrol": "needs a job",
