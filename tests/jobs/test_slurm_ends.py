@@ -75,7 +75,7 @@ def live(slurm, folder):
     slurm.wait(lambda: all(now(n).state is JobState.RUNNING for n in jobs), "all to run")
     (folder / "urgent").write_text(URGENT)
     slurm.run("sbatch", str(folder / "urgent"))
-    end, warned, over = time.monotonic() + 150, 0.0, {}
+    end, warned, over = time.monotonic() + 280, 0.0, {}
     while len(over) < len(jobs) and time.monotonic() < end:
         found = {name: now(name) for name in jobs}
         over |= {n: f for n, f in found.items() if not f.state.live and n not in over}
