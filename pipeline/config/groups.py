@@ -188,9 +188,7 @@ class MasksConfig(EvaluationMasks):
     high: float = key(0.6, "largest hole ratio of training masks", least=0.0, most=1.0)
     border: float = key(0.5, "share of masks whose holes keep off the border", least=0.0, most=1.0)
     sides: list[int] = key(
-        [],
-        "side of center holes, or shortest and longest side of square ones; []: half the image's",
-        least=1,
+        [], "side of center holes, or shortest and longest of square ones; []: half", least=1
     )
 
 

@@ -44,8 +44,17 @@ class _Finder:
 def read(path: str) -> dict[str, bytes]:
     """Read the files of a folder or archive by their paths in it."""
     if path.endswith(".zip"):
-        with zipfile.ZipFile(io.BytesIO(store.read(path))) as packed:
-            return {name: packed.read(name) for name in packed.namelist()}
+        try:
+            with zipfile.ZipFile(io.BytesIO(store.read(path))) as packed:
+                files = {name: packed.read(name) for name in packed.namelist()}
+        except zipfile.BadZipFile as error:
+            raise ConfigError(
+                f"methods.path={path} is damaged ({error}): give the folder"
+            ) from None
+        for name in files:  # it is unpacked: nothing may land next to the folder
+            if name.startswith("/") or ".." in PurePosixPath(name).parts:
+                raise ConfigError(f"methods.path={path}: {name} lies outside the archive's folder")
+        return files
     root = Path(path)
     patterns = (*(f"{place}/*.py" for place in (CONFIGURED, TRAINED, NETWORKS)), "conf/**/*.yaml")
     found = sorted(file for pattern in patterns for file in root.glob(pattern))

@@ -147,6 +147,19 @@ def test_a_folder_that_is_no_method_is_refused(folder, tmp_path, spoil, message)
     assert f"methods.path={tmp_path}/spoilt" in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["../escaped.py", "models/../../escaped.py", "/escaped.py", None])
+def test_an_archive_that_is_damaged_or_leaves_its_folder_is_refused(folder, tmp_path, name):
+    path = tmp_path / "methods.zip"
+    packed = outside.archive(str(folder))
+    path.write_bytes(packed if name else packed[:-30])
+    if name:
+        with zipfile.ZipFile(path, "a") as made:
+            made.writestr(zipfile.ZipInfo(name), "")
+    message = f"{name} lies outside" if name else "is damaged"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        compose("train", [f"methods.path={path}", "data.url=x"])
+
+
 def test_the_digest_is_of_names_and_bytes(folder, tmp_path):
     first = outside.digest(str(folder))
     (tmp_path / "methods.zip").write_bytes(outside.archive(str(folder)))
