@@ -188,7 +188,7 @@ def masks(config: schema.MakeMasksConfig) -> None:
 
         sizes = [size for kind, size in KINDS if kind == config.kind]
         if config.size not in sizes:
-            raise ConfigError(f"kind={config.kind} is not drawn at size={config.size}: give {sizes}")
+            raise ConfigError(f"kind={config.kind} has no size={config.size}: give {sizes}")
         if config.source is not None:
             raise ConfigError("kind= is of drawn masks, source= imports them: give one of both")
     _local_source(config)

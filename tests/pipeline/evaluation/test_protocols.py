@@ -61,4 +61,4 @@ def test_the_full_digest_of_a_set_is_printed(sets, capsys):
     digest = hashlib.sha256(Path(sets["masks"], "manifest.json").read_bytes()).hexdigest()
     assert f"digest {digest}" in "".join(capsys.readouterr())
     assert cli.main(["masks", "kind=mat", "size=256", "out=x"]) == 2
-    assert "kind=mat is not drawn at size=256: give [512]" in capsys.readouterr().err
+    assert "kind=mat has no size=256: give [512]" in capsys.readouterr().err
