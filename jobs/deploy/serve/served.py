@@ -37,8 +37,10 @@ async def checked(
     kind, options = parse_options_header(request.headers.get("content-type"))
     length = request.headers.get("content-length", "")
     if not length.isdigit():
+        await discard(request)
         return refused(411, "the request has no Content-Length: send the whole body at once")
     if int(length) > MAX_BYTES:
+        await discard(request)
         return refused(413, f"the body has {length} bytes, at most {MAX_BYTES} are accepted: send "
                        "fewer or smaller images")  # fmt: skip
     body = await request.body()
@@ -52,6 +54,18 @@ async def checked(
     except (ValueError, RecursionError) as error:
         return refused(400, f"the body is not JSON ({error}): send a whole JSON document")
     return await call_next(request)
+
+
+async def discard(request: Request) -> None:
+    """Read a refused body (its first 16 x MAX_BYTES at most) without keeping it.
+
+    A connection that is closed while the client still sends is reset, and the answer is lost.
+    """
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > 16 * MAX_BYTES:
+            break
 
 
 def fill_form(body: bytes, kind: str, options: dict[str, str]) -> Response:

@@ -273,7 +273,7 @@ BODIES = [
     (400, "is not JSON", b"[" * 100_000, JSON),
     (415, "is text/csv: send application/json, or a form", b"image,mask\n1,2", "text/csv"),
     (415, "Content-Type is missing", PHOTO, ""),
-    (413, "at most 3145728 are accepted", b" " * (3 * 2**20 + 1), JSON),
+    (413, "at most 3145728 are accepted", b" " * (24 * 2**20), JSON),
     (400, "no file `mask` in the form: send curl", form(("image", PHOTO)), FORM),
     (400, "not a PNG, JPEG or WebP", form(("image", b"GIF89a"), ("mask", PHOTO)), FORM),
     (400, "looks like a photograph", form(("image", PHOTO), ("mask", PHOTO)), FORM),
