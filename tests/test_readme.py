@@ -64,7 +64,7 @@ def test_quickstart_makes_a_run_a_model_and_an_image(quickstart):
     assert {"photographs", "shards", "masks", "run", "mlflow.db"} <= set(os.listdir(out))
     assert re.fullmatch(r"models:/inpaint-msanet/\d+", result["model_uri"])
     assert result["seconds"]["total"] > 0 and result["peak_rss_mb"] < 4000
-    assert set(result["baselines"]) == {"mean_color", "telea"}
+    assert set(result["baselines"]) == {"mean_color", "harmonic", "telea"}
     assert result["yardsticks"].pop("mean_colour") == result["baselines"]["mean_color"]
     assert result["yardsticks"] == result["baselines"]  # former names
 

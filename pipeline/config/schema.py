@@ -118,7 +118,7 @@ class TrainConfig:
 @dataclass
 class EvaluateConfig:
     checkpoint: str | None = reads(None, "a run or one of its checkpoints")
-    model: str | None = may_read(None, "registered model, archive, or mean_color, telea")
+    model: str | None = may_read(None, "registered model, archive, or mean_color, harmonic, telea")
     predictions: str | None = reads(None, "folder of KEY.png to score instead of a model")
     verify: str | None = reads(None, "Parquet of an evaluation to repeat and compare")
     export: str | None = writes(None, "folder to write the pairs into, as layout= names them")

@@ -6,19 +6,16 @@ any H×W that the inpainter accepts. Its known pixels may differ from the image:
 
 import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline.common.environment import cache_dir
 from pipeline.inference import archive
 from pipeline.inference.archive import Archive
+from pipeline.inference.baselines import BASELINES, Fill
 from pipeline.tracking import errors
 from pipeline.tracking.client import connect, tracking_uri
 from pipeline.tracking.model_versions import download, find_version
@@ -27,8 +24,6 @@ from shards import store
 ARCHIVE = "artifacts/inpainter.pt2"
 TAG_PREFIX = "lacuna."
 REQUIRED_TAGS = {"sha256", "model_id", "tree_sha256", "network"}
-
-Fill = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,23 +37,6 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def mean_color(image: Tensor, mask: Tensor) -> Tensor:
-    """Fill with the mean color of each image's known pixels; mid-gray if nothing is known."""
-    known = 1 - mask
-    count = known.sum((2, 3), keepdim=True)
-    mean = (image * known).sum((2, 3), keepdim=True) / count.clamp(min=1)
-    return torch.where(count > 0, mean, 0.5).expand_as(image)
-
-
-def telea(image: Tensor, mask: Tensor) -> Tensor:
-    """Fill by OpenCV's fast marching inpainting (Telea 2004), radius 5."""
-    pixels = (image * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    holes = mask[:, 0].ne(0).byte().cpu().numpy()
-    filled = [cv2.inpaint(p, m, 5, cv2.INPAINT_TELEA) for p, m in zip(pixels, holes)]
-    return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).to(image) / 255
-
-
-BASELINES: dict[str, Fill] = {"mean_color": mean_color, "telea": telea}
 FORMER = {"mean_colour": "mean_color"}  # names of baselines in older commands
 
 
@@ -70,7 +48,7 @@ def load(
 ) -> LoadedInpainter:
     """Load the inpainter that `model=` or `checkpoint=` names.
 
-    model: `mean_color`, `telea`, `models:/NAME@alias`, a registered NAME (its champion), an
+    model: a name of BASELINES, `models:/NAME@alias`, a registered NAME (its champion), an
     archive FILE.pt2, or a value of `checkpoint`: a run's folder or one of its checkpoints.
     Raises ValueError if it does not exist, or if its output depends on masked pixels.
     """

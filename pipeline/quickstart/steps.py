@@ -32,7 +32,7 @@ from shards import store
 RECORD = "quickstart.json"
 LOCK = ".quickstart.lock"
 MODEL = "inpaint-msanet"
-BASELINES = {"mean_color": "mean color", "telea": "Telea"}
+BASELINES = {"mean_color": "mean color", "harmonic": "harmonic", "telea": "Telea"}
 PAIRS = "data.url={out}/shards masks.url={out}/masks split=test"
 
 
@@ -136,7 +136,7 @@ def show(result: dict[str, Any]) -> str:
     wins = []
     for name, title in BASELINES.items():
         won = sum(row["psnr"] > baselines[name][b]["psnr"] for b, row in network.items())
-        wins.append(f"better than {title} in {won} of {len(network)} rows")
+        wins.append(f"{title} in {won}")
     lines = "\n".join(table(rows, "<>"))
     minutes = f"{result['seconds']['total'] / 60:.1f} minutes"
     if result["reused"]:
@@ -147,7 +147,7 @@ PSNR in dB on the composite, held-out photographs (best of a row: *)
 
 {lines}
 
-The trained network is {", ".join(wins)}.
+The trained network is better than {", ".join(wins)} of {len(network)} rows.
 
 {minutes}; {model}/{result["promoted"]}
 original, mask, result:  {result["strip"]}

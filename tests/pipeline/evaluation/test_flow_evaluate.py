@@ -17,7 +17,7 @@ from pipeline.config.methods.msanet import MsanetModel
 from pipeline.config.resolve import to_yaml
 from pipeline.evaluation import evaluate, origin, pair_images, partial_results, results
 from pipeline.inference import predict
-from pipeline.inference.sources import telea
+from pipeline.inference.baselines import telea
 from pipeline.runs.folder import folder_at
 from pipeline.runs.run_json import read_run_json
 from pipeline.training.checkpointing import Saver

@@ -91,7 +91,11 @@ def test_the_table_marks_the_best_of_each_row_and_counts_wins():
     text = steps.show(
         {
             **buckets(20.0, 30.0),
-            "baselines": {"mean_color": buckets(19.0, 29.0), "telea": buckets(21.0, 31.0)},
+            "baselines": {
+                "mean_color": buckets(19.0, 29.0),
+                "harmonic": buckets(20.5, 29.5),
+                "telea": buckets(21.0, 31.0),
+            },
             "seconds": {"total": 90.0},
             "reused": ["shard"],
             "model_uri": "models:/inpaint-msanet/1",
@@ -102,8 +106,8 @@ def test_the_table_marks_the_best_of_each_row_and_counts_wins():
     )
     rows = [line.split() for line in text.splitlines() if line.startswith("b")]
     assert rows == [
-        ["b0", "4", "20.00", "19.00", "21.00*"],
-        ["b1", "4", "30.00", "29.00", "31.00*"],
+        ["b0", "4", "20.00", "19.00", "20.50", "21.00*"],
+        ["b1", "4", "30.00", "29.00", "29.50", "31.00*"],
     ]
-    assert "better than mean color in 2 of 2 rows, better than Telea in 0 of 2 rows." in text
+    assert "better than mean color in 2, harmonic in 1, Telea in 0 of 2 rows." in text
     assert "1.5 minutes, 1 steps skipped; models:/inpaint-msanet/1 is registered" in text
