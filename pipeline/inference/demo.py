@@ -1,4 +1,4 @@
-"""`demo`: a local page to open an image, paint over an object, remove it and save the result.
+"""`demo`: a local page to open an image, paint over objects, remove them and save the result.
 
 The page loads nothing from the internet. The server listens on this machine only, unless `host=` is
 set, and answers only its own page: another site open in the same browser can neither read nor use
@@ -7,9 +7,13 @@ it.
 
 import socket
 import threading
+from dataclasses import replace
+from importlib.resources import files
 from typing import Any
 
+import numpy as np
 from flask import Flask, Response, abort, render_template, request
+from numpy.typing import NDArray
 from werkzeug.exceptions import HTTPException
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
@@ -72,7 +76,10 @@ def build_app(inpainters: list[LoadedInpainter], local_only: bool, changes: Hole
     """Serve the page at `/`, and `/fill/N`: image and mask (white = hole) to the PNG of model N.
 
     `/upright`: an image to the PNG that is painted on. Browsers differ in which orientations they
-    apply, and the mask must fit what `/fill` decodes.
+    apply, and the mask must fit what `/fill` decodes. `/mask/WxH`: any mask file of that size to a
+    PNG that is opaque in the hole. `/sample`: an image to try the page on.
+
+    changes: how the hole is changed; `/fill` may name another `grow` and `feather`.
     """
     app = Flask(__name__, static_folder=None)
     one_at_a_time = threading.Lock()  # bounds memory
@@ -90,7 +97,19 @@ def build_app(inpainters: list[LoadedInpainter], local_only: bool, changes: Hole
 
     @app.get("/")
     def page() -> str:
-        return render_template("demo.html", models=[inpainter.name for inpainter in inpainters])
+        names = [inpainter.name for inpainter in inpainters]
+        return render_template("demo.html", models=names, mask=changes)
+
+    @app.get("/sample")
+    def sample() -> Response:
+        photograph = files("skimage").joinpath("data", "coffee.png").read_bytes()
+        return Response(photograph, mimetype="image/png")
+
+    @app.post("/mask/<int:width>x<int:height>")
+    def mask_layer(width: int, height: int) -> Response:
+        hole = images.mask_image(_hole(request.get_data(), width, height))
+        png = images.encode(images.ImageFile(hole, alpha=hole[..., 0]))
+        return Response(png, mimetype="image/png")
 
     @app.post("/upright")
     def upright() -> Response:
@@ -102,10 +121,16 @@ def build_app(inpainters: list[LoadedInpainter], local_only: bool, changes: Hole
         if number >= len(inpainters):
             abort(404, "no such model")
         image, mask = (request.files[name].read() for name in ("image", "mask"))
+        options = replace(changes, grow=_pixels("grow"), feather=_pixels("feather"))
         with one_at_a_time:
-            return Response(
-                fill_png(inpainters[number], image, mask, changes), mimetype="image/png"
-            )
+            png = fill_png(inpainters[number], image, mask, options)
+        return Response(png, mimetype="image/png")
+
+    def _pixels(name: str) -> int:
+        text = request.form.get(name, str(getattr(changes, name)))
+        if not text.isdecimal():
+            raise ValueError(f"invalid {name}={text!r}: expected a whole number of pixels, from 0")
+        return int(text)
 
     @app.errorhandler(Exception)
     def explain(error: Exception) -> Response:
@@ -133,10 +158,20 @@ def fill_png(
 ) -> bytes:
     """Return the image as PNG, the mask's white filled. ValueError if they do not fit."""
     original = images.decode(image)
-    hole = images.decode_mask(mask, "mask")
-    if hole.shape != original.pixels.shape[:2]:
-        raise ValueError("image and mask differ in size: open the image again")
+    height, width = original.pixels.shape[:2]
+    hole = _hole(mask, width, height)
     if not hole.any():
         raise ValueError("nothing is painted yet")
     filled, _ = fill_hole(inpainter, original, hole, changes or HoleConfig())
     return images.encode(filled)
+
+
+def _hole(mask: bytes, width: int, height: int) -> NDArray[np.bool_]:
+    """Return the hole, H×W, of a mask file of the image's size."""
+    hole = images.decode_mask(mask, "mask")
+    if hole.shape != (height, width):
+        raise ValueError(
+            f"the mask is {hole.shape[1]}×{hole.shape[0]}, the image is {width}×{height}: "
+            "use a mask of the image's size"
+        )
+    return hole

@@ -55,8 +55,7 @@ class Page:
             width, height = self.size
             size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
             self.ask("Emulation.setDeviceMetricsOverride", **size)
-            self.ask("Page.navigate", url=self.url)
-            self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+            self.open(self.url)
         except BaseException:
             self.__exit__()
             raise
@@ -69,6 +68,11 @@ class Page:
         self._browser.wait()
         self._loop.close()
         shutil.rmtree(self._profile.name, ignore_errors=True)
+
+    def open(self, url: str) -> None:
+        self.run("globalThis.left = true")
+        self.ask("Page.navigate", url=url)
+        self.until("document.readyState === 'complete' && !globalThis.left")
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression; a promise is awaited."""
@@ -86,11 +90,58 @@ class Page:
             assert time.monotonic() < deadline, f"never true: {script}; console: {self.errors}"
             time.sleep(0.05)
 
-    def mouse(self, kind: str, x: float, y: float) -> None:
+    def mouse(self, kind: str, x: float, y: float, button: str = "left") -> None:
         """`mousePressed`, `mouseMoved` or `mouseReleased` at a position in the window."""
-        buttons = 0 if kind == "mouseReleased" else 1
-        event = {"type": kind, "button": "left", "buttons": buttons, "clickCount": 1}
+        held = {"none": 0, "left": 1, "right": 2, "middle": 4}[button]
+        buttons = 0 if kind == "mouseReleased" else held
+        event = {"type": kind, "button": button, "buttons": buttons, "clickCount": 1}
         self.ask("Input.dispatchMouseEvent", x=x, y=y, **event)
+
+    def drag(self, *points: tuple[float, float], button: str = "left") -> None:
+        """Press at the first point, move over all in small steps, release at the last."""
+        x, y = points[0]
+        self.mouse("mousePressed", x, y, button)
+        for to_x, to_y in points[1:]:
+            for part in (0.25, 0.5, 0.75, 1):
+                self.mouse("mouseMoved", x + part * (to_x - x), y + part * (to_y - y), button)
+            x, y = to_x, to_y
+        self.mouse("mouseReleased", x, y, button)
+
+    def click(self, selector: str) -> None:
+        """Click in the middle of an element, scrolled into view."""
+        x, y = self.run(
+            f"(() => {{ const e = document.querySelector({selector!r});"
+            " e.scrollIntoView({block: 'nearest'}); const b = e.getBoundingClientRect();"
+            " return [b.left + b.width / 2, b.top + b.height / 2]; })()"
+        )
+        self.drag((x, y))
+
+    def key(self, kind: str, name: str) -> None:
+        """`keyDown` or `keyUp` of a key, such as `e`, `Tab` or `Control+Shift+Z`."""
+        *held, key = name.split("+") if len(name) > 1 else [name]
+        modifiers = sum({"Alt": 1, "Control": 2, "Meta": 4, "Shift": 8}[each] for each in held)
+        code = {"Tab": 9, "Enter": 13, " ": 32}.get(key) or (key.isalnum() and ord(key.upper()))
+        text = {"text": "\r" if key == "Enter" else key}
+        if kind == "keyUp" or modifiers & 7 or key == "Tab":
+            text = {}
+        event = {
+            "type": kind,
+            "key": key,
+            "windowsVirtualKeyCode": int(code),
+            "modifiers": modifiers,
+        }
+        self.ask("Input.dispatchKeyEvent", **event, **text)
+
+    def press(self, *names: str) -> None:
+        for name in names:
+            self.key("keyDown", name)
+            self.key("keyUp", name)
+
+    def choose(self, selector: str, *files: Path) -> None:
+        """Choose files in an input, as its dialog does."""
+        root = self.ask("DOM.getDocument")["root"]["nodeId"]
+        node = self.ask("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.ask("DOM.setFileInputFiles", nodeId=node, files=[str(file) for file in files])
 
     def screenshot(self, path: Path) -> None:
         import base64
