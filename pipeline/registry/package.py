@@ -154,7 +154,11 @@ def _card(
     if has_sheet:  # relative to the server's page
         place = f"ajax-api/2.0/mlflow/logged-models/{model_id}/artifacts/files?artifact_file_path="
         lines += [f"![original, masked and result of validation pairs]({place}{SHEET})", ""]
+    lines += ["## Use", "", USE.replace("MODEL_ID", model_id)]
+    lines += ["## Measured", "", *_measured(evaluation), ""]
     lines += [
+        "## Origin",
+        "",
         "| | |",
         "|---|---|",
     ]
@@ -174,9 +178,7 @@ def _card(
     ):
         if key in facts:
             lines.append(f"| {label} | `{facts[key]}` |")
-    lines += ["", "## Measured", "", *_measured(evaluation)]
-    lines += ["", "## Use", "", USE.replace("MODEL_ID", model_id)]
-    lines += ["## Limits", "", LIMITS]
+    lines += ["", "## Limits", "", LIMITS]
     lines += [
         "## License",
         "",
