@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -15,6 +17,12 @@ from pipeline.common.errors import ConfigError
 from shards.store import expanded
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+COMMAND = "LACUNA_COMMAND"
+
+
+def command_line() -> str:
+    """Return the command that the user ran; workers have it from their launcher."""
+    return os.environ.get(COMMAND) or shlex.join(["python", *sys.orig_argv[1:]])
 
 
 def commit(checkout: Path = CHECKOUT) -> str | None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
 from pipeline.common import console
 from pipeline.evaluation.pairs import PairBatch, Pairs
@@ -28,6 +29,7 @@ from shards import store
 
 Bytes = NDArray[np.uint8]
 GRAY = np.uint8(128)
+HEADING = 16  # pixels of a contact sheet above its first row
 # Names of an exported image and its mask. LaMa's predict.py names a result as the mask, the others
 # as the image.
 NAMES = {
@@ -67,15 +69,22 @@ def fill_samples(predict: Predict, pairs: Pairs, count: int) -> list[EvaluatedPa
     return samples
 
 
-def sample_images(
-    inpaint: Inpaint, pairs: Pairs, count: int, device: torch.device
-) -> list[dict[str, Bytes]]:
-    """Return samples while training: original, erased (hole gray), filled; uint8 H×W×3."""
+def contact_sheet(inpaint: Inpaint, pairs: Pairs, count: int, device: torch.device) -> Bytes | None:
+    """Fill samples while training; return one image with a row for each: uint8 H×W×3, or None.
+
+    Columns: original, masked (hole gray), result.
+    """
     samples = fill_samples(predictor(inpaint, device), pairs, count)
-    return [
-        {"original": image, "erased": np.where(mask[..., None], GRAY, image), "filled": result}
-        for _, image, mask, result in samples
+    rows = [
+        np.hstack([each.image, np.where(each.mask[..., None], GRAY, each.image), each.result])
+        for each in samples
     ]
+    if not rows:
+        return None
+    heading = Image.new("RGB", (rows[0].shape[1], HEADING), "white")
+    for i, label in enumerate(("original", "masked", "result")):
+        ImageDraw.Draw(heading).text((i * heading.width // 3 + 4, 2), label, "black")
+    return np.vstack([np.asarray(heading), *rows])
 
 
 def save(table: str, samples: Sequence[EvaluatedPair]) -> str:

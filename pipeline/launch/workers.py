@@ -24,6 +24,7 @@ import psutil
 
 from jobs.cause import cause
 from pipeline.common.console import say
+from pipeline.common.environment import COMMAND, command_line
 from pipeline.common.signals import STOP_SIGNALS, handled
 from pipeline.config.resolve import to_yaml
 from pipeline.launch.output import ERROR_FILE, output, record_error
@@ -88,12 +89,13 @@ def supervise(
         handled(STOP_SIGNALS, lambda number, _: stop.append(number)),
     ):
         errors = [Path(scratch, str(i)) for i in range(len(workers))]
+        environment = {**os.environ, COMMAND: command_line()}
         try:
             for i, worker in enumerate(workers):
                 started.append(
                     subprocess.Popen(
                         command,
-                        env={**os.environ, **worker, ERROR_FILE: str(errors[i])},
+                        env={**environment, **worker, ERROR_FILE: str(errors[i])},
                         preexec_fn=partial(_prepare, os.getpid()),
                         stdout=None if i == 0 else writing or sys.stderr,
                         stderr=writing,

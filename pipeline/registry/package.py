@@ -17,6 +17,7 @@ from models.inpainter import Inpainter
 from pipeline.evaluation import results
 from pipeline.inference import archive
 from pipeline.tracking import client
+from shards import store
 
 ROOT = Path(__file__).parents[2]
 LIMITS = """\
@@ -26,6 +27,17 @@ LIMITS = """\
   model split larger images into tiles.
 - Known pixels are returned unchanged. The hole is where the mask is white (above 127).
 """
+USE = """\
+```python
+import mlflow, pandas
+mlflow.set_tracking_uri("http://127.0.0.1:5000")  # or where this page is
+model = mlflow.pyfunc.load_model("models:/MODEL_ID")
+pair = {name: open(f"{name}.png", "rb").read() for name in ("image", "mask")}
+filled = model.predict(pandas.DataFrame([pair]))
+open("filled.png", "wb").write(filled["image"][0])
+```
+"""
+SHEET = "samples.png"  # of a logged model
 PINNED = ("mlflow", "torch", "numpy", "Pillow", "opencv-python-headless")
 CODE = {  # what pyfunc.py imports, and what that imports
     "shards": ("formats", "mask_file", "metadata", "store", "objects"),
@@ -36,13 +48,9 @@ CODE = {  # what pyfunc.py imports, and what that imports
 def write(
     generator: torch.nn.Module,
     facts: dict[str, str],
-    evaluation: dict[str, Any] | None,
     folder: Path,
 ) -> None:
-    """Write the logged model's files to `folder/model`; add the archive's hash to `facts`.
-
-    evaluation: the measurements that the model card shows (see `text`).
-    """
+    """Write the logged model's files to `folder/model`; add size and archive's hash to `facts`."""
     client.telemetry_off()
     import mlflow.pyfunc
     import pandas
@@ -54,6 +62,7 @@ def write(
     trained = _fill(inpainter, image, mask)
     if not np.isfinite(trained).all():
         raise ValueError("the generator outputs non-finite pixels: choose another checkpoint=")
+    facts["parameters"] = str(sum(each.numel() for each in generator.parameters()))
     facts["sha256"] = archive.save(inpainter, folder / "inpainter.pt2")
     exported = _fill(archive.load(str(folder / "inpainter.pt2")), image, mask)
     if (difference := float(np.abs(exported - trained).max())) > 1e-4:
@@ -67,7 +76,6 @@ def write(
     for name, pixels in (("image", image), ("mask", mask), ("filled", filled)):
         Image.fromarray(pixels).save(golden / f"{name}.png")
     pair = {name: (golden / f"{name}.png").read_bytes() for name in ("image", "mask")}
-    (folder / "README.md").write_text(text(facts, evaluation))
     signature = ModelSignature(
         # Of other types, MLflow answers errors of its own, with the request in them.
         inputs=Schema([ColSpec(AnyType(), name, required=False) for name in ("image", "mask")]),
@@ -89,7 +97,6 @@ def write(
             artifacts={
                 "inpainter": str(folder / "inpainter.pt2"),
                 "golden": str(golden),
-                "card": str(folder / "README.md"),
             },
             signature=signature,
             input_example=pandas.DataFrame([pair]),
@@ -121,20 +128,46 @@ def _fill(inpainter: torch.nn.Module, image: np.ndarray, mask: np.ndarray) -> np
         return inpainter(pixels, hole)[0].permute(1, 2, 0).numpy()
 
 
-def text(facts: Mapping[str, str], evaluation: Mapping[str, Any] | None = None) -> str:
-    """Return the model card in Markdown. `evaluation`: that of these weights, if any."""
+def write_card(
+    facts: Mapping[str, str], evaluation: Mapping[str, Any] | None, model_id: str, folder: Path
+) -> str:
+    """Write the model card, Markdown, into a logged model's folder; return it.
+
+    evaluation: that of these weights, if any.
+    """
+    card = _card(facts, evaluation, model_id, (folder / SHEET).exists())
+    (folder / "README.md").write_text(card)
+    return card
+
+
+def _card(
+    facts: Mapping[str, str], evaluation: Mapping[str, Any] | None, model_id: str, has_sheet: bool
+) -> str:
+    size = f", {int(facts['parameters']) / 1e6:.2f} M weights" if "parameters" in facts else ""
     lines = [
         f"# {facts['name']}",
         "",
-        f"Fills holes in photographs: {facts['network']}, after {int(facts['images_seen']):,} "
-        f"images ({facts['weights']} weights).",
+        f"Fills holes in photographs: {facts['network']}{size}, after "
+        f"{int(facts['images_seen']):,} images ({facts['weights']} weights).",
+        "",
+    ]
+    if has_sheet:  # relative to the server's page
+        place = f"ajax-api/2.0/mlflow/logged-models/{model_id}/artifacts/files?artifact_file_path="
+        lines += [f"![original, masked and result of validation pairs]({place}{SHEET})", ""]
+    lines += ["## Use", "", USE.replace("MODEL_ID", model_id)]
+    lines += ["## Measured", "", *_measured(evaluation), ""]
+    lines += [
+        "## Origin",
         "",
         "| | |",
         "|---|---|",
     ]
     for key, label in (
         ("license", "license of the weights"),
-        ("dataset", "training data (sha256 of its manifest)"),
+        ("model", "architecture"),
+        ("recipe", "recipe"),
+        ("data", "training data"),
+        ("dataset", "sha256 of its manifest"),
         ("run", "run"),
         ("run_id", "MLflow run"),
         ("tracked", "MLflow run"),
@@ -145,7 +178,6 @@ def text(facts: Mapping[str, str], evaluation: Mapping[str, Any] | None = None) 
     ):
         if key in facts:
             lines.append(f"| {label} | `{facts[key]}` |")
-    lines += ["", "## Measured", "", *_measured(evaluation)]
     lines += ["", "## Limits", "", LIMITS]
     lines += [
         "## License",
@@ -159,10 +191,10 @@ def text(facts: Mapping[str, str], evaluation: Mapping[str, Any] | None = None) 
 def _measured(evaluation: Mapping[str, Any] | None) -> list[str]:
     if not evaluation:
         return ["Not evaluated yet: run `python -m pipeline evaluate`; `promote` requires it."]
-    lines = [
-        f"Protocol {evaluation['protocol']}, {evaluation['pairs']} pairs, on the composite.",
-        "",
-    ]
+    pairs = f"Protocol {evaluation['protocol']}, {evaluation['pairs']} pairs"
+    pairs += f" of split {evaluation['split']}" if evaluation.get("split") else ""
+    pairs += f" of `{store.display(url)}`" if (url := evaluation.get("data_url")) else ""
+    lines = [f"{pairs}, on the composite.", ""]
     heading, *rows = results.table_rows(evaluation)
     table = [heading, ["---"] * len(heading), *rows]
     return lines + [f"| {' | '.join(row)} |" for row in table]

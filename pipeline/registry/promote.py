@@ -190,12 +190,12 @@ def _copy(
             )
         scores, measured = scored
         kept = pairs | {key: measured[key] for key in MEASURED if key in measured}
-        text = package.text(tags, {**kept, **results.summarize(scores, kept)})
+        logged = client.create_logged_model(experiment, name=name, model_type="inpainting")
+        shown = {**kept, **results.summarize(scores, kept)}
+        card = package.write_card(tags, shown, logged.model_id, folder)
         (folder / "gate").mkdir()
-        (folder / "gate" / "README.md").write_text(text)
         results.save(str(folder / "gate" / "evaluation.parquet"), scores, kept)
         tree = package.tree_digest(folder)
-        logged = client.create_logged_model(experiment, name=name, model_type="inpainting")
         client.log_model_artifacts(logged.model_id, str(folder))
         client.finalize_logged_model(logged.model_id, "READY")
         stored = Path(scratch, "stored")
@@ -204,7 +204,7 @@ def _copy(
             raise ValueError(
                 f"{errors.display_uri(uri)} stored bytes that differ from those sent: promote again"
             )
-    return {**tags, "model_id": logged.model_id, "tree_sha256": tree}, text
+    return {**tags, "model_id": logged.model_id, "tree_sha256": tree}, card
 
 
 def _gate_tags(kind: str, baseline: Any | None) -> dict[str, str]:

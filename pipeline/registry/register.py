@@ -6,6 +6,7 @@ archive made on the CPU in fp32. Lacuna itself loads the archive, never code fro
 
 import json
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.evaluation import results
 from pipeline.inference.sources import own_tags, prefixed
 from pipeline.registry import package, reference_pairs
 from pipeline.registry.package import tree_digest
+from pipeline.runs.folder import saved_config, sheet_name
 from pipeline.runs.run_json import place_of, read_run_json
 from pipeline.tracking import errors
 from pipeline.tracking.client import connect, experiment_id, model_link, recorded_run, uri_for
@@ -54,8 +56,10 @@ def main(config: RegisterConfig) -> dict[str, Any]:
         if version is None:
             with tempfile.TemporaryDirectory() as folder:
                 facts = _facts(info, recorded, name, network, digest)
-                package.write(generator, facts, _measured(info["run"], digest), Path(folder))
-                version = _publish(client, uri, recorded, facts, Path(folder))
+                package.write(generator, facts, Path(folder))
+                _add_sheet(info, Path(folder))
+                measured = _measured(info["run"], digest)
+                version = _publish(client, uri, recorded, facts, measured, Path(folder))
         tags = own_tags(version)
         todo = reference_pairs.missing_evaluation(client, name, tags)
     pin(info["run"], info["images_seen"])
@@ -102,7 +106,9 @@ def ensure_model(
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(name, tags={"lacuna.network": created_for or network})
+        about = "Fills holes in images. The page of each version has its model card."
+        tags = {"lacuna.network": created_for or network}
+        client.create_registered_model(name, tags, about)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -139,6 +145,7 @@ def _facts(
     info: dict[str, Any], recorded: dict[str, Any], name: str, network: str, digest: str
 ) -> dict[str, str]:
     """Return the facts about a version, for its `lacuna.*` tags and its model card."""
+    config = saved_config(info["run"])
     facts = {
         "name": name,
         "network": network,
@@ -147,6 +154,8 @@ def _facts(
         "run_id": recorded.get("mlflow_run_id"),
         "images_seen": info["images_seen"],
         "weights": info["weights"],
+        "recipe": config and config.experiment,
+        "data": config and f"{config.data.name}, split {config.data.train}",
         "weights_sha256": digest,
         "dataset": info.get("dataset"),
         "license": info.get("imported", {}).get("license"),
@@ -155,6 +164,13 @@ def _facts(
         "registered_by": user(),
     }
     return {k: str(v) for k, v in facts.items() if v is not None}
+
+
+def _add_sheet(info: dict[str, Any], folder: Path) -> None:
+    """Add the contact sheet of the checkpoint's validation, if any, to the model's files."""
+    with suppress(FileNotFoundError):
+        sheet = store.read(store.join(info["run"], sheet_name(info["images_seen"])))
+        (folder / "model" / package.SHEET).write_bytes(sheet)
 
 
 def _measured(run: str, digest: str) -> dict[str, Any] | None:
@@ -167,9 +183,17 @@ def _measured(run: str, digest: str) -> dict[str, Any] | None:
 
 
 def _publish(
-    client: Any, uri: str, recorded: dict[str, Any], facts: dict[str, str], folder: Path
+    client: Any,
+    uri: str,
+    recorded: dict[str, Any],
+    facts: dict[str, str],
+    measured: dict[str, Any] | None,
+    folder: Path,
 ) -> Any:
-    """Upload the LoggedModel and create the registered version; return the version."""
+    """Upload the LoggedModel and create the registered version; return the version.
+
+    measured: the evaluation that the model card shows.
+    """
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
@@ -187,10 +211,10 @@ def _publish(
     model = Model.load(str(folder / "model"))
     model.model_id, model.run_id = logged.model_id, run_id
     model.save(str(folder / "model" / "MLmodel"))
+    card = package.write_card(facts, measured, logged.model_id, folder / "model")
     client.log_model_artifacts(logged.model_id, str(folder / "model"))
     client.finalize_logged_model(logged.model_id, "READY")
     if run_id:
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, int(facts["images_seen"]))])
     facts |= {"model_id": logged.model_id, "tree_sha256": tree_digest(folder / "model")}
-    card = (folder / "README.md").read_text()
     return create_version(client, facts["name"], prefixed(facts), card)

@@ -119,6 +119,11 @@ def is_held(url: str) -> bool:
     return is_locked(store.local(url) / ".lock")
 
 
+def sheet_name(images_seen: int) -> str:
+    """Return the place in a run's folder of a validation's contact sheet."""
+    return f"samples/{images_seen:012d}.png"
+
+
 def saved_config(url: str) -> Any:
     """Read a run's config.yaml; None where there is none."""
     try:

@@ -41,6 +41,12 @@ MAY_CHANGE = (
 UNLISTED = ("run", "root", "smoke")  # may change, but not worth suggesting to a user
 # Not part of the hash that names a run, but its bits depend on them: fixed once it has started.
 FIXED_AT_START = ("threads", "loader_threads", "log.")
+# Shown in MLflow, whether or not they differ from the recipe. What may change on resume is listed
+# here or not shown at all: a value that appears later would seem to hold from the start.
+SHOWN = (
+    "experiment", "seed", "batch", "max_images", "model.name", "objective.method", "data.name",
+    "precision", "processes", "accumulate", "parallel.strategy",
+)  # fmt: skip
 # Keys of later versions, at the value that computes what versions without them did.
 LATER: dict[str, Any] = {
     "lr_scale": 1.0, "objective.span": 1.0, "model.reduce": True, "model.renormalize": "all",
@@ -95,28 +101,40 @@ def title(config: TrainConfig, url: str) -> str:
 
     A folder that the user named says enough.
     """
-    from pipeline.config.compose import compose  # hydra, for this alone
-
     name = store.name(url)
     if name != _default_name(config):
         return name
-    recipe = [f"experiment={config.experiment}"] if config.experiment else []
-    try:
-        start = compose("train", [*recipe, f"data.url={config.data.url}"]).config
-    except ConfigError:  # of another checkout or site
-        return name
-    before = immutable_values(start)
-    changed = {
-        k: plain(v)
-        for k, v in immutable_values(config).items()
-        if not k.startswith(FIXED_AT_START) and before.get(k, ...) != v
-    }
+    changed = {k: plain(v) for k, v in (_changes(config) or {}).items()}
     for chooser in changed.keys() & {"model.name", "objective.method", "data.name"}:
         section = chooser.partition(".")[0] + "."  # the other keys of the section follow from it
         changed = {k: v for k, v in changed.items() if k == chooser or not k.startswith(section)}
     words = [f"{k}={v if len(v) <= 24 else v[:23] + '…'}" for k, v in changed.items()]
     more = [f"+{len(words) - 3}"] if len(words) > 3 else []
     return " ".join([name, *words[:3], *more])
+
+
+def shown_values(config: TrainConfig) -> dict[str, Any]:
+    """Return the values that MLflow shows: `SHOWN`, and what differs from the recipe."""
+    kept = {k: v for k, v in leaves(config) if k in SHOWN}
+    changed = _changes(config)
+    return kept | (immutable_values(config) if changed is None else changed)
+
+
+def _changes(config: TrainConfig) -> dict[str, Any] | None:
+    """Return what differs from the recipe; None for a recipe of another checkout or site."""
+    from pipeline.config.compose import compose  # hydra, for this alone
+
+    recipe = [f"experiment={config.experiment}"] if config.experiment else []
+    try:
+        start = compose("train", [*recipe, f"data.url={config.data.url}"]).config
+    except ConfigError:
+        return None
+    before = immutable_values(start)
+    return {
+        k: v
+        for k, v in immutable_values(config).items()
+        if not k.startswith(FIXED_AT_START) and before.get(k, ...) != v
+    }
 
 
 def check_same(config: TrainConfig, run: RunFolder) -> None:

@@ -256,13 +256,13 @@ def _ui(uri: str, page: str) -> str:
 
 
 def ui_command(uri: str) -> str:
-    """Return the command that opens the embedded store in the UI, or the server's address."""
-    if uri.startswith("sqlite"):
-        command = shutil.which("mlflow") and "mlflow" or str(Path(sys.executable).parent / "mlflow")
-        return (
-            f"MLFLOW_DISABLE_TELEMETRY=true {command} server --backend-store-uri {uri} --port 5000"
-        )
-    return display_uri(uri)
+    """Return the address of the UI, after the command that serves an embedded store."""
+    page = _ui(uri, "experiments")
+    if not uri.startswith("sqlite"):
+        return page
+    command = shutil.which("mlflow") and "mlflow" or str(Path(sys.executable).parent / "mlflow")
+    command = f"MLFLOW_DISABLE_TELEMETRY=true {command} server --backend-store-uri {uri}"
+    return f"{command} --port 5000\n  then open {page}"
 
 
 @functools.cache

@@ -29,6 +29,7 @@ from shards import store
 UID = "lacuna.uid"
 PARENT = "mlflow.parentRunId"
 HEARTBEAT = "lacuna.heartbeat"
+NOTE = "mlflow.note.content"  # the description, which a user may edit
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}
 LIMIT = {"key": 250, "param": 6000, "tag": 5000}
 # Answers of a server that will be the same at every retry.
@@ -148,6 +149,8 @@ class Delivery:
         wanted = {k[: LIMIT["key"]]: v[: LIMIT["param"]] for k, v in fields["params"].items()}
         changed = {k: v for k, v in wanted.items() if known.get(k, v) != v}
         tags = dict(fields["tags"])
+        if note := tags.pop(NOTE, None):
+            tags |= {} if NOTE in recorded.tags else {NOTE: note.replace("{run_id}", self.run_id)}
         if changed:  # MLflow never changes the value of a parameter
             tags[f"resume.{fields['attempt']}.overrides"] = json.dumps(changed, sort_keys=True)
         self._log_dicts({k: v for k, v in wanted.items() if k not in known}, tags)
@@ -209,7 +212,7 @@ class Delivery:
         with tempfile.TemporaryDirectory() as folder:
             image = Image.fromarray(pixels)
             image.save(Path(folder, f"{stem}.png"))
-            image.thumbnail((256, 256))
+            image.thumbnail((1024, 1024))  # MLflow's own 256 are too few for a contact sheet
             image.save(Path(folder, f"{stem}+compressed.webp"))
             self._log_files(folder, "images")
         self._log_dicts({}, {"mlflow.loggedImages": "True"})

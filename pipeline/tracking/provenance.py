@@ -9,16 +9,14 @@ import importlib.metadata
 import json
 import os
 import platform
-import shlex
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from jobs import git as vcs
 from pipeline.common.console import say
-from pipeline.common.environment import CHECKOUT, commit, core_count, cpu_name, user
+from pipeline.common.environment import CHECKOUT, command_line, commit, core_count, cpu_name, user
 from pipeline.common.secrets import redact
 
 MAX_DIFF = 1 << 20
@@ -45,8 +43,8 @@ def environment(checkout: Path = CHECKOUT) -> tuple[dict[str, str], dict[str, st
     machine = hardware()
     lock = checkout / "constraints.txt"
     tags = {
-        "mlflow.source.name": redact(shlex.join(["python", *sys.orig_argv[1:]])),
-        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": redact(command_line()),
+        "mlflow.source.type": "JOB",  # of LOCAL, MLflow shows only what follows the last slash
         "mlflow.user": user(),
         "git.dirty": "unknown" if diff is None else str(bool(diff)).lower(),
         "packages.sha256": hashlib.sha256(installed.encode()).hexdigest(),

@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.common.signals import stop_requests
 from pipeline.config.phases import turn_at
 from pipeline.config.schema import TrainConfig
-from pipeline.evaluation.pair_images import sample_images
+from pipeline.evaluation.pair_images import contact_sheet
 from pipeline.evaluation.pairs import validation_pairs
 from pipeline.evaluation.scoring import validate
 from pipeline.runs.folder import RunFolder, held
@@ -38,7 +38,7 @@ from pipeline.training.run_log import (
     finish,
     headline,
     open_tracker,
-    save_samples,
+    save_sheet,
     tag_checkpoint,
 )
 from pipeline.training.watchdog import Watchdog, straggler
@@ -171,8 +171,8 @@ def _train(
             tracker.metrics(state.metrics, state.images_seen)
             meter.say(f"{state.images_seen} images: " + format_metrics(state.metrics))
             if engine.is_main:
-                samples = sample_images(inpaint, pairs, config.validate.samples, engine.device)
-                save_samples(run, tracker, samples, state.images_seen)
+                sheet = contact_sheet(inpaint, pairs, config.validate.samples, engine.device)
+                save_sheet(run, tracker, sheet, state.images_seen)
             meter.elsewhere(time.perf_counter() - began)
 
         # Save. Every rank takes part in collecting the tensors; rank 0 writes them in a thread, so

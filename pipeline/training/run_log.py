@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
 import socket
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -20,10 +18,12 @@ from pipeline.common.environment import commit, user
 from pipeline.config import outside
 from pipeline.config.schema import TrainConfig
 from pipeline.evaluation import metrics
+from pipeline.inference import images
 from pipeline.runs.checkpoints import Checkpoint
-from pipeline.runs.folder import RunFolder
-from pipeline.runs.identity import changed_key, title, write_config
+from pipeline.runs.folder import RunFolder, sheet_name
+from pipeline.runs.identity import changed_key, shown_values, title, write_config
 from pipeline.runs.run_json import change_run_json, place_of
+from pipeline.tracking.delivery import NOTE
 from pipeline.tracking.lifecycle import fork
 from pipeline.tracking.provenance import hardware
 from pipeline.tracking.tracker import NullTracker, Tracker
@@ -33,6 +33,9 @@ from pipeline.training.progress import Meter, TrainState
 from shards import store
 from shards.manifest import Manifest
 from shards.samples import archive
+
+# MLflow sorts charts by the bytes of the part before the slash: capitals come before all metrics.
+SHEET = "Samples/original masked result"
 
 
 def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: Manifest) -> Any:
@@ -55,11 +58,20 @@ def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: 
     )
     dataset = (config.data.name, store.display(manifest.url), manifest.digest)
     tags = {"recipe": recipe, "weights": "ema" if config.ema else "raw"}
+    tags[NOTE] = description(config)
     if config.methods.path:
         tags["methods.sha256"] = outside.digest(config.methods.path)
-    tracker.start(asdict(config), tags, dataset)
+    tracker.start(shown_values(config), tags, dataset)
     tracker.artifact("config.yaml", (run.local / "config.yaml").read_bytes())
     return tracker
+
+
+def description(config: TrainConfig) -> str:
+    """Return what MLflow shows of a run first, Markdown; delivery fills in `{run_id}`."""
+    about = f"{config.model.name} on {config.data.name} (split {config.data.train})"
+    about += f", recipe {config.experiment}" if config.experiment else ""
+    sheet = "get-artifact?path=samples.png&run_uuid={run_id}"  # relative to the server's page
+    return f"{about}. All settings: `config.yaml` under Artifacts.\n\n![samples]({sheet})"
 
 
 def _write_facts(config: TrainConfig, run: RunFolder, manifest: Manifest) -> None:
@@ -85,19 +97,18 @@ def _write_facts(config: TrainConfig, run: RunFolder, manifest: Manifest) -> Non
     change_run_json(run.url, merge)
 
 
-def save_samples(
-    run: RunFolder, tracker: Any, samples: list[dict[str, Any]], images_seen: int
-) -> None:
-    """Save sample images to MLflow and the run's folder; those that never change only once."""
-    folder = run.local / "samples"
-    for i, sample in enumerate(samples):
-        for what, pixels in sample.items():
-            name = f"{i:02d}-{what}" + (f"-{images_seen:012d}" if what == "filled" else "")
-            if what == "filled" or not (folder / f"{name}.png").exists():
-                tracker.image(f"samples/{i:02d}/{what}", pixels, images_seen)
-                png = io.BytesIO()
-                Image.fromarray(pixels).save(png, "PNG")
-                store.write(str(folder / f"{name}.png"), png.getvalue())
+def save_sheet(run: RunFolder, tracker: Any, sheet: Any, images_seen: int) -> None:
+    """Save a validation's contact sheet, if any, to the run's folder and to MLflow.
+
+    There it is the first chart of the run, with a slider over all validations, and the newest is
+    `samples.png`, which the run's description shows.
+    """
+    if sheet is None:
+        return
+    png = images.encode(images.ImageFile(sheet))
+    store.write(str(run.local / sheet_name(images_seen)), png)
+    tracker.image(SHEET, sheet, images_seen)
+    tracker.artifact("samples.png", png)
 
 
 def tag_checkpoint(tracker: Any, newest: Checkpoint | None) -> None:

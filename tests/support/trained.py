@@ -58,6 +58,7 @@ def registered(run: str, uri: str, name: str = "inpaint-msanet") -> Any:
     client = connect(uri)
     checkpoint = checkpoints.find(run)
     info = {**checkpoint.state, "run": run, "url": checkpoint.url, "weights": "raw"}
+    info["images_seen"] = checkpoint.images_seen
     digest = checkpoint.state["files"]["generator"]["sha256"]
     facts = register._facts(info, read_run_json(run), name, info["model"]["name"], digest)
     with tempfile.TemporaryDirectory() as folder:
@@ -65,10 +66,10 @@ def registered(run: str, uri: str, name: str = "inpaint-msanet") -> Any:
         (model / "artifacts").mkdir(parents=True)
         (model / "artifacts" / "inpainter.pt2").write_text(run)
         facts["sha256"] = hashlib.sha256(run.encode()).hexdigest()
-        Path(folder, "README.md").write_text(f"# {name}")
         Model().save(str(model / "MLmodel"))
+        register._add_sheet(info, Path(folder))
         register.ensure_model(client, name, info["model"]["name"])
-        return register._publish(client, uri, read_run_json(run), facts, Path(folder))
+        return register._publish(client, uri, read_run_json(run), facts, None, Path(folder))
 
 
 def scored(run: str, psnr: float, noise: float = 0.05, pairs: str = PAIRS, **facts: Any) -> str:

@@ -57,7 +57,9 @@ def test_runs_are_listed_best_first_in_the_metric_s_own_direction(root):
     assert f"/runs/{best[0]['run_id']}?workflowType=machine_learning" in best[0]["link"]
     lines = runs.show(do(root, best="val/psnr")).splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["high", "middle", "low"]
-    assert lines[1].endswith(best[0]["link"]) and "mlflow server --backend" in lines[-1]
+    assert lines[1].endswith(best[0]["link"]) and "mlflow server --backend" in lines[-2]
+    page = "http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
+    assert lines[-1].endswith(page), "MLflow's start page is that of language models, without ours"
 
 
 # Row 51

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.config.compose import compose
 from pipeline.data import shard
+from pipeline.evaluation.pair_images import HEADING, contact_sheet, sample_positions
 from pipeline.evaluation.pairs import pairs_of, validation_pairs
 from shards.manifest import open_manifest
 from shards.samples import archive
@@ -53,6 +55,23 @@ def test_rectangles_have_the_sides_that_are_trained_on(masks_of, words, low, hig
     assert low == high or len(set(found)) > 2
     if words[0] == "masks=center":
         assert (masks == np.flip(masks, (1, 2))).all()  # in the middle
+
+
+def test_a_contact_sheet_has_a_row_for_each_sample(small_set):
+    config = compose("train", [f"data.url={small_set}", *WORDS]).config
+    pairs = validation_pairs(config, open_manifest(small_set))
+    black = lambda image, mask: torch.zeros_like(image)  # noqa: E731
+    sheet = contact_sheet(black, pairs, 2, torch.device("cpu"))
+    assert sheet.shape == (HEADING + 2 * 64, 3 * 64, 3) and sheet.dtype == np.uint8
+    for row, position in enumerate(sample_positions(pairs, 2)):
+        batch = pairs.load(position, position + 1)
+        image, hole = batch.images[0].numpy(), batch.masks[0].numpy() == 1
+        top = HEADING + row * 64
+        original, masked, result = np.split(sheet[top : top + 64], 3, axis=1)
+        assert (original == image).all()
+        assert (masked[hole] == 128).all() and (result[hole] == 0).all()
+        assert (masked[~hole] == image[~hole]).all() and (result[~hole] == image[~hole]).all()
+    assert contact_sheet(black, pairs, 0, torch.device("cpu")) is None
 
 
 def test_other_sides_are_other_pairs(small_set):

@@ -103,7 +103,9 @@ def test_the_version_says_where_it_comes_from(store):
     assert tags["lacuna.sha256"] == registered["sha256"]
     card = version.description
     assert "## Limits" in card and "## License" in card and "ab" * 32 in card
-    assert "Protocol msanet, 360 pairs" in card
+    assert "Protocol msanet, 360 pairs of split test, on the composite" in card
+    assert f'load_model("models:/{registered["model_id"]}")' in card
+    assert f"msanet, {int(tags['lacuna.parameters']) / 1e6:.2f} M weights" in card
     (row,) = re.findall(r"\| \(0.1,0.2\] \| 60 \| (\S+) \| \[(\S+), (\S+)\] \| 0.8000 \|", card)
     mean, low, high = map(float, row)
     assert abs(mean - 21.5) < 1 and low < mean < high

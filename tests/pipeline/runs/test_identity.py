@@ -15,10 +15,12 @@ from pipeline.config.resolve import to_yaml
 from pipeline.runs.checkpoints import build_generator
 from pipeline.runs.folder import RunFolder, folder_at, held
 from pipeline.runs.identity import (
+    SHOWN,
     check_same,
     folder_of,
     hashed_values,
     resolve_auto,
+    shown_values,
     title,
     write_config,
 )
@@ -63,6 +65,28 @@ def test_a_run_s_title_says_what_differs_from_its_recipe(words, said):
     assert title(config, "s3://bucket/mine") == "mine"  # a name of the user's says enough
     unknown = replace(config, experiment="elsewhere/recipe")
     assert title(unknown, folder_of(unknown).url) == folder_of(unknown).name
+
+
+@pytest.mark.parametrize(
+    ("words", "more"),
+    [
+        ([], {}),
+        (["max_images=3", "threads=3", "checkpoint.keep=9", "cluster.nodes=2"], {}),
+        (["batch=8", "lr_scale=2", "experiment=musical/paris"], {"lr_scale": 2.0}),
+        (["clip=1", "masks.high=0.5"], {"clip": 1.0, "masks.high": 0.5}),
+        (["objective.phases=[{lr: 2e-4}]"], {"objective.phases": [{"until": None, "lr": 2e-4}]}),
+    ],
+)  # fmt: skip
+def test_mlflow_shows_a_handful_of_values_and_what_differs_from_the_recipe(words, more):
+    config = configured("data.url=sets/a", *words)
+    values = shown_values(config)
+    assert values["batch"] == config.batch and values["max_images"] == config.max_images
+    assert (values["model.name"], values["data.name"]) == (config.model.name, config.data.name)
+    others = {k: v for k, v in values.items() if k not in SHOWN}
+    phases = [{"until": p["until"], "lr": p["lr"]} for p in others.get("objective.phases", [])]
+    assert others | ({"objective.phases": phases} if phases else {}) == more
+    elsewhere = shown_values(replace(config, experiment="elsewhere/recipe"))
+    assert {"masks.low", "data.crop"} <= elsewhere.keys(), "without its recipe, all values"
 
 
 def test_a_changed_run_is_refused_by_name(tmp_path):

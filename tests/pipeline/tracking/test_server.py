@@ -9,12 +9,15 @@ import pytest
 from pipeline.common.environment import user
 from pipeline.config.compose import compose
 from pipeline.config.schema import SyncConfig
+from pipeline.runs.folder import folder_at
 from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.tracking import errors, sync
 from pipeline.tracking.client import connect, experiment_id, model_link, ping, run_link
+from pipeline.tracking.delivery import NOTE
 from pipeline.tracking.lifecycle import announce
 from pipeline.tracking.spool import Unsent
 from pipeline.tracking.tracker import Tracker
+from pipeline.training.run_log import description, save_sheet
 from shards import store
 from tests.support.browser import Page, installed
 from tests.support.mlflow_server import FaultProxy, MlflowServer
@@ -232,3 +235,32 @@ def test_links_open_the_page_of_the_run_and_of_the_version(real, tmp_path):
     with Page(model_link(real.url, version.name, version.version)) as page:
         page.until("document.body.innerText.includes('Registered At')")
         assert "Version 1" in page.run("document.body.innerText")
+
+
+@pytest.mark.skipif(installed() is None, reason="no Chromium here: apt-get install chromium")
+def test_the_contact_sheet_and_the_model_card_are_in_view(real, tmp_path):
+    run = finished_run(tmp_path / "seen", uri=real.url)
+    sheet = np.full((64, 97, 3), 200, np.uint8)
+    tracker = Tracker(run, uri=real.url, experiment="me/recipe", run_name="seen")
+    with tracker:
+        tracker.start({}, {NOTE: description(compose("train", ["data.url=sets/a"]).config)})
+        save_sheet(folder_at(run), tracker, sheet, 1000)
+    version = registered(run, real.url)
+    info = read_run_json(run)
+    overview = run_link(real.url, info["mlflow_experiment_id"], info["mlflow_run_id"])
+    pages = {
+        overview: "get-artifact?path=samples.png",
+        overview.replace("?", "/model-metrics?"): "images",
+        model_link(real.url, version.name, version.version): "logged-models",
+    }
+    for url, source in pages.items():
+        with Page(url) as page:
+            page.until(f"""[...document.images].some(image => image.naturalWidth == 97
+                && image.checkVisibility() && (image.src.startsWith('blob:')
+                || image.src.includes({source!r})))""")
+            if source == "logged-models":
+                shown = page.run("document.body.innerText")
+                assert (
+                    f'mlflow.pyfunc.load_model("models:/{version.source.rpartition("/")[2]}")'
+                    in shown
+                )

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.tracking.client import experiment_id
+from pipeline.tracking.delivery import NOTE
 from tests.support.records import client, run_of, steps, tracker
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -44,7 +46,7 @@ def recorded(root):
         for step, psnr in ((16, 20.0), (32, 22.5), (48, 21.0)):
             run.metrics({"g/l1": 1 / step, "val/psnr": psnr, "val/l1": 30 - psnr}, step)
         run.metrics({"g/adv": float("nan"), "g/style": float("inf"), "g/tv": 1.0}, 64)
-        pixels = np.zeros((300, 200, 3), np.uint8)
+        pixels = np.zeros((1300, 200, 3), np.uint8)
         pixels[:150] = (255, 128, 0)
         run.image("val/s00/out", pixels, 48)
         threading.Event().wait(0.5)
@@ -101,7 +103,7 @@ def test_images_are_recorded_by_step_with_a_thumbnail(recorded, root):
     where = client(root).download_artifacts(recorded.info.run_id, full)
     assert np.asarray(Image.open(where))[10, 10].tolist() == [255, 128, 0]
     with Image.open(client(root).download_artifacts(recorded.info.run_id, thumb)) as small:
-        assert max(small.size) == 256
+        assert max(small.size) == 1024, "a contact sheet in 256 pixels shows nothing"
     assert recorded.data.tags["mlflow.loggedImages"] == "True"
 
 
@@ -185,3 +187,25 @@ def test_events_that_the_server_will_never_take_are_set_aside(root):
 def test_creation_of_the_store_may_be_killed_and_begun_again(root, recorded):
     assert recorded.info.status == "FINISHED"
     assert not (root / ".mlflow-new.db").exists()
+
+
+def test_the_description_names_the_run_and_a_users_edit_of_it_is_kept(root):
+    for attempt in range(3):
+        with tracker(root, "described") as run:
+            run.start({}, {NOTE: "see get-artifact?run_uuid={run_id}"})
+        recorded = run_of(root, "described")
+        expected = "mine" if attempt == 2 else f"see get-artifact?run_uuid={recorded.info.run_id}"
+        assert recorded.data.tags[NOTE] == expected
+        if attempt == 1:
+            client(root).set_tag(recorded.info.run_id, NOTE, "mine")
+
+
+def test_the_source_is_the_command_of_the_user_also_in_a_worker(monkeypatch):
+    program = "from pipeline.tracking.provenance import environment; t, _ = environment(); "
+    program += "print(t['mlflow.source.name'], t['mlflow.source.type'])"
+    line = [sys.executable, "-c", program, "train", "experiment=compare/pconv"]
+    own = subprocess.run(line, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert own.startswith("python -c ") and own.endswith("train experiment=compare/pconv JOB\n")
+    monkeypatch.setenv("LACUNA_COMMAND", "python -m pipeline train batch=8")
+    worker = subprocess.run(line, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert worker == "python -m pipeline train batch=8 JOB\n"

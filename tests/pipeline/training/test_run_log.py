@@ -22,7 +22,7 @@ from pipeline.config.schema import TrainConfig
 from pipeline.runs.checkpoints import build_generator
 from pipeline.runs.folder import RunFolder
 from pipeline.tracking.tracker import NullTracker
-from pipeline.training.run_log import headline, save_samples
+from pipeline.training.run_log import SHEET, headline, save_sheet
 from shards import objects
 from tests.conftest import TINY
 from tests.support.objectives import method_of
@@ -106,29 +106,27 @@ def test_every_node_is_sampled_and_only_rank_0_sends(database):
         assert 0 < database.metrics("run")[f"system/{node}/memory_percent"] < 100
 
 
-def test_sample_images_have_a_key_each_and_constant_ones_are_sent_once(trained, database):
-    assert database.images("run") == {
-        "samples/00/erased": [32],
-        "samples/00/filled": [32, 64],
-        "samples/00/original": [32],
-    }
+def test_each_validation_leaves_a_contact_sheet(trained, database):
+    assert database.images("run") == {SHEET: [32, 64]}
+    newest = (database.artifacts("run") / "samples.png").read_bytes()
+    assert newest == (trained / "run" / "samples" / f"{64:012d}.png").read_bytes()
+    assert len(database.params("run")) < 25, "what differs from the recipe, and a handful more"
 
 
-def test_an_image_cut_by_a_full_disk_is_removed_and_written_at_the_next_validation(tmp_path):
-    """Else the torn one would stay: what is the same at every validation is written once."""
+def test_a_sheet_cut_by_a_full_disk_is_removed_and_the_next_one_written(tmp_path):
     run = RunFolder(str(tmp_path), tmp_path)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(objects.Unavailable, match="free some space"):
-            save_samples(run, NullTracker(), [{"original": noise}], 8)
+            save_sheet(run, NullTracker(), noise, 8)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    save_samples(run, NullTracker(), [{"original": noise}], 16)
+    save_sheet(run, NullTracker(), noise, 16)
     (kept,) = (tmp_path / "samples").iterdir()
-    assert kept.name == "00-original.png" and (np.asarray(Image.open(kept)) == noise).all()
+    assert kept.name == "000000000016.png" and (np.asarray(Image.open(kept)) == noise).all()
 
 
 @pytest.mark.parametrize(
