@@ -38,6 +38,17 @@ def soak():
     return SOAK
 
 
+# Files of minutes, the longest first: begun last, they would leave one worker without work.
+LONG = ["test_readme", "test_train", "test_slurm_training", "test_engine", "test_train_faults",
+        "test_learning", "test_methods", "test_promote", "test_slurm_ends", "test_submit",
+        "test_store", "test_register", "test_pyfunc", "test_kubernetes_jobset"]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
+
 def pytest_collection_finish():
     """Let no garbage collection walk the collected tests and imported libraries again."""
     gc.collect()
