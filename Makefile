@@ -31,10 +31,10 @@ quickstart: $(QUICK)
 	$(PY) -m pipeline quickstart
 
 test: $(READY)
-	$(PY) -m pytest -n 2 --dist loadfile --durations 20 -m "not slow and not gpu"
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 -m "not slow and not gpu"
 
 test-slow: $(READY)
-	$(PY) -m pytest -n 2 --dist loadfile --durations 40 -m "slow and not gpu" --timeout 2700
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 40 -m "slow and not gpu" --timeout 2700
 
 # The long repetitions in full, on their own; soak.json tells commit, seed, seconds and outcomes.
 soak: $(READY)

@@ -38,6 +38,17 @@ def soak():
     return SOAK
 
 
+# Files of minutes, the longest first: begun last, they would leave one worker without work.
+LONG = ["test_readme", "test_train", "test_slurm_training", "test_engine", "test_train_faults",
+        "test_learning", "test_methods", "test_promote", "test_slurm_ends", "test_submit",
+        "test_store", "test_register", "test_pyfunc", "test_kubernetes_jobset"]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
+
 def pytest_collection_finish():
     """Let no garbage collection walk the collected tests and imported libraries again."""
     gc.collect()
@@ -100,8 +111,21 @@ def run_verb(*words, cwd=ROOT, env=None, timeout=600, process=None):
 
 
 def _in_this_process(words, cwd, env):
-    """`pipeline.cli.main` with the folder, environment and signal handlers of before restored."""
+    """`pipeline.cli.main` with the folder, environment and signal handlers of before restored.
+
+    The worker of a run that has only one runs in this process too.
+    """
     from pipeline.cli import main
+    from pipeline.launch import workers
+
+    supervise = workers.supervise
+
+    def supervised(command, places, *rest):
+        if len(places) > 1:
+            return supervise(command, places, *rest)
+        from tests.support.alone import worked
+
+        return worked(command)
 
     out, err = io.StringIO(), io.StringIO()
     quiet = redirect_stdout(out), redirect_stderr(err)
@@ -111,6 +135,7 @@ def _in_this_process(words, cwd, env):
             patch.delenv(name, raising=False)
         for name, value in env.items():
             patch.setenv(name, value)
+        patch.setattr(workers, "supervise", supervised)
         try:
             status = main(words)
         except SystemExit as end:
@@ -173,11 +198,13 @@ TINY = (
 
 @pytest.fixture(scope="session")
 def train(small_set):
-    """`train` on `small_set` with the tiny recipe; extra words win."""
+    """`train` on `small_set` with the tiny recipe; extra words win. One process, which is this one,
+    unless they ask for more."""
 
     def call(run, *words, env=None):
         keys = {word.partition("=")[0] for word in words}
-        kept = [word for word in TINY if word.partition("=")[0] not in keys]
-        return run_verb("train", *kept, f"data.url={small_set}", f"run={run}", *words, env=env)
+        kept = [word for word in (*TINY, "processes=1") if word.partition("=")[0] not in keys]
+        words = (*kept, f"data.url={small_set}", f"run={run}", *words)
+        return run_verb("train", *words, env=env, process="processes=1" not in words)
 
     return call

@@ -1,6 +1,7 @@
-"""One rank of small runs under one strategy after another: `python strategies.py OUT`.
+"""One rank of small runs under one strategy after another: `python strategies.py`.
 
-OUT/plan.json: {case: {"method": one of `SIDES`, "strategy": ..., "steps": N, and optionally
+It reads the name of a folder OUT a line, and when all of OUT/plan.json is done makes OUT/done-RANK.
+plan.json: {case: {"method": one of `SIDES`, "strategy": ..., "steps": N, and optionally
 "start": the case to resume from, "accumulate", "clip", "precision", "norm",
 "nudge": change of the initial weights, "poison": step at which rank 1's gradient of the last
 network is NaN, "sync_batchnorm", "wire": whether to record the exchanges}}. Rank 0 writes a
@@ -14,6 +15,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -106,26 +108,41 @@ PHASED = {
 }
 
 
-def trained(out, plan, processes=2):
-    """Train every case of `plan`, in order, on `processes` ranks."""
-    Path(out, "plan.json").write_text(json.dumps(plan))
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    environment = {**os.environ, **shared, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    environment["TORCH_FR_BUFFER_SIZE"] = "4000"
-    workers = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(out)],
-            cwd=ROOT,
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            | {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)},
-        )
-        for rank in range(processes)
-    ]
-    try:
-        assert [worker.wait(1800) for worker in workers] == [0] * processes
-    finally:
-        for worker in workers:
+class Ranks:
+    """Ranks that train one plan after another: their imports take longer than most plans."""
+
+    def __init__(self, processes):
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        shared |= {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "TORCH_FR_BUFFER_SIZE": "100000",
+        }
+        shared |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+        self.workers = [
+            subprocess.Popen(
+                [sys.executable, __file__],
+                cwd=ROOT,
+                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdin=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(processes)
+        ]
+
+    def train(self, out, plan):
+        """Train every case of `plan`, in order."""
+        Path(out, "plan.json").write_text(json.dumps(plan))
+        for worker in self.workers:
+            print(out, file=worker.stdin, flush=True)
+        while not all(Path(out, f"done-{rank}").exists() for rank in range(len(self.workers))):
+            assert [worker.poll() for worker in self.workers] == [None] * len(self.workers)
+            time.sleep(0.05)
+
+    def close(self):
+        for worker in self.workers:
             worker.kill()
+            worker.communicate()
 
 
 @contextlib.contextmanager
@@ -218,12 +235,11 @@ def run(out, case, plan):
         saver.close()
         (out / f"{case}.json").write_text(json.dumps(steps))
     engine.any(False)  # the next case may read what rank 0 wrote
-    return engine
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    for name, given in json.loads((folder / "plan.json").read_text()).items():
-        last = run(folder, name, given)
-    last.close()
-    os._exit(0)  # as `python -m pipeline` leaves: without the interpreter's teardown
+    for line in sys.stdin:
+        folder = Path(line.rstrip("\n"))
+        for name, given in json.loads((folder / "plan.json").read_text()).items():
+            run(folder, name, given)
+        (folder / f"done-{os.environ['RANK']}").touch()

@@ -20,6 +20,7 @@ from pipeline.training import checkpointing
 from shards.masks import NAMES
 
 MODEL = {"name": "msanet", "width": 0.0625}
+SIMPLE = {"name": "context_encoder", "width": 0.1, "levels": 4}  # few nodes, so a quick export
 PAIRS = "d" * 64
 
 

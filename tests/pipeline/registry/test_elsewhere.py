@@ -13,7 +13,7 @@ from pipeline.tracking import model_versions
 from pipeline.tracking.client import connect, tracking_uri
 from pipeline.tracking.errors import ServerError, explained
 from tests.support.mlflow_server import MlflowServer
-from tests.support.trained import finished_run
+from tests.support.trained import SIMPLE, finished_run
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def company(tmp_path_factory):
 def test_a_run_of_a_laptop_is_registered_at_the_companys_server(
     company, root, monkeypatch, capsys, tmp_path
 ):
-    run = finished_run(root / "mine", uri=tracking_uri(str(root)))
+    run = finished_run(root / "mine", uri=tracking_uri(str(root)), model=SIMPLE)
     first = read_run_json(run)["mlflow_run_id"]
     connect(company.url).create_experiment("of a stranger")  # has the number of ours
     monkeypatch.setenv("MLFLOW_TRACKING_URI", company.url)
@@ -46,10 +46,10 @@ def test_a_run_of_a_laptop_is_registered_at_the_companys_server(
     assert list((tmp_path / "copy").rglob("inpainter.pt2"))
 
     # One of this server that was deleted here, and one that is here.
-    gone = finished_run(root / "gone", seed=1, uri=company.url)
+    gone = finished_run(root / "gone", seed=1, uri=company.url, model=SIMPLE)
     client.delete_run(read_run_json(gone)["mlflow_run_id"])
     assert register.main(RegisterConfig(run=gone))["version"] == 2
-    here = finished_run(root / "here", seed=2, uri=company.url)
+    here = finished_run(root / "here", seed=2, uri=company.url, model=SIMPLE)
     client.rename_experiment(read_run_json(here)["mlflow_experiment_id"], "renamed")
     made = register.main(RegisterConfig(run=here))
     logged = client.get_logged_model(made["model_id"])

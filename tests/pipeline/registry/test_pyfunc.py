@@ -20,7 +20,7 @@ from pipeline.config.schema import RegisterConfig
 from pipeline.registry import register
 from pipeline.tracking import client
 from tests.support.mlflow_server import Process, free_port
-from tests.support.trained import finished_run
+from tests.support.trained import SIMPLE, finished_run
 
 ROOT = Path(__file__).resolve().parents[3]
 SERVE = ROOT / "jobs" / "deploy" / "serve"
@@ -49,7 +49,7 @@ def clean_python(tmp_path_factory):
 def served(tmp_path_factory, clean_python):
     root = tmp_path_factory.mktemp("serve")
     uri = client.tracking_uri(str(root / "runs"), f"sqlite:///{root}/runs/mlflow.db")
-    run = finished_run(root / "runs" / "run", uri=uri)
+    run = finished_run(root / "runs" / "run", uri=uri, model=SIMPLE)
     registered = register.main(RegisterConfig(run=run))
     port = free_port()
     env = {
@@ -304,7 +304,7 @@ def test_the_readiness_check_fills_the_golden_pair_and_detects_another_model(ser
     ("change", "words"),
     [
         ({"LACUNA_SHA256": "0" * 64}, "differs from LACUNA_SHA256: not served"),
-        ({"LACUNA_MODEL": "models:/inpaint-msanet@champion"}, "is not a pinned version"),
+        ({"LACUNA_MODEL": "models:/inpaint-context_encoder@champion"}, "is not a pinned version"),
     ],
 )
 def test_only_the_pinned_version_and_bytes_are_served(served, tmp_path, change, words):

@@ -127,8 +127,11 @@ def test_artifacts_of_a_copied_store_are_the_copy_if_there_is_one(with_artifacts
 
 
 # Row 55
-def test_without_its_store_a_run_keeps_its_events_and_makes_no_other(old, tmp_path, capfd):
+def test_without_its_store_a_run_keeps_its_events_and_makes_no_other(
+    old, tmp_path, capfd, monkeypatch
+):
     (old / "mlflow.db").rename(tmp_path / "aside.db")
+    monkeypatch.setattr(Tracker.finish, "__defaults__", (5.0,))  # seconds, not a minute
     continued(old / "run", 2)
     run = read_run_json(str(old / "run"))["mlflow_run_id"]
     words = f"no MLflow data at sqlite:///{old}/mlflow.db: it held MLflow run {run}"

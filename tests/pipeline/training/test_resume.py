@@ -22,7 +22,7 @@ from pipeline.training.progress import TrainState
 from pipeline.training.resume import initialize, resume
 from shards import objects, store
 from tests.support.objectives import method_of
-from tests.support.trained import MODEL, finished_run
+from tests.support.trained import MODEL, SIMPLE, finished_run
 
 
 def rank(number, broadcast):
@@ -40,10 +40,10 @@ def first_rank(sent):
     return rank(0, lambda value: sent.append(value) or value)
 
 
-def fresh(average=False):
+def fresh(average=False, model=MODEL):
     """A generator of other random weights, in training, with or without an average."""
     torch.manual_seed(99)
-    network, ema = build_generator(MODEL), build_generator(MODEL) if average else None
+    network, ema = build_generator(model), build_generator(model) if average else None
     networks = method_of(MsanetObjective(), network)
     networks.players[0].ema = ema
     networks.players[0].optimizer = torch.optim.Adam(network.parameters())
@@ -174,11 +174,11 @@ def test_a_registered_model_is_a_start_and_stays_in_the_lineage(tmp_path, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = str(tmp_path / "runs")
     uri = tracking_uri(root)
-    run = finished_run(tmp_path / "runs" / "first", uri=uri)
+    run = finished_run(tmp_path / "runs" / "first", uri=uri, model=SIMPLE)
     version = register.main(RegisterConfig(run=run))
     client = connect(uri)
     client.set_registered_model_alias(version["name"], "champion", str(version["version"]))
-    networks = fresh(average=True)
+    networks = fresh(average=True, model=SIMPLE)
     lineage = initialize(f"models:/{version['name']}@champion", root, networks, ALONE)
     expected = find(run).read("generator")
     assert holds(networks.players[0].module, expected)

@@ -86,7 +86,7 @@ def test_non_finite_images_end_training_before_a_save(train, tmp_path):
 def test_a_full_disk_ends_a_run_in_one_line_and_changes_no_bit(undisturbed, small_set, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    words = ["train", *TINY, f"data.url={small_set}", f"run={disk}/run"]
+    words = ["train", *TINY, "processes=1", f"data.url={small_set}", f"run={disk}/run"]
     apart = ["unshare", "--mount"] + ([] if os.geteuid() == 0 else ["--map-root-user"])
     done = subprocess.run(
         [*apart, "sh", "-c", FULL_DISK, "sh", disk, sys.executable, "-m", "pipeline", *words],
