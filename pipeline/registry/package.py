@@ -34,7 +34,7 @@ mlflow.set_tracking_uri("http://127.0.0.1:5000")  # or where this page is
 model = mlflow.pyfunc.load_model("models:/MODEL_ID")
 pair = {name: open(f"{name}.png", "rb").read() for name in ("image", "mask")}
 filled = model.predict(pandas.DataFrame([pair]))
-open("filled.png", "wb").write(filled["image"][0])
+open("filled.png", "wb").write(filled[0]["image"])
 ```
 """
 SHEET = "samples.png"  # of a logged model

@@ -34,8 +34,8 @@ from shards import store
 from shards.manifest import Manifest
 from shards.samples import archive
 
-# MLflow sorts charts by the bytes of the part before the slash: capitals come before all metrics.
-SHEET = "Samples/original masked result"
+# MLflow sorts charts by the part before the slash: this comes before all metrics.
+SHEET = "at a glance/original masked result"
 
 
 def open_tracker(config: TrainConfig, run: RunFolder, engine: Engine, manifest: Manifest) -> Any:

@@ -292,3 +292,18 @@ def test_a_generator_that_gives_nan_is_not_registered(store):
     with pytest.raises(ValueError, match="non-finite pixels"):
         register.main(RegisterConfig(run=run, checkpoint="2000"))
     assert len(model_versions.versions(client(store), "inpaint-msanet")) == 1
+
+
+def test_the_lines_on_the_card_fill_the_hole(store, tmp_path):
+    root, _, _ = store
+    card = client(store).get_model_version("inpaint-msanet", "1").description
+    code = card.partition("```python\n")[2].partition("```")[0]
+    assert len(code.splitlines()) == 6
+    code = code.replace("http://127.0.0.1:5000", tracking_uri(str(root)))
+    image = random_image(70, 90)
+    (tmp_path / "image.png").write_bytes(png(image))
+    (tmp_path / "mask.png").write_bytes(png(hole(70, 90)))
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    filled = np.asarray(Image.open(tmp_path / "filled.png"))
+    known = hole(70, 90) == 0
+    assert (filled[known] == image[known]).all() and (filled[~known] != image[~known]).any()
