@@ -66,8 +66,8 @@ def hole_psnr(result, image, mask):
     ("words", "small", "size", "steps"),
     [
         (MSANET, {"width": 0.25}, 48, 400),
-        (MUSICAL, {"ngf": 16, "order": "paper"}, 64, 200),
-        (MUSICAL, {"ngf": 16, "order": "released"}, 64, 200),
+        (MUSICAL, {"ngf": 16, "order": "paper"}, 64, 100),
+        (MUSICAL, {"ngf": 16, "order": "released"}, 64, 100),
     ],
 )
 def test_eight_photographs_are_learned_6_db_better_than_their_mean_color(words, small, size, steps):

@@ -12,18 +12,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
-from pipeline.runs.checkpoints import build_generator, list_checkpoints
-from pipeline.runs.folder import folder_at
-from pipeline.training.checkpointing import Saver
+from pipeline.runs.checkpoints import list_checkpoints
 from shards import store
 from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parents[3]
 STEPS, BATCH = 20, 8
-MODEL = {"name": "msanet", "width": 0.1}
 
 
 def steps(run):
@@ -76,11 +72,16 @@ def test_the_same_command_after_the_end_changes_no_result(two_ranks, train):
     assert json.loads(again.stdout) == json.loads(done.stdout)
 
 
-def test_ten_and_ten_steps_equal_twenty_bit_for_bit(two_ranks, train, tmp_path):
-    run = tmp_path / "run"
-    trained(train, run, f"max_images={STEPS * BATCH // 2}", "processes=2")
-    done = trained(train, run, f"max_images={STEPS * BATCH}", "processes=2")
+def test_ten_steps_and_the_same_command_without_run_equal_twenty_bit_for_bit(
+    two_ranks, verb, small_set, tmp_path
+):
+    """The folder's name is the hash of what was given, whatever `auto` came to at first."""
+    words = ["train", *TINY, f"data.url={small_set}", f"root={tmp_path}", "processes=2"]
+    for images in (STEPS * BATCH // 2, STEPS * BATCH):
+        done = verb(*words, f"max_images={images}")
+        assert done.returncode == 0, done.stderr
     assert "at 80 of 160" in done.stderr
+    (run,) = tmp_path.glob("quickstart-*")
     assert (run / "steps.jsonl").read_bytes() == (two_ranks[0] / "steps.jsonl").read_bytes()
     ours, theirs = files(run, STEPS * BATCH), files(two_ranks[0], STEPS * BATCH)
     assert len(ours) == 3 and ours == theirs
@@ -91,12 +92,13 @@ def test_the_gradient_of_two_half_batches_is_that_of_the_whole(train, tmp_path):
 
     Without the style loss: the sign in its gradient makes a jump of any rounding.
     """
-    found = []
+    found, curves = [], []
     for processes in (1, 2):
         run = tmp_path / str(processes)
-        words = (f"max_images={BATCH}", "objective.style=0", f"processes={processes}")
-        trained(train, run, *words)
+        words = ("objective.style=0", "checkpoint.every_images=8", f"processes={processes}")
+        trained(train, run, f"max_images={3 * BATCH}", *words)
         found.append(tensors(run, BATCH, "generator_optimizer"))
+        curves.append([line["g/l2"] for line in steps(run)])
     whole, halves = found
     names = [name for name in whole if name.endswith("/exp_avg")]
     largest = max(float(whole[name].abs().max()) for name in names)
@@ -105,32 +107,8 @@ def test_the_gradient_of_two_half_batches_is_that_of_the_whole(train, tmp_path):
         apart = float((whole[name] - halves[name]).abs().max())
         assert apart <= 1e-5 * largest, name
         assert apart <= 1e-3 * float(whole[name].abs().max()), name  # small ones are not lost
-
-
-def test_two_ranks_of_half_the_batch_drift_no_more_than_rounding(two_ranks, train, tmp_path):
-    """After 20 steps: at most three times the drift that a change of 1e-7 in the weights causes."""
-    torch.manual_seed(0)
-    generator = build_generator(MODEL)
-    starts = []
-    for change in (0.0, 1e-7):
-        saver = Saver(folder_at(str(tmp_path / f"start{change}")), 1)
-        with torch.no_grad():
-            for parameter in generator.parameters():
-                parameter.mul_(1 + change * torch.randn_like(parameter).sign())
-        saver.save(0, {"generator": dict(generator.state_dict())}, {"model": MODEL})
-        saver.close()
-        starts.append(saver.run.url)
-    runs = [tmp_path / "one", tmp_path / "nudged"]
-    for start, run in zip(starts, runs, strict=True):
-        trained(train, run, f"init={start}", f"max_images={STEPS * BATCH}", "processes=1")
-
-    def drift(a, b):
-        a, b = (tensors(run, STEPS * BATCH) for run in (a, b))
-        moved = [float((a[k] - b[k]).double().square().sum()) for k in a if "num_batches" not in k]
-        return sum(moved) ** 0.5
-
-    allowed = 3 * drift(runs[0], runs[1])
-    assert 0 < drift(two_ranks[0], runs[0]) <= allowed
+    assert curves[1] == pytest.approx(curves[0], rel=1e-3)
+    assert curves[0][2] != pytest.approx(curves[0][1], rel=1e-2)  # other images
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
@@ -336,12 +314,13 @@ def test_musical_trains_with_its_discriminator_or_builds_none(verb, small_set, t
         f"run={tmp_path}/run",
         "batch=4",
         "accumulate=2",
-        "processes=2",
+        "processes=1",
         "threads=1",
         "max_images=8",
         "validate.size=96",
         "validate.pairs=2",
         "tracking.drain=false",
+        process=False,
     )
     assert done.returncode == 0, done.stderr
     spool = "".join(p.read_text() for p in (tmp_path / "run" / "spool").glob("*.jsonl"))
@@ -354,14 +333,3 @@ def test_musical_trains_with_its_discriminator_or_builds_none(verb, small_set, t
         assert all(line[name] is not None for name in line)
     names = {n.partition("_")[0].partition(".")[0] for n in files(tmp_path / "run", 8)}
     assert names == ({"generator", "discriminator"} if weight else {"generator"})
-
-
-def test_the_same_command_without_run_resumes_in_the_same_folder(verb, small_set, tmp_path):
-    """Its name is the hash of what was given, whatever `auto` came to at the first start."""
-    words = ["train", *TINY, f"data.url={small_set}", f"root={tmp_path}", "processes=2"]
-    for images in (16, 32):
-        done = verb(*words, f"max_images={images}")
-        assert done.returncode == 0, done.stderr
-    (run,) = tmp_path.glob("quickstart-*")
-    lines = (run / "steps.jsonl").read_text().splitlines()
-    assert [json.loads(line)["images_seen"] for line in lines] == [8, 16, 24, 32]
