@@ -40,6 +40,7 @@ COMPOSED = {
     "docs/adding-a-method.md": "test_outside.py runs it with the page's files",
     "docs/compare-with-others.md": "needs their programs; test_other_programs.py runs stand-ins",
     "docs/figures.md": "benchmarks, which tests/pipeline/bench runs smaller",
+    "docs/first-hour.md": "a published network; test_imports.py reads files as published",
     "docs/metrics.md": "published weights; test_field_metrics.py runs it on weights of tests",
     "jobs/kubernetes.md": "a job on a cluster",
     "jobs/slurm.md": "a site's SLURM; tests/jobs runs a private one",

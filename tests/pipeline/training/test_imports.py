@@ -1,8 +1,11 @@
 """`import`: files with the published names, written by networks built here as published."""
 
 import hashlib
+import http.server
 import json
+import threading
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -297,6 +300,19 @@ def test_a_file_named_by_its_hash_must_have_it(tmp_path):
             with pytest.raises(ValueError, match=f"sha256 {digest[:8]}…: it is damaged"):
                 imported("mmagic/pconv", f"file={path}", f"out={tmp_path}/other")
         path.rename(tmp_path / "theirs")
+
+
+def test_a_published_file_is_read_from_its_address(tmp_path):
+    write_pconv(tmp_path / "theirs.pth")
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        words = (f"file={address}/theirs.pth", f"out={tmp_path}/run")
+        assert imported("mmagic/pconv", *words)["tensors"] == 76
+        with pytest.raises(ValueError, match=r"none\.pth cannot be read \(no such object\)"):
+            imported("mmagic/pconv", f"file={address}/none.pth", f"out={tmp_path}/other")
+        server.shutdown()
 
 
 def test_a_run_is_not_overwritten(tmp_path):
