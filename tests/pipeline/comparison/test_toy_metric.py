@@ -43,9 +43,11 @@ def test_a_metric_of_one_row_is_in_results_tables_report_and_model_card(pairs, t
     text = results.as_text(summary).splitlines()
     assert text[0].endswith("Toy u") and all(line.endswith("7.25") for line in text[1:])
 
-    card = package.text(
+    card = package.write_card(
         {"name": "toy", "network": "msanet", "images_seen": "1", "weights": "raw"},
         {**facts, **summary},
+        "m-1",
+        tmp_path,
     )
     assert "| Toy u |" in card and card.count("| 7.25 |") == len(text) - 1
 
