@@ -46,8 +46,14 @@ def test_a_first_champion_then_a_better_one_then_a_rollback(root):
     result = do(second)
     assert (result["version"], result["champion_before"]) == (4, 2)
     assert 0.9 < result["figures"]["mean"]["psnr_difference"] < 1.1
-    assert f"LACUNA_MODEL=models:/{NAME}/4" in result["rollout"]
-    assert result["sha256"] in result["rollout"]
+    command, values = result["rollout"].split(" ", 4)[:4], result["rollout"].split(" ")[4:]
+    assert {f"LACUNA_MODEL=models:/{NAME}/4", f"LACUNA_SHA256={result['sha256']}"} < set(values)
+    # The shipped deployment has this name, and leaves these values to fill in.
+    deployment = next(yaml.safe_load_all((ROOT / "jobs/deploy/serve/deployment.yaml").open()))
+    assert command == ["kubectl", "set", "env", f"deployment/{deployment['metadata']['name']}"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    open_values = {x["name"] for x in container["env"] if "FILL_IN" in x.get("value", "")}
+    assert {value.partition("=")[0] for value in values} == open_values
 
     back = promote.main(RollbackConfig(model=NAME))
     assert (back["version"], back["champion_before"]) == (5, 4)
