@@ -111,7 +111,7 @@ def test_a_step_runs_again_if_its_files_are_missing(quickstart):
     (place / "runs" / "quickstart" / "coffee_filled_strip.png").unlink()
     dry = run(place, "quickstart", "out=runs/../runs/quickstart", "--dry-run").stdout
     would = [line.split()[1] for line in dry.splitlines() if line.startswith("would")]
-    assert would == ["skip"] * 10 + ["run"]
+    assert would == ["skip"] * 11 + ["run"]
     done = run(place, "quickstart", "--json")
     assert done.returncode == 0, done.stderr
     assert "predict" not in json.loads(done.stdout.splitlines()[-1])["reused"]
@@ -150,7 +150,7 @@ def test_the_readmes_commands_run_unchanged(quickstart):
 SET = "data.url=runs/quickstart/shards"
 DRY = {
     "quickstart": ("out=runs/other", r"would run +photographs"),
-    "quickstart done": ("out=runs/quickstart", r"(would skip .*\n){10}would skip .* predict"),
+    "quickstart done": ("out=runs/quickstart", r"(would skip .*\n){11}would skip .* predict"),
     "fetch": ("vgg16 source=/somewhere", r"would read /somewhere/vgg16-397923af.pth"),
     "shard": ("source=runs/quickstart/photographs out=runs/new", r"would read .* write runs/new"),
     "masks": ("out=runs/new", r"would draw 14000 masks of 256x256 into runs/new"),
