@@ -132,6 +132,8 @@ class Ranks:
 
     def train(self, out, plan):
         """Train every case of `plan`, in order."""
+        for done in Path(out).glob("done-*"):  # of an earlier plan
+            done.unlink()
         Path(out, "plan.json").write_text(json.dumps(plan))
         for worker in self.workers:
             print(out, file=worker.stdin, flush=True)
