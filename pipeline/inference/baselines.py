@@ -45,7 +45,7 @@ def _laplace(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
     known = np.where(hole[..., None], 0, image).reshape(-1, 3)
     laplacian = (diags_array(neighbors.sum(1)) - neighbors).tocsr()[inside][:, inside].tocsc()
     filled = image.reshape(-1, 3).copy()
-    symmetric = {"SymmetricMode": True}  # with the ordering that fits it, several times as fast
+    symmetric = {"SymmetricMode": True}  # with the ordering below; a quarter faster than without
     solver = splu(laplacian, "MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options=symmetric)
     filled[inside] = solver.solve((neighbors @ known)[inside])
     return filled.reshape(image.shape)
