@@ -83,14 +83,20 @@ def _checkpoint(url: str, key: str, weights: str, device: torch.device | str) ->
 
 def _archive(model: str, device: torch.device | str) -> LoadedInpainter:
     is_file = model.endswith(".pt2") or Path(model).is_file()
+    uri = model
     if not is_file and not model.startswith("models:"):
         if "/" in model:
             raise ValueError(
                 f"model={model} does not exist: give a run's folder, a checkpoint, an archive "
                 f"(.pt2), a registered model, {' or '.join(BASELINES)}"
             )
-        model = f"models:/{model}" if "@" in model else f"models:/{model}@champion"
-    archive, facts = load_archive(model, str(device))
+        uri = f"models:/{model}" if "@" in model else f"models:/{model}@champion"
+    try:
+        archive, facts = load_archive(uri, str(device))
+    except ValueError as error:
+        if uri == model:
+            raise
+        raise ValueError(f"{error}; baselines are {', '.join(BASELINES)}") from None
     name = f"{facts['name']}/{facts['version']}" if "version" in facts else Path(model).stem
     recorded = ("model_uri", "sha256", "weights", "weights_sha256", "run_id")
     return LoadedInpainter(

@@ -123,7 +123,7 @@ def dry_run(config: TrainConfig) -> str:
     start = f"resume at {seen} of" if seen else "start"
     lines = [
         f"would {start} {config.max_images} images in {store.display(run.url)}, "
-        f"{world_size} processes",
+        f"{world_size} process{'es' if world_size > 1 else ''}",
         *forecast(config, world_size, config.max_images - seen),
     ]
     return "\n".join(lines)

@@ -273,6 +273,7 @@ def test_three_processes_write_the_bytes_that_one_writes(words, run, tmp_path):
     [
         (["checkpoint=nowhere"], "checkpoint=nowhere holds no checkpoint"),
         (["model=no/such"], "model=no/such does not exist: give a run's folder"),
+        (["model=harmonc"], "baselines are .*harmonic"),
         (["model=none.pt2"], r"none\.pt2: no such file"),
         (["model=telea", "split=test"], "has no split 'test'"),
         (["model=telea", "protocol.size=32"], "masks are 64×64"),
