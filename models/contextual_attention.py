@@ -143,7 +143,9 @@ def _refused(hole: Tensor, radius: int, keys: str) -> Tensor:
     near_hole = F.max_pool2d(hole.float(), 2 * radius + 1, 1, radius) > 0
     refused = {"window": near_hole, "cell": hole, "all": torch.zeros_like(hole)}[keys]
     for fallback in (hole, torch.zeros_like(hole)):
-        refused = torch.where(refused.all(2).all(1)[:, None, None], fallback, refused)
+        everywhere = refused.all(2).all(1)[:, None, None]
+        # Not torch.where: onnxruntime has none for bool.
+        refused = refused & ~everywhere | fallback & everywhere
     return refused
 
 

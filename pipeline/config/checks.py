@@ -294,6 +294,12 @@ def predict(config: schema.PredictConfig) -> None:
         )
 
 
+def export(config: schema.ExportConfig) -> None:
+    checked_model(config.model)
+    if suffix(config.out) != ".onnx":
+        raise ConfigError(f"out={store.display(config.out)}: give a name that ends in .onnx")
+
+
 def demo(config: schema.DemoConfig) -> None:
     checked_model(config.model)
     checked_model(config.against)

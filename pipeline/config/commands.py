@@ -158,6 +158,12 @@ COMMANDS: dict[str, Command] = {
         checks.predict,
         job="gpu",
     ),
+    "export": Command(
+        "pipeline.inference.onnx_file",
+        schema.ExportConfig,
+        "write a model as ONNX, for images of any size",
+        checks.export,
+    ),
     "demo": Command(
         "pipeline.inference.demo",
         schema.DemoConfig,

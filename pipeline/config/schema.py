@@ -194,6 +194,13 @@ class PredictConfig:
 
 
 @dataclass
+class ExportConfig:
+    model: str = may_read(MISSING, "registered model, checkpoint or archive")
+    out: str = writes_file(MISSING, "ONNX file to write")
+    methods: groups.MethodsConfig = field(default_factory=groups.MethodsConfig)
+
+
+@dataclass
 class CompareConfig:
     table: str | None = key(None, "a published table", TABLES)
     runs: list[str] = may_read([], "runs, run ids or Parquet files; empty: all evaluations")

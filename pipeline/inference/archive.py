@@ -65,16 +65,21 @@ class Archive(nn.Module):
 
 def save(inpainter: Inpainter, path: Path) -> str:
     """Export a CPU fp32 inpainter to `path`, check the file, and return its sha256."""
-    program = export(inpainter)
+    program = without_sources(export(inpainter))
     program.example_inputs = None  # would be stored as a pickle
     program._guards_code = []  # would be executed on loading; `Archive.forward` checks sizes
-    for node in program.graph.nodes:  # file names and source lines of this machine
-        for name in ("stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack"):
-            node.meta.pop(name, None)
     torch.export.save(program, path)
     data = path.read_bytes()
     check(data, path.name)
     return hashlib.sha256(data).hexdigest()
+
+
+def without_sources(program: ExportedProgram) -> ExportedProgram:
+    """Remove this machine's file names and source lines from the graph, in place."""
+    for node in program.graph.nodes:
+        for name in ("stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack"):
+            node.meta.pop(name, None)
+    return program
 
 
 def load(url: str, sha256: str | None = None, device: torch.device | str = "cpu") -> Archive:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DESIGNED = {
     "quickstart", "doctor", "fetch", "shard", "masks", "train", "evaluate", "compare", "runs",
     "register", "promote", "rollback", "predict", "demo", "submit", "status", "logs", "cancel",
-    "sync", "bench", "import",
+    "sync", "bench", "import", "export",
 }  # fmt: skip
 
 
