@@ -22,6 +22,34 @@ WIDTHS = (64, 128, 256, 512)  # and 512 for every level below
 KERNELS = (7, 5, 5, 3)
 
 
+def smooth_fill(image: Tensor, known: Tensor, levels: int, sweeps: int = 2) -> Tensor:
+    """Fill holes smoothly: N×3×H×W and N×1×H×W (1 = known) → N×3×H×W, without gradient.
+
+    Approximates the harmonic fill by one full multigrid pass: means of the known pixels of ever
+    larger cells, then, from the coarsest of `levels` down, sweeps in which each pixel of the hole
+    becomes the mean of its four neighbors. H and W must be multiples of 2 ** levels.
+    """
+    with torch.no_grad():
+        pyramid = [(image * known, known)]
+        for _ in range(levels):
+            x, known = pyramid[-1]
+            share = F.avg_pool2d(known, 2)
+            known = (share > 0).to(share.dtype)
+            pyramid.append((F.avg_pool2d(x, 2) / share.clamp(min=0.25), known))
+        x, known = pyramid.pop()
+        count = known.sum((2, 3), keepdim=True)
+        fill = x + (1 - known) * x.sum((2, 3), keepdim=True) / count.clamp(min=1)
+        for level in reversed(range(levels)):
+            x, known = pyramid[level]
+            fill = F.interpolate(fill, scale_factor=2.0, mode="bilinear", align_corners=False)
+            fill = torch.where(known > 0, x, fill)
+            for _ in range(sweeps << level):
+                y = F.pad(fill, (1, 1, 1, 1), mode="replicate")
+                mean = y[..., :-2, 1:-1] + y[..., 2:, 1:-1] + y[..., 1:-1, :-2] + y[..., 1:-1, 2:]
+                fill = torch.where(known > 0, x, mean / 4)
+        return fill
+
+
 class PartialConv(nn.Conv2d):
     """Eq. 1 and 2, on maps that each have one mask for all their channels.
 
@@ -74,12 +102,22 @@ class PConv(nn.Module):
     whose image is not clipped. H and W must be multiples of `multiple`, at least `smallest`.
     """
 
-    def __init__(self, *, levels: int = 7, width: float = 1.0, stem_bias: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        levels: int = 7,
+        width: float = 1.0,
+        stem_bias: bool = False,
+        fill: bool = False,
+    ) -> None:
         """
         levels: how often the size is halved. width: multiplies every width.
         stem_bias: the first layer, which has no norm, has a bias, as MMagic's.
+        fill: the output corrects a smooth fill of the holes, which the last skip connection holds
+            in place of the erased image; not the paper's, for small networks.
         """
         super().__init__()
+        self.fill = fill
         self.multiple, self.smallest = 2**levels, 2 * 2**levels
         widths = [3] + [scaled(WIDTHS[min(i, 3)], width) for i in range(levels)]
         self.encoder = nn.ModuleList(
@@ -100,11 +138,18 @@ class PConv(nn.Module):
         )
         self.out = PartialConv(widths[1] + 3, 3, 3, padding=1)
         initialize_for_relu(self)
+        if fill:
+            nn.init.zeros_(self.out.weight)
 
     def forward(self, erased: Tensor, mask: Tensor) -> Prediction:
         check_pair(erased, mask, self.multiple, self.smallest)
-        here = (erase(erased * 2 - 1, mask), 1 - mask.to(erased.dtype))
-        skips = [here]
+        image, known = erase(erased * 2 - 1, mask), 1 - mask.to(erased.dtype)
+        here = (image, known)
+        if self.fill:
+            image = smooth_fill(image, known, len(self.encoder))
+            skips = [(image, torch.ones_like(known))]
+        else:
+            skips = [here]
         for block in self.encoder:
             here = block(here)
             skips.append(here)
@@ -112,4 +157,5 @@ class PConv(nn.Module):
         for block in (*self.decoder, self.out):
             x, known = (F.interpolate(t, scale_factor=2.0, mode="nearest") for t in here)
             here = block((x, known), skips.pop())
-        return Prediction((here[0].float() + 1) / 2, {})
+        image = here[0] + image if self.fill else here[0]
+        return Prediction((image.float() + 1) / 2, {})

@@ -1,7 +1,7 @@
-"""`import`: networks that others published in PyTorch, as runs of one checkpoint.
+"""`import`: networks that were published as files, as runs of one checkpoint.
 
 `RULES` turn our names of tensors into theirs. Every tensor of a file is used once, or is one of
-`DROPPED`; files are unpickled as tensors only.
+`DROPPED`; files are safetensors or unpickled as tensors only.
 """
 
 from __future__ import annotations
@@ -89,6 +89,13 @@ SOURCES = {
             (r"\.norm\.", ".bn."),
         ),
         _to_rgb,
+    ),
+    "showcase": Source(  # experiment=showcase, docs/showcase.md
+        {"name": "pconv", "levels": 6, "width": 0.25, "fill": True},
+        "Apache-2.0",
+        {"": ""},
+        None,
+        (),
     ),
 }
 # Kernels of ones that partial convolutions keep, discriminators, networks of losses, counters.

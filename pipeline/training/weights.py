@@ -150,14 +150,16 @@ def load(data: bytes, network: nn.Module, shown: str) -> str:
 
 
 def unpickled(data: bytes, shown: str, key: str | None = None) -> dict[str, Tensor]:
-    """Read a state dict, or the one under `key`."""
+    """Read a state dict, or the one under `key`, of a pickle or of safetensors."""
     try:
+        if data[8:9] == b"{":  # safetensors: the length of a header in JSON, and the header
+            return parse(data)
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{shown} cannot be read as weights ({reason[:120]}): it is truncated or not a file "
-            "of torch.save; fetch it again"
+            "of torch.save or safetensors; fetch it again"
         ) from error
     if key is not None and isinstance(state, dict):
         state = state.get(key)

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.pconv import PartialConv, PConv
+from models.pconv import PartialConv, PConv, smooth_fill
 
 
 def small(levels=5):
@@ -138,3 +138,40 @@ def test_masks_of_nothing_and_of_everything_give_finite_images_and_gradients(val
 def test_a_size_off_the_grid_is_refused(size):
     with pytest.raises(ValueError, match="multiples of 32, at least 64×64"):
         small()(torch.rand(1, 3, size, size), torch.zeros(1, 1, size, size))
+
+
+@pytest.mark.parametrize("kind", ["center", "irregular"])
+def test_a_smooth_fill_is_close_to_the_solution_of_laplaces_equation(kind):
+    """Solved directly by scipy, in `baselines`. Known pixels are kept."""
+    from pipeline.inference.baselines import harmonic
+
+    torch.manual_seed(1)
+    image = F.interpolate(torch.rand(2, 3, 8, 8), size=64, mode="bicubic").clamp(0, 1)
+    mask = hole(2, 64, kind)
+    filled, exact = smooth_fill(image, 1 - mask, 5), harmonic(image, mask)
+    assert torch.equal(filled * (1 - mask), image * (1 - mask))
+    error, spread = (((x - exact) * mask).square().mean().sqrt() for x in (filled, constant(image)))
+    assert error < spread / 3, "a constant differs by the spread"
+
+
+def constant(image):
+    return image.mean((2, 3), keepdim=True)
+
+
+def test_an_untrained_network_that_corrects_the_fill_returns_it_and_learns():
+    torch.manual_seed(0)
+    generator = PConv(levels=5, width=0.1, fill=True)
+    image, mask = torch.rand(2, 3, 64, 64), hole(2, 64)
+    erased = image * (1 - mask)
+    expected = smooth_fill(erased * 2 - 1, 1 - mask, 5) / 2 + 0.5
+    made = generator(erased, mask).image
+    torch.testing.assert_close(made, expected)
+    made.square().mean().backward()
+    assert generator.out.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_smooth_fill_of_nothing_and_of_everything_is_finite(value):
+    mask = torch.full((1, 1, 64, 64), value)
+    filled = smooth_fill(torch.zeros(1, 3, 64, 64), 1 - mask, 5)
+    assert torch.equal(filled, torch.zeros(1, 3, 64, 64))

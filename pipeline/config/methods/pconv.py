@@ -13,6 +13,7 @@ class PconvModel(ModelConfig):
     levels: int = key(7, "how often the size is halved", least=1, most=10)
     width: float = key(1.0, "multiplies every width", least=0.01)
     stem_bias: bool = key(False, "the first layer has a bias, as MMagic's")
+    fill: bool = key(False, "the output corrects a smooth fill of the holes")
 
     def sides(self) -> tuple[int, int]:
         return 2**self.levels, 2 * 2**self.levels

@@ -208,7 +208,20 @@ def write_gmcnn(path):
     return fill
 
 
+def write_showcase(path):
+    from safetensors.torch import save_file
+
+    from models.pconv import PConv
+
+    torch.manual_seed(SEED)
+    network = PConv(levels=6, width=0.25, fill=True).eval()
+    torch.nn.init.normal_(network.out.weight, std=0.1)  # untrained, it only fills smoothly
+    save_file(network.state_dict(), path)
+    return lambda x, mask: network(x, mask).image
+
+
 PUBLISHED = {
+    "showcase": (write_showcase, 128, "Apache-2.0", 78),
     "gmcnn": (write_gmcnn, 224, "MIT", 88),
     "edgeconnect": (write_edgeconnect, 64, "CC-BY-NC-4.0", 114),
     "mmagic/pconv": (write_pconv, 256, "Apache-2.0", 76),
