@@ -221,7 +221,7 @@ def write_showcase(path):
 
 
 PUBLISHED = {
-    "showcase": (write_showcase, 128, "Apache-2.0", 78),
+    "showcase": (write_showcase, 128, "Apache-2.0", 63),
     "gmcnn": (write_gmcnn, 224, "MIT", 88),
     "edgeconnect": (write_edgeconnect, 64, "CC-BY-NC-4.0", 114),
     "mmagic/pconv": (write_pconv, 256, "Apache-2.0", 76),
