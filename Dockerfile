@@ -14,14 +14,17 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /opt/lacuna
-# What is installed comes before the source, so that a change of code installs nothing again. Torch
-# by its exact pin, first and from its own index; then what the project needs, from the pins.
+# What is installed comes before the source, so that a change of code installs nothing again: files
+# whose sha256 `requirements/` gives, then torch by its exact pin, from its own index.
 ARG TORCH_INDEX=
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-COPY pipeline/__init__.py pipeline/
-RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} \
+COPY requirements requirements
+RUN for part in build base deepspeed; do pip install --no-cache-dir --require-hashes --no-deps \
+      --no-build-isolation -r requirements/$part.lock || exit; done
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} -c constraints.txt \
       "$(grep -m1 '^torch==' constraints.txt)"
-RUN pip install --no-cache-dir -c constraints.txt -e ".[deepspeed,server]"
+COPY pipeline/__init__.py pipeline/
+RUN pip install --no-cache-dir --no-deps --no-build-isolation -e .
 COPY conf conf
 COPY models models
 COPY shards shards

@@ -6,10 +6,14 @@ BASE ?= main
 TORCH ?= $(shell grep -m1 '^torch==' constraints.txt)
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
+# Only what these files list, if the sha256 of the file is one that they give for it; `make lock`.
+LOCKED := $(PIP) --require-hashes --no-deps --no-build-isolation -r requirements
 # Marks are made last: an interrupted install is taken up by the next run. QUICK is what `quickstart`
 # needs; READY adds DeepSpeed and what tests need.
 QUICK := $(VENV)/.quickstart
 READY := $(VENV)/.installed
+UV = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+  --no-header --no-annotate -c $(VENV)/constraints.txt --excludes $(VENV)/excluded
 # Linux without a GPU takes torch's CPU build from its own index: the public one would bring gigabytes
 # of CUDA. An index that pip is configured with, or TORCH_INDEX=, is used as it is.
 CPU_INDEX := https://download.pytorch.org/whl/cpu
@@ -21,7 +25,7 @@ INDEX = index="$(TORCH_INDEX)"; \
     echo "make: no GPU here, so torch's CPU build; for GPU nodes: make install TORCH_INDEX=URL"; \
   fi
 
-.PHONY: install quickstart test test-slow soak lint same-losses clean
+.PHONY: install quickstart test test-slow soak trust lint lock same-losses clean
 
 install:
 	@rm -f $(QUICK) $(READY)
@@ -46,6 +50,24 @@ lint: $(READY)
 	$(PY) -m mypy jobs shards pipeline models
 	$(PY) .ci/lines.py
 
+# After a change of pyproject.toml or constraints.txt: the files that are installed, for Python 3.11
+# to 3.13 on Linux and macOS, each with the sha256 that the public index gives for it. Torch is no
+# part of it: it has builds for each GPU, on indexes of its own.
+lock: $(READY)
+	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	@printf '%s\n' torch torchvision > $(VENV)/excluded  # the latter: its build fits no CPU torch
+	@printf '%s\n' hatchling editables setuptools wheel > $(VENV)/build.in
+	@printf '%s\n' filelock networkx sympy > $(VENV)/base.in  # what torch needs
+	@echo "deepspeed" > $(VENV)/deepspeed.in
+	@$(UV) $(VENV)/build.in -o requirements/build.lock
+	@$(UV) pyproject.toml $(VENV)/base.in --extra server -o requirements/base.lock
+	@$(UV) $(VENV)/deepspeed.in -o requirements/deepspeed.lock
+	@$(UV) pyproject.toml $(VENV)/base.in --extra dev -o requirements/dev.lock
+
+# What `docs/trust.md` promises, as a table: each row with its command.
+trust: $(READY)
+	@$(PY) .ci/trust.py
+
 # For a refactoring: 100 training steps with BASE's code and with this one's, compared bit for bit.
 same-losses: $(READY)
 	$(PY) .ci/same_losses.py $(BASE) $(ARGUMENTS)
@@ -55,21 +77,22 @@ clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './runs/*' -type d -prune -exec rm -rf {} +
 
-$(QUICK): pyproject.toml constraints.txt
+$(QUICK): pyproject.toml constraints.txt requirements/build.lock requirements/base.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
 	  { echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1); give one of 3.11 to 3.13: make install PYTHON=python3.12"; exit 1; }
 	@$(PY) -m pip --version >/dev/null 2>&1 && [ "$$($(PY) -V)" = "$$($(PYTHON) -V)" ] || \
 	  { echo "make: creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "make: installing what the commands need"
+	@$(LOCKED)/build.lock
+	@$(LOCKED)/base.lock
 	@{ echo "$(TORCH)"; grep -v '^torch==' constraints.txt; } > $(VENV)/constraints.txt
 	@$(INDEX); echo "make: installing $(TORCH) from $${index:-the index of pip}"; \
-	  $(PIP) $${index:+--index-url "$$index"} "$(TORCH)"
-	@echo "make: installing what the commands need"
-	@$(PIP) -c $(VENV)/constraints.txt -e .
+	  $(PIP) $${index:+--index-url "$$index"} -c $(VENV)/constraints.txt "$(TORCH)"
+	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $(QUICK)
 
-$(READY): $(QUICK)
+$(READY): $(QUICK) requirements/deepspeed.lock requirements/dev.lock
 	@echo "make: adding DeepSpeed and what tests need"
-	@DS_BUILD_OPS=0 $(PIP) -c $(VENV)/constraints.txt -e ".[deepspeed,dev]"
-	@# References of metrics in tests, without torchvision, whose build does not fit a CPU torch.
-	@$(PIP) --no-deps -c $(VENV)/constraints.txt lpips torch-fidelity
+	@DS_BUILD_OPS=0 $(LOCKED)/deepspeed.lock
+	@$(LOCKED)/dev.lock
 	@touch $(READY)

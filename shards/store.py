@@ -11,12 +11,12 @@ import errno
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from shards import files
 from shards.objects import (
     StoreError,
     Unavailable,
@@ -215,27 +215,17 @@ def _copy(path: str | os.PathLike[str], file: Any) -> None:
 def _publish(target: Path, fill: Callable[[Any], Any], exclusive: bool) -> None:
     temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.lacuna-tmp"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if exclusive:
-            os.link(temporary, target)
-        else:
-            os.replace(temporary, target)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        files.make_folder(target.parent)
+        files.create(temporary, fill)
+        (files.link if exclusive else files.rename)(temporary, target)
+        files.sync_folder(target.parent)
     except OSError as error:
         if exclusive and isinstance(error, FileExistsError) and target.exists():
             raise
         raise unwritable(target, error) from error
     finally:
-        with contextlib.suppress(OSError):  # already renamed, or never created
-            temporary.unlink()
+        with contextlib.suppress(OSError):
+            files.remove(temporary)
 
 
 def unwritable(target: Path, error: OSError) -> StoreError:
@@ -249,10 +239,9 @@ def unwritable(target: Path, error: OSError) -> StoreError:
 def remove(url: str | os.PathLike[str], recursive: bool = False) -> None:
     """Remove the file at `url`, with `recursive` all below it; ignores missing files."""
     text = os.fspath(url)
+    if is_local(text):
+        folder = recursive and local(text).is_dir()
+        (files.remove_folder if folder else files.remove)(local(text))
+        return
     with contextlib.suppress(FileNotFoundError):
-        if is_local(text) and local(text).is_dir() and recursive:
-            shutil.rmtree(local(text))
-        elif is_local(text):
-            local(text).unlink()
-        else:
-            delete(text, recursive)
+        delete(text, recursive)

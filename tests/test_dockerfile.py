@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,32 +14,13 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "Dockerfile").read_text()
 
 
-def needed(requirements):
-    """Names of all packages that pip installs for these requirements."""
-    names, queue = set(), [Requirement(text) for text in requirements]
-    seen = set()
-    while queue:
-        requirement = queue.pop()
-        name = canonicalize_name(requirement.name)
-        names.add(name)
-        for extra in {"", *requirement.extras}:
-            if (name, extra) in seen:
-                continue
-            seen.add((name, extra))
-            try:
-                inner = importlib.metadata.requires(name) or []
-            except importlib.metadata.PackageNotFoundError:
-                continue  # not installed here, such as deepspeed
-            rows = [Requirement(text) for text in inner]
-            queue += [r for r in rows if not r.marker or r.marker.evaluate({"extra": extra})]
-    return names
-
-
 def installed_in_the_image():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = re.search(r'-e "\.\[(.+)\]"', TEXT)[1].split(",")
-    optional = project["optional-dependencies"]
-    return needed(project["dependencies"] + [r for extra in extras for r in optional[extra]])
+    """Names in the locks that the image installs."""
+    (parts,) = re.findall(r"for part in ([a-z ]+); do pip install", TEXT)
+    locks = [(ROOT / "requirements" / f"{part}.lock").read_text() for part in parts.split()]
+    return {
+        canonicalize_name(name) for text in locks for name in re.findall(r"(?m)^([\w.-]+)==", text)
+    }
 
 
 AUTH = [

@@ -17,6 +17,7 @@ case "$*" in
   *) echo "$*" >> calls ;;
 esac
 """
+LOCKED = "--require-hashes --no-deps --no-build-isolation -r requirements"
 CPU = "--index-url https://download.pytorch.org/whl/cpu"
 
 
@@ -26,6 +27,7 @@ def made(tmp_path):
     `config`, and `gpu` says what nvidia-smi finds."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
     bin = tmp_path / ".venv" / "bin"
     bin.mkdir(parents=True)
 
@@ -70,14 +72,17 @@ def installs(calls):
 )
 def test_torch_comes_from_its_cpu_index_without_gpu_and_configured_index(made, case, index):
     calls, _ = made("quickstart", **case)
-    torch, rest = installs(calls)
-    assert torch.startswith(f"{index} torch==".lstrip())
-    assert rest == "-c .venv/constraints.txt -e ."  # no index, no extras
+    *locked, torch, project = installs(calls)
+    assert locked == [f"{LOCKED}/build.lock", f"{LOCKED}/base.lock"]  # no index, no extras
+    assert torch.startswith(f"{index} -c .venv/constraints.txt torch==".lstrip())
+    assert project == "--no-deps --no-build-isolation -e ."
 
 
 def test_an_index_that_is_given_is_used(made):
     calls, _ = made("quickstart", "TORCH_INDEX=https://torch/cu", "TORCH=torch==9.9")
-    assert installs(calls)[0] == "--index-url https://torch/cu torch==9.9"
+    assert installs(calls)[2] == (
+        "--index-url https://torch/cu -c .venv/constraints.txt torch==9.9"
+    )
 
 
 def test_pip_lists_an_index_of_the_environment_as_the_makefile_expects():
@@ -94,14 +99,11 @@ def test_pip_lists_an_index_of_the_environment_as_the_makefile_expects():
 
 def test_quickstart_installs_only_what_it_needs_and_test_adds_the_rest(made):
     calls, said = made("quickstart")
-    assert calls[-1] == "-m pipeline quickstart" and len(installs(calls)) == 2
+    assert calls[-1] == "-m pipeline quickstart" and len(installs(calls)) == 4
     assert "installing torch==" in said and "installing what the commands need" in said
     assert installs(made("quickstart")[0]) == []  # its mark is there
     calls, said = made("test")
-    assert installs(calls) == [
-        "-c .venv/constraints.txt -e .[deepspeed,dev]",
-        "--no-deps -c .venv/constraints.txt lpips torch-fidelity",
-    ]
+    assert installs(calls) == [f"{LOCKED}/deepspeed.lock", f"{LOCKED}/dev.lock"]
     assert "-m pytest" in calls[-1] and "adding DeepSpeed" in said
     assert installs(made("test")[0]) == []
-    assert len(installs(made("install")[0])) == 4  # anew
+    assert len(installs(made("install")[0])) == 6  # anew

@@ -1,7 +1,6 @@
 """Collect evaluations: those logged to MLflow, and those in the folders of runs."""
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pipeline.evaluation import pair_images, results
 from pipeline.tracking import errors
 from pipeline.tracking.client import connect, search, sqlite_path, tracking_uri
 from pipeline.tracking.sender import say
-from shards import store
+from shards import files, store
 
 FOLDER = "evaluation"
 
@@ -104,7 +103,7 @@ def _download(client: Any, run_id: str, path: str, sizes: dict[str, int]) -> str
         local = folder / Path(name).name
         if name in sizes and (not local.exists() or local.stat().st_size != sizes[name]):
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                os.replace(client.download_artifacts(run_id, name, scratch), local)
+                files.rename(Path(client.download_artifacts(run_id, name, scratch)), local)
     return str(folder / Path(path).name)
 
 

@@ -131,6 +131,9 @@ def check(data: bytes, name: str) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()
+            # torch compresses nothing: records that inflate or overlap would fill the memory.
+            if sum(info.file_size for info in archive.infolist()) > len(data):
+                raise _Unsafe("its records are larger than the file")
             _check_records(names, {n.partition("/")[2]: archive.read(n) for n in names})
     except (zipfile.BadZipFile, EOFError, ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{name} is not a torch.export archive: use a registered model") from None

@@ -4,7 +4,6 @@
 any H×W that the inpainter accepts. Its known pixels may differ from the image: composite them.
 """
 
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from pipeline.inference.baselines import BASELINES, Fill
 from pipeline.tracking import errors
 from pipeline.tracking.client import connect, tracking_uri
 from pipeline.tracking.model_versions import download, find_version
-from shards import store
+from shards import files, store
 
 ARCHIVE = "artifacts/inpainter.pt2"
 TAG_PREFIX = "lacuna."
@@ -169,5 +168,5 @@ def fetch(uri: str, model_id: str, sha256: str) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             download(uri, model_id, ARCHIVE, Path(folder))
-            os.replace(Path(folder, ARCHIVE), path)
+            files.rename(Path(folder, ARCHIVE), path)
     return path

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.common.signals import handled
-from shards import store
+from shards import files, store
 
 ERROR_FILE = "LACUNA_ERROR_FILE"  # a worker writes its error here, and its launcher reports it
 PUBLISH = "LACUNA_PUBLISH"  # a worker creates this file to have its node's log published
@@ -88,9 +88,7 @@ def record_error(line: str) -> bool:
                 TERMINATION.write_text(line + "\n")
             if prefix := os.environ.get(NODE_ERRORS):
                 path = Path(f"{prefix}-{os.environ.get('PET_NODE_RANK', '0')}")
-                whole = path.with_name(f".{path.name}")  # a full disk would leave an empty one
-                whole.write_text(f"{time.time():.3f} {line}\n")
-                whole.replace(path)
+                files.replace(path, f"{time.time():.3f} {line}\n".encode())
     return file is not None
 
 
@@ -133,8 +131,7 @@ def _copy(reading: int, path: Path, ours: int) -> None:
                 rest = rest[os.write(ours, rest) :]
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "ab") as file:
-                file.write(chunk)
+            files.append_to(path, chunk)
 
 
 def publish_log() -> None:

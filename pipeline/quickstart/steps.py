@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 import sys
 import tempfile
 import time
@@ -174,7 +173,7 @@ def run(
         if not (step.resumes and entry.get("identity") == step.identity):
             for path in (out / name for name in step.makes if (out / name).exists()):
                 say(f"removing {path}, made by another command")
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                store.remove(str(path), recursive=True)
         before = {}  # later steps were made from another result
         record[step.name] = {"identity": step.identity, "done": False}
         _write(out, record)

@@ -40,7 +40,7 @@ open("filled.png", "wb").write(filled[0]["image"])
 SHEET = "samples.png"  # of a logged model
 PINNED = ("mlflow", "torch", "numpy", "Pillow", "opencv-python-headless")
 CODE = {  # what pyfunc.py imports, and what that imports
-    "shards": ("formats", "mask_file", "metadata", "store", "objects"),
+    "shards": ("formats", "mask_file", "metadata", "store", "objects", "files"),
     "pipeline/inference": ("images", "tiling"),
 }
 

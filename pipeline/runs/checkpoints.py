@@ -94,7 +94,9 @@ def list_checkpoints(run_url: str) -> list[Checkpoint]:
             state = json.loads(store.read(store.join(url, "state.json")))
         except FileNotFoundError:
             continue
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+            state = None
+        if not isinstance(state, dict) or not isinstance(state.get("files", {}), dict):
             warn_corrupt(url)
             continue
         if state.get("schema") != SCHEMA:

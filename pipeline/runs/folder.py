@@ -21,8 +21,9 @@ from pipeline.common.environment import cache_dir
 from pipeline.common.locks import hold, is_leased, is_locked, leased, sign
 from pipeline.runs.checkpoints import images_saved
 from pipeline.runs.run_json import read_run_json
-from shards import store
+from shards import files, store
 
+APPENDED = ("steps.jsonl", "spool/")  # without a sync at each write
 SUBMITTING = ".submit.lock"  # lock of a job that is being submitted
 
 
@@ -68,19 +69,32 @@ class RunFolder:
         return images_saved(self.url)
 
     def publish(self) -> None:
-        """Copy changed files to the URL; checkpoints and run.json are written there directly."""
-        if store.is_local(self.url):
-            return
+        """Copy changed files to the URL; checkpoints and run.json are written there directly.
+
+        On a disk sync what is only appended: steps and tracking events.
+        """
+        local = store.is_local(self.url)
+        folders: set[Path] = set()
         for path in sorted(self.local.rglob("*")):
             name = path.relative_to(self.local).as_posix()
             hidden = f"/{name}".count("/.")  # the lock, and files being written
             if hidden or name == "run.json" or not path.is_file():
                 continue
-            status = path.stat()
-            state = status.st_mtime_ns, status.st_size
-            if self._sent.get(name) != state:
-                store.upload(store.join(self.url, name), path)
+            if local and not name.startswith(APPENDED):
+                continue
+            with suppress(FileNotFoundError):  # an event that was sent in the meantime
+                status = path.stat()
+                state = status.st_mtime_ns, status.st_size
+                if self._sent.get(name) == state:
+                    continue
+                if local:
+                    files.sync_path(path)
+                    folders.add(path.parent)
+                else:
+                    store.upload(store.join(self.url, name), path)
                 self._sent[name] = state
+        for folder in folders:
+            files.sync_folder(folder)
 
 
 def folder_at(url: str) -> RunFolder:
@@ -107,7 +121,7 @@ def held(run: RunFolder) -> Iterator[None]:
             yield
         finally:
             if set(os.listdir(run.local)) <= {path.name, SUBMITTING}:
-                path.unlink()
+                files.remove(path)
                 with suppress(OSError):
                     run.local.rmdir()
 

@@ -22,7 +22,7 @@ from pipeline.common import inputs
 from pipeline.common.console import say
 from pipeline.common.environment import cache_dir
 from pipeline.common.errors import one_line
-from shards import store
+from shards import files, store
 
 NAME = "jobs.json"
 TIMEOUT = 10.0  # seconds, for buckets that do not answer
@@ -117,9 +117,9 @@ def point_to(record: SubmittedJob) -> None:
     """Write pointers to this machine's cache folder, if it is writable."""
     place = record.folder if not store.is_local(record.folder) else os.path.abspath(record.folder)
     try:
-        pointers().mkdir(parents=True, exist_ok=True)
+        files.make_folder(pointers())
         for name in (record.id, *(store.name(p) for p in record.points)):
-            (pointers() / name).write_text(place)
+            files.replace(pointers() / name, place.encode())
     except OSError as error:
         say(
             f"{pointers()} cannot be written ({error.strerror}): `status` finds {record.id} only "

@@ -33,7 +33,7 @@ def read_run_json(run: str) -> Facts:
         return dict(json.loads(store.read(url)))
     except FileNotFoundError:
         return {}
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, RecursionError):
         raise ValueError(
             f"{store.display(url)} is not JSON: restore it, or remove it and start again"
         ) from None

@@ -26,7 +26,7 @@ from pipeline.runs.job_record import SubmittedJob
 from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.submission.plan import Part
 from pipeline.training import pretrained
-from shards import store
+from shards import files, store
 
 
 class ExistingJob(NamedTuple):
@@ -102,7 +102,7 @@ def held_for_submission(place: str) -> Iterator[None]:
 
 
 def _unlock(path: Path) -> None:
-    path.unlink(missing_ok=True)
+    files.remove(path)
     with suppress(OSError):
         path.parent.rmdir()
 

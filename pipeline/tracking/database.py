@@ -1,13 +1,13 @@
 """MLflow's databases: create the embedded one, keep its artifacts next to it, reach another."""
 
 import logging
-import os
 import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from shards import files
 from shards.file_lock import locked
 
 # The columns of MLflow's tables that hold places of artifacts.
@@ -33,14 +33,15 @@ def create(path: Path) -> None:
         if path.exists():
             return
         fresh = path.with_name(".mlflow-new.db")
-        fresh.unlink(missing_ok=True)
+        files.remove(fresh)
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
         for noisy in ("alembic", "mlflow.store.db.utils"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         database = SqlAlchemyStore(f"sqlite:///{fresh}", artifacts(path))
         database.engine.dispose()
-        os.replace(fresh, path)
+        files.rename(fresh, path)
+        files.sync_folder(path.parent)
 
 
 def follow_move(path: Path) -> None:

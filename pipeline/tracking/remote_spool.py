@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.common.environment import cache_dir
 from pipeline.tracking.spool import CURSOR, drop_sent, write_json
-from shards import objects, store
+from shards import files, objects, store
 
 STATE = "state.json"
 DRAINERS = (CURSOR, "rejected.jsonl")  # written by the process that drains
@@ -64,15 +64,14 @@ def fetch_spool(run: str, folder: Path) -> None:
     remote = _tree(url)
     same = all(state.get(key) == remote_state[key] for key in ("uid", "attempt"))
     for name in tree(folder) - (set(remote) if same else set()):
-        (folder / name).unlink()
+        files.remove(folder / name)
     # The state last: a copy without it does not count.
     for name in sorted(remote, key=lambda name: name == STATE):
         path = folder / name
         kept = path.exists() and name.startswith(("files/", "events-"))
         if kept and (name[0] == "f" or path.stat().st_size == store.size(store.join(url, name))):
             continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(store.read(store.join(url, name)))
+        store.write(str(path), store.read(store.join(url, name)))
 
 
 def place(folder: Path) -> str:

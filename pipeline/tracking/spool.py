@@ -7,15 +7,14 @@
     spool/drain.lock            held by the process that sends
 
 Appending is a `write` to an open file, which survives a kill of the process; `sync`, called by the
-sending thread every few seconds, makes it survive a crash of the machine. The cursor is not synced,
-because sending an event twice adds nothing.
+sending thread every few seconds and by each checkpoint, makes it survive a crash of the machine. An
+old cursor may come back, because sending an event twice adds nothing.
 """
 
 import contextlib
 import errno
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shards import files
 from shards.file_lock import locked
 
 SEGMENT_BYTES = 8 << 20
@@ -54,14 +54,17 @@ class Spool:
         self.folder = folder
         self.lost = 0
         self._lock = threading.Lock()
-        self._retired: list[int] = []
-        (folder / "files").mkdir(parents=True, exist_ok=True)
+        self._retired: list[tuple[int, Path]] = []  # unsynced: open file, its folder
+        files.make_folder(folder / "files")
         last, sent = max(last_segment(folder), 1), read_cursor(folder)
         path = segment_path(folder, last)
         if sent.segment == last and sent.offset > (path.stat().st_size if path.exists() else 0):
-            path.unlink(missing_ok=True)  # the copy is older than its cursor: its events were sent
+            files.remove(path)  # the copy is older than its cursor: its events were sent
             last += 1
         self._open(last)
+        for path in folder.glob("events-*.jsonl"):  # whose end a crash of the machine may have lost
+            if path < segment_path(folder, last) and not (data := path.read_bytes()).endswith(END):
+                files.append_to(path, b"\n" * (data[-1:] not in (b"", b"\n")) + END)
         if self._size:  # of a killed process, perhaps with an incomplete last line
             if not segment_path(folder, last).read_bytes().endswith(b"\n"):
                 self._write(b"\n")
@@ -106,12 +109,15 @@ class Spool:
         with self._lock:
             retired, self._retired = self._retired, []
             if self._size != self._synced:  # type: ignore[has-type]
-                retired.append(os.dup(self._file))
+                retired.append((os.dup(self._file), self.folder))
                 self._synced = self._size
-        for file in retired:
+        for file, _ in retired:
             with contextlib.suppress(OSError):  # a full disk is counted where the write fails
-                os.fsync(file)
+                files.sync(file)
             os.close(file)
+        for folder in {folder for _, folder in retired}:
+            with contextlib.suppress(OSError):  # an artifact's: it was sent in the meantime
+                files.sync_folder(folder)
 
     def close(self) -> None:
         self.sync()
@@ -121,8 +127,13 @@ class Spool:
     def _keep(self, name: str, data: bytes | memoryview) -> bool:
         path = self.folder / "files" / name
         try:
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(data)
+            files.make_folder(path.parent)
+            file = files.opened(path)
+            try:
+                files.append_all(file, data)
+            finally:
+                with self._lock:
+                    self._retired.append((file, path.parent))
         except OSError:
             self.lost += 1
             discard(self.folder, Path(name).parts[0])
@@ -130,9 +141,9 @@ class Spool:
         return True
 
     def _write(self, data: bytes) -> None:
-        written = os.write(self._file, data)
+        written = files.append(self._file, data)
         if written != len(data):
-            os.ftruncate(self._file, self._size)  # or the next event would join the incomplete one
+            files.cut(self._file, self._size)  # or the next event would join the incomplete one
             raise OSError(errno.ENOSPC, "short write")
         self._size += written
 
@@ -140,12 +151,12 @@ class Spool:
         # Without this line a reader on another machine could see the next segment before the last
         # bytes of this one, and skip them.
         self._write(END)
-        self._retired.append(self._file)
+        self._retired.append((self._file, self.folder))
         self._open(self._number + 1)
 
     def _open(self, number: int) -> None:
         path = segment_path(self.folder, number)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._file = files.opened(path)
         self._number, self._size = number, os.fstat(self._file).st_size
         self._synced = self._size
 
@@ -182,13 +193,12 @@ class Unsent:
         done, self.position = self.position.segment, position
         write_json(self.folder / CURSOR, position._asdict())
         for number in range(done, position.segment):
-            segment_path(self.folder, number).unlink(missing_ok=True)
+            files.remove(segment_path(self.folder, number))
 
     def reject(self, event: Event, reason: str) -> None:
         """Set an event aside that the server rejects permanently; its files are kept."""
         record = {"kind": event.kind, "t": event.time_ms, **event.fields, "reason": reason}
-        with open(self.folder / "rejected.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+        files.append_to(self.folder / "rejected.jsonl", f"{json.dumps(record)}\n".encode())
 
     def count(self) -> int:
         """Count the unsent events."""
@@ -234,23 +244,18 @@ def drop_sent(folder: Path) -> None:
         for line in _lines(path, 0):
             for name in _event(line, Position(0, 0)).fields.get("files", ()):
                 discard(folder, name)
-        path.unlink()
+        files.remove(path)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file atomically, without fsync."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value))
-    os.replace(temporary, path)
+    """Replace a JSON file atomically."""
+    files.replace(path, json.dumps(value).encode())
 
 
 def discard(folder: Path, name: str) -> None:
     """Remove a stored file or folder."""
     path = folder / "files" / name
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    (files.remove_folder if path.is_dir() else files.remove)(path)
 
 
 def _lines(path: Path, offset: int) -> Iterator[bytes]:

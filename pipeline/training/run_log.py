@@ -30,7 +30,7 @@ from pipeline.tracking.tracker import NullTracker, Tracker
 from pipeline.training.engine import Engine
 from pipeline.training.method import Method
 from pipeline.training.progress import Meter, TrainState
-from shards import store
+from shards import files, store
 from shards.manifest import Manifest
 from shards.samples import archive
 
@@ -217,8 +217,7 @@ class StepLog:
             finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
             line = {"images_seen": images_seen, **finite, "lr": lr, "skipped": skipped}
             try:
-                with open(self.path, "a") as out:
-                    out.write(json.dumps(line) + "\n")
+                files.append_to(self.path, f"{json.dumps(line)}\n".encode())
             except OSError as error:
                 raise store.unwritable(self.path, error) from error
         return values

@@ -6,7 +6,6 @@ resumes from that checkpoint, and exports. It runs in `<run>.smoke`, which is de
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +18,7 @@ from pipeline.config.schema import TrainConfig
 from pipeline.runs.folder import RunFolder, folder_at
 from pipeline.runs.identity import folder_of
 from pipeline.runs.run_json import read_run_json
-from shards import store
+from shards import files, store
 
 CYCLES = 2  # per phase
 
@@ -97,4 +96,4 @@ def _remove(run: RunFolder) -> None:
     assert run.url.endswith(".smoke")
     if not store.is_local(run.url):
         store.remove(run.url, recursive=True)
-    shutil.rmtree(run.local, ignore_errors=True)
+    files.remove_folder(run.local)
