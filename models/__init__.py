@@ -7,6 +7,7 @@ from .deepfill import DeepFill
 from .edgeconnect import EdgeConnect
 from .glc import GLC
 from .gmcnn import GMCNN
+from .lama import LaMa
 from .layers import Prediction
 from .msanet import MSANet
 from .musical import Musical
@@ -23,6 +24,7 @@ GENERATORS: dict[str, type[nn.Module]] = {
     "gmcnn": GMCNN,
     "shiftnet": ShiftNet,
     "context_encoder": ContextEncoder,
+    "lama": LaMa,
 }
 
 __all__ = ["GENERATORS", "Prediction"]

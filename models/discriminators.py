@@ -5,6 +5,7 @@ file of its own. Counts of weights, at full width:
 
     EdgeConnect    2 × PatchDiscriminator, spectral                            2,762,752 / 2,763,776
     Shift-Net      PatchDiscriminator, batch norm                              2,765,568
+    LaMa           PatchDiscriminator, batch norm, deep                        6,962,369
     Context Enc.   StackDiscriminator 4×4, head "conv"                         2,765,568 / 2,896,896
     GLC            GlobalLocal, joint, batch norm                              45,063,681
     DeepFill       GlobalLocal of two critics                                  7,072,770
@@ -29,7 +30,7 @@ HEADS = ("linear", "conv", "masked")
 class PatchDiscriminator(nn.Module):
     """PatchGAN of 70×70 pixels (Isola et al. 2017): N×in×H×W → logits N×1×(H/8 − 2)×(W/8 − 2).
 
-    features: the five layers' outputs, the logits among them. H and W: multiples of 8, at least 24.
+    features: the layers' outputs, the logits among them. H and W: multiples of 8, at least 24.
     """
 
     multiple = 8
@@ -42,27 +43,30 @@ class PatchDiscriminator(nn.Module):
         spectral: bool = False,
         width: float = 1.0,
         signed: bool = False,
+        deep: bool = False,
     ) -> None:
         """
-        norm: none, batch or instance, of the three middle layers.
+        norm: none, batch or instance, of the middle layers.
         width: multiplies every width.
         signed: judge images in [−1, 1].
+        deep: a halving more, padding of 2, biases (LaMa): logits N×1×(H/16 + 3)×(W/16 + 3).
         """
         super().__init__()
         self.signed = signed
         self.layers = nn.ModuleList()
         channels = in_channels
-        for i, (out, stride) in enumerate(((64, 2), (128, 2), (256, 2), (512, 1))):
-            out = scaled(out, width)
+        strided, padding = (4, 2) if deep else (3, 1)
+        for i in range(strided + 1):
+            out, stride = scaled(min(64 * 2**i, 512), width), 2 if i < strided else 1
             self.layers.append(
                 nn.Sequential(
-                    nn.Conv2d(channels, out, 4, stride, 1, bias=False),
+                    nn.Conv2d(channels, out, 4, stride, padding, bias=deep),
                     make_norm(norm if i else "none", out),
                     nn.LeakyReLU(0.2),
                 )
             )
             channels = out
-        self.layers.append(nn.Conv2d(channels, 1, 4, 1, 1, bias=False))
+        self.layers.append(nn.Conv2d(channels, 1, 4, 1, padding, bias=deep))
         initialize(self, "normal")
         if spectral:
             normalize_spectra(self)

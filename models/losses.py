@@ -117,16 +117,19 @@ def adversarial_generator(logits: Tensor, kind: str) -> Tensor:
     return _judged(logits, 1.0, kind)
 
 
-def adversarial_discriminator(real: Tensor, fake: Tensor, kind: str) -> Tensor:
+def adversarial_discriminator(
+    real: Tensor, fake: Tensor, kind: str, known: Tensor | None = None
+) -> Tensor:
     """Mean of the distances of real logits from "real" and of fake logits from "fake".
 
-    hinge and wgan: the sum of both, as their papers have it.
+    hinge and wgan: the sum of both, as their papers have it. known: of the shape of `fake`, 1 where
+    that is to be judged real (LaMa); of the others.
     """
     if one_of("gan", kind, KINDS) == "hinge":
         return F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()
     if kind == "wgan":
         return fake.float().mean() - real.float().mean()
-    return (_judged(real, 1.0, kind) + _judged(fake, 0.0, kind)) / 2
+    return (_judged(real, 1.0, kind) + _judged(fake, 0.0 if known is None else known, kind)) / 2
 
 
 def gradient_penalty(
@@ -153,10 +156,19 @@ def gradient_penalty(
         return (slope - 1).square().mean()
 
 
-def _judged(logits: Tensor, label: float, kind: str) -> Tensor:
+def real_penalty(critic: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
+    """R1 (Mescheder 2018): mean ‖∇critic‖₂² at real images; called in float32."""
+    with without_autocast(real):
+        points = real.float().detach().requires_grad_()
+        judged = critic(points.view_as(points))
+        (gradient,) = torch.autograd.grad(judged.sum(), points, create_graph=True)
+        return gradient.square().sum((1, 2, 3)).mean()
+
+
+def _judged(logits: Tensor, label: float | Tensor, kind: str) -> Tensor:
     """vanilla: binary cross-entropy with logits (Goodfellow 2014); lsgan: squares (Mao 2017)."""
     x = logits.float()
-    target = torch.full_like(x, label)
+    target = label if isinstance(label, Tensor) else torch.full_like(x, label)
     if kind == "lsgan":
         return F.mse_loss(x, target)
     with without_autocast(x):

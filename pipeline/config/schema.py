@@ -255,7 +255,7 @@ class FetchConfig:
     sha256: str | None = key(None, "SHA-256 of the file at source=")
 
 
-IMPORTED = ("edgeconnect", "gmcnn", "mmagic/pconv", "showcase")
+IMPORTED = ("edgeconnect", "gmcnn", "lama", "mmagic/pconv", "showcase")
 
 
 @dataclass

@@ -9,8 +9,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from pipeline.config.phases import Turn, shares
 from pipeline.config.schema import RANDOM, TrainConfig
@@ -35,6 +36,17 @@ PEAKS = {
     r"V100": 125e12,
     r"T4\b": 65e12,
 }
+
+
+_FFT = torch.ops.aten
+
+
+@register_flop_formula([_FFT._fft_r2c, _FFT._fft_c2r, _FFT._fft_c2c])  # type: ignore[untyped-decorator]
+def _fft_flop(shape: Any, dims: list[int], *_: Any, out_shape: Any, **__: Any) -> int:
+    """5 n log2 n for a transform of n complex numbers, half of it for real ones."""
+    n = math.prod(max(shape[dim], out_shape[dim]) for dim in dims)
+    whole = max(math.prod(shape), math.prod(out_shape))
+    return int((5.0 if shape == out_shape else 2.5) * whole * math.log2(n))
 
 
 def peak(device_name: str, precision: str) -> float | None:
@@ -109,14 +121,14 @@ def estimate(config: TrainConfig) -> float:
     """Return the FLOP of a training step on one image of the recipe, counted on this CPU.
 
     Convolutions grow with the area and attention between all places with its square, so that two
-    small images tell the cost of a large one.
+    small images tell the cost of a large one; four, where maps are padded beyond the image.
     """
     engine: Any = _Counted()
     rules = [config.model.sides(), config.objective.discriminator_sides() or (1, 1)]
     # Twice the rule, as maps of odd sides do not grow evenly.
     step = 2 * math.lcm(*(multiple for multiple, _ in rules))
     small = -(-max(least for _, least in rules) // step) * step
-    side, sides = config.data.crop, (small, small + step)
+    side, sides = config.data.crop, [small, small + step]
 
     def density(side: int) -> float:
         at = replace(config, weights=RANDOM, data=replace(config.data, crop=side))
@@ -124,7 +136,9 @@ def estimate(config: TrainConfig) -> float:
 
     if side <= max(sides):
         return density(side) * side**2
-
-    first, second = map(density, sides)
-    slope = (second - first) / (sides[1] ** 2 - sides[0] ** 2)
-    return (first + slope * (side**2 - sides[0] ** 2)) * side**2
+    known, powers = list(map(density, sides)), [0, 2]
+    if known[1] < known[0]:
+        sides += [small + 2 * step, small + 3 * step]
+        known, powers = known + list(map(density, sides[2:])), [*powers, -1, -2]
+    terms = np.linalg.solve([[float(s) ** p for p in powers] for s in sides], known)
+    return float(terms @ [float(side) ** p for p in powers]) * side**2

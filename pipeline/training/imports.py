@@ -30,7 +30,7 @@ class Source(NamedTuple):
 
     files: name of each file, "" for any, and the beginning of our names of its tensors. key: where
     its state dict is; None: it is one. rules: patterns in our names, and what they say. change: of
-    the tensors.
+    the tensors. objects: whether the file holds more than tensors, which is not loaded.
     """
 
     model: dict[str, Any]
@@ -39,6 +39,7 @@ class Source(NamedTuple):
     key: str | None
     rules: tuple[tuple[str, str], ...]
     change: Callable[[Tensors], None] = lambda tensors: None
+    objects: bool = False
 
 
 def _to_rgb(tensors: Tensors) -> None:
@@ -48,6 +49,39 @@ def _to_rgb(tensors: Tensors) -> None:
     last = last.flip(0)
     tensors["out.weight"] = torch.cat((last[:, :-3], last[:, -3:].flip(1)), 1)
     tensors["out.bias"] = tensors["out.bias"].flip(0)
+
+
+def lama(blocks: int) -> Source:
+    """advimman/lama: a checkpoint of PyTorch Lightning; Big LaMa has 18 blocks."""
+    up = blocks + 6  # padding, encoder, blocks and their concatenation come first
+    return Source(
+        {"name": "lama", "blocks": blocks},
+        "Apache-2.0",
+        {"": ""},
+        "state_dict",
+        (
+            *((rf"^encoder\.{i}\.", f"generator.model.{i + 1}.") for i in range(4)),
+            *((rf"^blocks\.{i}\.", f"generator.model.{i + 5}.") for i in range(blocks)),
+            *(
+                (rf"^decoder\.{i}\.{j}\.", f"generator.model.{up + 3 * i + j}.")
+                for i in range(3)
+                for j in range(2)
+            ),
+            (r"^out\.", f"generator.model.{up + 10}."),
+            (r"\.layers\.0\.", ".conv1."),
+            (r"\.layers\.1\.", ".conv2."),
+            (r"\.local\.", ".ffc.convl2l."),
+            (r"\.to_global\.", ".ffc.convl2g."),
+            (r"\.to_local\.", ".ffc.convg2l."),
+            (r"\.spectral\.reduce\.", ".ffc.convg2g.conv1."),
+            (r"\.spectral\.fourier\.mix\.", ".ffc.convg2g.fu.conv_layer."),
+            (r"\.spectral\.fourier\.norm\.", ".ffc.convg2g.fu.bn."),
+            (r"\.spectral\.expand\.", ".ffc.convg2g.conv2."),
+            (r"\.norm\.", ".bn_l."),
+            (r"\.norm_global\.", ".bn_g."),
+        ),
+        objects=True,
+    )
 
 
 SOURCES = {
@@ -77,6 +111,7 @@ SOURCES = {
             (r"^out\.", "decoding_layers.1."),
         ),
     ),
+    "lama": lama(18),
     "mmagic/pconv": Source(  # open-mmlab/mmagic, configs/partial_conv
         {"name": "pconv", "stem_bias": True},
         "Apache-2.0",
@@ -98,8 +133,11 @@ SOURCES = {
         (),
     ),
 }
-# Kernels of ones that partial convolutions keep, discriminators, networks of losses, counters.
-DROPPED = re.compile(r"\.weight_mask_updater$|^(disc|loss_\w+)\.|^step_counter$|^iteration$")
+# Kernels of ones that partial convolutions keep, discriminators, networks of losses and metrics,
+# counters.
+DROPPED = re.compile(
+    r"\.weight_mask_updater$|^(disc|discriminator|loss_\w+|\w+_evaluator)\.|^step_counter$|^iteration$"
+)
 
 
 def theirs(name: str, rules: tuple[tuple[str, str], ...]) -> str:
@@ -129,7 +167,7 @@ def tensors_of(source: Source, path: str) -> tuple[Tensors, dict[str, str]]:
         # OpenMMLab ends its names with the hash's first digits.
         if (ending := re.search(r"-([0-9a-f]{8})\.pth$", url)) and ending[1] != digest[:8]:
             raise ValueError(f"{shown} has sha256 {digest[:8]}…: it is damaged; fetch it again")
-        left = unpickled(data, shown, source.key)
+        left = unpickled(data, shown, source.key, source.objects)
         for name, like in expected.items():
             if not name.startswith(prefix):
                 continue

@@ -8,11 +8,16 @@ by 8e-4 from those of torch's contiguous kernel, with these sums by 4e-6.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from models.layers import frozen_statistics
 
 
 class _SyncNorm(torch.autograd.Function):
@@ -72,6 +77,57 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
                 self.running_mean.lerp_(mean, momentum)
                 self.running_var.lerp_(var * (total / (total - 1)), momentum)
         return y
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over ranks; its gradient is such a sum again, and so is that one's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone()
+        if _world_size() > 1:
+            dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return _Sum.apply(gradients[0])
+
+
+def _plain(layer: Any, x: Tensor) -> Tensor:
+    """Batch norm over ranks in plain operations, which autograd differentiates any number of times.
+
+    The kernels of both synchronized norms are differentiated once. Running statistics are kept.
+    """
+    mean, var = layer.running_mean, layer.running_var
+    if layer.training:
+        sums = _Sum.apply(torch.cat((x.sum((0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]]))))
+        mean = sums[:-1] / sums[-1]
+        deviations = (x - mean.view(1, -1, 1, 1)).square().sum((0, 2, 3))
+        var = _Sum.apply(deviations) / sums[-1]
+    scale = layer.weight * (var + layer.eps).rsqrt()
+    return (x - mean.view(1, -1, 1, 1)) * scale.view(1, -1, 1, 1) + layer.bias.view(1, -1, 1, 1)
+
+
+@contextmanager
+def differentiable_twice(module: nn.Module) -> Iterator[None]:
+    """Within the context, batch norms of `module` may be part of a gradient that is differentiated.
+
+    They normalize as before, by this batch while they train, and keep their running statistics.
+    """
+    norms: list[Any] = [
+        layer
+        for layer in module.modules()
+        if isinstance(layer, (SyncBatchNorm2d, nn.SyncBatchNorm))
+    ]
+    with frozen_statistics(module) if module.training else nullcontext():
+        for layer in norms:
+            layer.forward = partial(_plain, layer)
+        try:
+            yield
+        finally:
+            for layer in norms:
+                del layer.forward
 
 
 def _world_size() -> int:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load as parse
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor, nn, serialization
 
 from models.densenet import DenseNetDiscriminator, torchvision_names
 from models.inception import Inception
@@ -149,12 +149,30 @@ def load(data: bytes, network: nn.Module, shown: str) -> str:
     return weights_cache.facts(data).get("sha256", "")
 
 
-def unpickled(data: bytes, shown: str, key: str | None = None) -> dict[str, Tensor]:
-    """Read a state dict, or the one under `key`, of a pickle or of safetensors."""
+class _Inert:
+    """In place of an object of any class: nothing of it is imported or run."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+def unpickled(
+    data: bytes, shown: str, key: str | None = None, objects: bool = False
+) -> dict[str, Tensor]:
+    """Read a state dict, or the one under `key`, of a pickle or of safetensors.
+
+    objects: a pickle may hold objects of any class, which are left out.
+    """
     try:
         if data[8:9] == b"{":  # safetensors: the length of a header in JSON, and the header
             return parse(data)
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        others = serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data)) if objects else []
+        with serialization.safe_globals([(_Inert, name) for name in others]):
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(

@@ -10,6 +10,7 @@ from models.context_encoder import ContextEncoder
 from models.glc import GLC
 from models.gmcnn import GMCNN
 from models.inpainter import Inpainter, export
+from models.lama import LaMa
 from models.shiftnet import ShiftNet
 
 SMALL = {
@@ -17,6 +18,7 @@ SMALL = {
     "glc": lambda: GLC(width=1 / 8, dilations=(2, 4)),
     "shiftnet": lambda: ShiftNet(width=1 / 8, levels=5),
     "context_encoder": lambda: ContextEncoder(width=1 / 8, levels=4),
+    "lama": lambda: LaMa(width=1 / 8, blocks=1),
     "context_encoder center": lambda: ContextEncoder(width=1 / 8, levels=4, output="center"),
 }
 SIZES = [(1, 64, 64), (3, 65, 41), (1, 7, 130), (2, 1, 1), (1, 40, 96)]
@@ -50,6 +52,7 @@ def pair(n=3, height=64, width=96):
         (GMCNN, 12_561_891, 256, 134.4),
         (GLC, 6_072_131, 256, 65.1),
         (ShiftNet, 54_938_240, 256, 13.7),
+        (LaMa, 27_048_835, 256, 63.7),  # without its transforms
         (ContextEncoder, 71_321_536, 256, 2.08),
         (lambda: ContextEncoder(levels=5, output="center"), 71_124_544, 128, 0.70),
     ],
@@ -142,6 +145,8 @@ def test_a_hole_in_a_photograph_is_learned(name):
         ("glc", "multiples of 4, at least 20×20", 16),
         ("glc", "multiples of 4, at least 20×20", 66),
         ("shiftnet", "multiples of 32, at least 32×32", 80),
+        ("lama", "multiples of 8, at least 16×16", 8),
+        ("lama", "multiples of 8, at least 16×16", 36),
         ("context_encoder", "multiples of 16, at least 64×64", 48),
         ("context_encoder center", "multiples of 16, at least 64×64", 72),
     ],

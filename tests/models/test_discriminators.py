@@ -16,6 +16,7 @@ TABLE = {  # specification, section 11, and the sizes of one map or answer
     "edgeconnect edges": (lambda: PatchDiscriminator(2, spectral=True), 2_762_752),
     "edgeconnect image": (lambda: PatchDiscriminator(3, spectral=True), 2_763_776),
     "shiftnet": (lambda: PatchDiscriminator(3, "batch"), 2_765_568),
+    "lama": (lambda: PatchDiscriminator(3, "batch", deep=True), 6_962_369),
     "context encoder, 64": (
         lambda: StackDiscriminator(
             64, (64, 128, 256, 512), kernel=4, norm="batch", bias=False, head="conv"

@@ -30,6 +30,7 @@ from pipeline.config.methods.deepfill import DeepfillModel, DeepfillObjective
 from pipeline.config.methods.edgeconnect import EdgeconnectModel, EdgeconnectObjective
 from pipeline.config.methods.glc import GlcModel, GlcObjective
 from pipeline.config.methods.gmcnn import GmcnnModel, GmcnnObjective
+from pipeline.config.methods.lama import LamaModel, LamaObjective
 from pipeline.config.methods.msanet import MsanetModel, MsanetObjective
 from pipeline.config.methods.musical import MusicalModel, MusicalObjective
 from pipeline.config.methods.pconv import PconvModel, PconvObjective
@@ -48,7 +49,7 @@ BATCH = 4  # over all ranks
 SIDES = {"msanet": 40, "musical": 96, "pconv": 64, "edgeconnect": 64, "deepfill": 96}
 # GLC: of 64 pixels its discriminator leaves one, and a norm over a batch of single pixels amplifies
 # what rounding does.
-SIDES |= {"glc": 128, "gmcnn": 64, "shiftnet": 64, "context_encoder": 64}
+SIDES |= {"glc": 128, "gmcnn": 64, "shiftnet": 64, "context_encoder": 64, "lama": 64}
 EDGES, IMAGE = (
     {f"generator.{part}": 1e-3, f"discriminator.{part}": 1e-3} for part in ("edges", "image")
 )
@@ -104,6 +105,10 @@ PHASED = {
     "context_encoder": (
         ContextEncoderModel(width=0.1, levels=4),
         ContextEncoderObjective(d_levels=4, d_width=0.1, phases=[Phase(lr=1e-3)]),
+    ),
+    "lama": (
+        LamaModel(width=0.1, blocks=1),
+        LamaObjective(d_width=0.1, phases=[Phase(lr=1e-3)]),
     ),
 }
 

@@ -12,6 +12,7 @@ from pipeline.config.methods.deepfill import DeepfillModel, DeepfillObjective
 from pipeline.config.methods.edgeconnect import EdgeconnectModel, EdgeconnectObjective
 from pipeline.config.methods.glc import GlcModel, GlcObjective
 from pipeline.config.methods.gmcnn import GmcnnModel, GmcnnObjective
+from pipeline.config.methods.lama import LamaModel, LamaObjective
 from pipeline.config.methods.msanet import MsanetModel, MsanetObjective
 from pipeline.config.methods.musical import MusicalModel, MusicalObjective
 from pipeline.config.methods.pconv import PconvModel, PconvObjective
@@ -27,6 +28,7 @@ MODELS: dict[str, type[ModelConfig]] = {
     "context_encoder": ContextEncoderModel,
     "edgeconnect": EdgeconnectModel,
     "deepfill": DeepfillModel,
+    "lama": LamaModel,
 }
 METHODS: dict[str, type[ObjectiveConfig]] = {
     "msanet": MsanetObjective,
@@ -38,6 +40,7 @@ METHODS: dict[str, type[ObjectiveConfig]] = {
     "context_encoder": ContextEncoderObjective,
     "edgeconnect": EdgeconnectObjective,
     "deepfill": DeepfillObjective,
+    "lama": LamaObjective,
 }
 # Keys that choose the schema of their section.
 CHOICES: dict[str, Mapping[str, type]] = {"model.name": MODELS, "objective.method": METHODS}

@@ -287,6 +287,7 @@ def test_a_set_that_one_process_indexes_is_not_divided_into_tasks():
         "model=context_encoder",
         "model=context_encoder model.levels=5 model.output=center",
         "model=edgeconnect",
+        "model=lama",
         "model=deepfill",
         "model=msanet model.fe=[8] model.msau=[[8,4]] model.iru=[8] model.taps=1",
         "model=msanet model.fe=[8,8,8,8] model.msau=[[8,4]] model.iru=[8,8,8,8]",

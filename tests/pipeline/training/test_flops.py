@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from models import Prediction
 from pipeline.config.compose import compose
@@ -60,6 +61,16 @@ def test_a_network_counted_on_paper(monkeypatch):
     assert all(p.grad is None for p in module.parameters())
 
 
+def test_a_fourier_transform_costs_5_n_log_n_and_of_real_numbers_half_of_it():
+    image = torch.rand(3, 2, 16, 8)
+    with FlopCounterMode(display=False) as counter:
+        torch.fft.irfft2(torch.fft.rfft2(image), s=(16, 8))
+    assert counter.get_total_flops() == 2 * 3 * 2 * 2.5 * 128 * 7
+    with FlopCounterMode(display=False) as counter:
+        torch.fft.fft2(image.to(torch.complex64))
+    assert counter.get_total_flops() == 3 * 2 * 5 * 128 * 7
+
+
 def test_counting_leaves_networks_and_random_numbers_as_they_were(monkeypatch):
     config = config_of("quickstart")
     with engine_of(config, monkeypatch) as engine:
@@ -115,6 +126,7 @@ def test_mfu_is_the_rate_times_the_ideal_seconds_per_image():
     [
         ("quickstart", ["data.crop=256"]),
         ("quickstart", ["data.crop=192", "model.fe=[8,8,8,8]", "model.iru=[8,8,8,8,8]"]),
+        ("compare/lama", ["model.width=0.1", "model.blocks=1", "objective.d_width=0.1"]),
         pytest.param("compare/deepfill", ["model.width=0.1"], marks=pytest.mark.slow),
         pytest.param("musical/paris", ["data.crop=192"], marks=pytest.mark.slow),
     ],

@@ -3,7 +3,9 @@
 import hashlib
 import http.server
 import json
+import sys
 import threading
+import types
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -220,10 +222,116 @@ def write_showcase(path):
     return lambda x, mask: network(x, mask).image
 
 
+# --- LaMa: saicinpainting/training/modules/ffc.py of advimman/lama --------------------------------
+
+
+def named(**modules):
+    made = nn.Module()
+    for name, module in modules.items():
+        made.add_module(name, module)
+    return made
+
+
+class Fourier(nn.Module):
+    """An FFC_BN_ACT: two streams of widths (local, global)."""
+
+    def __init__(self, inputs, outputs, kernel, stride=1):
+        super().__init__()
+        (i, gi), (o, go), side = inputs, outputs, kernel // 2
+        conv = lambda a, b, k=kernel, s=stride, p=side: nn.Conv2d(  # noqa: E731
+            a, b, k, s, p, bias=False, padding_mode="reflect"
+        )
+        self.ffc = named(convl2l=conv(i, o))
+        self.bn_l, self.go = nn.BatchNorm2d(o), go
+        if go:
+            self.ffc.convl2g, self.bn_g = conv(i, go), nn.BatchNorm2d(go)
+        if gi:
+            half = go // 2
+            first = nn.Sequential(conv(gi, half, 1, 1, 0), nn.BatchNorm2d(half), nn.ReLU())
+            mixed = named(conv_layer=conv(go, go, 1, 1, 0), bn=nn.BatchNorm2d(go))
+            self.ffc.convg2l = conv(gi, o)
+            self.ffc.convg2g = named(conv1=first, fu=mixed, conv2=conv(half, go, 1, 1, 0))
+
+    def spectral(self, x):
+        spectral = self.ffc.convg2g
+        x = spectral.conv1(x)
+        f = torch.fft.rfftn(x, dim=(-2, -1), norm="ortho")
+        f = torch.stack((f.real, f.imag), 2).flatten(1, 2)
+        f = F.relu(spectral.fu.bn(spectral.fu.conv_layer(f)))
+        f = torch.complex(f[:, 0::2], f[:, 1::2])
+        return spectral.conv2(x + torch.fft.irfftn(f, x.shape[-2:], dim=(-2, -1), norm="ortho"))
+
+    def forward(self, pair):
+        x, g = pair
+        here, there = self.ffc.convl2l(x), self.ffc.convl2g(x) if self.go else None
+        if g is not None:
+            here, there = here + self.ffc.convg2l(g), there + self.spectral(g)
+        return F.relu(self.bn_l(here)), F.relu(self.bn_g(there)) if self.go else None
+
+
+class Residual(nn.Module):
+    def __init__(self, widths):
+        super().__init__()
+        self.conv1, self.conv2 = Fourier(widths, widths, 3), Fourier(widths, widths, 3)
+
+    def forward(self, pair):
+        return tuple(a + b for a, b in zip(pair, self.conv2(self.conv1(pair))))
+
+
+class Joined(nn.Module):
+    def forward(self, pair):
+        return torch.cat(pair, 1) if isinstance(pair, tuple) else (pair, None)
+
+
+def write_lama(path, blocks=2):
+    torch.manual_seed(SEED)
+    middle = (128, 384)
+    ups = [
+        layer
+        for n in (512, 256, 128)
+        for layer in (nn.ConvTranspose2d(n, n // 2, 3, 2, 1, 1), nn.BatchNorm2d(n // 2), nn.ReLU())
+    ]
+    layers = nn.Sequential(
+        Joined(), Fourier((4, 0), (64, 0), 7), Fourier((64, 0), (128, 0), 3, 2),
+        Fourier((128, 0), (256, 0), 3, 2), Fourier((256, 0), middle, 3, 2),
+        *(Residual(middle) for _ in range(blocks)), Joined(), *ups,
+        nn.ReflectionPad2d(3), nn.Conv2d(64, 3, 7),
+    )  # fmt: skip
+    for layer in layers.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.running_mean, -0.1, 0.1), nn.init.uniform_(layer.weight)
+    network = named(
+        generator=named(model=layers), discriminator=nn.Linear(2, 2), val_evaluator=nn.Linear(2, 2)
+    )
+    module = types.ModuleType("omegaconf_of_theirs")
+    module.Config = type("Config", (), {"__module__": module.__name__})
+    config = module.Config()
+    config.generator = {"kind": "ffc_resnet"}
+    sys.modules[module.__name__] = module
+    state = {"state_dict": network.state_dict(), "callbacks": {module.Config: {"best": 1.0}}}
+    torch.save({**state, "epoch": 3, "hyper_parameters": config}, path)
+    del sys.modules[module.__name__]
+    layers.eval()
+    return lambda x, mask: torch.sigmoid(layers(torch.cat((x * (1 - mask), mask), 1)))
+
+
+def test_big_lama_has_the_tensors_of_its_released_checkpoint():
+    """Counted in the authors' code: 989 tensors, 50,975,875 weights, 51,057,179 with statistics."""
+    source = imports.SOURCES["lama"]
+    with torch.device("meta"):
+        network = checkpoints.build_generator(source.model)
+    names = {imports.theirs(n, source.rules): t.numel() for n, t in network.state_dict().items()}
+    assert len(names) == 989 and sum(names.values()) == 51_057_179
+    assert sum(p.numel() for p in network.parameters()) == 50_975_875
+    last = ("22.conv2.ffc.convg2g.fu.bn.running_var", "24.bias", "31.weight", "34.weight")
+    assert names.keys() >= {f"generator.model.{name}" for name in last}
+
+
 PUBLISHED = {
     "showcase": (write_showcase, 128, "Apache-2.0", 63),
     "gmcnn": (write_gmcnn, 224, "MIT", 88),
     "edgeconnect": (write_edgeconnect, 64, "CC-BY-NC-4.0", 114),
+    "lama": (write_lama, 64, "Apache-2.0", 157),
     "mmagic/pconv": (write_pconv, 256, "Apache-2.0", 76),
 }
 
@@ -233,7 +341,8 @@ def test_every_source_is_tested_and_a_choice():
 
 
 @pytest.mark.parametrize("method", PUBLISHED)
-def test_an_imported_network_fills_as_the_published_one(tmp_path, method):
+def test_an_imported_network_fills_as_the_published_one(tmp_path, method, monkeypatch):
+    monkeypatch.setitem(imports.SOURCES, "lama", imports.lama(2))  # small enough
     write, side, license, count = PUBLISHED[method]
     fill = write(tmp_path / "theirs")
     result = imported(method, f"file={tmp_path}/theirs", f"out={tmp_path}/run")

@@ -95,6 +95,13 @@ CASES = {
         [G | D] * 4,
         2,
     ),
+    "lama": Case(
+        "model=lama model.width=0.1 model.blocks=1 objective=lama objective.d_width=0.1 "
+        "objective.phases=[{until:4,lr:1e-3},{lr:1e-4}]",
+        64,
+        [G | D] * 4,
+        2,
+    ),
     "context_encoder": Case(
         "model=context_encoder model.width=0.1 model.levels=4 objective=context_encoder "
         "objective.d_levels=4 objective.d_width=0.1 objective.phases=[{until:4},{lr:1e-4}]",
@@ -233,6 +240,7 @@ def test_every_method_is_among_the_cases():
         ("deepfill", ("data.crop=96", "validate.size=96")),
         ("glc", ("model.dilations=[2]", *JUDGED, "data.crop=64", "validate.size=64")),
         ("gmcnn", ("model.dilations=[1]", *JUDGED, "data.crop=64", "validate.size=64")),
+        ("lama", ("model.blocks=1", *JUDGED, "data.crop=64", "validate.size=64")),
         ("shiftnet", ("model.levels=5", *JUDGED, "data.crop=64", "validate.size=64")),
         (
             "context_encoder",

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from models.discriminators import GlobalLocal, PatchDiscriminator, StackDiscriminator
 from models.id_mrf import confidence
-from models.vgg import VGG19Features
+from models.vgg import VGG16Features, VGG19Features
 from pipeline.config.compose import compose
 from pipeline.training import flops
 from pipeline.training.method import Batch, build
@@ -168,11 +168,39 @@ def test_gmcnns_loss_is_its_authors_code():
     close(d, ((1 - real).relu().mean(0) + (1 + fake).relu().mean(0)).sum())
 
 
+def test_lamas_loss_is_its_authors_code():
+    """`masked_l1_loss`, `NonSaturatingWithR1`, `feature_matching_loss`; VGG16 for ResNet50."""
+    image, raw, mask = drawn(64)
+    judge = PatchDiscriminator(norm="batch", width=0.1, deep=True)
+    vgg = VGG16Features()
+    (g, d), terms = losses(objective("objective=lama"), image, mask, Given(raw), judge, vgg)
+
+    points = image.clone().requires_grad_()
+    real, theirs = judge(points)
+    fake, ours = judge(raw)
+    pixels = (10 * (1 - mask) * (raw - image).abs()).mean()
+    matching = torch.stack([F.mse_loss(a, b) for a, b in zip(ours[:5], theirs[:5])]).mean()
+    features = sum(F.mse_loss(a, b) for a, b in zip(vgg(raw), vgg(image)))
+    close(g, pixels + 30 * features + 10 * F.softplus(-fake).mean() + 100 * matching)
+    (slope,) = torch.autograd.grad(real.sum(), points, create_graph=True)
+    near = F.interpolate(mask, fake.shape[2:], mode="nearest")
+    assert len(ours) == 6 and 0 < near.mean() < 1
+    told = near * F.softplus(fake) + (1 - near) * F.softplus(-fake)
+    penalty = slope.flatten(1).norm(dim=1).square().mean()
+    authors = F.softplus(-real).mean() + 0.001 * penalty + told.mean()
+    close(terms["d/penalty"], penalty)
+    close(d, authors)
+    gradients = [torch.autograd.grad(x, list(judge.parameters())) for x in (d, authors)]
+    for found, expected in zip(*gradients):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6)  # biases before norms
+
+
 # Words, and sides that the rule of the discriminator excludes.
 RULES = {
     "glc": ("model.dilations=[1]", [32, 96]),
     "glc masked": ("model.dilations=[1] objective.local=masked", [32, 96]),
     "shiftnet": ("model.levels=4", [16, 28]),
+    "lama": ("model.blocks=1", [16, 28]),
     "gmcnn": ("model.dilations=[1] objective.id_mrf=0", [48, 80]),
     "gmcnn masked": ("model.dilations=[1] objective.id_mrf=0 objective.local=masked", [40, 72]),
     "context_encoder": ("model.levels=4 objective.d_levels=5", [64, 192]),

@@ -15,18 +15,24 @@ from pipeline.training.sync_batchnorm import SyncBatchNorm2d, synchronize
 ROOT = Path(__file__).resolve().parents[3]
 WORKER = """
 import sys, torch, torch.distributed as dist
-from pipeline.training.sync_batchnorm import synchronize
+from pipeline.training.sync_batchnorm import differentiable_twice, synchronize
 out, rank = sys.argv[1], int(sys.argv[2])
 dist.init_process_group("gloo", rank=rank, world_size=2)
 given = torch.load(f"{out}/given.pt", weights_only=True)
 norm = torch.nn.BatchNorm2d(5)
 norm.load_state_dict(given["norm"])
-norm = synchronize(torch.nn.Sequential(norm), "cpu")[0]
+network = synchronize(torch.nn.Sequential(norm), "cpu")
+norm = network[0]
 x = given["x"][slice(0, 3) if rank == 0 else slice(3, None)].clone().requires_grad_()
 dy = given["dy"][slice(0, 3) if rank == 0 else slice(3, None)]
 y = norm(x)
 y.backward(dy)
-torch.save({"y": y.detach(), "dx": x.grad, "dw": norm.weight.grad, "db": norm.bias.grad,
+points = x.detach().requires_grad_()
+with differentiable_twice(network):
+    (slope,) = torch.autograd.grad(network(points).tanh().sum(), points, create_graph=True)
+    (twice,) = torch.autograd.grad(slope.square().sum(), norm.weight)
+found = {"y": y.detach(), "twice": twice, "slope": slope.detach()}
+torch.save({**found, "dx": x.grad, "dw": norm.weight.grad, "db": norm.bias.grad,
             **norm.state_dict()}, f"{out}/{rank}.pt")
 dist.destroy_process_group()
 """
@@ -54,6 +60,7 @@ def test_two_uneven_batches_are_normalized_as_one(tmp_path):
     reference = x.double().requires_grad_()
     y = whole(reference)
     y.backward(dy.double())
+    once = copy.deepcopy(whole.state_dict())
 
     def close(got, expected):
         torch.testing.assert_close(got.double(), expected.double(), rtol=1e-4, atol=1e-4)
@@ -62,6 +69,12 @@ def test_two_uneven_batches_are_normalized_as_one(tmp_path):
     close(torch.cat([f["dx"] for f in found]), reference.grad)
     close(found[0]["dw"] + found[1]["dw"], whole.weight.grad)
     close(found[0]["db"] + found[1]["db"], whole.bias.grad)
+    points = x.double().requires_grad_()
+    (slope,) = torch.autograd.grad(whole(points).tanh().sum(), points, create_graph=True)
+    close(torch.cat([f["slope"] for f in found]), slope)
+    (twice,) = torch.autograd.grad(slope.square().sum(), whole.weight)
+    close(found[0]["twice"] + found[1]["twice"], twice)
+    whole.load_state_dict(once)
     for f in found:
         close(f["running_mean"], whole.running_mean)
         close(f["running_var"], whole.running_var)
