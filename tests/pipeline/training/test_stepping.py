@@ -17,7 +17,7 @@ from pipeline.training import method
 from pipeline.training.loop import step
 from pipeline.training.methods import musical
 from pipeline.training.progress import TrainState
-from pipeline.training.stepping import Skips, lowers_scale
+from pipeline.training.stepping import Skips, Upload, lowers_scale
 from tests.pipeline.training.test_methods import CASES
 from tests.support.strategies import engine_of, networks_of
 
@@ -135,6 +135,29 @@ def test_what_the_device_decides_is_what_the_host_would(monkeypatch):
         for name, tensor in ours.items():
             torch.testing.assert_close(theirs[name], tensor, rtol=1e-6, atol=1e-7)
             assert "ema" in name or torch.equal(theirs[name], tensor), name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_torch_sees_no_synchronization_in_a_step(monkeypatch):
+    config = TrainConfig(batch=2, threads="1", ema=0.9, clip=0.5)
+    with engine_of(config, monkeypatch) as engine:
+        networks = networks_of({"method": "musical"}, config, engine)
+        for player in networks.players:
+            player.optimizer = method.optimizer(config.objective)(player.module.parameters())
+        engine.start(networks.players)
+        networks.begin(turn_at(config.objective.phases, 0, 2, config.objective.players))
+        skips, upload = Skips(TrainState(), late=1), Upload(engine.device)
+        images = torch.randint(0, 256, (2, 96, 96, 3)).to(torch.uint8)
+        try:
+            for i in range(4):
+                torch.cuda.set_sync_debug_mode("error" if i else "default")  # the first allocates
+                step(networks, engine, *upload(images, images[..., 0] % 2), config, 2 * i)
+                stepped = engine.step(networks.players, config.ema)
+                skips.add(stepped, lowers_scale(networks.players, engine.device))
+                skips.read(now=False)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_step_late_or_at_once_the_same_steps_are_counted():
