@@ -173,12 +173,12 @@ def _row(
             waits.append(waited)
             pixels, masks = batch.images, batch.masks
         watch.mark(seen, "computing")
-        there = upload(pixels, masks)
+        image, mask = upload(pixels, masks)
         if name == "apart":
             with engine.micro_batch(networks.players, last=False):
-                losses = step(networks, engine, *there, config)
+                losses = step(networks, engine, image, mask, config)
         else:
-            losses = step(networks, engine, *there, config)
+            losses = step(networks, engine, image, mask, config)
         stepped = engine.step(networks.players, 0.0)
         skips.add(stepped, lowers_scale(networks.players, engine.device))
         watch.mark(seen, "voting")

@@ -135,13 +135,14 @@ class TrainableNetwork:
         if self.ema is None:
             return
         weights, own = self.weights(), dict(self.ema.named_parameters())
-        averages, ours = list(own.values()), [weights[name] for name in own]
+        averages: list[Tensor] = list(own.values())
+        ours = [weights[name] for name in own]
         if where is None:
             torch._foreach_lerp_(averages, ours, 1 - decay)
         else:  # no foreach form of lerp takes its weight from the device
             moves = torch._foreach_sub(ours, averages)
             torch._foreach_mul_(moves, where * (1 - decay))
-            torch._foreach_add_(averages, moves)
+            torch._foreach_add_(averages, list(moves))
         buffers = {n: buffer for n, buffer in self.ema.named_buffers() if n in weights}
         if buffers:
             torch._foreach_copy_(list(buffers.values()), [weights[name] for name in buffers])
