@@ -25,7 +25,7 @@ INDEX = index="$(TORCH_INDEX)"; \
     echo "make: no GPU here, so torch's CPU build; for GPU nodes: make install TORCH_INDEX=URL"; \
   fi
 
-.PHONY: install quickstart test test-slow soak trust lint lock same-losses clean
+.PHONY: install quickstart test test-slow soak trust lint lock same-losses gpu clean
 
 install:
 	@rm -f $(QUICK) $(READY)
@@ -71,6 +71,11 @@ trust: $(READY)
 # For a refactoring: 100 training steps with BASE's code and with this one's, compared bit for bit.
 same-losses: $(READY)
 	$(PY) .ci/same_losses.py $(BASE) $(ARGUMENTS)
+
+# What a GPU shows of this software, in LIMIT_S=480 seconds, with the interpreter PYTHON= and nothing
+# installed: runs/gpu/gpu.json and, if all is correct, the rows for docs/figures.md.
+gpu:
+	PYTHONPATH=. $(PYTHON) .ci/gpu.py $(OUT)
 
 # What commands leave behind; runs/ is yours.
 clean:

@@ -14,7 +14,7 @@ from .layers import without_autocast
 
 LUMA = (0.2125, 0.7154, 0.0721)  # scikit-image's rgb2gray
 TRUNCATE = 4.0  # radius of the Gaussian, in σ
-ROUNDS = 128  # of hysteresis in an exported graph, which cannot loop until stable
+ROUNDS = 128  # of hysteresis in an exported graph and on a GPU, which do not loop until stable
 
 
 def grayscale(image: Tensor) -> Tensor:
@@ -92,13 +92,13 @@ def _is_ridge(down: Tensor, right: Tensor, magnitude: Tensor) -> Tensor:
 @torch.compiler.disable  # a compiled network calls it eagerly, between its graphs
 def _connected(strong: Tensor, edge: Tensor) -> Tensor:
     """Hysteresis: the edges that hang together with a strong one (8 neighbors)."""
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() or edge.device.type != "cpu":
         for _ in range(ROUNDS):
             strong = F.max_pool2d(strong, 3, 1, 1) * edge
         return strong
     while True:
         before = strong
-        for _ in range(16):  # looking at every round would wait for a GPU each time
+        for _ in range(16):  # looking at every round costs as much as the round
             strong = F.max_pool2d(strong, 3, 1, 1) * edge
         if torch.equal(before, strong):
             return strong

@@ -6,7 +6,8 @@ Exact, with another hole per image, and without cutting out any patch. With D[q,
 the one dot-product map of all patch sizes (q a cell of the map, t a known cell) and
     box(M, r)[q, t] = Σ_{|i|,|j| ≤ r} M[q + (i, j), t + (i, j)], zero outside,
 the scores of patches are box(D, r), propagation (eq. 2) is box(A, k), and pasting overlapping
-patches is box(W, r) b. `streamed_attention.py` computes that for the rows near holes only.
+patches is box(W, r) b. `streamed_attention.py` computes that for the rows near holes only,
+`batched_attention.py` on a GPU for a whole batch.
 
 The paper does not say
 - the temperature λ of the softmax. With cosines and λ = 1 it is flat (1,016 of 1,023 keys count);
@@ -34,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import batched_attention
 from .attention import SqueezeExcitation
 from .layers import one_of, without_autocast
 from .masking import check_size
@@ -111,7 +113,8 @@ def contextual_attention(
         else:
             known = F.pad(known, (max(radii),) * 4) + FLOOR
             scales = [_released_scale(f, known, r, max(radii)) for r in radii]
-        filled = attend(ORDERS[order], propagation, f, known, wanted, scales)
+        fill = batched_attention.attend_batched if batched_attention.fits(f, known) else attend
+        filled = fill(ORDERS[order], propagation, f, known, wanted, scales)
     return [x.to(features.dtype) for x in filled]
 
 

@@ -226,9 +226,9 @@ def hole_window(mask: Tensor, size: int) -> Tensor:
         last.append(line.shape[1] - 1 - line.flip(1).argmax(1))
     start, stop = torch.stack(first, 1), torch.stack(last, 1) + 1
     centered = (start + stop - size).div(2, rounding_mode="floor").clamp(min=0)
-    room = torch.tensor(hole.shape[1:], device=mask.device) - size
+    rooms = [line.clamp(max=side - size) for line, side in zip(centered.unbind(1), hole.shape[1:])]
     fits = (stop - start <= size).all(1, keepdim=True)
-    return torch.where(fits, torch.minimum(centered, room), fullest)
+    return torch.where(fits, torch.stack(rooms, 1), fullest)
 
 
 def crop(x: Tensor, corner: Tensor, size: int) -> Tensor:

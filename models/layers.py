@@ -176,6 +176,6 @@ def without_autocast(reference: Tensor) -> AbstractContextManager[None]:
 
     An exported graph, which is drawn without autocast, has none: it holds ATen operators alone.
     """
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() or reference.is_meta:
         return nullcontext()
     return torch.autocast(reference.device.type, enabled=False)  # type: ignore[return-value]

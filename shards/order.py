@@ -54,6 +54,14 @@ def shuffled(word: int, count: int) -> np.ndarray:
     return np.argsort(keys)
 
 
+def lanes_for(world_size: int) -> int:
+    """Return the lanes of a run planned for `world_size` ranks: the first multiple from 192 on.
+
+    No more than that: a rank keeps a window open in each of its lanes, one rank alone in all.
+    """
+    return world_size * -(-LANES // world_size)
+
+
 def amplification(lanes: int, world_size: int) -> int:
     """Return how many ranks read each block of an epoch: 1 if `world_size` divides `lanes`."""
     return world_size // gcd(lanes, world_size)

@@ -2,7 +2,8 @@
 
 Both compute the same maps, order `paper`, patches of 1 and 3, from the same tensors; equality is
 asserted first. The baseline goes image by image with patches cut out as convolution kernels, as the
-released implementations do. It propagates by shifted adds on the whole map, which is faster than
+released implementations do. `other` is our form for the other kind of device: batched on a CPU,
+streamed on a GPU. The baseline propagates by shifted adds on the whole map, which is faster than
 the identity convolutions of the released code, and lets autograd keep what it wants.
 
 It computes 2·(1 + 9)·2·N²·C FLOP forward for an image of N cells and C channels, 23 times what no
@@ -13,11 +14,13 @@ shifted sums, which on a CPU take ours longer than its matrix products.
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models import batched_attention
 from models.contextual_attention import contextual_attention
 from pipeline.bench.timing import alternate, compare, report, target
 from shards.masks import irregular
@@ -33,16 +36,17 @@ Method = Callable[[Tensor, Tensor], list[Tensor]]
 
 
 def run(
-    batch: int = 2, size: int = 64, channels: int = 128, repetitions: int = 5
+    batch: int | None = None, size: int | None = None, channels: int = 128, repetitions: int = 5
 ) -> dict[str, Any]:
-    """Measure; `seconds` are of the whole batch. On a CPU with one thread."""
+    """Measure; `seconds` are of the whole batch. On a CPU with one thread, within minutes."""
     on_gpu = torch.cuda.is_available()
+    batch, size = batch or (8 if on_gpu else 1), size or (64 if on_gpu else 48)
     device = "cuda" if on_gpu else "cpu"
     torch.set_num_threads(1)
     torch.manual_seed(0)
     features = torch.randn(batch, channels, size, size, device=device)
     holes = {"center": center(batch, size), "irregular": irregular_holes(batch, size)}
-    methods: dict[str, Method] = {"loop": loop, "ours": ours}
+    methods: dict[str, Method] = {"loop": loop, "ours": ours, "other": partial(other, on_gpu)}
     for name, mask in holes.items():
         holes[name] = mask.to(device)
         assert_equal(methods, features, holes[name])
@@ -53,7 +57,8 @@ def run(
         hole, passes = case.split()
         work = _forward if passes == "forward" else _both
         for name, method in methods.items():
-            rows[f"{case} {name}"] = partial(work, method, features, holes[hole])
+            if name != "other" or passes == "both":
+                rows[f"{case} {name}"] = partial(work, method, features, holes[hole])
     table = alternate(rows, repetitions)
 
     # Other work on the machine disturbs CPU seconds least; a GPU is timed by the clock.
@@ -62,6 +67,7 @@ def run(
         f"{case}: loop / ours": (f"{case} ours", f"{case} loop", goals.get(case))
         for case in CPU_TARGETS
     }
+    pairs["center both: other / ours"] = ("center both ours", "center both other", None)
     ratios, targets = compare(table, pairs, "seconds" if on_gpu else "cpu_seconds")
     targets["MiB kept per image"] = target(kept / 2**20, KEPT_MIB, at_least=False)
     work_shown = {
@@ -78,6 +84,11 @@ def run(
 
 def ours(features: Tensor, mask: Tensor) -> list[Tensor]:
     return contextual_attention(features, mask, PATCHES, order="paper", temperature=LAMBDA)
+
+
+def other(on_gpu: bool, features: Tensor, mask: Tensor) -> list[Tensor]:
+    with mock.patch.object(batched_attention, "fits", lambda *_: not on_gpu):
+        return ours(features, mask)
 
 
 def loop(features: Tensor, mask: Tensor) -> list[Tensor]:

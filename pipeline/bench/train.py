@@ -38,8 +38,9 @@ from pipeline.training.engine import Engine
 from pipeline.training.loop import open_stream, step
 from pipeline.training.method import Method
 from pipeline.training.methods.msanet import MSANet
-from pipeline.training.progress import Meter
+from pipeline.training.progress import Meter, TrainState
 from pipeline.training.run_log import StepLog
+from pipeline.training.stepping import Skips, Upload, lowers_scale
 from pipeline.training.watchdog import Watchdog
 from shards.manifest import open_manifest
 
@@ -155,6 +156,7 @@ def _row(
     run.local.mkdir(exist_ok=True)
     log = StepLog(run, engine, 20 if engine.device.type == "cuda" else 1)
     meter = Meter(0, 1 << 40, False, engine.world_size)
+    skips, upload = Skips(TrainState(), late=int(engine.on_device)), Upload(engine.device)
     # The watchdog's thread wakes every five seconds; rows take turns, so it disturbs all alike.
     watch = Watchdog(engine.rank, 1, 300)
     stream = None
@@ -171,14 +173,17 @@ def _row(
             waits.append(waited)
             pixels, masks = batch.images, batch.masks
         watch.mark(seen, "computing")
+        image, mask = upload(pixels, masks)
         if name == "apart":
             with engine.micro_batch(networks.players, last=False):
-                losses = step(networks, engine, pixels, masks, config)
+                losses = step(networks, engine, image, mask, config)
         else:
-            losses = step(networks, engine, pixels, masks, config)
-        engine.step(networks.players, 0.0)
+            losses = step(networks, engine, image, mask, config)
+        stepped = engine.step(networks.players, 0.0)
+        skips.add(stepped, lowers_scale(networks.players, engine.device))
         watch.mark(seen, "voting")
-        engine.any(False)
+        engine.vote(False)
+        skips.read(now=log.due)
         logged = log.add(losses, seen, turn.lr, 0, flush=False)
         meter.step(config.batch, time.perf_counter() - began, waited, logged)
 

@@ -50,6 +50,7 @@ def train(config: schema.TrainConfig) -> None:
         raise ConfigError(f"objective.betas={objective.betas}: expected two numbers, b1 and b2")
     count("processes", config.processes)
     count("threads", config.threads)
+    count("data.lanes", config.data.lanes)
     strategy = config.parallel.strategy
     sharded = strategy.startswith("zero")
     if objective.penalized() and (sharded or config.parallel.compile):

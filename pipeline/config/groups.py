@@ -158,6 +158,9 @@ class DataConfig(EvaluationData, CroppedData):
     train: str = key("train", "split that training reads")
     validate: str = key("val", "split for validation during training; never test")
     flip: bool = key(True, "mirror half of the crops")
+    lanes: str = key(
+        "auto", "lanes of the order; auto: 192, or what the first start's ranks divide"
+    )
 
 
 @dataclass
@@ -198,6 +201,7 @@ class ParallelConfig:
     sync_batchnorm: bool = key(True, "compute batch statistics over all processes")
     channels_last: bool = key(True, "keep the generator in channels-last memory format")
     compile: bool = key(False, "torch.compile the networks in place")
+    deterministic: bool = key(True, "GPU: repeatable bits, no TF32; false: fastest algorithms")
     hang_timeout: int = key(
         300,
         "seconds without progress before a rank counts as hung; 10 times that for first steps",

@@ -101,6 +101,7 @@ class TrainConfig:
     lr_scale: float = key(1.0, "factor of every learning rate of objective.phases", least=0.0)
     clip: float | None = key(None, "max gradient norm; null: no clipping", least=1e-09)
     ema: float = key(0.0, "decay of averaged weights per step; 0: none", least=0.0, below=1.0)
+    profile: int = key(0, "steps to trace, into the run's folder profile/ and MLflow", least=0)
     max_skipped: int = key(10, "consecutive non-finite steps before the run stops", least=1)
     model: groups.ModelConfig = field(default_factory=groups.ModelConfig)
     data: groups.DataConfig = field(default_factory=groups.DataConfig)

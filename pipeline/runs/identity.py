@@ -27,6 +27,7 @@ MAY_CHANGE = (
     "run",
     "root",
     "smoke",
+    "profile",
     "weights",
     "max_images",
     "processes",
@@ -38,9 +39,9 @@ MAY_CHANGE = (
     "tracking.",
     "methods.",
 )
-UNLISTED = ("run", "root", "smoke")  # may change, but not worth suggesting to a user
+UNLISTED = ("run", "root", "smoke", "profile")  # may change, but not worth suggesting to a user
 # Not part of the hash that names a run, but its bits depend on them: fixed once it has started.
-FIXED_AT_START = ("threads", "loader_threads", "log.")
+FIXED_AT_START = ("threads", "loader_threads", "log.", "data.lanes")
 # Shown in MLflow, whether or not they differ from the recipe. What may change on resume is listed
 # here or not shown at all: a value that appears later would seem to hold from the start.
 SHOWN = (
@@ -50,7 +51,7 @@ SHOWN = (
 # Keys of later versions, at the value that computes what versions without them did.
 LATER: dict[str, Any] = {
     "lr_scale": 1.0, "objective.span": 1.0, "model.reduce": True, "model.renormalize": "all",
-    "masks.sides": [], "model.stem_bias": False,
+    "masks.sides": [], "model.stem_bias": False, "parallel.deterministic": True,
     "rates": {}, "every": {}, "frozen": [], "without": [], "warmup": 0, "decay": "constant",
 }  # fmt: skip
 # Keys of the network that no weight depends on: `init=` can start a run with another value.
@@ -217,6 +218,9 @@ def resolve_auto(config: TrainConfig, run: RunFolder) -> TrainConfig:
     if saved is None or not run.images_saved:
         return config
     known = {n: saved[n] for n in AUTO if getattr(config, n) == "auto" and n in saved}
+    if config.data.lanes == "auto":
+        lanes = OmegaConf.select(saved, "data.lanes", default="192")  # of runs before the key
+        known["data"] = replace(config.data, lanes=lanes)
     return replace(config, **known)
 
 

@@ -24,6 +24,7 @@ from pipeline.common.console import say
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.topology import choose_precision, interface, thread_count, uses_gpu
+from pipeline.training import stepping
 from pipeline.training.network import STAGES, Sharded, TrainableNetwork
 from pipeline.training.sync_batchnorm import synchronize
 from pipeline.training.watchdog import FIRST_TIME_FACTOR
@@ -55,6 +56,20 @@ def _prepare_rendezvous(place: MutableMapping[str, str]) -> None:
         )
 
 
+@contextmanager
+def _lost() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError(f"lost connection to another rank: {error}") from None
+
+
+def _counted(vote: Tensor, work: Any) -> bool:
+    with _lost():
+        work.wait()
+    return bool(vote)
+
+
 class Engine:
     """One process of the run: its rank, device, precision, and exchanges with other ranks."""
 
@@ -67,6 +82,8 @@ class Engine:
 
         world = int(os.environ.get("WORLD_SIZE", "1"))
         on_gpu = uses_gpu(config)
+        if on_gpu:
+            stepping.choose_algorithms(config.parallel.deterministic)
         self.precision = choose_precision(config.precision, on_gpu)
         threads = thread_count(config.threads, world)
         os.environ["OMP_NUM_THREADS"] = str(threads)  # Accelerate fails if it is empty, warns at 0
@@ -91,6 +108,7 @@ class Engine:
         self.rank = self.accelerator.process_index
         self.world_size = self.accelerator.num_processes
         self.device = self.accelerator.device
+        self.on_device = self.device.type != "cpu"  # it works through a queue behind the host
         self.config = config.parallel
         if self.world_size != world:
             raise ConfigError(
@@ -100,6 +118,7 @@ class Engine:
         self.stage = STAGES.get(self.config.strategy, 0)
         self.clip = config.clip
         self.norms: dict[str, Tensor] = {}  # of the last step's gradients, before clipping
+        self._vote: tuple[Tensor, Any] | None = None
         if self.stage and not dist.is_initialized():  # one process
             os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -172,52 +191,30 @@ class Engine:
         else:
             (loss if player.scaler is None else player.scaler.scale(loss)).backward()
 
-    def step(self, players: Sequence[TrainableNetwork], decay: float) -> bool:
-        """Step every optimizer, or none if a gradient is not finite; True if they stepped.
+    def step(self, players: Sequence[TrainableNetwork], decay: float) -> Tensor:
+        """Step all optimizers, or none if a gradient is not finite; whether they did, scalar bool.
 
         With DDP every rank has the same gradient norm after the all-reduce, so ranks agree; with
         ZeRO each rank has a part of the gradient, and they vote.
         """
         if self.stage:
             return self._step_sharded(players, decay)
-        norms = []
-        for player in players:
-            if player.scaler is not None:
-                player.scaler.unscale_(player.optimizer)
-            grads = [p.grad for p in player.module.parameters() if p.grad is not None]
-            norms.append(nn.utils.get_total_norm(grads))
+        stepped, norms = stepping.step(players, decay, self.clip, self.on_device)
         self._keep_norms(players, norms)
-        finite = bool(torch.isfinite(torch.stack(norms)).all())
-        for player, norm in zip(players, norms, strict=True):
-            if finite:
-                if self.clip is not None:
-                    parameters = list(player.module.parameters())
-                    nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
-                player.optimizer.step()
-                player.average(decay)
-            else:
-                player.restore_buffers()
-            if player.scaler is not None:
-                player.scaler.update()
-            player.optimizer.zero_grad(set_to_none=True)
-        return finite
+        return stepped
 
     def _keep_norms(self, players: Sequence[TrainableNetwork], norms: Sequence[Tensor]) -> None:
         names = (p.name[0] + p.name.removeprefix(p.file[0]) for p in players)  # g, g.edges, …
         self.norms = {f"{name}/grad_norm": norm for name, norm in zip(names, norms)}
 
-    def lowers_scale(self, players: Sequence[TrainableNetwork]) -> bool:
-        """Return whether a skipped step only lowers fp16's loss scale: each is still above 1."""
-        return all(t.scaler is not None and t.scaler.get_scale() >= 1 for t in players)
-
-    def _step_sharded(self, players: Sequence[TrainableNetwork], decay: float) -> bool:
+    def _step_sharded(self, players: Sequence[TrainableNetwork], decay: float) -> Tensor:
         shares = [t.sharded for t in players if t.sharded is not None]
         finite = not self.any(not torch.isfinite(torch.stack([s.norm() for s in shares])).all())
         for player, share in zip(players, shares, strict=True):
             share.step(finite)
             player.average(decay) if finite else player.restore_buffers()
         self._keep_norms(players, [share.total_norm() for share in shares])
-        return finite
+        return torch.tensor(finite, device=self.device)
 
     def means(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Average scalars over ranks, in one all-reduce."""
@@ -228,15 +225,23 @@ class Engine:
         return dict(zip(values, stacked.tolist(), strict=True))
 
     def any(self, flag: bool) -> bool:
-        """Return on every rank whether `flag` is true on any: the vote at each step's end."""
+        """Return on every rank whether `flag` is true on any."""
+        return flag if self.world_size == 1 else _counted(*self._cast(flag))
+
+    def vote(self, flag: bool) -> bool:
+        """Return on every rank whether any had its `flag` set at the last call; alone, at this.
+
+        A step late, so that no rank waits for the others at a step's end.
+        """
         if self.world_size == 1:
             return flag
-        vote = torch.tensor(float(flag))
-        try:
-            dist.all_reduce(vote, dist.ReduceOp.MAX, group=self.control_group)
-        except RuntimeError as error:
-            raise ConnectionError(f"lost connection to another rank: {error}") from None
-        return bool(vote)
+        before, self._vote = self._vote, self._cast(flag)
+        return before is not None and _counted(*before)
+
+    def _cast(self, flag: bool) -> tuple[Tensor, Any]:
+        vote, most = torch.tensor(float(flag)), dist.ReduceOp.MAX
+        with _lost():
+            return vote, dist.all_reduce(vote, most, self.control_group, async_op=True)
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's (small, picklable) value in rank order, on every rank."""

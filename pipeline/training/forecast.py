@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pipeline.common.environment import count
 from pipeline.config.schema import TrainConfig
 from pipeline.training import flops
 from shards.manifest import open_manifest
-from shards.order import LANES, amplification
+from shards.order import amplification, lanes_for
 from shards.stream import order_of
 
 FRACTION = 0.3  # of the peak; an assumption, which `smoke=true` replaces by a measurement
@@ -29,9 +30,11 @@ def forecast(config: TrainConfig, world_size: int, left: int) -> list[str]:
         f"hours on {world_size} device{'s' * (world_size > 1)} at an assumed {FRACTION:.0%} of "
         f"the bf16 peak (smoke=true measures yours): {_hours(each * left / world_size)}"
     )
-    times = amplification(LANES, world_size)
+    lanes = count("data.lanes", config.data.lanes) or lanes_for(world_size)
+    times = amplification(lanes, world_size)
     size = times * sum(shard.bytes for shard in split.shards) / 1e9
-    blocks = times * int(order_of(manifest, config.data.train, config.seed).blocks.sum())
+    order = order_of(manifest, config.data.train, config.seed, lanes)
+    blocks = times * int(order.blocks.sum())
     lines.append(f"each epoch reads {size:,.2f} GB; from a bucket in {blocks:,} GETs")
     return lines
 

@@ -27,7 +27,7 @@ from pipeline.launch.output import PODS
 from pipeline.launch.topology import check_precision, place, process_count
 from pipeline.launch.workers import Ended, run_workers
 from pipeline.runs.folder import RunFolder, held
-from pipeline.runs.identity import folder_of
+from pipeline.runs.identity import folder_of, resolve_auto
 from pipeline.runs.run_json import read_run_json, update_run_json
 from pipeline.training.preflight import preflight
 from shards import store
@@ -124,6 +124,6 @@ def dry_run(config: TrainConfig) -> str:
     lines = [
         f"would {start} {config.max_images} images in {store.display(run.url)}, "
         f"{world_size} process{'es' if world_size > 1 else ''}",
-        *forecast(config, world_size, config.max_images - seen),
+        *forecast(resolve_auto(config, run), world_size, config.max_images - seen),
     ]
     return "\n".join(lines)

@@ -10,13 +10,14 @@ import os
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeline.common.environment import count
 from pipeline.common.signals import stop_requests
 from pipeline.config.phases import turn_at
 from pipeline.config.schema import TrainConfig
@@ -31,6 +32,7 @@ from pipeline.training.checkpointing import save
 from pipeline.training.engine import Engine
 from pipeline.training.guards import check_consistency, out_of_memory
 from pipeline.training.method import Batch, Method
+from pipeline.training.profiling import profiled
 from pipeline.training.progress import Meter, format_metrics
 from pipeline.training.resume import resume
 from pipeline.training.run_log import (
@@ -41,11 +43,12 @@ from pipeline.training.run_log import (
     save_sheet,
     tag_checkpoint,
 )
+from pipeline.training.stepping import Skips, Upload, lowers_scale
 from pipeline.training.watchdog import Watchdog, straggler
 from shards.decode import Crop
 from shards.manifest import Manifest, open_manifest
 from shards.masks import MaskPolicy
-from shards.order import rank_positions
+from shards.order import lanes_for, rank_positions
 from shards.stream import Stream, check_guards
 
 
@@ -54,6 +57,8 @@ def train(config: TrainConfig) -> None:
     run = folder_of(config)
     config = resolve_auto(config, run)
     engine = Engine(config)
+    lanes = str(_lanes(config, engine.world_size))  # the run keeps them, on any number of ranks
+    config = replace(config, data=replace(config.data, lanes=lanes))
     try:
         watching = Watchdog(engine.rank, engine.world_size, config.parallel.hang_timeout)
         with watching as watch, ExitStack() as stack:
@@ -105,12 +110,15 @@ def _train(
     ranks = engine.is_main, engine.world_size
     meter = Meter(state.images_seen, config.max_images, *ranks, image_seconds)
     stack.callback(meter.close)
+    steps_shown = config.profile if engine.is_main else 0
+    end_of_step = stack.enter_context(profiled(run, tracker, steps_shown, engine.on_device))
     log = StepLog(run, engine, config.log.every or (20 if engine.device.type == "cuda" else 1))
     log.cut(state.images_seen)
     meter.say(headline(config, run, engine, state.images_seen, networks))
 
     phases, players = config.objective.phases, config.objective.players
-    stopping, save_due, skipped_in_a_row = False, False, 0
+    skips, upload = Skips(state, late=int(engine.on_device)), Upload(engine.device)
+    stopping, save_due = False, False
     while state.images_seen < config.max_images and not stopping:
         # Fetch a batch. The watchdog reports the rank and activity of a process that hangs.
         began = time.perf_counter()
@@ -118,32 +126,32 @@ def _train(
         watch.mark(number, "waiting for data")
         batch = next(stream)
         waited = time.perf_counter() - began
+        images, masks = upload(batch.images, batch.masks)
 
         # Gradients and one optimizer step of all networks that learn; if any gradient is not
-        # finite, no network takes it. With fp16 that is normal while the scale falls: not counted.
+        # finite, no network takes it.
         watch.mark(number, "computing")
         turn = turn_at(
             phases, state.images_seen, config.batch, players, config.max_images, config.lr_scale
         )
         networks.begin(turn)
-        losses = step(networks, engine, batch.images, batch.masks, config, state.images_seen)
+        losses = step(networks, engine, images, masks, config, state.images_seen)
         stepped = engine.step(networks.learning, config.ema)
-        state.skipped += not stepped
-        if stepped:
-            skipped_in_a_row = 0
-            state.metrics = {}  # they belong to the weights before this step
-        elif not engine.lowers_scale(networks.learning):
-            skipped_in_a_row += 1
+        skips.add(stepped, lowers_scale(networks.learning, engine.device))
 
         # Decide what is due. A periodic checkpoint and a requested stop wait for a step that is not
         # skipped, because the weights may have diverged; the final checkpoint is saved in any case.
+        # A GPU is waited for only if something is due; else it runs a step behind this loop.
         watch.mark(number, "voting")
         before, state.images_seen = state.images_seen, batch.position
-        stopping = engine.any(bool(stop)) and stepped
+        asked = engine.vote(bool(stop))
         done = state.images_seen >= config.max_images
         due = partial(_crossed, before, state.images_seen)
         save_due = save_due or due(config.checkpoint.every_images)
-        saving = done or stopping or (save_due and stepped)
+        validating = done or due(config.validate.interval(config.max_images))
+        last_taken = skips.read(now=asked or save_due or validating or log.due)
+        stopping = asked and last_taken
+        saving = done or stopping or (save_due and last_taken)
 
         # Log. Every line before a checkpoint must be in steps.jsonl, hence `flush`.
         logged = log.add(losses, state.images_seen, turn.lr, state.skipped, flush=saving)
@@ -152,15 +160,15 @@ def _train(
             norms = {name: norm.item() for name, norm in engine.norms.items()}
             values = {**logged, "g/lr": turn.lr, **norms, **meter.values()}
             tracker.metrics(values, state.images_seen)
-        if skipped_in_a_row >= config.max_skipped:
+        if skips.in_a_row >= config.max_skipped:
             raise FloatingPointError(
-                f"non-finite gradients in {skipped_in_a_row} consecutive steps, the last at "
+                f"non-finite gradients in {skips.in_a_row} consecutive steps, the last at "
                 f"{state.images_seen} images: lower the learning rate (lr_scale=) or set "
                 f"clip=; max_skipped= allows more; the last checkpoint is from before these steps"
             )
 
         # Validate, before saving: the checkpoint stores the metrics by which the best is selected.
-        if not stopping and (done or due(config.validate.interval(config.max_images))):
+        if validating and not stopping:
             began = time.perf_counter()
             watch.mark(number, "validating")
             engine.average_buffers(networks.players)
@@ -194,6 +202,7 @@ def _train(
             if line:
                 meter.say(line)
             tracker.publish()
+        end_of_step()
 
     # Finish the last checkpoint and record the result; writing may take any time.
     watch.rest()
@@ -272,7 +281,12 @@ def open_stream(config: TrainConfig, engine: Engine, manifest: Manifest, positio
         masks=MaskPolicy(**asdict(config.masks)),
         threads=config.loader_threads,
         position=position,
+        lanes=_lanes(config, engine.world_size),
     )
+
+
+def _lanes(config: TrainConfig, world_size: int) -> int:
+    return count("data.lanes", config.data.lanes) or lanes_for(world_size)
 
 
 def _crossed(before: int, after: int, every: int) -> bool:

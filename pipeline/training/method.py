@@ -49,7 +49,8 @@ class Batch(NamedTuple):
             np.random.Generator(np.random.Philox(key=[self.seed, stream], counter=p)).random()
             for p in self.positions
         ]
-        return torch.tensor(drawn, dtype=torch.float32, device=self.image.device).view(-1, 1, 1, 1)
+        noise = torch.tensor(drawn, dtype=torch.float32).view(-1, 1, 1, 1)
+        return noise.to(self.image.device, non_blocking=True)
 
 
 class Loss:

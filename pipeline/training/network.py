@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,29 +105,51 @@ class TrainableNetwork:
 
     def snapshot_buffers(self) -> None:
         """Copy the buffers that forward passes change: running statistics of norms."""
-        buffers = list(self.module.buffers())
-        if not self._kept:
-            self._kept = [buffer.clone() for buffer in buffers]
-        elif buffers:
-            torch._foreach_copy_(self._kept, buffers)
+        self._kept = [_flat(group) for group in self._buffers()]
 
     @torch.no_grad()
-    def restore_buffers(self) -> None:
-        """Restore buffers to the snapshot: a non-finite running statistic would never recover."""
-        for buffer, kept in zip(self.module.buffers(), self._kept):
-            buffer.copy_(kept)
+    def restore_buffers(self, where: Tensor | None = None) -> None:
+        """Restore buffers to the snapshot: a non-finite running statistic would never recover.
+
+        where: scalar bool on the device; they keep their values where it is false.
+        """
+        for buffers, kept in zip(self._buffers(), self._kept):
+            if where is not None:
+                kept = torch.where(where, kept, _flat(buffers))
+            parts = kept.split([buffer.numel() for buffer in buffers])
+            torch._foreach_copy_(buffers, [p.view(b.shape) for p, b in zip(parts, buffers)])
+
+    def _buffers(self) -> list[list[Tensor]]:
+        """The buffers by their dtype."""
+        groups: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in self.module.buffers():
+            groups.setdefault(buffer.dtype, []).append(buffer)
+        return list(groups.values())
 
     @torch.no_grad()
-    def average(self, decay: float) -> None:
-        """Move the average, if there is one, toward the weights; copy buffers."""
+    def average(self, decay: float, where: Tensor | None = None) -> None:
+        """Move the average, if there is one, toward the weights; copy buffers.
+
+        where: scalar bool on the device; the average stays where it is false.
+        """
         if self.ema is None:
             return
         weights, own = self.weights(), dict(self.ema.named_parameters())
+        averages: list[Tensor] = list(own.values())
         ours = [weights[name] for name in own]
-        torch._foreach_lerp_(list(own.values()), ours, 1 - decay)
-        for name, buffer in self.ema.named_buffers():
-            if name in weights:
-                buffer.copy_(weights[name])
+        if where is None:
+            torch._foreach_lerp_(averages, ours, 1 - decay)
+        else:  # no foreach form of lerp takes its weight from the device
+            moves = torch._foreach_sub(ours, averages)
+            torch._foreach_mul_(moves, where * (1 - decay))
+            torch._foreach_add_(averages, list(moves))
+        buffers = {n: buffer for n, buffer in self.ema.named_buffers() if n in weights}
+        if buffers:
+            torch._foreach_copy_(list(buffers.values()), [weights[name] for name in buffers])
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 class Sharded:

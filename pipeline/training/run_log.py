@@ -198,6 +198,11 @@ class StepLog:
         if kept or self.path.exists():
             store.write(str(self.path), "".join(kept).encode())
 
+    @property
+    def due(self) -> bool:
+        """Whether the next step ends a line."""
+        return self._count + 1 >= self.every
+
     def add(
         self, losses: dict[str, Tensor], images_seen: int, lr: float, skipped: int, flush: bool
     ) -> dict[str, float]:
@@ -210,7 +215,7 @@ class StepLog:
             self._sums[name] = [known + value, steps + 1]
         self._count += 1
         if self._count < self.every and not flush:
-            return {}
+            return {}  # nothing is fetched from a GPU
         values = self.engine.means({k: v / n for k, (v, n) in self._sums.items()})
         self._sums, self._count = {}, 0
         if self.engine.is_main:

@@ -27,7 +27,7 @@ class _SyncNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Any:
         count = x.numel() // x.shape[1]
         var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
-        local = torch.cat((mean, var * count, mean.new_tensor([float(count)])))
+        local = torch.cat((mean, var * count, mean.new_full((1,), count)))
         ranks = [local]
         if _world_size() > 1:
             ranks = [torch.empty_like(local) for _ in range(_world_size())]

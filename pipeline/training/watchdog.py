@@ -11,12 +11,15 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -24,6 +27,7 @@ import torch.distributed as dist
 from pipeline.common.console import say
 from pipeline.launch.output import record_error
 
+STACK = 8  # calls of a hanging rank's stack that are shown
 SILENT_LOOKS = 3  # checks in a row without a heartbeat that make a rank silent
 FIRST_TIME_FACTOR = 10  # times `limit` for an activity's first time: kernels are compiled
 
@@ -139,7 +143,7 @@ class Watchdog:
 
     def _silent(self) -> str:
         where = _described(self._first) if self._first else f"on {os.environ['MASTER_ADDR']}"
-        return f"rank 0 {where} is silent"
+        return f"rank 0 {where} is silent{_where(self._first)}"
 
     def _ask(self, question: Callable[[Any], Any], seconds: float | None = None) -> Any:
         """Query the store; TimeoutError without an answer, which leaves the thread behind.
@@ -158,7 +162,8 @@ class Watchdog:
         return answer.result(seconds or self._patience)
 
     def _record(self) -> dict[str, Any]:
-        return {"place": self._place, "beat": time.monotonic(), "host": socket.gethostname()}
+        here = {"place": self._place, "beat": time.monotonic(), "host": socket.gethostname()}
+        return {**here, "stack": _stack()}
 
     def _publish(self, store: Any) -> dict[str, Any] | None:
         """Publish this rank's record; return rank 0's, None before its first."""
@@ -187,7 +192,9 @@ def culprits(
     pairs = enumerate(zip(before, after))
     silent = [r for r, (a, b) in pairs if not a or not b or a["beat"] == b["beat"]]
     if silent:
-        return "; ".join(f"rank {r} {_described(after[r] or before[r])} is silent" for r in silent)
+        last = {r: after[r] or before[r] for r in silent}
+        line = "; ".join(f"rank {r} {_described(record)} is silent" for r, record in last.items())
+        return line + _where(last[silent[0]])
     places = [record["place"] for record in after if record]
     least = min(place[0] for place in places)
     behind = [r for r, place in enumerate(places) if place[0] == least]
@@ -195,7 +202,7 @@ def culprits(
         return f"all ranks are at step {places[0][1]}, {places[0][2]}"
     line = "; ".join(f"rank {r} {_described(after[r])} is behind" for r in behind)
     ahead = max(places, key=lambda place: int(place[0]))
-    return f"{line}; the furthest is at step {ahead[1]}, {ahead[2]}"
+    return f"{line}; the furthest is at step {ahead[1]}, {ahead[2]}{_where(after[behind[0]])}"
 
 
 def straggler(paces: Sequence[dict[str, Any]]) -> tuple[float, str | None]:
@@ -222,6 +229,17 @@ def _described(record: dict[str, Any] | None) -> str:
     if record is None:
         return "on an unknown host (no heartbeat yet)"
     return f"on {record['host']} (last step {record['place'][1]}, {record['place'][2]})"
+
+
+def _where(record: dict[str, Any] | None) -> str:
+    return f"; it was last in {record['stack']}" if record and record.get("stack") else ""
+
+
+def _stack() -> str:
+    """Return where the main thread is, innermost first, in one line."""
+    frame = sys._current_frames()[threading.main_thread().ident or 0]
+    calls = traceback.extract_stack(frame)[-STACK:]
+    return " < ".join(f"{Path(c.filename).name}:{c.lineno} {c.name}" for c in reversed(calls))
 
 
 def _exit(line: str) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from shards.order import Order, amplification, mix, rank_positions, shuffled
+from shards.order import Order, amplification, lanes_for, mix, rank_positions, shuffled
 
 # the first five outputs of splitmix64 for seed 1234567, as printed with its reference C code
 SPLITMIX = (
@@ -84,6 +84,23 @@ def test_amplification_is_how_many_ranks_touch_a_lane(lanes, world, times):
         (place % lanes, rank) for rank in range(world) for place in range(rank, 20 * lanes, world)
     }
     assert len(touching) / lanes == times == amplification(lanes, world)
+
+
+@pytest.mark.parametrize("world", [1, 5, 8, 24, 128, 512])
+def test_with_the_lanes_of_a_plan_each_block_is_read_by_one_rank(world):
+    def readers(lanes):
+        epoch, found = order(20_000, lanes=lanes).epoch(0), {}
+        for place in range(len(epoch.order)):
+            window, _ = epoch.window(place)
+            found.setdefault(window.start, set()).add(place % world)
+        return max(map(len, found.values()))
+
+    lanes = lanes_for(world)
+    assert readers(lanes) == 1 and 192 <= lanes < 192 + world
+    if 192 % world:
+        assert readers(192) > 1
+    else:
+        assert lanes == 192  # as runs had before there was a choice
 
 
 def test_a_rank_of_a_fitting_world_reads_each_window_alone():

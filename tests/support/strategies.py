@@ -230,7 +230,7 @@ def run(out, case, plan):
             turn_at(config.objective.phases, number * BATCH, BATCH, config.objective.players)
         )
         losses = step(networks, engine, images[mine], masks[mine], config, number * BATCH)
-        stepped = engine.step(networks.learning, config.ema)
+        stepped = bool(engine.step(networks.learning, config.ema))
         sent = wire() if "wire" in plan else []
         norms = {name: norm.item() for name, norm in engine.norms.items()}
         seen = {"stepped": stepped, "norms": norms, "wire": sent}

@@ -12,6 +12,7 @@ def test_its_answer_has_every_row_ratio_and_target() -> None:
     rows = {row["name"]: row for row in answer["rows"]}
     cases = ("center forward", "center both", "irregular both")
     expected = {f"{case} {name}" for case in cases for name in ("loop", "ours")}
+    expected |= {"center both other", "irregular both other"}
     assert rows.keys() == expected
     assert all(len(row["seconds"]) == 5 for row in rows.values())
     assert all(row["peak_bytes"] > 0 for row in rows.values())

@@ -190,6 +190,22 @@ def test_auto_keeps_its_value_of_the_first_start(tmp_path):
         check_same(replace(config, threads="2"), run)
 
 
+def test_a_run_keeps_the_lanes_of_its_first_start_and_those_before_the_key_192(tmp_path):
+    config = configured(f"run={tmp_path}")
+    saved = tmp_path / "checkpoints" / "000000000016"
+    saved.mkdir(parents=True)
+    (saved / "state.json").write_text("{}")
+    write_config(replace(config, data=replace(config.data, lanes="512")), folder_of(config))
+    assert resolve_auto(config, folder_of(config)).data.lanes == "512"
+    with pytest.raises(ConfigError, match="data.lanes=192: it was started with data.lanes=512"):
+        check_same(configured(f"run={tmp_path}", "data.lanes=192"), folder_of(config))
+    text = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("  lanes: '512'\n", ""))
+    assert "  lanes: " in text and "  lanes: " not in (tmp_path / "config.yaml").read_text()
+    assert resolve_auto(config, folder_of(config)).data.lanes == "192"
+    assert folder_of(configured("data.lanes=512")).url == folder_of(configured()).url
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("chapter one")
     with pytest.raises(ConfigError, match="is not a run but holds thesis.tex"):

@@ -13,6 +13,7 @@ from pipeline.runs import checkpoints
 from pipeline.runs.folder import folder_at
 from pipeline.training import checkpointing, resume
 from pipeline.training.loop import step
+from pipeline.training.stepping import lowers_scale
 from tests.support.strategies import engine_of, networks_of
 
 SIDE = 96
@@ -71,7 +72,7 @@ def test_a_scale_may_fall_to_one_before_an_overflow_counts_as_divergence(monkeyp
     with half(monkeypatch) as (_, engine, networks):
         bias = networks.players[1].module.head.bias
         skipped = 0
-        while engine.lowers_scale(networks.players):
+        while lowers_scale(networks.players, engine.device):
             for player in networks.players:
                 player.scaler.scale(torch.ones(1))
                 for parameter in player.module.parameters():
@@ -81,7 +82,7 @@ def test_a_scale_may_fall_to_one_before_an_overflow_counts_as_divergence(monkeyp
             skipped += 1
     assert 2.0**16 * 0.5**skipped == 0.5
     with half(monkeypatch, scaled=False) as (_, engine, networks):
-        assert not engine.lowers_scale(networks.players)
+        assert not lowers_scale(networks.players, engine.device)
 
 
 def test_a_non_finite_forward_pass_leaves_running_statistics_unchanged(monkeypatch):
