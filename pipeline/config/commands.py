@@ -67,7 +67,7 @@ COMMANDS: dict[str, Command] = {
     "import": Command(
         "pipeline.training.imports",
         schema.ImportConfig,
-        "read a network that others published into a run: EdgeConnect, GMCNN, MMagic's PConv",
+        "read a network that others published into a run: EdgeConnect, GMCNN, LaMa, MMagic's PConv",
         positional="method",
     ),
     "shard": Command(
