@@ -13,6 +13,7 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from pipeline.runs.folder import RunFolder
+from shards import store
 
 BEFORE = 3  # steps that are not recorded: kernels are chosen in the first ones
 ROWS = 10
@@ -32,7 +33,7 @@ def profiled(
         folder.mkdir(parents=True, exist_ok=True)
         order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
         table = profiler.key_averages().table(sort_by=order, row_limit=ROWS)
-        (folder / "operations.txt").write_text(table)
+        store.write(str(folder / "operations.txt"), table.encode())
         profiler.export_chrome_trace(str(folder / "trace.json.gz"))
         for name in ("operations.txt", "trace.json.gz"):
             tracker.artifact(f"profile/{name}", (folder / name).read_bytes())
