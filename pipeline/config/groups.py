@@ -245,6 +245,7 @@ class MaskConfig(HoleConfig):
 @dataclass
 class CheckpointConfig:
     every_images: int = key(20_000, "images between checkpoints", least=0)
+    every_seconds: int = key(120, "seconds between checkpoints, too; 0: only by images", least=0)
     keep: int = key(3, "number of newest checkpoints kept, in addition to the best", least=1)
 
 

@@ -55,14 +55,20 @@ def _prepare_rendezvous(place: MutableMapping[str, str]) -> None:
         )
 
 
+def load_accelerate() -> None:
+    """Import Accelerate without the variables of `FOREIGN`, some of which it reads then."""
+    for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+        del os.environ[name]
+    import accelerate.utils  # noqa: F401
+
+
 class Engine:
     """One process of the run: its rank, device, precision, and exchanges with other ranks."""
 
     def __init__(self, config: TrainConfig) -> None:
         faulthandler.cancel_dump_traceback_later()  # set by an earlier engine of this process
-        for name in [name for name in os.environ if name.startswith(FOREIGN)]:
-            del os.environ[name]
-        from accelerate import Accelerator  # it reads some of them when it is imported
+        load_accelerate()
+        from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
         world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -228,15 +234,19 @@ class Engine:
         return dict(zip(values, stacked.tolist(), strict=True))
 
     def any(self, flag: bool) -> bool:
-        """Return on every rank whether `flag` is true on any: the vote at each step's end."""
+        """Return on every rank whether `flag` is true on any."""
+        return self.most(float(flag)) > 0
+
+    def most(self, value: float) -> float:
+        """Return on every rank the largest value of any: the vote at each step's end."""
         if self.world_size == 1:
-            return flag
-        vote = torch.tensor(float(flag))
+            return value
+        vote = torch.tensor(value)
         try:
             dist.all_reduce(vote, dist.ReduceOp.MAX, group=self.control_group)
         except RuntimeError as error:
             raise ConnectionError(f"lost connection to another rank: {error}") from None
-        return bool(vote)
+        return vote.item()
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's (small, picklable) value in rank order, on every rank."""

@@ -23,12 +23,14 @@ from pipeline.config.schema import TrainConfig
 from pipeline.evaluation.pair_images import contact_sheet
 from pipeline.evaluation.pairs import validation_pairs
 from pipeline.evaluation.scoring import validate
+from pipeline.launch.restarts import FAILED
 from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import folder_of, resolve_auto
+from pipeline.tracking.client import load_mlflow
 from pipeline.tracking.provenance import other_node_metrics
 from pipeline.training import checkpointing, flops, method
 from pipeline.training.checkpointing import save
-from pipeline.training.engine import Engine
+from pipeline.training.engine import Engine, load_accelerate
 from pipeline.training.guards import check_consistency, out_of_memory
 from pipeline.training.method import Batch, Method
 from pipeline.training.progress import Meter, format_metrics
@@ -38,6 +40,7 @@ from pipeline.training.run_log import (
     finish,
     headline,
     open_tracker,
+    record_restart,
     save_sheet,
     tag_checkpoint,
 )
@@ -47,6 +50,15 @@ from shards.manifest import Manifest, open_manifest
 from shards.masks import MaskPolicy
 from shards.order import rank_positions
 from shards.stream import Stream, check_guards
+
+STOP = 2.0  # a vote to save and stop; 1 is one to save
+
+
+def preload(config: TrainConfig) -> None:
+    """Import what is otherwise imported when it is first needed."""
+    load_accelerate()
+    if config.tracking.enabled and os.environ["RANK"] == "0":
+        load_mlflow()
 
 
 def train(config: TrainConfig) -> None:
@@ -106,9 +118,16 @@ def _train(
     meter = Meter(state.images_seen, config.max_images, *ranks, image_seconds)
     stack.callback(meter.close)
     log = StepLog(run, engine, config.log.every or (20 if engine.device.type == "cuda" else 1))
-    log.cut(state.images_seen)
+    repeated = log.cut(state.images_seen)
     meter.say(headline(config, run, engine, state.images_seen, networks))
 
+    # Checkpoints by the clock, which rank 0 votes for where a line of the log ends, so that neither
+    # losses nor lines depend on it. Saving averages statistics that ranks have of their own, and
+    # rounds them: where they do, there are none.
+    seconds, saved_at = config.checkpoint.every_seconds, time.monotonic()
+    by_clock = engine.is_main and seconds > 0
+    by_clock = by_clock and (engine.world_size == 1 or config.parallel.sync_batchnorm)
+    restarted = engine.is_main and FAILED in os.environ
     phases, players = config.objective.phases, config.objective.players
     stopping, save_due, skipped_in_a_row = False, False, 0
     while state.images_seen < config.max_images and not stopping:
@@ -139,11 +158,13 @@ def _train(
         # skipped, because the weights may have diverged; the final checkpoint is saved in any case.
         watch.mark(number, "voting")
         before, state.images_seen = state.images_seen, batch.position
-        stopping = engine.any(bool(stop)) and stepped
+        late = by_clock and log.is_due() and time.monotonic() - saved_at > seconds
+        vote = engine.most(STOP if stop else float(late))
+        stopping = vote == STOP and stepped
         done = state.images_seen >= config.max_images
         due = partial(_crossed, before, state.images_seen)
         save_due = save_due or due(config.checkpoint.every_images)
-        saving = done or stopping or (save_due and stepped)
+        saving = done or ((save_due or vote > 0) and stepped)
 
         # Log. Every line before a checkpoint must be in steps.jsonl, hence `flush`.
         logged = log.add(losses, state.images_seen, turn.lr, state.skipped, flush=saving)
@@ -152,6 +173,9 @@ def _train(
             norms = {name: norm.item() for name, norm in engine.norms.items()}
             values = {**logged, "g/lr": turn.lr, **norms, **meter.values()}
             tracker.metrics(values, state.images_seen)
+        if restarted:
+            record_restart(run, tracker, state.images_seen, repeated)
+            restarted = False
         if skipped_in_a_row >= config.max_skipped:
             raise FloatingPointError(
                 f"non-finite gradients in {skipped_in_a_row} consecutive steps, the last at "
@@ -183,7 +207,7 @@ def _train(
             watch.mark(number, "saving")
             engine.average_buffers(networks.players)
             save(config, networks, engine, saver, manifest, state)
-            save_due = False
+            save_due, saved_at = False, time.monotonic()
             tag_checkpoint(tracker, saver.published)
             meter.elsewhere(time.perf_counter() - began, stall=True)
             # Collect what other nodes measure here, because the ranks are together anyway.
