@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ BATCH = 4
 def run(faults: int = 10, every: float = 60.0, seed: int = 0) -> dict[str, Any]:
     """Measure: `faults` of them, one `every` seconds."""
     draw = random.Random(seed)
-    rows = {name: {"name": name, "seconds": list[float]()} for name in ("kill", "hang")}
+    spans: dict[str, list[float]] = {"kill": [], "hang": []}
     with tempfile.TemporaryDirectory() as scratch:
         images.write(Path(scratch, "set"), 256, per_shard=64)
         folder = Path(scratch, "run")
@@ -56,11 +57,11 @@ def run(faults: int = 10, every: float = 60.0, seed: int = 0) -> dict[str, Any]:
                 at = time.time()
                 number_of = signal.SIGKILL if kind == "kill" else signal.SIGSTOP
                 os.kill(workers_of(process.pid)[rank], number_of)
-                _until(process, lambda n=number: _recovered(folder) > n)  # type: ignore[misc]
+                _until(process, partial(_recovered, folder, number + 1))
                 last = read_run_json(str(folder))["restarts"][-1]
                 since = at if kind == "kill" else last["failed"]
                 seconds = last["failed"] + last["seconds"] - since
-                rows[kind]["seconds"].append(seconds)  # type: ignore[attr-defined]
+                spans[kind].append(seconds)
                 say(f"{kind} of rank {rank}: {seconds:.1f} s, {last['repeated']} images repeated")
                 time.sleep(max(0.0, at + every - time.time()))
             spent, done = time.time() - began, _steps(folder)
@@ -72,9 +73,8 @@ def run(faults: int = 10, every: float = 60.0, seed: int = 0) -> dict[str, Any]:
         wrong = len(set(range(BATCH, BATCH * len(seen) + 1, BATCH)) ^ set(seen))
         wrong += len(seen) - len(set(seen))
         repeated = [each.get("repeated", 0) for each in read_run_json(str(folder))["restarts"]]
-    measured = [row for row in rows.values() if row["seconds"]]
-    seconds = [s for row in measured for s in row["seconds"]]  # type: ignore[attr-defined]
-    median, worst = statistics.median(seconds), max(seconds)
+    rows = [{"name": kind, "seconds": spent} for kind, spent in spans.items() if spent]
+    median, worst = statistics.median(sum(spans.values(), [])), max(sum(spans.values(), []))
     ratios = {
         "effective training time": (done - before) / rate / spent,
         "seconds to the next step, median": median,
@@ -88,7 +88,7 @@ def run(faults: int = 10, every: float = 60.0, seed: int = 0) -> dict[str, Any]:
         "lost or seen twice": target(wrong, 0, at_least=False),
     }
     work = {"processes": 2, "faults": faults, "every": every, "hang_timeout": HANG, "seed": seed}
-    return report("faults", work, measured, ratios, targets)
+    return report("faults", work, rows, ratios, targets)
 
 
 def _command(scratch: str) -> list[str]:
@@ -124,5 +124,6 @@ def _steps(folder: Path) -> int:
     return log.read_text().count("\n") if log.exists() else 0
 
 
-def _recovered(folder: Path) -> int:
-    return sum("repeated" in each for each in read_run_json(str(folder)).get("restarts", []))
+def _recovered(folder: Path, count: int) -> bool:
+    restarts = read_run_json(str(folder)).get("restarts", [])
+    return sum("repeated" in each for each in restarts) >= count

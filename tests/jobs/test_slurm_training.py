@@ -46,7 +46,8 @@ def submit(cli, small_set, slurm):
 def lives(cli, submit, slurm):
     """Two runs through everything that a cluster does to a job; what `status` said at their ends.
 
-    `many` loses a node, is preempted, and has a worker killed. `wall` meets its wall limit twice.
+    `many` loses a node, is preempted, has a worker killed, which costs no restart of the job, and
+    then a launcher, which does. `wall` meets its wall limit twice.
     Then both are cancelled. They share the nodes.
     """
     numbers = {}
@@ -78,6 +79,11 @@ def lives(cli, submit, slurm):
     restarted("many", 2)
     advanced("many")
     os.kill(worker(rank=1, run="many"), signal.SIGKILL)
+    cli.until(lambda: in_place(cli, "many"), "the workers of many to start again in place")
+    advanced("many")
+    restarted("many", 2)
+    assert slurm_status.status(numbers["many"], cli.cwd / "runs" / "many").restarts == 2
+    os.kill(parent(worker(rank=1, run="many")), signal.SIGKILL)
     restarted("many", 3)
     advanced("many")
     cli("cancel", "many")
@@ -99,16 +105,33 @@ def saved(cli, run):
     return max((int(p.parent.name) for p in folder.glob("*/state.json")), default=0)
 
 
+def in_place(cli, run):
+    """The restarts in place that have taken their first step."""
+    facts = json.loads((cli.cwd / "runs" / run / "run.json").read_text())
+    return [each for each in facts.get("restarts", []) if "seconds" in each]
+
+
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def worker(rank, run):
-    """Process id of a training process, seen from outside its node's namespaces."""
+    """Process id of a training process, seen from outside its node's namespaces.
+
+    The oldest: one that waits for the next failure came later.
+    """
+    found = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
             environment = (path / "environ").read_bytes().split(b"\0")
             command = (path / "cmdline").read_bytes()
+            started = int((path / "stat").read_text().rpartition(")")[2].split()[19])
         except OSError:
             continue
         if f"RANK={rank}".encode() in environment and f"/{run}.yaml".encode() in command:
-            return int(path.name)
+            found[started, int(path.name)] = int(path.name)
+    if found:
+        return found[min(found)]
     raise AssertionError(f"no worker {rank} of {run}")
 
 
@@ -141,6 +164,12 @@ def test_both_kept_their_job_through_all_restarts(lives):
 def test_only_the_crash_counted_against_the_retries(cli, lives):
     folder = cli.cwd / "runs" / "many" / "logs"
     assert [p.read_text() for p in folder.glob("failures-*")] == ["1\n"]
+
+
+def test_status_shows_the_worker_that_cost_no_restart_of_the_job(cli, lives):
+    (again,) = lives["many"]["restarts_in_place"]
+    assert again["cause"].startswith("rank 1 on n2 was killed by SIGKILL")
+    assert 0 < again["seconds"] < 120 and again["repeated"] % 8 == 0
 
 
 def test_a_cancelled_run_is_cancelled_and_submitting_it_again_finishes_it(cli, lives, submit):
