@@ -47,6 +47,7 @@ SHORT = {
     ("sync", "--watch"): "watch=true",
 }
 EPILOG = "Every argument is key=value; `COMMAND --help` lists the keys. See also README.md."
+# What a disk refuses until a person acts.
 LASTING_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
                   errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)  # fmt: skip
 LONGEST = 1000  # characters of an error message
@@ -93,7 +94,7 @@ def _guarded(known: argparse.Namespace, args: list[str], spec: Command) -> int:
 def _failed(error: Exception) -> int:
     """Return a failure's exit status: a worker's says whether the next would fail in the same way.
 
-    Training is deterministic, and what a disk refuses, such as space, waits for a person.
+    Training is deterministic: what has diverged would diverge again.
     """
     number = getattr(error.__cause__ or error, "errno", None)
     lasting = isinstance(error, FloatingPointError) or number in LASTING_ERRORS

@@ -44,8 +44,7 @@ class Restarts:
         self.here, self.retries = here, retries
         self._progress, self._record = progress, record
         self._left, self._reached, self._failed = retries, 0, 0.0
-        several = here.nodes > 1 and retries
-        self._peers = Peers(here) if several else None
+        self._peers = Peers(here) if here.nodes > 1 and retries else None
 
     def settings(self) -> dict[str, str]:
         """Return the variables of the workers that start next."""

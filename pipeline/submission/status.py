@@ -64,21 +64,15 @@ def described(record: SubmittedJob) -> dict[str, Any]:
         job["elements"] = {k: v.value for k, v in status.elements.items()}
     if record.points:
         job["points"] = list(record.points)
-    if record.verb == "train" and not record.points and (again := _in_place(record.run)):
-        job["restarts_in_place"] = again
+    if record.verb == "train" and not record.points:
+        with suppress(OSError, ValueError):  # causes, times, and seconds and images that they cost
+            job["restarts_in_place"] = read_run_json(record.run).get("restarts", [])
     if status.state is JobState.FAILED:
         line = _error(record)
         # If the reason names a killed task, an error about a lost peer adds nothing.
         redundant = line is not None and ": task" in status.reason and follows(line)
         job["error"] = None if redundant else line
     return job
-
-
-def _in_place(run: str) -> list[dict[str, Any]]:
-    """Return the restarts in place of a run: cause, time, and seconds and images that they cost."""
-    with suppress(OSError, ValueError):
-        return list(read_run_json(run).get("restarts", []))
-    return []
 
 
 def _error(record: SubmittedJob) -> str | None:

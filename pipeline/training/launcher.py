@@ -70,12 +70,8 @@ def main(config: TrainConfig) -> dict[str, Any]:
     log = None  # in a pod `with_job_log` logs this process and its workers
     if PODS not in os.environ:
         log = store.join(run.url, "logs", f"node-{here.node_rank}.log")
-    restarts = Restarts(
-        here,
-        config.cluster.retries,
-        partial(images_saved, run.url),
-        partial(_record_restart, run.url),
-    )
+    saved, record = partial(images_saved, run.url), partial(_record_restart, run.url)
+    restarts = Restarts(here, config.cluster.retries, saved, record)
     ended = run_workers("train", config, here, run.name, log, EARLY, restarts)
     restarts.close(in_order=ended.status in (0, os.EX_TEMPFAIL))
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -125,8 +125,8 @@ def _train(
     # losses nor lines depend on it. Saving averages statistics that ranks have of their own, and
     # rounds them: where they do, there are none.
     seconds, saved_at = config.checkpoint.every_seconds, time.monotonic()
-    by_clock = engine.is_main and seconds > 0
-    by_clock = by_clock and (engine.world_size == 1 or config.parallel.sync_batchnorm)
+    alike = engine.world_size == 1 or config.parallel.sync_batchnorm
+    by_clock = engine.is_main and seconds > 0 and alike
     restarted = engine.is_main and FAILED in os.environ
     phases, players = config.objective.phases, config.objective.players
     stopping, save_due, skipped_in_a_row = False, False, 0

@@ -133,8 +133,8 @@ def record_restart(run: RunFolder, tracker: Any, images_seen: int, repeated: int
 
     restarts = change_run_json(run.url, merge)["restarts"]
     lost = sum(each["seconds"] for each in restarts)
-    values = {"restarts": len(restarts), "restart_seconds": lost, "images_repeated": repeated}
-    tracker.metrics({f"health/{name}": value for name, value in values.items()}, images_seen)
+    values = {"health/restarts": len(restarts), "health/restart_seconds": lost}
+    tracker.metrics({**values, "health/images_repeated": repeated}, images_seen)
     tracker.tag("job.restart", f"{restarts[-1]['cause']} ({seconds:.0f} s)")
 
 
