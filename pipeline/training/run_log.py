@@ -125,10 +125,11 @@ def tag_checkpoint(tracker: Any, newest: Checkpoint | None) -> None:
 
 def record_restart(run: RunFolder, tracker: Any, images_seen: int, repeated: int) -> None:
     """Record what the last failure cost: seconds to this step, and images that are repeated."""
-    seconds = round(time.time() - float(os.environ[FAILED]), 3)
+    failed = float(os.environ[FAILED])
+    seconds = round(time.time() - failed, 3)
 
     def merge(known: dict[str, Any]) -> dict[str, Any]:
-        *before, last = known.get("restarts") or [{"cause": "unknown"}]
+        *before, last = known.get("restarts") or [{"cause": "unknown", "failed": failed}]
         return {"restarts": [*before, {**last, "seconds": seconds, "repeated": repeated}]}
 
     restarts = change_run_json(run.url, merge)["restarts"]
