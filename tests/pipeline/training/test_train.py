@@ -261,7 +261,7 @@ def test_workers_killed_and_stopped_at_random_start_again_in_place_and_no_bit_ch
     found = []
     try:
         for number in range(faults):
-            wait_for_more(run, saved(run) + 16, process)  # past the first steps, which may be slow
+            wait_for_more(run, saved(run) + 16, process)  # past first steps: they may take longer
             time.sleep(draw.uniform(0, 0.3))
             stops = number == 1 or number > 1 and draw.random() < 0.3
             workers = sorted(psutil.Process(process.pid).children(), key=lambda p: p.create_time())
