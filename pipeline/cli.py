@@ -33,6 +33,7 @@ from pipeline.config.methods import CHOICES
 from pipeline.config.resolve import entries, near, plain
 from pipeline.launch.output import record_error, with_job_log
 from pipeline.launch.topology import check_worker
+from pipeline.launch.workers import LASTING
 from shards.objects import Unavailable
 
 OPTIONS = {
@@ -46,6 +47,9 @@ SHORT = {
     ("sync", "--watch"): "watch=true",
 }
 EPILOG = "Every argument is key=value; `COMMAND --help` lists the keys. See also README.md."
+# What a disk refuses until a person acts.
+LASTING_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+                  errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)  # fmt: skip
 LONGEST = 1000  # characters of an error message
 # Errors of a collective whose cause is another rank's, which has the traceback.
 LEFT = re.compile("(closed|reset) by peer|remote process exited")
@@ -73,7 +77,7 @@ def _guarded(known: argparse.Namespace, args: list[str], spec: Command) -> int:
         # In a job or a worker an outage may be retried, and a wrong configuration not.
         if not {"PET_NNODES", "RANK"} & os.environ.keys():
             return 2
-        return 1 if isinstance(error, Unavailable) else os.EX_CONFIG
+        return _failed(error) if isinstance(error, Unavailable) else os.EX_CONFIG
     except Exception as error:
         plain = isinstance(error, (OSError, MemoryError, FloatingPointError))
         if not plain and not LEFT.search(str(error)):
@@ -81,10 +85,20 @@ def _guarded(known: argparse.Namespace, args: list[str], spec: Command) -> int:
         alone = "RANK" in os.environ and not isinstance(error, FloatingPointError)
         place = f"rank {os.environ['RANK']} on {platform.node()}: " if alone else ""
         _report(f"pipeline {known.command}: {place}{one_line(error)}")
-        return 1
+        return _failed(error)
     except KeyboardInterrupt:
         say(f"pipeline {known.command}: interrupted")
         return 130
+
+
+def _failed(error: Exception) -> int:
+    """Return a failure's exit status: a worker's says whether the next would fail in the same way.
+
+    Training is deterministic: what has diverged would diverge again.
+    """
+    number = getattr(error.__cause__ or error, "errno", None)
+    lasting = isinstance(error, FloatingPointError) or number in LASTING_ERRORS
+    return LASTING if lasting and "RANK" in os.environ else 1
 
 
 def _report(line: str) -> None:

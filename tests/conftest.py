@@ -188,6 +188,7 @@ TINY = (
     "validate.samples=1",
     "validate.every_images=0",
     "checkpoint.every_images=80",
+    "checkpoint.every_seconds=0",
     "threads=1",
     "objective.style=25",
     "objective.perceptual=0.001",

@@ -18,6 +18,7 @@ from shards.store import expanded
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 COMMAND = "LACUNA_COMMAND"
+RESTARTS_LEFT = "LACUNA_RESTARTS_LEFT"  # that a failure of this worker may lead to, in place
 
 
 def command_line() -> str:

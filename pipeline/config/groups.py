@@ -201,6 +201,7 @@ class ParallelConfig:
     sync_batchnorm: bool = key(True, "compute batch statistics over all processes")
     channels_last: bool = key(True, "keep the generator in channels-last memory format")
     compile: bool = key(False, "torch.compile the networks in place")
+    restart_in_place: bool = key(False, "after a failure, start workers again inside the job")
     deterministic: bool = key(True, "GPU: repeatable bits, no TF32; false: fastest algorithms")
     hang_timeout: int = key(
         300,
@@ -249,6 +250,7 @@ class MaskConfig(HoleConfig):
 @dataclass
 class CheckpointConfig:
     every_images: int = key(20_000, "images between checkpoints", least=0)
+    every_seconds: int = key(0, "seconds between checkpoints, too; 0: only by images", least=0)
     keep: int = key(3, "number of newest checkpoints kept, in addition to the best", least=1)
 
 

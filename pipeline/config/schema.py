@@ -245,7 +245,10 @@ class BenchConfig:
     what: str = key(
         MISSING,
         "benchmark to run",
-        ("attention", "checkpoint", "loader", "metrics", "predict", "shard", "tracking", "train"),
+        (
+            *("attention", "checkpoint", "faults", "loader", "metrics", "predict", "shard"),
+            *("tracking", "train"),
+        ),
     )
 
 

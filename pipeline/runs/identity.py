@@ -34,6 +34,7 @@ MAY_CHANGE = (
     "accumulate",
     "parallel.strategy",
     "parallel.hang_timeout",
+    "parallel.restart_in_place",
     "checkpoint.",
     "cluster.",
     "tracking.",

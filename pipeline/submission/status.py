@@ -64,6 +64,9 @@ def described(record: SubmittedJob) -> dict[str, Any]:
         job["elements"] = {k: v.value for k, v in status.elements.items()}
     if record.points:
         job["points"] = list(record.points)
+    if record.verb == "train" and not record.points:
+        with suppress(OSError, ValueError):  # causes, times, and seconds and images that they cost
+            job["restarts_in_place"] = read_run_json(record.run).get("restarts", [])
     if status.state is JobState.FAILED:
         line = _error(record)
         # If the reason names a killed task, an error about a lost peer adds nothing.
@@ -89,6 +92,9 @@ def show(result: dict[str, Any]) -> str:
         where = f"{job['scheduler']} {job['number']}".strip()
         cells = [job["id"], job["state"], job["reason"], again, where]
         lines.append("  ".join(cell for cell in cells if cell))
+        if again := job.get("restarts_in_place"):
+            cost = sum(each.get("seconds", 0) for each in again)
+            lines.append(f"    in place {len(again)} x, {cost:.0f} s; last: {again[-1]['cause']}")
         if job.get("error"):
             lines.append(f"    {job['error']}")
         states = job.get("elements", {})

@@ -44,6 +44,13 @@ def telemetry_off() -> None:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 
+def load_mlflow() -> None:
+    """Import ahead of time what `connect` and a Tracker need."""
+    telemetry_off()
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+    import PIL.Image  # noqa: F401
+
+
 def no_retries() -> None:
     """Keep MLflow's client from repeating requests: a repeated creation leaves a second run.
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.common.environment import RESTARTS_LEFT
 from pipeline.common.errors import one_line
 from pipeline.common.secrets import redact
 from pipeline.runs.job_record import cancelled
@@ -177,13 +178,15 @@ class Tracker:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         """Finish: FINISHED, FAILED after an exception, KILLED on Ctrl-C and after `cancel`,
-        REQUEUED on exit status 75."""
+        REQUEUED on exit status 75, and where the launcher may start this worker again."""
         if not self._state:
             return  # `start` was not reached
         if kind is None or isinstance(error, SystemExit) and not error.code:
             self.finish("FINISHED")
         elif isinstance(error, SystemExit) and error.code == os.EX_TEMPFAIL:
             self.finish("KILLED" if cancelled(self.run) else "REQUEUED", wait=10)
+        elif isinstance(error, Exception) and int(os.environ.get(RESTARTS_LEFT, "0")):
+            self.finish("REQUEUED", wait=0)  # if not, the launcher records the failure
         else:
             self.tag("job.error", redact(one_line(error)))
             self.finish("KILLED" if kind is KeyboardInterrupt else "FAILED", wait=10)

@@ -64,10 +64,17 @@ def _lost() -> Iterator[None]:
         raise ConnectionError(f"lost connection to another rank: {error}") from None
 
 
-def _counted(vote: Tensor, work: Any) -> bool:
+def _counted(vote: Tensor, work: Any) -> float:
     with _lost():
         work.wait()
-    return bool(vote)
+    return vote.item()
+
+
+def load_accelerate() -> None:
+    """Import Accelerate without the variables of `FOREIGN`, some of which it reads then."""
+    for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+        del os.environ[name]
+    import accelerate.utils  # noqa: F401
 
 
 class Engine:
@@ -75,9 +82,8 @@ class Engine:
 
     def __init__(self, config: TrainConfig) -> None:
         faulthandler.cancel_dump_traceback_later()  # set by an earlier engine of this process
-        for name in [name for name in os.environ if name.startswith(FOREIGN)]:
-            del os.environ[name]
-        from accelerate import Accelerator  # it reads some of them when it is imported
+        load_accelerate()
+        from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
         world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -226,20 +232,20 @@ class Engine:
 
     def any(self, flag: bool) -> bool:
         """Return on every rank whether `flag` is true on any."""
-        return flag if self.world_size == 1 else _counted(*self._cast(flag))
+        return flag if self.world_size == 1 else _counted(*self._cast(float(flag))) > 0
 
-    def vote(self, flag: bool) -> bool:
-        """Return on every rank whether any had its `flag` set at the last call; alone, at this.
+    def vote(self, value: float) -> float:
+        """Return on every rank the largest value of any at the last call; alone, of this call.
 
         A step late, so that no rank waits for the others at a step's end.
         """
         if self.world_size == 1:
-            return flag
-        before, self._vote = self._vote, self._cast(flag)
-        return before is not None and _counted(*before)
+            return value
+        before, self._vote = self._vote, self._cast(value)
+        return 0.0 if before is None else _counted(*before)
 
-    def _cast(self, flag: bool) -> tuple[Tensor, Any]:
-        vote, most = torch.tensor(float(flag)), dist.ReduceOp.MAX
+    def _cast(self, value: float) -> tuple[Tensor, Any]:
+        vote, most = torch.tensor(value), dist.ReduceOp.MAX
         with _lost():
             return vote, dist.all_reduce(vote, most, self.control_group, async_op=True)
 

@@ -6,6 +6,9 @@ PET_MASTER_ADDR PET_MASTER_PORT`). Otherwise it is a local launcher with `proces
 Rendezvous is static: rank 0 holds the store. torch is
 not imported here, which keeps the launcher's memory and start-up time small.
 
+Workers that fail are started again in place, up to `cluster.retries` times in a row without a new
+checkpoint, unless their error would recur at once (configuration, divergence, a full disk).
+
 The launcher resolves the configuration once and writes it to a file; its workers start from that
 file, so that a folder of configurations that changes meanwhile cannot make them differ.
 
@@ -17,6 +20,7 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from pipeline.common.console import say
@@ -24,11 +28,13 @@ from pipeline.common.errors import ConfigError, one_line
 from pipeline.common.signals import OUTSIDE_STOPS, STOP_SIGNALS, ignore, obeyed
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.output import PODS
+from pipeline.launch.restarts import Restarts
 from pipeline.launch.topology import check_precision, place, process_count
-from pipeline.launch.workers import Ended, run_workers
+from pipeline.launch.workers import Ended, run_workers, wait_until_needed
+from pipeline.runs.checkpoints import images_saved
 from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import folder_of, resolve_auto
-from pipeline.runs.run_json import read_run_json, update_run_json
+from pipeline.runs.run_json import change_run_json, read_run_json, update_run_json
 from pipeline.training.preflight import preflight
 from shards import store
 
@@ -38,8 +44,10 @@ EARLY = "before training began"
 def main(config: TrainConfig) -> dict[str, Any]:
     """Train as a worker if RANK is set, else start workers; SystemExit unless they succeed."""
     if "RANK" in os.environ:
-        from pipeline.training.loop import train
+        from pipeline.training.loop import preload, train
 
+        preload(config)
+        wait_until_needed()
         train(config)
         return {}
     for number in obeyed(STOP_SIGNALS):
@@ -62,7 +70,11 @@ def main(config: TrainConfig) -> dict[str, Any]:
     log = None  # in a pod `with_job_log` logs this process and its workers
     if PODS not in os.environ:
         log = store.join(run.url, "logs", f"node-{here.node_rank}.log")
-    ended = run_workers("train", config, here, run.name, log, EARLY)
+    saved, record = partial(images_saved, run.url), partial(_record_restart, run.url)
+    retries = config.cluster.retries if config.parallel.restart_in_place else 0
+    restarts = Restarts(here, retries, saved, record)
+    ended = run_workers("train", config, here, run.name, log, EARLY, restarts)
+    restarts.close(in_order=ended.status in (0, os.EX_TEMPFAIL))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     ignore(OUTSIDE_STOPS)  # too late: the workers have saved
     facts = None
@@ -78,6 +90,18 @@ def _stopped_early(number: int, frame: object) -> None:
     ignore(STOP_SIGNALS)
     say(f"stopped ({signal.Signals(number).name}) {EARLY}")
     raise SystemExit(os.EX_TEMPFAIL)
+
+
+def _record_restart(run: str, cause: str, failed: float) -> None:
+    """Add a failure to the run's `restarts`; the next workers add the time that it cost."""
+
+    def add(known: dict[str, Any]) -> dict[str, Any]:
+        before = known.get("restarts", [])
+        for each in before[-1:]:  # workers that failed before their first step
+            each.setdefault("seconds", round(failed - each["failed"], 3))
+        return {"restarts": [*before, {"cause": cause, "failed": failed}]}
+
+    change_run_json(run, add)
 
 
 def _record_end(config: TrainConfig, run: RunFolder, ended: Ended) -> dict[str, Any] | None:

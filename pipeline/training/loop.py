@@ -24,12 +24,14 @@ from pipeline.config.schema import TrainConfig
 from pipeline.evaluation.pair_images import contact_sheet
 from pipeline.evaluation.pairs import validation_pairs
 from pipeline.evaluation.scoring import validate
+from pipeline.launch.restarts import FAILED
 from pipeline.runs.folder import RunFolder, held
 from pipeline.runs.identity import folder_of, resolve_auto
+from pipeline.tracking.client import load_mlflow
 from pipeline.tracking.provenance import other_node_metrics
 from pipeline.training import checkpointing, flops, method
 from pipeline.training.checkpointing import save
-from pipeline.training.engine import Engine
+from pipeline.training.engine import Engine, load_accelerate
 from pipeline.training.guards import check_consistency, out_of_memory
 from pipeline.training.method import Batch, Method
 from pipeline.training.profiling import profiled
@@ -40,6 +42,7 @@ from pipeline.training.run_log import (
     finish,
     headline,
     open_tracker,
+    record_restart,
     save_sheet,
     tag_checkpoint,
 )
@@ -50,6 +53,15 @@ from shards.manifest import Manifest, open_manifest
 from shards.masks import MaskPolicy
 from shards.order import lanes_for, rank_positions
 from shards.stream import Stream, check_guards
+
+STOP = 2.0  # a vote to save and stop; 1 is one to save
+
+
+def preload(config: TrainConfig) -> None:
+    """Import what is otherwise imported when it is first needed."""
+    load_accelerate()
+    if config.tracking.enabled and os.environ["RANK"] == "0":
+        load_mlflow()
 
 
 def train(config: TrainConfig) -> None:
@@ -113,12 +125,19 @@ def _train(
     steps_shown = config.profile if engine.is_main else 0
     end_of_step = stack.enter_context(profiled(run, tracker, steps_shown, engine.on_device))
     log = StepLog(run, engine, config.log.every or (20 if engine.device.type == "cuda" else 1))
-    log.cut(state.images_seen)
+    repeated = log.cut(state.images_seen)
     meter.say(headline(config, run, engine, state.images_seen, networks))
 
+    # Checkpoints by the clock, which rank 0 votes for where a line of the log ends, so that neither
+    # losses nor lines depend on it. Saving averages statistics that ranks have of their own, and
+    # rounds them: where they do, there are none.
+    seconds, saved_at = config.checkpoint.every_seconds, time.monotonic()
+    alike = engine.world_size == 1 or config.parallel.sync_batchnorm
+    by_clock = engine.is_main and seconds > 0 and alike
+    restarted = engine.is_main and FAILED in os.environ
     phases, players = config.objective.phases, config.objective.players
     skips, upload = Skips(state, late=int(engine.on_device)), Upload(engine.device)
-    stopping, save_due = False, False
+    stopping, save_due, by_clock_due = False, False, False
     while state.images_seen < config.max_images and not stopping:
         # Fetch a batch. The watchdog reports the rank and activity of a process that hangs.
         began = time.perf_counter()
@@ -144,10 +163,13 @@ def _train(
         # A GPU is waited for only if something is due; else it runs a step behind this loop.
         watch.mark(number, "voting")
         before, state.images_seen = state.images_seen, batch.position
-        asked = engine.vote(bool(stop))
+        late = by_clock and time.monotonic() - saved_at > seconds
+        saved_at = time.monotonic() if late else saved_at  # one vote for each
+        vote = engine.vote(STOP if stop else float(late))
+        asked, by_clock_due = vote == STOP, by_clock_due or vote > 0
         done = state.images_seen >= config.max_images
         due = partial(_crossed, before, state.images_seen)
-        save_due = save_due or due(config.checkpoint.every_images)
+        save_due = save_due or due(config.checkpoint.every_images) or (by_clock_due and log.due)
         validating = done or due(config.validate.interval(config.max_images))
         last_taken = skips.read(now=asked or save_due or validating or log.due)
         stopping = asked and last_taken
@@ -160,6 +182,9 @@ def _train(
             norms = {name: norm.item() for name, norm in engine.norms.items()}
             values = {**logged, "g/lr": turn.lr, **norms, **meter.values()}
             tracker.metrics(values, state.images_seen)
+        if restarted:
+            record_restart(run, tracker, state.images_seen, repeated)
+            restarted = False
         if skips.in_a_row >= config.max_skipped:
             raise FloatingPointError(
                 f"non-finite gradients in {skips.in_a_row} consecutive steps, the last at "
@@ -191,7 +216,7 @@ def _train(
             watch.mark(number, "saving")
             engine.average_buffers(networks.players)
             save(config, networks, engine, saver, manifest, state)
-            save_due = False
+            save_due, by_clock_due, saved_at = False, False, time.monotonic()
             tag_checkpoint(tracker, saver.published)
             meter.elsewhere(time.perf_counter() - began, stall=True)
             # Collect what other nodes measure here, because the ranks are together anyway.

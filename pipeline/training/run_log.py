@@ -6,6 +6,7 @@ import json
 import math
 import os
 import socket
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.config import outside
 from pipeline.config.schema import TrainConfig
 from pipeline.evaluation import metrics
 from pipeline.inference import images
+from pipeline.launch.restarts import FAILED
 from pipeline.runs.checkpoints import Checkpoint
 from pipeline.runs.folder import RunFolder, sheet_name
 from pipeline.runs.identity import changed_key, shown_values, title, write_config
@@ -121,6 +123,22 @@ def tag_checkpoint(tracker: Any, newest: Checkpoint | None) -> None:
     tracker.tag("checkpoint.sha256", json.dumps(hashes))
 
 
+def record_restart(run: RunFolder, tracker: Any, images_seen: int, repeated: int) -> None:
+    """Record what the last failure cost: seconds to this step, and images that are repeated."""
+    failed = float(os.environ[FAILED])
+    seconds = round(time.time() - failed, 3)
+
+    def merge(known: dict[str, Any]) -> dict[str, Any]:
+        *before, last = known.get("restarts") or [{"cause": "unknown", "failed": failed}]
+        return {"restarts": [*before, {**last, "seconds": seconds, "repeated": repeated}]}
+
+    restarts = change_run_json(run.url, merge)["restarts"]
+    lost = sum(each["seconds"] for each in restarts)
+    values = {"health/restarts": len(restarts), "health/restart_seconds": lost}
+    tracker.metrics({**values, "health/images_repeated": repeated}, images_seen)
+    tracker.tag("job.restart", f"{restarts[-1]['cause']} ({seconds:.0f} s)")
+
+
 def finish(run: RunFolder, tracker: Any, meter: Meter, state: TrainState, status: str) -> None:
     """Merge the attempt's result into run.json, publish the run's files, log the speed."""
     result = {
@@ -176,27 +194,31 @@ class StepLog:
         self._sums: dict[str, list[Any]] = {}  # of each term: its sum, and on how many steps
         self._count = 0
 
-    def cut(self, images_seen: int) -> None:
+    def cut(self, images_seen: int) -> int:
         """Drop lines after the checkpoint that is resumed, and an incomplete last line.
+
+        Returns the number of images of the dropped lines.
 
         The lines are read from the run's URL, which has at least those before each checkpoint; a
         local copy of an earlier attempt on this machine is replaced.
         """
         if not self.engine.is_main:
-            return
+            return 0
         try:
             lines = store.read(self.url).decode().splitlines()
         except FileNotFoundError:
             lines = []
-        kept = []
+        kept, last = [], images_seen
         for line in lines:
             try:
-                if json.loads(line)["images_seen"] <= images_seen:
+                last = json.loads(line)["images_seen"]
+                if last <= images_seen:
                     kept.append(line + "\n")
             except ValueError:
                 break
         if kept or self.path.exists():
             store.write(str(self.path), "".join(kept).encode())
+        return int(last) - images_seen
 
     @property
     def due(self) -> bool:

@@ -215,7 +215,7 @@ def test_kills_at_random_points_change_no_bit(
     run, draw, words = (
         str(tmp_path / "run"),
         random.Random(soak.seed),
-        ["checkpoint.every_images=8"],
+        ["checkpoint.every_images=8", "cluster.retries=0"],
     )
     if place == "bucket":
         faults = request.getfixturevalue("faults")
@@ -244,6 +244,48 @@ def test_kills_at_random_points_change_no_bit(
     assert files(run, images) == files(expected, images)
     kept = store.read(store.join(run, "steps.jsonl"))
     assert kept == (expected / "steps.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+def test_workers_killed_and_stopped_at_random_start_again_in_place_and_no_bit_changes(
+    undisturbed, small_set, tmp_path, soak
+):
+    """One launcher throughout. The first is killed, the second hangs; then as drawn."""
+    import psutil
+
+    expected, images = undisturbed
+    run, draw, faults = str(tmp_path / "run"), random.Random(soak.seed), soak.count(20)
+    words = [f"max_images={images}", "checkpoint.every_images=16", "parallel.hang_timeout=6"]
+    words += ["parallel.restart_in_place=true"]
+    process = start(small_set, run, *words)
+    found = []
+    try:
+        for number in range(faults):
+            wait_for_more(run, saved(run) + 16, process)  # past first steps: they may take longer
+            time.sleep(draw.uniform(0, 0.3))
+            stops = number == 1 or number > 1 and draw.random() < 0.3
+            workers = sorted(psutil.Process(process.pid).children(), key=lambda p: p.create_time())
+            victim = workers[draw.randrange(2)]  # those that wait for the next failure came later
+            found.append(("is silent" if stops else "SIGKILL", rank_of(victim)))
+            victim.send_signal(signal.SIGSTOP if stops else signal.SIGKILL)
+            end = time.monotonic() + 120
+            while sum("repeated" in each for each in restarts(run)) <= number:
+                assert process.poll() is None and time.monotonic() < end
+                time.sleep(0.05)
+        assert process.wait(600) == 0, process.stderr.read()
+    finally:
+        process.kill()
+    for each, (word, rank) in zip(restarts(run), found, strict=True):
+        assert f"rank {rank} on " in each["cause"] and word in each["cause"]
+        assert each["seconds"] > 0 and each["repeated"] >= 0
+    assert files(run, images) == files(expected, images)
+    assert Path(run, "steps.jsonl").read_bytes() == (expected / "steps.jsonl").read_bytes()
+
+
+def restarts(run):
+    path = Path(run, "run.json")
+    return json.loads(path.read_text()).get("restarts", []) if path.exists() else []
 
 
 def saved(run):

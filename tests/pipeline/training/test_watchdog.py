@@ -224,7 +224,7 @@ def test_a_stopped_rank_is_named_with_its_host_and_last_step(small_set, tmp_path
     from tests.conftest import TINY
 
     words = [*TINY, f"data.url={small_set}", f"run={tmp_path}/run", "processes=2"]
-    words += ["max_images=100000", "parallel.hang_timeout=6"]
+    words += ["max_images=100000", "parallel.hang_timeout=6", "cluster.retries=0"]
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", "train", *words],
         cwd=ROOT,
