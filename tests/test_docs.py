@@ -130,6 +130,7 @@ DELETING_OF = {
     ("os", "remove"),
     ("os", "rmdir"),
     ("os", "ftruncate"),
+    *(("files", name) for name in ("remove", "remove_folder", "replace", "cut")),
 }
 
 
