@@ -375,6 +375,7 @@ PATHS = {  # + for what is written, ++ if it may be a file
     "register": "run",
     "promote": "run pairs",
     "predict": "model image mask.file ++out",
+    "export": "model ++out",
     "demo": "model against",
     "sync": "dir",
 }
