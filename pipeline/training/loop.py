@@ -128,9 +128,9 @@ def _train(
     repeated = log.cut(state.images_seen)
     meter.say(headline(config, run, engine, state.images_seen, networks))
 
-    # Checkpoints by the clock: rank 0 votes for one, and it is saved where a line of the log ends, so
-    # that neither losses nor lines depend on the clock. Saving averages statistics that ranks have
-    # of their own, and rounds them: where they do, there are none.
+    # Checkpoints by the clock: rank 0 votes for one, and it is saved where a line of the log ends,
+    # so that neither losses nor lines depend on the clock. Saving averages statistics that ranks
+    # have of their own, and rounds them: where they do, there are none.
     seconds, saved_at = config.checkpoint.every_seconds, time.monotonic()
     alike = engine.world_size == 1 or config.parallel.sync_batchnorm
     by_clock = engine.is_main and seconds > 0 and alike
