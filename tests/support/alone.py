@@ -14,7 +14,7 @@ from pipeline.cli import main
 from pipeline.common.console import say
 from pipeline.launch.output import ERROR_FILE
 from pipeline.launch.topology import place
-from pipeline.launch.workers import Ended
+from pipeline.launch.workers import LASTING, Ended
 
 
 @contextlib.contextmanager
@@ -46,4 +46,5 @@ def worked(command):
         line = error.read_text().strip() if error.exists() else None
     if line:
         say(line)
+    status = 1 if status == LASTING else status
     return Ended(status, line if status not in (0, os.EX_TEMPFAIL) else None)
