@@ -213,7 +213,8 @@ def test_it_loads_and_answers_in_an_interpreter_without_our_code_or_pickle(store
     stored = ["pipeline", "pipeline.inference"]
     stored += ["pipeline.inference.images", "pipeline.inference.tiling", "shards"]
     stored += [
-        f"shards.{name}" for name in ("formats", "mask_file", "metadata", "objects", "store")
+        f"shards.{name}"
+        for name in ("files", "formats", "mask_file", "metadata", "objects", "store")
     ]
     assert sorted(answer["ours"]) == stored
     assert answer["golden"] <= 1 and answer["known"] and answer["arrays"] and answer["example"]
