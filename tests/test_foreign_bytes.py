@@ -61,8 +61,17 @@ def zipped(records: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes
     sink = io.BytesIO()
     with zipfile.ZipFile(sink, "w", method) as file:
         for name, data in records.items():
-            file.writestr(name, data)
+            file.writestr(
+                zipfile.ZipInfo(name), data, method
+            )  # dated 1980: the same bytes each time
     return sink.getvalue()
+
+
+def listed(at: int, value: int) -> bytes:
+    """A zip of one record, with a byte of its entry in the list of records replaced."""
+    data = bytearray(zipped({"m/a.json": b"{}"}))
+    data[data.index(b"PK\1\2") + at] = value
+    return bytes(data)
 
 
 MODEL = {"guards_code": [], "graph_module": {"graph": {"nodes": [{"target": "aten.add.Tensor"}]}}}
@@ -172,7 +181,11 @@ READERS = {
 FOUND = {
     "state": [b"[]", b"null", b'{"schema": 1, "files": 3}'],
     "run": [b"null"],
-    "archive": [zipped({"m/bomb.json": b" " * (64 << 20)}, zipfile.ZIP_DEFLATED)],
+    "archive": [
+        zipped({"m/bomb.json": b" " * (64 << 20)}, zipfile.ZIP_DEFLATED),
+        listed(8, 1),  # encrypted
+        listed(10, 11),  # no compression that there is
+    ],
 }
 
 

@@ -9,6 +9,7 @@ import hashlib
 import io
 import sys
 import zipfile
+import zlib
 from functools import cache
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
@@ -47,7 +48,7 @@ def read(path: str) -> dict[str, bytes]:
         try:
             with zipfile.ZipFile(io.BytesIO(store.read(path))) as packed:
                 files = {name: packed.read(name) for name in packed.namelist()}
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise ConfigError(
                 f"methods.path={path} is damaged ({error}): give the folder"
             ) from None

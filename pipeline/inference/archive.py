@@ -10,6 +10,7 @@ import io
 import json
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -126,6 +127,13 @@ def _parsing_shapes_once() -> Any:
     return mock.patch.object(sympy, "sympify", once)
 
 
+# What zipfile and the JSON within raise; RuntimeError: encrypted, or compressed in a strange way.
+DAMAGED: tuple[type[Exception], ...] = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, RuntimeError),
+    *(ValueError, KeyError, TypeError, AttributeError),
+)
+
+
 def check(data: bytes, name: str) -> None:
     """Raise ValueError unless `data` is only JSON, raw tensors and a graph of ATen operators."""
     try:
@@ -135,7 +143,7 @@ def check(data: bytes, name: str) -> None:
             if sum(info.file_size for info in archive.infolist()) > len(data):
                 raise _Unsafe("its records are larger than the file")
             _check_records(names, {n.partition("/")[2]: archive.read(n) for n in names})
-    except (zipfile.BadZipFile, EOFError, ValueError, KeyError, TypeError, AttributeError):
+    except DAMAGED:
         raise ValueError(f"{name} is not a torch.export archive: use a registered model") from None
     except _Unsafe as error:
         raise ValueError(f"{name} is rejected as unsafe: {error}; register the run again") from None

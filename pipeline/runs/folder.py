@@ -75,14 +75,16 @@ class RunFolder:
         """
         local = store.is_local(self.url)
         folders: set[Path] = set()
-        for path in sorted(self.local.rglob("*")):
+        # What was sent is removed meanwhile, files and folders; os.walk passes over these.
+        found = [Path(top, name) for top, _, names in os.walk(self.local) for name in names]
+        for path in sorted(found):
             name = path.relative_to(self.local).as_posix()
             hidden = f"/{name}".count("/.")  # the lock, and files being written
             if hidden or name == "run.json" or not path.is_file():
                 continue
             if local and not name.startswith(APPENDED):
                 continue
-            with suppress(FileNotFoundError):  # an event that was sent in the meantime
+            with suppress(FileNotFoundError):
                 status = path.stat()
                 state = status.st_mtime_ns, status.st_size
                 if self._sent.get(name) == state:
@@ -94,7 +96,8 @@ class RunFolder:
                     store.upload(store.join(self.url, name), path)
                 self._sent[name] = state
         for folder in folders:
-            files.sync_folder(folder)
+            with suppress(FileNotFoundError):
+                files.sync_folder(folder)
 
 
 def folder_at(url: str) -> RunFolder:
