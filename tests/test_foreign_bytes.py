@@ -67,7 +67,7 @@ def zipped(records: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes
     return sink.getvalue()
 
 
-def listed(at: int, value: int) -> bytes:
+def strange(at: int, value: int) -> bytes:
     """A zip of one record, with a byte of its entry in the list of records replaced."""
     data = bytearray(zipped({"m/a.json": b"{}"}))
     data[data.index(b"PK\1\2") + at] = value
@@ -183,8 +183,8 @@ FOUND = {
     "run": [b"null"],
     "archive": [
         zipped({"m/bomb.json": b" " * (64 << 20)}, zipfile.ZIP_DEFLATED),
-        listed(8, 1),  # encrypted
-        listed(10, 11),  # no compression that there is
+        strange(8, 1),  # encrypted
+        strange(10, 11),  # no compression that there is
     ],
 }
 
