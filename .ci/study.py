@@ -174,7 +174,7 @@ def holm(p: list[float]) -> list[float]:
     return adjusted
 
 
-def verdict(sign: int, found: dict[str, Any], p: float) -> str:
+def conclusion(sign: int, found: dict[str, Any], p: float) -> str:
     low, high = (f([found["t"][i], found["both"][i]]) for i, f in enumerate((min, max)))
     if p >= 0.05 or low <= 0 <= high:
         return "cannot be told"
@@ -226,7 +226,7 @@ def report() -> str:
     adjusted = holm([found["p"] for *_, found in tested] + untested)
     for (text, a, b, sign, found), p in zip(tested, adjusted):
         t, both = (f"[{low:+.2f}, {high:+.2f}]" for low, high in (found["t"], found["both"]))
-        says = verdict(sign, found, p)
+        says = conclusion(sign, found, p)
         difference = f"{found['mean']:+.2f} | {t} | {both} | {p:.3f}"
         lines.append(f"| {text} ({a} − {b}) | {difference} | {says} |")
     facts = [v for name in CELLS for v in stored(name).values()]

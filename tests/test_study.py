@@ -42,7 +42,7 @@ def test_photographs_that_disagree_widen_the_second_interval_alone():
     ours = np.tile([-3.0, 5.0, -3.0, 5.0], (8, 1)) + np.linspace(-0.1, 0.1, 8)[:, None]
     found = study.differs(ours, np.zeros_like(ours))
     assert found["t"][0] > 0.9 and found["both"][0] < 0
-    assert study.verdict(1, found, 0.001) == "cannot be told"
+    assert study.conclusion(1, found, 0.001) == "cannot be told"
 
 
 def test_holms_correction_is_that_of_the_textbook():
